@@ -1,0 +1,54 @@
+"""Random search moves on architectures: count, sample, mutate, cross over, encode. Slots in, archs out; no torch."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from nas.arch import Arch, Op
+from nas.plan import Layout, Slot
+
+
+def size(layout: Layout) -> int:
+    """Number of architectures (an exact integer)."""
+    return math.prod(len(slot.ops) for slot in layout.slots)
+
+
+def sample_op(slot: Slot, rng: random.Random) -> Op:
+    """A branch uniformly, then one of its widths uniformly: so that wide branches do not crowd out ``skip``."""
+    return rng.choice(rng.choice(slot.branches).ops)
+
+
+def sample(layout: Layout, rng: random.Random) -> Arch:
+    return _arch(layout, [sample_op(slot, rng) for slot in layout.slots])
+
+
+def mutate(layout: Layout, arch: Arch, rng: random.Random, probability: float = 0.1) -> Arch:
+    """Each slot is drawn anew with ``probability``."""
+    ops = [sample_op(slot, rng) if rng.random() < probability else op
+           for slot, op in zip(layout.slots, arch.ops, strict=True)]
+    return _arch(layout, ops)
+
+
+def cross_over(layout: Layout, first: Arch, second: Arch, rng: random.Random) -> Arch:
+    """Each slot from either parent."""
+    return _arch(layout, [rng.choice(pair) for pair in zip(first.ops, second.ops, strict=True)])
+
+
+def encode(layout: Layout, arch: Arch) -> list[int]:
+    """Index of each slot's operator in ``slot.ops``; for solvers only, never stored."""
+    return [slot.ops.index(op) for slot, op in zip(layout.slots, arch.ops, strict=True)]
+
+
+def decode(layout: Layout, indices: list[int]) -> Arch:
+    return _arch(layout, [slot.ops[i] for slot, i in zip(layout.slots, indices, strict=True)])
+
+
+def smallest(layout: Layout) -> Arch:
+    """The last branch (``skip`` where it is admitted) or else the first, at its smallest width, in every slot."""
+    return _arch(layout, [slot.branches[-1].op if not slot.branches[-1].widths else slot.branches[0].ops[0]
+                          for slot in layout.slots])
+
+
+def _arch(layout: Layout, ops: list[Op]) -> Arch:
+    return Arch(layout.space, layout.task.size, tuple(ops))

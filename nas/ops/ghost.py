@@ -1,0 +1,74 @@
+"""C-Ghost bottleneck (Han et al., GhostNet, CVPR 2020, arXiv 1911.11907, section 3), ratio 2.
+
+A Ghost module makes half of its channels by a 1x1 convolution ("intrinsic") and the other half by a cheap depthwise
+convolution of them. Knobs: ``hidden`` (expanded width, even), ``cheap`` (kernel of the cheap depthwise), ``se``, and
+``kernel`` of the stride-2 and shortcut depthwise, which exists only where the shape changes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices
+from nas.ops.registry import Block, Ranges, Slices, register
+
+
+class GhostModule(nn.Module):
+    """[N, in_ch, S, S] -> [N, out_ch, S, S]: intrinsic maps, then their cheap maps, cut to ``out_ch``."""
+
+    def __init__(self, in_ch: int, out_ch: int, cheap: int, act: str) -> None:
+        super().__init__()
+        intrinsic = -(-out_ch // 2)
+        self.odd = out_ch % 2
+        self.primary = ConvBN(in_ch, intrinsic, act=act)
+        self.cheap = ConvBN(intrinsic, intrinsic, cheap, depthwise=True, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        intrinsic = self.primary(x)
+        both = torch.cat((intrinsic, self.cheap(intrinsic)), 1)
+        return both[:, :-1] if self.odd else both
+
+
+@register("ghost")
+class Ghost(Block):
+    """Ghost (expand), depthwise where stride 2, squeeze-excite, Ghost (project, linear), plus the shortcut."""
+
+    def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, cheap: int = 3, kernel: int = 3,
+                 se: int = 0) -> None:
+        super().__init__()
+        if hidden % 2:
+            raise ValueError(f"hidden {hidden} is odd: a Ghost module makes its channels in pairs")
+        self.max_hidden = hidden
+        self.expand = GhostModule(in_ch, hidden, cheap, "relu")
+        self.down = ConvBN(hidden, hidden, kernel, stride, depthwise=True, act="none") if stride > 1 else None
+        self.se = SqueezeExcite(hidden) if se else None
+        self.project = GhostModule(hidden, out_ch, cheap, "none")
+        self.shortcut: nn.Module | None = None
+        if stride > 1 or in_ch != out_ch:
+            self.shortcut = nn.Sequential(ConvBN(in_ch, in_ch, kernel, stride, depthwise=True, act="none"),
+                                          ConvBN(in_ch, out_ch, act="none"))
+
+    @classmethod
+    def applicable(cls, knob: str, in_ch: int, out_ch: int, stride: int) -> bool:
+        return knob != "kernel" or stride > 1 or in_ch != out_ch
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.expand(x)
+        if self.down is not None:
+            y = self.down(y)
+        if self.se is not None:
+            y = self.se(y)
+        return self.project(y) + (x if self.shortcut is None else self.shortcut(x))
+
+    def slices(self, hidden: int) -> Slices:
+        half, full = hidden // 2, self.max_hidden // 2
+        intrinsic: Ranges = ((0, half),)
+        both: Ranges = ((0, half), (full, full + half))  # the first intrinsic maps and the cheap maps made of them
+        table = {**conv_slices("expand.primary", intrinsic, None), **conv_slices("expand.cheap", intrinsic, None),
+                 **conv_slices("project.primary", None, both)}
+        if self.down is not None:
+            table |= conv_slices("down", both, None)
+        if self.se is not None:
+            table |= se_slices("se", self.se, both)
+        return table

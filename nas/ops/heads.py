@@ -1,0 +1,42 @@
+"""Stems and classifier heads: fixed parts of a space, costed like every operator."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from nas.ops.layers import ACTIVATIONS, ConvBN
+from nas.ops.registry import Block, register
+
+
+@register("stem")
+class Stem(Block):
+    """Convolution, batch norm, activation: [N, in_ch, S, S] -> [N, out_ch, S / stride, S / stride]."""
+
+    def __init__(self, in_ch: int, out_ch: int, stride: int, kernel: int = 3, act: str = "relu") -> None:
+        super().__init__()
+        self.conv = ConvBN(in_ch, out_ch, kernel, stride, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@register("head")
+class Head(Block):
+    """1x1 to ``hidden``, global mean, optional linear to ``features``, dropout, linear: -> [N, out_ch] logits.
+
+    ``features=1280`` is GhostNet's and MobileNetV3's tail, ``features=0`` MobileNetV2's. ``hidden=0`` leaves the
+    1x1 convolution out.
+    """
+
+    def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int = 0, features: int = 0, act: str = "relu",
+                 dropout_percent: int = 0) -> None:
+        super().__init__()
+        self.conv = ConvBN(in_ch, hidden, act=act) if hidden else nn.Identity()
+        width = hidden or in_ch
+        self.features = nn.Sequential(nn.Linear(width, features), ACTIVATIONS[act]()) if features else nn.Identity()
+        self.dropout = nn.Dropout(dropout_percent / 100)
+        self.classifier = nn.Linear(features or width, out_ch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.conv(x).mean((2, 3))
+        return self.classifier(self.dropout(self.features(pooled)))

@@ -1,0 +1,74 @@
+"""The few layers that every family is made of; their shapes follow their weights, so that slices of them run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.ops.registry import Ranges
+from nas.space import divisible
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "hswish": lambda: nn.Hardswish(inplace=True),
+    "none": nn.Identity,
+}
+
+
+class Depthwise(nn.Conv2d):
+    """Depthwise convolution, padding k // 2; as many groups as its weight has rows (a slice has fewer)."""
+
+    depthwise = True
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, None, self.stride, self.padding, 1, self.weight.shape[0])
+
+
+class ConvBN(nn.Sequential):
+    """Convolution (depthwise where ``depthwise``), batch norm, activation: named ``conv``, ``bn``, ``act``."""
+
+    def __init__(self, in_ch: int, out_ch: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False,
+                 act: str = "relu") -> None:
+        super().__init__()
+        if act not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {act!r}; known: {', '.join(ACTIVATIONS)}")
+        conv = (Depthwise(in_ch, kernel, stride) if depthwise
+                else nn.Conv2d(in_ch, out_ch, kernel, stride, kernel // 2, bias=False))
+        self.add_module("conv", conv)
+        self.add_module("bn", nn.BatchNorm2d(out_ch))
+        if act != "none":
+            self.add_module("act", ACTIVATIONS[act]())
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention as in MobileNetV3 and GhostNet: mean, 1x1, ReLU, 1x1, hard sigmoid, multiply."""
+
+    def __init__(self, channels: int, ratio: float = 0.25) -> None:
+        super().__init__()
+        self.ratio = ratio
+        squeezed = self.width(channels)
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+
+    def width(self, channels: int) -> int:
+        return divisible(channels * self.ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True))))
+        return x * F.hardsigmoid(scale)
+
+
+def conv_slices(path: str, out: Ranges | None, inp: Ranges | None) -> dict[str, tuple[Ranges | None, Ranges | None]]:
+    """Slices of a ConvBN at ``path``: its convolution, and its batch norm by the output channels."""
+    return {f"{path}.conv": (out, inp), f"{path}.bn": (out, None)}
+
+
+def se_slices(path: str, se: SqueezeExcite, channels: Ranges) -> dict[str, tuple[Ranges | None, Ranges | None]]:
+    """Slices of a SqueezeExcite over ``channels``: its inner width follows the number of them."""
+    inner = ((0, se.width(sum(stop - start for start, stop in channels))),)
+    return {f"{path}.reduce": (inner, channels), f"{path}.expand": (channels, inner)}

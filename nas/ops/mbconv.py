@@ -1,0 +1,51 @@
+"""Inverted residual (Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381; squeeze-excite as in MobileNetV3).
+
+Knobs: ``hidden`` (expanded width), ``kernel`` of the depthwise, ``se``. ``skip`` is the empty operator of a slot.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices
+from nas.ops.registry import Block, Ranges, Slices, register
+
+
+@register("mbconv")
+class MBConv(Block):
+    """1x1 expand, depthwise, squeeze-excite, 1x1 project (linear), residual where shapes allow."""
+
+    def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0) -> None:
+        super().__init__()
+        self.max_hidden = hidden
+        self.expand = ConvBN(in_ch, hidden)
+        self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True)
+        self.se = SqueezeExcite(hidden) if se else None
+        self.project = ConvBN(hidden, out_ch, act="none")
+        self.residual = stride == 1 and in_ch == out_ch
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(self.expand(x))
+        if self.se is not None:
+            y = self.se(y)
+        y = self.project(y)
+        return y + x if self.residual else y
+
+    def slices(self, hidden: int) -> Slices:
+        first: Ranges = ((0, hidden),)
+        table = {**conv_slices("expand", first, None), **conv_slices("depthwise", first, None),
+                 **conv_slices("project", None, first)}
+        return table | se_slices("se", self.se, first) if self.se is not None else table
+
+
+@register("skip")
+class Skip(Block):
+    """Identity: the slot does not exist. It has no key and no cost."""
+
+    def __init__(self, in_ch: int, out_ch: int, stride: int) -> None:
+        super().__init__()
+        if stride != 1 or in_ch != out_ch:
+            raise ValueError("skip needs stride 1 and equal channels")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x

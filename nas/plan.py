@@ -1,0 +1,226 @@
+"""THE walk: the one place that turns a space and a task into slots with shapes, and an arch into operators.
+
+Supernet, subnet, tables, MACs, ILP, profile and export read its result; nobody else tracks channels and strides.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas import ops as op_families
+from nas.arch import SKIP, Arch, Op, Value
+from nas.errors import UserError
+from nas.space import KnobValues, Space, Widths
+
+LAST_MAP = 4  # the last feature map is at least 4x4: the first stride-2s become 1 until it is
+
+
+@dataclass(frozen=True)
+class Task:
+    """Input side, input channels and number of classes."""
+
+    size: int
+    in_ch: int
+    classes: int
+
+
+@dataclass(frozen=True, order=True)
+class OpKey:
+    """What a cost is asked for: an operator at a shape; ``size`` is the side of its input map."""
+
+    op: Op
+    in_ch: int
+    out_ch: int
+    stride: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.in_ch}->{self.out_ch} stride {self.stride} at {self.size}x{self.size}"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An operator with every knob but ``hidden``, and its admissible hidden widths (none if it has no such knob)."""
+
+    op: Op
+    widths: tuple[int, ...] = ()
+
+    def at(self, hidden: int | None) -> Op:
+        return self.op if hidden is None else self.op.with_knobs(hidden=hidden)
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        return tuple(self.op.with_knobs(hidden=w) for w in self.widths) or (self.op,)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the network and what may stand there; ``size`` is the side of its input map."""
+
+    index: int
+    stage: int
+    in_ch: int
+    out_ch: int
+    stride: int
+    size: int
+    branches: tuple[Branch, ...]
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        return tuple(op for branch in self.branches for op in branch.ops)
+
+    def key(self, op: Op) -> OpKey | None:
+        """What to ask a cost for; None for ``skip``, which is nothing."""
+        return None if op == SKIP else OpKey(op, self.in_ch, self.out_ch, self.stride, self.size)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A space at a task: the stem, the slots in order, the head."""
+
+    space: str
+    task: Task
+    stem: OpKey
+    slots: tuple[Slot, ...]
+    head: OpKey
+
+    @property
+    def fixed(self) -> tuple[OpKey, OpKey]:
+        return self.stem, self.head
+
+
+def layout(space: Space, task: Task) -> Layout:
+    """The walk. Raises UserError for operators or knobs that do not exist, naming file and key."""
+    if task.size < LAST_MAP or task.size > 4096:
+        raise UserError(f"--size {task.size}: the input side must be from {LAST_MAP} to 4096")
+    strides = _strides(space, task.size)
+    in_ch, size = space.stem.out, -(-task.size // strides[0])
+    stem = OpKey(_checked(space, "stem.op", space.stem.op), task.in_ch, in_ch, strides[0], task.size)
+    slots: list[Slot] = []
+    for stage_index, stage in enumerate(space.stages):
+        for position in range(stage.depth):
+            stride = strides[1 + stage_index] if position == 0 else 1
+            branches = _branches(space, stage_index, in_ch, stage.out, stride)
+            slots.append(Slot(len(slots), stage_index, in_ch, stage.out, stride, size, branches))
+            in_ch, size = stage.out, -(-size // stride)
+    head = OpKey(_checked(space, "head.op", space.head.op), in_ch, task.classes, 1, size)
+    return Layout(space.name, task, stem, tuple(slots), head)
+
+
+def plan(layout: Layout, arch: Arch) -> list[OpKey]:
+    """Operators of a network in order: stem, every slot that is not skipped, head.
+
+    Raises UserError if the arch is of another space or size, or holds an operator that its slot does not admit.
+    """
+    if (arch.space, arch.size, len(arch.ops)) != (layout.space, layout.task.size, len(layout.slots)):
+        raise UserError(f"architecture of {arch.space} at {arch.size} with {len(arch.ops)} slots does not fit "
+                        f"{layout.space} at {layout.task.size} with {len(layout.slots)} slots")
+    for slot, op in zip(layout.slots, arch.ops, strict=True):
+        if op not in _ops(slot):
+            raise UserError(f"architecture {arch.id}: slot {slot.index} does not admit {op}")
+    keys = [slot.key(op) for slot, op in zip(layout.slots, arch.ops, strict=True)]
+    return [layout.stem, *(key for key in keys if key is not None), layout.head]
+
+
+def candidates(layout: Layout) -> list[OpKey]:
+    """The union of all plans, each key once, in order of first appearance."""
+    keys = (slot.key(op) for slot in layout.slots for op in slot.ops)
+    return list(dict.fromkeys([layout.stem, *(key for key in keys if key is not None), layout.head]))
+
+
+@lru_cache(maxsize=65536)
+def macs(key: OpKey) -> int:
+    """Multiply-adds of convolutions and linear layers at batch 1, counted by PyTorch on the operator itself."""
+    with torch.device("meta"):
+        module = op_families.build(key.op, key.in_ch, key.out_ch, key.stride).eval()
+        x = torch.empty(1, key.in_ch, key.size, key.size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(x)
+    return int(counter.get_total_flops()) // 2
+
+
+@lru_cache(maxsize=65536)
+def params(key: OpKey) -> int:
+    """Learned parameters of the operator."""
+    with torch.device("meta"):
+        module = op_families.build(key.op, key.in_ch, key.out_ch, key.stride)
+    return sum(p.numel() for p in module.parameters())
+
+
+@lru_cache(maxsize=4096)
+def _ops(slot: Slot) -> frozenset[Op]:
+    return frozenset(slot.ops)
+
+
+def _strides(space: Space, size: int) -> list[int]:
+    strides = [space.stem.stride, *(stage.stride for stage in space.stages)]
+    for i, stride in enumerate(strides):
+        if _last_map(size, strides) >= LAST_MAP:
+            break
+        if stride > 1:
+            strides[i] = 1
+    return strides
+
+
+def _last_map(size: int, strides: Iterable[int]) -> int:
+    for stride in strides:
+        size = -(-size // stride)
+    return size
+
+
+def _checked(space: Space, key: str, text: str) -> Op:
+    try:
+        op = Op.parse(text)
+        op_families.check(op)
+    except UserError as error:
+        raise UserError(f"{space.file or space.name}: {key}: {error}") from None
+    return op
+
+
+def _branches(space: Space, stage: int, in_ch: int, out_ch: int, stride: int) -> tuple[Branch, ...]:
+    own = space.stages[stage].ops
+    branches: list[Branch] = []
+    for name, knobs in (own or space.ops).items():
+        where = f"{space.file or space.name}: {f'stages.{stage}.' if own else ''}ops.{name}"
+        branches += _family_branches(where, name, knobs, in_ch, out_ch, stride)
+    if space.skip and stride == 1 and in_ch == out_ch:
+        branches.append(Branch(SKIP))
+    return tuple(branches)
+
+
+def _family_branches(where: str, name: str, knobs: dict[str, KnobValues], in_ch: int, out_ch: int,
+                     stride: int) -> Iterator[Branch]:
+    widths = knobs.get("hidden")
+    if isinstance(widths, list):
+        raise UserError(f"{where}.hidden: write {{min: 1, max: 6, step: 8}}, factors of the input channels")
+    bad = [knob for knob, values in knobs.items() if knob != "hidden" and isinstance(values, Widths)]
+    if bad:
+        raise UserError(f"{where}.{bad[0]}: only hidden is a range; write a list of values")
+    try:
+        family = op_families.family(name)
+        op_families.check(Op.of(name, **{knob: 1 for knob in knobs}))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    used = [knob for knob in sorted(knobs) if knob != "hidden" and family.applicable(knob, in_ch, out_ch, stride)]
+    values: list[list[Value]] = [list(dict.fromkeys(knobs[knob])) for knob in used]  # type: ignore[arg-type]
+    for combination in itertools.product(*values):
+        op = Op.of(name, **dict(zip(used, combination, strict=True)))
+        branch = Branch(op, widths.of(in_ch) if widths else ())
+        for extreme in {branch.ops[0], branch.ops[-1]}:
+            _must_build(where, extreme, in_ch, out_ch, stride)
+        yield branch
+
+
+@lru_cache(maxsize=65536)
+def _must_build(where: str, op: Op, in_ch: int, out_ch: int, stride: int) -> None:
+    try:
+        with torch.device("meta"):
+            op_families.build(op, in_ch, out_ch, stride)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -1,0 +1,157 @@
+"""A search space: one YAML file, checked. Strides are stated for input 224; ``nas.plan`` adapts them to others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nas.arch import Op, Value
+from nas.errors import UserError
+from nas.files import resolve
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Channels = Annotated[int, Field(ge=1, le=8192)]
+
+
+class Widths(_Strict):
+    """Admissible hidden widths: the multiples of ``step`` from ``min`` to ``max`` times the input channels."""
+
+    min: float = Field(gt=0, le=64)
+    max: float = Field(gt=0, le=64)
+    step: int = Field(8, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Widths:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+    def of(self, in_ch: int) -> tuple[int, ...]:
+        """Never empty: where the range holds no multiple of ``step``, the first one above it stands alone."""
+        first = max(1, -(-int(self.min * in_ch) // self.step))
+        last = max(first, int(self.max * in_ch) // self.step)
+        return tuple(self.step * i for i in range(first, last + 1))
+
+
+KnobValues = Annotated[list[Value], Field(min_length=1)] | Widths
+
+
+class Fixed(_Strict):
+    """The stem: one operator, its output channels and stride."""
+
+    op: str
+    out: Channels
+    stride: int = Field(ge=1, le=2)
+
+
+class Head(_Strict):
+    op: str
+
+
+class Stage(_Strict):
+    """``depth`` slots of ``out`` channels, the first with ``stride``; ``ops`` replaces the space's own."""
+
+    out: Channels
+    depth: int = Field(ge=1, le=64)
+    stride: int = Field(ge=1, le=2)
+    ops: dict[str, dict[str, KnobValues]] | None = None
+
+
+class Space(_Strict):
+    """What may be built. ``name`` becomes ``NAME@WIDTH`` when scaled; ``file`` is where it was read (for messages)."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_\-]*(@[0-9.]+)?$")
+    about: str = ""
+    stem: Fixed
+    stages: list[Stage] = Field(min_length=1, max_length=32)
+    ops: dict[str, dict[str, KnobValues]] = Field(min_length=1)
+    skip: bool = True
+    head: Head
+    file: str = Field("", exclude=True)
+
+    @staticmethod
+    def load(name: str) -> Space:
+        """A shipped name or a path, either with ``@WIDTH``. Raises UserError naming file, key and value."""
+        base, _, width = name.partition("@") if not Path(name).is_file() else (name, "", "")
+        path = resolve("search_spaces", base, ".yaml")
+        space = Space.parse(_yaml(path), str(path))
+        return space.scaled(_width(width, name)) if width else space
+
+    @staticmethod
+    def parse(value: Any, file: str = "space") -> Space:
+        """From plain data; every mistake is one UserError with its key."""
+        if not isinstance(value, dict):
+            raise UserError(f"{file}: expected a mapping (name, stem, stages, ops, head), got {type(value).__name__}")
+        if "file" in value:
+            raise UserError(f"{file}: file: unknown key")
+        try:
+            return Space.model_validate({**value, "file": file})
+        except ValidationError as error:
+            raise UserError(f"{file}: {first_mistake(error)}") from None
+
+    def scaled(self, width: float) -> Space:
+        """All channels times ``width``, to multiples of 4 (never down by more than 10 %, as in GhostNet)."""
+        if width == 1.0:
+            return self
+        stages = [s.model_copy(update={"out": divisible(s.out * width)}) for s in self.stages]
+        stem = self.stem.model_copy(update={"out": divisible(self.stem.out * width)})
+        head = Op.parse(self.head.op)
+        hidden = head.get("hidden")
+        if isinstance(hidden, int):
+            head = head.with_knobs(hidden=divisible(hidden * width))
+        update = {"name": f"{self.name}@{width:g}", "stem": stem, "stages": stages, "head": Head(op=str(head))}
+        return self.model_copy(update=update)
+
+    def only(self, op: str) -> Space:
+        """The space restricted to one operator family (and skip)."""
+        if op not in self.ops:
+            raise UserError(f"--only-op {op}: the space {self.name} has {', '.join(self.ops)}")
+        stages = [s.model_copy(update={"ops": {op: s.ops[op]} if s.ops and op in s.ops else None}) for s in self.stages]
+        return self.model_copy(update={"ops": {op: self.ops[op]}, "stages": stages})
+
+
+def divisible(channels: float, step: int = 4) -> int:
+    """The nearest multiple of ``step`` that is not more than 10 % below (MobileNetV2's rule)."""
+    rounded = max(step, int(channels + step / 2) // step * step)
+    return rounded + step if rounded < 0.9 * channels else rounded
+
+
+def first_mistake(error: ValidationError) -> str:
+    """``key.path: what is wrong (got value)`` for the first mistake that pydantic found."""
+    mistakes = error.errors(include_url=False)
+    mistake = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
+    key = ".".join(str(part) for part in mistake["loc"]) or "file"
+    if mistake["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if mistake["type"] == "missing":
+        return f"{key}: missing"
+    got = repr(mistake["input"])
+    return f"{key}: {mistake['msg'][0].lower()}{mistake['msg'][1:]} (got {got if len(got) < 60 else got[:57] + '...'})"
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}:{where} is not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _width(text: str, name: str) -> float:
+    try:
+        width = float(text)
+    except ValueError:
+        width = -1.0
+    if not 0.05 <= width <= 8:
+        raise UserError(f"{name}: the width after @ is a factor from 0.05 to 8, got {text!r}")
+    return width
