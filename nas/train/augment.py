@@ -1,0 +1,48 @@
+"""Random crops and flips of whole batches: one gather of pixels, no loop over images.
+
+The recipe is the usual one for small images (He et al. 2016, section 4.2: pad, crop back at random, flip), with
+reflected borders instead of zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nas.errors import UserError
+from nas.files import nearest
+
+# kind -> (the largest shift is the side divided by this, flips); digits and other signs must not be mirrored
+KINDS: dict[str, tuple[int | None, bool]] = {"none": (None, False), "crop": (16, False), "flip-crop": (8, True)}
+
+
+def check(kind: str) -> None:
+    """Raises UserError for an augmentation that does not exist."""
+    if kind not in KINDS:
+        raise UserError(f"augment: no {kind!r}; {nearest(kind, KINDS)}")
+
+
+def augmented(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """uint8 [B, C, S, S] -> the same shape in channels_last, every image shifted and flipped on its own."""
+    check(kind)
+    part, flips = KINDS[kind]
+    if part is None:
+        return images
+    count, channels, size, _ = images.shape
+    most = max(1, size // part)
+    rows = _positions(count, size, most, generator)
+    columns = _positions(count, size, most, generator)
+    if flips:
+        flipped = torch.randint(2, (count, 1), generator=generator).bool()
+        columns = torch.where(flipped, columns.flip(1), columns)
+    rows += torch.arange(count)[:, None] * size
+    pixels = (rows[:, :, None] * size + columns[:, None, :]).flatten().to(images.device)
+    # whole pixels as rows of one matrix: three times faster than indexing the four dimensions
+    picked = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, pixels)
+    return picked.view(count, size, size, channels).permute(0, 3, 1, 2)
+
+
+def _positions(count: int, size: int, most: int, generator: torch.Generator) -> torch.Tensor:
+    """[count, size] source positions of a line shifted by -most .. most, reflected at both ends."""
+    shift = torch.randint(-most, most + 1, (count, 1), generator=generator)
+    position = (torch.arange(size) + shift).abs()
+    return torch.where(position < size, position, 2 * (size - 1) - position)
