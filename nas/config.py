@@ -1,0 +1,240 @@
+"""What a search is: every setting that determines its result, checked before anything is loaded.
+
+Defaults, then a YAML file, then ``key=value`` and flags. The models are the only list of keys: new key, new field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nas.errors import UserError
+from nas.files import nearest
+from nas.space import first_mistake
+
+FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+
+
+def _listed(value: Any) -> Any:
+    """One value stands for a list of one."""
+    return [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+
+
+Epochs = Annotated[int, Field(ge=0, le=100_000)] | None  # None: from the number of images
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Ms = Annotated[float, Field(gt=0)]
+
+
+class Training(_Strict):
+    """Weights: SGD with a cosine schedule; epochs count passes over the train split."""
+
+    batch: int = Field(default=96, ge=2, le=65_536)
+    lr: float = Field(default=0.1, gt=0, le=100)
+    momentum: Fraction = 0.9
+    weight_decay: float = Field(default=4e-5, ge=0, le=1)
+    warmup_epochs: float | None = Field(default=None, ge=0, le=100_000)
+    search_epochs: Epochs = None
+    settle_epochs: Epochs = None
+    finetune_epochs: Epochs = None
+    augment: Name | None = None  # None: what suits the data
+    label_smoothing: Fraction = 0.1
+    ema: Fraction = 0.0  # decay of the averaged weights; 0: none
+    distill: Literal["kd", "none"] = "kd"
+
+
+class Gates(_Strict):
+    """Architecture parameters: a step ``every`` batches, temperature falling from ``tau_start`` to ``tau_end``."""
+
+    relaxation: Literal["two-path", "single", "gumbel"] = "two-path"
+    lr: float = Field(default=0.05, gt=0, le=100)
+    tau_start: float = Field(default=2.0, gt=0, le=1000)
+    tau_end: float = Field(default=0.3, gt=0, le=1000)
+    every: int = Field(default=1, ge=1, le=10_000)
+
+    @model_validator(mode="after")
+    def _falls(self) -> Gates:
+        if self.tau_end > self.tau_start:
+            raise ValueError(f"tau_end {self.tau_end:g} is above tau_start {self.tau_start:g}")
+        return self
+
+
+class Config(_Strict):
+    """One search; no ``budget_ms`` means ``budgets`` of them, geometric over the reachable range."""
+
+    space: Name = "ghost"
+    only_op: Name | None = None
+    width: float = Field(default=1.0, ge=0.05, le=8)
+    size: int | None = Field(default=None, ge=8, le=1024)  # input side; None: the data's own
+    target: Annotated[list[Name], Field(min_length=1, max_length=16), BeforeValidator(_listed)]
+    budget_ms: Annotated[list[Ms], Field(max_length=256), BeforeValidator(_listed)] = []
+    budgets: int = Field(default=6, ge=1, le=256)
+    selector: Literal["ilp", "evolution"] = "ilp"
+    evaluations: int = Field(default=60, ge=1, le=1_000_000)
+    data: Name = "digits"
+    data_dir: Name | None = None
+    limit: int | None = Field(default=None, ge=1)  # images of train, gate and select together
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    train_on: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1, le=1024)  # of torch, in training; None: all cores
+    prune: bool = True
+    train: Training = Training()
+    gates: Gates = Gates()
+
+    @field_validator("target")
+    @classmethod
+    def _once(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError("every target once")
+        return names
+
+    @field_validator("budget_ms")
+    @classmethod
+    def _sorted(cls, values: list[float]) -> list[float]:
+        return sorted({float(value) for value in values})
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @staticmethod
+    def from_json(value: Any, file: str) -> Config:
+        """A run's ``config.json``. Raises UserError naming file and key."""
+        try:
+            return Config.model_validate(value)
+        except ValidationError as error:
+            raise UserError(f"{file}: {first_mistake(error)}") from None
+
+
+def resolve(config_file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any]) -> Config:
+    """Defaults < file < ``key=value`` and flags (key -> value, None: not given).
+
+    Raises UserError naming file or flag, key and value, also for a key that is given twice.
+    """
+    settings: dict[str, tuple[Any, str]] = {}  # dotted key -> value and where it was written
+    if config_file is not None:
+        settings.update((key, (value, f"{config_file}: {key}")) for key, value in _from_file(config_file))
+    given: dict[str, tuple[Any, str]] = {}
+    for key, value, origin in [*_from_flags(flags), *_from_overrides(overrides)]:
+        if key in given:
+            raise UserError(f"{key}: given twice, {given[key][1]} and {origin}")
+        given[key] = (value, origin)
+    settings |= given
+    if "target" not in settings:
+        raise UserError("--target: missing; give a device, for example --target gpu-v100 (nas targets lists them)")
+    return _checked(settings)
+
+
+def fingerprint(config: Config) -> str:
+    """8 hex digits of everything that determines the result."""
+    value = {key: part for key, part in config.to_json().items() if key not in FREE}
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
+
+
+def default_run_dir(config: Config) -> Path:
+    """``runs/SPACE-TARGET-DATA-HEX``: the same settings find the same directory."""
+    space = _safe(Path(config.space).stem if config.space.endswith((".yaml", ".yml")) else Path(config.space).name)
+    targets = "+".join(_safe(Path(name).name.removesuffix(".json")) for name in config.target)[:80]
+    return Path("runs") / f"{space}-{targets}-{_safe(Path(config.data).resolve().name)}-{fingerprint(config)}"
+
+
+def _checked(settings: dict[str, tuple[Any, str]]) -> Config:
+    nested: dict[str, Any] = {}
+    for key, (value, _) in settings.items():
+        *parents, last = key.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    try:
+        return Config.model_validate(nested)
+    except ValidationError as error:
+        key, _, mistake = first_mistake(error).partition(": ")
+        origin = next((where for known, (_, where) in settings.items() if f"{key}.".startswith(f"{known}.")), key)
+        raise UserError(f"{origin}: {mistake.removeprefix('value error, ')}") from None
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    for key, value in flags.items():
+        if value is not None:
+            yield key, value, f"--{'no-' if value is False else ''}{key.replace('_', '-')}"
+
+
+def _from_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"{text!r}: write key=value, for example train.lr=0.1")
+        nested = _parsed(value, text)
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        yield from ((name, leaf, text) for name, leaf in _leaves(nested, Config, text))
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"--config {path}: cannot be read: {reason}") from None
+    value = _parsed(text, str(path))
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: expected keys and values, got {type(value).__name__}")
+    yield from _leaves(value or {}, Config, str(path))
+
+
+def _leaves(value: dict[Any, Any], model: type[BaseModel], where: str, above: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every setting; raises UserError for a key that the models do not have."""
+    for name, part in value.items():
+        key = f"{above}{name}"
+        field = model.model_fields.get(str(name))
+        if field is None:
+            known = [f"{above}{known}" for known in model.model_fields]
+            raise UserError(f"{where}: {key}: unknown key; {nearest(key, known)}")
+        inner = field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            yield key, part
+        elif isinstance(part, dict):
+            yield from _leaves(part, inner, where, f"{key}.")
+        else:
+            raise UserError(f"{where}: {key}: expected {', '.join(inner.model_fields)}, got {part!r}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-3 as a number and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+                              list("-+.0123456789"))
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark and "\n" in text else ""
+        raise UserError(f"{where}:{line} is not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    except (ValueError, TypeError, RecursionError, AttributeError, OverflowError) as error:
+        raise UserError(f"{where}: is not YAML: {type(error).__name__}") from None
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._@+-]+", "_", name).strip("._-")[:40] or "data"
