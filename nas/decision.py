@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.arch import SKIP, Arch, Op
+from nas.arch import Arch, Op
 from nas.plan import Layout, OpKey, Slot
 
 Weight = Tensor | float
@@ -21,9 +21,9 @@ Weight = Tensor | float
 
 @dataclass(frozen=True)
 class Choice:
-    """One branch of a slot at one hidden width (None where it has none), with its weight."""
+    """A branch of a slot (its op without ``hidden``) at one hidden width (None where it has none), with its weight."""
 
-    branch: int
+    branch: Op
     hidden: int | None
     weight: Weight = 1.0
 
@@ -43,7 +43,11 @@ class Prices:
     ms: tuple[tuple[np.ndarray, ...], ...]
 
     def of(self, slot: Slot, choice: Choice) -> float:
-        return float(self.ms[slot.index][choice.branch][width_index(slot, choice)])
+        """Milliseconds of one choice; raises LookupError if the slot does not have it."""
+        for branch, ms in zip(slot.branches, self.ms[slot.index], strict=True):
+            if branch.op == choice.branch:
+                return float(ms[0 if choice.hidden is None else branch.widths.index(choice.hidden)])
+        raise LookupError(f"slot {slot.index} does not admit {choice.branch}")
 
 
 def prices(layout: Layout, ms: Callable[[list[OpKey]], list[float]]) -> Prices:
@@ -56,31 +60,25 @@ def prices(layout: Layout, ms: Callable[[list[OpKey]], list[float]]) -> Prices:
     return Prices(float(sum(ms(list(layout.fixed)))), table)
 
 
-def width_index(slot: Slot, choice: Choice) -> int:
-    """Position of the choice's hidden width among those of its branch."""
-    return 0 if choice.hidden is None else slot.branches[choice.branch].widths.index(choice.hidden)
-
-
-def one_hot(layout: Layout, arch: Arch) -> Decision:
+def one_hot(arch: Arch) -> Decision:
     """The decision that runs exactly this network."""
-    return Decision(tuple((choice_of(slot, op),) for slot, op in zip(layout.slots, arch.ops, strict=True)))
+    return Decision(tuple((choice_of(op),) for op in arch.ops))
 
 
-def choice_of(slot: Slot, op: Op) -> Choice:
-    """The choice of a slot that an operator stands for; raises LookupError if the slot does not admit it."""
-    for index, branch in enumerate(slot.branches):
-        if op in branch.ops:
-            hidden = op.get("hidden")
-            return Choice(index, hidden if isinstance(hidden, int) else None)
-    raise LookupError(f"slot {slot.index} does not admit {op}")
+def choice_of(op: Op) -> Choice:
+    """The choice that an operator stands for."""
+    hidden = op.get("hidden")
+    return Choice(op.without("hidden"), hidden if isinstance(hidden, int) else None)
+
+
+def op_of(choice: Choice) -> Op:
+    """The operator that a choice stands for."""
+    return choice.branch if choice.hidden is None else choice.branch.with_knobs(hidden=choice.hidden)
 
 
 def arch_of(layout: Layout, decision: Decision) -> Arch:
     """The network of the heaviest choice of every slot."""
-    ops = []
-    for slot, choices in zip(layout.slots, decision.slots, strict=True):
-        best = max(choices, key=lambda choice: float(choice.weight))
-        ops.append(slot.branches[best.branch].at(best.hidden))
+    ops = [op_of(max(choices, key=lambda choice: as_float(choice.weight))) for choices in decision.slots]
     return Arch(layout.space, layout.task.size, tuple(ops))
 
 
@@ -94,10 +92,6 @@ def expected_ms(layout: Layout, decision: Decision, prices: Prices) -> Weight:
         for choice in choices:
             total = total + choice.weight * prices.of(slot, choice)
     return total
-
-
-def runs_skip(slot: Slot, choice: Choice) -> bool:
-    return slot.branches[choice.branch].op == SKIP
 
 
 def as_float(weight: Weight) -> float:

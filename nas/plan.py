@@ -6,8 +6,8 @@ Supernet, subnet, tables, MACs, ILP, profile and export read its result; nobody 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -156,6 +156,19 @@ def params(key: OpKey) -> int:
 @lru_cache(maxsize=4096)
 def _ops(slot: Slot) -> frozenset[Op]:
     return frozenset(slot.ops)
+
+
+def restrict(layout: Layout, keep: Sequence[Sequence[Op]]) -> Layout:
+    """The layout with only the operators of ``keep`` in each slot: what pruning leaves."""
+    slots = []
+    for slot, ops in zip(layout.slots, keep, strict=True):
+        kept = frozenset(ops)
+        branches = [replace(b, widths=tuple(w for w in b.widths if b.at(w) in kept)) for b in slot.branches]
+        alive = tuple(b for b in branches if b.widths or b.op in kept)
+        if not alive:
+            raise ValueError(f"slot {slot.index} would be empty")
+        slots.append(replace(slot, branches=alive))
+    return replace(layout, slots=tuple(slots))
 
 
 def _strides(space: Space, size: int) -> list[int]:

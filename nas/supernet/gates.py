@@ -1,0 +1,245 @@
+"""Budget-conditioned gates whose expected latency equals the budget at every step, by projection.
+
+For a slot's branch b and budget position s in [-1, 1] the prior is  l_b(s) - (w - u_b(s))^2 / (2 sigma_b^2)  over its
+widths w, with  l = theta + s phi  and  u = c0 + c1 s  (and offsets per target). Tilting it by ``-beta * ms`` shifts the
+logits by -beta ms and the width position by -beta sigma^2 d ms/d w; beta is found by bisection so that the expected
+latency is T(s) exactly, and carries its gradient implicitly, so the loss moves only along the constraint. There is no
+lambda. Ours; compared with dual variables in a trial (mean budget error 0 against 15-130 %).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas.arch import SKIP, Op
+from nas.decision import Choice, Decision, Prices
+from nas.plan import Layout
+from nas.supernet.width import Pair, bracket, interpolate, pick, share
+
+SIGMA = 0.25  # of a branch's width range: how far a nat of latency moves a width
+HALVINGS = 48
+
+
+@dataclass(frozen=True)
+class Soft:
+    """The gates at one budget of one target: branch probabilities [S, B] and the live pair of widths of each."""
+
+    p: Tensor
+    pair: Pair
+    beta: float
+    budget_ms: float
+    expected_ms: float
+
+
+class Gates(nn.Module):
+    """Architecture parameters of a layout. ``prices`` and ``ranges`` (smallest, largest budget in ms): one a target."""
+
+    ms: Tensor
+    live: Tensor
+    count: Tensor
+    slope: Tensor
+
+    def __init__(self, layout: Layout, prices: Sequence[Prices], ranges: Sequence[tuple[float, float]]) -> None:
+        super().__init__()
+        self.layout, self.ranges = layout, list(ranges)
+        self.fixed = [p.fixed for p in prices]
+        slots, branches = len(layout.slots), max(len(s.branches) for s in layout.slots)
+        widths = max(len(b.ops) for s in layout.slots for b in s.branches)
+        ms, count = np.zeros((len(prices), slots, branches, widths)), np.zeros((slots, branches), dtype=np.int64)
+        for slot in layout.slots:
+            for b, branch in enumerate(slot.branches):
+                count[slot.index, b] = len(branch.ops)
+                for t, price in enumerate(prices):
+                    row = price.ms[slot.index][b]
+                    ms[t, slot.index, b] = np.concatenate([row, np.full(widths - len(row), row[-1])])
+        self.register_buffer("ms", torch.from_numpy(ms))
+        self.register_buffer("live", torch.from_numpy(count > 0))
+        self.register_buffer("count", torch.from_numpy(np.maximum(count, 1)))
+        widest = pick(self.ms, (self.count - 1).expand(self.ms.shape[:3]))
+        self.register_buffer("slope", (widest - self.ms[..., 0]) / (self.count - 1).clamp(min=1))
+        zeros = torch.zeros(len(prices) + 1, slots, branches, dtype=torch.float64)  # row 0 shared, then one a target
+        self.theta, self.phi = nn.Parameter(zeros.clone()), nn.Parameter(zeros.clone())
+        centre = zeros.clone()
+        centre[0] = 0.5
+        self.c0, self.c1 = nn.Parameter(centre), nn.Parameter(zeros.clone())
+
+    def budget(self, s: float, target: int = 0) -> float:
+        """T(s) in ms: geometric between the target's smallest and largest budget."""
+        low, high = self.ranges[target]
+        return float(low * (high / low) ** ((s + 1) / 2))
+
+    def position(self, budget_ms: float, target: int = 0) -> float:
+        """The s of a budget, cut to [-1, 1]."""
+        low, high = self.ranges[target]
+        if high <= low:
+            return 0.0
+        return float(np.clip(2 * np.log(budget_ms / low) / np.log(high / low) - 1, -1, 1))
+
+    def prior(self, s: float, target: int = 0) -> tuple[Tensor, Tensor]:
+        """Logits [S, B] (dead branches -inf) and width positions [S, B] before the budget has its say."""
+        logits = (self.theta[0] + self.theta[1 + target]) + s * (self.phi[0] + self.phi[1 + target])
+        centre = (self.c0[0] + self.c0[1 + target]) + s * (self.c1[0] + self.c1[1 + target])
+        return logits.masked_fill(~self.live, float("-inf")), centre * (self.count - 1)
+
+    def at(self, s: float, target: int = 0, gap_share: float = 0.0) -> Soft:
+        """Projects onto the budget T(s); differentiable in the parameters."""
+        logits, centre = self.prior(s, target)
+        tilt, ms = _Tilt(self, target), self.ms[target]
+        budget = self.budget(s, target)
+        with torch.no_grad():
+            beta = tilt.solve(lambda b: tilt.expected(logits, interpolate(ms, tilt.moved(centre, b)), b), budget)
+            low, high = bracket(tilt.moved(centre, beta), self.count, gap_share)
+        at_low, at_high = pick(ms, low), pick(ms, high)
+
+        def soft(beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            high_share = share(tilt.moved(centre, beta), low, high)
+            cost = at_low + high_share * (at_high - at_low)
+            return torch.softmax(logits - beta * cost, -1), high_share, cost
+
+        with torch.no_grad():
+            beta = tilt.solve(lambda b: tilt.total(*soft(b)), budget)
+        beta = _implicit(lambda b: tilt.total(*soft(b)), beta, budget)
+        p, high_share, cost = soft(beta)
+        expected = float(tilt.total(p, high_share, cost).detach())
+        return Soft(p, Pair(low, high, high_share), float(beta.detach()), budget, expected)
+
+    def log_scores(self, s: float, target: int = 0) -> list[dict[Op, float]]:
+        """Log of the prior of every live operator of every slot: what the ILP maximises within the budget."""
+        with torch.no_grad():
+            logits, centre = self.prior(s, target)
+            log_p = torch.log_softmax(logits, -1)
+        scores: list[dict[Op, float]] = []
+        for slot in self.layout.slots:
+            scores.append({})
+            for b, branch in enumerate(slot.branches):
+                if not self.live[slot.index, b]:
+                    continue
+                sigma = max(SIGMA * (len(branch.ops) - 1), 1e-9)
+                for w, op in enumerate(branch.ops):
+                    away = (w - float(centre[slot.index, b])) / sigma if len(branch.ops) > 1 else 0.0
+                    scores[-1][op] = float(log_p[slot.index, b]) - away * away / 2
+        return scores
+
+    def drop(self, slot: int, branch: int) -> None:
+        self.live[slot, branch] = False
+
+
+class _Tilt:
+    """The effect of beta at one target; ``expected`` is what bisection drives to the budget."""
+
+    def __init__(self, gates: Gates, target: int) -> None:
+        self.fixed, self.last = gates.fixed[target], (gates.count - 1).to(torch.float64)
+        self.shift = gates.slope[target] * (SIGMA * self.last) ** 2
+        per_slot = (gates.ranges[target][1] - self.fixed) / max(1, len(gates.layout.slots))
+        self.unit = 1.0 / max(per_slot, 1e-9)
+
+    def moved(self, centre: Tensor, beta: Tensor | float) -> Tensor:
+        position = centre - beta * self.shift
+        return position + (torch.minimum(position.clamp(min=0), self.last) - position).detach()
+
+    def expected(self, logits: Tensor, cost: Tensor, beta: Tensor) -> Tensor:
+        return self.total(torch.softmax(logits - beta * cost, -1), cost, cost)
+
+    def total(self, p: Tensor, _: Tensor, cost: Tensor) -> Tensor:
+        return self.fixed + (p * cost).sum()
+
+    def solve(self, expected: object, budget_ms: float) -> Tensor:
+        """beta with ``expected(beta) = budget_ms`` (expected falls with beta); the nearer end where there is none."""
+        low, high = -18.0, 18.0  # beta = unit * sinh(z): +-3e7 of a slot's nats, so that saturated gates are undone too
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            value = float(expected(self._beta(middle)))  # type: ignore[operator]
+            low, high = (middle, high) if value > budget_ms else (low, middle)
+        return self._beta((low + high) / 2)
+
+    def _beta(self, z: float) -> Tensor:
+        return torch.tensor(self.unit * np.sinh(z), dtype=torch.float64)
+
+
+def _implicit(expected: object, beta: Tensor, budget_ms: float) -> Tensor:
+    """One Newton step through autograd: the value of beta, with the gradient of the implicit function."""
+    free = beta.clone().requires_grad_(True)
+    with torch.enable_grad():
+        value = expected(free)  # type: ignore[operator]
+        slope = torch.autograd.grad(value, free, retain_graph=True)[0].detach()
+    if abs(float(slope)) < 1e-12:
+        return beta
+    gap = expected(beta) - budget_ms  # type: ignore[operator]
+    return beta - (gap - gap.detach()) / slope
+
+
+def full(gates: Gates, soft: Soft) -> Decision:
+    """Every live branch at both widths of its pair with its probability: what ``expected_ms`` prices at the budget."""
+    slots = []
+    for slot in gates.layout.slots:
+        choices: list[Choice] = []
+        for b, branch in enumerate(slot.branches):
+            if gates.live[slot.index, b]:
+                choices += _both(gates, soft, slot.index, b, branch.op, soft.p[slot.index, b])
+        slots.append(tuple(choices))
+    return Decision(tuple(slots))
+
+
+def two_path(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -> Decision:
+    """Two paths a slot: either two branches duel (Gumbel top-2, renormalised, ProxylessNAS), or two widths of one.
+
+    The width of a branch that duels is drawn from its pair; the branch whose widths duel is drawn from p.
+    """
+    uniform = torch.rand(soft.p.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+    noisy = torch.log(soft.p.clamp(min=1e-30)) - torch.log(-torch.log(uniform))
+    noisy = noisy.masked_fill(~gates.live, float("-inf"))
+    coins = torch.rand(soft.p.shape, generator=generator, dtype=torch.float64)
+    slots = []
+    for i, slot in enumerate(gates.layout.slots):
+        first, *rest = torch.topk(noisy[i].detach(), min(2, int(gates.live[i].sum()))).indices.tolist()
+        has_pair = bool(soft.pair.high[i, first] > soft.pair.low[i, first])
+        if not rest or (has_pair and float(coins[i, -1]) < 0.5):
+            slots.append(tuple(_both(gates, soft, i, first, slot.branches[first].op, torch.tensor(1.0))))
+            continue
+        duel = torch.softmax(noisy[i, [first, *rest]] / tau, -1).float()
+        slots.append(tuple(Choice(slot.branches[b].op, _drawn_width(gates, soft, i, b, float(coins[i, b])), duel[j])
+                           for j, b in enumerate([first, *rest])))
+    return Decision(tuple(slots))
+
+
+def gumbel(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -> Decision:
+    """All live branches with Gumbel-softmax weights (FBNet), each at both widths of its pair (Prunode)."""
+    uniform = torch.rand(soft.p.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+    noisy = torch.log(soft.p.clamp(min=1e-30)) - torch.log(-torch.log(uniform))
+    weights = torch.softmax(noisy.masked_fill(~gates.live, float("-inf")) / tau, -1)
+    return full(gates, Soft(weights, soft.pair, soft.beta, soft.budget_ms, soft.expected_ms))
+
+
+def draw(gates: Gates, soft: Soft, generator: torch.Generator) -> Decision:
+    """One network drawn from the gates: what weights are trained on during the search."""
+    with torch.no_grad():
+        drawn = torch.multinomial(soft.p.float(), 1, generator=generator).squeeze(-1).tolist()
+        coins = torch.rand(len(drawn), generator=generator).tolist()
+        return Decision(tuple((Choice(slot.branches[b].op, _drawn_width(gates, soft, i, b, coins[i])),)
+                              for i, (slot, b) in enumerate(zip(gates.layout.slots, drawn, strict=True))))
+
+
+RELAXATIONS = {"two-path": two_path, "gumbel": gumbel}
+
+
+def _width(gates: Gates, i: int, b: int, position: Tensor) -> int | None:
+    branch = gates.layout.slots[i].branches[b]
+    return branch.widths[int(position[i, b])] if branch.widths else None
+
+
+def _drawn_width(gates: Gates, soft: Soft, i: int, b: int, coin: float) -> int | None:
+    wide = coin < float(soft.pair.share_high[i, b].detach())
+    return _width(gates, i, b, soft.pair.high if wide else soft.pair.low)
+
+
+def _both(gates: Gates, soft: Soft, i: int, b: int, op: Op, weight: Tensor) -> list[Choice]:
+    if op == SKIP or soft.pair.high[i, b] == soft.pair.low[i, b]:
+        return [Choice(op, _width(gates, i, b, soft.pair.low), weight.float())]
+    wide = soft.pair.share_high[i, b]
+    return [Choice(op, _width(gates, i, b, soft.pair.low), (weight * (1 - wide)).float()),
+            Choice(op, _width(gates, i, b, soft.pair.high), (weight * wide).float())]

@@ -1,0 +1,67 @@
+"""The weight-sharing supernet: runs a ``Decision``; any single network in it can be taken out with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from nas.arch import SKIP, Arch, Op
+from nas.decision import Decision
+from nas.ops import Block, build, take_width
+from nas.plan import Layout, OpKey, restrict
+from nas.subnet import Subnet
+from nas.subnet import build as build_subnet
+from nas.supernet.shared import SharedSlot
+
+
+class Supernet(nn.Module):
+    """[N, in_ch, S, S] and a decision -> [N, classes]. What has no weight in the decision is not computed.
+
+    Batch norm runs on batch statistics while training and keeps no running ones (momentum 0): they would mix those
+    of all networks. They are recomputed for every network that is taken out and judged.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.stem, self.head = _fixed(layout.stem), _fixed(layout.head)
+        self.slots = nn.ModuleList(SharedSlot(slot) for slot in layout.slots)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.0
+
+    def forward(self, x: Tensor, decision: Decision) -> Tensor:
+        x = self.stem(x)
+        for slot, choices in zip(self.slots, decision.slots, strict=True):
+            x = slot(x, choices)
+        return self.head(x)
+
+    def keep(self, ops: Sequence[Sequence[Op]]) -> None:
+        """Prunes to ``ops`` per slot: the layout shrinks, and branches without a width left are freed."""
+        self.layout = restrict(self.layout, ops)
+        for shared, slot in zip(self._shared(), self.layout.slots, strict=True):
+            alive = {branch.op for branch in slot.branches}
+            for op in [op for op in shared.names if op not in alive]:
+                shared.drop(op)
+
+    def inherit(self, arch: Arch) -> Subnet:
+        """A plain network with this supernet's weights and BN statistics; equals ``self(x, one_hot(arch))`` in eval."""
+        subnet = build_subnet(self.layout, arch)
+        subnet.stem.load_state_dict(self.stem.state_dict())
+        subnet.head.load_state_dict(self.head.state_dict())
+        live = [(shared, op) for shared, op in zip(self._shared(), arch.ops, strict=True) if op != SKIP]
+        for (shared, op), block in zip(live, subnet.blocks, strict=True):
+            assert isinstance(block, Block)
+            take_width(shared.branch(op.without("hidden")), block)
+        for module in subnet.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.1
+        return subnet
+
+    def _shared(self) -> list[SharedSlot]:
+        return [slot for slot in self.slots if isinstance(slot, SharedSlot)]
+
+
+def _fixed(key: OpKey) -> Block:
+    return build(key.op, key.in_ch, key.out_ch, key.stride)

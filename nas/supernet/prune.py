@@ -1,0 +1,103 @@
+"""Block and layer pruning that keeps the front: what goes has lost at every budget of the grid and for every target.
+
+After PruNet's second and third tier (arXiv 2209.11785); the thresholds and the guards are ours. A slot is never
+emptied and its cheapest choice never dropped, or the tightest budget would become unreachable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.arch import SKIP, Op
+from nas.plan import Slot
+from nas.supernet.gates import Gates
+
+GRID = (-1.0, -0.6, -0.2, 0.2, 0.6, 1.0)  # budget positions s at which a choice may still win
+
+
+@dataclass
+class Pruner:
+    """``share`` of a uniform probability is the final threshold; a layer goes after ``patience`` checks in a row."""
+
+    share: float = 0.6
+    patience: int = 2
+    grid: tuple[float, ...] = GRID
+    streaks: dict[int, int] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def check(self, gates: Gates, progress: float, epoch: int) -> list[dict[str, Any]]:
+        """Drops what has lost by now from the gates; returns a record with the evidence for every drop."""
+        p = probabilities(gates, self.grid)
+        dropped = [record for slot in gates.layout.slots
+                   for record in self._layer(gates, p, slot, epoch) + self._blocks(gates, p, slot, progress, epoch)]
+        self.history += dropped
+        return dropped
+
+    def _blocks(self, gates: Gates, p: Tensor, slot: Slot, progress: float, epoch: int) -> list[dict[str, Any]]:
+        alive = _alive(gates, slot)
+        threshold = self.share * progress / max(1, len(alive))
+        guarded = _cheapest(gates, slot)
+        losers = [b for b in alive if b not in guarded and float(p[:, :, slot.index, b].max()) < threshold]
+        return [_drop(gates, p, slot, b, epoch, "block", threshold) for b in losers]
+
+    def _layer(self, gates: Gates, p: Tensor, slot: Slot, epoch: int) -> list[dict[str, Any]]:
+        skip = next((b for b in _alive(gates, slot) if slot.branches[b].op == SKIP), None)
+        wins = skip is not None and float(p[:, :, slot.index, skip].min()) > 0.5
+        self.streaks[slot.index] = self.streaks.get(slot.index, 0) + 1 if wins else 0
+        if self.streaks[slot.index] < self.patience:
+            return []
+        others = [b for b in _alive(gates, slot) if b != skip]
+        return [_drop(gates, p, slot, b, epoch, "layer", 0.5) for b in others]
+
+    def state(self) -> dict[str, Any]:
+        return {"streaks": {str(k): v for k, v in self.streaks.items()}, "history": self.history}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.streaks = {int(k): v for k, v in state["streaks"].items()}
+        self.history = list(state["history"])
+
+
+def probabilities(gates: Gates, grid: Sequence[float]) -> Tensor:
+    """[targets, budgets, slots, branches]: the branch probabilities over the grid."""
+    with torch.no_grad():
+        return torch.stack([torch.stack([gates.at(s, t).p for s in grid]) for t in range(len(gates.ranges))])
+
+
+def survivors(gates: Gates, grid: Sequence[float]) -> list[list[Op]]:
+    """Operators per slot that are left: live branches at the widths they take over the budget grid and all targets.
+
+    The smallest width of a slot's cheapest branch stays, so that the smallest latency of the space stays reachable.
+    """
+    with torch.no_grad():
+        softs = [gates.at(s, t) for t in range(len(gates.ranges)) for s in grid]
+    kept: list[list[Op]] = []
+    for slot in gates.layout.slots:
+        ops: list[Op] = []
+        for b in _alive(gates, slot):
+            positions = {int(end[slot.index, b]) for soft in softs for end in (soft.pair.low, soft.pair.high)}
+            if b in _cheapest(gates, slot):
+                positions.add(0)
+            ops += [slot.branches[b].ops[w] for w in sorted(positions)]
+        kept.append(ops)
+    return kept
+
+
+def _alive(gates: Gates, slot: Slot) -> list[int]:
+    return [b for b in range(len(slot.branches)) if gates.live[slot.index, b]]
+
+
+def _cheapest(gates: Gates, slot: Slot) -> set[int]:
+    alive = _alive(gates, slot)
+    return {min(alive, key=lambda b: float(gates.ms[t, slot.index, b, 0])) for t in range(len(gates.ranges))}
+
+
+def _drop(gates: Gates, p: Tensor, slot: Slot, b: int, epoch: int, kind: str, threshold: float) -> dict[str, Any]:
+    gates.drop(slot.index, b)
+    evidence = [[round(float(x), 5) for x in row] for row in p[:, :, slot.index, b]]
+    return {"kind": kind, "epoch": epoch, "slot": slot.index, "op": str(slot.branches[b].op),
+            "threshold": round(threshold, 5), "probabilities": evidence}

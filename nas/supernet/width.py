@@ -1,0 +1,53 @@
+"""Prunode: hidden widths searched at O(1) cost by a pair of live widths per branch on shared weights.
+
+After Kierat et al., "Tiered Pruning for Efficient Differentiable Inference-Aware NAS" (PruNet, arXiv 2209.11785). Its
+abstract gives the two paths and the O(1) cost; the position as a function of the budget, its tilt by the projection
+and the closing of the gap are ours. All tensors are [slots, branches] and hold positions in a branch's list of widths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two live widths of each branch (positions, long) and the share of the wider one, in [0, 1]."""
+
+    low: Tensor
+    high: Tensor
+    share_high: Tensor
+
+
+def interpolate(ms: Tensor, position: Tensor) -> Tensor:
+    """Milliseconds at fractional positions: [S, B, W] at [S, B] -> [S, B], linear between neighbouring widths."""
+    low = position.detach().floor().long().clamp(0, ms.shape[-1] - 1)
+    high = (low + 1).clamp(max=ms.shape[-1] - 1)
+    at_low, at_high = pick(ms, low), pick(ms, high)
+    return at_low + (position - low) * (at_high - at_low)
+
+
+def pick(ms: Tensor, position: Tensor) -> Tensor:
+    """``ms[s, b, position[s, b]]``."""
+    return ms.gather(-1, position.unsqueeze(-1)).squeeze(-1)
+
+
+def bracket(position: Tensor, count: Tensor, gap_share: float) -> tuple[Tensor, Tensor]:
+    """The pair around a position: its gap is ``gap_share`` of the range, at least one step, inside the range."""
+    last = count - 1
+    gap = torch.minimum((gap_share * last).round().long().clamp(min=1), last)
+    low = torch.minimum((position.detach() - gap / 2).round().long().clamp(min=0), last - gap)
+    return low, low + gap
+
+
+def share(position: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Weight of the wider of the two so that their mean position is ``position``, cut to [0, 1]."""
+    return ((position - low) / (high - low).clamp(min=1)).clamp(0, 1)
+
+
+def closing_gap(progress: float, start: float = 0.5, closed_at: float = 0.7) -> float:
+    """Share of the range between the two widths: falls linearly from ``start`` to 0 at ``closed_at`` of the search."""
+    return start * max(0.0, 1.0 - progress / closed_at)
