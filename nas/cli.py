@@ -1,0 +1,329 @@
+"""The command line: one function a verb. Results go to stdout, everything else to stderr.
+
+Whatever a verb needs is imported inside it, so that ``nas --help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from nas.errors import UserError
+
+app = typer.Typer(help="Efficient vision backbones for a given device: measured latency, hard budgets, ONNX out.",
+                  add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that nas search printed.")]
+Budgets = Annotated[list[float] | None, typer.Option("--budget-ms", help="Latency budget, once or more. Without one: "
+                                                     "6, geometric over the reachable range.")]
+Targets = Annotated[list[str] | None, typer.Option("--target", help="Device, once or more: see nas targets.")]
+Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]
+Device = Annotated[str, typer.Option("--device", help="What to measure on, here: cpu.")]
+Width = Annotated[float | None, typer.Option("--width", help="Factor of all channels, 0.05 to 8.")]
+
+
+@app.command()
+def profile(
+    device: Device = "cpu",
+    space: Annotated[list[str] | None, typer.Option(help="Shipped name or file, once or more; default: all shipped.")]
+    = None,
+    size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
+    classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 10,
+    width: Width = None,
+    threads: Threads = 1,
+    batch: Batch = 1,
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure rows that are there already, too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Table; default: the target's file under ./latency_tables.")] = None,
+    validate: Annotated[int, typer.Option(min=0, help="Compare predicted and measured on this many random networks.")]
+    = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of measuring and of the random networks.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fill this machine's latency table. Rows that are there stay; an interrupted call continues."""
+
+    def work() -> dict[str, Any]:
+        from nas.files import shipped
+        from nas.latency.profile import profile as fill
+        from nas.plan import Task, layout
+        from nas.progress import Progress
+        from nas.space import Space
+
+        layouts = [layout(Space.load(name).scaled(_width(width)), Task(size, 3, classes))
+                   for name in space or shipped("search_spaces", ".yaml")]
+        path, progress = out or _table_path(device, threads, batch), Progress()
+        done = {each.space: fill(each, path, device=device, threads=threads, batch=batch, remeasure=remeasure,
+                                 progress=progress, rng_seed=seed, validate=validate) for each in layouts}
+        checks = [one["validation"] for one in done.values() if one.get("validation")]
+        return {**list(done.values())[-1], "measured": sum(one["measured"] for one in done.values()),
+                "validation": max(checks, key=lambda check: check["mape"], default=None), "spaces": done}
+
+    _print(work, as_json, _show_profile)
+
+
+@app.command()
+def search(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example train.lr=0.05.")]
+    = None,
+    space: Annotated[str | None, typer.Option(help="Shipped name or file: see nas spaces. Default: ghost.")] = None,
+    target: Targets = None,
+    budget_ms: Budgets = None,
+    data: Annotated[str | None, typer.Option(help="digits (default), cifar10, or a folder of images.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Train on at most this many images.")] = None,
+    size: Size = None,
+    width: Width = None,
+    only_op: Annotated[str | None, typer.Option(help="Only this operator of the space.")] = None,
+    selector: Annotated[str | None, typer.Option(help="ilp (default) or evolution.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
+    train_on: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda: where training runs.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,
+    prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Drop branches and layers. Default: yes.")]
+    = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run directory; default: runs/SPACE-TARGET-DATA-HEX.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the most accurate networks at each latency.
+
+    Supernet, pruning, selection, fine-tuning, export. The same command continues what was stopped.
+    """
+    flags = {"space": space, "target": target, "budget_ms": budget_ms, "data": data, "data_dir": data_dir,
+             "limit": limit, "size": size, "width": width, "only_op": only_op, "selector": selector, "seed": seed,
+             "train_on": train_on, "threads": threads, "prune": prune}
+
+    def work() -> dict[str, Any]:
+        from nas.config import FREE, default_run_dir, resolve
+        from nas.progress import Progress
+        from nas.run import Run
+
+        settings = resolve(config, overrides or [], flags)
+        here = Run.open(run or default_run_dir(settings), settings.to_json(), FREE)
+        with here.lock():
+            from nas import search as pipeline
+
+            return pipeline.search(settings, here, Progress())
+
+    _print(work, as_json, _show_front)
+
+
+@app.command()
+def select(run: RunPath, target: Targets = None, budget_ms: Budgets = None, as_json: Json = False) -> None:
+    """Pick anew for another device or budget. Takes minutes: the supernet is not trained again."""
+
+    def work() -> dict[str, Any]:
+        with _existing(run) as (here, progress):
+            from nas import search as pipeline
+
+            targets = target or list(here.config["target"])
+            return pipeline.select(here, targets, _budgets(budget_ms), progress)
+
+    _print(work, as_json, _show_front)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    arch: Annotated[str | None, typer.Option(help="Id of the pick; default: all.")] = None,
+    budget_ms: Annotated[float | None, typer.Option(help="The most accurate pick within this.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write ONNX of one pick or all. Checked against PyTorch, and measured where this machine is the target."""
+
+    def work() -> dict[str, Any]:
+        if arch is not None and budget_ms is not None:
+            raise UserError("--arch and --budget-ms: give one of the two")
+        _budgets([budget_ms] if budget_ms is not None else None)
+        with _existing(run) as (here, progress):
+            from nas import search as pipeline
+
+            return pipeline.export(here, arch, budget_ms, out, progress)
+
+    _print(work, as_json, lambda result: _rows(result["files"]))
+
+
+@app.command()
+def measure(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    device: Device = "cpu",
+    threads: Threads = 1,
+    batch: Batch = 1,
+    as_json: Json = False,
+) -> None:
+    """Time an ONNX file on this machine."""
+
+    def work() -> dict[str, Any]:
+        if device != "cpu":
+            raise UserError(f"--device {device}: only cpu can be measured here")
+        if not model.is_file():
+            raise UserError(f"{model}: no such file")
+        from nas.latency.devices.onnxruntime import measure as clock
+
+        timing = clock(model, threads=threads, batch=batch)
+        return {"ms": timing.ms, "p10_ms": timing.p10_ms, "p90_ms": timing.p90_ms, "n": timing.n}
+
+    _print(work, as_json, lambda result: _rows([result]))
+
+
+@app.command()
+def spaces(
+    size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
+    as_json: Json = False,
+) -> None:
+    """List the shipped search spaces."""
+
+    def work() -> list[dict[str, Any]]:
+        from nas.files import shipped
+
+        return [_space(name, size) for name in shipped("search_spaces", ".yaml")]
+
+    _print(work, as_json, _rows)
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the devices with known costs. Says where the figures come from."""
+
+    def work() -> list[dict[str, Any]]:
+        from nas.latency.costs import targets as known
+
+        return list(known())
+
+    _print(work, as_json, _rows)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Exits with 0, or with 2 and one line on stderr, or with 130 when interrupted."""
+    words = list(sys.argv[1:] if args is None else args)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(args=words or ["--help"], prog_name="nas", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        text = _one_line(error)
+        if text is None or os.environ.get("NAS_DEBUG") == "1":
+            raise
+        print(f"nas: {text}", file=sys.stderr)
+        sys.exit(2)
+    if code == 130:
+        print("nas: interrupted: the same command continues", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell the user; None for a mistake that is ours."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+    usage = getattr(error, "format_message", None)  # of typer's parser
+    if usage is None:
+        return None
+    command = getattr(getattr(error, "ctx", None), "command_path", "nas")
+    return f"{' '.join(usage().split()).rstrip('.')}; see {command} --help"
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _print(work: Callable[[], Any], as_json: bool, show: Callable[[Any], None]) -> None:
+    with _chatter_to_stderr():
+        result = work()
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        show(result)
+
+
+@contextlib.contextmanager
+def _chatter_to_stderr() -> Iterator[None]:
+    """What libraries print, from C too, must not mix with the result."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+@contextlib.contextmanager
+def _existing(path: Path) -> Iterator[tuple[Any, Any]]:
+    from nas.progress import Progress
+    from nas.run import Run
+
+    run = Run.existing(path)
+    with run.lock():
+        yield run, Progress()
+
+
+def _budgets(values: list[float] | None) -> list[float]:
+    for value in values or []:
+        if not 0 < value < float("inf"):
+            raise UserError(f"--budget-ms: {value:g} is not a number of milliseconds above 0")
+    return sorted(set(values or []))
+
+
+def _width(value: float | None) -> float:
+    if value is not None and not 0.05 <= value <= 8:
+        raise UserError(f"--width: {value:g} is outside 0.05 .. 8")
+    return 1.0 if value is None else value
+
+
+def _table_path(device: str, threads: int, batch: int) -> Path:
+    extra = (f"-t{threads}" if threads > 1 else "") + (f"-b{batch}" if batch > 1 else "")
+    return Path("latency_tables") / f"{device}{extra}.json"
+
+
+def _space(name: str, size: int) -> dict[str, Any]:
+    import math
+
+    from nas import genome
+    from nas.files import resolve
+    from nas.plan import Task, candidates, layout
+    from nas.space import Space
+
+    space = Space.load(name)
+    plan = layout(space, Task(size, 3, 1000))
+    return {"name": name, "slots": len(plan.slots), "archs": f"10^{math.log10(genome.size(plan)):.1f}",
+            "operators": len(candidates(plan)), "ops": list(space.ops), "channels": [s.out for s in space.stages],
+            "depth": [s.depth for s in space.stages], "last_map": plan.head.size, "about": space.about,
+            "file": str(resolve("search_spaces", name, ".yaml"))}
+
+
+def _rows(values: Sequence[dict[str, Any]]) -> None:
+    from nas import show
+
+    show.rows(values) if values else show.line("none")
+
+
+def _show_front(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.front(result)
+
+
+def _show_profile(result: dict[str, Any]) -> None:
+    from nas import show
+
+    if result["validation"]:
+        show.rows([result["validation"]])
+    show.line(f"{result['measured']} rows measured, {result['rows'] - result['measured']} already there")
+    show.line(str(result["table"]))

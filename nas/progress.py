@@ -1,0 +1,110 @@
+"""Progress on stderr with the time left: a live bar in a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import rich.progress as bars
+from rich.console import Console
+
+EVERY_S = 5.0  # between two plain lines of a task
+
+
+class Task:
+    """One piece of work: ``done`` of ``total`` steps, and the latest figures."""
+
+    def __init__(self, name: str, total: float, done: float, show: Callable[[Task], None],
+                 clock: Callable[[], float]) -> None:
+        self.name, self.total, self.done = name, total, done
+        self.figures: dict[str, object] = {}
+        self._show, self._clock = show, clock
+        self._began, self._before = clock(), done  # what an earlier call did says nothing about the speed
+
+    def advance(self, n: float = 1, **figures: object) -> None:
+        """``n`` more steps are done; figures stand until they are given anew."""
+        self.done += n
+        self.figures |= figures
+        self._show(self)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at the speed so far; None before the first step."""
+        made = self.done - self._before
+        return (self.total - self.done) * (self._clock() - self._began) / made if made > 0 else None
+
+    def text(self) -> str:
+        """``120/600, loss 1.234, 3 min left``."""
+        parts = [f"{self.done:g}/{self.total:g}", *(f"{name} {_figure(value)}" for name, value in self.figures.items())]
+        left = self.left_s
+        return ", ".join([*parts, f"{duration(left)} left"] if left is not None and self.done < self.total else parts)
+
+
+class Progress:
+    """Shows tasks, which may nest, and notes. Nothing goes to stdout."""
+
+    def __init__(self, console: Console | None = None, every_s: float = EVERY_S,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console or Console(stderr=True)
+        self._every_s, self._clock = every_s, clock
+        self._live: bars.Progress | None = None
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: float, done: float = 0) -> Iterator[Task]:
+        """``with progress.task("profile", rows) as task: task.advance(1, ms=0.3)``; ``done`` by an earlier call."""
+        shown = self._bar if self._console.is_terminal else self._lines
+        with shown(name, total, done) as task:
+            yield task
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _lines(self, name: str, total: float, done: float) -> Iterator[Task]:
+        last = self._clock()
+
+        def show(task: Task) -> None:
+            nonlocal last
+            if self._clock() - last >= self._every_s:
+                last = self._clock()
+                self.note(f"{name}: {task.text()}")
+
+        task = Task(name, total, done, show, self._clock)
+        began = self._clock()
+        yield task
+        self.note(f"{name}: {task.text()}, took {duration(self._clock() - began)}")
+
+    @contextlib.contextmanager
+    def _bar(self, name: str, total: float, done: float) -> Iterator[Task]:
+        with self._display() as live:
+            bar = live.add_task(name, total=total, completed=int(done), text="")
+            yield Task(name, total, done,
+                       lambda task: live.update(bar, completed=task.done, text=task.text()), self._clock)
+            live.remove_task(bar)
+
+    @contextlib.contextmanager
+    def _display(self) -> Iterator[bars.Progress]:
+        if self._live is not None:  # a task inside a task
+            yield self._live
+            return
+        columns = (bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(),
+                   bars.TextColumn("{task.fields[text]}"))
+        with bars.Progress(*columns, console=self._console, transient=True) as self._live:
+            try:
+                yield self._live
+            finally:
+                self._live = None
+
+
+def duration(seconds: float) -> str:
+    """``8 s``, ``3 min``, ``2 h 05 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,91 @@
+"""Results as tables on stdout, for people; ``--json`` is for programs."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def rows(values: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """One line a value; the columns are all keys in order of appearance, unless given."""
+    names = list(columns or dict.fromkeys(key for value in values for key in value))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        numeric = all(isinstance(value.get(name), int | float | None) for value in values)
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for value in values:
+        table.add_row(*(cell(value.get(name)) for name in names))
+    _print(table)
+
+
+def front(result: Mapping[str, Any]) -> None:
+    """The picks of a search or a selection, then what was chosen for each budget, then the run directory."""
+    points = [_point(point) for point in result["front"]]
+    rows(points, [name for name in dict.fromkeys(key for point in points for key in point)])
+    if result["budgets"]:
+        rows([{"budget_ms": one["budget_ms"], "pick": one["id"], "predicted_ms": one["ms"]}
+              for one in result["budgets"]])
+    line(str(result["run"]))
+
+
+def line(text: str) -> None:
+    print(text)
+
+
+def cell(value: Any) -> str:
+    """Three or four significant digits; nothing known is a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(cell(part) for part in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {cell(part)}" for key, part in value.items())
+    return str(value)
+
+
+def _point(point: Mapping[str, Any]) -> dict[str, Any]:
+    accuracy, error = point.get("accuracy"), point.get("accuracy_se")
+    shown = {"id": point["id"], "accuracy": _accuracy(accuracy, error)}
+    if point.get("dominated"):
+        shown["accuracy"] += " (dominated)"
+    shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
+    return shown | {"MACs": _millions(point.get("macs")), "params": _millions(point.get("params")),
+                    "onnx": cell(point.get("onnx"))}
+
+
+def _accuracy(accuracy: float | None, error: float | None) -> str:
+    if accuracy is None:
+        return "-"
+    return f"{100 * accuracy:.1f} %" + ("" if error is None else f" +- {100 * error:.1f}")
+
+
+def _per_target(name: str, ms: Any) -> dict[str, str]:
+    """One column, or one for each target."""
+    if isinstance(ms, Mapping):
+        return {f"{name} {target}": cell(value) for target, value in ms.items()}
+    return {name: cell(ms)}
+
+
+def _millions(count: float | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.2f} M"
+
+
+def _print(table: Table) -> None:
+    """A pipe gets whole lines, not ones cut or padded to a width."""
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    console = Console(file=io.StringIO(), width=400)
+    with console.capture() as text:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()).strip("\n"))
