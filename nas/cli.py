@@ -124,11 +124,11 @@ def select(run: RunPath, target: Targets = None, budget_ms: Budgets = None, as_j
     """Pick anew for another device or budget. Takes minutes: the supernet is not trained again."""
 
     def work() -> dict[str, Any]:
+        budgets = _budgets(budget_ms)
         with _existing(run) as (here, progress):
             from nas import search as pipeline
 
-            targets = target or list(here.config["target"])
-            return pipeline.select(here, targets, _budgets(budget_ms), progress)
+            return pipeline.select(here, target or list(here.config["target"]), budgets, progress)
 
     _print(work, as_json, _show_front)
 

@@ -1,0 +1,251 @@
+"""The command line: one JSON value or a table on stdout, one line on stderr for a mistake, exit 0, 2 or 130."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nas
+from nas import cli
+from nas.errors import UserError
+from nas.files import shipped
+from nas.run import Run
+
+POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accuracy_se": 0.0123, "ms": 0.5,
+         "worst_ms": 0.5, "measured_ms": None, "macs": 12_340_000, "params": 560_000, "exits": [],
+         "onnx": "onnx/a.onnx"}
+RESULT = {"run": "runs/x", "space": "ghost", "target": "cpu", "front": [POINT],
+          "budgets": [{"budget_ms": 0.6, "id": "0123456789ab", "ms": 0.5}]}
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """``call("search", ...) -> (exit code, stdout, stderr)`` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NAS_DEBUG", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        return (int(end.value.code or 0), *capfd.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
+    """Stands in for a module that a verb imports."""
+    module = types.ModuleType(name)
+    for key, value in functions.items():
+        setattr(module, key, value)
+    monkeypatch.setitem(sys.modules, name, module)
+    parent, _, last = name.rpartition(".")
+    monkeypatch.setattr(sys.modules.get(parent, nas), last, module, raising=False)
+
+
+def raiser(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+def test_help_is_instant_and_names_every_verb(call: Call) -> None:
+    code = "import sys; from nas.cli import app; print({'torch', 'numpy', 'rich', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+    assert "torch" not in done.stdout and "numpy" not in done.stdout
+    for words in ([], ["--help"], ["-h"]):
+        exit_code, out, err = call(*words)
+        assert exit_code == 0 and not err
+        assert all(verb in out for verb in ("profile", "search", "select", "export", "measure", "spaces", "targets"))
+
+
+@pytest.mark.parametrize("verb", ["profile", "search", "select", "export", "measure", "spaces", "targets"])
+def test_every_verb_explains_itself(call: Call, verb: str) -> None:
+    code, out, err = call(verb, "--help")
+    assert code == 0 and not err and "--json" in out
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["serach"], "search"),
+    (["search", "--nope"], "--nope"),
+    (["search"], "--target"),
+    (["search", "--target", "cpu", "sed=1"], "did you mean 'seed'"),
+    (["search", "--target", "cpu", "--seed", "x"], "--seed"),
+    (["search", "--target", "cpu", "--seed", "-1"], "--seed"),
+    (["search", "--target", "cpu", "--budget-ms", "0"], "--budget-ms"),
+    (["search", "--target", "cpu", "--budget-ms", "nan"], "--budget-ms"),
+    (["search", "--target", "cpu", "--selector", "x"], "--selector"),
+    (["search", "--target", "cpu", "--config", "none.yaml"], "none.yaml"),
+    (["search", "--target", "cpu", "--run", "file"], "file"),
+    (["select", "none"], "none: no such run directory"),
+    (["select", "."], "not a run directory"),
+    (["select"], "RUN"),
+    (["select", "run", "--budget-ms", "-1"], "--budget-ms"),
+    (["export", "none"], "no such run"),
+    (["export", "run", "--arch", "a", "--budget-ms", "1"], "one of the two"),
+    (["export", "run", "--budget-ms", "inf"], "--budget-ms"),
+    (["measure", "none.onnx"], "none.onnx"),
+    (["measure", "file", "--device", "tpu"], "--device tpu"),
+    (["profile", "--threads", "0"], "--threads"),
+    (["spaces", "--size", "0"], "--size"),
+])
+def test_a_mistake_is_one_line_and_exit_2(call: Call, words: list[str], expected: str) -> None:
+    Path("file").touch()
+    Run.open("run", {"target": ["cpu"]})
+    code, out, err = call(*words)
+    assert (code, out) == (2, "") and expected in err
+    assert len(err.splitlines()) == 1 and err.startswith("nas: ") and "Traceback" not in err
+
+
+def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def search(config: Any, run: Run, progress: Any) -> dict[str, Any]:
+        with pytest.raises(UserError, match=str(os.getpid())), run.lock():
+            pytest.fail("not locked")
+        print("chatter")
+        os.system("echo chatter of C")
+        with progress.task("supernet", 1) as task:
+            task.advance()
+        assert (config.seed, config.train.lr, config.budget_ms) == (3, 0.5, [0.6])
+        return RESULT
+
+    pretend(monkeypatch, "nas.search", search=search)
+    words = ["search", "train.lr=0.5", "--target", "cpu", "--seed", "3", "--budget-ms", "0.6"]
+    code, out, err = call(*words, "--json")
+    assert code == 0 and json.loads(out) == RESULT and out.count("\n") == 1
+    assert "supernet: 1/1" in err and err.count("chatter") == 2
+    (made,) = Path("runs").iterdir()
+    assert made.name.startswith("ghost-cpu-digits-") and Run.existing(made).config["seed"] == 3
+    code, out, err = call(*words)  # the same command finds the same run
+    assert code == 0 and len(list(Path("runs").iterdir())) == 1
+    assert all(part in out for part in ("0123456789ab", "90.0 % +- 1.2", "12.34 M", "0.56 M", "onnx/a.onnx", "0.6"))
+    assert out.splitlines()[-1] == "runs/x" and "chatter" not in out
+    code, out, err = call(*words[:-2], "--run", str(made))
+    assert (code, out) == (2, "") and "budget_ms = [0.6], now []" in err
+
+
+def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = {**POINT, "ms": {"cpu": 0.5, "gpu-v100": 0.25}, "measured_ms": {"cpu": 0.52, "gpu-v100": None},
+             "dominated": True}
+    pretend(monkeypatch, "nas.search", search=lambda *_: {**RESULT, "front": [point]})
+    _, out, _ = call("search", "--target", "cpu", "--target", "gpu-v100")
+    assert all(part in out for part in ("predicted ms cpu", "predicted ms gpu-v100", "0.52", "0.25", "(dominated)"))
+
+
+def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    Run.open("run", {"target": ["cpu", "other"]})
+    asked: list[Any] = []
+    files = {"files": [{"id": "a", "onnx": "a.onnx", "max_abs_diff": 1e-6, "predicted_ms": 0.5, "measured_ms": None}]}
+
+    def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any) -> dict[str, Any]:
+        asked.append((run.path, targets, budget_ms))
+        return RESULT
+
+    def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Any) -> Any:
+        asked.append((arch_id, budget_ms, out))
+        return files
+
+    pretend(monkeypatch, "nas.search", select=select, export=export)
+    assert json.loads(call("select", "run", "--json")[1]) == RESULT
+    call("select", "run", "--target", "npu", "--budget-ms", "2", "--budget-ms", "1")
+    assert json.loads(call("export", "run", "--json", "--budget-ms", "2")[1]) == files
+    code, out, _ = call("export", "run", "--arch", "a", "--out", "there")
+    assert code == 0 and "a.onnx" in out and "1e-06" in out
+    assert asked == [(Path("run"), ["cpu", "other"], []), (Path("run"), ["npu"], [1.0, 2.0]),
+                     (None, 2.0, None), ("a", None, Path("there"))]
+
+
+def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def profile(layout: Any, table_path: Path, **options: Any) -> dict[str, Any]:
+        calls.append((layout.space, layout.task.size, table_path, options["threads"], options["validate"]))
+        check = {"n": 2, "mape": 3.0 - len(calls), "bias": 0.1, "kendall": 0.9, "noise_mape": 1.0, "noise_kendall": 0.9}
+        return {"table": str(table_path), "rows": 10 * len(calls), "measured": 10,
+                "validation": check if options["validate"] else None}
+
+    pretend(monkeypatch, "nas.latency.profile", profile=profile)
+    code, out, _ = call("profile", "--size", "32", "--validate", "2", "--threads", "2", "--json")
+    value = json.loads(out)
+    spaces = shipped("search_spaces", ".yaml")
+    assert code == 0 and [each[0] for each in calls] == spaces and list(value["spaces"]) == spaces
+    assert all(each[1:] == (32, Path("latency_tables/cpu-t2.json"), 2, 2) for each in calls)
+    assert (value["rows"], value["measured"], value["validation"]["mape"]) == (10 * len(spaces), 10 * len(spaces), 2.0)
+    calls.clear()
+    code, out, _ = call("profile", "--space", "ghost", "--width", "0.5", "--out", "t.json")
+    assert code == 0 and calls == [("ghost@0.5", 224, Path("t.json"), 1, 0)]
+    assert out.splitlines() == ["10 rows measured, 0 already there", "t.json"]
+
+
+def test_measure_prints_the_timing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = types.SimpleNamespace(ms=1.5, p10_ms=1.25, p90_ms=2.0, n=30)
+    pretend(monkeypatch, "nas.latency.devices.onnxruntime", measure=lambda path, threads, batch: timing)
+    Path("m.onnx").touch()
+    code, out, _ = call("measure", "m.onnx", "--json")
+    assert code == 0 and json.loads(out) == {"ms": 1.5, "p10_ms": 1.25, "p90_ms": 2.0, "n": 30}
+
+
+def test_spaces_and_targets_are_lists_with_name_first(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = call("spaces", "--json", "--size", "32")
+    values = json.loads(out)
+    assert code == 0 and [value["name"] for value in values] == shipped("search_spaces", ".yaml")
+    assert all(next(iter(value)) == "name" and Path(value["file"]).is_file() for value in values)
+    ghost = next(value for value in values if value["name"] == "ghost")
+    assert (ghost["slots"], ghost["last_map"], ghost["depth"]) == (16, 4, [1, 2, 2, 4, 2, 5])
+    assert "10^" in call("spaces")[1]
+    pretend(monkeypatch, "nas.latency.costs", targets=lambda: [{"name": "cpu", "rows": 3}])
+    assert json.loads(call("targets", "--json")[1]) == [{"name": "cpu", "rows": 3}]
+    pretend(monkeypatch, "nas.latency.costs", targets=lambda: [])
+    assert call("targets") == (0, "none\n", "")
+
+
+@pytest.mark.parametrize(("error", "code", "expected"), [
+    (UserError("two\nlines"), 2, "nas: two lines\n"),
+    (PermissionError(13, "Permission denied", "x/y"), 2, "nas: x/y: Permission denied\n"),
+    (OSError(28, "No space left on device"), 2, "nas: No space left on device\n"),
+    (KeyboardInterrupt(), 130, "nas: interrupted: the same command continues\n"),
+])
+def test_what_goes_wrong_inside_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch, error: BaseException,
+                                            code: int, expected: str) -> None:
+    pretend(monkeypatch, "nas.latency.costs", targets=raiser(error))
+    assert call("targets") == (code, "", expected)
+
+
+def test_our_own_mistakes_and_debugging_keep_the_traceback(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "nas.latency.costs", targets=raiser(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["targets"])
+    pretend(monkeypatch, "nas.latency.costs", targets=raiser(UserError("x")))
+    monkeypatch.setenv("NAS_DEBUG", "1")
+    with pytest.raises(UserError):
+        cli.main(["targets"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    code = ("import sys, time, types, nas; m = types.ModuleType('nas.search')\n"
+            "sys.modules['nas.search'] = nas.search = m\n"
+            "def search(*_):\n    print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"
+            "m.search = search\nfrom nas.cli import main; main(['search', '--target', 'cpu', '--json'])")
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None and process.stderr.readline() == "ready\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "nas: interrupted: the same command continues\n")
+
+
+def test_python_m_nas() -> None:
+    done = subprocess.run([sys.executable, "-m", "nas", "nope"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("nas: No such command")

@@ -1,0 +1,76 @@
+"""Progress: plain lines with the time left, a bar in a terminal; never on stdout."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from nas.progress import Progress, duration
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def plain(clock: Clock) -> tuple[Progress, io.StringIO]:
+    text = io.StringIO()
+    return Progress(Console(file=text, width=60), every_s=5, clock=clock), text
+
+
+def test_a_line_every_few_seconds_with_the_time_left() -> None:
+    clock = Clock()
+    progress, text = plain(clock)
+    with progress.task("search", 10) as task:
+        for step in range(1, 5):
+            clock.now = 2.0 * step
+            task.advance(loss=1.23456, step=step)
+    progress.note("done [not markup]")
+    # 3 of 10 steps in 6 s leave 7 * 2 s; 5 s after that line nothing more was due
+    assert text.getvalue().splitlines() == ["search: 3/10, loss 1.235, step 3, 14 s left",
+                                            "search: 4/10, loss 1.235, step 4, 12 s left, took 8 s",
+                                            "done [not markup]"]
+
+
+def test_what_an_earlier_call_did_is_not_counted_as_speed() -> None:
+    clock = Clock()
+    progress, _ = plain(clock)
+    with progress.task("search", 100, done=90) as task:
+        assert task.left_s is None
+        clock.now = 4
+        task.advance(2)
+        assert task.left_s == 16  # 8 left at 2 s each
+        task.advance(8)
+        assert task.text() == "100/100"
+
+
+def test_a_bar_in_a_terminal_and_tasks_that_nest() -> None:
+    text = io.StringIO()
+    progress = Progress(Console(file=text, force_terminal=True, width=80))
+    with progress.task("outer", 2) as outer:
+        with progress.task("inner", 1) as inner:
+            inner.advance()
+        outer.advance(1, loss=0.5)
+        progress.note("a note")
+    with pytest.raises(KeyboardInterrupt), progress.task("again", 1):
+        raise KeyboardInterrupt
+    assert all(part in text.getvalue() for part in ("outer", "inner", "a note", "again"))
+    assert text.getvalue().endswith("\x1b[2K") and "\x1b[?25h" in text.getvalue()  # cleaned up, cursor shown
+
+
+def test_nothing_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress().task("work", 1) as task:
+        task.advance()
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("work: 1/1")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (7500, "2 h 05 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
