@@ -1,0 +1,90 @@
+"""Imports fall: a package imports only from rows above its own, and the files of one package without cycles."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+NAS = Path(__file__).parent.parent / "nas"
+ROWS = [
+    {"nas", "errors"},  # "nas" is the package itself: its version
+    {"files", "arch"},
+    {"space", "run", "progress", "show"},
+    {"config", "ops"},
+    {"plan"},
+    {"decision", "subnet", "genome"},
+    {"lower"},
+    {"supernet", "latency", "exits"},
+    {"train", "select"},
+    {"verify", "report"},
+    {"search"},
+    {"cli"},
+    {"__main__"},
+]
+ROW = {name: row for row, names in enumerate(ROWS) for name in names}
+FILES = sorted(NAS.rglob("*.py"))
+
+
+def module(file: Path) -> str:
+    parts = file.relative_to(NAS.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module(file) for file in FILES}
+
+
+def package(name: str) -> str:
+    """``nas.latency.devices.cuda`` -> ``latency``."""
+    return [*name.split("."), "nas"][1] if name != "nas" else "nas"
+
+
+def imports(source: str) -> set[str]:
+    """Modules of nas that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they go"
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in MODULES else str(node.module) for name in full}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "nas"}
+
+
+def test_the_parser_sees_every_kind_of_import() -> None:
+    source = "import nas.plan as p\nfrom nas import ops, __version__\ndef f():\n    from nas.ops.ghost import Ghost\n"
+    assert imports(source) == {"nas.plan", "nas.ops", "nas", "nas.ops.ghost"}
+    assert [package(name) for name in ("nas", "nas.plan", "nas.latency.devices.cuda")] == ["nas", "plan", "latency"]
+
+
+def test_every_file_has_a_row() -> None:
+    assert {package(name) for name in MODULES} <= set(ROW)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_imports_fall(file: Path) -> None:
+    own = package(module(file))
+    wrong = {name for name in imports(file.read_text()) if package(name) != own and ROW[package(name)] >= ROW[own]}
+    assert not wrong, f"{module(file)} (row {ROW[own]}) must not import {', '.join(sorted(wrong))}"
+
+
+def test_no_cycles() -> None:
+    graph = {module(file): imports(file.read_text()) - {module(file)} for file in FILES}
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert order[0] in ("nas", "nas.errors")
+
+
+@pytest.mark.parametrize("name", ["errors", "files", "arch", "space", "run", "config", "progress", "show", "cli"])
+def test_these_need_no_torch(name: str) -> None:
+    code = f"import sys, nas.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_a_file_over_400_lines_is_two_files(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 400
