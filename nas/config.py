@@ -161,7 +161,7 @@ def _checked(settings: dict[str, tuple[Any, str]]) -> Config:
     except ValidationError as error:
         key, _, mistake = first_mistake(error).partition(": ")
         origin = next((where for known, (_, where) in settings.items() if f"{key}.".startswith(f"{known}.")), key)
-        raise UserError(f"{origin}: {mistake.removeprefix('value error, ')}") from None
+        raise UserError(f"{origin}: {mistake}") from None
 
 
 def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:

@@ -101,7 +101,7 @@ def layout(space: Space, task: Task) -> Layout:
         raise UserError(f"--size {task.size}: the input side must be from {LAST_MAP} to 4096")
     strides = _strides(space, task.size)
     in_ch, size = space.stem.out, -(-task.size // strides[0])
-    stem = OpKey(_checked(space, "stem.op", space.stem.op), task.in_ch, in_ch, strides[0], task.size)
+    stem = OpKey(_fixed(space, "stem", task.in_ch, in_ch, strides[0]), task.in_ch, in_ch, strides[0], task.size)
     slots: list[Slot] = []
     for stage_index, stage in enumerate(space.stages):
         for position in range(stage.depth):
@@ -109,7 +109,7 @@ def layout(space: Space, task: Task) -> Layout:
             branches = _branches(space, stage_index, in_ch, stage.out, stride)
             slots.append(Slot(len(slots), stage_index, in_ch, stage.out, stride, size, branches))
             in_ch, size = stage.out, -(-size // stride)
-    head = OpKey(_checked(space, "head.op", space.head.op), in_ch, task.classes, 1, size)
+    head = OpKey(_fixed(space, "head", in_ch, task.classes, 1), in_ch, task.classes, 1, size)
     return Layout(space.name, task, stem, tuple(slots), head)
 
 
@@ -187,12 +187,13 @@ def _last_map(size: int, strides: Iterable[int]) -> int:
     return size
 
 
-def _checked(space: Space, key: str, text: str) -> Op:
+def _fixed(space: Space, part: str, in_ch: int, out_ch: int, stride: int) -> Op:
+    where = f"{space.file or space.name}: {part}.op"
     try:
-        op = Op.parse(text)
-        op_families.check(op)
+        op = Op.parse(space.stem.op if part == "stem" else space.head.op)
     except UserError as error:
-        raise UserError(f"{space.file or space.name}: {key}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
+    _must_build(where, op, in_ch, out_ch, stride)
     return op
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from nas.arch import Op, Value
 from nas.errors import UserError
@@ -40,7 +40,10 @@ class Widths(_Strict):
         return tuple(self.step * i for i in range(first, last + 1))
 
 
-KnobValues = Annotated[list[Value], Field(min_length=1)] | Widths
+KnobValues = Annotated[
+    Annotated[list[Value], Field(min_length=1), Tag("<list>")] | Annotated[Widths, Tag("<range>")],
+    Discriminator(lambda value: "<range>" if isinstance(value, dict | Widths) else "<list>"),
+]
 
 
 class Fixed(_Strict):
@@ -123,17 +126,21 @@ def divisible(channels: float, step: int = 4) -> int:
     return rounded + step if rounded < 0.9 * channels else rounded
 
 
+_NOT_KEYS = ("<list>", "<range>", "int", "str")  # what pydantic adds for the member of a union
+
+
 def first_mistake(error: ValidationError) -> str:
     """``key.path: what is wrong (got value)`` for the first mistake that pydantic found."""
     mistakes = error.errors(include_url=False)
     mistake = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
-    key = ".".join(str(part) for part in mistake["loc"]) or "file"
+    key = ".".join(str(part) for part in mistake["loc"] if part not in _NOT_KEYS) or "file"
     if mistake["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     if mistake["type"] == "missing":
         return f"{key}: missing"
     got = repr(mistake["input"])
-    return f"{key}: {mistake['msg'][0].lower()}{mistake['msg'][1:]} (got {got if len(got) < 60 else got[:57] + '...'})"
+    text = mistake["msg"].removeprefix("Value error, ")
+    return f"{key}: {text[0].lower()}{text[1:]} (got {got if len(got) < 60 else got[:57] + '...'})"
 
 
 def _yaml(path: Path) -> Any:

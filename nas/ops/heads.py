@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nas.ops.layers import ACTIVATIONS, ConvBN
+from nas.ops.layers import ConvBN, activation
 from nas.ops.registry import Block, register
 
 
@@ -31,9 +31,11 @@ class Head(Block):
     def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int = 0, features: int = 0, act: str = "relu",
                  dropout_percent: int = 0) -> None:
         super().__init__()
+        if hidden < 0 or features < 0:
+            raise ValueError("hidden and features are numbers of channels, or 0 for none")
         self.conv = ConvBN(in_ch, hidden, act=act) if hidden else nn.Identity()
         width = hidden or in_ch
-        self.features = nn.Sequential(nn.Linear(width, features), ACTIVATIONS[act]()) if features else nn.Identity()
+        self.features = nn.Sequential(nn.Linear(width, features), activation(act)) if features else nn.Identity()
         self.dropout = nn.Dropout(dropout_percent / 100)
         self.classifier = nn.Linear(features or width, out_ch)
 

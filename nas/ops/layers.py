@@ -17,6 +17,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def activation(name: str) -> nn.Module:
+    """Raises ValueError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
 class Depthwise(nn.Conv2d):
     """Depthwise convolution, padding k // 2; as many groups as its weight has rows (a slice has fewer)."""
 
@@ -35,14 +42,16 @@ class ConvBN(nn.Sequential):
     def __init__(self, in_ch: int, out_ch: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False,
                  act: str = "relu") -> None:
         super().__init__()
-        if act not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {act!r}; known: {', '.join(ACTIVATIONS)}")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel}: it must be odd, or maps change their size")
+        if out_ch < 1:
+            raise ValueError(f"{out_ch} channels")
         conv = (Depthwise(in_ch, kernel, stride) if depthwise
                 else nn.Conv2d(in_ch, out_ch, kernel, stride, kernel // 2, bias=False))
         self.add_module("conv", conv)
         self.add_module("bn", nn.BatchNorm2d(out_ch))
         if act != "none":
-            self.add_module("act", ACTIVATIONS[act]())
+            self.add_module("act", activation(act))
 
 
 class SqueezeExcite(nn.Module):

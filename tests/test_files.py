@@ -1,0 +1,76 @@
+"""Shipped files are found by name, others by path; a write is whole or did not happen."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from nas.errors import UserError
+from nas.files import nearest, resolve, shipped, write_atomic, write_json, write_text
+
+
+def test_a_name_is_shipped_and_anything_else_a_path(tmp_path: Path) -> None:
+    assert resolve("search_spaces", "ghost", ".yaml").name == "ghost.yaml"
+    mine = tmp_path / "ghost.yaml"
+    mine.touch()
+    assert resolve("search_spaces", str(mine), ".yaml") == mine
+    with pytest.raises(UserError, match=r"no 'ghots'; did you mean 'ghost'\? known: .*mbconv"):
+        resolve("search_spaces", "ghots", ".yaml")
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            resolve("search_spaces", str(path), ".yaml")
+
+
+def test_shipped_names_are_sorted_stems() -> None:
+    names = shipped("search_spaces", ".yaml")
+    assert names == sorted(names) and "ghost" in names and shipped("search_spaces", ".none") == []
+
+
+def test_nearest() -> None:
+    assert nearest("hiden", ["se", "hidden"]) == "did you mean 'hidden'? known: hidden, se"
+    assert nearest("zzz", ["b", "a"]) == "known: a, b" and nearest("x", []) == "known: none"
+
+
+def test_a_write_makes_folders_and_leaves_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    write_text(path, "é")
+    assert path.read_text(encoding="utf-8") == "é" and os.listdir(path.parent) == ["b.txt"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, OSError])
+def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def interrupted(file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise error
+
+    with pytest.raises(error):
+        write_atomic(path, interrupted)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_json_has_no_nan_and_keeps_its_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"b": 1, "a": [0.1]})
+    assert json.loads(path.read_text()) == {"b": 1, "a": [0.1]} and path.read_text().index('"b"') < 5
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, float("nan"))
+    assert json.loads(path.read_text()) == {"b": 1, "a": [0.1]}
+
+
+def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path, seen = tmp_path / "a", set()
+    write_text(path, "0" * 50_000)
+    writers = [threading.Thread(target=write_text, args=(path, str(i) * 50_000)) for i in range(1, 9)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        seen.add(path.read_text())
+    assert all(len(text) == 50_000 and len(set(text)) == 1 for text in seen) and os.listdir(tmp_path) == ["a"]
