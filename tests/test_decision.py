@@ -1,0 +1,62 @@
+"""Decisions: one-hot and arch are inverse, and the expected latency of one network is the sum over its plan."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import pytest
+import torch
+
+from nas import genome
+from nas.arch import SKIP, Op
+from nas.decision import Choice, Decision, arch_of, choice_of, expected_ms, one_hot, op_of, prices
+from nas.plan import Layout, OpKey, plan
+
+
+def ms(keys: list[OpKey]) -> list[float]:
+    """A cost of its own for every key."""
+    return [1 + zlib.crc32(str(key).encode()) / 2**32 for key in keys]
+
+
+def test_an_operator_and_its_choice_are_inverse() -> None:
+    op = Op.of("ghost", cheap=3, hidden=16)
+    assert choice_of(op) == Choice(Op.of("ghost", cheap=3), 16) and op_of(choice_of(op)) == op
+    assert choice_of(SKIP) == Choice(SKIP, None) and op_of(choice_of(SKIP)) == SKIP
+
+
+def test_the_heaviest_choices_make_the_network(tiny: Layout) -> None:
+    arch = genome.sample(tiny, random.Random(0))
+    assert arch_of(tiny, one_hot(arch)) == arch
+    soft = Decision(tuple((Choice(SKIP, None, torch.tensor(0.4)), Choice(op.without("hidden"), 8, 0.6))
+                          for op in (slot.ops[0] for slot in tiny.slots)))
+    assert [op.get("hidden") for op in arch_of(tiny, soft).ops] == [8] * 4
+
+
+def test_the_expected_ms_of_one_network_is_the_sum_over_its_plan(tiny: Layout) -> None:
+    known = prices(tiny, ms)
+    for seed in range(50):
+        arch = genome.sample(tiny, random.Random(seed))
+        assert expected_ms(tiny, one_hot(arch), known) == pytest.approx(sum(ms(plan(tiny, arch))), rel=1e-12)
+
+
+def test_every_operator_is_asked_for_once_and_skip_never(tiny: Layout) -> None:
+    asked: list[OpKey] = []
+    known = prices(tiny, lambda keys: asked.extend(keys) or ms(keys))  # type: ignore[func-returns-value]
+    assert len(asked) == len(set(asked)) and all(key.op != SKIP for key in asked)
+    assert known.fixed == pytest.approx(sum(ms(list(tiny.fixed))))
+    assert [known.ms[slot.index].get(SKIP) for slot in tiny.slots] == [0.0, 0.0, None, 0.0]
+
+
+def test_the_gradient_of_the_expected_ms_is_the_prices(tiny: Layout) -> None:
+    known = prices(tiny, ms)
+    ops = [(slot.ops[0], slot.ops[-1]) for slot in tiny.slots]
+    weights = torch.full((4, 2), 0.5, dtype=torch.float64, requires_grad=True)
+    decision = Decision(tuple(tuple(Choice(choice_of(op).branch, choice_of(op).hidden, weights[i, j])
+                                    for j, op in enumerate(pair)) for i, pair in enumerate(ops)))
+    total = expected_ms(tiny, decision, known)
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    each = [[known.ms[i][op] for op in pair] for i, pair in enumerate(ops)]
+    assert weights.grad is not None and torch.allclose(weights.grad, torch.tensor(each, dtype=torch.float64))
+    assert total.item() == pytest.approx(known.fixed + sum(map(sum, each)) / 2)

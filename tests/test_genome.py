@@ -1,0 +1,72 @@
+"""Moves of random search stay in the space; indices and architectures are inverse."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nas import genome
+from nas.arch import SKIP, Arch
+from nas.files import shipped
+from nas.plan import Layout, Task, layout, plan
+from nas.space import Space
+from tests.conftest import TINY
+
+TINY_LAYOUT = layout(Space.parse(TINY), Task(16, 3, 4))
+seeds = st.integers(0, 2**32)
+
+
+@given(seeds, st.floats(0, 1))
+def test_every_move_stays_in_the_space(seed: int, probability: float) -> None:
+    rng = random.Random(seed)
+    first, second = genome.sample(TINY_LAYOUT, rng), genome.sample(TINY_LAYOUT, rng)
+    mutant = genome.mutate(TINY_LAYOUT, first, rng, probability)
+    child = genome.cross_over(TINY_LAYOUT, first, second, rng)
+    for arch in (first, second, mutant, child):
+        assert plan(TINY_LAYOUT, arch)  # raises for an operator that is not admitted
+    assert all(op in pair for op, pair in zip(child.ops, zip(first.ops, second.ops, strict=True), strict=True))
+    assert genome.mutate(TINY_LAYOUT, first, rng, 0.0) == first
+    assert genome.cross_over(TINY_LAYOUT, first, first, rng) == first
+
+
+@given(seeds)
+def test_encode_and_decode_are_inverse(seed: int) -> None:
+    arch = genome.sample(TINY_LAYOUT, random.Random(seed))
+    indices = genome.encode(TINY_LAYOUT, arch)
+    assert genome.decode(TINY_LAYOUT, indices) == arch
+    assert all(0 <= i < len(slot.ops) for i, slot in zip(indices, TINY_LAYOUT.slots, strict=True))
+
+
+def test_the_size_is_exact(tiny: Layout) -> None:
+    assert genome.size(tiny) == 10 * 10 * 9 * 16
+    assert 10**41 < genome.size(layout(Space.load("ghost"), Task(224, 3, 1000))) < 10**42
+
+
+def test_the_same_seed_is_the_same_network(tiny: Layout) -> None:
+    assert genome.sample(tiny, random.Random(3)) == genome.sample(tiny, random.Random(3))
+    assert len({genome.sample(tiny, random.Random(seed)) for seed in range(20)}) > 15
+
+
+def test_branches_are_drawn_alike_so_that_widths_do_not_crowd_out_skip(tiny: Layout) -> None:
+    rng = random.Random(0)
+    drawn = Counter(genome.sample_op(tiny.slots[3], rng).without("hidden") for _ in range(4000))
+    assert len(drawn) == 4 and drawn[SKIP] == pytest.approx(1000, rel=0.15)
+
+
+@pytest.mark.parametrize("name", shipped("search_spaces", ".yaml"))
+def test_the_smallest_network_skips_all_it_can(name: str) -> None:
+    at = layout(Space.load(name), Task(32, 3, 10))
+    smallest = genome.smallest(at)
+    assert plan(at, smallest)
+    assert [op == SKIP for op in smallest.ops] == [SKIP in slot.ops for slot in at.slots]
+    assert all(op == SKIP or op.get("hidden") == slot.branches[0].widths[0]
+               for op, slot in zip(smallest.ops, at.slots, strict=True))
+
+
+def test_another_space_is_not_encoded(tiny: Layout) -> None:
+    with pytest.raises(ValueError):
+        genome.encode(tiny, Arch("tiny", 16, (SKIP,)))
