@@ -1,0 +1,18 @@
+"""Selectors by name: from additive costs, scores and a judge to the networks worth having at each budget."""
+
+from __future__ import annotations
+
+from nas.errors import UserError
+from nas.files import nearest
+from nas.select.evolution import select_evolution
+from nas.select.ilp import select_ilp
+from nas.select.problem import Selector
+
+SELECTORS: dict[str, Selector] = {"ilp": select_ilp, "evolution": select_evolution}
+
+
+def get(name: str) -> Selector:
+    """Raises UserError for an unknown name."""
+    if name not in SELECTORS:
+        raise UserError(f"--selector {name}: no such selector; {nearest(name, SELECTORS)}")
+    return SELECTORS[name]

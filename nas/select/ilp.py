@@ -1,0 +1,131 @@
+"""Selection by additive scores and an exact knapsack, refitted on what was judged: the default selector.
+
+Additive scores under hard latency limits are LANA's formulation (Molchanov et al., ECCV 2022, arXiv 2107.10624); the
+rounds of fit, decode and judge are ours. Gates propose, the fit on judged losses decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.files import nearest
+from nas.select.knapsack import Cut, Knapsack, Pick
+from nas.select.problem import Cost, Judge, Ledger, Limits, Problem, Scores, ScoresFor, random_within
+from nas.select.scores import ridge
+
+MOST = 8  # diverse answers of one ILP; the overlap that is left pushes later ones far from the optimum
+FIRST = 0.6  # share of the evaluations in the first round, as in the second gates trial (90 + 30 + 30)
+
+
+def solve(scores: Scores, costs: Sequence[Cost], limits: Limits, *, k: int = 1, overlap: float = 0.7,
+          at_least: Limits | None = None, avoid: Iterable[Sequence[int]] = ()) -> list[list[int]]:
+    """The ``k`` best networks within the limits, best first; fewer if no more exist.
+
+    Each shares at most ``overlap`` of its choices with every earlier one, and none is in ``avoid``. ``at_least`` (name
+    -> value) is dropped from the first answer on that it makes impossible. Costs are ``Cost.of``, limits exact. Raises
+    UserError if nothing is within the limits, with the smallest reachable value.
+    """
+    named = {cost.name: cost for cost in costs}
+    _refuse(named, limits)
+    knapsack = Knapsack(scores, costs, limits, frozenset(map(tuple, avoid)))
+    lower = [(named[name], low) for name, low in (at_least or {}).items()]
+    most = min(len(scores) - 1, math.floor(overlap * len(scores) + 1e-9))
+    found: list[Pick] = []
+    while len(found) < k:
+        cuts: list[Cut] = [(pick, most) for pick in found]
+        pick = knapsack.best(cuts, lower)
+        if pick is None and not lower:
+            break
+        if pick is None:
+            lower = []
+        else:
+            found.append(pick)
+    if not found and k and Knapsack(scores, costs, limits).best([], []) is None:
+        raise UserError(_jointly(named, limits))
+    return [list(pick) for pick in found]
+
+
+def select_ilp(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge, evaluations: int,
+               rng: random.Random) -> list[list[Arch]]:
+    """Per budget, the networks judged that lie within it, lowest loss first; ``evaluations`` are judged in all.
+
+    The first round takes the ILP's answers to ``scores_for`` and random networks near each budget; the later ones the
+    ILP's answers to a ridge fit on all that was judged, with ``scores_for`` as its prior. Ends early where no network
+    is left. Raises UserError for a budget that cannot be met, before anything is judged.
+    """
+    ledger = Ledger(problem, judge, evaluations)
+    gates = [scores_for(limits) for limits in limits_list]
+    ledger.judge(first_round(problem, limits_list, gates, math.ceil(FIRST * evaluations), rng))
+    width = max(1, min(MOST, math.ceil(ledger.left / 2 / len(limits_list))))
+    judged = 1
+    while ledger.left and judged:
+        archs, losses = ledger.finite()
+        picks = [solve(ridge(problem, archs, losses, prior=prior), problem.costs, limits, k=width, avoid=ledger.losses)
+                 for limits, prior in zip(limits_list, gates, strict=True)]
+        judged = ledger.judge(in_turn(picks))
+    return [ledger.ranked(limits) for limits in limits_list]
+
+
+def first_round(problem: Problem, limits_list: Sequence[Limits], gates: Sequence[Scores], n: int,
+                rng: random.Random) -> list[list[int]]:
+    """``n`` networks, the budgets in turn: up to half of them the ILP's answers, the rest random near the budget.
+
+    Scores that are all equal say nothing: then one answer, which shows that the budget can be met.
+    """
+    each = math.ceil(n / len(limits_list))
+    name = problem.costs[0].name
+    lists = []
+    for limits, scores in zip(limits_list, gates, strict=True):
+        lower = {name: 0.9 * limits[name]} if name in limits else {}
+        k = min(MOST, math.ceil(each / 2)) if any(np.ptp(row) > 0 for row in scores) else 1
+        picks = solve(scores, problem.costs, limits, k=k, at_least=lower)
+        drawn = (random_within(problem, limits, rng) for _ in range(each - len(picks)))
+        lists.append([*picks, *(pick for pick in drawn if pick is not None)])
+    return in_turn(lists)[:n]
+
+
+def in_turn(lists: Sequence[Sequence[list[int]]]) -> list[list[int]]:
+    """The first of every list, then the second of every list, ...: whatever is cut off, each budget got its share."""
+    return [pick for round_ in itertools.zip_longest(*lists) for pick in round_ if pick is not None]
+
+
+def _refuse(named: Mapping[str, Cost], limits: Limits) -> None:
+    """Raises UserError for a limit on an unknown cost and for one that no network meets."""
+    for name, limit in limits.items():
+        if name not in named:
+            raise UserError(f"limit {name!r}: no such cost; {nearest(name, named)}")
+        if not limit >= named[name].smallest:
+            raise UserError(_below(named[name], limit, named[name].smallest, "raise it, or search a smaller space"))
+
+
+def _jointly(named: Mapping[str, Cost], limits: Limits) -> str:
+    """The message for limits that can be met one by one but not together: the first that the later ones rule out."""
+    names = list(limits)
+    for i in reversed(range(len(names))):
+        cost, others = named[names[i]], {name: limits[name] for name in names[i + 1:]}
+        cheapest = Knapsack(tuple(-row for row in cost.per_op), list(named.values()), others).best([], [])
+        assert cheapest is not None
+        if cost.of(cheapest) > limits[names[i]]:
+            within = " and ".join(f"{name} <= {limit:g}" for name, limit in others.items())
+            return _below(cost, limits[names[i]], cost.of(cheapest), f"with {within}; raise one of them")
+    return f"no network is within {' and '.join(f'{name} <= {limit:g}' for name, limit in limits.items())}"
+
+
+def _below(cost: Cost, limit: float, smallest: float, advice: str) -> str:
+    flag, where = ("--budget-ms", f" on {cost.name}") if cost.unit == "ms" else (cost.name, "")
+    return f"{flag} {limit:.10g} is below the smallest reachable {_up(smallest)} {cost.unit}{where}: {advice}"
+
+
+def _up(value: float, digits: int = 4) -> str:
+    """Rounded up, so that the number shown can be met."""
+    if value <= 0:
+        return "0"
+    step = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    return f"{math.ceil(value / step) * step:.{digits}g}" if value < 10**digits else str(math.ceil(value))

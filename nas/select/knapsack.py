@@ -1,0 +1,175 @@
+"""Multiple-choice knapsack, proven optimal: one choice a slot, the best sum of scores, hard limits on additive costs.
+
+Solved by HiGHS (Huangfu & Hall, Math. Prog. Comp. 2018) through ``scipy.optimize.milp``. HiGHS works to tolerances, the
+limits here are exact: rows are scaled so that the tolerance is about 1e-9 of the room, and an answer whose exact cost
+is over a limit is cut off and the rest solved again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from nas.select.problem import Cost, Scores
+
+Pick = tuple[int, ...]
+Cut = tuple[Pick, int]  # at most so many choices equal to those of the pick
+End = tuple[Cost, float]  # a lower end of a cost
+_ROOM = 1000.0  # right-hand side of a scaled limit
+_SLACK = 1e-9  # share of the room: what lies on the limit is let in, exactness is checked afterwards
+_OVER = 8  # answers over a limit that are cut off one by one before the limit is tightened
+
+
+@dataclass
+class Knapsack:
+    """Scores, exact upper limits (``Cost.name`` -> value) and the picks that are not wanted (``banned``)."""
+
+    scores: Scores
+    costs: Sequence[Cost]
+    limits: Mapping[str, float]
+    banned: frozenset[Pick] = frozenset()
+    _excluded: list[Pick] = field(default_factory=list)
+    _over: int = 0
+
+    def __post_init__(self) -> None:
+        assert all(np.isfinite(row).all() for row in self.scores)
+        self.costs = [cost for cost in self.costs if math.isfinite(self.limits.get(cost.name, math.inf))]
+        self._dominates: dict[tuple[str, ...], list[np.ndarray]] = {}
+
+    def best(self, cuts: Sequence[Cut], at_least: Sequence[End]) -> Pick | None:
+        """The best network that the cuts leave, exactly within the limits and not banned; None if there is none."""
+        while True:
+            without = [*cuts, *((pick, len(pick) - 1) for pick in self._excluded)]
+            pick = self._relaxed(without, at_least, tight=self._over > _OVER)
+            if pick is None or (self._fits(pick) and pick not in self.banned):
+                return pick
+            self._excluded.append(pick)
+            self._over += not self._fits(pick)
+
+    def _fits(self, pick: Pick) -> bool:
+        return all(cost.of(pick) <= self.limits[cost.name] for cost in self.costs)
+
+    def _relaxed(self, cuts: Sequence[Cut], ends: Sequence[End], tight: bool) -> Pick | None:
+        """Within the rows as HiGHS rounds them.
+
+        First without the lower ends, then with them in place of the upper limits on the same costs: then only choices
+        that nothing dominates are needed, a tenth of all. Only if neither answer happens to be within everything, all.
+        """
+        pick = self._solve(self.costs, [], cuts, tight)
+        if pick is None or all(cost.of(pick) >= low for cost, low in ends):
+            return pick
+        floored = {cost.name for cost, _ in ends}
+        pick = self._solve([cost for cost in self.costs if cost.name not in floored], ends, cuts, tight)
+        if pick is None or self._fits(pick):
+            return pick
+        return self._solve(self.costs, ends, cuts, tight)
+
+    def _solve(self, capped: Sequence[Cost], ends: Sequence[End], cuts: Sequence[Cut], tight: bool) -> Pick | None:
+        rows = [*(_upper(cost, self.limits[cost.name], tight) for cost in capped), *map(_lower, ends)]
+        return _solve(self.scores, self._kept(capped, [cost for cost, _ in ends], cuts), rows, cuts)
+
+    def _kept(self, capped: Sequence[Cost], floored: Sequence[Cost], cuts: Sequence[Cut]) -> list[np.ndarray]:
+        """Choices that no other one dominates. One that a cut names dominates nothing: taking it may cost overlap."""
+        if {cost.name for cost in capped} & {cost.name for cost in floored}:
+            return [np.arange(len(row)) for row in self.scores]
+        kept = []
+        for slot, matrix in enumerate(self._dominance(capped, floored)):
+            free = np.ones(len(matrix), bool)
+            free[[pick[slot] for pick, _ in cuts]] = False
+            kept.append(np.flatnonzero(~matrix[free].any(axis=0)))
+        return kept
+
+    def _dominance(self, capped: Sequence[Cost], floored: Sequence[Cost]) -> list[np.ndarray]:
+        key = (*(cost.name for cost in capped), "", *(cost.name for cost in floored))
+        if key not in self._dominates:
+            self._dominates[key] = [
+                _dominates(score, [*(c.per_op[slot] for c in capped), *(-c.per_op[slot] for c in floored)])
+                for slot, score in enumerate(self.scores)]
+        return self._dominates[key]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """``low <= sum of values <= high`` over the chosen ops, each slot's smallest cost taken off."""
+
+    values: list[np.ndarray]
+    low: float
+    high: float
+
+
+def _upper(cost: Cost, limit: float, tight: bool) -> _Row:
+    """The room scaled to 1000, against HiGHS's tolerance of 1e-6; loose by what rounding may take, or safely tight."""
+    values, room, ulp = _scaled(cost, limit)
+    slack = max(_SLACK * _ROOM, ulp)
+    return _Row(values, -np.inf, max(0.0, room - 4 * slack) if tight else room + slack)
+
+
+def _lower(end: End) -> _Row:
+    """A value over the room counts as the room: it covers the row alone either way."""
+    values, room, _ = _scaled(*end)
+    return _Row([np.minimum(row, max(0.0, room)) for row in values], room, np.inf)
+
+
+def _scaled(cost: Cost, bound: float) -> tuple[list[np.ndarray], float, float]:
+    """What is above each slot's smallest, the room that the bound leaves for it, and the bound's rounding."""
+    room, ulp = bound - cost.smallest, math.ulp(bound)
+    unit = max(room, 64 * ulp, 1e-200) / _ROOM
+    return [(row - row.min()) / unit for row in cost.per_op], room / unit, ulp / unit
+
+
+def _dominates(score: np.ndarray, costs: Sequence[np.ndarray]) -> np.ndarray:
+    """``[i, j]``: i scores at least as well as j and costs no more in anything; of equals, the first."""
+    at_least = score[:, None] >= score[None, :]
+    better = score[:, None] > score[None, :]
+    for cost in costs:
+        at_least &= cost[:, None] <= cost[None, :]
+        better |= cost[:, None] < cost[None, :]
+    first = np.arange(len(score))[:, None] < np.arange(len(score))[None, :]
+    result: np.ndarray = at_least & (better | first)
+    return result
+
+
+def _solve(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cuts: Sequence[Cut]) -> Pick | None:
+    """One binary a kept choice. Raises RuntimeError unless HiGHS proves optimality or that nothing is feasible."""
+    kept = [ops[_possible(ops, slot, rows)] for slot, ops in enumerate(kept)]
+    if not all(len(ops) for ops in kept):
+        return None
+    slots = np.repeat(np.arange(len(kept)), [len(ops) for ops in kept])
+    ops = np.concatenate(kept)
+    regret = np.concatenate([row[o].max() - row[o] for row, o in zip(scores, kept, strict=True)])
+    scale = 1e4 / (sum(regret[slots == slot].max() for slot in range(len(kept))) or 1.0)
+    result = milp(regret * scale, integrality=np.ones(len(ops)), bounds=Bounds(0, 1),
+                  constraints=_constraints(slots, ops, rows, cuts), options={"mip_rel_gap": 0, "disp": False})
+    if result.status == 2:
+        return None
+    if result.status != 0 or result.x is None:
+        raise RuntimeError(f"HiGHS ended without a proof (status {result.status}): {result.message}")
+    return tuple(int(ops[slots == slot][np.argmax(result.x[slots == slot])]) for slot in range(len(kept)))
+
+
+def _possible(ops: np.ndarray, slot: int, rows: Sequence[_Row]) -> np.ndarray:
+    """Without the choices that break an upper limit on their own."""
+    possible = np.ones(len(ops), bool)
+    for row in rows:
+        possible &= row.values[slot][ops] <= row.high
+    return possible
+
+
+def _constraints(slots: np.ndarray, ops: np.ndarray, rows: Sequence[_Row], cuts: Sequence[Cut]) -> LinearConstraint:
+    n = int(slots.max()) + 1
+    lines = [(slots == slot).astype(float) for slot in range(n)]
+    low, high = [1.0] * n, [1.0] * n
+    for row in rows:
+        lines.append(np.array([row.values[slot][op] for slot, op in zip(slots, ops, strict=True)]))
+        low.append(row.low)
+        high.append(row.high)
+    for pick, most in cuts:
+        lines.append((np.array(pick)[slots] == ops).astype(float))
+        low.append(-np.inf)
+        high.append(float(most))
+    return LinearConstraint(coo_array(np.array(lines)).tocsc(), np.array(low), np.array(high))

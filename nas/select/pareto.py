@@ -1,0 +1,35 @@
+"""The front: which of a set of measured networks are worth having, and how much of the plane they dominate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network with its predicted milliseconds and its accuracy (a fraction)."""
+
+    id: str
+    ms: float
+    accuracy: float
+
+
+def front(points: Iterable[Point]) -> list[Point]:
+    """Those that no other one equals or beats in both ms and accuracy, by ascending ms; of equal ones, the first id."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.ms, -p.accuracy, p.id)):
+        assert point.ms == point.ms and point.accuracy == point.accuracy, f"{point.id}: not a number"
+        if not kept or point.accuracy > kept[-1].accuracy:
+            kept.append(point)
+    return kept
+
+
+def hypervolume(points: Iterable[Point], reference_ms: float, reference_accuracy: float) -> float:
+    """Area dominated by the points and bounded by the reference (a slow, inaccurate network), in ms times accuracy."""
+    area, end = 0.0, reference_ms
+    for point in reversed(front(points)):
+        if point.ms < reference_ms and point.accuracy > reference_accuracy:
+            area += (end - point.ms) * (point.accuracy - reference_accuracy)
+            end = point.ms
+    return area
