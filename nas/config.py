@@ -38,19 +38,20 @@ Ms = Annotated[float, Field(gt=0)]
 
 
 class Training(_Strict):
-    """Weights: SGD with a cosine schedule; epochs count passes over the train split."""
+    """Weights: AdamW with a one-cycle schedule; epochs count passes over the train split."""
 
-    batch: int = Field(default=96, ge=2, le=65_536)
-    lr: float = Field(default=0.1, gt=0, le=100)
-    momentum: Fraction = 0.9
-    weight_decay: float = Field(default=4e-5, ge=0, le=1)
-    warmup_epochs: float | None = Field(default=None, ge=0, le=100_000)
+    batch: int = Field(default=64, ge=2, le=65_536)
+    lr: float = Field(default=0.002, gt=0, le=100)  # of the supernet
+    finetune_lr: float = Field(default=0.002, gt=0, le=100)
+    weight_decay: float = Field(default=0.02, ge=0, le=1)
+    sandwich_every: int = Field(default=2, ge=1, le=1000)  # steps between two of the largest network, the costliest
+    warmup_epochs: Epochs = None
     search_epochs: Epochs = None
     settle_epochs: Epochs = None
     finetune_epochs: Epochs = None
+    finetune_lr: float = Field(default=0.05, gt=0, le=100)
     augment: Name | None = None  # None: what suits the data
-    label_smoothing: Fraction = 0.1
-    ema: Fraction = 0.0  # decay of the averaged weights; 0: none
+    label_smoothing: Fraction = 0.05
     distill: Literal["kd", "none"] = "kd"
 
 

@@ -1,7 +1,7 @@
 """What a supernet runs and what it costs, as one value that is passed to both.
 
 A ``Decision`` lists, slot by slot, the branches that run, at which hidden width and with which weight. Soft ones come
-from the gates, one-hot ones from an ``Arch``. ``Prices`` are the milliseconds of every choice, as plain arrays.
+from the gates, one-hot ones from an ``Arch``. ``Prices`` are the milliseconds of every operator of every slot.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nas.arch import Arch, Op
-from nas.plan import Layout, OpKey, Slot
+from nas.plan import Layout, OpKey, candidates
 
 Weight = Tensor | float
 
@@ -37,27 +36,19 @@ class Decision:
 
 @dataclass(frozen=True)
 class Prices:
-    """Milliseconds: ``fixed`` for stem and head; ``ms[slot][branch][width]`` for the choices."""
+    """Milliseconds: ``fixed`` for stem and head together, ``ms[slot][op]`` for every operator of every slot."""
 
     fixed: float
-    ms: tuple[tuple[np.ndarray, ...], ...]
-
-    def of(self, slot: Slot, choice: Choice) -> float:
-        """Milliseconds of one choice; raises LookupError if the slot does not have it."""
-        for branch, ms in zip(slot.branches, self.ms[slot.index], strict=True):
-            if branch.op == choice.branch:
-                return float(ms[0 if choice.hidden is None else branch.widths.index(choice.hidden)])
-        raise LookupError(f"slot {slot.index} does not admit {choice.branch}")
+    ms: tuple[dict[Op, float], ...]
 
 
 def prices(layout: Layout, ms: Callable[[list[OpKey]], list[float]]) -> Prices:
     """Asks a cost model once for every candidate. ``skip`` costs nothing because it is nothing."""
-    keys = list(dict.fromkeys(key for slot in layout.slots for op in slot.ops if (key := slot.key(op)) is not None))
+    keys = candidates(layout)
     known: dict[OpKey | None, float] = dict(zip(keys, ms(keys), strict=True))
     known[None] = 0.0
-    table = tuple(tuple(np.array([known[slot.key(op)] for op in branch.ops]) for branch in slot.branches)
-                  for slot in layout.slots)
-    return Prices(float(sum(ms(list(layout.fixed)))), table)
+    table = tuple({op: known[slot.key(op)] for op in slot.ops} for slot in layout.slots)
+    return Prices(sum(known[key] for key in layout.fixed), table)
 
 
 def one_hot(arch: Arch) -> Decision:
@@ -90,7 +81,7 @@ def expected_ms(layout: Layout, decision: Decision, prices: Prices) -> Weight:
     total: Weight = prices.fixed
     for slot, choices in zip(layout.slots, decision.slots, strict=True):
         for choice in choices:
-            total = total + choice.weight * prices.of(slot, choice)
+            total = total + choice.weight * prices.ms[slot.index][op_of(choice)]
     return total
 
 

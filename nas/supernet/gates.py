@@ -55,8 +55,8 @@ class Gates(nn.Module):
             for b, branch in enumerate(slot.branches):
                 count[slot.index, b] = len(branch.ops)
                 for t, price in enumerate(prices):
-                    row = price.ms[slot.index][b]
-                    ms[t, slot.index, b] = np.concatenate([row, np.full(widths - len(row), row[-1])])
+                    row = [price.ms[slot.index][op] for op in branch.ops]
+                    ms[t, slot.index, b] = np.pad(row, (0, widths - len(row)), mode="edge")
         self.register_buffer("ms", torch.from_numpy(ms))
         self.register_buffer("live", torch.from_numpy(count > 0))
         self.register_buffer("count", torch.from_numpy(np.maximum(count, 1)))

@@ -1,0 +1,144 @@
+"""What every stage of a run works on: data, layout, costs. Loaded from the run's own copies where it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.config import Config
+from nas.decision import Prices, prices
+from nas.errors import UserError
+from nas.files import resolve
+from nas.latency import costs as cost_models
+from nas.latency.costs import Costs
+from nas.latency.table import LatencyTable
+from nas.plan import Layout, Task, candidates, layout
+from nas.progress import Progress
+from nas.run import Run
+from nas.select.problem import Cost, Problem, budgets
+from nas.space import Space
+from nas.train import loop
+from nas.train.data import Data, load
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run's settings and inputs. ``costs`` and ``prices`` are keyed by target, in the order given."""
+
+    config: Config
+    run: Run
+    data: Data
+    layout: Layout
+    costs: dict[str, Costs]
+    prices: dict[str, Prices]
+    device: torch.device
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+
+def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progress) -> Scene:
+    """Loads everything a run needs and records it there.
+
+    Raises UserError for whatever the user has to mend: before anything long starts.
+    """
+    device = loop.device_of(config.train_on)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    space = _space(config, run)
+    data_dir = Path(config.data_dir) if config.data_dir else None
+    data = load(config.data, data_dir=data_dir, size=config.size, seed=config.seed, limit=config.limit)
+    _same_data(run, data)
+    plan = layout(space, Task(data.size, data.in_ch, len(data.classes)))
+    costs = {target: _costs(target, run, plan, progress) for target in targets}
+    return Scene(config, run, data, plan, costs, {t: prices(plan, c.ms_many) for t, c in costs.items()}, device)
+
+
+def problem(scene: Scene, layout: Layout, targets: Sequence[str]) -> Problem:
+    """The selection problem over what ``layout`` (pruned or whole) still admits, with one cost a target."""
+    rows = {t: tuple(np.array([scene.prices[t].ms[s.index][op] for op in s.ops]) for s in layout.slots)
+            for t in targets}
+    costs = tuple(Cost(t, "ms", scene.prices[t].fixed, rows[t]) for t in targets)
+    return Problem(layout, tuple(slot.ops for slot in layout.slots), costs)
+
+
+def limits_of(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[float], count: int) -> list[float]:
+    """The budgets of one target: those given, or ``count`` geometric ones over its reachable range."""
+    one = problem(scene, layout, [target])
+    for budget in budget_ms:
+        if budget < one.costs[0].smallest:
+            raise UserError(f"--budget-ms {budget:g} is below the smallest reachable {_up(one.costs[0].smallest)} ms "
+                            f"on {target}: raise it, or search a smaller space (--width)")
+    return sorted(budget_ms) or budgets(one, count)
+
+
+def _up(value: float) -> str:
+    """Four significant digits, rounded up: the number that is printed is reachable."""
+    step = 10.0 ** (np.floor(np.log10(value)) - 3)
+    return f"{np.ceil(value / step - 1e-9) * step:.6g}"
+
+
+def _space(config: Config, run: Run) -> Space:
+    """From the run's own copy once there is one, so that a file edited later does not change the run."""
+    if not run.has("space.yaml"):
+        Space.load(config.space)  # refuse it before it is copied
+        base = config.space if Path(config.space).is_file() else config.space.partition("@")[0]
+        run.keep("space.yaml", resolve("search_spaces", base, ".yaml").read_bytes())
+    _, _, width = config.space.partition("@") if not Path(config.space).is_file() else ("", "", "")
+    space = Space.load(str(run.file("space.yaml"))).scaled(float(width or 1) * config.width)
+    return space.only(config.only_op) if config.only_op else space
+
+
+def _same_data(run: Run, data: Data) -> None:
+    """Splits and provenance, recorded at the start; raises UserError if the images changed since."""
+    if not run.has("data.json"):
+        run.write_json("data.json", {"name": data.name, "classes": list(data.classes), "size": data.size,
+                                     "mean": list(data.mean), "std": list(data.std), **_provenance(data)})
+        run.write_json("splits.json", data.indices)
+    before = run.read_json("data.json").get("fingerprint")
+    if before != data.source["fingerprint"]:
+        raise UserError(f"{run.path}: began with other images (fingerprint {before}, now "
+                        f"{data.source['fingerprint']}); give another --run, or put the images back")
+
+
+def _provenance(data: Data) -> dict[str, Any]:
+    return dict(data.source)
+
+
+def _costs(target: str, run: Run, plan: Layout, progress: Progress) -> Costs:
+    """The run's copy of the target's file; at first use it is found, completed if it is this machine's, and copied."""
+    name = f"tables/{Path(target).name.removesuffix('.json')}.json"
+    if not run.has(name) or _lacks(cost_models.load(str(run.file(name))), plan):
+        path = _complete(target, plan, progress)
+        progress.note(f"costs of {target}: {path}")
+        run.write(name, lambda file: file.write(path.read_bytes()))
+    return cost_models.load(str(run.file(name)))
+
+
+def _lacks(costs: Costs, plan: Layout) -> bool:
+    return isinstance(costs, LatencyTable) and bool(costs.missing(candidates(plan)))
+
+
+def _complete(target: str, plan: Layout, progress: Progress) -> Path:
+    """Measures what a table of this machine lacks, after saying how much; other targets are left as they are."""
+    from nas.latency.profile import SECONDS_A_GRAPH, profile
+
+    known = {one["name"] for one in cost_models.targets()} | {target if target.endswith(".json") else ""}
+    path = cost_models.find(target) if target in known or target != "cpu" else cost_models.LOCAL / "cpu.json"
+    table = cost_models.load(str(path)) if path.is_file() else None
+    if table is not None and (not _lacks(table, plan) or not cost_models.is_local(table)):
+        return path
+    here = path if table is not None and path.parent == cost_models.LOCAL else cost_models.LOCAL / f"{target}.json"
+    rows = len(table.missing(candidates(plan))) if isinstance(table, LatencyTable) else len(candidates(plan))
+    progress.note(f"{target}: up to {rows} rows are not measured yet; measuring them now, at {SECONDS_A_GRAPH} s a row "
+                  f"at most, into {here}")
+    meta = table.meta if table is not None else {"threads": 1, "batch": 1}
+    with progress.task(f"profile {target}", 1) as task:
+        profile(plan, here, threads=int(meta["threads"]), batch=int(meta["batch"]),
+                progress=lambda done, total, left: task.advance(done / max(1, total) - task.done, rows=total))
+    return here

@@ -1,0 +1,288 @@
+"""The pipeline, stage by stage over a Run: scene, supernet, selection, fine-tuning, export, front.
+
+Each stage writes one artefact and is skipped where it stands, so the same command continues what was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas import deliver
+from nas.arch import Arch
+from nas.config import Config
+from nas.errors import UserError
+from nas.progress import Progress
+from nas.report.figures import draw_front
+from nas.run import Run
+from nas.scene import Scene, limits_of, problem, set_scene
+from nas.select import get as selector
+from nas.select import scores as fits
+from nas.select.pareto import Point
+from nas.select.pareto import front as pareto_front
+from nas.select.problem import Limits, Problem, Scores
+from nas.supernet.gates import RELAXATIONS
+from nas.train import finetune, loop, search_loop
+
+SUPERNET = "supernet.pt"
+CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
+JUDGED_ON = 500  # held-out images a network is ranked on, by loss: a quarter of what accuracy needs (gates trial 2)
+
+
+def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
+    """The whole road; continues where the run stands. Raises UserError for what the user has to mend."""
+    scene = set_scene(config, run, config.target, progress)
+    limits = {target: limits_of(scene, scene.layout, target, _given(config, target), config.budgets)
+              for target in config.target}
+    training = _supernet(scene, limits, progress)
+    picks = run.stage("picks.json", lambda: _pick(scene, training, limits, "", progress))
+    return _finish(scene, training, picks, "", True, progress)
+
+
+def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progress: Progress,
+           fine_tune: bool = False) -> dict[str, Any]:
+    """New picks from the run's supernet for other devices or budgets, with inherited weights unless ``fine_tune``."""
+    config = Config.from_json(run.config, str(run.file("config.json")))
+    if not run.has("picks.json"):
+        raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
+    scene = set_scene(config, run, list(dict.fromkeys([*config.target, *targets])), progress)
+    training = _trained(scene)
+    kept = training.supernet.layout
+    limits = {t: limits_of(scene, kept, t, budget_ms if t == targets[0] else [], config.budgets) for t in targets}
+    unseen = [target for target in targets if target not in config.target]
+    if unseen:
+        progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
+    name = hashlib.sha256(json.dumps([limits, fine_tune], sort_keys=True).encode()).hexdigest()[:8]
+    place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
+    scene = _seen(scene, targets)
+    picks = run.stage(f"{place}picks.json", lambda: _pick(scene, training, limits, place, progress))
+    return _finish(scene, training, picks, place, fine_tune, progress)
+
+
+def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None,
+           progress: Progress) -> dict[str, Any]:
+    """ONNX of one pick or all, written anew, checked and measured where this machine is the target."""
+    config = Config.from_json(run.config, str(run.file("config.json")))
+    front = run.read_json("front.json")
+    wanted = _wanted(front, arch_id, budget_ms)
+    scene = set_scene(config, run, config.target, progress)
+    files = []
+    with progress.task("export", len(wanted)) as task:
+        for one in wanted:
+            arch = Arch.from_json(run.read_json(f"archs/{one}/arch.json"))
+            path = out / f"{one}.onnx" if out else run.file(deliver.folder_of("", arch) + deliver.ONNX)
+            files.append({"id": one, **deliver.to_onnx(scene, arch, "", path)})
+            task.advance()
+    return {"files": files}
+
+
+def _given(config: Config, target: str) -> list[float]:
+    """Budgets in ms are those of the first target; the others get as many over their own range."""
+    return config.budget_ms if target == config.target[0] else []
+
+
+def _supernet(scene: Scene, limits: dict[str, list[float]], progress: Progress) -> search_loop.SupernetTraining:
+    training, run = _training(scene, limits), scene.run
+    if run.has(SUPERNET):
+        training.load(deliver.load_checkpoint(run, SUPERNET))
+    saved = time.monotonic()
+    while not training.finished:
+        phase, index = training.schedule[training.done]
+        total = training.recipe.epochs[phase]
+        with progress.task(f"supernet {phase}", total, index) as task:
+            while not training.finished and training.schedule[training.done][0] == phase:
+                record = training.epoch(deliver.within(task, training.schedule[training.done][1]))
+                run.log("epoch", **record)
+                _tell(record, progress)
+                if time.monotonic() - saved > CHECKPOINT_EVERY_S or training.finished:
+                    deliver.save_checkpoint(run, SUPERNET, training.state())
+                    saved = time.monotonic()
+    return training
+
+
+def _tell(record: dict[str, Any], progress: Progress) -> None:
+    for drop in record.get("pruned", []):
+        progress.note(f"pruned {drop['kind']}: slot {drop['slot']} {drop['op']}, at most "
+                      f"{max(max(row) for row in drop['probabilities']):.3f} over all budgets")
+    if record.get("entry_passed") is False:
+        progress.note("warning: after the warm-up the smallest and the largest network are hardly apart in held-out "
+                      f"loss ({record['entry_smallest_loss']:.3f}, {record['entry_largest_loss']:.3f}); gates see "
+                      "little signal: a longer train.warmup_epochs may help")
+
+
+def _training(scene: Scene, limits: dict[str, list[float]]) -> search_loop.SupernetTraining:
+    config, data = scene.config, scene.data
+    t, g = config.train, config.gates
+    given = {"warmup": t.warmup_epochs, "search": t.search_epochs, "settle": t.settle_epochs}
+    epochs = {phase: n if n is not None else search_loop.default_epochs(phase, len(data.train))
+              for phase, n in given.items()}
+    recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
+                                t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune)
+    ranges = [(min(limits[target]), max(limits[target])) for target in config.target]
+    low, high = ranges[0]
+    bounds = limits[config.target[0]]
+    grid = tuple(float(2 * np.log(b / low) / np.log(high / low) - 1) for b in bounds) if high > low else (0.0,)
+    return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,
+                                        grid, recipe, scene.seed, scene.device)
+
+
+def _trained(scene: Scene) -> search_loop.SupernetTraining:
+    config = scene.config
+    limits = {t: limits_of(scene, scene.layout, t, _given(config, t), config.budgets) for t in config.target}
+    training = _training(scene, limits)
+    training.load(deliver.load_checkpoint(scene.run, SUPERNET))
+    return training
+
+
+def _pick(scene: Scene, training: search_loop.SupernetTraining, limits: dict[str, list[float]], place: str,
+          progress: Progress) -> dict[str, Any]:
+    """Asks the selector, target by target; every network judged stays in the log and is never judged again."""
+    config, kept = scene.config, training.supernet.layout
+    budgets: list[dict[str, Any]] = []
+    agreement: dict[str, Any] = {}
+    for target, bounds in limits.items():
+        one = problem(scene, kept, [target])
+        with progress.task(f"select for {target}", config.evaluations) as task:
+            judge = _Judge(scene, training, task)
+            choose, scores = selector(config.selector), _scores(training, one, target, scene)
+            ranked = choose(one, [{target: b} for b in bounds], scores, judge, config.evaluations,
+                            random.Random(scene.seed))
+        for bound, archs in zip(bounds, ranked, strict=True):
+            if archs:
+                budgets.append({"target": target, "budget_ms": bound, "id": archs[0].id, "arch": archs[0].to_json(),
+                                "ms": one.cost(archs[0], target)})
+        agreement[target] = judge.agreement(one, training, target, bounds, scene)
+    scene.run.log("selection", place=place, rank_agreement=agreement)
+    return {"budgets": budgets, "rank_agreement": agreement, "selector": config.selector}
+
+
+def _scores(training: search_loop.SupernetTraining, problem: Problem, target: str, scene: Scene) -> Any:
+    """The gates' log-probabilities at a budget; a target that the gates do not know is asked at its own range."""
+    seen = list(scene.config.target)
+    index = seen.index(target) if target in seen else 0
+
+    def scores_for(limits: Limits) -> Scores:
+        if training.recipe.relaxation not in RELAXATIONS:
+            return tuple(np.zeros(len(ops)) for ops in problem.allowed)
+        low, high = problem.costs[0].smallest, problem.costs[0].largest
+        own = training.gates.position(limits[target], index)
+        other = float(np.clip(2 * np.log(limits[target] / low) / max(1e-9, np.log(high / low)) - 1, -1, 1))
+        table = training.gates.log_scores(own if target in seen else other, index)
+        return tuple(np.array([max(row[op], -50.0) for op in ops])
+                     for row, ops in zip(table, problem.allowed, strict=True))
+
+    return scores_for
+
+
+class _Judge:
+    """Held-out loss of networks with inherited weights; remembers in the run's log what was judged."""
+
+    def __init__(self, scene: Scene, training: search_loop.SupernetTraining, task: Any) -> None:
+        self.scene, self.training, self.task = scene, training, task
+        self.split = loop.part_of(scene.data.select, JUDGED_ON, scene.seed, "judge")
+        self.known = {e["id"]: (e["arch"], e["loss"]) for e in scene.run.events("judged")}
+
+    def __call__(self, archs: Sequence[Arch]) -> list[float]:
+        return [self._loss(arch) for arch in archs]
+
+    def _loss(self, arch: Arch) -> float:
+        if arch.id not in self.known:
+            judged = self.training.judge(arch, self.split, JUDGED_ON)
+            self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), loss=judged.loss, accuracy=judged.accuracy)
+            self.known[arch.id] = (arch.to_json(), judged.loss)
+        self.task.advance(1, loss=self.known[arch.id][1])
+        return float(self.known[arch.id][1])
+
+    def agreement(self, problem: Problem, training: search_loop.SupernetTraining, target: str, bounds: Sequence[float],
+                  scene: Scene) -> float | None:
+        """Kendall tau of the gates' scores at the middle budget with the judged losses of this problem's networks."""
+        archs = [Arch.from_json(value) for value, _ in self.known.values()]
+        losses = [loss for _, loss in self.known.values()]
+        if len(archs) < 3:
+            return None
+        scores = _scores(training, problem, target, scene)({target: sorted(bounds)[len(bounds) // 2]})
+        tau = fits.rank_agreement(scores, problem, archs, losses)
+        return round(float(tau), 4) if np.isfinite(tau) else None
+
+
+def _seen(scene: Scene, targets: Sequence[str]) -> Scene:
+    """The scene with the costs of ``targets`` alone: what a selection reports."""
+    costs, prices = ({t: values[t] for t in targets} for values in (scene.costs, scene.prices))
+    return Scene(scene.config, scene.run, scene.data, scene.layout, costs, prices, scene.device)  # type: ignore[arg-type]
+
+
+def _finish(scene: Scene, training: search_loop.SupernetTraining, picks: dict[str, Any], place: str, fine_tune: bool,
+            progress: Progress) -> dict[str, Any]:
+    archs = {b["id"]: Arch.from_json(b["arch"]) for b in picks["budgets"]}
+    recipe = _finetuning(scene, fine_tune)
+    deliver.train_picks(scene, training, list(archs.values()), place, recipe, progress)
+    cards = []
+    with progress.task("export", len(archs)) as task:
+        for arch in archs.values():
+            cards.append(deliver.deliver(scene, arch, place, recipe.epochs > 0))
+            task.advance()
+    front = scene.run.stage(f"{place}front.json", lambda: _front(scene, cards, picks))
+    if not scene.run.has(f"{place}front.png"):
+        scene.run.write(f"{place}front.png", lambda file: draw_front(front, file))
+    return {"run": str(scene.run.path), **front}
+
+
+def _finetuning(scene: Scene, fine_tune: bool) -> finetune.Recipe:
+    t, n = scene.config.train, len(scene.data.train) + len(scene.data.gate)
+    epochs = t.finetune_epochs if t.finetune_epochs is not None else max(finetune.LEAST, -(-finetune.IMAGES // n))
+    return finetune.Recipe(epochs if fine_tune else 0, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing,
+                           t.augment or scene.data.augment, 0.5 if t.distill == "kd" else 0.0)
+
+
+def _front(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -> dict[str, Any]:
+    """Picks sorted by ms; in the front are those that no other dominates on any target, by selection accuracy."""
+    targets = list(scene.costs)
+    kept = {point.id for target in targets
+            for point in pareto_front(Point(c["id"], _ms(c, target), c["select_accuracy"]) for c in cards)}
+    shown = sorted(({key: value for key, value in card.items() if key not in ("arch", "provenance")} for card in cards),
+                   key=lambda card: _ms(card, targets[0]))
+    best = 0.0
+    for card in shown:
+        card["dominated_on_test"] = card["id"] in kept and card["accuracy"] < best
+        best = max(best, card["accuracy"]) if card["id"] in kept else best
+    budgets = [{key: value for key, value in b.items() if key != "arch"} for b in picks["budgets"]]
+    return {"space": scene.layout.space, "target": targets if len(targets) > 1 else targets[0],
+            "front": [card for card in shown if card["id"] in kept],
+            "dominated": [card for card in shown if card["id"] not in kept], "budgets": budgets,
+            "share_of_slots": _shares(cards), "rank_agreement": picks["rank_agreement"]}
+
+
+def _ms(card: dict[str, Any], target: str) -> float:
+    return float(card["ms"][target] if isinstance(card["ms"], dict) else card["ms"])
+
+
+def _shares(cards: list[dict[str, Any]]) -> dict[str, float]:
+    """Share of slots that each operator family holds, over all picks."""
+    names = [op.partition("(")[0] for card in cards for op in card["arch"]["ops"]]
+    return {name: round(names.count(name) / len(names), 4) for name in sorted(set(names))}
+
+
+def _wanted(front: dict[str, Any], arch_id: str | None, budget_ms: float | None) -> list[str]:
+    cards = [*front["front"], *front["dominated"]]
+    ids = [card["id"] for card in cards]
+    if arch_id is not None:
+        if arch_id not in ids:
+            raise UserError(f"--arch {arch_id}: no such pick; there are {', '.join(ids)}")
+        return [arch_id]
+    if budget_ms is None:
+        return ids
+    target = front["target"] if isinstance(front["target"], str) else front["target"][0]
+    within = [card for card in front["front"] if _ms(card, target) <= budget_ms]
+    if not within:
+        smallest = min(_ms(card, target) for card in cards)
+        raise UserError(f"--budget-ms {budget_ms:g}: the fastest pick of this run takes {smallest:.4g} ms on {target}; "
+                        "nas select finds others")
+    return [max(within, key=lambda card: (card["select_accuracy"], -_ms(card, target)))["id"]]
+

@@ -1,0 +1,256 @@
+"""Training of the supernet in three phases: warm-up (weights), search (weights, gates, pruning), settle (survivors).
+
+Weights follow the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142): the largest network learns from
+labels, a random and the smallest one from it; between two such steps a random one learns from labels. Gates learn on
+their own split. All randomness is drawn from (seed,
+phase, epoch), so that a run continued from an epoch's checkpoint ends bit-equal.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nas import genome
+from nas.arch import SKIP, Arch
+from nas.decision import Decision, Prices, one_hot
+from nas.plan import Layout, Slot
+from nas.supernet.gates import RELAXATIONS, Gates, Soft, draw
+from nas.supernet.net import Supernet
+from nas.supernet.prune import Pruner, survivors
+from nas.supernet.width import closing_gap
+from nas.train import loop
+from nas.train.data import Data, batches
+from nas.train.distill import kd
+
+PHASES = ("warmup", "search", "settle")
+IMAGES = {"warmup": 9000, "search": 4000, "settle": 3000}  # when no epochs are given: at least so many images
+LEAST = {"warmup": 3, "search": 2, "settle": 2}  # and so many epochs
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the loop; ``epochs`` per phase."""
+
+    epochs: dict[str, int]
+    batch: int
+    lr: float
+    weight_decay: float
+    label_smoothing: float
+    augment: str
+    sandwich_every: int = 1
+    relaxation: str = "two-path"
+    gate_lr: float = 0.05
+    gate_every: int = 1
+    tau: tuple[float, float] = (2.0, 0.3)
+    prune: bool = True
+
+
+class SupernetTraining:
+    """Everything that changes while the supernet trains; ``state`` and ``load`` make it resumable between epochs."""
+
+    def __init__(self, layout: Layout, data: Data, prices: Sequence[Prices], ranges: Sequence[tuple[float, float]],
+                 grid: tuple[float, ...], recipe: Recipe, seed: int, device: torch.device) -> None:
+        self.layout, self.data, self.recipe, self.seed, self.device = layout, data, recipe, seed, device
+        self.prices = prices
+        with loop.seeded(seed, "weights"):
+            net = Supernet(layout)
+        self.supernet = loop.placed(net, device)
+        self.gates = Gates(layout, prices, ranges)
+        self.pruner = Pruner(grid=grid)
+        self.optimizer = loop.optimizer(self.supernet, recipe.lr, recipe.weight_decay)
+        self.gate_optimizer = _gate_optimizer(self.gates, recipe.gate_lr)
+        self.done = 0
+        self.schedule = [(phase, i) for phase in PHASES for i in range(recipe.epochs[phase])]
+
+    @property
+    def finished(self) -> bool:
+        return self.done == len(self.schedule)
+
+    def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> dict[str, Any]:
+        """Runs the next epoch and returns what is worth logging."""
+        phase, index = self.schedule[self.done]
+        with loop.seeded(self.seed, phase, index):
+            record = self._epoch(phase, index, on_step)
+        if phase == "search":
+            record |= self._after_search_epoch(index)
+        self.done += 1
+        if phase == "warmup" and (self.finished or self.schedule[self.done][0] != "warmup"):
+            record |= self.entry_test()
+        return {"phase": phase, "epoch": index, **record}
+
+    def entry_test(self) -> dict[str, Any]:
+        """Held-out loss of the smallest and the largest network: gates have a signal only if they lie clearly apart."""
+        small, large = smallest(self.layout, self.prices[0]), largest(self.layout, self.prices[0])
+        split = loop.part_of(self.data.gate, 1000, self.seed, "entry")
+        judged = [self.judge(arch, split, 500) for arch in (small, large)]
+        apart = judged[0].loss - judged[1].loss
+        return {"entry_smallest_loss": judged[0].loss, "entry_largest_loss": judged[1].loss,
+                "entry_smallest_accuracy": judged[0].accuracy, "entry_largest_accuracy": judged[1].accuracy,
+                "entry_passed": bool(apart > 0.02 + 0.05 * judged[1].loss)}
+
+    def judge(self, arch: Arch, split: Any, calibration: int) -> loop.Judged:
+        """Takes a network out, recomputes its BN statistics on training images, judges it."""
+        subnet = loop.placed(self.supernet.inherit(arch), self.device)
+        images = loop.calibration_images(self.data, calibration, 128, self.device, self.seed)
+        loop.recalibrate(subnet, images)
+        return loop.evaluate(subnet, split, self.data, self.device)
+
+    def state(self) -> dict[str, Any]:
+        return {"done": self.done, "keep": [[str(op) for op in slot.ops] for slot in self.supernet.layout.slots],
+                "supernet": self.supernet.state_dict(), "gates": self.gates.state_dict(),
+                "optimizer": loop.optimizer_state(self.supernet, self.optimizer),
+                "gate_optimizer": loop.optimizer_state(self.gates, self.gate_optimizer), "pruner": self.pruner.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state``, on a freshly built object."""
+        self.gates.load_state_dict(state["gates"])
+        self._keep([[op for op in slot.ops if str(op) in set(kept)]
+                    for slot, kept in zip(self.layout.slots, state["keep"], strict=True)])
+        self.supernet.load_state_dict(state["supernet"])
+        loop.load_optimizer_state(self.supernet, self.optimizer, state["optimizer"])
+        loop.load_optimizer_state(self.gates, self.gate_optimizer, state["gate_optimizer"])
+        self.pruner.load(state["pruner"])
+        self.done = state["done"]
+
+    def _epoch(self, phase: str, index: int, on_step: Callable[[int, int], None]) -> dict[str, Any]:
+        names = (self.seed, phase, index)
+        rng, coins = random.Random(loop.seed_of(*names, "archs")), loop.generator(*names, "gates")
+        recipe = self.recipe
+        train = batches(self.data.train, self.data, recipe.batch, generator=loop.generator(*names, "train"),
+                        augment=recipe.augment)
+        gate = self._gate_batches(names)
+        steps = max(1, len(self.data.train) // recipe.batch)
+        sums: dict[str, list[float]] = {}
+        self.supernet.train()
+        for i, (images, labels) in enumerate(train):
+            within = (index + i / steps) / max(1, recipe.epochs[phase])
+            loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / len(self.schedule), recipe.lr))
+            step = self._sandwich_step if i % recipe.sandwich_every == 0 else self._random_step
+            figures = step(phase, within, images.to(self.device), labels.to(self.device), rng, coins)
+            if phase == "search" and recipe.relaxation in RELAXATIONS and i % recipe.gate_every == 0:
+                figures |= self._gate_step(within, next(gate), rng, coins)
+            for name, value in figures.items():
+                sums.setdefault(name, []).append(value)
+            on_step(i + 1, steps)
+        return {name: round(sum(values) / len(values), 6) for name, values in sums.items()}
+
+    def _sandwich_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
+                       coins: torch.Generator) -> dict[str, float]:
+        live = self.supernet.layout
+        big = self.supernet(images, one_hot(wide(live, rng)))
+        loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
+        students = [self._drawn(phase, within, rng, coins), one_hot(smallest(live, self.prices[0]))]
+        logits = [self.supernet(images, decision) for decision in students]
+        taught = [kd(student, big) for student in logits]
+        loop.step(loss + sum(taught), self.supernet, self.optimizer)
+        return {"loss_largest": float(loss.detach()), "kd_random": float(taught[0].detach()),
+                "kd_smallest": float(taught[1].detach())}
+
+    def _random_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
+                     coins: torch.Generator) -> dict[str, float]:
+        """Between two steps of the largest network, at a third of its cost: a random one learns from labels."""
+        logits = self.supernet(images, self._drawn(phase, within, rng, coins))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        loop.step(loss, self.supernet, self.optimizer)
+        return {"loss_random": float(loss.detach())}
+
+    def _drawn(self, phase: str, within: float, rng: random.Random, coins: torch.Generator) -> Decision:
+        """A random network of what is alive; in the search half of the time one drawn from the gates."""
+        if phase == "search" and self.recipe.relaxation in RELAXATIONS and rng.random() < 0.5:
+            return draw(self.gates, self._soft(within, rng), coins)
+        return one_hot(genome.sample(self.supernet.layout, rng))
+
+    def _soft(self, within: float, rng: random.Random) -> Soft:
+        target = rng.randrange(len(self.gates.ranges))
+        return self.gates.at(rng.uniform(-1, 1), target, closing_gap(within))
+
+    def _gate_step(self, within: float, batch: tuple[Tensor, Tensor], rng: random.Random,
+                   coins: torch.Generator) -> dict[str, float]:
+        images, labels = batch
+        soft = self._soft(within, rng)
+        high, low = self.recipe.tau
+        tau = high * (low / high) ** within
+        decision = RELAXATIONS[self.recipe.relaxation](self.gates, soft, tau, coins)
+        loss = F.cross_entropy(self.supernet(images.to(self.device), decision), labels.to(self.device))
+        parameters = [p for p in self.gates.parameters()]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # of the gates alone: weights stay
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if torch.isfinite(loss.detach()):
+            self.gate_optimizer.step()
+        p = soft.p.detach().clamp(min=1e-12)
+        entropy = float(-(p * p.log()).sum(-1).mean())
+        residual = abs(soft.expected_ms / soft.budget_ms - 1)
+        return {"gate_loss": float(loss.detach()), "gate_entropy": entropy, "budget_residual": residual}
+
+    def _gate_batches(self, names: tuple[object, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        passes = 0
+        while True:
+            yield from batches(self.data.gate, self.data, self.recipe.batch,
+                               generator=loop.generator(*names, "gate", passes), augment=self.recipe.augment)
+            passes += 1
+
+    def _after_search_epoch(self, index: int) -> dict[str, Any]:
+        last = index == self.recipe.epochs["search"] - 1
+        if not self.recipe.prune or self.recipe.relaxation not in RELAXATIONS:
+            return {"pruned": []}
+        pruned = self.pruner.check(self.gates, (index + 1) / self.recipe.epochs["search"], index)
+        keep = survivors(self.gates, self.pruner.grid) if last else _live(self.gates)
+        if pruned or last:
+            self._keep(keep)
+        return {"pruned": pruned, "branches": sum(len(s.branches) for s in self.supernet.layout.slots),
+                "parameters": sum(p.numel() for p in self.supernet.parameters()), "skip_share": self._skip_share()}
+
+    def _keep(self, ops: list[list[Any]]) -> None:
+        """Prunes the supernet; the optimizer's state of what is left goes along, the rest is freed."""
+        state = loop.optimizer_state(self.supernet, self.optimizer)
+        self.supernet.keep(ops)
+        self.optimizer = loop.optimizer(self.supernet, self.recipe.lr, self.recipe.weight_decay)
+        loop.load_optimizer_state(self.supernet, self.optimizer, state)
+
+    def _skip_share(self) -> float:
+        with torch.no_grad():
+            p = self.gates.at(0.0).p
+        skips = [float(p[s.index, b]) for s in self.layout.slots for b, x in enumerate(s.branches) if x.op == SKIP]
+        return round(sum(skips) / max(1, len(skips)), 5)
+
+
+def default_epochs(phase: str, images: int) -> int:
+    """Passes over a train split of ``images``, where the user gave none."""
+    return max(LEAST[phase], -(-IMAGES[phase] // images))
+
+
+def wide(layout: Layout, rng: random.Random) -> Arch:
+    """A random branch at its largest width in every slot (``skip`` only where nothing else is left)."""
+    return _arch(layout, lambda slot: rng.choice([b for b in slot.branches if b.op != SKIP] or slot.branches).ops[-1])
+
+
+def largest(layout: Layout, prices: Prices) -> Arch:
+    """The network that costs most."""
+    return _arch(layout, lambda slot: max(slot.ops, key=lambda op: prices.ms[slot.index][op]))
+
+
+def smallest(layout: Layout, prices: Prices) -> Arch:
+    """The network that costs least."""
+    return _arch(layout, lambda slot: min(slot.ops, key=lambda op: prices.ms[slot.index][op]))
+
+
+def _arch(layout: Layout, pick: Callable[[Slot], Any]) -> Arch:
+    return Arch(layout.space, layout.task.size, tuple(pick(slot) for slot in layout.slots))
+
+
+def _live(gates: Gates) -> list[list[Any]]:
+    return [[op for b, branch in enumerate(slot.branches) if gates.live[slot.index, b] for op in branch.ops]
+            for slot in gates.layout.slots]
+
+
+def _gate_optimizer(gates: Gates, lr: float) -> torch.optim.Adam:
+    groups = [{"params": [gates.theta, gates.phi], "lr": lr}, {"params": [gates.c0, gates.c1], "lr": lr * 0.2}]
+    return torch.optim.Adam(groups, betas=(0.9, 0.99))
