@@ -56,16 +56,21 @@ def profile(
 
     def work() -> dict[str, Any]:
         from nas.files import shipped
+        from nas.latency.costs import LOCAL, file_name
         from nas.latency.profile import profile as fill
-        from nas.plan import Task, layout
+        from nas.plan import Task, candidates, layout
         from nas.progress import Progress
         from nas.space import Space
 
-        layouts = [layout(Space.load(name).scaled(_width(width)), Task(size, 3, classes))
+        factor, progress = _width(width), Progress()
+        path = out or LOCAL / file_name(device, threads, batch)
+        layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes))
                    for name in space or shipped("search_spaces", ".yaml")]
-        path, progress = out or _table_path(device, threads, batch), Progress()
-        done = {each.space: fill(each, path, device=device, threads=threads, batch=batch, remeasure=remeasure,
-                                 progress=progress, rng_seed=seed, validate=validate) for each in layouts}
+        done = {}
+        for each in layouts:
+            with progress.task(f"profile {each.space}", len(candidates(each))) as task:
+                done[each.space] = fill(each, path, device=device, threads=threads, batch=batch, remeasure=remeasure,
+                                        progress=_reaching(task), rng_seed=seed, validate=validate)
         checks = [one["validation"] for one in done.values() if one.get("validation")]
         return {**list(done.values())[-1], "measured": sum(one["measured"] for one in done.values()),
                 "validation": max(checks, key=lambda check: check["mape"], default=None), "spaces": done}
@@ -274,6 +279,10 @@ def _existing(path: Path) -> Iterator[tuple[Any, Any]]:
         yield run, Progress()
 
 
+def _reaching(task: Any) -> Callable[[int, int, float], None]:
+    return lambda done, total, left_s: task.reach(done, total)
+
+
 def _budgets(values: list[float] | None) -> list[float]:
     for value in values or []:
         if not 0 < value < float("inf"):
@@ -285,11 +294,6 @@ def _width(value: float | None) -> float:
     if value is not None and not 0.05 <= value <= 8:
         raise UserError(f"--width: {value:g} is outside 0.05 .. 8")
     return 1.0 if value is None else value
-
-
-def _table_path(device: str, threads: int, batch: int) -> Path:
-    extra = (f"-t{threads}" if threads > 1 else "") + (f"-b{batch}" if batch > 1 else "")
-    return Path("latency_tables") / f"{device}{extra}.json"
 
 
 def _space(name: str, size: int) -> dict[str, Any]:

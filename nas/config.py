@@ -49,7 +49,6 @@ class Training(_Strict):
     search_epochs: Epochs = None
     settle_epochs: Epochs = None
     finetune_epochs: Epochs = None
-    finetune_lr: float = Field(default=0.05, gt=0, le=100)
     augment: Name | None = None  # None: what suits the data
     label_smoothing: Fraction = 0.05
     distill: Literal["kd", "none"] = "kd"

@@ -28,6 +28,11 @@ class Task:
         self.figures |= figures
         self._show(self)
 
+    def reach(self, done: float, total: float, **figures: object) -> None:
+        """For work that says how far it is, and only then how much there is."""
+        self.total = total
+        self.advance(done - self.done, **figures)
+
     @property
     def left_s(self) -> float | None:
         """Seconds left at the speed so far; None before the first step."""
@@ -80,8 +85,11 @@ class Progress:
     def _bar(self, name: str, total: float, done: float) -> Iterator[Task]:
         with self._display() as live:
             bar = live.add_task(name, total=total, completed=int(done), text="")
-            yield Task(name, total, done,
-                       lambda task: live.update(bar, completed=task.done, text=task.text()), self._clock)
+
+            def show(task: Task) -> None:
+                live.update(bar, completed=task.done, total=task.total, text=task.text())
+
+            yield Task(name, total, done, show, self._clock)
             live.remove_task(bar)
 
     @contextlib.contextmanager

@@ -31,6 +31,8 @@ def front(result: Mapping[str, Any]) -> None:
     if result["budgets"]:
         rows([{"budget_ms": one["budget_ms"], "pick": one["id"], "predicted_ms": one["ms"]}
               for one in result["budgets"]])
+    if result.get("dominated"):
+        line(f"{len(result['dominated'])} more picks are dominated by these on the selection split")
     line(str(result["run"]))
 
 
@@ -56,7 +58,7 @@ def cell(value: Any) -> str:
 def _point(point: Mapping[str, Any]) -> dict[str, Any]:
     accuracy, error = point.get("accuracy"), point.get("accuracy_se")
     shown = {"id": point["id"], "accuracy": _accuracy(accuracy, error)}
-    if point.get("dominated"):
+    if point.get("dominated_on_test"):
         shown["accuracy"] += " (dominated)"
     shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
     return shown | {"MACs": _millions(point.get("macs")), "params": _millions(point.get("params")),

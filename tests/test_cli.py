@@ -137,10 +137,11 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
 
 def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     point = {**POINT, "ms": {"cpu": 0.5, "gpu-v100": 0.25}, "measured_ms": {"cpu": 0.52, "gpu-v100": None},
-             "dominated": True}
-    pretend(monkeypatch, "nas.search", search=lambda *_: {**RESULT, "front": [point]})
+             "dominated_on_test": True}
+    pretend(monkeypatch, "nas.search", search=lambda *_: {**RESULT, "front": [point], "dominated": [POINT, POINT]})
     _, out, _ = call("search", "--target", "cpu", "--target", "gpu-v100")
-    assert all(part in out for part in ("predicted ms cpu", "predicted ms gpu-v100", "0.52", "0.25", "(dominated)"))
+    assert all(part in out for part in ("predicted ms cpu", "predicted ms gpu-v100", "0.52", "0.25", "(dominated)",
+                                   "2 more picks"))
 
 
 def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,16 +172,18 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
 
     def profile(layout: Any, table_path: Path, **options: Any) -> dict[str, Any]:
         calls.append((layout.space, layout.task.size, table_path, options["threads"], options["validate"]))
+        options["progress"](5, 10, 1.0)
         check = {"n": 2, "mape": 3.0 - len(calls), "bias": 0.1, "kendall": 0.9, "noise_mape": 1.0, "noise_kendall": 0.9}
         return {"table": str(table_path), "rows": 10 * len(calls), "measured": 10,
                 "validation": check if options["validate"] else None}
 
     pretend(monkeypatch, "nas.latency.profile", profile=profile)
-    code, out, _ = call("profile", "--size", "32", "--validate", "2", "--threads", "2", "--json")
+    code, out, err = call("profile", "--size", "32", "--validate", "2", "--threads", "2", "--json")
     value = json.loads(out)
+    assert "profile ghost: 5/10" in err
     spaces = shipped("search_spaces", ".yaml")
     assert code == 0 and [each[0] for each in calls] == spaces and list(value["spaces"]) == spaces
-    assert all(each[1:] == (32, Path("latency_tables/cpu-t2.json"), 2, 2) for each in calls)
+    assert all(each[1:] == (32, Path("latency_tables/cpu-b1-t2.json"), 2, 2) for each in calls)
     assert (value["rows"], value["measured"], value["validation"]["mape"]) == (10 * len(spaces), 10 * len(spaces), 2.0)
     calls.clear()
     code, out, _ = call("profile", "--space", "ghost", "--width", "0.5", "--out", "t.json")

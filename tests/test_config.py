@@ -23,7 +23,9 @@ def test_precedence_is_defaults_then_file_then_command_line(tmp_path: Path) -> N
     file.write_text("target: cpu\nseed: 3\nlimit: 500\ntrain: {lr: 0.2, batch: 32}\n")
     config = resolve(file, ["train.lr=0.3"], {"seed": 4, "limit": None})
     assert (config.seed, config.limit, config.train.lr, config.train.batch) == (4, 500, 0.3, 32)
-    assert (config.space, config.train.label_smoothing, config.gates.relaxation) == ("ghost", 0.1, "two-path")
+    default = Config(target=["cpu"])
+    assert (config.space, config.gates) == (default.space, default.gates) == ("ghost", default.gates)
+    assert config.train == default.train.model_copy(update={"lr": 0.3, "batch": 32})
 
 
 def test_values_have_the_types_of_yaml() -> None:

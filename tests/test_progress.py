@@ -48,6 +48,8 @@ def test_what_an_earlier_call_did_is_not_counted_as_speed() -> None:
         assert task.left_s == 16  # 8 left at 2 s each
         task.advance(8)
         assert task.text() == "100/100"
+        task.reach(110, 120)
+        assert task.text() == "110/120, 2 s left"  # 20 in 4 s
 
 
 def test_a_bar_in_a_terminal_and_tasks_that_nest() -> None:
