@@ -1,0 +1,92 @@
+"""What a cost model is, and which one a ``--target`` means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from nas.errors import UserError
+from nas.files import folder, nearest
+from nas.latency.kernel_model import KernelModel
+from nas.latency.table import LatencyTable, read_json
+from nas.plan import OpKey
+
+LOCAL = Path("latency_tables")  # of the user, looked at before the shipped ones
+FIELDS = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date")
+
+
+class Costs(Protocol):
+    """Milliseconds of an operator at a shape; costs add up over ``nas.plan.plan``."""
+
+    name: str
+    meta: dict[str, Any]
+
+    def ms(self, key: OpKey) -> float:
+        """Raises UserError for what it does not know: an unknown cost is never zero."""
+
+    def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
+        """One figure a key, in order."""
+
+
+def find(target: str) -> Path:
+    """The file of a target: a path as it stands, else ``./latency_tables/TARGET.json``, else the shipped one.
+
+    Raises UserError that lists the known targets and the command that makes a new one.
+    """
+    if target.endswith(".json"):
+        if not Path(target).is_file():
+            raise UserError(f"--target {target}: no such file")
+        return Path(target)
+    files = _files()
+    if target not in files:
+        device = target.split("-")[0] if target.startswith("cpu") else "cpu"
+        raise UserError(f"--target {target}: {nearest(target, files)}; to measure this machine: "
+                        f"nas profile --device {device} --space SPACE")
+    return files[target]
+
+
+def load(target: str) -> Costs:
+    """Raises UserError for an unknown target and for a file that is not sound."""
+    path = find(target)
+    value = read_json(path)
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind == "table":
+        return LatencyTable.load(path)
+    if kind == "kernel-model":
+        return KernelModel.load(path)
+    raise UserError(f"{path}: kind: expected \"table\" or \"kernel-model\", got {kind!r}")
+
+
+def targets() -> list[dict[str, Any]]:
+    """One object a target for ``nas targets``; a file that cannot be used has ``error`` instead of the figures."""
+    return [_describe(name, path) for name, path in sorted(_files().items())]
+
+
+def file_name(device: str, threads: int = 1, batch: int = 1) -> str:
+    """``cpu.json`` for the usual case (batch 1, one thread), else such as ``cpu-b8-t2.json``."""
+    return f"{device}.json" if (threads, batch) == (1, 1) else f"{device}-b{batch}-t{threads}.json"
+
+
+def is_local(costs: Costs) -> bool:
+    """Whether the target is this machine: same processor, same runtime and version."""
+    if costs.meta.get("device") != "cpu":
+        return False
+    from nas.latency.devices.onnxruntime import conditions  # here: onnxruntime is only loaded where it is asked for
+
+    here = conditions(1, 1)
+    return all(costs.meta.get(key) == here[key] for key in ("processor", "runtime", "runtime_version"))
+
+
+def _files() -> dict[str, Path]:
+    return {path.stem: path for place in (folder("latency_tables"), LOCAL) for path in sorted(place.glob("*.json"))}
+
+
+def _describe(name: str, path: Path) -> dict[str, Any]:
+    try:
+        costs = load(str(path))
+    except UserError as error:
+        return {"name": name, "file": str(path), "error": str(error)}
+    rows = len(costs.rows) if isinstance(costs, LatencyTable) else None
+    kind = "table" if isinstance(costs, LatencyTable) else "kernel-model"
+    return {"name": name, "kind": kind, **{key: costs.meta.get(key) for key in FIELDS}, "rows": rows, "file": str(path)}

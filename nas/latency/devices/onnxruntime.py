@@ -1,0 +1,124 @@
+"""The CPU as deployed: ONNX Runtime, full optimisation, a stated number of threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from torch import nn
+
+from nas.errors import UserError
+from nas.latency.timing import BURST, Run, Timing, summary
+from nas.lower.onnx import lower
+
+
+class Cpu:
+    """fp32 on ``threads`` threads at batch ``batch``; implements ``nas.latency.timing.Device``."""
+
+    name = "cpu"
+    align = 32  # two blocks of 16 channels (NCHWc on AVX-512): half of a Ghost module fills a block
+
+    def __init__(self, threads: int = 1, batch: int = 1) -> None:
+        if not 1 <= threads <= (os.cpu_count() or 1):
+            raise UserError(f"--threads {threads}: this machine has {os.cpu_count()} cores")
+        if batch < 1:
+            raise UserError(f"--batch {batch}: must be at least 1")
+        self.threads, self.batch = threads, batch
+
+    def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
+        model = lower(module, in_ch=in_ch, size=size)
+        return timed(session(model.SerializeToString(), self.threads), self.batch, clock(self.threads)[1])
+
+    def conditions(self) -> dict[str, Any]:
+        return conditions(self.threads, self.batch)
+
+
+def session(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A session as a user would deploy it (sequential; its defaults for spinning and arenas).
+
+    Raises UserError for a file that ONNX Runtime does not load.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own classes have no public base
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{'model' if isinstance(model, bytes) else model}: ONNX Runtime: {reason}") from None
+
+
+def clock(threads: int) -> tuple[str, Callable[[], int]]:
+    """Nanoseconds, and what they are.
+
+    One thread does all the work itself, so its own CPU time is the latency of an idle machine, whoever else runs here:
+    with a load of 8 on 2 cores it scattered three times less than elapsed time. Several threads need the latter.
+    """
+    return ("thread CPU time", time.thread_time_ns) if threads == 1 else ("elapsed time", time.perf_counter_ns)
+
+
+def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[], int]) -> Run:
+    """One plain ``session.run`` on fixed random input, as deployed: copies of in- and output are part of it."""
+    entry = session.get_inputs()[0]
+    shape = [batch if i == 0 and not isinstance(side, int) else side for i, side in enumerate(entry.shape)]
+    if not all(isinstance(side, int) for side in shape) or entry.type != "tensor(float)":
+        raise UserError(f"model: input {entry.name} is {entry.type} {entry.shape}: only the batch may be left open, "
+                        "and it must be float")
+    feeds = {entry.name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+
+    def run() -> float:
+        start = now_ns()
+        session.run(None, feeds)
+        return (now_ns() - start) / 1e6
+
+    return run
+
+
+def measure(model: bytes | Path, *, threads: int = 1, batch: int = 1, min_runs: int = 50,
+            min_seconds: float = 1.0) -> Timing:
+    """Latency of an ONNX file on this machine (``batch`` where the file leaves it open)."""
+    run = timed(session(model, threads), batch, clock(threads)[1])
+    for _ in range(BURST):
+        run()
+    samples: list[float] = []
+    start = time.monotonic()
+    while len(samples) < min_runs or time.monotonic() - start < min_seconds:
+        samples.append(run())
+    return summary(samples)
+
+
+def conditions(threads: int, batch: int) -> dict[str, Any]:
+    """What the figures of this machine depend on."""
+    return {"device": "cpu", "processor": processor(), "cores": os.cpu_count(), "governor": _governor(),
+            "os": f"{platform.system()} {platform.machine()}", "runtime": "onnxruntime",
+            "runtime_version": onnxruntime.__version__, "precision": "fp32", "threads": threads, "batch": batch,
+            "clock": clock(threads)[0]}
+
+
+def processor() -> str:
+    """Model name with family and model number, which tell apart what virtual machines all call "Xeon Processor"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def _governor() -> str | None:
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

@@ -1,0 +1,218 @@
+"""A latency table: measured rows of one device, runtime, precision and batch, and the milliseconds between them.
+
+Hidden widths are measured at knots and interpolated linearly between, after isotonic smoothing. Vector units make the
+cost a saw-tooth in the width (64 channels can be faster than 56), so widths are interpolated only among those of the
+same alignment, ``gcd(hidden, align)``; ``align`` is in the table's meta. Heads are interpolated in the classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.optimize import isotonic_regression
+
+from nas.arch import Op
+from nas.errors import UserError
+from nas.files import write_text
+from nas.plan import OpKey
+from nas.space import first_mistake
+
+CLASSES = (2, 10, 100, 1000)  # at which heads are measured
+HEADS = ("head", "exit_head")  # families whose output channels are classes
+Group = tuple[Op, int, int, int, int, int]
+Axis = tuple[Group, int]
+
+
+class Row(BaseModel):
+    """``ms`` is what a cost query gets, ``raw_ms`` the measurement before the correction; percentiles are raw too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    op: str
+    in_ch: int = Field(ge=1)
+    out_ch: int = Field(ge=1)
+    stride: int = Field(ge=1)
+    size: int = Field(ge=1)
+    hidden: int | None = Field(ge=0)
+    ms: float = Field(gt=0)
+    raw_ms: float = Field(gt=0)
+    p10_ms: float = Field(ge=0)
+    p90_ms: float = Field(ge=0)
+    n: int = Field(ge=1)
+    how: Literal["measured", "solved", "flagged"]
+
+    @staticmethod
+    def of(key: OpKey, **measured: Any) -> Row:
+        hidden = key.op.get("hidden")
+        return Row(op=str(key.op.without("hidden")), in_ch=key.in_ch, out_ch=key.out_ch, stride=key.stride,
+                   size=key.size, hidden=hidden if isinstance(hidden, int) else None, **measured)
+
+    @property
+    def key(self) -> OpKey:
+        op = Op.parse(self.op)
+        full = op if self.hidden is None else op.with_knobs(hidden=self.hidden)
+        return OpKey(full, self.in_ch, self.out_ch, self.stride, self.size)
+
+    @property
+    def order(self) -> tuple[str, int, int, int, int, int]:
+        return self.op, self.in_ch, self.out_ch, self.stride, self.size, self.hidden or 0
+
+
+class LatencyTable:
+    """Implements ``nas.latency.costs.Costs``. ``rows`` is by operator and shape; change it through ``add``."""
+
+    def __init__(self, name: str, meta: dict[str, Any], rows: Iterable[Row] = (), path: Path | None = None) -> None:
+        self.name, self.meta, self.path = name, meta, path
+        self.rows: dict[OpKey, Row] = {row.key: row for row in rows}
+        self._curves: dict[Group, tuple[np.ndarray, np.ndarray]] | None = None
+
+    @property
+    def align(self) -> int:
+        return int(self.meta.get("align", 1))
+
+    @staticmethod
+    def load(path: Path) -> LatencyTable:
+        """Raises UserError, in one line with file and row, for anything that is not a whole and sound table."""
+        value = read_json(path)
+        if not isinstance(value, dict) or set(value) != {"kind", "meta", "name", "rows"} or value["kind"] != "table":
+            raise UserError(f"{path}: not a latency table: expected the keys kind (\"table\"), name, meta and rows")
+        name, meta, rows = value["name"], value["meta"], value["rows"]
+        if not isinstance(name, str) or not isinstance(meta, dict) or not isinstance(rows, list):
+            raise UserError(f"{path}: name must be a text, meta a mapping and rows a list")
+        align = meta.get("align", 1)
+        if not isinstance(meta.get("device"), str) or type(align) is not int or align < 1:
+            raise UserError(f"{path}: meta: device must be a text and align a whole number from 1")
+        table = LatencyTable(name, meta, path=path)
+        for number, item in enumerate(rows, 1):
+            row = _row(item, f"{path}: row {number}")
+            if row.key in table.rows:
+                raise UserError(f"{path}: row {number}: {row.key} is there twice")
+            table.rows[row.key] = row
+        return table
+
+    def save(self, path: Path) -> None:
+        """Atomic; keys and rows sorted, one row a line."""
+        rows = sorted(self.rows.values(), key=lambda row: row.order)
+        lines = ",\n".join(json.dumps(row.model_dump(), sort_keys=True, allow_nan=False) for row in rows)
+        meta = json.dumps(self.meta, sort_keys=True, indent=1, allow_nan=False)
+        head = f'{{"kind": "table",\n"meta": {meta},\n"name": {json.dumps(self.name)},\n"rows": ['
+        write_text(path, f"{head}\n{lines}\n]}}\n")
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """New rows, in place of those with the same key."""
+        self.rows.update((row.key, row) for row in rows)
+        self._curves = None
+
+    def ms(self, key: OpKey) -> float:
+        """Raises UserError for an operator, shape or width that the table does not cover: never zero, never guessed."""
+        group, position = axis(key, self.align)
+        curve = self._all_curves().get(group)
+        if curve is None or not curve[0][0] <= position <= curve[0][-1]:
+            between = "" if curve is None else f" (measured from {curve[0][0]} to {curve[0][-1]} only)"
+            raise UserError(f"{key}: not in the table {self.path or self.name}{between}; "
+                            f"run: nas profile --device {self.meta['device']} --space SPACE --size SIZE")
+        return float(np.interp(position, *curve))
+
+    def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
+        return [self.ms(key) for key in keys]
+
+    def missing(self, keys: Iterable[OpKey]) -> list[OpKey]:
+        """The knots of the keys that have no row, in the order of the keys; with them every key is covered."""
+        groups: dict[OpKey, list[OpKey]] = defaultdict(list)
+        for key in keys:
+            groups[_branch(key)].append(key)
+        return [knot for group in groups.values() for knot in knots(group, self.align) if knot not in self.rows]
+
+    def _all_curves(self) -> dict[Group, tuple[np.ndarray, np.ndarray]]:
+        if self._curves is None:
+            points: dict[Group, list[tuple[int, float]]] = defaultdict(list)
+            for key, row in self.rows.items():
+                group, position = axis(key, self.align)
+                points[group].append((position, row.ms))
+            self._curves = {group: _curve(sorted(p)) for group, p in points.items()}
+        return self._curves
+
+
+def axis(key: OpKey, align: int) -> Axis:
+    """The curve that a key lies on and its position there: the classes of a head, the hidden width of a branch."""
+    if key.op.name in HEADS:
+        return (key.op, key.in_ch, 0, key.stride, key.size, 0), key.out_ch
+    hidden = key.op.get("hidden")
+    if not isinstance(hidden, int):
+        return (key.op, key.in_ch, key.out_ch, key.stride, key.size, 0), 0
+    lane = math.gcd(hidden, align)
+    return (key.op.without("hidden"), key.in_ch, key.out_ch, key.stride, key.size, lane), hidden
+
+
+def knots(keys: list[OpKey], align: int) -> list[OpKey]:
+    """Which of the keys of one branch and shape are measured (for a head: the classes that span them)."""
+    first = keys[0]
+    if first.op.name in HEADS:
+        classes = sorted({*CLASSES, *(key.out_ch for key in keys if not 2 <= key.out_ch <= CLASSES[-1])})
+        return [OpKey(first.op, first.in_ch, n, first.stride, first.size) for n in classes]
+    by_width = {width: key for key in keys if isinstance(width := key.op.get("hidden"), int)}
+    return [by_width[width] for width in knot_widths(list(by_width), align)] or [first]
+
+
+def knot_widths(widths: list[int], align: int) -> list[int]:
+    """Both ends of each alignment and, of many, one or two between; at least 5 (or all) together."""
+    lanes: dict[int, list[int]] = defaultdict(list)
+    for width in sorted(widths):
+        lanes[math.gcd(width, align)].append(width)
+    chosen = {width for lane in lanes.values() for width in _spread(lane, min(4, 2 + len(lane) // 8))}
+    rest = [width for width in sorted(widths) if width not in chosen]
+    return sorted(chosen | set(_spread(rest, 5 - len(chosen))))
+
+
+def read_json(path: Path) -> Any:
+    """JSON without NaN and infinities. Raises UserError naming the file and what is wrong with it."""
+    def refuse(text: str) -> float:
+        raise ValueError(f"{text} is not a number")
+
+    def finite(text: str) -> float:
+        return float(text) if math.isfinite(float(text)) else refuse(text)
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise ValueError("the file is empty")
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read: {reason}; delete it and run nas profile to make it anew") from None
+
+
+def _row(value: Any, where: str) -> Row:
+    try:
+        row = Row.model_validate(value)
+        if str(row.key.op.without("hidden")) != row.op:
+            raise UserError(f"op {row.op!r}: write it as {str(row.key.op.without('hidden'))!r}")
+        return row
+    except ValidationError as error:
+        raise UserError(f"{where}: {' '.join(first_mistake(error).split())}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def _branch(key: OpKey) -> OpKey:
+    if key.op.name in HEADS:
+        return OpKey(key.op, key.in_ch, 0, key.stride, key.size)
+    return OpKey(key.op.without("hidden"), key.in_ch, key.out_ch, key.stride, key.size)
+
+
+def _curve(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    positions, values = zip(*points, strict=True)
+    return np.array(positions), np.asarray(isotonic_regression(np.array(values)).x)
+
+
+def _spread(values: list[int], n: int) -> list[int]:
+    """``n`` of the values, evenly spread, ends included."""
+    if n <= 0 or not values:
+        return []
+    return [values[round(i)] for i in np.linspace(0, len(values) - 1, min(n, len(values)))]

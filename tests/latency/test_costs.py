@@ -1,0 +1,64 @@
+"""Which file a target is, and what is said of those that are not there."""
+
+from pathlib import Path
+
+import pytest
+
+from nas.errors import UserError
+from nas.latency import costs
+from nas.latency.devices.onnxruntime import conditions
+from nas.latency.table import LatencyTable
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def save(name: str, **meta: object) -> LatencyTable:
+    table = LatencyTable(name, {"device": "cpu", **meta})
+    table.save(Path("latency_tables") / f"{name}.json")
+    return table
+
+
+def test_the_users_folder_comes_first_and_a_path_is_a_path() -> None:
+    save("mine", date="2026-01-01")
+    assert costs.find("mine") == Path("latency_tables/mine.json")
+    assert costs.load("mine").meta["date"] == "2026-01-01"
+    assert costs.load("latency_tables/mine.json").name == "mine"
+
+
+def test_an_unknown_target_lists_the_known_and_the_command() -> None:
+    save("mine")
+    with pytest.raises(UserError, match=r"--target mind: did you mean 'mine'\? known: .*mine.*nas profile --device"):
+        costs.load("mind")
+    with pytest.raises(UserError, match=r"--target no/such.json: no such file"):
+        costs.load("no/such.json")
+
+
+def test_a_file_of_another_kind_is_refused() -> None:
+    Path("x.json").write_text('{"kind": "recipe"}')
+    with pytest.raises(UserError, match=r"x\.json: kind: expected .* got 'recipe'"):
+        costs.load("x.json")
+
+
+def test_targets_are_described_and_a_broken_one_hides_none() -> None:
+    save("mine", processor="P", runtime="onnxruntime", batch=8, threads=2, method="measured")
+    Path("latency_tables/broken.json").write_text("")
+    listed = {target["name"]: target for target in costs.targets()}
+    expected = {"kind": "table", "batch": 8, "threads": 2, "rows": 0, "method": "measured"}
+    assert expected.items() <= listed["mine"].items()
+    assert "broken.json" in listed["broken"]["error"]
+
+
+def test_names_of_files() -> None:
+    assert costs.file_name("cpu") == "cpu.json"
+    assert costs.file_name("cpu", threads=2, batch=8) == "cpu-b8-t2.json"
+
+
+def test_local_is_the_same_processor_runtime_and_version() -> None:
+    here = conditions(1, 1)
+    assert costs.is_local(LatencyTable("t", here))
+    assert not costs.is_local(LatencyTable("t", {**here, "runtime_version": "0.1"}))
+    assert not costs.is_local(LatencyTable("t", {**here, "processor": "abacus"}))
+    assert not costs.is_local(LatencyTable("t", {"device": "gpu-v100"}))

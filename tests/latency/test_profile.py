@@ -1,0 +1,220 @@
+"""The protocol on a device whose clock is arithmetic; then, briefly, on this machine."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from nas import genome
+from nas.arch import Op
+from nas.errors import UserError
+from nas.latency import profile as profile_module
+from nas.latency.context import Context, Map
+from nas.latency.profile import Bench, fit, measure_rows, profile
+from nas.latency.table import LatencyTable
+from nas.latency.timing import Steady, interleaved, summary
+from nas.ops.layers import ConvBN
+from nas.ops.registry import Block
+from nas.plan import Layout, OpKey, Task, candidates, layout, plan
+from nas.space import Space
+from nas.subnet import Subnet
+
+CALL_MS = 0.5
+
+
+def known_ms(block: Block) -> float:
+    """Stem and head 1 ms; the others 0.1 ms, 0.01 ms a hidden channel and 0.05 ms for attention."""
+    if type(block).__name__ in ("Stem", "Head"):
+        return 1.0
+    return 0.1 + 0.01 * block.max_hidden + (0.05 if getattr(block, "se", None) is not None else 0)
+
+
+class Clockwork:
+    """A call costs 0.5 ms, a 1x1 convolution around an operator 0.02 ms a channel, an operator ``known_ms``."""
+
+    name = "clockwork"
+    align = 32
+
+    def __init__(self, processor: str = "gears", stop_after: int | None = None, slack: float = 0.0) -> None:
+        self.processor, self.stop_after, self.slack = processor, stop_after, slack
+        self.measured: list[Block] = []
+
+    def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Any:
+        if isinstance(module, Subnet):
+            parts: list[nn.Module] = [module.stem, *module.blocks, module.head]
+        else:
+            parts = list(module) if isinstance(module, nn.Sequential) else [module]
+            self.measured += [part for part in parts if isinstance(part, Block)]
+        if self.stop_after is not None and len(self.measured) > self.stop_after:
+            raise KeyboardInterrupt
+        ms = CALL_MS + sum(known_ms(p) - self.slack if isinstance(p, Block) else 0.02 * p.conv.in_channels
+                           for p in parts if isinstance(p, Block | ConvBN))
+        return lambda: ms
+
+    def conditions(self) -> dict[str, Any]:
+        return {"device": "clockwork", "processor": self.processor, "runtime": "spring", "runtime_version": "1",
+                "precision": "fp32", "threads": 1, "batch": 1}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_module, "SECONDS_A_GRAPH", 0.001)
+
+
+def bench(tiny: Layout) -> Bench:
+    rng = random.Random(0)
+    return Bench(tiny, Clockwork(), Steady(lambda: 2.0, None, rng), rng)
+
+
+def test_five_rows_come_out_exactly(tiny: Layout) -> None:
+    slot = tiny.slots[2]
+    ops = ["ghost(cheap=3, hidden=8, kernel=3, se=0)", "ghost(cheap=3, hidden=24, kernel=3, se=1)", "mbconv(hidden=16)"]
+    keys = [tiny.stem, *(OpKey(Op.parse(op), slot.in_ch, slot.out_ch, slot.stride, slot.size) for op in ops), tiny.head]
+    rows = measure_rows(bench(tiny), keys)
+    # stem and head: 1 ms and half a call; 0.1 + 0.08, 0.1 + 0.24 + 0.05, 0.1 + 0.16
+    expected = [1.25, 0.18, 0.39, 0.26, 1.25]
+    assert [rows[key].ms for key in keys] == pytest.approx(expected)  # type: ignore[union-attr]
+
+
+def test_a_context_takes_off_half_a_pair_on_each_map() -> None:
+    key = OpKey(Op.parse("mbconv(hidden=16)"), 8, 16, 2, 15)
+    assert Context(key).maps == (Map(8, 15), Map(16, 8))
+    assert Context(key).difference(5.0, {Map(8, 15): 2.0, Map(16, 8): 4.0}) == 2.0
+    assert Context(key, first=True).maps == (Map(16, 8),) and Context(key, last=True).maps == (Map(8, 15),)
+
+
+def test_a_profile_prices_whole_networks_exactly(tiny: Layout, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, float]] = []
+    path = tmp_path / "clockwork.json"
+    result = profile(tiny, path, device=Clockwork(), validate=12, progress=lambda *step: seen.append(step))
+    table = LatencyTable.load(path)
+    assert result["rows"] == result["measured"] == len(table.rows) and result["flagged"] == 0
+    assert seen[-1] == (result["rows"], result["rows"], 0.0)
+    validation = result["validation"]
+    assert validation["n"] == 12 and validation["kendall"] == pytest.approx(1) and validation["noise_mape"] == 0
+    assert validation["mape"] == pytest.approx(0, abs=1e-9) == abs(validation["bias"])
+    assert table.meta["validation"] == validation and table.meta["method"] == "measured"
+    assert result["correction"]["scale"] == pytest.approx(1)
+    keys = plan(tiny, genome.sample(tiny, random.Random(5)))
+    network = Subnet(keys)
+    blocks = [network.stem, *network.blocks, network.head]
+    whole = CALL_MS + sum(map(known_ms, blocks))  # type: ignore[arg-type]
+    assert sum(table.ms_many(keys)) == pytest.approx(whole)
+
+
+def test_a_second_profile_measures_nothing_and_remeasure_everything(tiny: Layout, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    rows = profile(tiny, path, device=Clockwork())["measured"]
+    before = path.read_text()
+    again = Clockwork()
+    assert profile(tiny, path, device=again)["measured"] == 0
+    assert again.measured == [] and path.read_text() == before
+    assert profile(tiny, path, device=Clockwork(), remeasure=True)["measured"] == rows
+
+
+def test_a_killed_profile_continues_with_the_missing_rows(tiny: Layout, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_module, "CHUNK", 4)
+    path, keys = tmp_path / "t.json", candidates(tiny)
+    with pytest.raises(KeyboardInterrupt):
+        profile(tiny, path, device=Clockwork(stop_after=10))
+    assert len(LatencyTable.load(path).rows) == 8
+    wanted = len(LatencyTable("t", {"align": 32}).missing(keys))
+    assert profile(tiny, path, device=Clockwork())["measured"] == wanted - 8
+    assert LatencyTable.load(path).missing(keys) == []
+
+
+def test_a_second_layout_keeps_the_rows_of_the_first(tiny: Layout, tiny_space: Space, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    first = profile(tiny, path, device=Clockwork())
+    second = profile(layout(tiny_space, Task(32, 3, 4)), path, device=Clockwork())
+    assert second["rows"] == first["rows"] + second["measured"]
+    assert set(LatencyTable.load(path).meta["corrections"]) == {"tiny at 16", "tiny at 32"}
+
+
+def test_rows_of_two_machines_never_share_a_table(tiny: Layout, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    profile(tiny, path, device=Clockwork())
+    with pytest.raises(UserError, match=r"t\.json: processor was 'gears' and is 'cogs' now: .*--out.*--remeasure"):
+        profile(tiny, path, device=Clockwork("cogs"))
+    profile(tiny, path, device=Clockwork("cogs"), remeasure=True)
+    assert LatencyTable.load(path).meta["processor"] == "cogs"
+
+
+def test_a_difference_below_zero_becomes_the_operator_alone_and_is_flagged(tiny: Layout, tmp_path: Path) -> None:
+    result = profile(tiny, tmp_path / "t.json", device=Clockwork(slack=0.19))
+    table = LatencyTable.load(tmp_path / "t.json")
+    flagged = [row for row in table.rows.values() if row.how == "flagged"]
+    assert result["flagged"] == len(flagged) > 0
+    assert {(row.hidden, round(row.raw_ms, 6)) for row in flagged} == {(8, round(0.18 - 0.19 + CALL_MS, 6))}
+    assert all(row.ms > 0 for row in table.rows.values())
+
+
+def test_an_unstable_row_is_tried_again_and_then_flagged(tiny: Layout, tmp_path: Path) -> None:
+    class Shaky(Clockwork):
+        def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Any:
+            run, rng = super().prepare(module, in_ch=in_ch, size=size), random.Random(0)
+            shaky = any(type(part).__name__ == "Stem" for part in module.children())
+            return (lambda: run() * rng.uniform(1, 4)) if shaky else run
+
+    device = Shaky()
+    profile(tiny, tmp_path / "t.json", device=device)
+    table = LatencyTable.load(tmp_path / "t.json")
+    assert table.rows[tiny.stem].how == "flagged"
+    assert sum(type(block).__name__ == "Stem" for block in device.measured) == profile_module.ATTEMPTS
+    assert sum(row.how == "flagged" for row in table.rows.values()) == 1
+
+
+def test_the_fit_finds_an_affine_law_and_refuses_an_absurd_one() -> None:
+    sums, counts = np.array([1.0, 2.0, 4.0, 3.0]), np.array([4, 6, 5, 9])
+    assert fit(sums, counts, 1.2 * sums + 0.05 * counts, 0.1) == pytest.approx((1.2, 0.05))
+    assert fit(sums, counts, 1.2 * sums - 0.1 * counts, 0.01)[1] == 0.0  # a row of 0.01 ms would cost less than nothing
+    assert fit(sums, counts, 9 * sums, 0.1) == pytest.approx((9.0, 0.0))
+
+
+def test_rounds_are_interleaved_and_the_first_run_of_a_burst_is_not_counted() -> None:
+    calls: list[str] = []
+
+    def run(name: str, ms: float) -> Any:
+        return lambda: calls.append(name) or ms
+
+    timings = interleaved({"a": run("a", 1.0), "b": run("b", 3.0)}, seconds=0.0, rng=random.Random(0), min_rounds=8)
+    assert (timings["a"].ms, timings["b"].ms) == (1.0, 3.0)
+    assert timings["a"].n == 8 * 4
+    rounds = ["".join(calls[4 + i:14 + i]) for i in range(0, 80, 10)]
+    assert {*rounds} == {"aaaaabbbbb", "bbbbbaaaaa"}
+
+
+def test_the_yardstick_takes_out_what_slows_down_everything() -> None:
+    load = [1.0]
+    steady = Steady(lambda: 2.0 * load[0], None, random.Random(0))
+    load[0] = 1.5
+    assert steady.time({"a": lambda: 4.0 * load[0]}, 0.0)["a"].ms == pytest.approx(4.0)
+    assert (steady.reference_ms, steady.drift) == (2.0, 1.5)
+
+
+def test_a_summary_is_a_low_percentile() -> None:
+    timing = summary([float(i) for i in range(1, 12)])
+    assert (timing.ms, timing.p10_ms, timing.p90_ms, timing.n) == (3.0, 2.0, 10.0, 11)
+    assert timing.unstable and not summary([1.0] * 5 + [9.0]).unstable
+
+
+def test_an_unknown_device_is_named(tiny: Layout, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--device abacus"):
+        profile(tiny, tmp_path / "t.json", device="abacus")
+
+
+def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_module, "FITTED_ON", 2)
+    space = Space.parse({"name": "one", "stem": {"op": "stem", "out": 8, "stride": 1},
+                         "stages": [{"out": 8, "depth": 1, "stride": 1}],
+                         "ops": {"mbconv": {"kernel": [3], "hidden": {"min": 1, "max": 2, "step": 8}}},
+                         "head": {"op": "head"}})
+    result = profile(layout(space, Task(8, 3, 4)), tmp_path / "cpu.json", validate=2)
+    table = LatencyTable.load(tmp_path / "cpu.json")
+    assert result["rows"] == len(table.rows) == 1 + 2 + 4  # stem, two widths, a head at four numbers of classes
+    assert all(0 < row.ms < 1000 and row.n > 0 for row in table.rows.values())
+    assert table.meta["runtime"] == "onnxruntime" and table.meta["processor"]
