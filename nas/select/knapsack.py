@@ -7,8 +7,11 @@ is over a limit is cut off and the rest solved again.
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +22,7 @@ from nas.select.problem import Cost, Scores
 
 Pick = tuple[int, ...]
 Cut = tuple[Pick, int]  # at most so many choices equal to those of the pick
+_LIBC = ctypes.CDLL(None if os.name == "posix" else "ucrtbase")
 End = tuple[Cost, float]  # a lower end of a cost
 _ROOM = 1000.0  # right-hand side of a scaled limit
 _SLACK = 1e-9  # share of the room: what lies on the limit is let in, exactness is checked afterwards
@@ -27,7 +31,7 @@ _OVER = 8  # answers over a limit that are cut off one by one before the limit i
 
 @dataclass
 class Knapsack:
-    """Scores, exact upper limits (``Cost.name`` -> value) and the picks that are not wanted (``banned``)."""
+    """Scores, exact upper limits (``Cost.name`` -> value), and the picks that are not wanted (``banned``)."""
 
     scores: Scores
     costs: Sequence[Cost]
@@ -143,13 +147,34 @@ def _solve(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cut
     ops = np.concatenate(kept)
     regret = np.concatenate([row[o].max() - row[o] for row, o in zip(scores, kept, strict=True)])
     scale = 1e4 / (sum(regret[slots == slot].max() for slot in range(len(kept))) or 1.0)
-    result = milp(regret * scale, integrality=np.ones(len(ops)), bounds=Bounds(0, 1),
-                  constraints=_constraints(slots, ops, rows, cuts), options={"mip_rel_gap": 0, "disp": False})
+    with _silent():
+        result = milp(regret * scale, integrality=np.ones(len(ops)), bounds=Bounds(0, 1),
+                      constraints=_constraints(slots, ops, rows, cuts), options={"mip_rel_gap": 0, "disp": False})
     if result.status == 2:
         return None
     if result.status != 0 or result.x is None:
         raise RuntimeError(f"HiGHS ended without a proof (status {result.status}): {result.message}")
     return tuple(int(ops[slots == slot][np.argmax(result.x[slots == slot])]) for slot in range(len(kept)))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """File descriptor 1 into nothing: HiGHS prints debugging lines from C++ now and then, whatever ``disp`` says."""
+    _LIBC.fflush(None)  # what C code printed before is let out, and below what HiGHS left in the buffer is let go
+    try:
+        before = os.dup(1)
+    except OSError:  # there is no stdout
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+    try:
+        yield
+    finally:
+        _LIBC.fflush(None)
+        os.dup2(before, 1)
+        os.close(before)
 
 
 def _possible(ops: np.ndarray, slot: int, rows: Sequence[_Row]) -> np.ndarray:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+import os
 import random
 import re
 
@@ -14,6 +16,7 @@ from truths import Additive, smooth_truth, table
 from nas.errors import UserError
 from nas.plan import Layout, Slot
 from nas.select.ilp import select_ilp, solve
+from nas.select.knapsack import _silent
 from nas.select.problem import Cost, Problem, Scores, budgets
 
 
@@ -170,6 +173,17 @@ def test_avoided_networks_do_not_come_back(problem: Problem, tiny: Layout) -> No
 def test_nothing_is_printed(problem: Problem, tiny: Layout, capfd: pytest.CaptureFixture[str]) -> None:
     solve(table(tiny, 7), problem.costs, {"gpu": 2.0, "macs": 502.5}, k=4, at_least={"gpu": 1.8})
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_solver_prints_from_c_goes_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
+    libc = ctypes.CDLL(None)
+    libc.printf(b"before\n")
+    with _silent():
+        libc.printf(b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();\n")
+        os.write(1, b"and unbuffered\n")
+    libc.printf(b"after\n")
+    libc.fflush(None)
+    assert capfd.readouterr() == ("before\nafter\n", "")
 
 
 def flat(problem: Problem) -> Scores:
