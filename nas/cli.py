@@ -58,7 +58,7 @@ def profile(
         from nas.files import shipped
         from nas.latency.costs import LOCAL, file_name
         from nas.latency.profile import profile as fill
-        from nas.plan import Task, candidates, layout
+        from nas.plan import Task, layout
         from nas.progress import Progress
         from nas.space import Space
 
@@ -68,7 +68,7 @@ def profile(
                    for name in space or shipped("search_spaces", ".yaml")]
         done = {}
         for each in layouts:
-            with progress.task(f"profile {each.space}", len(candidates(each))) as task:
+            with progress.task(f"profile {each.space}", 0) as task:
                 done[each.space] = fill(each, path, device=device, threads=threads, batch=batch, remeasure=remeasure,
                                         progress=_reaching(task), rng_seed=seed, validate=validate)
         checks = [one["validation"] for one in done.values() if one.get("validation")]

@@ -41,7 +41,8 @@ class Task:
 
     def text(self) -> str:
         """``120/600, loss 1.234, 3 min left``."""
-        parts = [f"{self.done:g}/{self.total:g}", *(f"{name} {_figure(value)}" for name, value in self.figures.items())]
+        count = [f"{self.done:g}/{self.total:g}"] if self.total else []  # 0: not known yet
+        parts = [*count, *(f"{name} {_figure(value)}" for name, value in self.figures.items())]
         left = self.left_s
         return ", ".join([*parts, f"{duration(left)} left"] if left is not None and self.done < self.total else parts)
 
@@ -79,7 +80,8 @@ class Progress:
         task = Task(name, total, done, show, self._clock)
         began = self._clock()
         yield task
-        self.note(f"{name}: {task.text()}, took {duration(self._clock() - began)}")
+        took = f"took {duration(self._clock() - began)}"
+        self.note(f"{name}: {', '.join(filter(None, (task.text(), took)))}")
 
     @contextlib.contextmanager
     def _bar(self, name: str, total: float, done: float) -> Iterator[Task]:

@@ -31,6 +31,8 @@ def front(result: Mapping[str, Any]) -> None:
     if result["budgets"]:
         rows([{"budget_ms": one["budget_ms"], "pick": one["id"], "predicted_ms": one["ms"]}
               for one in result["budgets"]])
+    for target in _unmeasured(result):
+        line(f"not measured: no {target} here")
     if result.get("dominated"):
         line(f"{len(result['dominated'])} more picks are dominated by these on the selection split")
     line(str(result["run"]))
@@ -53,6 +55,14 @@ def cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {cell(part)}" for key, part in value.items())
     return str(value)
+
+
+def _unmeasured(result: Mapping[str, Any]) -> list[str]:
+    """Targets that this machine is not."""
+    targets = result["target"] if isinstance(result["target"], list) else [result["target"]]
+    measured = [point.get("measured_ms") for point in result["front"]]
+    values = {target: [one.get(target) if isinstance(one, Mapping) else one for one in measured] for target in targets}
+    return [target for target in targets if all(value is None for value in values[target])]
 
 
 def _point(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +89,7 @@ def _per_target(name: str, ms: Any) -> dict[str, str]:
 
 
 def _millions(count: float | None) -> str:
-    return "-" if count is None else f"{count / 1e6:.2f} M"
+    return "-" if count is None else f"{count / 1e6:.4g} M"
 
 
 def _print(table: Table) -> None:

@@ -129,7 +129,7 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
     assert made.name.startswith("ghost-cpu-digits-") and Run.existing(made).config["seed"] == 3
     code, out, err = call(*words)  # the same command finds the same run
     assert code == 0 and len(list(Path("runs").iterdir())) == 1
-    assert all(part in out for part in ("0123456789ab", "90.0 % +- 1.2", "12.34 M", "0.56 M", "onnx/a.onnx", "0.6"))
+    assert all(part in out for part in ("0123456789ab", "90.0 % +- 1.2", "12.34 M", "0.56 M", "not measured: no cpu here", "onnx/a.onnx", "0.6"))
     assert out.splitlines()[-1] == "runs/x" and "chatter" not in out
     code, out, err = call(*words[:-2], "--run", str(made))
     assert (code, out) == (2, "") and "budget_ms = [0.6], now []" in err
@@ -138,10 +138,12 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
 def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     point = {**POINT, "ms": {"cpu": 0.5, "gpu-v100": 0.25}, "measured_ms": {"cpu": 0.52, "gpu-v100": None},
              "dominated_on_test": True}
-    pretend(monkeypatch, "nas.search", search=lambda *_: {**RESULT, "front": [point], "dominated": [POINT, POINT]})
+    pretend(monkeypatch, "nas.search", search=lambda *_: {
+        **RESULT, "target": ["cpu", "gpu-v100"], "front": [point], "dominated": [POINT, POINT]})
     _, out, _ = call("search", "--target", "cpu", "--target", "gpu-v100")
     assert all(part in out for part in ("predicted ms cpu", "predicted ms gpu-v100", "0.52", "0.25", "(dominated)",
-                                   "2 more picks"))
+                                   "2 more picks", "not measured: no gpu-v100 here"))
+    assert "no cpu here" not in out
 
 
 def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

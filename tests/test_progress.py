@@ -52,6 +52,18 @@ def test_what_an_earlier_call_did_is_not_counted_as_speed() -> None:
         assert task.text() == "110/120, 2 s left"  # 20 in 4 s
 
 
+def test_how_much_there_is_may_turn_out_later_or_never() -> None:
+    clock = Clock()
+    progress, text = plain(clock)
+    with progress.task("nothing to do", 0):
+        pass
+    with progress.task("rows", 0) as task:
+        clock.now = 6
+        task.reach(1, 3)
+    assert text.getvalue().splitlines() == ["nothing to do: took 0 s", "rows: 1/3, 12 s left",
+                                            "rows: 1/3, 12 s left, took 6 s"]
+
+
 def test_a_bar_in_a_terminal_and_tasks_that_nest() -> None:
     text = io.StringIO()
     progress = Progress(Console(file=text, force_terminal=True, width=80))
