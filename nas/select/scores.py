@@ -15,7 +15,7 @@ from nas.arch import Arch, Op
 from nas.select.problem import Problem, Scores
 
 _FEWEST = 4  # below this many networks nothing is fitted
-_SHARED = 2.0  # variance of the shared block to that of all slots' own (trials at 1, 4, 16: little between)
+_SHARED = 2.0  # variance of the shared block to that of all slots' own (more helped only where slots are alike)
 _STRENGTHS = np.logspace(-3, 2, 16)  # ridge strengths tried, in units of the kernel's mean diagonal
 
 
