@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ def folder_of(place: str, arch: Arch) -> str:
 
 
 def predicted(scene: Scene, arch: Arch) -> dict[str, float]:
-    """Milliseconds by target: the plain sum of the costs of its operators."""
-    keys = plan(scene.layout, arch)
-    return {target: float(sum(costs.ms_many(keys))) for target, costs in scene.costs.items()}
+    """Milliseconds by target: the sum over its operators, rounded exactly as the selection's ``Cost.of`` rounds it."""
+    slots = range(len(arch.ops))
+    return {target: math.fsum((p.fixed, *(p.ms[i][arch.ops[i]] for i in slots))) for target, p in scene.prices.items()}
 
 
 def one_or_all(values: dict[str, Any]) -> Any:
@@ -74,7 +75,7 @@ def load_weights(scene: Scene, arch: Arch, place: str) -> Subnet:
 def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, Any]:
     """Writes ``model.onnx`` and ``card.json`` of a trained pick; returns the card."""
     name = folder_of(place, arch)
-    return scene.run.stage(name + CARD, lambda: _card(scene, arch, place, fine_tuned))  # type: ignore[no-any-return]
+    return scene.run.stage(name + CARD, lambda: _card(scene, arch, place, fine_tuned))
 
 
 def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:

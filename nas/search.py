@@ -27,7 +27,7 @@ from nas.select import get as selector
 from nas.select import scores as fits
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
-from nas.select.problem import Limits, Problem, Scores
+from nas.select.problem import Cost, Limits, Problem, Scores
 from nas.supernet.gates import RELAXATIONS
 from nas.train import finetune, loop, search_loop
 
@@ -125,12 +125,21 @@ def _training(scene: Scene, limits: dict[str, list[float]]) -> search_loop.Super
               for phase, n in given.items()}
     recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
                                 t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune)
-    ranges = [(min(limits[target]), max(limits[target])) for target in config.target]
+    ranges = [_range(problem(scene, scene.layout, [target]).costs[0], limits[target]) for target in config.target]
     low, high = ranges[0]
     bounds = limits[config.target[0]]
-    grid = tuple(float(2 * np.log(b / low) / np.log(high / low) - 1) for b in bounds) if high > low else (0.0,)
+    grid = tuple(float(np.clip(2 * np.log(b / low) / np.log(high / low) - 1, -1, 1)) for b in bounds)
     return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,
-                                        grid, recipe, scene.seed, scene.device)
+                                        grid if high > low else (0.0,), recipe, scene.seed, scene.device)
+
+
+def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:
+    """Budgets of the gates: those asked for, but not the very ends of the reachable range.
+
+    There a single network meets the expectation, whatever the gates say, and nothing could be learned or pruned.
+    """
+    low = min(max(min(budgets), 1.03 * cost.smallest), cost.largest)
+    return low, max(low, min(max(budgets), 0.9 * cost.largest))
 
 
 def _trained(scene: Scene) -> search_loop.SupernetTraining:

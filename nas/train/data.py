@@ -25,6 +25,7 @@ from nas.train.folder import folder
 from nas.train.sources import Indices, Source, cifar10, digits
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 5000  # gate and select each
+FEW, ENOUGH = 300, 1000  # a front cannot be told apart on fewer: data of at least ENOUGH give up to a fifth
 TEST = 0.2  # where the source has no test split
 SIDES = (8, 1024)
 MEMORY = 0.6  # of what is free
@@ -107,7 +108,7 @@ def divide(source: Source, seed: int, limit: int | None = None) -> dict[str, Ind
         raise UserError(f"limit: {limit} is less than 3 images for each of the {classes} classes of {source.origin}")
     if limit is not None and limit < len(pool):
         pool, _ = take(labels, pool, limit, rng, keep=0)
-    held_out = max(classes, min(MOST_HELD_OUT, round(HELD_OUT * len(pool))))
+    held_out = max(classes, _held_out(len(pool)))
     if select is None:
         select, pool = take(labels, pool, held_out, rng)
     elif len(select) > (most := min(limit or MOST_HELD_OUT, MOST_HELD_OUT)):
@@ -117,6 +118,12 @@ def divide(source: Source, seed: int, limit: int | None = None) -> dict[str, Ind
     if empty := [part for part, which in splits.items() if not len(which)]:
         raise UserError(f"{source.origin}: too few images, none left for {', '.join(empty)}; give at least 4 a class")
     return splits
+
+
+def _held_out(images: int) -> int:
+    """How many of the training images gate and select get each."""
+    few = min(FEW, round(2 * HELD_OUT * images)) if images >= ENOUGH else 0
+    return min(MOST_HELD_OUT, max(round(HELD_OUT * images), few))
 
 
 def take(

@@ -1,0 +1,363 @@
+"""Fits gpu-v100's kernel model to the published TensorRT rows and writes the shipped table.
+
+    python experiments/v100-kernel-model/fit.py --data ../shared/data/v100 --out latency_tables/gpu-v100.json
+
+Rows: single convolutions on a V100 (alibaba/lightweight-neural-architecture-search, Apache-2.0, commit 8ccaf88).
+Networks: GPUNet-0/1/2 with their published latencies (NVIDIA/DeepLearningExamples, Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import gzip
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nas.files import write_text
+from nas.latency.kernel_model import (
+    FEATURES,
+    Correction,
+    KernelModel,
+    Layer,
+    Limits,
+    Roofline,
+    Shapes,
+    Variant,
+)
+from nas.latency.trace import Kernel, kernels
+
+Array = NDArray[np.float64]
+HERE = Path(__file__).resolve().parent
+ROOFLINE = Roofline(macs_per_ms=5e10, bytes_per_ms=9e8, launch_ms=0.008)  # V100: 112 TFLOPS fp16, 900 GB/s
+FLOOR_MS = 0.0085
+PADDED = Correction(padded_sides=[6, 8, 10, 14, 20, 28, 40, 56, 80, 112, 160, 224], padded_multiples=[32, 128],
+                    padded_channels=[16, 32, 64, 128, 256, 384, 512, 768, 1024], scale=1.0,
+                    per_kernel_ms=0.0, floor_ms=FLOOR_MS / 4)
+SOURCE = ("alibaba/lightweight-neural-architecture-search 8ccaf88 (rows), NVIDIA/DeepLearningExamples (networks); "
+          "both Apache-2.0")
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "swish": nn.SiLU, "none": nn.Identity}
+
+
+def read_rows(path: Path, precision: str, batch: int) -> tuple[list[Kernel], Array]:
+    """Kernels and their ms, [n]."""
+    found, ms = [], []
+    with gzip.open(path, "rt") as file:
+        for r in csv.DictReader(file):
+            if (r["precision"], r["batch"]) != (precision, str(batch)):
+                continue
+            i, o, size, stride = (int(r[c]) for c in ("in_ch", "out_ch", "in_h", "stride"))
+            groups = i if r["conv_type"] == "depthwise" else 1
+            found.append(Kernel("conv", i, o, size, -(-size // stride), float(r["kernel"]), stride, groups,
+                                r["add_fused"] == "1"))
+            ms.append(float(r["latency_ms"]))
+    return found, np.array(ms)
+
+
+def shapes(rows: list[Kernel]) -> Shapes:
+    c = np.array([(k.groups > 1, k.in_ch, k.out_ch, k.size_in, k.size_out, k.kernel, k.stride, k.fused_add)
+                  for k in rows], float).T
+    return Shapes(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], 2)
+
+
+def wider_pairs(rows: list[Kernel], n: int, rng: np.random.Generator) -> tuple[list[Kernel], list[Kernel]]:
+    """Shapes around the rows, and the same with more input or output channels: the second should not be cheaper."""
+    narrow, wide = [], []
+    for index in rng.integers(0, len(rows), n):
+        k = rows[index]
+        jitter, grow, size = np.exp(rng.uniform(-0.5, 0.5, 2)), float(np.exp(rng.uniform(0, 0.5))), k.size_in
+        size = max(5, min(480, round(size * float(np.exp(rng.uniform(-0.1, 0.1))))))
+        i, o = _eighths(k.in_ch * jitter[0]), _eighths(k.out_ch * jitter[1])
+        i = k.in_ch if k.in_ch == 3 else o if k.groups > 1 else i
+        more_in, more_out = _eighths(i * grow + 8), _eighths(o * grow + 8)
+        both = k.groups > 1
+        widen_in = both or (rng.random() < 0.5 and k.in_ch != 3)
+        i2, o2 = (more_in if widen_in else i), (more_out if both or not widen_in else o)
+        if i2 <= 4096 and o2 <= 2560:
+            for into, a, b in ((narrow, i, o), (wide, i2, o2)):
+                into.append(Kernel("conv", a, b, size, -(-size // k.stride), k.kernel, k.stride, a if both else 1,
+                                   k.fused_add))
+    return narrow, wide
+
+
+def _eighths(channels: float) -> int:
+    return max(8, round(channels / 8) * 8)
+
+
+class Rows:
+    """What training reads: features, log roofline and log ms of rows, and pairs for the monotone penalty."""
+
+    def __init__(self, rows: list[Kernel], ms: Array, pairs: tuple[list[Kernel], list[Kernel]]) -> None:
+        s = shapes(rows)
+        features = s.features(ROOFLINE)
+        self.residual = np.log(ms) - np.log(s.roofline_ms(ROOFLINE))
+        self.mean, self.scale = features.mean(0), features.std(0) + 1e-6
+        self.x, self.y = self._tensor(features), torch.tensor(self.residual, dtype=torch.float32)
+        both = [shapes(side) for side in pairs]
+        self.narrow, self.wide = (self._tensor(p.features(ROOFLINE)) for p in both)
+        logs = [np.log(p.roofline_ms(ROOFLINE)) for p in both]
+        self.rise = torch.tensor(logs[1] - logs[0], dtype=torch.float32)
+
+    def _tensor(self, features: Array) -> Tensor:
+        return torch.tensor((features - self.mean) / self.scale, dtype=torch.float32)
+
+
+def train(rows: Rows, seed: int, epochs: int, monotone: float, width: int = 64, batch: int = 512) -> nn.Sequential:
+    """One network for the residual: smooth L1 on the rows, hinge on pairs where more channels would be cheaper."""
+    generator = torch.Generator().manual_seed(seed)
+    net = _network(width, generator)
+    steps = epochs * (len(rows.x) // batch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(rows.x), generator=generator).split(batch)[: len(rows.x) // batch]:
+            pair = torch.randint(0, len(rows.rise), (batch // 4,), generator=generator)
+            out = net(torch.cat([rows.x[chosen], rows.narrow[pair], rows.wide[pair]]))[:, 0]
+            own, narrow, wide = out.split([batch, batch // 4, batch // 4])
+            loss = nn.functional.smooth_l1_loss(own, rows.y[chosen], beta=0.03)
+            loss = loss + monotone * torch.relu(narrow - wide - rows.rise[pair]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net
+
+
+def _network(width: int, generator: torch.Generator) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((len(FEATURES), width), (width, width), (width, width), (width, 1)):
+        linear = nn.Linear(inputs, outputs)
+        for parameter in linear.parameters():
+            nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=generator)
+        layers += [linear, nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def variant(rows: list[Kernel], ms: Array, args: argparse.Namespace) -> Variant:
+    """A model fitted to these rows, without correction."""
+    data = Rows(rows, ms, wider_pairs(rows, 40_000, np.random.default_rng(args.seed)))
+    nets = [train(data, args.seed + i, args.epochs, args.monotone) for i in range(args.members)]
+    dense = [k for k in rows if k.groups == 1]
+    limits = Limits(in_ch=_range(k.in_ch for k in dense), out_ch=_range(k.out_ch for k in dense),
+                    size=_range(k.size_in for k in rows), residual=_range(data.residual))
+    return Variant(element_bytes=2, roofline=ROOFLINE, floor_ms=FLOOR_MS, limits=limits, features=list(FEATURES),
+                   mean=_short(data.mean), scale=_short(data.scale), networks=[_layers(net) for net in nets],
+                   correction=PADDED)
+
+
+def _range(values: Any) -> tuple[float, float]:
+    low_to_high = sorted(float(v) for v in values)
+    return low_to_high[0], low_to_high[-1]
+
+
+def _layers(net: nn.Sequential) -> list[Layer]:
+    linears = [layer for layer in net if isinstance(layer, nn.Linear)]
+    return [Layer(weight=[_short(row) for row in layer.weight.tolist()], bias=_short(layer.bias.tolist()))
+            for layer in linears]
+
+
+def _short(values: Any) -> list[float]:
+    return [float(f"{v:.5g}") for v in values]
+
+
+def held_out(rows: list[Kernel], ms: Array, folds: Array, args: argparse.Namespace) -> dict[str, float]:
+    """Errors in % of rows predicted by models that saw no row of their fold; fold -1 is known to all."""
+    predicted = np.zeros(len(ms))
+    for fold in range(max(folds) + 1):
+        test = np.flatnonzero(folds == fold)
+        kept = np.flatnonzero(folds != fold)
+        model = KernelModel("fold", {}, variant([rows[i] for i in kept], ms[kept], args))
+        predicted[test] = model.raw_ms([rows[i] for i in test])
+    return errors(predicted[folds >= 0], ms[folds >= 0])
+
+
+def errors(predicted: Array, ms: Array) -> dict[str, float]:
+    off = 100 * np.abs(predicted / ms - 1)
+    return {"median_%": round(float(np.median(off)), 2), "mape_%": round(float(off.mean()), 2)}
+
+
+def group_folds(rows: list[Kernel], n: int, seed: int) -> Array:
+    """Whole (in_ch, out_ch, dense or depthwise) groups in one fold."""
+    groups = sorted({(k.in_ch, k.out_ch, k.groups > 1) for k in rows})
+    fold = dict(zip(groups, np.random.default_rng(seed).permutation(len(groups)) % n, strict=True))
+    return np.array([fold[k.in_ch, k.out_ch, k.groups > 1] for k in rows])
+
+
+def size_folds(rows: list[Kernel], n: int) -> Array:
+    """Every n-th map size in one fold; the smallest and the largest, which nothing encloses, are always known."""
+    sizes = sorted({k.size_in for k in rows})
+    fold = {s: -1 if s in (sizes[0], sizes[-1]) else i % n for i, s in enumerate(sizes)}
+    return np.array([fold[k.size_in] for k in rows])
+
+
+def narrowing(model: KernelModel, rows: list[Kernel], seed: int) -> dict[str, float]:
+    """How much the model deviates from "more channels are not cheaper" on pairs that training has not drawn."""
+    narrow, wide = wider_pairs(rows, 10_000, np.random.default_rng(seed + 1))
+    dense = np.array([k.groups == 1 for k in narrow])
+    result = {}
+    for form, price in (("raw", model.raw_ms), ("least", model.kernel_ms)):
+        drop = np.log(price(narrow)) - np.log(price(wide))
+        for name, part in (("dense", drop[dense]), ("depthwise", drop[~dense])):
+            result[f"{form}_{name}_mean_%"] = round(100 * float(np.maximum(part, 0).mean()), 2)
+            result[f"{form}_{name}_share_over_2_%"] = round(100 * float((part > 0.02).mean()), 2)
+    return result
+
+
+class Published(nn.Module):
+    """A calibration network from its list of layers."""
+
+    def __init__(self, layers: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.parts = nn.ModuleList(_part(layer) for layer in layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        entry = x
+        for layer, part in zip(self.layers, self.parts, strict=True):
+            if layer.get("role") in ("pw_expand", "fused_expand"):
+                entry = x
+            x = x * part(x) if layer["op"] == "se" else part(x)
+            if layer.get("fused_residual"):
+                x = x + entry
+        return x
+
+
+def _part(layer: dict[str, Any]) -> nn.Module:
+    if layer["op"] == "conv":
+        conv = nn.Conv2d(layer["cin"], layer["cout"], layer["k"], layer["stride"], layer["pad"], groups=layer["groups"],
+                         bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(layer["cout"]), ACTIVATIONS[layer["act"]]())
+    if layer["op"] == "se":
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(layer["c"], layer["rd"], 1),
+                             ACTIVATIONS[layer["act"]](), nn.Conv2d(layer["rd"], layer["c"], 1), nn.Sigmoid())
+    if layer["op"] == "gap":
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert layer["op"] == "fc", layer
+    return nn.Linear(layer["cin"], layer["cout"])
+
+
+def calibration(model: KernelModel, path: Path) -> tuple[Correction, list[dict[str, Any]]]:
+    """The correction, and each network's figures with the error of a correction fitted on the other two."""
+    networks = json.loads(path.read_text())
+    points, raw = [], []
+    for network in networks:
+        with torch.device("meta"):
+            module = Published(network["expanded_layers"])
+        found = kernels(module, 3, network["img_resolution"])
+        raw.append(float(model.raw_ms(found).sum()))
+        points.append((float(model.kernel_ms(found).sum()), len(found),
+                       network["measured"]["V100"]["readme_tensorrt8_fp16_ms"]))
+    table = np.array(points)
+    rows = []
+    for i, network in enumerate(networks):
+        others = np.delete(table, i, 0)
+        off = {form: float(table[i, :2] @ fit(others) / table[i, 2] - 1) for form, fit in FORMS.items()}
+        rows.append({"network": network["model"], "raw_ms": round(raw[i], 4), "least_ms": round(points[i][0], 4),
+                     "kernels": points[i][1], "published_ms": points[i][2],
+                     **{f"left_out_{f}_%": round(100 * e, 1) for f, e in off.items()}})
+    scale, per_kernel = FORMS[CHOSEN](table)
+    change = {"scale": float(f"{scale:.5g}"), "per_kernel_ms": float(f"{per_kernel:.5g}")}
+    return PADDED.model_copy(update=change), rows
+
+
+def _scale_only(points: Array) -> Array:
+    return np.array([np.exp(np.log(points[:, 2] / points[:, 0]).mean()), 0.0])
+
+
+def _affine(points: Array) -> Array:
+    """Least squares of relative errors; a hidden launch can only make a kernel cheaper."""
+    scale, per_kernel = np.linalg.lstsq(points[:, :2] / points[:, 2:], np.ones(len(points)), rcond=None)[0]
+    return np.array([scale, per_kernel]) if per_kernel <= 0 < scale else _scale_only(points)
+
+
+def _hidden_launch(points: Array) -> Array:
+    """Scale one: every row holds a part of a launch that a whole engine hides."""
+    return np.array([1.0, min(0.0, float(np.mean((points[:, 2] - points[:, 0]) / points[:, 1])))])
+
+
+FORMS: dict[str, Callable[[Array], Array]] = {"scale": _scale_only, "affine": _affine, "launch": _hidden_launch}
+CHOSEN = "scale"
+
+
+def dump(name: str, meta: dict[str, Any], variants: dict[str, Variant]) -> str:
+    """JSON with sorted keys, a layer's weights one row a line."""
+    value = {"kind": "kernel-model", "name": name, "meta": meta,
+             "variants": {k: v.model_dump() for k, v in variants.items()}}
+    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("],[", "],\n[").replace(',"', ',\n"') + "\n"
+
+
+EXAMPLES = (Kernel("conv", 64, 256, 56, 56), Kernel("conv", 128, 128, 28, 28, 3.0),
+            Kernel("conv", 3, 32, 224, 112, 3.0, 2), Kernel("conv", 256, 256, 14, 14, 5.0, 1, 256),
+            Kernel("conv", 512, 128, 14, 14, fused_add=True),
+            Kernel("conv", 960, 1280, 1, 1), Kernel("pool", 960, 960, 7, 1, moved=48_000))
+
+
+def examples(model: KernelModel) -> list[dict[str, Any]]:
+    """Figures that a reader of the table can check itself against."""
+    return [{"kernel": vars(k), "raw_ms": round(float(model.raw_ms([k])[0]), 6),
+             "ms": round(float(model.kernel_ms([k])[0]), 6)} for k in EXAMPLES]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/v100"))
+    parser.add_argument("--out", type=Path, default=Path("latency_tables/gpu-v100.json"))
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--members", type=int, default=3, help="networks in the mean")
+    parser.add_argument("--monotone", type=float, default=0.3, help="weight of the penalty on cheaper wider kernels")
+    parser.add_argument("--folds", type=int, default=5, help="0: fit only, keep no held-out errors")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, start = arguments(), time.perf_counter()
+    torch.set_num_threads(args.threads)
+    if not (args.data / "trt_conv_v100.csv.gz").is_file():
+        raise SystemExit(f"{args.data}: no trt_conv_v100.csv.gz; give the folder of the rows with --data")
+    rows, ms = read_rows(args.data / "trt_conv_v100.csv.gz", "fp16", 1)
+    off = {}
+    if args.folds:
+        off["groups"] = held_out(rows, ms, group_folds(rows, args.folds, args.seed), args)
+        off["sizes"] = held_out(rows, ms, size_folds(rows, 3), args)
+        print(json.dumps(off), flush=True)
+    fitted = variant(rows, ms, args)
+    raw = KernelModel(args.out.stem, {}, fitted)
+    off["fitted_rows"] = errors(raw.raw_ms(rows), ms)
+    correction, networks = calibration(raw, args.data / "gpunet_calibration.json")
+    fitted = fitted.model_copy(update={"correction": correction})
+    model = KernelModel(args.out.stem, {}, fitted)
+    today = datetime.date.today().isoformat()
+    meta = {"device": "NVIDIA V100", "runtime": "TensorRT", "precision": "fp16", "batch": 1,
+            "method": "kernel-database", "source": SOURCE, "date": today, "rows": len(rows), "held_out": off,
+            "calibration": networks, "examples": examples(model)}
+    write_text(args.out, dump(args.out.stem, meta, {"fp16-batch1": fitted}))
+    result = {"command": " ".join(["python", *map(str, _relative(sys.argv))]), "n": len(rows), "errors": off,
+              "calibration": networks, "correction": correction.model_dump(),
+              "narrowing": narrowing(raw, rows, args.seed),
+              "date": today, "seconds": round(time.perf_counter() - start), "python": platform.python_version(),
+              "torch": torch.__version__, "numpy": np.__version__}
+    with (HERE / "results.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def _relative(argv: list[str]) -> list[str]:
+    return ["experiments/v100-kernel-model/fit.py", *argv[1:]]
+
+
+if __name__ == "__main__":
+    main()

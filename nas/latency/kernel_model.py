@@ -1,0 +1,324 @@
+"""Latency from a model of single kernels: a module's ms is the sum over the kernels that ``trace`` finds in it.
+
+A convolution costs a roofline (MACs, bytes, one launch) times the exponential of a learned residual, the mean of a few
+small networks in log space. Shapes outside the fitted rows keep the residual of the nearest one inside and scale with
+the roofline. Grouped convolutions have no rows: they are priced between dense and depthwise, geometrically in the
+logarithm of the number of groups. Other kernels are bound by memory: bytes at the device's bandwidth, and one launch.
+The correction from single kernels to whole networks first lets no kernel be dearer than itself padded; it is then
+affine in (sum, number of kernels) and folded into each kernel, so that sums are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
+
+from nas import ops
+from nas.errors import UserError
+from nas.files import nearest
+from nas.latency.trace import Kernel, kernels
+from nas.plan import OpKey
+
+Array = NDArray[np.float64]
+
+IN_CH, OUT_CH, SIZE, SIZE_OUT, STRIDE, DEPTHWISE = 0, 1, 2, 3, 5, 7  # columns of a convolution
+WINDOWS = (1.0, 3.0, 5.0, 7.0)  # kernel sides of the rows; between them the features blend
+FEATURES = (
+    "depthwise", "log in_ch", "log out_ch", "log size", "stride 2", "add", "depthwise stride 2", "1x1 stride 2",
+    "1x1 add", "log macs", "log bytes", "log map out", "log map in", "log weights", "in_ch of 8s", "log roofline",
+    *(f"dense {k:.0f}x{k:.0f}" for k in WINDOWS), *(f"depthwise {k:.0f}x{k:.0f}" for k in WINDOWS))
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Meta(_Checked):
+    """What the figures are; further keys are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    device: str
+    runtime: str
+    precision: str
+    batch: int
+    method: str
+    source: str
+    date: str
+
+
+class Roofline(_Checked):
+    """What the hardware gives, per ms, and a launch."""
+
+    macs_per_ms: float = Field(gt=0)
+    bytes_per_ms: float = Field(gt=0)
+    launch_ms: float = Field(gt=0)
+
+
+class Limits(_Checked):
+    """Smallest and largest value in the fitted rows."""
+
+    in_ch: tuple[float, float]
+    out_ch: tuple[float, float]
+    size: tuple[float, float]
+    residual: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Limits:
+        for name, (low, high) in self:
+            if low > high or (name != "residual" and low <= 0):
+                raise ValueError(f"{name}: [{low}, {high}] is not a range")
+        return self
+
+
+class Layer(_Checked):
+    """[outputs][inputs] and [outputs]; SiLU follows all layers but the last."""
+
+    weight: list[list[float]]
+    bias: list[float]
+
+
+class Correction(_Checked):
+    """Network ms = scale * sum of least ms + per_kernel_ms * kernels, no kernel below floor_ms.
+
+    Least ms is that of the cheapest among the kernel and itself padded to one of these sides, or with its channels
+    padded to one of these numbers or to a multiple.
+    """
+
+    padded_sides: list[Annotated[int, Field(gt=0)]] = []
+    padded_channels: list[Annotated[int, Field(gt=0)]] = []
+    padded_multiples: list[Annotated[int, Field(gt=0)]] = []
+    scale: float = Field(gt=0)
+    per_kernel_ms: float
+    floor_ms: float = Field(gt=0)
+
+
+class Variant(_Checked):
+    """Everything for one precision and batch size."""
+
+    element_bytes: int = Field(gt=0)
+    roofline: Roofline
+    floor_ms: float = Field(gt=0)
+    limits: Limits
+    features: list[str]
+    mean: list[float]
+    scale: list[float]
+    networks: list[list[Layer]] = Field(min_length=1)
+    correction: Correction
+
+    @model_validator(mode="after")
+    def _fits(self) -> Variant:
+        n = len(FEATURES)
+        if tuple(self.features) != FEATURES or len(self.mean) != n or len(self.scale) != n:
+            raise ValueError(f"features, mean and scale must be these {n}: {', '.join(FEATURES)}")
+        if min(self.scale) <= 0:
+            raise ValueError("scale must be positive")
+        for network in self.networks:
+            width = n
+            for layer in network:
+                if len(layer.bias) != len(layer.weight) or any(len(row) != width for row in layer.weight):
+                    raise ValueError(f"networks: a layer's weight is not {len(layer.bias)} x {width}")
+                width = len(layer.bias)
+            if width != 1:
+                raise ValueError("networks: the last layer must have one output")
+        return self
+
+
+class _File(_Checked):
+    kind: Literal["kernel-model"]
+    name: str
+    meta: Meta
+    variants: dict[str, Variant]
+
+
+class Shapes:
+    """Convolutions as columns, [n] each, and what follows from them; dense or depthwise, nothing between."""
+
+    def __init__(self, depthwise: Array, in_ch: Array, out_ch: Array, size: Array, size_out: Array, window: Array,
+                 stride: Array, add: Array, element_bytes: int) -> None:
+        self.depthwise, self.in_ch, self.out_ch, self.size, self.window = depthwise, in_ch, out_ch, size, window
+        self.stride, self.add = stride, add
+        per_output = np.where(depthwise > 0, 1.0, in_ch) * window**2
+        self.map_in, self.map_out = size**2 * in_ch, size_out**2 * out_ch
+        self.weights = per_output * out_ch
+        self.macs = per_output * self.map_out
+        self.bytes = element_bytes * (self.map_in + self.map_out * (1 + add) + self.weights)
+
+    def roofline_ms(self, roofline: Roofline) -> Array:
+        return np.asarray(self.macs / roofline.macs_per_ms + self.bytes / roofline.bytes_per_ms + roofline.launch_ms)
+
+    def features(self, roofline: Roofline) -> Array:
+        """[n, len(FEATURES)]"""
+        dense, point = 1 - self.depthwise, _hats(self.window)[0]
+        strided = (self.stride > 1).astype(float)
+        logs = np.log([self.macs, self.bytes, self.map_out, self.map_in, self.weights])
+        return np.stack([
+            self.depthwise, *np.log([self.in_ch, self.out_ch, self.size]), strided, self.add, self.depthwise * strided,
+            point * strided, point * self.add, *logs, (self.in_ch % 8 == 0).astype(float),
+            np.log(self.roofline_ms(roofline)), *(h * dense for h in _hats(self.window)),
+            *(h * self.depthwise for h in _hats(self.window))], 1)
+
+
+def _hats(window: Array) -> list[Array]:
+    """Piecewise linear weights on WINDOWS that sum to one."""
+    return [np.interp(window, WINDOWS, [float(k == knot) for k in WINDOWS]) for knot in WINDOWS]
+
+
+class KernelModel:
+    """Costs of operators from kernels; ``name`` and ``meta`` say of what device, at which precision and batch."""
+
+    def __init__(self, name: str, meta: dict[str, Any], variant: Variant) -> None:
+        self.name, self.meta, self._variant = name, meta, variant
+        self._layers = [[(np.array(layer.weight).T, np.array(layer.bias)) for layer in network]
+                        for network in variant.networks]
+        self._of_kernel: dict[Kernel, float] = {}
+        self._of_key: dict[OpKey, float] = {}
+
+    @classmethod
+    def load(cls, path: Path | str, variant: str | None = None) -> KernelModel:
+        """``variant`` such as ``fp16-batch1``; None is the one that the file's meta names.
+
+        Raises UserError, one line with file and key, for whatever is wrong with the file.
+        """
+        path = Path(path)
+        try:
+            file = _File.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            key = ".".join(map(str, first["loc"])) or "file"
+            message = " ".join(first["msg"].split())
+            raise UserError(f"{path}: {key}: {message}; restore the file or rebuild it") from None
+        name = variant or f"{file.meta.precision}-batch{file.meta.batch}"
+        if name not in file.variants:
+            raise UserError(f"{path}: variants: no {name!r}; {nearest(name, file.variants)}")
+        return cls(file.name, file.meta.model_dump(), file.variants[name])
+
+    def raw_ms(self, kernels: Sequence[Kernel]) -> Array:
+        """[n] ms of kernels launched alone, as in the rows that were fitted."""
+        return self._with_floor(kernels, self._conv_ms)
+
+    def kernel_ms(self, kernels: Sequence[Kernel]) -> Array:
+        """[n] ms that each kernel adds to a network; always positive."""
+        new = [k for k in dict.fromkeys(kernels) if k not in self._of_kernel]
+        if new:
+            fit = self._variant.correction
+            corrected = np.maximum(fit.scale * self._with_floor(new, self._least_ms) + fit.per_kernel_ms, fit.floor_ms)
+            self._of_kernel.update(zip(new, corrected.tolist(), strict=True))
+        return np.array([self._of_kernel[k] for k in kernels], dtype=np.float64)
+
+    def module_ms(self, module: nn.Module, in_ch: int, size: int) -> float:
+        """ms of a module at batch 1. Raises UserError for an operator that no kernel is known for."""
+        return float(self.kernel_ms(kernels(module, in_ch, size)).sum())
+
+    def ms(self, key: OpKey) -> float:
+        """ms of an operator at a shape."""
+        return self.ms_many([key])[0]
+
+    def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
+        """ms of each; the kernels of all that are new are priced in one go."""
+        keys = list(keys)
+        traced = {key: _traced(key) for key in dict.fromkeys(keys) if key not in self._of_key}
+        self.kernel_ms([k for found in traced.values() for k in found])
+        for key, found in traced.items():
+            self._of_key[key] = float(self.kernel_ms(found).sum())
+        return [self._of_key[key] for key in keys]
+
+    def _with_floor(self, kernels: Sequence[Kernel], conv_ms: Callable[[Array], Array]) -> Array:
+        result, v = np.empty(len(kernels)), self._variant
+        conv = np.array([k.kind == "conv" for k in kernels], bool)
+        moved = np.array([k.moved for k in kernels if k.kind != "conv"], float)
+        result[~conv] = moved * v.element_bytes / v.roofline.bytes_per_ms + v.floor_ms
+        if conv.any():
+            result[conv] = conv_ms(_columns([k for k in kernels if k.kind == "conv"]))
+        return np.maximum(result, v.floor_ms)
+
+    def _least_ms(self, columns: Array) -> Array:
+        """Of the convolution itself and the same on padded maps or channels: what is smaller is never dearer.
+
+        In the rows some small maps take up to three times as long as larger ones, which an engine need not put up with.
+        """
+        best = self._conv_ms(columns)
+        for larger in self._padded(columns):
+            changed = np.flatnonzero((larger > columns).any(1))
+            if len(changed):
+                best[changed] = np.minimum(best[changed], self._conv_ms(larger[changed]))
+        return best
+
+    def _padded(self, columns: Array) -> Iterator[Array]:
+        fit = self._variant.correction
+        for side in fit.padded_sides:
+            larger = columns.copy()
+            larger[:, SIZE] = np.maximum(larger[:, SIZE], side)
+            larger[:, SIZE_OUT] = np.maximum(larger[:, SIZE_OUT], np.ceil(larger[:, SIZE] / larger[:, STRIDE]))
+            yield larger
+        for axes in ([IN_CH], [OUT_CH], [IN_CH, OUT_CH]):
+            for padded in (*(np.maximum(columns[:, axes], c) for c in fit.padded_channels),
+                           *(np.ceil(columns[:, axes] / m) * m for m in fit.padded_multiples)):
+                larger = columns.copy()
+                larger[:, axes] = padded
+                yield larger
+
+    def _conv_ms(self, columns: Array) -> Array:
+        """Dense and depthwise as fitted; with 1 < groups < in_ch between the two. [n, 8] -> [n]"""
+        share, log_ms = columns[:, DEPTHWISE], np.zeros(len(columns))
+        for depthwise, part in ((0.0, 1 - share), (1.0, share)):
+            live = part > 0
+            if live.any():
+                log_ms[live] += part[live] * self._log_ms(columns[live], depthwise)
+        return np.asarray(np.exp(log_ms))
+
+    def _log_ms(self, columns: Array, depthwise: float) -> Array:
+        in_ch, out_ch, size, size_out, window, stride, add, _ = columns.T
+        if depthwise:
+            in_ch = out_ch = np.maximum(in_ch, out_ch)
+            add = np.zeros_like(add)
+        kind, v = np.full(len(columns), depthwise), self._variant
+        actual = Shapes(kind, in_ch, out_ch, size, size_out, window, stride, add, v.element_bytes)
+        inside = self._nearest(kind, in_ch, out_ch, size, window, stride, add)
+        return np.asarray(np.log(actual.roofline_ms(v.roofline)) + self._residual(inside.features(v.roofline)))
+
+    def _nearest(self, kind: Array, in_ch: Array, out_ch: Array, size: Array, window: Array, stride: Array,
+                 add: Array) -> Shapes:
+        """The nearest shapes within the limits of the rows."""
+        limits = self._variant.limits
+        size, stride = np.clip(size, *limits.size), np.clip(stride, 1, 2)
+        out_ch = np.clip(out_ch, *limits.out_ch)
+        in_ch = np.where(kind > 0, out_ch, np.clip(in_ch, *limits.in_ch))
+        return Shapes(kind, in_ch, out_ch, size, np.ceil(size / stride), np.clip(window, WINDOWS[0], WINDOWS[-1]),
+                      stride, add, self._variant.element_bytes)
+
+    def _residual(self, features: Array) -> Array:
+        v = self._variant
+        x = (features - v.mean) / v.scale
+        return np.clip(np.mean([_forward(layers, x) for layers in self._layers], 0), *v.limits.residual)
+
+
+def _columns(convs: Sequence[Kernel]) -> Array:
+    """[n, 8]; the last says how far a convolution is from dense (0) to depthwise (1), in log groups."""
+    columns = np.array([(k.in_ch, k.out_ch, k.size_in, k.size_out, k.kernel, k.stride, k.fused_add, k.groups)
+                        for k in convs], float)
+    columns[:, DEPTHWISE] = np.log(columns[:, DEPTHWISE]) / np.log(np.maximum(columns[:, IN_CH], 2))
+    return columns
+
+
+def _forward(layers: Sequence[tuple[Array, Array]], x: Array) -> Array:
+    """[n, inputs] -> [n]"""
+    for weight, bias in layers[:-1]:
+        x = x @ weight + bias
+        x = x / (1 + np.exp(-np.clip(x, -60, 60)))
+    weight, bias = layers[-1]
+    return np.asarray((x @ weight + bias)[:, 0])
+
+
+def _traced(key: OpKey) -> list[Kernel]:
+    with torch.device("meta"):
+        module = ops.build(key.op, key.in_ch, key.out_ch, key.stride)
+    return kernels(module, key.in_ch, key.size)

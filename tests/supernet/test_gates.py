@@ -1,0 +1,164 @@
+"""The expected latency equals the budget at every step; gradients move along the constraint; two paths at most."""
+
+import math
+
+import pytest
+import torch
+
+from nas.arch import SKIP
+from nas.decision import Prices, as_float, expected_ms, one_hot, prices
+from nas.plan import Layout, OpKey, macs, plan
+from nas.supernet.gates import Gates, draw, full, gumbel, two_path
+from nas.supernet.prune import GRID, Pruner, survivors
+from nas.supernet.width import bracket, closing_gap, interpolate, share
+from nas.train.search_loop import largest, smallest
+
+
+def by_macs(keys: list[OpKey]) -> list[float]:
+    return [0.01 + macs(key) * 1e-6 for key in keys]
+
+
+@pytest.fixture
+def priced(tiny: Layout) -> Prices:
+    return prices(tiny, by_macs)
+
+
+def ends(layout: Layout, priced: Prices) -> tuple[float, float]:
+    return tuple(float(expected_ms(layout, one_hot(f(layout, priced)), priced)) for f in (smallest, largest))  # type: ignore[return-value]
+
+
+def shaken(gates: Gates, seed: int = 0) -> Gates:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in gates.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return gates
+
+
+def test_prices_of_a_network_are_the_sum_over_its_plan(tiny: Layout, priced: Prices) -> None:
+    arch = largest(tiny, priced)
+    assert expected_ms(tiny, one_hot(arch), priced) == pytest.approx(sum(by_macs(plan(tiny, arch))), rel=1e-12)
+
+
+@pytest.mark.parametrize("s", [-1.0, -0.5, 0.0, 0.37, 1.0])
+@pytest.mark.parametrize("gap", [0.0, 0.5])
+def test_expected_latency_is_the_budget(tiny: Layout, priced: Prices, s: float, gap: float) -> None:
+    low, high = ends(tiny, priced)
+    for seed in range(3):
+        gates = shaken(Gates(tiny, [priced], [(low * 1.02, high * 0.98)]), seed)
+        soft = gates.at(s, 0, gap)
+        assert soft.budget_ms == pytest.approx(low * 1.02 * (high * 0.98 / (low * 1.02)) ** ((s + 1) / 2))
+        assert soft.expected_ms == pytest.approx(soft.budget_ms, rel=1e-6)
+        assert as_float(expected_ms(tiny, full(gates, soft), priced)) == pytest.approx(soft.budget_ms, rel=1e-5)
+
+
+def test_saturated_gates_are_undone(tiny: Layout, priced: Prices) -> None:
+    low, high = ends(tiny, priced)
+    gates = Gates(tiny, [priced], [(low * 1.02, high)])
+    with torch.no_grad():
+        gates.theta[0, :, 0] = 60.0
+    assert gates.at(-1.0).expected_ms == pytest.approx(low * 1.02, rel=1e-4)
+
+
+def test_the_constraint_has_no_gradient_of_its_own(tiny: Layout, priced: Prices) -> None:
+    low, high = ends(tiny, priced)
+    gates = shaken(Gates(tiny, [priced], [(low, high)]))
+    total = expected_ms(tiny, full(gates, gates.at(0.1, 0, 0.5)), priced)
+    assert isinstance(total, torch.Tensor)
+    for gradient in torch.autograd.grad(total, [gates.theta, gates.phi, gates.c0]):
+        assert float(gradient.abs().max()) < 1e-6 * (high - low)
+
+
+def test_what_lowers_the_loss_changes_the_gates_along_the_budget(tiny: Layout, priced: Prices) -> None:
+    low, high = ends(tiny, priced)
+    gates = Gates(tiny, [priced], [(low, high)])
+    optimizer = torch.optim.Adam(gates.parameters(), lr=0.1)
+    before = float(gates.at(0.0).p[0, 0])
+    for _ in range(30):
+        optimizer.zero_grad()
+        (-gates.at(0.0).p[0, 0]).backward()
+        optimizer.step()
+    soft = gates.at(0.0)
+    assert float(soft.p[0, 0]) > before + 0.2
+    assert soft.expected_ms == pytest.approx(soft.budget_ms, rel=1e-6)
+
+
+def test_two_path_runs_at_most_two_and_their_weights_add_to_one(tiny: Layout, priced: Prices) -> None:
+    gates = shaken(Gates(tiny, [priced], [ends(tiny, priced)]))
+    generator = torch.Generator().manual_seed(0)
+    kinds = set()
+    for _ in range(20):
+        for choices in two_path(gates, gates.at(0.2, 0, 0.5), 1.0, generator).slots:
+            assert 1 <= len(choices) <= 2
+            assert sum(float(c.weight) for c in choices) == pytest.approx(1.0, abs=1e-5)
+            kinds.add((len(choices), len({c.branch for c in choices})))
+    assert {(2, 1), (2, 2)} <= kinds  # widths of one branch, and two branches
+
+
+def test_gumbel_runs_every_live_branch_and_draw_one(tiny: Layout, priced: Prices) -> None:
+    gates = Gates(tiny, [priced], [ends(tiny, priced)])
+    soft, generator = gates.at(0.0, 0, 0.5), torch.Generator().manual_seed(0)
+    for slot, choices in zip(tiny.slots, gumbel(gates, soft, 1.0, generator).slots, strict=True):
+        assert {c.branch for c in choices} == {b.op for b in slot.branches}
+    assert all(len(choices) == 1 for choices in draw(gates, soft, generator).slots)
+
+
+def test_pairs_of_widths() -> None:
+    count = torch.tensor([[9, 1]])
+    position = torch.tensor([[3.25, 0.0]], dtype=torch.float64)
+    low, high = bracket(position, count, 0.5)  # gap 4 of 8 steps: 1.25 .. 5.25
+    assert (low.tolist(), high.tolist()) == ([[1, 0]], [[5, 0]])
+    assert share(position, low, high).tolist() == [[pytest.approx(0.5625), 0.0]]  # 1 + 0.5625 * 4 = 3.25
+    assert [x.tolist() for x in bracket(position, count, 0.0)] == [[[3, 0]], [[4, 0]]]
+    ms = torch.tensor([[[float(i * i) for i in range(9)], [7.0] * 9]], dtype=torch.float64)
+    assert interpolate(ms, position).tolist() == [[pytest.approx(9 + 0.25 * 7), 7.0]]
+    assert closing_gap(0.0) == 0.5 and closing_gap(0.35) == pytest.approx(0.25) and closing_gap(0.9) == 0.0
+
+
+def test_log_scores_cover_the_live_operators(tiny: Layout, priced: Prices) -> None:
+    gates = Gates(tiny, [priced], [ends(tiny, priced)])
+    scores = gates.log_scores(0.0)
+    branches = len(tiny.slots[0].branches)
+    assert set(scores[0]) == set(tiny.slots[0].ops)
+    assert scores[0][SKIP] == pytest.approx(-math.log(branches))
+    middle = tiny.slots[0].branches[0].ops[1]  # 3 widths, centre 0.5: the middle one is not away from it
+    assert scores[0][middle] == pytest.approx(-math.log(branches))
+    gates.drop(0, 0)
+    assert middle not in gates.log_scores(0.0)[0]
+
+
+def test_pruning_drops_losers_with_evidence_and_never_the_cheapest(tiny: Layout, priced: Prices) -> None:
+    low, high = ends(tiny, priced)
+    gates = Gates(tiny, [priced], [(low * 1.05, high * 0.9)])
+    with torch.no_grad():
+        gates.theta[0, 2, 1] = -20.0  # loses at every budget
+    pruner = Pruner(grid=GRID)
+    dropped = pruner.check(gates, progress=1.0, epoch=3)
+    record = next(d for d in dropped if d["slot"] == 2 and d["op"] == str(tiny.slots[2].branches[1].op))
+    assert record["kind"] == "block" and record["epoch"] == 3
+    assert len(record["probabilities"]) == 1 and len(record["probabilities"][0]) == len(GRID)
+    assert max(record["probabilities"][0]) < record["threshold"]
+    assert gates.live.any(-1).all()
+    cheapest = {str(op) for op in smallest(tiny, priced).ops}
+    assert all(d["op"] not in cheapest for d in dropped)
+
+
+def test_a_layer_goes_only_after_skip_won_everywhere_twice(tiny: Layout, priced: Prices) -> None:
+    low, high = ends(tiny, priced)
+    gates = Gates(tiny, [priced], [(low * 1.01, low * 1.3)])
+    skip = [b.op for b in tiny.slots[1].branches].index(SKIP)
+    with torch.no_grad():
+        gates.theta[0, 1, skip] = 30.0
+    pruner = Pruner(grid=(-1.0, 1.0), share=0.0)
+    assert not any(d["kind"] == "layer" for d in pruner.check(gates, 0.1, 0))
+    dropped = [d for d in pruner.check(gates, 0.2, 1) if d["slot"] == 1]
+    assert {d["kind"] for d in dropped} == {"layer"} and int(gates.live[1].sum()) == 1
+
+
+def test_survivors_keep_the_smallest_latency_reachable(tiny: Layout, priced: Prices) -> None:
+    gates = shaken(Gates(tiny, [priced], [ends(tiny, priced)]))
+    Pruner(grid=GRID).check(gates, 1.0, 0)
+    kept = survivors(gates, GRID)
+    for slot, ops in zip(tiny.slots, kept, strict=True):
+        assert ops and set(ops) <= set(slot.ops)
+        assert min(priced.ms[slot.index][op] for op in ops) == min(priced.ms[slot.index].values())

@@ -1,0 +1,236 @@
+"""The road end to end on a tiny space: hard budgets, files that stand alone, kills at any moment, hostile run files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import yaml
+
+from nas import deliver
+from nas import search as pipeline
+from nas.config import Config, resolve
+from nas.errors import UserError
+from nas.run import Run
+from conftest import TINY
+
+SHORT = ["train.warmup_epochs=1", "train.search_epochs=2", "train.settle_epochs=1", "train.finetune_epochs=2",
+         "train.batch=16", "evaluations=12", "budgets=3"]
+
+
+class Quiet:
+    """A progress that shows nothing; ``stop_at`` raises KeyboardInterrupt at that step, as Ctrl-C would."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.steps, self.stop_at, self.notes = 0, stop_at, list[str]()
+
+    @contextmanager
+    def task(self, name: str, total: float, done: float = 0) -> Iterator["Quiet"]:
+        self.done = done
+        yield self
+
+    def advance(self, n: float = 1, **figures: object) -> None:
+        self.done += n
+        self.steps += 1
+        if self.steps == self.stop_at:
+            raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def config_of(space_file: Path, *more: str) -> Config:
+    flags = {"space": str(space_file), "target": ["gpu-v100"], "size": 16, "limit": 160, "threads": 1}
+    return resolve(None, [*SHORT, *more], flags)
+
+
+def searched(config: Config, path: Path, progress: Any = None) -> dict[str, Any]:
+    run = Run.open(path, config.to_json())
+    with run.lock():
+        return pipeline.search(config, run, progress or Quiet())
+
+
+@pytest.fixture(scope="module")
+def finished(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("run") / "whole"
+    return path, searched(config_of(space_file), path)
+
+
+def comparable(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != "run"}
+
+
+def test_every_pick_is_within_its_budget_and_the_front_has_no_dominated_point(
+        finished: tuple[Path, dict[str, Any]]) -> None:
+    _, result = finished
+    assert result["budgets"] and all(b["ms"] <= b["budget_ms"] for b in result["budgets"])
+    front = result["front"]
+    assert front and all(a["ms"] < b["ms"] and a["select_accuracy"] < b["select_accuracy"]
+                         for a, b in zip(front, front[1:], strict=False))
+    assert {b["id"] for b in result["budgets"]} == {c["id"] for c in [*front, *result["dominated"]]}
+    assert all(c["measured_ms"] is None for c in front)  # no V100 here
+
+
+def test_the_run_directory_stands_alone(finished: tuple[Path, dict[str, Any]]) -> None:
+    path, result = finished
+    for card in result["front"]:
+        folder = path / "archs" / card["id"]
+        model = onnx.load(folder / "model.onnx")
+        metadata = {p.key: p.value for p in model.metadata_props}
+        assert metadata["id"] == card["id"] and metadata["classes"].split("\n") == [str(i) for i in range(10)]
+        assert metadata["size"] == "16" and len(metadata["mean"].split()) == 3
+        session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        assert session.run(None, {"input": np.zeros((2, 3, 16, 16), np.float32)})[0].shape == (2, 10)
+        full = json.loads((folder / "card.json").read_text())
+        assert full["relative_diff"] < 1e-4 and full["fine_tuned"] and full["provenance"]["data"] == "digits"
+    names = {p.name for p in path.iterdir()}
+    assert {"config.json", "environment.json", "log.jsonl", "space.yaml", "tables", "splits.json", "data.json",
+            "supernet.pt", "picks.json", "front.json", "front.png", "archs"} <= names
+    assert (path / "front.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not list(path.rglob("*.tmp")) and not list(path.rglob("finetune.pt"))
+    events = [json.loads(line)["event"] for line in (path / "log.jsonl").read_text().splitlines()]
+    assert {"epoch", "judged", "selection", "finetune"} <= set(events)
+
+
+def test_the_same_command_again_gives_the_same_result_at_once(finished: tuple[Path, dict[str, Any]],
+                                                              space_file: Path) -> None:
+    path, result = finished
+    lines = len((path / "log.jsonl").read_text().splitlines())
+    assert searched(config_of(space_file), path) == result
+    assert len((path / "log.jsonl").read_text().splitlines()) == lines
+
+
+def test_interrupted_at_many_moments_it_ends_with_the_same_front(
+        finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "CHECKPOINT_EVERY_S", 0.0)
+    kills, result = 0, None
+    while result is None:
+        try:
+            result = searched(config_of(space_file), tmp_path / "broken", Quiet(stop_at=17))
+        except KeyboardInterrupt:
+            kills += 1
+            assert kills < 60
+    assert kills >= 4
+    assert comparable(result) == comparable(finished[1])
+
+
+def test_budgets_are_hard_and_an_impossible_one_names_the_smallest(finished: tuple[Path, dict[str, Any]],
+                                                                   space_file: Path, tmp_path: Path) -> None:
+    front = finished[1]["front"]
+    bound = front[-1]["ms"] * 0.9
+    run = Run.existing(finished[0])
+    result = pipeline.select(run, ["gpu-v100"], [bound], Quiet())  # type: ignore[arg-type]
+    assert all(card["ms"] <= bound for card in [*result["front"], *result["dominated"]])
+    with pytest.raises(UserError, match=r"--budget-ms 0\.001 is below the smallest reachable 0\.\d+ ms on gpu-v100"):
+        pipeline.select(run, ["gpu-v100"], [0.001], Quiet())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="below the smallest reachable"):
+        searched(config_of(space_file, "budget_ms=[0.001]"), tmp_path / "none")
+
+
+def test_selection_for_another_target_trains_nothing(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    path, _ = finished
+    other = json.loads((path / "tables" / "gpu-v100.json").read_text())
+    other["name"] = "other"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    progress, before = Quiet(), (path / "supernet.pt").stat().st_mtime_ns
+    result = pipeline.select(Run.existing(path), [str(tmp_path / "other.json")], [], progress)  # type: ignore[arg-type]
+    assert (path / "supernet.pt").stat().st_mtime_ns == before
+    assert any("without" in note and "in view" in note for note in progress.notes)
+    assert result["front"] and not any(card["fine_tuned"] for card in result["front"])
+
+
+def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    run, front = Run.existing(finished[0]), finished[1]["front"]
+    files = pipeline.export(run, front[0]["id"], None, tmp_path / "out", Quiet())["files"]  # type: ignore[arg-type]
+    assert [f["id"] for f in files] == [front[0]["id"]] and Path(files[0]["onnx"]).is_file()
+    assert files[0]["relative_diff"] < 1e-4
+    with pytest.raises(UserError, match="--arch nope: no such pick"):
+        pipeline.export(run, "nope", None, None, Quiet())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="fastest pick"):
+        pipeline.export(run, None, 1e-6, None, Quiet())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("broken", ["supernet.pt", "picks.json", "data.json", "tables/gpu-v100.json", "space.yaml"])
+def test_a_truncated_file_is_one_line_with_its_name(finished: tuple[Path, dict[str, Any]], space_file: Path,
+                                                    broken: str) -> None:
+    path = finished[0] / broken
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(UserError, match=Path(broken).name) as caught:
+            searched(config_of(space_file), finished[0])
+        assert "\n" not in str(caught.value)
+    finally:
+        path.write_bytes(content)
+
+
+def test_a_pickle_in_place_of_a_checkpoint_is_not_run(finished: tuple[Path, dict[str, Any]], space_file: Path) -> None:
+    path = finished[0] / "supernet.pt"
+    content = path.read_bytes()
+    try:
+        path.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+        with pytest.raises(UserError, match="supernet.pt"):
+            searched(config_of(space_file), finished[0])
+    finally:
+        path.write_bytes(content)
+
+
+def command(space_file: Path, path: Path) -> list[str]:
+    return [sys.executable, "-m", "nas", "search", "--space", str(space_file), "--target", "gpu-v100", "--size", "16",
+            "--limit", "160", "--threads", "1", "--run", str(path), "--json", *SHORT]
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    log = path / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+STAGES: dict[str, Callable[[Path], bool]] = {
+    "start": lambda path: (path / "config.json").exists(),
+    "warmup": lambda path: (path / "data.json").exists(),
+    "search": lambda path: any(e.get("phase") == "warmup" for e in events(path)),
+    "settle": lambda path: sum(e.get("phase") == "search" for e in events(path)) == 2,
+    "judging": lambda path: sum(e["event"] == "judged" for e in events(path)) >= 3,
+    "fine-tuning": lambda path: any(e["event"] == "finetune" for e in events(path)),
+    "export": lambda path: bool(list(path.glob("archs/*/weights.safetensors"))),
+}
+
+
+@pytest.mark.slow
+def test_real_kills_in_every_stage(space_file: Path, tmp_path: Path, finished: tuple[Path, dict[str, Any]]) -> None:
+    path, signals = tmp_path / "killed", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+    environment = {**os.environ, "PYTHONPATH": str(Path(pipeline.__file__).parent.parent)}
+    for number, (stage, reached) in enumerate(STAGES.items()):
+        process = subprocess.Popen(command(space_file, path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env=environment, cwd=tmp_path)
+        while process.poll() is None and not reached(path):
+            time.sleep(0.01)
+        process.send_signal(signals[number % 3])
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode in (0, 130, -9), (stage, errors.decode()[-500:])
+    last = subprocess.run(command(space_file, path), capture_output=True, env=environment, cwd=tmp_path, check=True)
+    assert comparable(json.loads(last.stdout)) == comparable(finished[1])
+
+
+def test_checkpoints_of_ours_load_without_unpickling(finished: tuple[Path, dict[str, Any]]) -> None:
+    state = deliver.load_checkpoint(Run.existing(finished[0]), "supernet.pt")
+    assert state["done"] == 4 and set(state) >= {"supernet", "gates", "optimizer", "pruner", "keep"}
