@@ -97,6 +97,7 @@ def search(
     threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Drop branches and layers. Default: yes.")]
     = None,
+    init: Annotated[str | None, typer.Option(help="A finished run whose supernet this one starts from.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run directory; default: runs/SPACE-TARGET-DATA-HEX.")] = None,
     as_json: Json = False,
@@ -107,7 +108,7 @@ def search(
     """
     flags = {"space": space, "target": target, "budget_ms": budget_ms, "data": data, "data_dir": data_dir,
              "limit": limit, "size": size, "width": width, "only_op": only_op, "selector": selector, "seed": seed,
-             "train_on": train_on, "threads": threads, "prune": prune}
+             "train_on": train_on, "threads": threads, "prune": prune, "init": init}
 
     def work() -> dict[str, Any]:
         from nas.config import FREE, default_run_dir, resolve
@@ -115,17 +116,26 @@ def search(
         from nas.run import Run
 
         settings = resolve(config, overrides or [], flags)
-        here = Run.open(run or default_run_dir(settings), settings.to_json(), FREE)
-        with here.lock():
-            from nas import search as pipeline
+        path = run or default_run_dir(settings)
+        from nas import search as pipeline
 
+        if not path.exists():
+            pipeline.refuse(settings)  # before a directory is made
+        here = Run.open(path, settings.to_json(), FREE)
+        with here.lock():
             return pipeline.search(settings, here, Progress())
 
     _print(work, as_json, _show_front)
 
 
 @app.command()
-def select(run: RunPath, target: Targets = None, budget_ms: Budgets = None, as_json: Json = False) -> None:
+def select(
+    run: RunPath,
+    target: Targets = None,
+    budget_ms: Budgets = None,
+    fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Fine-tune the picks, too: takes longer.")] = False,
+    as_json: Json = False,
+) -> None:
     """Pick anew for another device or budget. Takes minutes: the supernet is not trained again."""
 
     def work() -> dict[str, Any]:
@@ -133,7 +143,7 @@ def select(run: RunPath, target: Targets = None, budget_ms: Budgets = None, as_j
         with _existing(run) as (here, progress):
             from nas import search as pipeline
 
-            return pipeline.select(here, target or list(here.config["target"]), budgets, progress)
+            return pipeline.select(here, target or list(here.config["target"]), budgets, progress, fine_tune)
 
     _print(work, as_json, _show_front)
 

@@ -40,7 +40,7 @@ Ms = Annotated[float, Field(gt=0)]
 class Training(_Strict):
     """Weights: AdamW with a one-cycle schedule; epochs count passes over the train split."""
 
-    batch: int = Field(default=64, ge=2, le=65_536)
+    batch: int = Field(default=32, ge=2, le=65_536)
     lr: float = Field(default=0.002, gt=0, le=100)  # of the supernet
     finetune_lr: float = Field(default=0.002, gt=0, le=100)
     weight_decay: float = Field(default=0.02, ge=0, le=1)
@@ -86,6 +86,7 @@ class Config(_Strict):
     data_dir: Name | None = None
     limit: int | None = Field(default=None, ge=1)  # images of train, gate and select together
     seed: int = Field(default=0, ge=0, lt=2**32)
+    init: Name | None = None  # a finished run of the same space whose supernet this one starts from
     train_on: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)  # of torch, in training; None: all cores
     prune: bool = True

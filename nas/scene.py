@@ -25,6 +25,8 @@ from nas.space import Space
 from nas.train import loop
 from nas.train.data import Data, load
 
+OWN = "cpu"  # the target that is this machine: its table is made where there is none
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -83,15 +85,32 @@ def _up(value: float) -> str:
     return f"{np.ceil(value / step - 1e-9) * step:.6g}"
 
 
+def checked_space(config: Config, file: Path | None = None) -> Space:
+    """The space of a config, scaled and restricted, from its own file or from a copy of it."""
+    base, _, width = (config.space, "", "") if Path(config.space).is_file() else config.space.partition("@")
+    space = Space.load(str(file or resolve("search_spaces", base, ".yaml")))
+    if width:
+        Space.load(config.space)  # says what is wrong with NAME@WIDTH
+    space = space.scaled(float(width or 1) * config.width)
+    return space.only(config.only_op) if config.only_op else space
+
+
+def find_costs(target: str) -> Path | None:
+    """The file of a target; None for this machine's own, where it has still to be measured. Raises UserError."""
+    return None if target == OWN and not _known(target) else cost_models.find(target)
+
+
+def _known(target: str) -> bool:
+    return any(one["name"] == target for one in cost_models.targets())
+
+
 def _space(config: Config, run: Run) -> Space:
     """From the run's own copy once there is one, so that a file edited later does not change the run."""
     if not run.has("space.yaml"):
-        Space.load(config.space)  # refuse it before it is copied
+        checked_space(config)  # refuse it before it is copied
         base = config.space if Path(config.space).is_file() else config.space.partition("@")[0]
         run.keep("space.yaml", resolve("search_spaces", base, ".yaml").read_bytes())
-    _, _, width = config.space.partition("@") if not Path(config.space).is_file() else ("", "", "")
-    space = Space.load(str(run.file("space.yaml"))).scaled(float(width or 1) * config.width)
-    return space.only(config.only_op) if config.only_op else space
+    return checked_space(config, run.file("space.yaml"))
 
 
 def _same_data(run: Run, data: Data) -> None:
@@ -128,8 +147,7 @@ def _complete(target: str, plan: Layout, progress: Progress) -> Path:
     """Measures what a table of this machine lacks, after saying how much; other targets are left as they are."""
     from nas.latency.profile import SECONDS_A_GRAPH, profile
 
-    known = {one["name"] for one in cost_models.targets()} | {target if target.endswith(".json") else ""}
-    path = cost_models.find(target) if target in known or target != "cpu" else cost_models.LOCAL / "cpu.json"
+    path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
     table = cost_models.load(str(path)) if path.is_file() else None
     if table is not None and (not _lacks(table, plan) or not cost_models.is_local(table)):
         return path

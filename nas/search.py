@@ -22,7 +22,7 @@ from nas.errors import UserError
 from nas.progress import Progress
 from nas.report.figures import draw_front
 from nas.run import Run
-from nas.scene import Scene, limits_of, problem, set_scene
+from nas.scene import Scene, checked_space, find_costs, limits_of, problem, set_scene
 from nas.select import get as selector
 from nas.select import scores as fits
 from nas.select.pareto import Point
@@ -34,6 +34,13 @@ from nas.train import finetune, loop, search_loop
 SUPERNET = "supernet.pt"
 CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
 JUDGED_ON = 500  # held-out images a network is ranked on, by loss: a quarter of what accuracy needs (gates trial 2)
+
+
+def refuse(config: Config) -> None:
+    """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
+    checked_space(config)
+    for target in config.target:
+        find_costs(target)
 
 
 def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
@@ -92,6 +99,8 @@ def _supernet(scene: Scene, limits: dict[str, list[float]], progress: Progress) 
     training, run = _training(scene, limits), scene.run
     if run.has(SUPERNET):
         training.load(deliver.load_checkpoint(run, SUPERNET))
+    elif scene.config.init:
+        _start_from(Run.existing(scene.config.init), training, progress)
     saved = time.monotonic()
     while not training.finished:
         phase, index = training.schedule[training.done]
@@ -105,6 +114,19 @@ def _supernet(scene: Scene, limits: dict[str, list[float]], progress: Progress) 
                     deliver.save_checkpoint(run, SUPERNET, training.state())
                     saved = time.monotonic()
     return training
+
+
+def _start_from(other: Run, training: search_loop.SupernetTraining, progress: Progress) -> None:
+    """Takes over the weights of an earlier run's supernet: everything of equal name and shape."""
+    old = Config.from_json(other.config, str(other.file("config.json")))
+    if not other.has(SUPERNET) or not other.has("space.yaml"):
+        raise UserError(f"--init {other.path}: that run has no supernet yet")
+    state, own = deliver.load_checkpoint(other, SUPERNET)["supernet"], training.supernet.state_dict()
+    taken = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    if not any(name.startswith("slots.") for name in taken):
+        raise UserError(f"--init {other.path}: a supernet of {old.space}; it shares nothing with this space")
+    training.supernet.load_state_dict(taken, strict=False)
+    progress.note(f"starting from {other.path}: {len(taken)} of {len(own)} tensors")
 
 
 def _tell(record: dict[str, Any], progress: Progress) -> None:

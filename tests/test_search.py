@@ -1,5 +1,6 @@
-"""The road end to end on a tiny space: hard budgets, files that stand alone, kills at any moment, hostile run files."""
+"""The road end to end on a tiny space: hard budgets, files that stand alone, kills at any moment, broken files."""
 
+import itertools
 import json
 import os
 import signal
@@ -16,13 +17,13 @@ import onnx
 import onnxruntime
 import pytest
 import yaml
+from conftest import TINY
 
 from nas import deliver
 from nas import search as pipeline
 from nas.config import Config, resolve
 from nas.errors import UserError
 from nas.run import Run
-from conftest import TINY
 
 SHORT = ["train.warmup_epochs=1", "train.search_epochs=2", "train.settle_epochs=1", "train.finetune_epochs=2",
          "train.batch=16", "evaluations=12", "budgets=3"]
@@ -83,7 +84,7 @@ def test_every_pick_is_within_its_budget_and_the_front_has_no_dominated_point(
     assert result["budgets"] and all(b["ms"] <= b["budget_ms"] for b in result["budgets"])
     front = result["front"]
     assert front and all(a["ms"] < b["ms"] and a["select_accuracy"] < b["select_accuracy"]
-                         for a, b in zip(front, front[1:], strict=False))
+                         for a, b in itertools.pairwise(front))
     assert {b["id"] for b in result["budgets"]} == {c["id"] for c in [*front, *result["dominated"]]}
     assert all(c["measured_ms"] is None for c in front)  # no V100 here
 
@@ -187,7 +188,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_run(finished: tuple[Path, dict
     content = path.read_bytes()
     try:
         path.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-        with pytest.raises(UserError, match="supernet.pt"):
+        with pytest.raises(UserError, match=r"supernet\.pt"):
             searched(config_of(space_file), finished[0])
     finally:
         path.write_bytes(content)

@@ -144,7 +144,7 @@ def test_pruning_drops_losers_with_evidence_and_never_the_cheapest(tiny: Layout,
 
 
 def test_a_layer_goes_only_after_skip_won_everywhere_twice(tiny: Layout, priced: Prices) -> None:
-    low, high = ends(tiny, priced)
+    low, _ = ends(tiny, priced)
     gates = Gates(tiny, [priced], [(low * 1.01, low * 1.3)])
     skip = [b.op for b in tiny.slots[1].branches].index(SKIP)
     with torch.no_grad():
