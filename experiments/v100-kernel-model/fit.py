@@ -179,6 +179,7 @@ def held_out(rows: list[Kernel], ms: Array, folds: Array, args: argparse.Namespa
         kept = np.flatnonzero(folds != fold)
         model = KernelModel("fold", {}, variant([rows[i] for i in kept], ms[kept], args))
         predicted[test] = model.raw_ms([rows[i] for i in test])
+        print(f"fold {fold}:", errors(predicted[test], ms[test]), file=sys.stderr, flush=True)
     return errors(predicted[folds >= 0], ms[folds >= 0])
 
 
@@ -315,11 +316,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/v100"))
     parser.add_argument("--out", type=Path, default=Path("latency_tables/gpu-v100.json"))
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--members", type=int, default=3, help="networks in the mean")
+    parser.add_argument("--members", type=int, default=4, help="networks in the mean")
     parser.add_argument("--monotone", type=float, default=0.3, help="weight of the penalty on cheaper wider kernels")
     parser.add_argument("--folds", type=int, default=5, help="0: fit only, keep no held-out errors")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="more do not help networks this small")
     return parser.parse_args()
 
 
