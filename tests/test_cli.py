@@ -120,7 +120,7 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
         assert (config.seed, config.train.lr, config.budget_ms) == (3, 0.5, [0.6])
         return RESULT
 
-    pretend(monkeypatch, "nas.search", search=search)
+    pretend(monkeypatch, "nas.search", search=search, refuse=lambda config: None)
     words = ["search", "train.lr=0.5", "--target", "cpu", "--seed", "3", "--budget-ms", "0.6"]
     code, out, err = call(*words, "--json")
     assert code == 0 and json.loads(out) == RESULT and out.count("\n") == 1
@@ -139,7 +139,7 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
 def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     point = {**POINT, "ms": {"cpu": 0.5, "gpu-v100": 0.25}, "measured_ms": {"cpu": 0.52, "gpu-v100": None},
              "dominated_on_test": True}
-    pretend(monkeypatch, "nas.search", search=lambda *_: {
+    pretend(monkeypatch, "nas.search", refuse=lambda config: None, search=lambda *_: {
         **RESULT, "target": ["cpu", "gpu-v100"], "front": [point], "dominated": [POINT, POINT]})
     _, out, _ = call("search", "--target", "cpu", "--target", "gpu-v100")
     assert all(part in out for part in ("predicted ms cpu", "predicted ms gpu-v100", "0.52", "0.25", "(dominated)",
@@ -152,8 +152,8 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     asked: list[Any] = []
     files = {"files": [{"id": "a", "onnx": "a.onnx", "max_abs_diff": 1e-6, "predicted_ms": 0.5, "measured_ms": None}]}
 
-    def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any) -> dict[str, Any]:
-        asked.append((run.path, targets, budget_ms))
+    def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any, fine_tune: bool) -> dict[str, Any]:
+        asked.append((run.path, targets, budget_ms, fine_tune))
         return RESULT
 
     def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Any) -> Any:
@@ -162,11 +162,11 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
 
     pretend(monkeypatch, "nas.search", select=select, export=export)
     assert json.loads(call("select", "run", "--json")[1]) == RESULT
-    call("select", "run", "--target", "npu", "--budget-ms", "2", "--budget-ms", "1")
+    call("select", "run", "--target", "npu", "--budget-ms", "2", "--budget-ms", "1", "--fine-tune")
     assert json.loads(call("export", "run", "--json", "--budget-ms", "2")[1]) == files
     code, out, _ = call("export", "run", "--arch", "a", "--out", "there")
     assert code == 0 and "a.onnx" in out and "1e-06" in out
-    assert asked == [(Path("run"), ["cpu", "other"], []), (Path("run"), ["npu"], [1.0, 2.0]),
+    assert asked == [(Path("run"), ["cpu", "other"], [], False), (Path("run"), ["npu"], [1.0, 2.0], True),
                      (None, 2.0, None), ("a", None, Path("there"))]
 
 
@@ -243,7 +243,8 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
     code = ("import sys, time, types, nas; m = types.ModuleType('nas.search')\n"
             "sys.modules['nas.search'] = nas.search = m\n"
             "def search(*_):\n    print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"
-            "m.search = search\nfrom nas.cli import main; main(['search', '--target', 'cpu', '--json'])")
+            "m.search, m.refuse = search, (lambda config: None)\n"
+            "from nas.cli import main; main(['search', '--target', 'cpu', '--json'])")
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:
         assert process.stderr is not None and process.stderr.readline() == "ready\n"
