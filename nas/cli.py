@@ -223,8 +223,9 @@ def targets(as_json: Json = False) -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Exits with 0, or with 2 and one line on stderr, or with 130 when interrupted."""
     words = list(sys.argv[1:] if args is None else args)
-    # PyTorch's idle threads spin by default: beside any other load a training step then takes 12 times as long
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # PyTorch's idle threads spin long by default: beside any other load a step then takes 12 times as long
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(args=words or ["--help"], prog_name="nas", standalone_mode=False)

@@ -41,7 +41,7 @@ class Training(_Strict):
     """Weights: AdamW with a one-cycle schedule; epochs count passes over the train split."""
 
     batch: int = Field(default=32, ge=2, le=65_536)
-    lr: float = Field(default=0.002, gt=0, le=100)  # of the supernet
+    lr: float = Field(default=0.003, gt=0, le=100)  # of the supernet
     finetune_lr: float = Field(default=0.002, gt=0, le=100)
     weight_decay: float = Field(default=0.02, ge=0, le=1)
     sandwich_every: int = Field(default=2, ge=1, le=1000)  # steps between two of the largest network, the costliest

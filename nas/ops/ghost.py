@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices
+from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices, start_at_zero
 from nas.ops.registry import Block, Ranges, Slices, register
 
 
@@ -34,6 +34,8 @@ class GhostModule(nn.Module):
 class Ghost(Block):
     """Ghost (expand), depthwise where stride 2, squeeze-excite, Ghost (project, linear), plus the shortcut."""
 
+    elastic = ("cheap", "kernel", "se")
+
     def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, cheap: int = 3, kernel: int = 3,
                  se: int = 0) -> None:
         super().__init__()
@@ -45,7 +47,10 @@ class Ghost(Block):
         self.se = SqueezeExcite(hidden) if se else None
         self.project = GhostModule(hidden, out_ch, cheap, "none")
         self.shortcut: nn.Module | None = None
-        if stride > 1 or in_ch != out_ch:
+        if stride == 1 and in_ch == out_ch:
+            start_at_zero(self.project.primary)
+            start_at_zero(self.project.cheap)
+        else:
             self.shortcut = nn.Sequential(ConvBN(in_ch, in_ch, kernel, stride, depthwise=True, act="none"),
                                           ConvBN(in_ch, out_ch, act="none"))
 

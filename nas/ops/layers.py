@@ -54,6 +54,14 @@ class ConvBN(nn.Sequential):
             self.add_module("act", activation(act))
 
 
+def start_at_zero(last: ConvBN) -> None:
+    """A residual branch that begins as nothing, so that the block begins as the identity (Goyal et al., 1706.02677).
+
+    In a supernet the branches of a slot then begin alike, whichever of them runs (BigNAS, arXiv 2003.11142).
+    """
+    nn.init.zeros_(last.get_submodule("bn").weight)  # type: ignore[arg-type]
+
+
 class SqueezeExcite(nn.Module):
     """Channel attention as in MobileNetV3 and GhostNet: mean, 1x1, ReLU, 1x1, hard sigmoid, multiply."""
 

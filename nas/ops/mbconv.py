@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices
+from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices, start_at_zero
 from nas.ops.registry import Block, Ranges, Slices, register
 
 
 @register("mbconv")
 class MBConv(Block):
     """1x1 expand, depthwise, squeeze-excite, 1x1 project (linear), residual where shapes allow."""
+
+    elastic = ("kernel", "se")
 
     def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0) -> None:
         super().__init__()
@@ -23,6 +25,8 @@ class MBConv(Block):
         self.se = SqueezeExcite(hidden) if se else None
         self.project = ConvBN(hidden, out_ch, act="none")
         self.residual = stride == 1 and in_ch == out_ch
+        if self.residual:
+            start_at_zero(self.project)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.depthwise(self.expand(x))

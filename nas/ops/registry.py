@@ -2,7 +2,8 @@
 
 A family is an ``nn.Module`` built as ``Family(in_ch, out_ch, stride, **knobs)``. If it has a knob ``hidden``, its
 ``slices(hidden)`` says which channels of each submodule a narrower copy of it uses; ``sliced`` runs that narrower
-copy on the wide weights, ``take_width`` copies it out. Both read the same slices, so they cannot disagree.
+copy on the wide weights, ``take_width`` copies it out. Both read the same slices, so they cannot disagree. Knobs that
+are ``elastic`` share weights too: a smaller kernel is the centre of the larger (Once-for-All, arXiv 1908.09791).
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from nas.errors import UserError
 from nas.files import nearest
 
 Ranges = tuple[tuple[int, int], ...]  # channels as half-open ranges, in order
-Slices = Mapping[str, tuple[Ranges | None, Ranges | None]]  # submodule -> (output channels, input channels); None: all
+Channels = tuple[Ranges | None, Ranges | None]  # output channels, input channels; None: all
+Slices = Mapping[str, Channels]  # by submodule
 
 
 class Block(nn.Module):
     """Base of the families."""
 
     max_hidden: int = 0
+    elastic: ClassVar[tuple[str, ...]] = ()  # knobs whose smaller values run on a part of the largest value's weights
 
     @classmethod
     def applicable(cls, knob: str, in_ch: int, out_ch: int, stride: int) -> bool:
@@ -36,8 +39,6 @@ class Block(nn.Module):
     def slices(self, hidden: int) -> Slices:
         """Channels of each submodule that the copy with ``hidden`` <= the built width uses."""
         return {}
-
-    deploys_as_is: ClassVar[bool] = True
 
 
 _FAMILIES: dict[str, type[Block]] = {}
@@ -98,38 +99,45 @@ def build(op: Op, in_ch: int, out_ch: int, stride: int) -> Block:
         raise UserError(f"operator {op} at {in_ch}->{out_ch} stride {stride}: {error}") from None
 
 
-def sliced(block: Block, hidden: int | None, x: Tensor) -> Tensor:
-    """The block's output with only ``hidden`` hidden channels, computed on the shared weights."""
-    if hidden is None or hidden == block.max_hidden:
-        return block(x)
-    return functional_call(block, _narrow(block, hidden), (x,))
+def sliced(wide: Block, hidden: int | None, x: Tensor, like: Block | None = None) -> Tensor:
+    """The output with only ``hidden`` hidden channels, computed on the shared weights of ``wide``.
+
+    ``like`` is the same family with other elastic knobs (a smaller kernel, no squeeze-excite): its structure is run.
+    """
+    width = wide.max_hidden if hidden is None else hidden
+    if like is None and width == wide.max_hidden:
+        return wide(x)
+    return functional_call(like or wide, narrowed(wide, like or wide, width), (x,))
 
 
 def take_width(wide: Block, narrow: Block) -> None:
-    """Copies the shared weights and BN statistics of ``wide`` into ``narrow``, a copy with fewer hidden channels."""
-    tensors = {name: t for name, t in wide.state_dict().items()}
-    if narrow.max_hidden != wide.max_hidden:
-        tensors.update({name: t.detach() for name, t in _narrow(wide, narrow.max_hidden).items()})
-    narrow.load_state_dict(tensors)
+    """Copies the shared weights and BN statistics of ``wide`` into ``narrow``: what ``sliced`` runs, as a module."""
+    tensors = {**narrow.state_dict(), **narrowed(wide, narrow, narrow.max_hidden)}
+    narrow.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()})
 
 
-def _narrow(block: Block, hidden: int) -> dict[str, Tensor]:
+def narrowed(wide: Block, like: Block, hidden: int) -> dict[str, Tensor]:
+    """The tensors of ``like`` cut from ``wide``: channels by its ``slices``, kernels from their centre."""
+    shared = {name: t for name, t in [*wide.named_parameters(), *wide.named_buffers()] if t.dim()}
+    channels = wide.slices(hidden) if hidden != wide.max_hidden else {}
     tensors: dict[str, Tensor] = {}
-    for path, (out, inp) in block.slices(hidden).items():
-        module = block.get_submodule(path)
-        grouped = getattr(module, "depthwise", False)
-        for name, tensor in _own_tensors(module):
-            if tensor.dim() == 0:
-                continue
-            part = tensor if out is None else _take(tensor, 0, out)
-            if inp is not None and tensor.dim() > 1 and not grouped:
-                part = _take(part, 1, inp)
-            tensors[f"{path}.{name}"] = part
+    for name, own in [*like.named_parameters(), *like.named_buffers()]:
+        if own.dim():
+            path = name.rpartition(".")[0]
+            tensors[name] = _cut(shared[name], own, channels.get(path), wide.get_submodule(path))
     return tensors
 
 
-def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+def _cut(tensor: Tensor, own: Tensor, channels: Channels | None, module: nn.Module) -> Tensor:
+    out, inp = channels or (None, None)
+    if out is not None:
+        tensor = _take(tensor, 0, out)
+    if inp is not None and tensor.dim() > 1 and not getattr(module, "depthwise", False):
+        tensor = _take(tensor, 1, inp)
+    if tensor.dim() == 4 and tensor.shape[-1] > own.shape[-1]:
+        margin, kernel = (tensor.shape[-1] - own.shape[-1]) // 2, own.shape[-1]
+        tensor = tensor[:, :, margin:margin + kernel, margin:margin + kernel]
+    return tensor
 
 
 def _take(tensor: Tensor, dim: int, ranges: Ranges) -> Tensor:

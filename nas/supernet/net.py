@@ -42,7 +42,7 @@ class Supernet(nn.Module):
         self.layout = restrict(self.layout, ops)
         for shared, slot in zip(self._shared(), self.layout.slots, strict=True):
             alive = {branch.op for branch in slot.branches}
-            for op in [op for op in shared.names if op not in alive]:
+            for op in [op for op in shared.forms if op not in alive]:
                 shared.drop(op)
 
     def inherit(self, arch: Arch) -> Subnet:
@@ -53,7 +53,7 @@ class Supernet(nn.Module):
         live = [(shared, op) for shared, op in zip(self._shared(), arch.ops, strict=True) if op != SKIP]
         for (shared, op), block in zip(live, subnet.blocks, strict=True):
             assert isinstance(block, Block)
-            take_width(shared.branch(op.without("hidden")), block)
+            take_width(shared.module_of(op.without("hidden")), block)
         for module in subnet.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1

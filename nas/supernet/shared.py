@@ -1,13 +1,18 @@
-"""A slot of the supernet: every branch owns one module at its largest hidden width; narrower ones are slices of it."""
+"""A slot of the supernet: the branches of a family share one module, built at its largest knobs; all others are parts.
+
+A narrower hidden width is a slice of the channels, a smaller kernel the centre of the larger one (Once-for-All, arXiv
+1908.09791), no squeeze-excite leaves it out. Knobs that a family does not call elastic have modules of their own.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from nas.arch import SKIP, Op
 from nas.decision import Choice
-from nas.ops import Block, build, sliced
-from nas.plan import Slot
+from nas.ops import Block, build, family, sliced
+from nas.plan import Branch, Slot
 
 
 class SharedSlot(nn.Module):
@@ -15,27 +20,66 @@ class SharedSlot(nn.Module):
 
     def __init__(self, slot: Slot) -> None:
         super().__init__()
-        wide = {b.op: build(b.ops[-1], slot.in_ch, slot.out_ch, slot.stride) for b in slot.branches if b.op != SKIP}
-        self.names = {op: f"b{i}" for i, op in enumerate(wide)}
-        self.branches = nn.ModuleDict({self.names[op]: module for op, module in wide.items()})
+        groups: dict[Op, list[Branch]] = {}
+        for branch in slot.branches:
+            if branch.op != SKIP:
+                groups.setdefault(_rigid(branch.op), []).append(branch)
+        shape = (slot.in_ch, slot.out_ch, slot.stride)
+        named = {f"m{i}": group for i, group in enumerate(groups.values())}
+        self.modules_of = {branch.op: name for name, group in named.items() for branch in group}
+        self.shared = nn.ModuleDict({name: build(_largest(group), *shape) for name, group in named.items()})
+        with torch.device("meta"):  # structure alone: they run on the shared weights
+            forms = {b.op: build(b.ops[-1], *shape) for group in groups.values() for b in group}
+        self.forms = {op: _without_statistics(form) for op, form in forms.items()}
 
-    def branch(self, op: Op) -> Block:
-        """The shared module of a branch; raises LookupError if it was pruned or never there."""
-        if op not in self.names:
+    def module_of(self, op: Op) -> Block:
+        """The shared module of a branch; raises LookupError if the branch was pruned or never there."""
+        if op not in self.modules_of:
             raise LookupError(f"the supernet has no {op} here")
-        module = self.branches[self.names[op]]
+        module = self.shared[self.modules_of[op]]
         assert isinstance(module, Block)
         return module
 
     def drop(self, op: Op) -> None:
-        """Frees a branch's weights. The names of the others stay as they are."""
+        """Forgets a branch; the weights go with the last branch that used them."""
         if op != SKIP:
-            del self.branches[self.names.pop(op)]
+            name = self.modules_of.pop(op)
+            del self.forms[op]
+            if name not in self.modules_of.values():
+                del self.shared[name]
 
     def forward(self, x: Tensor, choices: tuple[Choice, ...]) -> Tensor:
         outputs = [self._weighted(x, choice) for choice in choices]
         return outputs[0] if len(outputs) == 1 else sum(outputs[1:], outputs[0])
 
     def _weighted(self, x: Tensor, choice: Choice) -> Tensor:
-        y = x if choice.branch == SKIP else sliced(self.branch(choice.branch), choice.hidden, x)
+        y = x if choice.branch == SKIP else self._run(x, choice)
         return y if isinstance(choice.weight, float) and choice.weight == 1.0 else y * choice.weight
+
+    def _run(self, x: Tensor, choice: Choice) -> Tensor:
+        wide = self.module_of(choice.branch)
+        form = self.forms[choice.branch].train(self.training)
+        return sliced(wide, form.max_hidden if choice.hidden is None else choice.hidden, x, form)
+
+
+def _rigid(op: Op) -> Op:
+    """What branches must have in common to share a module: everything but the family's elastic knobs."""
+    for knob in family(op.name).elastic:
+        op = op.without(knob)
+    return op
+
+
+def _largest(group: list[Branch]) -> Op:
+    """The operator that holds all of a group: each elastic knob and the hidden width at its largest value."""
+    op = max((branch.ops[-1] for branch in group), key=lambda op: int(op.get("hidden") or 0))
+    for knob in family(op.name).elastic:
+        values = [value for branch in group if isinstance(value := branch.op.get(knob), int)]
+        op = op.with_knobs(**{knob: max(values)}) if values else op
+    return op
+
+
+def _without_statistics(form: Block) -> Block:
+    for module in form.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0
+    return form

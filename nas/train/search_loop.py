@@ -144,7 +144,7 @@ class SupernetTraining:
     def _sandwich_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                        coins: torch.Generator) -> dict[str, float]:
         live = self.supernet.layout
-        big = self.supernet(images, one_hot(wide(live, rng)))
+        big = self.supernet(images, one_hot(largest(live, self.prices[0])))
         loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
         students = [self._drawn(phase, within, rng, coins), one_hot(smallest(live, self.prices[0]))]
         logits = [self.supernet(images, decision) for decision in students]
@@ -162,10 +162,17 @@ class SupernetTraining:
         return {"loss_random": float(loss.detach())}
 
     def _drawn(self, phase: str, within: float, rng: random.Random, coins: torch.Generator) -> Decision:
-        """A random network of what is alive; in the search half of the time one drawn from the gates."""
+        """A random network of what is alive; in the search half of the time one drawn from the gates.
+
+        In the warm-up each slot is drawn with a probability that rises from 0 to 1 over its first half, and is the
+        largest network's until then: branches learn beside neighbours that have learned something.
+        """
         if phase == "search" and self.recipe.relaxation in RELAXATIONS and rng.random() < 0.5:
             return draw(self.gates, self._soft(within, rng), coins)
-        return one_hot(genome.sample(self.supernet.layout, rng))
+        live = self.supernet.layout
+        if phase != "warmup" or within >= 0.5:
+            return one_hot(genome.sample(live, rng))
+        return one_hot(genome.mutate(live, largest(live, self.prices[0]), rng, probability=2 * within))
 
     def _soft(self, within: float, rng: random.Random) -> Soft:
         target = rng.randrange(len(self.gates.ranges))
@@ -225,11 +232,6 @@ class SupernetTraining:
 def default_epochs(phase: str, images: int) -> int:
     """Passes over a train split of ``images``, where the user gave none."""
     return max(LEAST[phase], -(-IMAGES[phase] // images))
-
-
-def wide(layout: Layout, rng: random.Random) -> Arch:
-    """A random branch at its largest width in every slot (``skip`` only where nothing else is left)."""
-    return _arch(layout, lambda slot: rng.choice([b for b in slot.branches if b.op != SKIP] or slot.branches).ops[-1])
 
 
 def largest(layout: Layout, prices: Prices) -> Arch:
