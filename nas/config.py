@@ -81,7 +81,7 @@ class Config(_Strict):
     budget_ms: Annotated[list[Ms], Field(max_length=256), BeforeValidator(_listed)] = []
     budgets: int = Field(default=6, ge=1, le=256)
     selector: Literal["ilp", "evolution"] = "ilp"
-    evaluations: int = Field(default=60, ge=1, le=1_000_000)
+    evaluations: int = Field(default=36, ge=1, le=1_000_000)
     data: Name = "digits"
     data_dir: Name | None = None
     limit: int | None = Field(default=None, ge=1)  # images of train, gate and select together

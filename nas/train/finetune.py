@@ -14,7 +14,7 @@ from nas.train import loop
 from nas.train.data import Data, Split, batches
 from nas.train.distill import kd
 
-IMAGES, LEAST = 5000, 3  # when no epochs are given, a pick sees at least so many images and as many epochs
+IMAGES, LEAST = 2300, 2  # when no epochs are given, a pick sees at least so many images and as many epochs
 
 
 @dataclass(frozen=True)

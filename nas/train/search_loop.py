@@ -30,7 +30,7 @@ from nas.train.data import Data, batches
 from nas.train.distill import kd
 
 PHASES = ("warmup", "search", "settle")
-IMAGES = {"warmup": 5000, "search": 2500, "settle": 2000}  # when no epochs are given: at least so many images
+IMAGES = {"warmup": 3400, "search": 1700, "settle": 1700}  # when no epochs are given: at least so many images
 LEAST = {"warmup": 3, "search": 2, "settle": 2}  # and so many epochs
 
 
