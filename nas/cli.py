@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -119,11 +120,17 @@ def search(
         path = run or default_run_dir(settings)
         from nas import search as pipeline
 
-        if not path.exists():
+        fresh = not path.exists()
+        if fresh:
             pipeline.refuse(settings)  # before a directory is made
         here = Run.open(path, settings.to_json(), FREE)
-        with here.lock():
-            return pipeline.search(settings, here, Progress())
+        try:
+            with here.lock():
+                return pipeline.search(settings, here, Progress())
+        except UserError:
+            if fresh and not here.has("log.jsonl"):
+                shutil.rmtree(path)  # refused before it began: the mended command may use the same directory
+            raise
 
     _print(work, as_json, _show_front)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.latency.costs import is_local
 from nas.latency.devices.onnxruntime import measure
+from nas.latency.profile import one_torch_thread
 from nas.lower.onnx import export
 from nas.plan import macs, params, plan
 from nas.progress import Progress, Task
@@ -81,8 +83,8 @@ def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str,
 def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     """Exports one pick, checks it against PyTorch and measures it where this machine is the target."""
     model, data, size = load_weights(scene, arch, place), scene.data, scene.layout.task.size
-    metadata = {"arch": str(arch.to_json()), "id": arch.id, "classes": "\n".join(data.classes), "input": "NCHW float32",
-                "size": str(size), "mean": " ".join(f"{v:.6g}" for v in data.mean),
+    metadata = {"arch": json.dumps(arch.to_json()), "id": arch.id, "classes": "\n".join(data.classes),
+                "input": "NCHW float32", "size": str(size), "mean": " ".join(f"{v:.6g}" for v in data.mean),
                 "std": " ".join(f"{v:.6g}" for v in data.std), "scale": "pixels / 255", "producer": "nas"}
     export(model, path, in_ch=data.in_ch, size=size, metadata=metadata)
     agreement = check_onnx(path, model, in_ch=data.in_ch, size=size)
@@ -92,7 +94,9 @@ def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(run: Run, name: str, state: dict[str, Any]) -> None:
-    run.write(name, lambda file: torch.save(state, file))
+    buffer = io.BytesIO()  # torch.save into a file turns a full disk into an error of its own
+    torch.save(state, buffer)
+    run.write(name, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(run: Run, name: str) -> dict[str, Any]:
@@ -137,7 +141,8 @@ def _tune(scene: Scene, training: SupernetTraining, arch: Arch, teacher: nn.Modu
 def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, Any]:
     name, keys = folder_of(place, arch), plan(scene.layout, arch)
     model = loop.placed(load_weights(scene, arch, place), scene.device)
-    select = loop.evaluate(model, scene.data.select, scene.data, scene.device)
+    augment = scene.config.train.augment or scene.data.augment
+    select = loop.evaluate_shifted(model, scene.data.select, scene.data, scene.device, augment, scene.seed)
     test = loop.evaluate(model, scene.data.test, scene.data, scene.device)
     written = to_onnx(scene, arch, place, scene.run.file(name + ONNX))
     ms = one_or_all(predicted(scene, arch))
@@ -158,4 +163,5 @@ def _measured(scene: Scene, target: str, path: Path) -> float | None:
     costs = scene.costs[target]
     if not is_local(costs):
         return None
-    return measure(path, threads=int(costs.meta["threads"]), batch=int(costs.meta["batch"])).ms
+    with one_torch_thread():
+        return measure(path, threads=int(costs.meta["threads"]), batch=int(costs.meta["batch"])).ms

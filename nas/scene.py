@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +59,13 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     plan = layout(space, Task(data.size, data.in_ch, len(data.classes)))
     costs = {target: _costs(target, run, plan, progress) for target in targets}
     return Scene(config, run, data, plan, costs, {t: prices(plan, c.ms_many) for t, c in costs.items()}, device)
+
+
+def with_targets(scene: Scene, targets: Sequence[str], kept: Layout, progress: Progress) -> Scene:
+    """The scene with the costs of ``targets``; those that the run did not know are asked for ``kept`` alone."""
+    costs = {t: scene.costs[t] if t in scene.costs else _costs(t, scene.run, kept, progress) for t in targets}
+    priced = {t: scene.prices[t] if t in scene.prices else prices(kept, costs[t].ms_many) for t in targets}
+    return replace(scene, costs=costs, prices=priced)
 
 
 def problem(scene: Scene, layout: Layout, targets: Sequence[str]) -> Problem:
@@ -116,27 +123,31 @@ def _space(config: Config, run: Run) -> Space:
 def _same_data(run: Run, data: Data) -> None:
     """Splits and provenance, recorded at the start; raises UserError if the images changed since."""
     if not run.has("data.json"):
-        run.write_json("data.json", {"name": data.name, "classes": list(data.classes), "size": data.size,
-                                     "mean": list(data.mean), "std": list(data.std), **_provenance(data)})
         run.write_json("splits.json", data.indices)
-    before = run.read_json("data.json").get("fingerprint")
+        run.write_json("data.json", {"name": data.name, "classes": list(data.classes), "size": data.size,
+                                     "mean": list(data.mean), "std": list(data.std), **data.source})
+    recorded = run.read_json("data.json")
+    before = recorded.get("fingerprint") if isinstance(recorded, dict) else None
     if before != data.source["fingerprint"]:
         raise UserError(f"{run.path}: began with other images (fingerprint {before}, now "
                         f"{data.source['fingerprint']}); give another --run, or put the images back")
 
 
-def _provenance(data: Data) -> dict[str, Any]:
-    return dict(data.source)
-
-
 def _costs(target: str, run: Run, plan: Layout, progress: Progress) -> Costs:
     """The run's copy of the target's file; at first use it is found, completed if it is this machine's, and copied."""
-    name = f"tables/{Path(target).name.removesuffix('.json')}.json"
+    name = f"tables/{_label(target)}.json"
     if not run.has(name) or _lacks(cost_models.load(str(run.file(name))), plan):
         path = _complete(target, plan, progress)
         progress.note(f"costs of {target}: {path}")
         run.write(name, lambda file: file.write(path.read_bytes()))
     return cost_models.load(str(run.file(name)))
+
+
+def _label(target: str) -> str:
+    """A file name for a target: its own, and for a path a digest that keeps two files of one name apart."""
+    if not target.endswith(".json"):
+        return target
+    return f"{Path(target).stem}-{hashlib.sha256(str(Path(target).resolve()).encode()).hexdigest()[:6]}"
 
 
 def _lacks(costs: Costs, plan: Layout) -> bool:
@@ -151,7 +162,9 @@ def _complete(target: str, plan: Layout, progress: Progress) -> Path:
     table = cost_models.load(str(path)) if path.is_file() else None
     if table is not None and (not _lacks(table, plan) or not cost_models.is_local(table)):
         return path
-    here = path if table is not None and path.parent == cost_models.LOCAL else cost_models.LOCAL / f"{target}.json"
+    here = path if target.endswith(".json") else cost_models.LOCAL / f"{target}.json"
+    if isinstance(table, LatencyTable) and here != path:
+        table.save(here)  # a shipped table of this very machine: its rows stay
     rows = len(table.missing(candidates(plan))) if isinstance(table, LatencyTable) else len(candidates(plan))
     progress.note(f"{target}: up to {rows} rows are not measured yet; measuring them now, at {SECONDS_A_GRAPH} s a row "
                   f"at most, into {here}")

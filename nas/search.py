@@ -22,14 +22,14 @@ from nas.errors import UserError
 from nas.progress import Progress
 from nas.report.figures import draw_front
 from nas.run import Run
-from nas.scene import Scene, checked_space, find_costs, limits_of, problem, set_scene
+from nas.scene import Scene, checked_space, find_costs, limits_of, problem, set_scene, with_targets
 from nas.select import get as selector
 from nas.select import scores as fits
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.select.problem import Cost, Limits, Problem, Scores
 from nas.supernet.gates import RELAXATIONS
-from nas.train import finetune, loop, search_loop
+from nas.train import augment, finetune, loop, search_loop
 
 SUPERNET = "supernet.pt"
 CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
@@ -40,6 +40,11 @@ CALIBRATED_ON = 256  # training images for its batch norm statistics
 def refuse(config: Config) -> None:
     """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
     checked_space(config)
+    loop.device_of(config.train_on)
+    if config.train.augment:
+        augment.check(config.train.augment)
+    if config.init:
+        Run.existing(config.init)
     for target in config.target:
         find_costs(target)
 
@@ -60,16 +65,16 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     config = Config.from_json(run.config, str(run.file("config.json")))
     if not run.has("picks.json"):
         raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
-    scene = set_scene(config, run, list(dict.fromkeys([*config.target, *targets])), progress)
+    scene = set_scene(config, run, config.target, progress)
     training = _trained(scene)
     kept = training.supernet.layout
+    scene = with_targets(scene, targets, kept, progress)
     limits = {t: limits_of(scene, kept, t, budget_ms if t == targets[0] else [], config.budgets) for t in targets}
     unseen = [target for target in targets if target not in config.target]
     if unseen:
         progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
     name = hashlib.sha256(json.dumps([limits, fine_tune], sort_keys=True).encode()).hexdigest()[:8]
     place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
-    scene = _seen(scene, targets)
     picks = run.stage(f"{place}picks.json", lambda: _pick(scene, training, limits, place, progress))
     return _finish(scene, training, picks, place, fine_tune, progress)
 
@@ -99,9 +104,9 @@ def _given(config: Config, target: str) -> list[float]:
 def _supernet(scene: Scene, limits: dict[str, list[float]], progress: Progress) -> search_loop.SupernetTraining:
     training, run = _training(scene, limits), scene.run
     if run.has(SUPERNET):
-        training.load(deliver.load_checkpoint(run, SUPERNET))
+        _resume(training, run)
     elif scene.config.init:
-        _start_from(Run.existing(scene.config.init), training, progress)
+        _start_from(Run.existing(scene.config.init), scene, training, progress)
     saved = time.monotonic()
     while not training.finished:
         phase, index = training.schedule[training.done]
@@ -117,11 +122,26 @@ def _supernet(scene: Scene, limits: dict[str, list[float]], progress: Progress) 
     return training
 
 
-def _start_from(other: Run, training: search_loop.SupernetTraining, progress: Progress) -> None:
+def _resume(training: search_loop.SupernetTraining, run: Run) -> None:
+    try:
+        training.load(deliver.load_checkpoint(run, SUPERNET))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{run.file(SUPERNET)}: not of this search; delete it: the supernet is trained again") from None
+
+
+def _start_from(other: Run, scene: Scene, training: search_loop.SupernetTraining, progress: Progress) -> None:
     """Takes over the weights of an earlier run's supernet: everything of equal name and shape."""
     old = Config.from_json(other.config, str(other.file("config.json")))
-    if not other.has(SUPERNET) or not other.has("space.yaml"):
-        raise UserError(f"--init {other.path}: that run has no supernet yet")
+    if not other.has("picks.json"):
+        raise UserError(f"--init {other.path}: that run has not finished its supernet")
+    recorded, own_splits = other.read_json("data.json"), scene.data.indices
+    if recorded.get("from") == scene.data.source["from"]:
+        earlier = other.read_json("splits.json")
+        if set(own_splits["select"]) & {*earlier["train"], *earlier["gate"]}:
+            raise UserError(f"--init {other.path}: it trained on images of this run's selection split; take its --seed "
+                            "and --limit")
     state, own = deliver.load_checkpoint(other, SUPERNET)["supernet"], training.supernet.state_dict()
     taken = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     if not any(name.startswith("slots.") for name in taken):
@@ -149,11 +169,14 @@ def _training(scene: Scene, limits: dict[str, list[float]]) -> search_loop.Super
     recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
                                 t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune)
     ranges = [_range(problem(scene, scene.layout, [target]).costs[0], limits[target]) for target in config.target]
-    low, high = ranges[0]
-    bounds = limits[config.target[0]]
-    grid = tuple(float(np.clip(2 * np.log(b / low) / np.log(high / low) - 1, -1, 1)) for b in bounds)
+    grid = sorted({_position(b, *bounds) for t, bounds in zip(config.target, ranges, strict=True) for b in limits[t]})
     return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,
-                                        grid if high > low else (0.0,), recipe, scene.seed, scene.device)
+                                        tuple(grid), recipe, scene.seed, scene.device)
+
+
+def _position(budget_ms: float, low: float, high: float) -> float:
+    """Where a budget lies between two, on the logarithmic scale from -1 to 1."""
+    return float(np.clip(2 * np.log(budget_ms / low) / np.log(high / low) - 1, -1, 1)) if high > low else 0.0
 
 
 def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:
@@ -169,7 +192,7 @@ def _trained(scene: Scene) -> search_loop.SupernetTraining:
     config = scene.config
     limits = {t: limits_of(scene, scene.layout, t, _given(config, t), config.budgets) for t in config.target}
     training = _training(scene, limits)
-    training.load(deliver.load_checkpoint(scene.run, SUPERNET))
+    _resume(training, scene.run)
     return training
 
 
@@ -203,10 +226,8 @@ def _scores(training: search_loop.SupernetTraining, problem: Problem, target: st
     def scores_for(limits: Limits) -> Scores:
         if training.recipe.relaxation not in RELAXATIONS:
             return tuple(np.zeros(len(ops)) for ops in problem.allowed)
-        low, high = problem.costs[0].smallest, problem.costs[0].largest
-        own = training.gates.position(limits[target], index)
-        other = float(np.clip(2 * np.log(limits[target] / low) / max(1e-9, np.log(high / low)) - 1, -1, 1))
-        table = training.gates.log_scores(own if target in seen else other, index)
+        ends = training.gates.ranges[index] if target in seen else (problem.costs[0].smallest, problem.costs[0].largest)
+        table = training.gates.log_scores(_position(limits[target], *ends), index)
         return tuple(np.array([max(row[op], -50.0) for op in ops])
                      for row, ops in zip(table, problem.allowed, strict=True))
 
@@ -219,7 +240,8 @@ class _Judge:
     def __init__(self, scene: Scene, training: search_loop.SupernetTraining, task: Any) -> None:
         self.scene, self.training, self.task = scene, training, task
         self.split = loop.part_of(scene.data.select, JUDGED_ON, scene.seed, "judge")
-        self.known = {e["id"]: (e["arch"], e["loss"]) for e in scene.run.events("judged")}
+        self.known = {e["id"]: float(e["loss"]) for e in scene.run.events("judged")}
+        self.asked: dict[Arch, float] = {}
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         return [self._loss(arch) for arch in archs]
@@ -228,26 +250,22 @@ class _Judge:
         if arch.id not in self.known:
             judged = self.training.judge(arch, self.split, CALIBRATED_ON)
             self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), loss=judged.loss, accuracy=judged.accuracy)
-            self.known[arch.id] = (arch.to_json(), judged.loss)
-        self.task.advance(1, loss=self.known[arch.id][1])
-        return float(self.known[arch.id][1])
+            self.known[arch.id] = judged.loss
+        self.asked[arch] = self.known[arch.id]
+        self.task.advance(1, loss=self.known[arch.id])
+        return self.known[arch.id]
 
     def agreement(self, problem: Problem, training: search_loop.SupernetTraining, target: str, bounds: Sequence[float],
                   scene: Scene) -> float | None:
-        """Kendall tau of the gates' scores at the middle budget with the judged losses of this problem's networks."""
-        archs = [Arch.from_json(value) for value, _ in self.known.values()]
-        losses = [loss for _, loss in self.known.values()]
-        if len(archs) < 3:
-            return None
-        scores = _scores(training, problem, target, scene)({target: sorted(bounds)[len(bounds) // 2]})
-        tau = fits.rank_agreement(scores, problem, archs, losses)
-        return round(float(tau), 4) if np.isfinite(tau) else None
-
-
-def _seen(scene: Scene, targets: Sequence[str]) -> Scene:
-    """The scene with the costs of ``targets`` alone: what a selection reports."""
-    costs, prices = ({t: values[t] for t in targets} for values in (scene.costs, scene.prices))
-    return Scene(scene.config, scene.run, scene.data, scene.layout, costs, prices, scene.device)  # type: ignore[arg-type]
+        """Mean over the budgets of Kendall's tau between the gates' scores and the losses of networks near them."""
+        taus, scores_for = [], _scores(training, problem, target, scene)
+        for bound in bounds:
+            near = [arch for arch in self.asked if 0.8 * bound <= problem.cost(arch, target) <= bound]
+            if len(near) >= 4:
+                losses = [self.asked[arch] for arch in near]
+                taus.append(fits.rank_agreement(scores_for({target: bound}), problem, near, losses))
+        finite = [tau for tau in taus if np.isfinite(tau)]
+        return round(float(np.mean(finite)), 4) if finite else None
 
 
 def _finish(scene: Scene, training: search_loop.SupernetTraining, picks: dict[str, Any], place: str, fine_tune: bool,

@@ -10,10 +10,12 @@ import onnxruntime
 import torch
 from torch import nn
 
+from nas.errors import UserError
+
 MAX_RELATIVE = 1e-4
 
 
-class Disagreement(RuntimeError):
+class Disagreement(UserError):
     """A written file computes something else than the module that it was made of; the message is one line."""
 
 

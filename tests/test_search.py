@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 import yaml
-from conftest import TINY
+from tiny_space import TINY
 
 from nas import deliver
 from nas import search as pipeline

@@ -9,6 +9,7 @@ The correction is affine in (sum, number of operators), so that folded into the 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import random
 import subprocess
 import time
@@ -52,7 +53,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device = "cpu", t
     Returns ``table``, ``rows``, ``measured``, ``flagged``, ``correction``, ``knot_error`` and ``validation`` (or None).
     Raises UserError for an unknown device and for a table that was measured under other conditions.
     """
-    with _one_torch_thread():
+    with one_torch_thread():
         device = _device(device, threads, batch)
         table = _open(table_path, device, remeasure)
         keys = candidates(layout)
@@ -100,11 +101,13 @@ def _bench(layout: Layout, table: LatencyTable, device: Device, rng: random.Rand
 
 
 def _label(layout: Layout) -> str:
-    return f"{layout.space} at {layout.task.size}"
+    """Space, size and a digest of the operators: a restricted or edited space is another one."""
+    digest = hashlib.sha256(repr(candidates(layout)).encode()).hexdigest()[:6]
+    return f"{layout.space} at {layout.task.size} ({digest})"
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """Idle threads of PyTorch's pool spin for a while after each use, beside the runtime that is being timed."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -102,16 +102,13 @@ Selector = Callable[[Problem, Sequence[Limits], ScoresFor, Judge, int, random.Ra
 
 
 def budgets(problem: Problem, n: int = 6) -> list[float]:
-    """Upper ends of ``n`` equal geometric steps from the smallest to the largest reachable ms (one if they are equal).
-
-    The smallest itself is no budget: a single network meets it.
-    """
+    """``n`` budgets from the smallest to the largest reachable ms, in equal geometric steps (one if they are equal)."""
     largest = problem.costs[0].largest
     smallest = max(problem.costs[0].smallest, largest / 1000)  # a cost that may be zero has no geometric range
-    if smallest >= largest:
+    if smallest >= largest or n == 1:
         return [largest]
-    steps = (smallest * (largest / smallest) ** (i / n) for i in range(1, n))
-    return [*(min(step, largest) for step in steps), largest]
+    steps = (smallest * (largest / smallest) ** (i / (n - 1)) for i in range(1, n - 1))
+    return [smallest, *(min(step, largest) for step in steps), largest]
 
 
 def random_within(problem: Problem, limits: Limits, rng: random.Random, tries: int = 4000) -> list[int] | None:

@@ -41,7 +41,7 @@ class Pruner:
     def _blocks(self, gates: Gates, p: Tensor, slot: Slot, progress: float, epoch: int) -> list[dict[str, Any]]:
         alive = _alive(gates, slot)
         threshold = self.share * progress / max(1, len(alive))
-        guarded = _cheapest(gates, slot)
+        guarded = {b for b, _ in _cheapest(gates, slot)}
         losers = [b for b in alive if b not in guarded and float(p[:, :, slot.index, b].max()) < threshold]
         return [_drop(gates, p, slot, b, epoch, "block", threshold) for b in losers]
 
@@ -71,7 +71,7 @@ def probabilities(gates: Gates, grid: Sequence[float]) -> Tensor:
 def survivors(gates: Gates, grid: Sequence[float]) -> list[list[Op]]:
     """Operators per slot that are left: live branches at the widths they take over the budget grid and all targets.
 
-    The smallest width of a slot's cheapest branch stays, so that the smallest latency of the space stays reachable.
+    A slot's cheapest operator stays, so that the smallest latency of the space stays reachable.
     """
     with torch.no_grad():
         softs = [gates.at(s, t) for t in range(len(gates.ranges)) for s in grid]
@@ -80,8 +80,7 @@ def survivors(gates: Gates, grid: Sequence[float]) -> list[list[Op]]:
         ops: list[Op] = []
         for b in _alive(gates, slot):
             positions = {int(end[slot.index, b]) for soft in softs for end in (soft.pair.low, soft.pair.high)}
-            if b in _cheapest(gates, slot):
-                positions.add(0)
+            positions |= {width for cheapest, width in _cheapest(gates, slot) if cheapest == b}
             ops += [slot.branches[b].ops[w] for w in sorted(positions)]
         kept.append(ops)
     return kept
@@ -91,9 +90,13 @@ def _alive(gates: Gates, slot: Slot) -> list[int]:
     return [b for b in range(len(slot.branches)) if gates.live[slot.index, b]]
 
 
-def _cheapest(gates: Gates, slot: Slot) -> set[int]:
-    alive = _alive(gates, slot)
-    return {min(alive, key=lambda b: float(gates.ms[t, slot.index, b, 0])) for t in range(len(gates.ranges))}
+def _cheapest(gates: Gates, slot: Slot) -> set[tuple[int, int]]:
+    """(branch, width position) of the least ms, for each target: not always the smallest width."""
+    found = set()
+    for ms in gates.ms[:, slot.index]:
+        branch = min(_alive(gates, slot), key=lambda b: float(ms[b].min()))
+        found.add((branch, int(ms[branch, : int(gates.count[slot.index, branch])].argmin())))
+    return found
 
 
 def _drop(gates: Gates, p: Tensor, slot: Slot, b: int, epoch: int, kind: str, threshold: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import UserError
+from nas.train.augment import augmented
 from nas.train.data import Data, Split, eval_batches, normalise
 
 RAMP = 0.1  # share of a schedule in which the learning rate rises
@@ -24,7 +25,7 @@ class Judged:
     """Mean cross-entropy and number of right answers of ``n`` held-out images."""
 
     loss: float
-    right: int
+    right: float
     n: int
 
     @property
@@ -84,14 +85,14 @@ def load_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, st
     """Takes over what is there for the parameters that are left."""
     for name, p in module.named_parameters():
         if name in state:
-            optimizer.state[p] = dict(state[name])
+            optimizer.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v for k, v in state[name].items()}
 
 
 def step(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float = 5.0) -> None:
     """One optimizer step with gradients clipped; raises UserError when the loss is not a number any more."""
     if not torch.isfinite(loss.detach()):
-        raise UserError("training diverged (the loss is not a number); lower train.lr and start again from the last "
-                        "checkpoint, which is kept")
+        raise UserError("training diverged (the loss is not a number); the last checkpoint is kept; search again with "
+                        "a lower train.lr")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], clip)
@@ -132,6 +133,20 @@ def evaluate(model: Callable[[Tensor], Tensor], split: Split, data: Data, device
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
     return Judged(loss / len(split), right, len(split))
+
+
+def evaluate_shifted(model: Callable[[Tensor], Tensor], split: Split, data: Data, device: torch.device,
+                     augment: str, seed: int, images: int = 2000) -> Judged:
+    """As ``evaluate``; a split of fewer than ``images`` is seen several times, at other shifts, to tell networks apart.
+
+    Figures are means over the views, ``n`` and the standard error those of the split.
+    """
+    judged = [evaluate(model, split, data, device)]
+    for view in range(1, -(-images // len(split))):
+        shifted = augmented(split.images, augment, generator(seed, "view", view))
+        judged.append(evaluate(model, Split(shifted, split.labels), data, device))
+    right = sum(one.right for one in judged) / len(judged)
+    return Judged(sum(one.loss for one in judged) / len(judged), right, len(split))
 
 
 def part_of(split: Split, count: int, *names: object) -> Split:

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas import genome
-from nas.arch import SKIP, Arch
+from nas.arch import SKIP, Arch, Op
 from nas.decision import Decision, Prices, one_hot
-from nas.plan import Layout, Slot
+from nas.plan import Layout, Slot, macs
 from nas.supernet.gates import RELAXATIONS, Gates, Soft, draw
 from nas.supernet.net import Supernet
 from nas.supernet.prune import Pruner, survivors
@@ -87,7 +87,7 @@ class SupernetTraining:
 
     def entry_test(self) -> dict[str, Any]:
         """Held-out loss of the smallest and the largest network: gates have a signal only if they lie clearly apart."""
-        small, large = smallest(self.layout, self.prices[0]), largest(self.layout, self.prices[0])
+        small, large = smallest(self.layout, self.prices[0]), largest(self.layout)
         split = loop.part_of(self.data.gate, 1000, self.seed, "entry")
         judged = [self.judge(arch, split, 500) for arch in (small, large)]
         apart = judged[0].loss - judged[1].loss
@@ -144,7 +144,7 @@ class SupernetTraining:
     def _sandwich_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                        coins: torch.Generator) -> dict[str, float]:
         live = self.supernet.layout
-        big = self.supernet(images, one_hot(largest(live, self.prices[0])))
+        big = self.supernet(images, one_hot(largest(live)))
         loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
         students = [self._drawn(phase, within, rng, coins), one_hot(smallest(live, self.prices[0]))]
         logits = [self.supernet(images, decision) for decision in students]
@@ -172,7 +172,7 @@ class SupernetTraining:
         live = self.supernet.layout
         if phase != "warmup" or within >= 0.5:
             return one_hot(genome.sample(live, rng))
-        return one_hot(genome.mutate(live, largest(live, self.prices[0]), rng, probability=2 * within))
+        return one_hot(genome.mutate(live, largest(live), rng, probability=2 * within))
 
     def _soft(self, within: float, rng: random.Random) -> Soft:
         target = rng.randrange(len(self.gates.ranges))
@@ -234,9 +234,13 @@ def default_epochs(phase: str, images: int) -> int:
     return max(LEAST[phase], -(-IMAGES[phase] // images))
 
 
-def largest(layout: Layout, prices: Prices) -> Arch:
-    """The network that costs most."""
-    return _arch(layout, lambda slot: max(slot.ops, key=lambda op: prices.ms[slot.index][op]))
+def largest(layout: Layout) -> Arch:
+    """The network with the most multiply-adds."""
+    def work(slot: Slot, op: Op) -> int:
+        key = slot.key(op)
+        return macs(key) if key else 0
+
+    return _arch(layout, lambda slot: max((b.ops[-1] for b in slot.branches), key=lambda op: work(slot, op)))
 
 
 def smallest(layout: Layout, prices: Prices) -> Arch:

@@ -132,7 +132,8 @@ def test_a_second_layout_keeps_the_rows_of_the_first(tiny: Layout, tiny_space: S
     first = profile(tiny, path, device=Clockwork())
     second = profile(layout(tiny_space, Task(32, 3, 4)), path, device=Clockwork())
     assert second["rows"] == first["rows"] + second["measured"]
-    assert set(LatencyTable.load(path).meta["corrections"]) == {"tiny at 16", "tiny at 32"}
+    labels = LatencyTable.load(path).meta["corrections"]
+    assert sorted(label.partition(" (")[0] for label in labels) == ["tiny at 16", "tiny at 32"]
 
 
 def test_rows_of_two_machines_never_share_a_table(tiny: Layout, tmp_path: Path) -> None:

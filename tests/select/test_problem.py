@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -43,9 +44,9 @@ def test_an_unknown_cost_is_refused(problem: Problem) -> None:
 
 def test_budgets_are_geometric_and_reachable(problem: Problem) -> None:
     six = budgets(problem)
-    assert len(six) == 6 and six[0] > problem.smallest("gpu") and six[-1] == problem.largest("gpu")
-    ratios = [b / a for a, b in zip([problem.smallest("gpu"), *six[:-1]], six, strict=True)]
-    assert ratios == pytest.approx([ratios[0]] * 6)
+    assert len(six) == 6 and six[0] == problem.smallest("gpu") and six[-1] == problem.largest("gpu")
+    ratios = [b / a for a, b in itertools.pairwise(six)]
+    assert ratios == pytest.approx([ratios[0]] * 5) and budgets(problem, 1) == [problem.largest("gpu")]
 
 
 def test_budgets_where_nothing_can_be_chosen_or_the_smallest_is_free(problem: Problem) -> None:
