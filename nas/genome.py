@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from nas.arch import Arch, Op
+from nas.arch import SKIP, Arch, Op
 from nas.plan import Layout, Slot
 
 
@@ -21,6 +21,13 @@ def sample_op(slot: Slot, rng: random.Random) -> Op:
 
 def sample(layout: Layout, rng: random.Random) -> Arch:
     return _arch(layout, [sample_op(slot, rng) for slot in layout.slots])
+
+
+def sample_thinned(layout: Layout, rng: random.Random) -> Arch:
+    """A random network of random depth: slots are skipped, where they may be, with a probability drawn first."""
+    skipped = rng.random()
+    return _arch(layout, [SKIP if SKIP in slot.ops and rng.random() < skipped else sample_op(slot, rng)
+                          for slot in layout.slots])
 
 
 def mutate(layout: Layout, arch: Arch, rng: random.Random, probability: float = 0.1) -> Arch:

@@ -151,7 +151,7 @@ def _label(target: str) -> str:
 
 
 def _lacks(costs: Costs, plan: Layout) -> bool:
-    return isinstance(costs, LatencyTable) and bool(costs.missing(candidates(plan)))
+    return isinstance(costs, LatencyTable) and not all(costs.covers(key) for key in candidates(plan))
 
 
 def _complete(target: str, plan: Layout, progress: Progress) -> Path:

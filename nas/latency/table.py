@@ -122,6 +122,12 @@ class LatencyTable:
     def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
         return [self.ms(key) for key in keys]
 
+    def covers(self, key: OpKey) -> bool:
+        """Whether ``ms`` has an answer."""
+        group, position = axis(key, self.align)
+        curve = self._all_curves().get(group)
+        return curve is not None and bool(curve[0][0] <= position <= curve[0][-1])
+
     def missing(self, keys: Iterable[OpKey]) -> list[OpKey]:
         """The knots of the keys that have no row, in the order of the keys; with them every key is covered."""
         groups: dict[OpKey, list[OpKey]] = defaultdict(list)

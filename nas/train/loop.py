@@ -136,7 +136,7 @@ def evaluate(model: Callable[[Tensor], Tensor], split: Split, data: Data, device
 
 
 def evaluate_shifted(model: Callable[[Tensor], Tensor], split: Split, data: Data, device: torch.device,
-                     augment: str, seed: int, images: int = 2000) -> Judged:
+                     augment: str, seed: int, images: int = 1000) -> Judged:
     """As ``evaluate``; a split of fewer than ``images`` is seen several times, at other shifts, to tell networks apart.
 
     Figures are means over the views, ``n`` and the standard error those of the split.
