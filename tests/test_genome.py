@@ -8,13 +8,13 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_space import TINY
 
 from nas import genome
 from nas.arch import SKIP, Arch
 from nas.files import shipped
 from nas.plan import Layout, Task, layout, plan
 from nas.space import Space
-from tests.conftest import TINY
 
 TINY_LAYOUT = layout(Space.parse(TINY), Task(16, 3, 4))
 seeds = st.integers(0, 2**32)
@@ -26,7 +26,7 @@ def test_every_move_stays_in_the_space(seed: int, probability: float) -> None:
     first, second = genome.sample(TINY_LAYOUT, rng), genome.sample(TINY_LAYOUT, rng)
     mutant = genome.mutate(TINY_LAYOUT, first, rng, probability)
     child = genome.cross_over(TINY_LAYOUT, first, second, rng)
-    for arch in (first, second, mutant, child):
+    for arch in (first, second, mutant, child, genome.sample_thinned(TINY_LAYOUT, rng)):
         assert plan(TINY_LAYOUT, arch)  # raises for an operator that is not admitted
     assert all(op in pair for op, pair in zip(child.ops, zip(first.ops, second.ops, strict=True), strict=True))
     assert genome.mutate(TINY_LAYOUT, first, rng, 0.0) == first
@@ -70,3 +70,9 @@ def test_the_smallest_network_skips_all_it_can(name: str) -> None:
 def test_another_space_is_not_encoded(tiny: Layout) -> None:
     with pytest.raises(ValueError):
         genome.encode(tiny, Arch("tiny", 16, (SKIP,)))
+
+
+def test_thinned_networks_have_all_depths() -> None:
+    rng = random.Random(0)
+    skips = Counter(genome.sample_thinned(TINY_LAYOUT, rng).ops.count(SKIP) for _ in range(200))
+    assert set(skips) == {0, 1, 2, 3} and min(skips.values()) > 10  # 3 of the 4 slots may be skipped

@@ -158,6 +158,28 @@ def test_selection_for_another_target_trains_nothing(finished: tuple[Path, dict[
     assert result["front"] and not any(card["fine_tuned"] for card in result["front"])
 
 
+def test_two_tables_of_one_name_are_kept_apart(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    path, _ = finished
+    table = (path / "tables" / "gpu-v100.json").read_bytes()
+    (tmp_path / "gpu-v100.json").write_bytes(table)
+    pipeline.select(Run.existing(path), [str(tmp_path / "gpu-v100.json")], [], Quiet())  # type: ignore[arg-type]
+    assert len(list((path / "tables").glob("gpu-v100*.json"))) == 2
+
+
+def test_a_search_can_start_from_an_earlier_supernet(finished: tuple[Path, dict[str, Any]], space_file: Path,
+                                                     tmp_path: Path) -> None:
+    progress = Quiet(stop_at=3)
+    config = config_of(space_file, f"init={finished[0]}", "train.lr=0.001")
+    with pytest.raises(KeyboardInterrupt):
+        searched(config, tmp_path / "second", progress)
+    assert any(note.startswith("starting from") for note in progress.notes)
+    other_split = config_of(space_file, f"init={finished[0]}", "seed=7")
+    with pytest.raises(UserError, match="selection split"):
+        searched(other_split, tmp_path / "third")
+    with pytest.raises(UserError, match="no such run"):
+        pipeline.refuse(config_of(space_file, f"init={tmp_path / 'nowhere'}"))
+
+
 def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     run, front = Run.existing(finished[0]), finished[1]["front"]
     files = pipeline.export(run, front[0]["id"], None, tmp_path / "out", Quiet())["files"]  # type: ignore[arg-type]

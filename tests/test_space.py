@@ -10,12 +10,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_space import TINY
 
 from nas.errors import UserError
 from nas.files import shipped
 from nas.plan import Task, layout
 from nas.space import Space, Widths, divisible
-from tests.conftest import TINY
 
 KEYS = ["name", "stem", "stages", "ops", "head", "skip", "op", "out", "stride", "depth", "ghost", "hidden", "min", "se"]
 scalars = (st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.text(max_size=6)

@@ -162,3 +162,14 @@ def test_survivors_keep_the_smallest_latency_reachable(tiny: Layout, priced: Pri
     for slot, ops in zip(tiny.slots, kept, strict=True):
         assert ops and set(ops) <= set(slot.ops)
         assert min(priced.ms[slot.index][op] for op in ops) == min(priced.ms[slot.index].values())
+
+
+def test_the_cheapest_is_kept_where_a_wider_branch_is_cheaper(tiny: Layout, priced: Prices) -> None:
+    branch = tiny.slots[2].branches[0]
+    saw = tuple(dict(row) for row in priced.ms)
+    saw[2][branch.ops[2]] = 1e-4  # the widest costs least
+    toothed = Prices(priced.fixed, saw)
+    low, high = (toothed.fixed + sum(end(row.values()) for row in saw) for end in (min, max))
+    gates = shaken(Gates(tiny, [toothed], [(low * 1.05, high * 0.9)]))
+    Pruner(grid=GRID).check(gates, 1.0, 0)
+    assert branch.ops[2] in survivors(gates, GRID)[2]

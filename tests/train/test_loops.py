@@ -91,6 +91,15 @@ def test_judged_standard_error() -> None:
     assert judged.accuracy == 0.9 and judged.accuracy_se == pytest.approx(0.03)
 
 
+def test_a_small_split_is_seen_at_several_shifts(tiny: Layout, data: Data) -> None:
+    model = build(tiny, genome.decode(tiny, [0] * len(tiny.slots))).eval()
+    once = loop.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=32)
+    assert once == loop.evaluate(model, data.select, data, CPU)
+    often = loop.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=200)
+    assert often.n == once.n == 32 and often == loop.evaluate_shifted(model, data.select, data, CPU, "crop", 0, 200)
+    assert often.loss != once.loss
+
+
 def test_divergence_is_one_line(tiny: Layout) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(UserError, match=r"diverged.*train\.lr"):
