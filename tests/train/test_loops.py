@@ -46,7 +46,7 @@ def training(tiny: Layout, data: Data, relaxation: str = "two-path") -> Supernet
     low = priced.fixed + sum(min(row.values()) for row in priced.ms)
     high = priced.fixed + sum(max(row.values()) for row in priced.ms)
     recipe = Recipe({"warmup": 1, "search": 2, "settle": 1}, 16, 0.005, 0.01, 0.0, "crop", relaxation=relaxation)
-    return SupernetTraining(tiny, data, [priced], [(low * 1.05, high)], (-1.0, 0.0, 1.0), recipe, 0, CPU)
+    return SupernetTraining(tiny, data, [priced], [(low * 1.05, high * 0.9)], (-1.0, 0.0, 1.0), recipe, 0, CPU)
 
 
 def weights(run: SupernetTraining) -> dict[str, torch.Tensor]:
