@@ -238,6 +238,11 @@ def test_our_own_mistakes_and_debugging_keep_the_traceback(call: Call, monkeypat
         cli.main(["targets"])
 
 
+def heard() -> None:
+    """A shell's background jobs begin with SIGINT ignored, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     code = ("import sys, time, types, nas; m = types.ModuleType('nas.search')\n"
@@ -246,7 +251,7 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
             "m.search, m.refuse = search, (lambda config: None)\n"
             "from nas.cli import main; main(['search', '--target', 'cpu', '--json'])")
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as process:
+                          stderr=subprocess.PIPE, preexec_fn=heard) as process:
         assert process.stderr is not None and process.stderr.readline() == "ready\n"
         process.send_signal(number)
         out, err = process.communicate(timeout=30)

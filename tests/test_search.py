@@ -244,7 +244,8 @@ def test_real_kills_in_every_stage(space_file: Path, tmp_path: Path, finished: t
     environment = {**os.environ, "PYTHONPATH": str(Path(pipeline.__file__).parent.parent)}
     for number, (stage, reached) in enumerate(STAGES.items()):
         process = subprocess.Popen(command(space_file, path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env=environment, cwd=tmp_path)
+                                   env=environment, cwd=tmp_path,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         while process.poll() is None and not reached(path):
             time.sleep(0.01)
         process.send_signal(signals[number % 3])

@@ -1,9 +1,9 @@
 """Training of the supernet in three phases: warm-up (weights), search (weights, gates, pruning), settle (survivors).
 
-Weights follow the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142): the largest network of one
-family, drawn anew each time, learns from labels, a random and the smallest one from it; between two such steps a random
-one learns from labels. Gates learn on their own split. All randomness is drawn from (seed,
-phase, epoch), so that a run continued from an epoch's checkpoint ends bit-equal.
+Weights follow the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142): the dearest network
+learns from labels, a random and the cheapest one from it; between two such steps a random one learns from labels. Gates
+learn on their own split. All randomness is drawn from (seed, phase, epoch), so that a run continued from an epoch's
+checkpoint ends bit-equal.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas import genome
-from nas.arch import SKIP, Arch, Op
+from nas.arch import SKIP, Arch
 from nas.decision import Decision, Prices, one_hot
-from nas.plan import Layout, Slot, macs
+from nas.plan import Layout, Slot
 from nas.supernet.gates import RELAXATIONS, Gates, Soft, draw
 from nas.supernet.net import Supernet
 from nas.supernet.prune import Pruner, survivors
@@ -87,7 +87,7 @@ class SupernetTraining:
 
     def entry_test(self) -> dict[str, Any]:
         """Held-out loss of the smallest and the largest network: gates have a signal only if they lie clearly apart."""
-        small, large = smallest(self.layout, self.prices[0]), largest(self.layout)
+        small, large = smallest(self.layout, self.prices[0]), largest(self.layout, self.prices[0])
         split = loop.part_of(self.data.gate, 1000, self.seed, "entry")
         judged = [self.judge(arch, split, 500) for arch in (small, large)]
         apart = judged[0].loss - judged[1].loss
@@ -144,7 +144,7 @@ class SupernetTraining:
     def _sandwich_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                        coins: torch.Generator) -> dict[str, float]:
         live = self.supernet.layout
-        big = self.supernet(images, one_hot(largest(live, rng.choice(families(live)))))
+        big = self.supernet(images, one_hot(largest(live, self.prices[0])))
         loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
         students = [self._drawn(phase, within, rng, coins), one_hot(smallest(live, self.prices[0]))]
         logits = [self.supernet(images, decision) for decision in students]
@@ -164,16 +164,15 @@ class SupernetTraining:
     def _drawn(self, phase: str, within: float, rng: random.Random, coins: torch.Generator) -> Decision:
         """A random network of what is alive; in the search half of the time one drawn from the gates.
 
-        In the warm-up each slot is drawn with a probability that rises from 0 to 1 over its first half, and is a
-        largest network's until then: branches learn beside neighbours that have learned something.
+        In the warm-up each slot is drawn with a probability that rises from 0 to 1 over its first half, and is the
+        dearest network's until then: branches learn beside neighbours that have learned something.
         """
         if phase == "search" and self.recipe.relaxation in RELAXATIONS and rng.random() < 0.5:
             return draw(self.gates, self._soft(within, rng), coins)
         live = self.supernet.layout
         if phase != "warmup" or within >= 0.5:
             return one_hot(genome.sample(live, rng))
-        start = largest(live, rng.choice(families(live)))
-        return one_hot(genome.mutate(live, start, rng, probability=2 * within))
+        return one_hot(genome.mutate(live, largest(live, self.prices[0]), rng, probability=2 * within))
 
     def _soft(self, within: float, rng: random.Random) -> Soft:
         target = rng.randrange(len(self.gates.ranges))
@@ -235,18 +234,9 @@ def default_epochs(phase: str, images: int) -> int:
     return max(LEAST[phase], -(-IMAGES[phase] // images))
 
 
-def families(layout: Layout) -> list[str]:
-    """Operator families that stand in some slot, without ``skip``."""
-    return sorted({branch.op.name for slot in layout.slots for branch in slot.branches} - {SKIP.name})
-
-
-def largest(layout: Layout, family: str | None = None) -> Arch:
-    """The network with the most multiply-adds, of one family wherever that is admitted."""
-    def work(slot: Slot, op: Op) -> tuple[bool, int]:
-        key = slot.key(op)
-        return op.name == family, macs(key) if key else 0
-
-    return _arch(layout, lambda slot: max((b.ops[-1] for b in slot.branches), key=lambda op: work(slot, op)))
+def largest(layout: Layout, prices: Prices) -> Arch:
+    """The network that costs most, each operator at its largest width."""
+    return _arch(layout, lambda slot: max((b.ops[-1] for b in slot.branches), key=prices.ms[slot.index].__getitem__))
 
 
 def smallest(layout: Layout, prices: Prices) -> Arch:

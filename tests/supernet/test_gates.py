@@ -36,7 +36,7 @@ def shaken(gates: Gates, seed: int = 0) -> Gates:
 
 
 def test_prices_of_a_network_are_the_sum_over_its_plan(tiny: Layout, priced: Prices) -> None:
-    arch = largest(tiny)
+    arch = largest(tiny, priced)
     assert expected_ms(tiny, one_hot(arch), priced) == pytest.approx(sum(by_macs(plan(tiny, arch))), rel=1e-12)
 
 
