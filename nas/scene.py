@@ -20,6 +20,7 @@ from nas.latency.table import LatencyTable
 from nas.plan import Layout, Task, candidates, layout
 from nas.progress import Progress
 from nas.run import Run
+from nas.select.ilp import below
 from nas.select.problem import Cost, Problem, budgets
 from nas.space import Space
 from nas.train import loop
@@ -81,15 +82,9 @@ def limits_of(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
     one = problem(scene, layout, [target])
     for budget in budget_ms:
         if budget < one.costs[0].smallest:
-            raise UserError(f"--budget-ms {budget:g} is below the smallest reachable {_up(one.costs[0].smallest)} ms "
-                            f"on {target}: raise it, or search a smaller space (--width)")
+            advice = "raise it, or search a smaller space (--width)"
+            raise UserError(below(one.costs[0], budget, one.costs[0].smallest, advice))
     return sorted(budget_ms) or budgets(one, count)
-
-
-def _up(value: float) -> str:
-    """Four significant digits, rounded up: the number that is printed is reachable."""
-    step = 10.0 ** (np.floor(np.log10(value)) - 3)
-    return f"{np.ceil(value / step - 1e-9) * step:.6g}"
 
 
 def checked_space(config: Config, file: Path | None = None) -> Space:
@@ -104,11 +99,7 @@ def checked_space(config: Config, file: Path | None = None) -> Space:
 
 def find_costs(target: str) -> Path | None:
     """The file of a target; None for this machine's own, where it has still to be measured. Raises UserError."""
-    return None if target == OWN and not _known(target) else cost_models.find(target)
-
-
-def _known(target: str) -> bool:
-    return any(one["name"] == target for one in cost_models.targets())
+    return None if target == OWN and target not in cost_models.known() else cost_models.find(target)
 
 
 def _space(config: Config, run: Run) -> Space:

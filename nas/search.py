@@ -28,7 +28,7 @@ from nas.select import scores as fits
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.select.problem import Cost, Limits, Problem, Scores
-from nas.supernet.gates import RELAXATIONS
+from nas.supernet.gates import RELAXATIONS, position
 from nas.train import augment, finetune, loop, search_loop
 
 SUPERNET = "supernet.pt"
@@ -170,14 +170,9 @@ def _training(scene: Scene, limits: dict[str, list[float]]) -> search_loop.Super
     recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
                                 t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune)
     ranges = [_range(problem(scene, scene.layout, [target]).costs[0], limits[target]) for target in config.target]
-    grid = sorted({_position(b, *bounds) for t, bounds in zip(config.target, ranges, strict=True) for b in limits[t]})
+    grid = sorted({position(b, *bounds) for t, bounds in zip(config.target, ranges, strict=True) for b in limits[t]})
     return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,
                                         tuple(grid), recipe, scene.seed, scene.device)
-
-
-def _position(budget_ms: float, low: float, high: float) -> float:
-    """Where a budget lies between two, on the logarithmic scale from -1 to 1."""
-    return float(np.clip(2 * np.log(budget_ms / low) / np.log(high / low) - 1, -1, 1)) if high > low else 0.0
 
 
 def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:
@@ -229,7 +224,7 @@ def _scores(training: search_loop.SupernetTraining, problem: Problem, target: st
         if training.recipe.relaxation not in RELAXATIONS:
             return tuple(np.zeros(len(ops)) for ops in problem.allowed)
         ends = training.gates.ranges[index] if target in seen else (problem.costs[0].smallest, problem.costs[0].largest)
-        table = training.gates.log_scores(_position(limits[target], *ends), index)
+        table = training.gates.log_scores(position(limits[target], *ends), index)
         return tuple(np.array([max(row[op], -50.0) for op in ops])
                      for row, ops in zip(table, problem.allowed, strict=True))
 

@@ -38,7 +38,7 @@ def find(target: str) -> Path:
         if not Path(target).is_file():
             raise UserError(f"--target {target}: no such file")
         return Path(target)
-    files = _files()
+    files = known()
     if target not in files:
         device = target.split("-")[0] if target.startswith("cpu") else "cpu"
         raise UserError(f"--target {target}: {nearest(target, files)}; to measure this machine: "
@@ -60,7 +60,7 @@ def load(target: str) -> Costs:
 
 def targets() -> list[dict[str, Any]]:
     """One object a target for ``nas targets``; a file that cannot be used has ``error`` instead of the figures."""
-    return [_describe(name, path) for name, path in sorted(_files().items())]
+    return [_describe(name, path) for name, path in sorted(known().items())]
 
 
 def file_name(device: str, threads: int = 1, batch: int = 1) -> str:
@@ -78,7 +78,8 @@ def is_local(costs: Costs) -> bool:
     return all(costs.meta.get(key) == here[key] for key in ("processor", "runtime", "runtime_version"))
 
 
-def _files() -> dict[str, Path]:
+def known() -> dict[str, Path]:
+    """Files of all targets by name; those of the user come before the shipped ones."""
     return {path.stem: path for place in (folder("latency_tables"), LOCAL) for path in sorted(place.glob("*.json"))}
 
 

@@ -102,7 +102,7 @@ def _refuse(named: Mapping[str, Cost], limits: Limits) -> None:
         if name not in named:
             raise UserError(f"limit {name!r}: no such cost; {nearest(name, named)}")
         if not limit >= named[name].smallest:
-            raise UserError(_below(named[name], limit, named[name].smallest, "raise it, or search a smaller space"))
+            raise UserError(below(named[name], limit, named[name].smallest, "raise it, or search a smaller space"))
 
 
 def _jointly(named: Mapping[str, Cost], limits: Limits) -> str:
@@ -114,11 +114,12 @@ def _jointly(named: Mapping[str, Cost], limits: Limits) -> str:
         assert cheapest is not None
         if cost.of(cheapest) > limits[names[i]]:
             within = " and ".join(f"{name} <= {limit:g}" for name, limit in others.items())
-            return _below(cost, limits[names[i]], cost.of(cheapest), f"with {within}; raise one of them")
+            return below(cost, limits[names[i]], cost.of(cheapest), f"with {within}; raise one of them")
     return f"no network is within {' and '.join(f'{name} <= {limit:g}' for name, limit in limits.items())}"
 
 
-def _below(cost: Cost, limit: float, smallest: float, advice: str) -> str:
+def below(cost: Cost, limit: float, smallest: float, advice: str) -> str:
+    """The message for a limit that nothing reaches, with the smallest value that can be asked for."""
     flag, where = ("--budget-ms", f" on {cost.name}") if cost.unit == "ms" else (cost.name, "")
     return f"{flag} {limit:.10g} is below the smallest reachable {_up(smallest)} {cost.unit}{where}: {advice}"
 

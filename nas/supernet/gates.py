@@ -9,7 +9,7 @@ lambda. Ours; compared with dual variables in a trial (mean budget error 0 again
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,13 +73,6 @@ class Gates(nn.Module):
         low, high = self.ranges[target]
         return float(low * (high / low) ** ((s + 1) / 2))
 
-    def position(self, budget_ms: float, target: int = 0) -> float:
-        """The s of a budget, cut to [-1, 1]."""
-        low, high = self.ranges[target]
-        if high <= low:
-            return 0.0
-        return float(np.clip(2 * np.log(budget_ms / low) / np.log(high / low) - 1, -1, 1))
-
     def prior(self, s: float, target: int = 0) -> tuple[Tensor, Tensor]:
         """Logits [S, B] (dead branches -inf) and width positions [S, B] before the budget has its say."""
         logits = (self.theta[0] + self.theta[1 + target]) + s * (self.phi[0] + self.phi[1 + target])
@@ -129,6 +122,11 @@ class Gates(nn.Module):
         self.live[slot, branch] = False
 
 
+def position(budget_ms: float, low: float, high: float) -> float:
+    """The s of a budget between a smallest and a largest one, cut to [-1, 1]: the inverse of ``Gates.budget``."""
+    return float(np.clip(2 * np.log(budget_ms / low) / np.log(high / low) - 1, -1, 1)) if high > low else 0.0
+
+
 class _Tilt:
     """The effect of beta at one target; ``expected`` is what bisection drives to the budget."""
 
@@ -148,12 +146,12 @@ class _Tilt:
     def total(self, p: Tensor, _: Tensor, cost: Tensor) -> Tensor:
         return self.fixed + (p * cost).sum()
 
-    def solve(self, expected: object, budget_ms: float) -> Tensor:
+    def solve(self, expected: Callable[[Tensor], Tensor], budget_ms: float) -> Tensor:
         """beta with ``expected(beta) = budget_ms`` (expected falls with beta); the nearer end where there is none."""
         low, high = -18.0, 18.0  # beta = unit * sinh(z): +-3e7 of a slot's nats, so that saturated gates are undone too
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            value = float(expected(self._beta(middle)))  # type: ignore[operator]
+            value = float(expected(self._beta(middle)))
             low, high = (middle, high) if value > budget_ms else (low, middle)
         return self._beta((low + high) / 2)
 
@@ -161,15 +159,15 @@ class _Tilt:
         return torch.tensor(self.unit * np.sinh(z), dtype=torch.float64)
 
 
-def _implicit(expected: object, beta: Tensor, budget_ms: float) -> Tensor:
+def _implicit(expected: Callable[[Tensor], Tensor], beta: Tensor, budget_ms: float) -> Tensor:
     """One Newton step through autograd: the value of beta, with the gradient of the implicit function."""
     free = beta.clone().requires_grad_(True)
     with torch.enable_grad():
-        value = expected(free)  # type: ignore[operator]
+        value = expected(free)
         slope = torch.autograd.grad(value, free, retain_graph=True)[0].detach()
     if abs(float(slope)) < 1e-12:
         return beta
-    gap = expected(beta) - budget_ms  # type: ignore[operator]
+    gap = expected(beta) - budget_ms
     return beta - (gap - gap.detach()) / slope
 
 
@@ -190,9 +188,7 @@ def two_path(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -
 
     The width of a branch that duels is drawn from its pair; the branch whose widths duel is drawn from p.
     """
-    uniform = torch.rand(soft.p.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-    noisy = torch.log(soft.p.clamp(min=1e-30)) - torch.log(-torch.log(uniform))
-    noisy = noisy.masked_fill(~gates.live, float("-inf"))
+    noisy = _noisy(gates, soft, generator)
     coins = torch.rand(soft.p.shape, generator=generator, dtype=torch.float64)
     slots = []
     for i, slot in enumerate(gates.layout.slots):
@@ -209,9 +205,7 @@ def two_path(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -
 
 def gumbel(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -> Decision:
     """All live branches with Gumbel-softmax weights (FBNet), each at both widths of its pair (Prunode)."""
-    uniform = torch.rand(soft.p.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-    noisy = torch.log(soft.p.clamp(min=1e-30)) - torch.log(-torch.log(uniform))
-    weights = torch.softmax(noisy.masked_fill(~gates.live, float("-inf")) / tau, -1)
+    weights = torch.softmax(_noisy(gates, soft, generator) / tau, -1)
     return full(gates, Soft(weights, soft.pair, soft.beta, soft.budget_ms, soft.expected_ms))
 
 
@@ -225,6 +219,13 @@ def draw(gates: Gates, soft: Soft, generator: torch.Generator) -> Decision:
 
 
 RELAXATIONS = {"two-path": two_path, "gumbel": gumbel}
+
+
+def _noisy(gates: Gates, soft: Soft, generator: torch.Generator) -> Tensor:
+    """Log-probabilities plus Gumbel noise [S, B]; -inf where a branch is dead."""
+    uniform = torch.rand(soft.p.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+    noisy = torch.log(soft.p.clamp(min=1e-30)) - torch.log(-torch.log(uniform))
+    return noisy.masked_fill(~gates.live, float("-inf"))
 
 
 def _width(gates: Gates, i: int, b: int, position: Tensor) -> int | None:
