@@ -81,7 +81,10 @@ def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str,
 
 
 def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
-    """Exports one pick, checks it against PyTorch and measures it where this machine is the target."""
+    """Exports one pick, checks it against PyTorch and measures it where this machine is the target.
+
+    Of the scene's data only the description is read, and its prices not at all.
+    """
     model, data, size = load_weights(scene, arch, place), scene.data, scene.layout.task.size
     metadata = {"arch": json.dumps(arch.to_json()), "id": arch.id, "classes": "\n".join(data.classes),
                 "input": "NCHW float32", "size": str(size), "mean": " ".join(f"{v:.6g}" for v in data.mean),
@@ -90,7 +93,7 @@ def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     agreement = check_onnx(path, model, in_ch=data.in_ch, size=size)
     measured = {target: _measured(scene, target, path) for target in scene.costs}
     return {"onnx": str(path), "max_abs_diff": agreement.max_abs_diff, "relative_diff": agreement.relative,
-            "predicted_ms": one_or_all(predicted(scene, arch)), "measured_ms": one_or_all(measured)}
+            "measured_ms": one_or_all(measured)}
 
 
 def save_checkpoint(run: Run, name: str, state: dict[str, Any]) -> None:

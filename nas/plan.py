@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas import ops as op_families
-from nas.arch import SKIP, Arch, Op, Value
+from nas.arch import SKIP, Arch, Op
 from nas.errors import UserError
 from nas.space import KnobValues, Space, Widths
 
@@ -213,16 +213,16 @@ def _family_branches(where: str, name: str, knobs: dict[str, KnobValues], in_ch:
     widths = knobs.get("hidden")
     if isinstance(widths, list):
         raise UserError(f"{where}.hidden: write {{min: 1, max: 6, step: 8}}, factors of the input channels")
-    bad = [knob for knob, values in knobs.items() if knob != "hidden" and isinstance(values, Widths)]
-    if bad:
-        raise UserError(f"{where}.{bad[0]}: only hidden is a range; write a list of values")
+    listed = {knob: values for knob, values in knobs.items() if not isinstance(values, Widths)}
+    if bad := knobs.keys() - listed.keys() - {"hidden"}:
+        raise UserError(f"{where}.{min(bad)}: only hidden is a range; write a list of values")
     try:
         family = op_families.family(name)
         op_families.check(Op.of(name, **{knob: 1 for knob in knobs}))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    used = [knob for knob in sorted(knobs) if knob != "hidden" and family.applicable(knob, in_ch, out_ch, stride)]
-    values: list[list[Value]] = [list(dict.fromkeys(knobs[knob])) for knob in used]  # type: ignore[arg-type]
+    used = [knob for knob in sorted(listed) if family.applicable(knob, in_ch, out_ch, stride)]
+    values = [list(dict.fromkeys(listed[knob])) for knob in used]
     for combination in itertools.product(*values):
         op = Op.of(name, **dict(zip(used, combination, strict=True)))
         branch = Branch(op, widths.of(in_ch) if widths else ())

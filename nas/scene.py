@@ -24,7 +24,7 @@ from nas.select.ilp import below
 from nas.select.problem import Cost, Problem, budgets
 from nas.space import Space
 from nas.train import loop
-from nas.train.data import Data, load
+from nas.train.data import Data, load, recorded
 
 OWN = "cpu"  # the target that is this machine: its table is made where there is none
 
@@ -60,6 +60,18 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     plan = layout(space, Task(data.size, data.in_ch, len(data.classes)))
     costs = {target: _costs(target, run, plan, progress) for target in targets}
     return Scene(config, run, data, plan, costs, {t: prices(plan, c.ms_many) for t, c in costs.items()}, device)
+
+
+def recorded_scene(config: Config, run: Run, targets: Sequence[str]) -> Scene:
+    """A finished run from its own files, without images and prices: enough to export what it picked."""
+    described = run.read_json("data.json")
+    try:
+        data = recorded(described)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.file('data.json')}: not as nas search wrote it ({error!r}); put it back") from None
+    plan = layout(checked_space(config, run.file("space.yaml")), Task(data.size, data.in_ch, len(data.classes)))
+    costs = {target: cost_models.load(str(run.file(f"tables/{_label(target)}.json"))) for target in targets}
+    return Scene(config, run, data, plan, costs, {}, loop.device_of(config.train_on))
 
 
 def with_targets(scene: Scene, targets: Sequence[str], kept: Layout, progress: Progress) -> Scene:

@@ -22,7 +22,16 @@ from nas.errors import UserError
 from nas.progress import Progress
 from nas.report.figures import draw_front
 from nas.run import Run
-from nas.scene import Scene, checked_space, find_costs, limits_of, problem, set_scene, with_targets
+from nas.scene import (
+    Scene,
+    checked_space,
+    find_costs,
+    limits_of,
+    problem,
+    recorded_scene,
+    set_scene,
+    with_targets,
+)
 from nas.select import get as selector
 from nas.select import scores as fits
 from nas.select.pareto import Point
@@ -84,15 +93,17 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
            progress: Progress) -> dict[str, Any]:
     """ONNX of one pick or all, written anew, checked and measured where this machine is the target."""
     config = Config.from_json(run.config, str(run.file("config.json")))
-    front = run.read_json("front.json")
-    wanted = _wanted(front, arch_id, budget_ms)
-    scene = set_scene(config, run, config.target, progress)
+    selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
+    fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
+    place, wanted = _wanted(fronts, arch_id, budget_ms)
+    scene = recorded_scene(config, run, _targets(fronts[place]))
+    predicted = {card["id"]: card["ms"] for card in _cards(fronts[place])}
     files = []
     with progress.task("export", len(wanted)) as task:
         for one in wanted:
-            arch = Arch.from_json(run.read_json(f"archs/{one}/arch.json"))
-            path = out / f"{one}.onnx" if out else run.file(deliver.folder_of("", arch) + deliver.ONNX)
-            files.append({"id": one, **deliver.to_onnx(scene, arch, "", path)})
+            arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
+            path = out / f"{one}.onnx" if out else run.file(deliver.folder_of(place, arch) + deliver.ONNX)
+            files.append({"id": one, **deliver.to_onnx(scene, arch, place, path), "predicted_ms": predicted[one]})
             task.advance()
     return {"files": files}
 
@@ -291,14 +302,16 @@ def _finetuning(scene: Scene, fine_tune: bool) -> finetune.Recipe:
 def _front(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -> dict[str, Any]:
     """Picks sorted by ms; in the front are those that no other dominates on any target, by selection accuracy."""
     targets = list(scene.costs)
-    kept = {point.id for target in targets
-            for point in pareto_front(Point(c["id"], _ms(c, target), c["select_accuracy"]) for c in cards)}
+
+    def best(cards: Sequence[dict[str, Any]], by: str) -> set[str]:
+        return {p.id for t in targets for p in pareto_front(Point(c["id"], _ms(c, t), c[by]) for c in cards)}
+
+    kept = best(cards, "select_accuracy")
+    on_test = best([card for card in cards if card["id"] in kept], "accuracy")
     shown = sorted(({key: value for key, value in card.items() if key not in ("arch", "provenance")} for card in cards),
                    key=lambda card: _ms(card, targets[0]))
-    best = 0.0
     for card in shown:
-        card["dominated_on_test"] = card["id"] in kept and card["accuracy"] < best
-        best = max(best, card["accuracy"]) if card["id"] in kept else best
+        card["dominated_on_test"] = card["id"] in kept - on_test
     budgets = [{key: value for key, value in b.items() if key != "arch"} for b in picks["budgets"]]
     return {"space": scene.layout.space, "target": targets if len(targets) > 1 else targets[0],
             "front": [card for card in shown if card["id"] in kept],
@@ -316,20 +329,28 @@ def _shares(cards: list[dict[str, Any]]) -> dict[str, float]:
     return {name: round(names.count(name) / len(names), 4) for name in sorted(set(names))}
 
 
-def _wanted(front: dict[str, Any], arch_id: str | None, budget_ms: float | None) -> list[str]:
-    cards = [*front["front"], *front["dominated"]]
-    ids = [card["id"] for card in cards]
+def _cards(front: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*front["front"], *front["dominated"]]
+
+
+def _targets(front: dict[str, Any]) -> list[str]:
+    return [front["target"]] if isinstance(front["target"], str) else list(front["target"])
+
+
+def _wanted(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: float | None) -> tuple[str, list[str]]:
+    """(place, ids): an id is looked for in the search's own picks, then in each selection's."""
     if arch_id is not None:
-        if arch_id not in ids:
-            raise UserError(f"--arch {arch_id}: no such pick; there are {', '.join(ids)}")
-        return [arch_id]
+        for place, front in fronts.items():
+            if arch_id in (card["id"] for card in _cards(front)):
+                return place, [arch_id]
+        known = dict.fromkeys(card["id"] for front in fronts.values() for card in _cards(front))
+        raise UserError(f"--arch {arch_id}: no such pick; there are {', '.join(known)}")
+    cards, target = _cards(fronts[""]), _targets(fronts[""])[0]
     if budget_ms is None:
-        return ids
-    target = front["target"] if isinstance(front["target"], str) else front["target"][0]
-    within = [card for card in front["front"] if _ms(card, target) <= budget_ms]
+        return "", [card["id"] for card in cards]
+    within = [card for card in fronts[""]["front"] if _ms(card, target) <= budget_ms]
     if not within:
         smallest = min(_ms(card, target) for card in cards)
         raise UserError(f"--budget-ms {budget_ms:g}: the fastest pick of this run takes {smallest:.4g} ms on {target}; "
                         "nas select finds others")
-    return [max(within, key=lambda card: (card["select_accuracy"], -_ms(card, target)))["id"]]
-
+    return "", [max(within, key=lambda card: (card["select_accuracy"], -_ms(card, target)))["id"]]

@@ -180,8 +180,10 @@ def test_a_search_can_start_from_an_earlier_supernet(finished: tuple[Path, dict[
         pipeline.refuse(config_of(space_file, f"init={tmp_path / 'nowhere'}"))
 
 
-def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]], tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
     run, front = Run.existing(finished[0]), finished[1]["front"]
+    monkeypatch.delattr("nas.scene.load")  # an export has no need of the images
     files = pipeline.export(run, front[0]["id"], None, tmp_path / "out", Quiet())["files"]  # type: ignore[arg-type]
     assert [f["id"] for f in files] == [front[0]["id"]] and Path(files[0]["onnx"]).is_file()
     assert files[0]["relative_diff"] < 1e-4
@@ -189,6 +191,16 @@ def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]],
         pipeline.export(run, "nope", None, None, Quiet())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="fastest pick"):
         pipeline.export(run, None, 1e-6, None, Quiet())  # type: ignore[arg-type]
+
+
+def test_export_finds_a_pick_of_a_selection(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    run, own = Run.existing(finished[0]), {card["id"] for card in [*finished[1]["front"], *finished[1]["dominated"]]}
+    bound = 0.97 * finished[1]["front"][-1]["ms"]
+    chosen = pipeline.select(run, ["gpu-v100"], [bound], Quiet())["front"][0]  # type: ignore[arg-type]
+    assert chosen["id"] not in own
+    (file,) = pipeline.export(run, chosen["id"], None, tmp_path, Quiet())["files"]  # type: ignore[arg-type]
+    assert file["predicted_ms"] == chosen["ms"] and file["onnx"] == str(tmp_path / f"{chosen['id']}.onnx")
+    assert file["relative_diff"] < 1e-4
 
 
 @pytest.mark.parametrize("broken", ["supernet.pt", "picks.json", "data.json", "tables/gpu-v100.json", "space.yaml"])

@@ -161,8 +161,7 @@ def _fill(bench: Bench, table: LatencyTable, path: Path, todo: list[OpKey], prog
         chunk, queue = queue[:CHUNK], queue[CHUNK:]
         rows = measure_rows(bench, chunk)
         attempts.update(chunk)
-        again = [key for key in chunk if rows[key] is None or rows[key].how == "flagged"]  # type: ignore[union-attr]
-        again = [key for key in again if attempts[key] < ATTEMPTS]
+        again = [key for key, row in rows.items() if not _settled(row) and attempts[key] < ATTEMPTS]
         queue += again
         final = {key: rows[key] for key in chunk if key not in again}
         table.add(row or _isolated(bench, key) for key, row in final.items())
@@ -170,6 +169,10 @@ def _fill(bench: Bench, table: LatencyTable, path: Path, todo: list[OpKey], prog
         done += len(final)
         if progress and done:
             progress(done, len(todo), (time.monotonic() - start) / done * (len(todo) - done))
+
+
+def _settled(row: Row | None) -> bool:
+    return row is not None and row.how != "flagged"
 
 
 def context_of(layout: Layout, key: OpKey) -> Context:

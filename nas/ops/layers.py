@@ -59,7 +59,9 @@ def start_at_zero(last: ConvBN) -> None:
 
     In a supernet the branches of a slot then begin alike, whichever of them runs (BigNAS, arXiv 2003.11142).
     """
-    nn.init.zeros_(last.get_submodule("bn").weight)  # type: ignore[arg-type]
+    norm = last.get_submodule("bn")
+    assert isinstance(norm, nn.BatchNorm2d)
+    nn.init.zeros_(norm.weight)
 
 
 class SqueezeExcite(nn.Module):

@@ -42,6 +42,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, start: int, stop: int) -> Split:
+        """A view of some of them."""
+        return Split(self.images[start:stop], self.labels[start:stop])
+
     def to(self, device: torch.device | str) -> Split:
         """The same images on another device; batches are then augmented there."""
         return Split(self.images.to(device), self.labels.to(device))
@@ -56,6 +60,7 @@ class Data:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    learn: Split  # train and gate in one piece, for fine-tuning; those two are views of it
     train: Split
     gate: Split
     select: Split
@@ -80,8 +85,13 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
     size = size or source.size
     chosen = divide(source, seed, limit)
     _check_memory(source.name, sum(map(len, chosen.values())), size)
+    count = len(chosen["train"])
+    learn = _read(source, np.concatenate((chosen["train"], chosen["gate"])), size)
     splits = {
-        part: Split(source.read(which, size), torch.from_numpy(source.labels[which])) for part, which in chosen.items()
+        "train": learn.part(0, count),
+        "gate": learn.part(count, len(learn)),
+        "select": _read(source, chosen["select"], size),
+        "test": _read(source, chosen["test"], size),
     }
     mean, std = _statistics(splits["train"].images)
     return Data(
@@ -93,7 +103,27 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
         source=_provenance(source, splits, seed, limit),
         indices={part: which.tolist() for part, which in chosen.items()},
         augment=source.augment,
+        learn=learn,
         **splits,
+    )
+
+
+def recorded(value: dict[str, Any]) -> Data:
+    """The data of a run as its ``data.json`` describes them, without the images: enough to export a network."""
+    none = Split(torch.empty(0, 3, value["size"], value["size"], dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    return Data(
+        name=value["name"],
+        classes=tuple(value["classes"]),
+        size=value["size"],
+        mean=tuple(value["mean"]),
+        std=tuple(value["std"]),
+        source=value,
+        indices={},
+        learn=none,
+        train=none,
+        gate=none,
+        select=none,
+        test=none,
     )
 
 
@@ -219,6 +249,10 @@ def _source(name: str, data_dir: Path | None) -> Source:
     if name and (path.exists() or len(path.parts) > 1):
         return folder(path)
     raise UserError(f"data: no {name!r} and no such folder; {nearest(name, BUILT_IN)}")
+
+
+def _read(source: Source, which: Indices, size: int) -> Split:
+    return Split(source.read(which, size), torch.from_numpy(source.labels[which]))
 
 
 def _check_memory(name: str, count: int, size: int) -> None:

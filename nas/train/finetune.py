@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.train import loop
-from nas.train.data import Data, Split, batches
+from nas.train.data import Data, batches
 from nas.train.distill import kd
 
 IMAGES, LEAST = 2300, 2  # when no epochs are given, a pick sees at least so many images and as many epochs
@@ -40,8 +40,6 @@ class FineTuning:
         self.teacher = teacher.eval() if teacher is not None and recipe.distill_weight > 0 else None
         self.optimizer = loop.optimizer(self.model, recipe.lr, recipe.weight_decay)
         self.done = 0
-        self.split = Split(torch.cat((data.train.images, data.gate.images)),
-                           torch.cat((data.train.labels, data.gate.labels)))
 
     @property
     def finished(self) -> bool:
@@ -50,9 +48,10 @@ class FineTuning:
     def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> dict[str, Any]:
         """Runs the next epoch; returns its mean loss."""
         recipe, names = self.recipe, (self.seed, self.name, self.done)
-        steps, total = max(1, len(self.split) // recipe.batch), 0.0
+        learn = self.data.learn
+        steps, total = max(1, len(learn) // recipe.batch), 0.0
         self.model.train()
-        train = batches(self.split, self.data, recipe.batch, generator=loop.generator(*names), augment=recipe.augment)
+        train = batches(learn, self.data, recipe.batch, generator=loop.generator(*names), augment=recipe.augment)
         with loop.seeded(*names, "dropout"):
             for i, (images, labels) in enumerate(train):
                 loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / recipe.epochs, recipe.lr))

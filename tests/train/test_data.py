@@ -50,6 +50,12 @@ def test_digits_are_split_without_overlap(digits: Data) -> None:
         assert max(counts) - min(counts) <= 0.1 * max(counts) + 1  # the source itself has 174 .. 183 a class
 
 
+def test_fine_tuning_learns_from_train_and_gate_without_a_copy(digits: Data) -> None:
+    assert torch.equal(digits.learn.labels, torch.cat((digits.train.labels, digits.gate.labels)))
+    starts = [part.images.untyped_storage().data_ptr() for part in (digits.learn, digits.train, digits.gate)]
+    assert len(set(starts)) == 1 and len(digits.learn) == 862 + 288
+
+
 def test_digits_are_what_sklearn_has(digits: Data) -> None:
     from sklearn.datasets import load_digits
 

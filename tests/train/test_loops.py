@@ -32,9 +32,10 @@ def data() -> Data:
         colour = torch.tensor([[0, 0, 0], [160, 0, 0], [0, 160, 0], [0, 0, 160]])[labels].view(count, 3, 1, 1)
         return Split((noise + colour).to(torch.uint8).contiguous(memory_format=torch.channels_last), labels)
 
-    parts = {"train": split(64), "gate": split(16), "select": split(32), "test": split(32)}
+    learn = split(80)
+    parts = {"train": learn.part(0, 64), "gate": learn.part(64, 80), "select": split(32), "test": split(32)}
     return Data(name="colours", classes=("a", "b", "c", "d"), size=16, mean=(0.3,) * 3, std=(0.2,) * 3, source={},
-                indices={}, augment="crop", **parts)
+                indices={}, augment="crop", learn=learn, **parts)
 
 
 def by_macs(keys: list[OpKey]) -> list[float]:
