@@ -18,8 +18,8 @@ from torch import nn
 from nas.arch import Op
 from nas.errors import UserError
 from nas.files import resolve
+from nas.latency.fusion import Kernel
 from nas.latency.kernel_model import FEATURES, KernelModel
-from nas.latency.trace import Kernel
 from nas.plan import OpKey
 
 SHIPPED = resolve("latency_tables", "gpu-v100", ".json")
