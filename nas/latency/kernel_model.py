@@ -10,6 +10,8 @@ affine in (sum, number of kernels) and folded into each kernel, so that sums are
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -301,6 +303,13 @@ class KernelModel:
         v = self.variant
         x = (features - v.mean) / v.scale
         return np.clip(np.mean([_forward(layers, x) for layers in self._layers], 0), *v.limits.residual)
+
+
+def dumps(value: dict[str, Any]) -> str:
+    """A file as text: sorted keys, a layer's weights one row a line."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    split = re.sub(r'"(?:[^"\\]|\\.)*"|,(?=["\[])', lambda found: found[0] + "\n" * (found[0] == ","), text)
+    return f"{split}\n"
 
 
 def _columns(convs: Sequence[Kernel]) -> Array:

@@ -1,7 +1,7 @@
 """Which fused kernels an inference engine launches for an ONNX graph: the counterpart of ``nas.latency.trace``.
 
-Shapes are ONNX's own inference at batch 1, fusion is ``nas.latency.fusion``: a network has the same kernels whether it
-is asked for as a module or as the file that it was exported to. Work on weights and on shapes alone is free.
+Shapes are inferred at batch 1, fusion is ``nas.latency.fusion``: a network has the same kernels whether it is asked for
+as a module or as the file that it was exported to. Work on weights and on shapes alone is free.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import helper, inliner, shape_inference
+from onnx import helper
 
 from nas.errors import UserError
 from nas.latency.fusion import Group, Node, Shape, fuse
+from nas.latency.onnx_shapes import load
 
 UNKNOWN = "unknown"  # ``op`` of a node without a rule: its own kernel, of unknown cost
 _UNARY = frozenset((
@@ -46,8 +47,8 @@ def trace(path: Path, size: int | None = None) -> list[Group]:
     ``size`` is the side of the input where the file leaves it open. Raises UserError for a file that is not ONNX, that
     has not one image as its input, or whose shapes do not follow from it.
     """
-    graph = _inferred(path, size)
-    tracer = _Tracer(path, graph)
+    graph, entry, shapes = load(path, size)
+    tracer = _Tracer(path, entry, shapes)
     for node in graph.node:
         tracer.visit(node)
     return fuse(tracer.nodes, [tracer.maps[out.name].node for out in graph.output if out.name in tracer.maps])
@@ -56,10 +57,8 @@ def trace(path: Path, size: int | None = None) -> list[Group]:
 class _Tracer:
     """Turns ONNX nodes into nodes of ``nas.latency.fusion``; node 0 is the input."""
 
-    def __init__(self, path: Path, graph: onnx.GraphProto) -> None:
-        self.path = path
-        self.shapes = _shapes(graph)
-        entry = _entry(path, graph)
+    def __init__(self, path: Path, entry: str, shapes: dict[str, Shape]) -> None:
+        self.path, self.shapes = path, shapes
         self.nodes = [Node("input", (), (), self.shapes[entry])]
         self.maps = {entry: Value(0, self.shapes[entry])}
 
@@ -189,67 +188,3 @@ _RULES: dict[str, Callable[[_Tracer, onnx.NodeProto, list[Value]], bool]] = {
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
-def _inferred(path: Path, size: int | None) -> onnx.GraphProto:
-    """The graph with the shape of every value, at batch 1."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        model = onnx.load(path, load_external_data=False)  # shapes are enough
-    except Exception as error:  # protobuf's own classes have no public base
-        raise UserError(f"{path}: not an ONNX file: {' '.join(str(error).split())[:200]}") from None
-    if not model.graph.node:
-        raise UserError(f"{path}: not an ONNX file: there is no graph in it")
-    _fix_input(path, model.graph, size)
-    del model.graph.value_info[:]  # they may name the batch that was open
-    for out in model.graph.output:
-        out.type.tensor_type.ClearField("shape")
-    try:
-        whole = inliner.inline_local_functions(model) if model.functions else model
-        return shape_inference.infer_shapes(whole, strict_mode=False, data_prop=True).graph
-    except Exception as error:
-        raise UserError(f"{path}: its shapes cannot be inferred: {' '.join(str(error).split())[:200]}") from None
-
-
-def _entry(path: Path, graph: onnx.GraphProto) -> str:
-    weights = {tensor.name for tensor in graph.initializer}
-    entries = [value.name for value in graph.input if value.name not in weights]
-    if len(entries) != 1:
-        raise UserError(f"{path}: inputs are {', '.join(entries) or 'none'}; expected one, an image [N, C, H, W]")
-    return entries[0]
-
-
-def _fix_input(path: Path, graph: onnx.GraphProto, size: int | None) -> None:
-    """Batch 1, and ``size`` for sides that are open."""
-    name = _entry(path, graph)
-    dims = next(value for value in graph.input if value.name == name).type.tensor_type.shape.dim
-    if len(dims) != 4:
-        raise UserError(f"{path}: input {name!r} has {len(dims)} dimensions; expected an image [N, C, H, W]")
-    if dims[0].HasField("dim_value") and dims[0].dim_value != 1:
-        raise UserError(f"{path}: its batch is fixed at {dims[0].dim_value}; export it with batch 1 or an open one: "
-                        "the batch is the target's")
-    dims[0].dim_value = 1
-    if not dims[1].dim_value > 0:
-        raise UserError(f"{path}: input {name!r}: the number of channels is open; export it with fixed channels")
-    for side in dims[2:]:
-        if not side.dim_value > 0:
-            if size is None:
-                raise UserError(f"{path}: input {name!r}: height and width are open; give them with --size")
-            side.dim_value = size
-        elif size is not None and side.dim_value != size:
-            raise UserError(f"{path}: input {name!r}: --size {size}, but the file fixes {side.dim_value}")
-
-
-def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
-    """Of every value whose shape is known in full."""
-    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
-            found[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                found[node.output[0]] = tuple(attribute.t.dims)
-    return found

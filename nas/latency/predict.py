@@ -13,7 +13,7 @@ from nas.latency.onnx_trace import UNKNOWN, trace
 
 
 def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bool = False) -> dict[str, Any]:
-    """``ms`` of a call with the target's batch, ``method``, and ``operators``: each with ``name``, ``op`` and ``ms``.
+    """``ms`` of a call with the target's ``batch``, ``method``, and ``operators`` with ``name``, ``op`` and ``ms``.
 
     An operator is one launch: a convolution with what is fused into it (``op`` such as ``Conv+Relu``). Raises UserError
     for a file that cannot be traced, for a target without a kernel model, and for operators that no kernel is known
@@ -28,7 +28,7 @@ def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bo
         names = ", ".join(dict.fromkeys(f"{g.head.kind} ({g.head.name})" for g in unknown))
         raise UserError(f"{path}: no kernel is known for {names}; --allow-unknown leaves them out")
     prices = costs.kernel_ms([group.kernel for group in known]).tolist()
-    return {"ms": sum(prices), "method": costs.meta["method"],
+    return {"ms": sum(prices), "method": costs.meta["method"], "batch": costs.meta["batch"],
             "operators": [{**_named(group), "ms": ms} for group, ms in zip(known, prices, strict=True)],
             "unknown": [_named(group) for group in unknown]}
 
