@@ -45,6 +45,7 @@ class _Inference:
 
     def __init__(self, model: onnx.ModelProto, entry: onnx.ValueInfoProto, shape: Shape) -> None:
         self.model = model
+        self.declared = {value.name: value.type for value in (*model.graph.value_info, *model.graph.output)}
         self.opsets = {opset.domain: opset.version for opset in model.opset_import}
         self.types = {entry.name: helper.make_tensor_type_proto(entry.type.tensor_type.elem_type, shape)}
         self.values: dict[str, np.ndarray[Any, Any]] = {}
@@ -89,18 +90,32 @@ class _Inference:
         return True
 
     def _infer(self, node: onnx.NodeProto, inputs: list[str]) -> None:
-        """Leaves the outputs without a type where they do not follow."""
-        if any(name not in self.types for name in inputs):
-            return
+        """Outputs that do not follow have the type that the file declares, if any."""
         try:
             schema = defs.get_schema(node.op_type, self.opsets.get(node.domain, 1), node.domain)
             found = shape_inference.infer_node_outputs(
-                schema, node, {name: self.types[name] for name in inputs},
+                schema, node, {name: self.types[name] for name in inputs if name in self.types},
                 {name: numpy_helper.from_array(self.values[name]) for name in inputs if name in self.values},
                 opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version)
         except Exception:  # no such operator, or one on which inference fails
-            return
-        self.types.update(found)
+            found = {}
+        for name in filter(None, node.output):
+            kind = found.get(name)
+            if kind is None or _sides(kind) is None:
+                kind = self._declared(name)
+            if kind is not None:
+                self.types[name] = kind
+
+    def _declared(self, name: str) -> onnx.TypeProto | None:
+        """What the file says of a value, with its batch closed."""
+        if name not in self.declared:
+            return None
+        kind = onnx.TypeProto()
+        kind.CopyFrom(self.declared[name])
+        dims = kind.tensor_type.shape.dim
+        if dims and not dims[0].HasField("dim_value"):
+            dims[0].dim_value = 1
+        return kind
 
 
 def _sides(kind: onnx.TypeProto) -> Shape | None:

@@ -63,29 +63,35 @@ class _Tracer:
         self.maps = {entry: Value(0, self.shapes[entry])}
 
     def visit(self, node: onnx.NodeProto) -> None:
-        maps = [self.maps[name] for name in node.input if name in self.maps]
-        if not maps or node.op_type in _ABOUT_SHAPES:
+        read = [name for name in node.input if name in self.maps]
+        if not read or node.op_type in _ABOUT_SHAPES:
             return
+        maps = [replace(self.maps[name], shape=self.shape(name)) for name in read]
         rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if rule is None or not rule(self, node, maps):
             for name in filter(None, node.output):
-                self.add(UNKNOWN, node, maps, name)
+                self._append(UNKNOWN, node, maps, name, self.shapes.get(name, ()))  # needed only where it is read
 
     def shape(self, name: str) -> Shape:
         if name not in self.shapes:
-            raise UserError(f"{self.path}: the shape of {name!r} does not follow from the input's; "
-                            "export the model with fixed shapes, or time it: nas measure")
+            unknown = [node.name for node in self.nodes if node.op == UNKNOWN]
+            behind = f", behind {unknown[-1]}, for which no kernel is known" if unknown else ""
+            raise UserError(f"{self.path}: the shape of {name!r} does not follow from the input's{behind}; "
+                            "time the file instead: nas measure")
         return self.shapes[name]
 
     def add(self, op: str, node: onnx.NodeProto, maps: Sequence[Value], output: str | None = None,
             **how: Any) -> bool:
         """A new node that makes ``output`` (the first, unless given)."""
         name = output or node.output[0]
-        shape = self.shape(name)
+        self._append(op, node, maps, name, self.shape(name), **how)
+        return True
+
+    def _append(self, op: str, node: onnx.NodeProto, maps: Sequence[Value], name: str, shape: Shape,
+                **how: Any) -> None:
         self.nodes.append(Node(op, tuple(m.node for m in maps), tuple(m.shape for m in maps), shape,
                                name=node.name or name, kind=node.op_type, **how))
         self.maps[name] = Value(len(self.nodes) - 1, shape)
-        return True
 
     def keep(self, node: onnx.NodeProto, value: Value, permuted: bool | None = None) -> bool:
         """The output is the same map in another shape."""
@@ -136,9 +142,9 @@ def _common_root(nodes: Sequence[Node], maps: Sequence[Value]) -> int | None:
 
 
 def _chain(nodes: Sequence[Node], index: int) -> list[int]:
-    """A node and what its activations were computed from, back to the first that is none."""
+    """A node and what it was computed from element by element, back to the first that is no such step."""
     chain = [index]
-    while nodes[chain[-1]].op == "act":
+    while nodes[chain[-1]].op in ("act", "norm"):
         chain.append(nodes[chain[-1]].inputs[0])
     return chain
 
