@@ -25,6 +25,7 @@ POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accura
          "onnx": "onnx/a.onnx"}
 RESULT = {"run": "runs/x", "space": "ghost", "target": "cpu", "front": [POINT],
           "budgets": [{"budget_ms": 0.6, "id": "0123456789ab", "ms": 0.5}]}
+VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets"]
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -68,12 +69,10 @@ def test_help_is_instant_and_names_every_verb(call: Call) -> None:
     for words in ([], ["--help"], ["-h"]):
         exit_code, out, err = call(*words)
         assert exit_code == 0 and not err
-        assert all(verb in out for verb in ("profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces",
-                                      "targets"))
+        assert all(verb in out for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces",
-                                      "targets"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(call: Call, verb: str) -> None:
     code, out, err = call(verb, "--help")
     assert code == 0 and not err and "--json" in out

@@ -284,18 +284,13 @@ def _part(layer: dict[str, Any]) -> nn.Module:
 
 def calibration(model: KernelModel, path: Path, batch: int) -> tuple[Correction, list[dict[str, Any]]]:
     """The correction, and each network's figures with the error of a correction fitted on the other two."""
-    networks = json.loads(path.read_text())
+    networks, rows = json.loads(path.read_text()), []
+    published = PUBLISHED_MS.get(batch, [n["measured"]["V100"]["readme_tensorrt8_fp16_ms"] for n in networks])
     points, raw = [], []
-    for i, network in enumerate(networks):
-        with torch.device("meta"):
-            module = Published(network["expanded_layers"])
-        found = kernels(module, 3, network["img_resolution"])
+    for found, ms in zip(gpunets(path), published, strict=True):
         raw.append(float(model.raw_ms(found).sum()))
-        points.append((float(model.kernel_ms(found).sum()), len(found),
-                       network["measured"]["V100"]["readme_tensorrt8_fp16_ms"] if batch == 1
-                       else PUBLISHED_MS[batch][i]))
+        points.append((float(model.kernel_ms(found).sum()), len(found), ms))
     table = np.array(points)
-    rows = []
     for i, network in enumerate(networks):
         others = np.delete(table, i, 0)
         off = {form: float(table[i, :2] @ fit(others) / table[i, 2] - 1) for form, fit in FORMS.items()}
@@ -305,6 +300,25 @@ def calibration(model: KernelModel, path: Path, batch: int) -> tuple[Correction,
     scale, per_kernel = FORMS[CHOSEN](table)
     change = {"scale": float(f"{scale:.5g}"), "per_kernel_ms": float(f"{per_kernel:.5g}")}
     return PADDED.model_copy(update=change), rows
+
+
+def gpunets(path: Path) -> list[list[Kernel]]:
+    """Kernels of the calibration networks."""
+    found = []
+    for network in json.loads(path.read_text()):
+        with torch.device("meta"):
+            module = Published(network["expanded_layers"])
+        found.append(kernels(module, 3, network["img_resolution"]))
+    return found
+
+
+def transferred(model: KernelModel, path: Path, calibrated: list[dict[str, Any]]) -> float:
+    """The scale at which the GPUNets take what is left when each kernel hides as much of a launch as it does in the
+    calibrated table: longer kernels hide less of themselves."""
+    points = np.array([(row["least_ms"], row["kernels"], row["published_ms"]) for row in calibrated])
+    hidden_ms = _hidden_launch(points)[1]
+    ratios = [1 + hidden_ms * len(found) / float(model.kernel_ms(found).sum()) for found in gpunets(path)]
+    return float(np.exp(np.log(ratios).mean()))
 
 
 def _scale_only(points: Array) -> Array:
@@ -395,14 +409,18 @@ def make(setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _correction(setting: Setting, raw: KernelModel, args: argparse.Namespace) -> dict[str, Any]:
-    """``correction`` and what it rests on. Where no network is published for a setting, the scale is that of fp16 at
-    the same batch (of 64 at 128): it changes no ranking."""
+    """``correction`` and what it rests on. Where no network is published for a setting, it follows from fp16 at the
+    same batch (at 128: of 64). It is a scale in any case, which changes no ranking."""
     if setting.precision == "fp16" and setting.batch in (1, *PUBLISHED_MS):
         found, networks = calibration(raw, args.data / "gpunet_calibration.json", setting.batch)
         return {"correction": found, "calibration": networks}
     like = Setting("fp16", min(setting.batch, 64)).name
     table = KernelModel.load(args.out / f"{like}.json")
-    return {"correction": table.variant.correction, "calibration": [], "correction_of": like}
+    if setting.batch > 1:
+        return {"correction": table.variant.correction, "calibration": [], "correction_like": like}
+    scale = transferred(raw, args.data / "gpunet_calibration.json", table.meta["calibration"])
+    return {"correction": PADDED.model_copy(update={"scale": float(f"{scale:.5g}")}), "calibration": [],
+            "correction_like": like}
 
 
 def _relative(argv: list[str]) -> list[str]:

@@ -31,36 +31,34 @@ def load(path: Path, size: int | None = None) -> tuple[onnx.GraphProto, str, dic
     try:
         model = onnx.load(path, load_external_data=False)  # the shapes of the weights are enough
         model = inliner.inline_local_functions(model) if model.functions else model
+        if not model.graph.node:
+            raise ValueError("there is no graph in it")
+        _check_nodes(model)
+        weights = {tensor.name: helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+                   for tensor in model.graph.initializer}
+        small = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+                 if math.prod(tensor.dims) <= SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL}
     except Exception as error:  # protobuf's own classes have no public base
         raise UserError(f"{path}: not an ONNX file: {' '.join(str(error).split())[:200]}") from None
-    if not model.graph.node:
-        raise UserError(f"{path}: not an ONNX file: there is no graph in it")
     entry = _input(path, model.graph)
     shape = _input_shape(path, entry, size)
-    return model.graph, entry.name, _Inference(model, entry, shape).shapes()
+    kind = helper.make_tensor_type_proto(entry.type.tensor_type.elem_type, shape)
+    return model.graph, entry.name, _Inference(model, {**weights, entry.name: kind}, small).shapes()
 
 
 class _Inference:
     """``types`` of all values so far, and ``values`` of those that are small and known."""
 
-    def __init__(self, model: onnx.ModelProto, entry: onnx.ValueInfoProto, shape: Shape) -> None:
-        self.model = model
+    def __init__(self, model: onnx.ModelProto, types: dict[str, onnx.TypeProto],
+                 values: dict[str, np.ndarray[Any, Any]]) -> None:
+        self.model, self.types, self.values = model, types, values
         self.declared = {value.name: value.type for value in (*model.graph.value_info, *model.graph.output)}
         self.opsets = {opset.domain: opset.version for opset in model.opset_import}
-        self.types = {entry.name: helper.make_tensor_type_proto(entry.type.tensor_type.elem_type, shape)}
-        self.values: dict[str, np.ndarray[Any, Any]] = {}
-        for tensor in model.graph.initializer:
-            self._constant(tensor.name, tensor)
         for node in model.graph.node:
             self._visit(node)
 
     def shapes(self) -> dict[str, Shape]:
         return {name: sides for name, kind in self.types.items() if (sides := _sides(kind)) is not None}
-
-    def _constant(self, name: str, tensor: onnx.TensorProto) -> None:
-        self.types[name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
-        if math.prod(tensor.dims) <= SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL:
-            self.values[name] = numpy_helper.to_array(tensor)
 
     def _visit(self, node: onnx.NodeProto) -> None:
         inputs = [name for name in node.input if name]
@@ -123,6 +121,16 @@ def _sides(kind: onnx.TypeProto) -> Shape | None:
     dims = kind.tensor_type.shape.dim
     known = kind.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
     return tuple(dim.dim_value for dim in dims) if known else None
+
+
+def _check_nodes(model: onnx.ModelProto) -> None:
+    """Inputs and attributes are what the operators have: rules may rely on it. Raises onnx's ValidationError."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = model.ir_version
+    context.opset_imports = {opset.domain: opset.version for opset in model.opset_import}
+    for node in model.graph.node:
+        if node.domain in ("", "ai.onnx"):
+            onnx.checker.check_node(node, context)
 
 
 def _input(path: Path, graph: onnx.GraphProto) -> onnx.ValueInfoProto:

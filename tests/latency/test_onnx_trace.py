@@ -195,6 +195,25 @@ def test_weights_beside_the_file_are_not_needed(tmp_path: Path) -> None:
     assert found(tmp_path / "ext.onnx") == [Kernel("conv", 8, 64, 6, 4, 3.0)]
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    nodes = [node("Conv", "x w", "a", strides=[2, 2], pads=[1, 1, 1, 1]), node("Shape", "a", "s"),
+             node("Gather", "s i", "n"), node("Concat", "n m", "r", axis=0), node("Reshape", "a r", "b"),
+             node("Gemm", "b v", "c"), node("Softmax", "c", "y")]
+    return graph(tmp_path_factory.mktemp("sound"), nodes, w=(4, 8, 3, 3), v=(36, 5), i=np.array([0]), m=np.array([36]))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255))
+def test_a_mutated_file_is_refused_in_one_line_or_traced(sound: Path, place: int, byte: int) -> None:
+    whole, path = bytearray(sound.read_bytes()), sound.parent / "mutated.onnx"
+    whole[place % len(whole)] = byte
+    path.write_bytes(whole)
+    try:
+        assert isinstance(trace(path), list)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+
+
 @given(st.binary(max_size=300))
 def test_bytes_of_any_kind_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes.onnx"
