@@ -7,7 +7,7 @@ as a module or as the file that it was exported to. Work on weights and on shape
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class _Tracer:
         self.maps = {entry: Value(0, self.shapes[entry])}
 
     def visit(self, node: onnx.NodeProto) -> None:
-        read = [name for name in node.input if name in self.maps]
+        read = [name for name in _reads(node) if name in self.maps]
         if not read or node.op_type in _ABOUT_SHAPES:
             return
         maps = [replace(self.maps[name], shape=self.shape(name)) for name in read]
@@ -190,6 +190,14 @@ _RULES: dict[str, Callable[[_Tracer, onnx.NodeProto, list[Value]], bool]] = {
     "Upsample": _moves("resize"), **dict.fromkeys(_UNARY, _unary), **dict.fromkeys(_JOINS, _binary),
     **dict.fromkeys(_POOLS, _moves("pool")), **dict.fromkeys(_COPIES, _copy), **dict.fromkeys(_FREE, _free),
 }
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the values that a node reads, those that the branches of an If read from outside among them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _reads(inner)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -165,6 +165,20 @@ def test_what_has_no_rule_is_a_launch_of_unknown_cost(tmp_path: Path, kind: str)
     assert [group.head.kind for group in unknown] == [kind] and len(unknown[0].nodes) == 1
 
 
+def test_what_the_branches_of_an_if_do_is_never_free(tmp_path: Path) -> None:
+    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    branches = [helper.make_graph([node(kind, "x", "z")], kind, [], [out]) for kind in ("Relu", "Sigmoid")]
+    one = helper.make_node("If", ["flag"], ["y"], name="exit", then_branch=branches[0], else_branch=branches[1])
+    found_groups = trace(graph(tmp_path, [one], flag=np.array(True)))
+    assert [(group.head.op, group.head.kind) for group in found_groups] == [(UNKNOWN, "If")]
+
+
+def test_a_constant_that_would_fill_the_memory_is_not_computed(tmp_path: Path) -> None:
+    path = graph(tmp_path, [node("ConstantOfShape", "s", "a"), node("ReduceMax", "a", "b", keepdims=0),
+                            node("Add", "x b", "y")], s=np.array([10**6, 10**6]))
+    assert [k.kind for k in found(path)] == ["pointwise"]
+
+
 @pytest.mark.parametrize(("shape", "size", "message"), [
     (["n", 8, 6, 6], None, None), ([1, 8, "h", "w"], 6, None), ([1, 8, 6, 6], 6, None),
     ([1, 8, "h", "w"], None, "give them with --size"), ([1, 8, 6, 6], 7, "--size 7, but the file says 6x6"),
