@@ -6,8 +6,6 @@ Whatever a verb needs is imported inside it, so that ``nas --help`` stays instan
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
 import shutil
 import signal
@@ -19,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nas.errors import UserError
+from nas.terminal import one_line, print_result
 
 app = typer.Typer(help="Efficient vision backbones for a given device: measured latency, hard budgets, ONNX out.",
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -29,6 +28,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that
 Budgets = Annotated[list[float] | None, typer.Option("--budget-ms", help="Latency budget, once or more. Without one: "
                                                      "6, geometric over the reachable range.")]
 Targets = Annotated[list[str] | None, typer.Option("--target", help="Device, once or more: see nas targets.")]
+Target = Annotated[str, typer.Option("--target", help="Device: see nas targets.")]
 Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]
@@ -76,7 +76,7 @@ def profile(
         return {**list(done.values())[-1], "measured": sum(one["measured"] for one in done.values()),
                 "validation": max(checks, key=lambda check: check["mape"], default=None), "spaces": done}
 
-    _print(work, as_json, _show_profile)
+    print_result(work, as_json, _show_profile)
 
 
 @app.command()
@@ -132,7 +132,7 @@ def search(
                 shutil.rmtree(path)  # refused before it began: the mended command may use the same directory
             raise
 
-    _print(work, as_json, _show_front)
+    print_result(work, as_json, _show_front)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def select(
 
             return pipeline.select(here, target or list(here.config["target"]), budgets, progress, fine_tune)
 
-    _print(work, as_json, _show_front)
+    print_result(work, as_json, _show_front)
 
 
 @app.command()
@@ -174,7 +174,7 @@ def export(
 
             return pipeline.export(here, arch, budget_ms, out, progress)
 
-    _print(work, as_json, lambda result: _rows(result["files"]))
+    print_result(work, as_json, lambda result: _rows(result["files"]))
 
 
 @app.command()
@@ -197,7 +197,71 @@ def measure(
         timing = clock(model, threads=threads, batch=batch)
         return {"ms": timing.ms, "p10_ms": timing.p10_ms, "p90_ms": timing.p90_ms, "n": timing.n}
 
-    _print(work, as_json, lambda result: _rows([result]))
+    print_result(work, as_json, lambda result: _rows([result]))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    target: Target,
+    size: Annotated[int | None, typer.Option(min=1, help="Input side, where the file leaves it open.")] = None,
+    allow_unknown: Annotated[bool, typer.Option("--allow-unknown", help="Leave out what has no known cost.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Latency of any ONNX file by a target's cost model, operator by operator. Nothing is measured."""
+
+    def work() -> dict[str, Any]:
+        from nas.latency.costs import load
+        from nas.latency.predict import predict as price
+
+        return {"target": target, **price(model, load(target), size, allow_unknown)}
+
+    print_result(work, as_json, _show_prediction)
+
+
+@app.command()
+def sample(
+    target: Target,
+    out: Annotated[Path, typer.Option(help="New directory for the files and samples.json.")],
+    space: Annotated[str, typer.Option(help="Shipped name or file: see nas spaces.")] = "ghost",
+    n: Annotated[int, typer.Option("-n", min=1, help="Networks.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of networks.")] = 0,
+    size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
+    classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 10,
+    width: Width = None,
+    as_json: Json = False,
+) -> None:
+    """Random networks as ONNX with their predicted ms, to be measured anywhere. The same command continues."""
+
+    def work() -> list[dict[str, Any]]:
+        from nas.latency.costs import load
+        from nas.latency.sample import sample as draw
+        from nas.plan import Task, layout
+        from nas.progress import Progress
+        from nas.space import Space
+
+        place = layout(Space.load(space).scaled(_width(width)), Task(size, 3, classes))
+        return draw(place, load(target), n, seed, out, Progress())
+
+    print_result(work, as_json, lambda samples: _rows([{key: s[key] for key in ("id", "ms", "onnx")} for s in samples]))
+
+
+@app.command()
+def validate(
+    samples: Annotated[Path, typer.Argument(metavar="SAMPLES.json", help="Of nas sample.")],
+    measured: Annotated[Path, typer.Argument(metavar="MEASURED.csv", help="Columns id and ms.")],
+    table: Annotated[str, typer.Option(help="The target that predicted: see nas targets.")],
+    write: Annotated[bool, typer.Option("--write", help="Note the result in the table.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare predicted ms with measurements made elsewhere."""
+
+    def work() -> dict[str, Any]:
+        from nas.latency.validate import validate as compare
+
+        return compare(table, samples, measured, write)
+
+    print_result(work, as_json, lambda result: _rows([result]))
 
 
 @app.command()
@@ -212,7 +276,7 @@ def spaces(
 
         return [_space(name, size) for name in shipped("search_spaces", ".yaml")]
 
-    _print(work, as_json, _rows)
+    print_result(work, as_json, _rows)
 
 
 @app.command()
@@ -224,7 +288,7 @@ def targets(as_json: Json = False) -> None:
 
         return list(known())
 
-    _print(work, as_json, _rows)
+    print_result(work, as_json, _rows)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -239,7 +303,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
-        text = _one_line(error)
+        text = one_line(error)
         if text is None or os.environ.get("NAS_DEBUG") == "1":
             raise
         print(f"nas: {text}", file=sys.stderr)
@@ -249,44 +313,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _one_line(error: Exception) -> str | None:
-    """What to tell the user; None for a mistake that is ours."""
-    if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
-    usage = getattr(error, "format_message", None)  # of typer's parser
-    if usage is None:
-        return None
-    command = getattr(getattr(error, "ctx", None), "command_path", "nas")
-    return f"{' '.join(usage().split()).rstrip('.')}; see {command} --help"
-
-
 def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _print(work: Callable[[], Any], as_json: bool, show: Callable[[Any], None]) -> None:
-    with _chatter_to_stderr():
-        result = work()
-    if as_json:
-        print(json.dumps(result, allow_nan=False))
-    else:
-        show(result)
-
-
-@contextlib.contextmanager
-def _chatter_to_stderr() -> Iterator[None]:
-    """What libraries print, from C too, must not mix with the result."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
 
 
 @contextlib.contextmanager
@@ -351,3 +379,13 @@ def _show_profile(result: dict[str, Any]) -> None:
         show.rows([result["validation"]])
     show.line(f"{result['measured']} rows measured, {result['rows'] - result['measured']} already there")
     show.line(str(result["table"]))
+
+
+def _show_prediction(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.rows(result["operators"])
+    for one in result["unknown"]:
+        show.line(f"left out: {one['op']} ({one['name']})")
+    show.line(f"{show.cell(result['ms'])} ms at batch {result['batch']} on {result['target']} ({result['method']}: "
+              "predicted, not measured)")

@@ -25,6 +25,7 @@ POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accura
          "onnx": "onnx/a.onnx"}
 RESULT = {"run": "runs/x", "space": "ghost", "target": "cpu", "front": [POINT],
           "budgets": [{"budget_ms": 0.6, "id": "0123456789ab", "ms": 0.5}]}
+VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets"]
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -68,10 +69,10 @@ def test_help_is_instant_and_names_every_verb(call: Call) -> None:
     for words in ([], ["--help"], ["-h"]):
         exit_code, out, err = call(*words)
         assert exit_code == 0 and not err
-        assert all(verb in out for verb in ("profile", "search", "select", "export", "measure", "spaces", "targets"))
+        assert all(verb in out for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["profile", "search", "select", "export", "measure", "spaces", "targets"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(call: Call, verb: str) -> None:
     code, out, err = call(verb, "--help")
     assert code == 0 and not err and "--json" in out
@@ -99,6 +100,16 @@ def test_every_verb_explains_itself(call: Call, verb: str) -> None:
     (["measure", "none.onnx"], "none.onnx"),
     (["measure", "file", "--device", "tpu"], "--device tpu"),
     (["profile", "--threads", "0"], "--threads"),
+    (["predict", "none.onnx"], "--target"),
+    (["predict", "none.onnx", "--target", "gpu-v100"], "none.onnx: no such file"),
+    (["predict", "file", "--target", "gpu-v100"], "file: not an ONNX file"),
+    (["predict", "file", "--target", "gpu-v10"], "did you mean 'gpu-v100'"),
+    (["sample", "--target", "gpu-v100"], "--out"),
+    (["sample", "--target", "gpu-v100", "--out", "new", "-n", "0"], "-n"),
+    (["sample", "--target", "gpu-v100", "--out", "new", "--space", "gost"], "did you mean 'ghost'"),
+    (["sample", "--target", "gpu-v100", "--out", "run"], "--out run: there is something else"),
+    (["validate", "--table", "gpu-v100", "none.json", "file"], "none.json: no such file"),
+    (["validate", "none.json", "file"], "--table"),
     (["spaces", "--size", "0"], "--size"),
 ])
 def test_a_mistake_is_one_line_and_exit_2(call: Call, words: list[str], expected: str) -> None:
@@ -200,6 +211,28 @@ def test_measure_prints_the_timing(call: Call, monkeypatch: pytest.MonkeyPatch) 
     Path("m.onnx").touch()
     code, out, _ = call("measure", "m.onnx", "--json")
     assert code == 0 and json.loads(out) == {"ms": 1.5, "p10_ms": 1.25, "p90_ms": 2.0, "n": 30}
+
+
+def test_sample_predict_and_validate_agree(call: Call) -> None:
+    """What is sampled is predicted alike as a file; measured 25 % slower, the bias is -20 %."""
+    words = ["sample", "--target", "gpu-v100", "--space", "mbconv", "--size", "32", "-n", "3", "--out", "s"]
+    code, out, err = call(*words, "--json")
+    samples = json.loads(out)
+    assert code == 0 and samples == json.loads(Path("s/samples.json").read_text()) and "sample: 3/3" in err
+    code, out, err = call(*words, "--seed", "1")
+    assert (code, out) == (2, "") and "began with seed = 0, now 1" in err
+    code, out, _ = call("predict", f"s/{samples[0]['onnx']}", "--target", "gpu-v100", "--json")
+    value = json.loads(out)
+    assert code == 0 and value["ms"] == pytest.approx(samples[0]["ms"]) and value["unknown"] == []
+    out = call("predict", f"s/{samples[0]['onnx']}", "--target", "gpu-v100-b32")[1]
+    assert "Conv+Relu" in out and "at batch 32 on gpu-v100-b32" in out.splitlines()[-1]
+    Path("m.csv").write_text("id,ms\n" + "".join(f"{one['id']},{1.25 * one['ms']}\n" for one in samples))
+    code, out, _ = call("validate", "--table", "gpu-v100", "s/samples.json", "m.csv", "--json")
+    value = json.loads(out)
+    assert code == 0 and (value["n"], value["kendall"], value["spearman"]) == (3, pytest.approx(1), pytest.approx(1))
+    assert value["bias"] == pytest.approx(-0.2) and value["table"] is None and not Path("latency_tables").exists()
+    assert "latency_tables/gpu-v100.json" in call("validate", "--table", "gpu-v100", "s/samples.json", "m.csv",
+                                                  "--write")[1]
 
 
 def test_spaces_and_targets_are_lists_with_name_first(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
-"""Fits gpu-v100's kernel model to the published TensorRT rows and writes the shipped table.
+"""Fits gpu-v100's kernel models to the published TensorRT rows and writes the shipped tables.
 
-    python experiments/v100-kernel-model/fit.py --data ../shared/data/v100 --out latency_tables/gpu-v100.json
+    python experiments/v100-kernel-model/fit.py --data ../shared/data/v100 --out latency_tables
+    python experiments/v100-kernel-model/fit.py --others --members 1 --width 48 --digits 4 --folds 3
 
 Rows: single convolutions on a V100 (alibaba/lightweight-neural-architecture-search, Apache-2.0, commit 8ccaf88).
 Networks: GPUNet-0/1/2 with their published latencies (NVIDIA/DeepLearningExamples, Apache-2.0).
@@ -17,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.files import write_text
+from nas.latency.fusion import Kernel
 from nas.latency.kernel_model import (
     FEATURES,
     Correction,
@@ -35,27 +38,55 @@ from nas.latency.kernel_model import (
     Roofline,
     Shapes,
     Variant,
+    dumps,
 )
-from nas.latency.trace import Kernel, kernels
+from nas.latency.trace import kernels
 
 Array = NDArray[np.float64]
 HERE = Path(__file__).resolve().parent
-ROOFLINE = Roofline(macs_per_ms=5e10, bytes_per_ms=9e8, launch_ms=0.008)  # V100: 112 TFLOPS fp16, 900 GB/s
-FLOOR_MS = 0.0085
+BYTES = {"fp16": 2, "fp32": 4, "int8": 1}  # an element
+# V100: 112 TFLOPS fp16 (tensor cores), 15.7 fp32, 62 int8 (no tensor cores); 900 GB/s
+MACS_PER_MS = {"fp16": 5e10, "fp32": 7e9, "int8": 3e10}
+FLOOR_MS = {"fp16": 0.0085, "fp32": 0.0105, "int8": 0.0085}  # launch overhead: hardly a row is below
 PADDED = Correction(padded_sides=[6, 8, 10, 14, 20, 28, 40, 56, 80, 112, 160, 224], padded_multiples=[32, 128],
                     padded_channels=[16, 32, 64, 128, 256, 384, 512, 768, 1024], scale=1.0,
-                    per_kernel_ms=0.0, floor_ms=FLOOR_MS / 4)
+                    per_kernel_ms=0.0, floor_ms=FLOOR_MS["fp16"] / 4)
+# ms of GPUNet-0/1/2 on a V100, fp16, TensorRT: "server compute infer" of the offline scenario in
+# PyTorch/Classification/GPUNet/triton/{065,085,175}ms/README.md at 68c33b3; batch 1 is in the data
+PUBLISHED_MS = {32: (5.43, 5.56, 15.88), 64: (10.03, 10.22, 29.59)}
 SOURCE = ("alibaba/lightweight-neural-architecture-search 8ccaf88 (rows), NVIDIA/DeepLearningExamples (networks); "
           "both Apache-2.0")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "swish": nn.SiLU, "none": nn.Identity}
 
 
-def read_rows(path: Path, precision: str, batch: int) -> tuple[list[Kernel], Array]:
+@dataclass(frozen=True)
+class Setting:
+    """What a table is for."""
+
+    precision: str
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """``gpu-v100`` for fp16 and batch 1; what differs is added, such as ``gpu-v100-int8-b128``."""
+        precision = "" if self.precision == "fp16" else f"-{self.precision}"
+        return f"gpu-v100{precision}" + ("" if self.batch == 1 else f"-b{self.batch}")
+
+    @property
+    def roofline(self) -> Roofline:
+        return Roofline(macs_per_ms=MACS_PER_MS[self.precision], bytes_per_ms=9e8, launch_ms=0.008)
+
+
+USUAL = Setting("fp16", 1)
+OTHERS = [Setting(p, b) for p in BYTES for b in (1, 32, 64, 128) if (p, b) != ("fp16", 1)]
+
+
+def read_rows(path: Path, setting: Setting) -> tuple[list[Kernel], Array]:
     """Kernels and their ms, [n]."""
     found, ms = [], []
     with gzip.open(path, "rt") as file:
         for r in csv.DictReader(file):
-            if (r["precision"], r["batch"]) != (precision, str(batch)):
+            if (r["precision"], r["batch"]) != (setting.precision, str(setting.batch)):
                 continue
             i, o, size, stride = (int(r[c]) for c in ("in_ch", "out_ch", "in_h", "stride"))
             groups = i if r["conv_type"] == "depthwise" else 1
@@ -65,10 +96,10 @@ def read_rows(path: Path, precision: str, batch: int) -> tuple[list[Kernel], Arr
     return found, np.array(ms)
 
 
-def shapes(rows: list[Kernel]) -> Shapes:
+def shapes(rows: list[Kernel], setting: Setting) -> Shapes:
     c = np.array([(k.groups > 1, k.in_ch, k.out_ch, k.size_in, k.size_out, k.kernel, k.stride, k.fused_add)
                   for k in rows], float).T
-    return Shapes(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], 2)
+    return Shapes(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], BYTES[setting.precision], setting.batch)
 
 
 def wider_pairs(rows: list[Kernel], n: int, rng: np.random.Generator) -> tuple[list[Kernel], list[Kernel]]:
@@ -98,22 +129,23 @@ def _eighths(channels: float) -> int:
 class Rows:
     """What training reads: features, log roofline and log ms of rows, and pairs for the monotone penalty."""
 
-    def __init__(self, rows: list[Kernel], ms: Array, pairs: tuple[list[Kernel], list[Kernel]]) -> None:
-        s = shapes(rows)
-        features = s.features(ROOFLINE)
-        self.residual = np.log(ms) - np.log(s.roofline_ms(ROOFLINE))
+    def __init__(self, rows: list[Kernel], ms: Array, pairs: tuple[list[Kernel], list[Kernel]],
+                 setting: Setting) -> None:
+        s, roofline = shapes(rows, setting), setting.roofline
+        features = s.features(roofline)
+        self.residual = np.log(ms) - np.log(s.roofline_ms(roofline))
         self.mean, self.scale = features.mean(0), features.std(0) + 1e-6
         self.x, self.y = self._tensor(features), torch.tensor(self.residual, dtype=torch.float32)
-        both = [shapes(side) for side in pairs]
-        self.narrow, self.wide = (self._tensor(p.features(ROOFLINE)) for p in both)
-        logs = [np.log(p.roofline_ms(ROOFLINE)) for p in both]
+        both = [shapes(side, setting) for side in pairs]
+        self.narrow, self.wide = (self._tensor(p.features(roofline)) for p in both)
+        logs = [np.log(p.roofline_ms(roofline)) for p in both]
         self.rise = torch.tensor(logs[1] - logs[0], dtype=torch.float32)
 
     def _tensor(self, features: Array) -> Tensor:
         return torch.tensor((features - self.mean) / self.scale, dtype=torch.float32)
 
 
-def train(rows: Rows, seed: int, epochs: int, monotone: float, width: int = 64, batch: int = 512) -> nn.Sequential:
+def train(rows: Rows, seed: int, epochs: int, monotone: float, width: int, batch: int = 512) -> nn.Sequential:
     """One network for the residual: smooth L1 on the rows, hinge on pairs where more channels would be cheaper."""
     generator = torch.Generator().manual_seed(seed)
     net = _network(width, generator)
@@ -144,16 +176,17 @@ def _network(width: int, generator: torch.Generator) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def variant(rows: list[Kernel], ms: Array, args: argparse.Namespace) -> Variant:
+def variant(rows: list[Kernel], ms: Array, setting: Setting, args: argparse.Namespace) -> Variant:
     """A model fitted to these rows, without correction."""
-    data = Rows(rows, ms, wider_pairs(rows, 40_000, np.random.default_rng(args.seed)))
-    nets = [train(data, args.seed + i, args.epochs, args.monotone) for i in range(args.members)]
+    data = Rows(rows, ms, wider_pairs(rows, 40_000, np.random.default_rng(args.seed)), setting)
+    nets = [train(data, args.seed + i, args.epochs, args.monotone, args.width) for i in range(args.members)]
     dense = [k for k in rows if k.groups == 1]
     limits = Limits(in_ch=_range(k.in_ch for k in dense), out_ch=_range(k.out_ch for k in dense),
                     size=_range(k.size_in for k in rows), residual=_range(data.residual))
-    return Variant(element_bytes=2, roofline=ROOFLINE, floor_ms=FLOOR_MS, limits=limits, features=list(FEATURES),
-                   mean=_short(data.mean), scale=_short(data.scale), networks=[_layers(net) for net in nets],
-                   correction=PADDED)
+    return Variant(element_bytes=BYTES[setting.precision], batch=setting.batch, roofline=setting.roofline,
+                   floor_ms=FLOOR_MS[setting.precision], limits=limits, features=list(FEATURES),
+                   mean=_short(data.mean), scale=_short(data.scale),
+                   networks=[_layers(net, args.digits) for net in nets], correction=PADDED)
 
 
 def _range(values: Any) -> tuple[float, float]:
@@ -161,23 +194,24 @@ def _range(values: Any) -> tuple[float, float]:
     return low_to_high[0], low_to_high[-1]
 
 
-def _layers(net: nn.Sequential) -> list[Layer]:
+def _layers(net: nn.Sequential, digits: int) -> list[Layer]:
     linears = [layer for layer in net if isinstance(layer, nn.Linear)]
-    return [Layer(weight=[_short(row) for row in layer.weight.tolist()], bias=_short(layer.bias.tolist()))
-            for layer in linears]
+    return [Layer(weight=[_short(row, digits) for row in layer.weight.tolist()],
+                  bias=_short(layer.bias.tolist(), digits)) for layer in linears]
 
 
-def _short(values: Any) -> list[float]:
-    return [float(f"{v:.5g}") for v in values]
+def _short(values: Any, digits: int = 5) -> list[float]:
+    return [float(f"{v:.{digits}g}") for v in values]
 
 
-def held_out(rows: list[Kernel], ms: Array, folds: Array, args: argparse.Namespace) -> dict[str, float]:
+def held_out(rows: list[Kernel], ms: Array, folds: Array, setting: Setting,
+             args: argparse.Namespace) -> dict[str, float]:
     """Errors in % of rows predicted by models that saw no row of their fold; fold -1 is known to all."""
     predicted = np.zeros(len(ms))
     for fold in range(max(folds) + 1):
         test = np.flatnonzero(folds == fold)
         kept = np.flatnonzero(folds != fold)
-        model = KernelModel("fold", {}, variant([rows[i] for i in kept], ms[kept], args))
+        model = KernelModel("fold", {}, variant([rows[i] for i in kept], ms[kept], setting, args))
         predicted[test] = model.raw_ms([rows[i] for i in test])
         print(f"fold {fold}:", errors(predicted[test], ms[test]), file=sys.stderr, flush=True)
     return errors(predicted[folds >= 0], ms[folds >= 0])
@@ -248,19 +282,15 @@ def _part(layer: dict[str, Any]) -> nn.Module:
     return nn.Linear(layer["cin"], layer["cout"])
 
 
-def calibration(model: KernelModel, path: Path) -> tuple[Correction, list[dict[str, Any]]]:
+def calibration(model: KernelModel, path: Path, batch: int) -> tuple[Correction, list[dict[str, Any]]]:
     """The correction, and each network's figures with the error of a correction fitted on the other two."""
-    networks = json.loads(path.read_text())
+    networks, rows = json.loads(path.read_text()), []
+    published = PUBLISHED_MS.get(batch, [n["measured"]["V100"]["readme_tensorrt8_fp16_ms"] for n in networks])
     points, raw = [], []
-    for network in networks:
-        with torch.device("meta"):
-            module = Published(network["expanded_layers"])
-        found = kernels(module, 3, network["img_resolution"])
+    for found, ms in zip(gpunets(path), published, strict=True):
         raw.append(float(model.raw_ms(found).sum()))
-        points.append((float(model.kernel_ms(found).sum()), len(found),
-                       network["measured"]["V100"]["readme_tensorrt8_fp16_ms"]))
+        points.append((float(model.kernel_ms(found).sum()), len(found), ms))
     table = np.array(points)
-    rows = []
     for i, network in enumerate(networks):
         others = np.delete(table, i, 0)
         off = {form: float(table[i, :2] @ fit(others) / table[i, 2] - 1) for form, fit in FORMS.items()}
@@ -270,6 +300,25 @@ def calibration(model: KernelModel, path: Path) -> tuple[Correction, list[dict[s
     scale, per_kernel = FORMS[CHOSEN](table)
     change = {"scale": float(f"{scale:.5g}"), "per_kernel_ms": float(f"{per_kernel:.5g}")}
     return PADDED.model_copy(update=change), rows
+
+
+def gpunets(path: Path) -> list[list[Kernel]]:
+    """Kernels of the calibration networks."""
+    found = []
+    for network in json.loads(path.read_text()):
+        with torch.device("meta"):
+            module = Published(network["expanded_layers"])
+        found.append(kernels(module, 3, network["img_resolution"]))
+    return found
+
+
+def transferred(model: KernelModel, path: Path, calibrated: list[dict[str, Any]]) -> float:
+    """The scale at which the GPUNets take what is left when each kernel hides as much of a launch as it does in the
+    calibrated table: longer kernels hide less of themselves."""
+    points = np.array([(row["least_ms"], row["kernels"], row["published_ms"]) for row in calibrated])
+    hidden_ms = _hidden_launch(points)[1]
+    ratios = [1 + hidden_ms * len(found) / float(model.kernel_ms(found).sum()) for found in gpunets(path)]
+    return float(np.exp(np.log(ratios).mean()))
 
 
 def _scale_only(points: Array) -> Array:
@@ -291,14 +340,6 @@ FORMS: dict[str, Callable[[Array], Array]] = {"scale": _scale_only, "affine": _a
 CHOSEN = "scale"
 
 
-def dump(name: str, meta: dict[str, Any], variants: dict[str, Variant]) -> str:
-    """JSON with sorted keys, a layer's weights one row a line."""
-    value = {"kind": "kernel-model", "name": name, "meta": meta,
-             "variants": {k: v.model_dump() for k, v in variants.items()}}
-    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("],[", "],\n[").replace(',"', ',\n"') + "\n"
-
-
 EXAMPLES = (Kernel("conv", 64, 256, 56, 56), Kernel("conv", 128, 128, 28, 28, 3.0),
             Kernel("conv", 3, 32, 224, 112, 3.0, 2), Kernel("conv", 256, 256, 14, 14, 5.0, 1, 256),
             Kernel("conv", 512, 128, 14, 14, fused_add=True),
@@ -314,9 +355,12 @@ def examples(model: KernelModel) -> list[dict[str, Any]]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/v100"))
-    parser.add_argument("--out", type=Path, default=Path("latency_tables/gpu-v100.json"))
+    parser.add_argument("--out", type=Path, default=Path("latency_tables"), help="folder")
+    parser.add_argument("--others", action="store_true", help="every precision and batch but fp16 at 1")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--members", type=int, default=4, help="networks in the mean")
+    parser.add_argument("--width", type=int, default=64, help="of a network's layers")
+    parser.add_argument("--digits", type=int, default=5, help="of a weight in the file")
     parser.add_argument("--monotone", type=float, default=0.3, help="weight of the penalty on cheaper wider kernels")
     parser.add_argument("--folds", type=int, default=5, help="0: fit only, keep no held-out errors")
     parser.add_argument("--seed", type=int, default=0)
@@ -325,35 +369,58 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    args, start = arguments(), time.perf_counter()
+    args = arguments()
     torch.set_num_threads(args.threads)
     if not (args.data / "trt_conv_v100.csv.gz").is_file():
         raise SystemExit(f"{args.data}: no trt_conv_v100.csv.gz; give the folder of the rows with --data")
-    rows, ms = read_rows(args.data / "trt_conv_v100.csv.gz", "fp16", 1)
+    for setting in OTHERS if args.others else [USUAL]:
+        result = make(setting, args)
+        with (HERE / "results.jsonl").open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps({"table": setting.name, "n": result["n"], **result["errors"]}), flush=True)
+
+
+def make(setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
+    """Writes one table; returns the line of ``results.jsonl``."""
+    start = time.perf_counter()
+    rows, ms = read_rows(args.data / "trt_conv_v100.csv.gz", setting)
     off = {}
     if args.folds:
-        off["groups"] = held_out(rows, ms, group_folds(rows, args.folds, args.seed), args)
-        off["sizes"] = held_out(rows, ms, size_folds(rows, 3), args)
-        print(json.dumps(off), flush=True)
-    fitted = variant(rows, ms, args)
-    raw = KernelModel(args.out.stem, {}, fitted)
+        off["groups"] = held_out(rows, ms, group_folds(rows, args.folds, args.seed), setting, args)
+    if args.folds and setting == USUAL:
+        off["sizes"] = held_out(rows, ms, size_folds(rows, 3), setting, args)
+    fitted = variant(rows, ms, setting, args)
+    raw = KernelModel(setting.name, {}, fitted)
     off["fitted_rows"] = errors(raw.raw_ms(rows), ms)
-    correction, networks = calibration(raw, args.data / "gpunet_calibration.json")
-    fitted = fitted.model_copy(update={"correction": correction})
-    model = KernelModel(args.out.stem, {}, fitted)
+    corrected = _correction(setting, raw, args)
+    model = KernelModel(setting.name, {}, fitted.model_copy(update={"correction": corrected.pop("correction")}))
     today = datetime.date.today().isoformat()
-    meta = {"device": "NVIDIA V100", "runtime": "TensorRT", "precision": "fp16", "batch": 1,
+    meta = {"device": "NVIDIA V100", "runtime": "TensorRT", "precision": setting.precision, "batch": setting.batch,
             "method": "kernel-database", "source": SOURCE, "date": today, "rows": len(rows), "held_out": off,
-            "calibration": networks, "examples": examples(model)}
-    write_text(args.out, dump(args.out.stem, meta, {"fp16-batch1": fitted}))
-    result = {"command": " ".join(["python", *map(str, _relative(sys.argv))]), "n": len(rows), "errors": off,
-              "calibration": networks, "correction": correction.model_dump(),
-              "narrowing": narrowing(raw, rows, args.seed),
-              "date": today, "seconds": round(time.perf_counter() - start), "python": platform.python_version(),
-              "torch": torch.__version__, "numpy": np.__version__}
-    with (HERE / "results.jsonl").open("a") as file:
-        file.write(json.dumps(result) + "\n")
-    print(json.dumps(result, indent=1))
+            **corrected, "examples": examples(model)}
+    variants = {f"{setting.precision}-batch{setting.batch}": model.variant.model_dump()}
+    value = {"kind": "kernel-model", "name": setting.name, "meta": meta, "variants": variants}
+    write_text(args.out / f"{setting.name}.json", dumps(value))
+    return {"command": " ".join(["python", *map(str, _relative(sys.argv))]), "table": setting.name, "n": len(rows),
+            "errors": off, **corrected, "correction": model.variant.correction.model_dump(),
+            "narrowing": narrowing(raw, rows, args.seed),
+            "date": today, "seconds": round(time.perf_counter() - start), "python": platform.python_version(),
+            "torch": torch.__version__, "numpy": np.__version__}
+
+
+def _correction(setting: Setting, raw: KernelModel, args: argparse.Namespace) -> dict[str, Any]:
+    """``correction`` and what it rests on. Where no network is published for a setting, it follows from fp16 at the
+    same batch (at 128: of 64). It is a scale in any case, which changes no ranking."""
+    if setting.precision == "fp16" and setting.batch in (1, *PUBLISHED_MS):
+        found, networks = calibration(raw, args.data / "gpunet_calibration.json", setting.batch)
+        return {"correction": found, "calibration": networks}
+    like = Setting("fp16", min(setting.batch, 64)).name
+    table = KernelModel.load(args.out / f"{like}.json")
+    if setting.batch > 1:
+        return {"correction": table.variant.correction, "calibration": [], "correction_like": like}
+    scale = transferred(raw, args.data / "gpunet_calibration.json", table.meta["calibration"])
+    return {"correction": PADDED.model_copy(update={"scale": float(f"{scale:.5g}")}), "calibration": [],
+            "correction_like": like}
 
 
 def _relative(argv: list[str]) -> list[str]:

@@ -10,6 +10,8 @@ affine in (sum, number of kernels) and folded into each kernel, so that sums are
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +25,8 @@ from torch import nn
 from nas import ops
 from nas.errors import UserError
 from nas.files import nearest
-from nas.latency.trace import Kernel, kernels
+from nas.latency.fusion import Kernel
+from nas.latency.trace import kernels
 from nas.plan import OpKey
 
 Array = NDArray[np.float64]
@@ -103,6 +106,7 @@ class Variant(_Checked):
     """Everything for one precision and batch size."""
 
     element_bytes: int = Field(gt=0)
+    batch: int = Field(default=1, gt=0)  # images a launch; maps and MACs grow with it, weights do not
     roofline: Roofline
     floor_ms: float = Field(gt=0)
     limits: Limits
@@ -141,11 +145,11 @@ class Shapes:
     """Convolutions as columns, [n] each, and what follows from them; dense or depthwise, nothing between."""
 
     def __init__(self, depthwise: Array, in_ch: Array, out_ch: Array, size: Array, size_out: Array, window: Array,
-                 stride: Array, add: Array, element_bytes: int) -> None:
+                 stride: Array, add: Array, element_bytes: int, batch: int = 1) -> None:
         self.depthwise, self.in_ch, self.out_ch, self.size, self.window = depthwise, in_ch, out_ch, size, window
         self.stride, self.add = stride, add
         per_output = np.where(depthwise > 0, 1.0, in_ch) * window**2
-        self.map_in, self.map_out = size**2 * in_ch, size_out**2 * out_ch
+        self.map_in, self.map_out = batch * size**2 * in_ch, batch * size_out**2 * out_ch
         self.weights = per_output * out_ch
         self.macs = per_output * self.map_out
         self.bytes = element_bytes * (self.map_in + self.map_out * (1 + add) + self.weights)
@@ -174,7 +178,7 @@ class KernelModel:
     """Costs of operators from kernels; ``name`` and ``meta`` say of what device, at which precision and batch."""
 
     def __init__(self, name: str, meta: dict[str, Any], variant: Variant) -> None:
-        self.name, self.meta, self._variant = name, meta, variant
+        self.name, self.meta, self.variant = name, meta, variant
         self._layers = [[(np.array(layer.weight).T, np.array(layer.bias)) for layer in network]
                         for network in variant.networks]
         self._of_kernel: dict[Kernel, float] = {}
@@ -209,13 +213,13 @@ class KernelModel:
         """[n] ms that each kernel adds to a network; always positive."""
         new = [k for k in dict.fromkeys(kernels) if k not in self._of_kernel]
         if new:
-            fit = self._variant.correction
+            fit = self.variant.correction
             corrected = np.maximum(fit.scale * self._with_floor(new, self._least_ms) + fit.per_kernel_ms, fit.floor_ms)
             self._of_kernel.update(zip(new, corrected.tolist(), strict=True))
         return np.array([self._of_kernel[k] for k in kernels], dtype=np.float64)
 
     def module_ms(self, module: nn.Module, in_ch: int, size: int) -> float:
-        """ms of a module at batch 1. Raises UserError for an operator that no kernel is known for."""
+        """ms of a call with the variant's batch. Raises UserError for an operator that no kernel is known for."""
         return float(self.kernel_ms(kernels(module, in_ch, size)).sum())
 
     def ms(self, key: OpKey) -> float:
@@ -232,10 +236,10 @@ class KernelModel:
         return [self._of_key[key] for key in keys]
 
     def _with_floor(self, kernels: Sequence[Kernel], conv_ms: Callable[[Array], Array]) -> Array:
-        result, v = np.empty(len(kernels)), self._variant
+        result, v = np.empty(len(kernels)), self.variant
         conv = np.array([k.kind == "conv" for k in kernels], bool)
         moved = np.array([k.moved for k in kernels if k.kind != "conv"], float)
-        result[~conv] = moved * v.element_bytes / v.roofline.bytes_per_ms + v.floor_ms
+        result[~conv] = v.batch * moved * v.element_bytes / v.roofline.bytes_per_ms + v.floor_ms
         if conv.any():
             result[conv] = conv_ms(_columns([k for k in kernels if k.kind == "conv"]))
         return np.maximum(result, v.floor_ms)
@@ -253,7 +257,7 @@ class KernelModel:
         return best
 
     def _padded(self, columns: Array) -> Iterator[Array]:
-        fit = self._variant.correction
+        fit = self.variant.correction
         for side in fit.padded_sides:
             larger = columns.copy()
             larger[:, SIZE] = np.maximum(larger[:, SIZE], side)
@@ -280,25 +284,32 @@ class KernelModel:
         if depthwise:
             in_ch = out_ch = np.maximum(in_ch, out_ch)
             add = np.zeros_like(add)
-        kind, v = np.full(len(columns), depthwise), self._variant
-        actual = Shapes(kind, in_ch, out_ch, size, size_out, window, stride, add, v.element_bytes)
+        kind, v = np.full(len(columns), depthwise), self.variant
+        actual = Shapes(kind, in_ch, out_ch, size, size_out, window, stride, add, v.element_bytes, v.batch)
         inside = self._nearest(kind, in_ch, out_ch, size, window, stride, add)
         return np.asarray(np.log(actual.roofline_ms(v.roofline)) + self._residual(inside.features(v.roofline)))
 
     def _nearest(self, kind: Array, in_ch: Array, out_ch: Array, size: Array, window: Array, stride: Array,
                  add: Array) -> Shapes:
         """The nearest shapes within the limits of the rows."""
-        limits = self._variant.limits
+        limits = self.variant.limits
         size, stride = np.clip(size, *limits.size), np.clip(stride, 1, 2)
         out_ch = np.clip(out_ch, *limits.out_ch)
         in_ch = np.where(kind > 0, out_ch, np.clip(in_ch, *limits.in_ch))
         return Shapes(kind, in_ch, out_ch, size, np.ceil(size / stride), np.clip(window, WINDOWS[0], WINDOWS[-1]),
-                      stride, add, self._variant.element_bytes)
+                      stride, add, self.variant.element_bytes, self.variant.batch)
 
     def _residual(self, features: Array) -> Array:
-        v = self._variant
+        v = self.variant
         x = (features - v.mean) / v.scale
         return np.clip(np.mean([_forward(layers, x) for layers in self._layers], 0), *v.limits.residual)
+
+
+def dumps(value: dict[str, Any]) -> str:
+    """A file as text: sorted keys, a layer's weights one row a line."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    split = re.sub(r'"(?:[^"\\]|\\.)*"|,(?=["\[])', lambda found: found[0] + "\n" * (found[0] == ","), text)
+    return f"{split}\n"
 
 
 def _columns(convs: Sequence[Kernel]) -> Array:

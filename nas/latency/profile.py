@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import kendalltau
 
 import nas
 from nas import genome
 from nas.errors import UserError
 from nas.latency import context
+from nas.latency.agreement import agreement, kendall, mape, note
 from nas.latency.context import Context
 from nas.latency.table import HEADS, LatencyTable, Row, axis
 from nas.latency.timing import Device, Run, Steady, Timing
@@ -66,7 +66,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device = "cpu", t
             table.meta["knot_error"] = _knot_error(bench, table)
             corrections[label] = _correct(bench, table, f"correction {rng_seed}")
         if validate:
-            table.meta["validation"] = _validation(bench, table, validate, f"validation {rng_seed}")
+            note(table.meta, _validation(bench, table, validate, f"validation {rng_seed}"))
         table.save(table_path)
     flagged = sum(row.how == "flagged" for row in table.rows.values())
     return {"table": str(table_path), "rows": len(table.rows), "measured": len(todo), "flagged": flagged,
@@ -235,8 +235,8 @@ def _correct(bench: Bench, table: LatencyTable, seed: str) -> dict[str, Any]:
     scale, per_op_ms = fit(sums, counts, measured, smallest_ms=min(row.raw_ms for row in rows))
     table.add(row.model_copy(update={"ms": scale * row.raw_ms + per_op_ms}) for row in rows)
     after = scale * sums + per_op_ms * counts
-    return {"scale": scale, "per_op_ms": per_op_ms, "n": len(plans), "mape_before": _mape(sums, measured),
-            "bias_before": float(np.mean(sums / measured - 1)), "mape_after": _mape(after, measured)}
+    return {"scale": scale, "per_op_ms": per_op_ms, "n": len(plans), "mape_before": mape(sums, measured),
+            "bias_before": float(np.mean(sums / measured - 1)), "mape_after": mape(after, measured)}
 
 
 def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, smallest_ms: float) -> tuple[float, float]:
@@ -254,11 +254,9 @@ def _validation(bench: Bench, table: LatencyTable, n: int, seed: str) -> dict[st
     first, second = _whole(bench, plans)
     measured = (first + second) / 2
     predicted = np.array([sum(table.ms_many(keys)) for keys in plans])
-    return {"n": n, "mape": _mape(predicted, measured), "bias": float(np.mean(predicted / measured - 1)),
-            "kendall": _kendall(predicted, measured), "noise_mape": _mape(first, second),
-            "noise_kendall": _kendall(first, second), "space": bench.layout.space,
-            "size": bench.layout.task.size, "drift": bench.steady.drift,
-            "date": datetime.date.today().isoformat()}
+    return {**agreement(predicted, measured), "noise_mape": mape(first, second),
+            "noise_kendall": kendall(first, second), "space": bench.layout.space, "size": bench.layout.task.size,
+            "drift": bench.steady.drift, "date": datetime.date.today().isoformat()}
 
 
 def _plans(layout: Layout, n: int, seed: str) -> list[list[OpKey]]:
@@ -273,16 +271,6 @@ def _whole(bench: Bench, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarr
     timings = bench.time({f"{i} {half}": run for i, run in enumerate(runs) for half in "ab"})
     first, second = (np.array([timings[f"{i} {half}"].ms for i in range(len(runs))]) for half in "ab")
     return first, second
-
-
-def _mape(predicted: np.ndarray, measured: np.ndarray) -> float:
-    return float(np.mean(np.abs(predicted / measured - 1)))
-
-
-def _kendall(a: np.ndarray, b: np.ndarray) -> float | None:
-    """None where it is undefined: fewer than two networks, or all alike."""
-    tau = float(kendalltau(a, b).statistic) if len(a) > 1 else float("nan")
-    return None if np.isnan(tau) else tau
 
 
 def _commit() -> str:

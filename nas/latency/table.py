@@ -176,8 +176,11 @@ def knot_widths(widths: list[int], align: int) -> list[int]:
     return sorted(chosen | set(_spread(rest, 5 - len(chosen))))
 
 
-def read_json(path: Path) -> Any:
-    """JSON without NaN and infinities. Raises UserError naming the file and what is wrong with it."""
+def read_json(path: Path, maker: str = "nas profile") -> Any:
+    """JSON without NaN and infinities, as the command ``maker`` writes it.
+
+    Raises UserError naming the file and what is wrong with it.
+    """
     def refuse(text: str) -> float:
         raise ValueError(f"{text} is not a number")
 
@@ -191,7 +194,7 @@ def read_json(path: Path) -> Any:
         return json.loads(text, parse_constant=refuse, parse_float=finite)
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read: {reason}; delete it and run nas profile to make it anew") from None
+        raise UserError(f"{path}: cannot be read: {reason}; delete it and run {maker} to make it anew") from None
 
 
 def _row(value: Any, where: str) -> Row:

@@ -1,8 +1,7 @@
 """Which fused kernels an inference engine launches for a module: convolutions with what TensorRT folds into them.
 
-The module runs once on a meta tensor; every ATen call is recorded, none is computed. Fusion follows the rules of
-TensorRT's builder (developer guide, "Types of Fusions"): batch norm and activations join the convolution before them,
-a residual add joins the later of its convolutions if only batch norm stands between. Work on weights alone is free.
+The module runs once on a meta tensor; every ATen call is recorded, none is computed, and ``nas.latency.fusion`` says
+which of them run together. Work on weights alone is free.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nas.errors import UserError
+from nas.latency.fusion import Kernel, Node, Shape, fuse
 
 _UNARY = frozenset((
     "relu", "relu6", "leaky_relu", "prelu", "elu", "hardtanh", "clamp", "clamp_min", "clamp_max", "hardswish",
@@ -37,49 +37,6 @@ _RESIZES = frozenset((
 _FREE = frozenset((
     "dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh"))
 
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One launch at batch 1. ``kind`` is conv, or pool, pointwise, cat, copy, resize: bound by the ``moved`` elements.
-
-    Sides of maps and windows that are not square are geometric means. A linear layer is a 1x1 conv on a 1x1 map.
-    """
-
-    kind: str
-    in_ch: int
-    out_ch: int
-    size_in: int
-    size_out: int
-    kernel: float = 1.0
-    stride: int = 1
-    groups: int = 1
-    fused_add: bool = False
-    moved: int = 0
-
-
-@dataclass
-class _Node:
-    """One recorded call; ``inputs`` are the nodes that made its maps, ``sources`` the shapes it saw of them."""
-
-    op: str  # conv, norm, act, add, join, or a memory-bound kind of Kernel
-    inputs: tuple[int, ...]
-    sources: tuple[Shape, ...]
-    shape: Shape
-    kernel: float = 1.0
-    stride: int = 1
-    groups: int = 1
-
-
-@dataclass
-class _Group:
-    """Nodes that become one kernel."""
-
-    head: _Node
-    fused_add: bool = False
-    activated: bool = False
-
 
 def kernels(module: nn.Module, in_ch: int, size: int) -> list[Kernel]:
     """Kernels of the module in eval mode on [1, in_ch, size, size], in launch order.
@@ -91,7 +48,7 @@ def kernels(module: nn.Module, in_ch: int, size: int) -> list[Kernel]:
     with _evaluating(module), torch.inference_mode(), recorder:
         result = module(x)
     outputs = [recorder.maker[id(t)] for t in tree_leaves(result) if id(t) in recorder.maker]
-    return [_kernel(group) for group in _fuse(recorder.nodes, outputs)]
+    return [group.kernel for group in fuse(recorder.nodes, outputs)]
 
 
 @contextmanager
@@ -112,7 +69,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, x: Tensor, name: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.name = name
-        self.nodes = [_Node("input", (), (), tuple(x.shape))]
+        self.nodes = [Node("input", (), (), tuple(x.shape))]
         self.maker = {id(x): 0}  # of each feature map; ids stay unique because ``alive`` holds the tensors
         self.alive = [x]
 
@@ -146,7 +103,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def add(self, op: str, maps: Sequence[Tensor], shape: Shape, **how: Any) -> Tensor:
         """A new node and the empty tensor that stands for its result."""
         makers, sources = (self.maker[id(t)] for t in maps), (tuple(t.shape) for t in maps)
-        self.nodes.append(_Node(op, tuple(makers), tuple(sources), shape, **how))
+        self.nodes.append(Node(op, tuple(makers), tuple(sources), shape, **how))
         return self.keep(torch.empty(shape, device="meta"), len(self.nodes) - 1)
 
     def keep(self, tensor: Tensor, node: int) -> Tensor:
@@ -276,66 +233,3 @@ _RULES: dict[str, Callable[[_Recorder, _Call], Any]] = {
     **dict.fromkeys(_SHAPED, _view), **dict.fromkeys(_POOLS, _moves("pool")),
     **dict.fromkeys(_RESIZES, _moves("resize")),
 }
-
-
-def _fuse(nodes: Sequence[_Node], outputs: Sequence[int]) -> list[_Group]:
-    """Live nodes in groups that run as one kernel, in launch order."""
-    uses = _uses(nodes, outputs)
-    group_of: dict[int, _Group] = {}
-    groups: list[_Group] = []
-    for index, node in enumerate(nodes):
-        if index == 0 or not uses[index]:
-            continue
-        group = _host(node, group_of, uses)
-        if group is None:
-            group = _Group(node)
-            groups.append(group)
-        group_of[index] = group
-        group.fused_add |= node.op == "add" and group.head is not node
-        group.activated |= node.op == "act"
-    return groups
-
-
-def _uses(nodes: Sequence[_Node], outputs: Sequence[int]) -> list[int]:
-    """How often each node's result is read by live nodes or returned; 0 = dead."""
-    uses = [0] * len(nodes)
-    for index in outputs:
-        uses[index] += 1
-    for index in reversed(range(len(nodes))):
-        for source in nodes[index].inputs if uses[index] else ():
-            uses[source] += 1
-    return uses
-
-
-def _host(node: _Node, group_of: Mapping[int, _Group], uses: Sequence[int]) -> _Group | None:
-    """The group that takes the node in, or None: it starts its own."""
-    own = [i for i in node.inputs if i in group_of and uses[i] == 1]
-    if node.op in ("norm", "act") and own and group_of[own[0]].head.op in ("conv", "norm", "act", "add", "join"):
-        return group_of[own[0]]
-    if node.op != "add":
-        return None
-    free = [i for i in own if _takes_add(group_of[i]) and group_of[i].head.shape == node.shape]
-    return group_of[max(free)] if free else None
-
-
-def _takes_add(group: _Group) -> bool:
-    return group.head.op == "conv" and group.head.groups == 1 and not group.fused_add and not group.activated
-
-
-def _kernel(group: _Group) -> Kernel:
-    head, source = group.head, group.head.sources[0]
-    kind = "pointwise" if head.op in ("norm", "act", "add", "join") else head.op
-    linear = kind == "conv" and len(head.shape) != 4
-    in_ch, size_in = _extent(source, linear)
-    out_ch, size_out = _extent(head.shape, linear)
-    moved = 0 if kind == "conv" else sum(map(math.prod, head.sources)) + math.prod(head.shape)
-    if kind == "copy":  # what is left behind is not read
-        moved = 2 * math.prod(head.shape)
-    return Kernel(kind, in_ch, out_ch, size_in, size_out, head.kernel, head.stride, head.groups, group.fused_add, moved)
-
-
-def _extent(shape: Shape, channels_last: bool) -> tuple[int, int]:
-    """Channels and side of the map; what a linear layer sees has its channels last."""
-    if channels_last:
-        return shape[-1], max(1, round(math.sqrt(math.prod(shape[:-1]))))
-    return shape[1] if len(shape) > 1 else 1, max(1, round(math.sqrt(math.prod(shape[2:]))))

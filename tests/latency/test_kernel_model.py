@@ -18,8 +18,8 @@ from torch import nn
 from nas.arch import Op
 from nas.errors import UserError
 from nas.files import resolve
-from nas.latency.kernel_model import FEATURES, KernelModel
-from nas.latency.trace import Kernel
+from nas.latency.fusion import Kernel
+from nas.latency.kernel_model import FEATURES, KernelModel, dumps
 from nas.plan import OpKey
 
 SHIPPED = resolve("latency_tables", "gpu-v100", ".json")
@@ -62,6 +62,55 @@ def test_no_kernel_is_below_the_floors(plain: KernelModel) -> None:
     assert plain.raw_ms([tiny])[0] == 0.0085
     assert plain.kernel_ms([tiny])[0] == pytest.approx(0.5 * 0.0085 - 0.001)
     assert plain.kernel_ms([]).shape == (0,)
+
+
+def test_a_batch_multiplies_maps_and_macs_but_not_weights_and_launches(tmp_path: Path) -> None:
+    table = copy.deepcopy(PLAIN)
+    table["variants"]["fp16-batch1"]["batch"] = 32
+    (tmp_path / "b.json").write_text(json.dumps(table))
+    macs, maps, weights = 28 * 28 * 128 * 64 * 9, 56 * 56 * 64 + 28 * 28 * 128, 64 * 128 * 9
+    expected = [32 * macs / 5e10 + 2 * (32 * maps + weights) / 9e8 + 0.008, 32 * 2 * 90_000 / 9e8 + 0.0085]
+    found = [Kernel("conv", 64, 128, 56, 28, 3.0, 2), Kernel("pool", 512, 512, 7, 1, moved=90_000)]
+    np.testing.assert_allclose(KernelModel.load(tmp_path / "b.json").raw_ms(found), expected, rtol=1e-12)
+
+
+def test_a_file_survives_being_written_again() -> None:
+    value = json.loads(SHIPPED.read_text())
+    assert dumps(value) == SHIPPED.read_text()
+    hostile = {**value, "name": 'x],["y,"z'}
+    assert json.loads(dumps(hostile)) == hostile
+
+
+V100S = sorted(SHIPPED.parent.glob("gpu-v100*.json"))
+
+
+def test_v100_is_there_at_three_precisions_and_four_batches() -> None:
+    suffixes = {f"{p}{b}" for p in ("", "-fp32", "-int8") for b in ("", "-b32", "-b64", "-b128")}
+    assert {path.stem for path in V100S} == {f"gpu-v100{suffix}" for suffix in suffixes}
+    assert sum(path.stat().st_size for path in V100S) <= 1_000_000
+
+
+@pytest.mark.parametrize("path", V100S, ids=lambda path: path.stem)
+def test_each_of_them_is_what_its_name_and_meta_say(path: Path) -> None:
+    model = KernelModel.load(path)
+    suffix = ("" if model.meta["precision"] == "fp16" else f"-{model.meta['precision']}") + (
+        "" if model.meta["batch"] == 1 else f"-b{model.meta['batch']}")
+    assert model.name == path.stem == f"gpu-v100{suffix}" and model.variant.batch == model.meta["batch"]
+    for example in model.meta["examples"]:
+        kernel = Kernel(**example["kernel"])
+        assert model.raw_ms([kernel])[0] == pytest.approx(example["raw_ms"], rel=1e-3)
+        assert model.kernel_ms([kernel])[0] == pytest.approx(example["ms"], rel=1e-3)
+    assert model.meta["held_out"]["groups"]["mape_%"] <= 16
+
+
+@pytest.mark.parametrize("precision", ["", "-fp32", "-int8"])
+def test_a_larger_batch_takes_longer_but_less_an_image(precision: str) -> None:
+    """Of a 3x3 and a 1x1 convolution at 28x28, hardly more than one launch at batch 1."""
+    found = [Kernel("conv", 128, 128, 28, 28, 3.0), Kernel("conv", 256, 256, 28, 28)]
+    ms = {b: KernelModel.load(SHIPPED.parent / f"gpu-v100{precision}{f'-b{b}' if b > 1 else ''}.json").raw_ms(found)
+          for b in (1, 32, 64, 128)}
+    assert all((ms[b] < ms[c]).all() for b, c in ((1, 32), (32, 64), (64, 128)))
+    assert (ms[128] / 128 < ms[1]).all()
 
 
 def test_grouped_is_between_dense_and_depthwise(shipped: KernelModel) -> None:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import UserError
-from nas.latency.trace import Kernel, kernels
+from nas.latency.fusion import Kernel
+from nas.latency.trace import kernels
 
 
 def conv_bn(in_ch: int, out_ch: int, kernel: int = 1, stride: int = 1, groups: int = 1, *,

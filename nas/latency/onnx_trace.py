@@ -1,0 +1,204 @@
+"""Which fused kernels an inference engine launches for an ONNX graph: the counterpart of ``nas.latency.trace``.
+
+Shapes are inferred at batch 1, fusion is ``nas.latency.fusion``: a network has the same kernels whether it is asked for
+as a module or as the file that it was exported to. Work on weights and on shapes alone is free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from nas.errors import UserError
+from nas.latency.fusion import Group, Node, Shape, fuse
+from nas.latency.onnx_shapes import load
+
+UNKNOWN = "unknown"  # ``op`` of a node without a rule: its own kernel, of unknown cost
+_UNARY = frozenset((
+    "Abs", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Neg", "Pow",
+    "PRelu", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh",
+    "ThresholdedRelu"))
+_JOINS = frozenset(("Div", "Max", "Min", "Mul", "Sub"))
+_POOLS = frozenset((
+    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean", "ReduceSum"))
+_COPIES = frozenset(("DepthToSpace", "Gather", "Pad", "Slice", "SpaceToDepth", "Split", "Tile"))
+_FREE = frozenset(("Cast", "Dropout", "Expand", "Identity", "Squeeze", "Unsqueeze"))
+_ABOUT_SHAPES = frozenset(("Shape", "Size"))  # what they return is no feature map
+
+
+@dataclass(frozen=True)
+class Value:
+    """A feature map: the node that made it, the shape it has now, and whether its elements lie in another order."""
+
+    node: int
+    shape: Shape
+    permuted: bool = False
+
+
+def trace(path: Path, size: int | None = None) -> list[Group]:
+    """The launches of a model, in order; those that no kernel is known for have ``head.op == UNKNOWN``.
+
+    ``size`` is the side of the input where the file leaves it open. Raises UserError for a file that is not ONNX, that
+    has not one image as its input, or whose shapes do not follow from it.
+    """
+    graph, entry, shapes = load(path, size)
+    tracer = _Tracer(path, entry, shapes)
+    for node in graph.node:
+        tracer.visit(node)
+    return fuse(tracer.nodes, [tracer.maps[out.name].node for out in graph.output if out.name in tracer.maps])
+
+
+class _Tracer:
+    """Turns ONNX nodes into nodes of ``nas.latency.fusion``; node 0 is the input."""
+
+    def __init__(self, path: Path, entry: str, shapes: dict[str, Shape]) -> None:
+        self.path, self.shapes = path, shapes
+        self.nodes = [Node("input", (), (), self.shapes[entry])]
+        self.maps = {entry: Value(0, self.shapes[entry])}
+
+    def visit(self, node: onnx.NodeProto) -> None:
+        read = [name for name in _reads(node) if name in self.maps]
+        if not read or node.op_type in _ABOUT_SHAPES:
+            return
+        maps = [replace(self.maps[name], shape=self.shape(name)) for name in read]
+        rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if rule is None or not rule(self, node, maps):
+            for name in filter(None, node.output):
+                self._append(UNKNOWN, node, maps, name, self.shapes.get(name, ()))  # needed only where it is read
+
+    def shape(self, name: str) -> Shape:
+        if name not in self.shapes:
+            unknown = [node.name for node in self.nodes if node.op == UNKNOWN]
+            behind = f", behind {unknown[-1]}, for which no kernel is known" if unknown else ""
+            raise UserError(f"{self.path}: the shape of {name!r} does not follow from the input's{behind}; "
+                            "time the file instead: nas measure")
+        return self.shapes[name]
+
+    def add(self, op: str, node: onnx.NodeProto, maps: Sequence[Value], output: str | None = None,
+            **how: Any) -> bool:
+        """A new node that makes ``output`` (the first, unless given)."""
+        name = output or node.output[0]
+        self._append(op, node, maps, name, self.shape(name), **how)
+        return True
+
+    def _append(self, op: str, node: onnx.NodeProto, maps: Sequence[Value], name: str, shape: Shape,
+                **how: Any) -> None:
+        self.nodes.append(Node(op, tuple(m.node for m in maps), tuple(m.shape for m in maps), shape,
+                               name=node.name or name, kind=node.op_type, **how))
+        self.maps[name] = Value(len(self.nodes) - 1, shape)
+
+    def keep(self, node: onnx.NodeProto, value: Value, permuted: bool | None = None) -> bool:
+        """The output is the same map in another shape."""
+        shape, was = self.shape(node.output[0]), value.permuted
+        self.maps[node.output[0]] = Value(value.node, shape, was if permuted is None else permuted)
+        return True
+
+    def is_map(self, name: str) -> bool:
+        return name in self.maps
+
+
+def _conv(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    weight, how = tracer.shapes.get(node.input[1], ()), _attributes(node)
+    if len(maps) > 1 or len(weight) != 4:
+        return False
+    return tracer.add("conv", node, maps, kernel=math.sqrt(math.prod(weight[2:])), groups=how.get("group", 1),
+                      stride=max(how.get("strides", [1])))
+
+
+def _linear(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    if tracer.is_map(node.input[1]) or not tracer.is_map(node.input[0]):
+        return False  # a product of two maps, as in attention
+    return tracer.add("conv", node, maps[:1])
+
+
+def _norm(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    return not _attributes(node).get("training_mode") and tracer.add("norm", node, maps)
+
+
+def _unary(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    return len(maps) == 1 and tracer.add("act", node, maps)
+
+
+def _binary(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    if len(maps) == 1:  # the other one is a weight
+        bias = node.op_type == "Add" and tracer.nodes[maps[0].node].op == "conv"
+        return tracer.add("norm" if bias else "act", node, maps)
+    root = _common_root(tracer.nodes, maps)
+    if root is not None:  # x * sigmoid(x) and the like: an activation in pieces
+        return tracer.add("act", node, [replace(maps[0], node=root)])
+    return tracer.add("add" if node.op_type in ("Add", "Sum") else "join", node, maps)
+
+
+def _common_root(nodes: Sequence[Node], maps: Sequence[Value]) -> int | None:
+    """The node that all of the maps are elementwise functions of, alone."""
+    chains = [_chain(nodes, value.node) for value in maps]
+    return next((index for index in chains[0] if all(index in chain for chain in chains[1:])), None)
+
+
+def _chain(nodes: Sequence[Node], index: int) -> list[int]:
+    """A node and what it was computed from element by element, back to the first that is no such step."""
+    chain = [index]
+    while nodes[chain[-1]].op in ("act", "norm"):
+        chain.append(nodes[chain[-1]].inputs[0])
+    return chain
+
+
+def _moves(op: str) -> Callable[[_Tracer, onnx.NodeProto, list[Value]], bool]:
+    return lambda tracer, node, maps: tracer.add(op, node, maps[:1])
+
+
+def _cat(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    return tracer.add("cat", node, maps)
+
+
+def _copy(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    """One copy for each output; free where the output is the whole input."""
+    if not tracer.is_map(node.input[0]):
+        return False
+    for name in filter(None, node.output):
+        if tracer.shape(name) == maps[0].shape and node.op_type != "Gather":
+            tracer.maps[name] = maps[0]
+        else:
+            tracer.add("copy", node, maps[:1], name)
+    return True
+
+
+def _free(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    return tracer.keep(node, maps[0])
+
+
+def _transpose(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    """Free by itself, as a view is; a later reshape has to move the elements. Sides of 1 may go anywhere."""
+    shape = maps[0].shape
+    order = [axis for axis in _attributes(node).get("perm", range(len(shape))[::-1]) if shape[axis] > 1]
+    return tracer.keep(node, maps[0], maps[0].permuted or order != sorted(order))
+
+
+def _reshape(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    return tracer.add("copy", node, maps) if maps[0].permuted else tracer.keep(node, maps[0])
+
+
+_RULES: dict[str, Callable[[_Tracer, onnx.NodeProto, list[Value]], bool]] = {
+    "Conv": _conv, "Gemm": _linear, "MatMul": _linear, "BatchNormalization": _norm, "Concat": _cat, "Add": _binary,
+    "Sum": _binary, "Transpose": _transpose, "Reshape": _reshape, "Flatten": _reshape, "Resize": _moves("resize"),
+    "Upsample": _moves("resize"), **dict.fromkeys(_UNARY, _unary), **dict.fromkeys(_JOINS, _binary),
+    **dict.fromkeys(_POOLS, _moves("pool")), **dict.fromkeys(_COPIES, _copy), **dict.fromkeys(_FREE, _free),
+}
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the values that a node reads, those that the branches of an If read from outside among them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _reads(inner)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

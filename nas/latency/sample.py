@@ -1,0 +1,97 @@
+"""Random networks of a space as ONNX files with their predicted milliseconds, to be measured anywhere."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas import genome
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.files import write_json
+from nas.latency.costs import Costs
+from nas.lower.onnx import export
+from nas.plan import Layout, plan
+from nas.progress import Progress
+from nas.subnet import build
+
+SAMPLES, SETTINGS = "samples.json", "settings.json"
+PATIENCE = 100  # draws in a row that bring nothing new
+
+
+def sample(layout: Layout, costs: Costs, n: int, seed: int, out: Path, progress: Progress) -> list[dict[str, Any]]:
+    """Writes ``n`` different networks and ``samples.json`` into ``out``; returns its list of id, arch, onnx and ms.
+
+    ``onnx`` is relative to ``out``. Files that are there are kept, so the same call continues. Raises UserError for a
+    directory that holds something else, a space that is too small, and an operator that ``costs`` does not know.
+    """
+    settings = {"space": layout.space, "size": layout.task.size, "classes": layout.task.classes, "n": n, "seed": seed,
+                "target": costs.name}
+    _claim(out, settings)
+    archs = _distinct(layout, n, random.Random(f"sample {seed}"))
+    samples = [{"id": arch.id, "arch": arch.to_json(), "onnx": f"{arch.id}.onnx", "ms": sum(costs.ms_many(keys))}
+               for arch in archs for keys in [plan(layout, arch)]]
+    there = [arch for arch in archs if (out / f"{arch.id}.onnx").is_file()]
+    with progress.task("sample", n, len(there)) as task:
+        for arch in archs:
+            if arch not in there:
+                _write(layout, arch, out / f"{arch.id}.onnx")
+                task.advance()
+    write_json(out / SAMPLES, samples)
+    return samples
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """The directory is new, or was made with the same settings."""
+    path = out / SETTINGS
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(file.suffix != ".tmp" for file in out.iterdir())):
+            raise UserError(f"--out {out}: there is something else; give a new or empty directory")
+        write_json(path, settings)
+        return
+    try:
+        before = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict):
+        raise UserError(f"{path}: truncated or not JSON; give another --out")
+    changed = [key for key in settings if before.get(key) != settings[key]]
+    if changed:
+        key = changed[0]
+        raise UserError(f"--out {out}: began with {key} = {before.get(key)!r}, now {settings[key]!r}; give another")
+
+
+def _distinct(layout: Layout, n: int, rng: random.Random) -> list[Arch]:
+    """Different networks of random depth, so that latencies spread."""
+    found: dict[Arch, None] = {}
+    for arch in _until_nothing_new(layout, rng, found):
+        found[arch] = None
+        if len(found) == n:
+            return list(found)
+    raise UserError(f"-n {n}: {layout.space} at {layout.task.size} has {genome.size(layout)} networks, and "
+                    f"{PATIENCE} draws brought none beyond {len(found)}")
+
+
+def _until_nothing_new(layout: Layout, rng: random.Random, found: dict[Arch, None]) -> Iterator[Arch]:
+    tries = 0
+    while tries < PATIENCE:
+        arch = genome.sample_thinned(layout, rng)
+        tries = tries + 1 if arch in found else 0
+        if arch not in found:
+            yield arch
+
+
+def _write(layout: Layout, arch: Arch, path: Path) -> None:
+    """Random weights that depend on the architecture alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(arch.id, 16))
+        model = build(layout, arch)
+    task = layout.task
+    metadata = {"arch": json.dumps(arch.to_json()), "id": arch.id, "input": "NCHW float32", "size": str(task.size),
+                "weights": "random", "producer": "nas"}
+    export(model, path, in_ch=task.in_ch, size=task.size, metadata=metadata)
