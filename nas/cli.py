@@ -32,13 +32,14 @@ Targets = Annotated[list[str] | None, typer.Option("--target", help="Device, onc
 Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]
-Device = Annotated[str, typer.Option("--device", help="What to measure on, here: cpu.")]
+Device = Annotated[str, typer.Option("--device", help="What to measure on: cpu (this machine).")]
 Width = Annotated[float | None, typer.Option("--width", help="Factor of all channels, 0.05 to 8.")]
 
 
 @app.command()
 def profile(
-    device: Device = "cpu",
+    device: Annotated[str, typer.Option("--device", help="cpu (this machine), or an NPU by its compiler: "
+                                        "ethos-u55-128, ethos-u55-256, ethos-u65-256, ethos-u85-256.")] = "cpu",
     space: Annotated[list[str] | None, typer.Option(help="Shipped name or file, once or more; default: all shipped.")]
     = None,
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
@@ -53,7 +54,7 @@ def profile(
     seed: Annotated[int, typer.Option(min=0, help="Of the order of measuring and of the random networks.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fill this machine's latency table. Rows that are there stay; an interrupted call continues."""
+    """Fill the latency table of a device. Rows that are there stay; an interrupted call continues."""
 
     def work() -> dict[str, Any]:
         from nas.files import shipped

@@ -147,7 +147,8 @@ def _lacks(costs: Costs, plan: Layout) -> bool:
 
 def _complete(target: str, plan: Layout, progress: Progress) -> Path:
     """Measures what a table of this machine lacks, after saying how much; other targets are left as they are."""
-    from nas.latency.profile import SECONDS_A_GRAPH, profile
+    from nas.latency.bench import SECONDS_A_GRAPH
+    from nas.latency.profile import profile
 
     path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
     table = cost_models.load(str(path)) if path.is_file() else None
