@@ -1,8 +1,8 @@
 """Fills a latency table on a device: rows in context, a correction from whole networks, and the check of the sum.
 
 Rows come from a bench (``nas.latency.bench``) in chunks of random composition and are saved chunk by chunk: a run that
-is killed continues where it was. On a device that is timed, every chunk has its own references (``nas.latency.context``)
-and a yardstick, so that hours of different load fit together (``nas.latency.timing``); and its rows are corrected,
+is killed continues where it was. On a device that is timed, every chunk has references (``nas.latency.context``) and a
+yardstick of its own, so that hours of different load fit together (``nas.latency.timing``); and its rows are corrected,
 affinely in (sum, number of operators), so that folded into the rows the correction leaves ``sum == whole`` exact.
 """
 

@@ -29,6 +29,7 @@ NONE, RELU, RELU6 = 0, 1, 3  # ActivationFunctionType
 FUSED = {"Relu": RELU, "Clip": RELU6, "HardSigmoid": NONE}  # what an operator's own output may become
 TAKES = {"Conv": ("Relu", "Clip", "HardSigmoid"), "Gemm": ("Relu", "Clip", "HardSigmoid"), "Add": ("Relu", "Clip")}
 SHARED = ("Concat", "Slice", "Flatten", "Reshape", "GlobalAveragePool")  # one scale for all their maps
+DEAD = 1e-6  # a map that is zero everywhere (SE layers of a few channels die) must not get a scale of zero
 UNIT = Quantization.of(1 / 256, -128)  # of what lies between 0 and 1
 
 
@@ -97,7 +98,8 @@ def _maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, _M
         images = batch.numpy()
         for name, value in zip(["input", *names], [images, *session.run(names, {"input": images})], strict=True):
             old = maps.get(name, _Map(value.shape[1:], 0.0, 0.0))  # zero is always representable: padding needs it
-            maps[name] = _Map(old.shape, min(old.low, float(value.min())), max(old.high, float(value.max())))
+            low, high = np.minimum(old.low, value.min()), np.maximum(old.high, value.max())  # these keep a NaN
+            maps[name] = _Map(old.shape, float(low), float(high))
     if not maps:
         raise UserError("int8 TFLite: there are no calibration images")
     if not all(np.isfinite([m.low, m.high]).all() for m in maps.values()):
@@ -179,7 +181,7 @@ def _fused(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list
 
 
 def _fuses(step: _Step, node: onnx.NodeProto, constants: dict[str, Array]) -> bool:
-    if node.op_type == "Clip" and [float(constants[name]) for name in node.input[1:]] != [0, 6]:
+    if node.op_type == "Clip" and [constants[name].item() for name in node.input[1:]] != [0, 6]:
         return False
     return step.act is None and node.op_type in TAKES.get(step.kind, ())
 
@@ -198,7 +200,7 @@ def _scales(steps: Sequence[_Step], maps: dict[str, _Map]) -> dict[str, Quantiza
         fixed = sorted(members & unit)
         if fixed and (low < 0 or high > 1):
             raise _unknown(f"that joins {fixed[0]}, between 0 and 1, with a wider map")
-        scale = max(high - low, 1e-8) / 255
+        scale = (high - low if high - low > DEAD else 1.0) / 255
         scales[name] = UNIT if fixed else Quantization.of(scale, round(-128 - low / scale))
     return scales
 
