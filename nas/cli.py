@@ -162,18 +162,22 @@ def export(
     arch: Annotated[str | None, typer.Option(help="Id of the pick; default: all.")] = None,
     budget_ms: Annotated[float | None, typer.Option(help="The most accurate pick within this.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run.")] = None,
+    kind: Annotated[str, typer.Option("--format", help="onnx, or tflite: int8, calibrated on training images.")]
+    = "onnx",
     as_json: Json = False,
 ) -> None:
     """Write ONNX of one pick or all. Checked against PyTorch, and measured where this machine is the target."""
 
     def work() -> dict[str, Any]:
+        if kind not in ("onnx", "tflite"):
+            raise UserError(f"--format {kind}: known are onnx and tflite")
         if arch is not None and budget_ms is not None:
             raise UserError("--arch and --budget-ms: give one of the two")
         _budgets([budget_ms] if budget_ms is not None else None)
         with _existing(run) as (here, progress):
             from nas import search as pipeline
 
-            return pipeline.export(here, arch, budget_ms, out, progress)
+            return pipeline.export(here, arch, budget_ms, out, progress, kind)
 
     _print(work, as_json, lambda result: _rows(result["files"]))
 

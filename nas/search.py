@@ -80,9 +80,10 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     return _finish(scene, training, picks, place, fine_tune, progress)
 
 
-def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None,
-           progress: Progress) -> dict[str, Any]:
-    """ONNX of one pick or all, written anew, checked and measured where this machine is the target."""
+def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,
+           kind: str = "onnx") -> dict[str, Any]:
+    """ONNX (or int8 ``tflite``) of one pick or all, written anew, checked, and measured where that is possible."""
+    write, name = {"onnx": (deliver.to_onnx, deliver.ONNX), "tflite": (deliver.to_tflite, deliver.TFLITE)}[kind]
     config = Config.from_json(run.config, str(run.file("config.json")))
     front = run.read_json("front.json")
     wanted = _wanted(front, arch_id, budget_ms)
@@ -91,8 +92,8 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     with progress.task("export", len(wanted)) as task:
         for one in wanted:
             arch = Arch.from_json(run.read_json(f"archs/{one}/arch.json"))
-            path = out / f"{one}.onnx" if out else run.file(deliver.folder_of("", arch) + deliver.ONNX)
-            files.append({"id": one, **deliver.to_onnx(scene, arch, "", path)})
+            path = out / f"{one}.{kind}" if out else run.file(deliver.folder_of("", arch) + name)
+            files.append({"id": one, **write(scene, arch, "", path)})
             task.advance()
     return {"files": files}
 

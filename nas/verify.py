@@ -29,6 +29,14 @@ class Agreement:
     relative: float
 
 
+@dataclass(frozen=True)
+class Int8Agreement:
+    """Signal over quantisation noise of the outputs, and the share of images (or pixels) with the same top class."""
+
+    sqnr_db: float
+    same_top1: float
+
+
 def check_onnx(path: Path, module: nn.Module, *, in_ch: int, size: int, n: int = 4, seed: int = 0) -> Agreement:
     """Random inputs [1, in_ch, size, size] and [n, in_ch, size, size] (one only, where the file fixes its batch).
 
@@ -54,8 +62,8 @@ def check_onnx(path: Path, module: nn.Module, *, in_ch: int, size: int, n: int =
     return agreement
 
 
-def check_tflite(model: bytes, module: nn.Module, images: torch.Tensor) -> float:
-    """Signal over quantisation noise of an int8 file's outputs on ``images`` [n, in_ch, size, size], in dB.
+def check_tflite(model: bytes, module: nn.Module, images: torch.Tensor) -> Int8Agreement:
+    """An int8 file against the module on ``images`` [n, in_ch, size, size].
 
     Raises Disagreement below 10 dB, and UserError where LiteRT is not installed.
     """
@@ -67,7 +75,7 @@ def check_tflite(model: bytes, module: nn.Module, images: torch.Tensor) -> float
     if not sqnr_db >= MIN_SQNR_DB:
         raise Disagreement(f"int8 TFLite: {sqnr_db:.1f} dB of signal over noise (at least {MIN_SQNR_DB:.0f}): this "
                            "network does not survive 8 bits as it is")
-    return sqnr_db
+    return Int8Agreement(sqnr_db, float(np.mean(got.argmax(1) == expected.argmax(1))))
 
 
 def run_tflite(model: bytes, images: torch.Tensor) -> np.ndarray:

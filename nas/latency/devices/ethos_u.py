@@ -77,9 +77,8 @@ class EthosU:
         self._vela = Vela()
 
     def conditions(self) -> dict[str, Any]:
-        hertz = float(self._ini[f"System_Config.{self.target.system_config}"]["core_clock"])
         return {"device": self.name, "processor": f"{self.target.architecture}, {self.target.macs} MACs a cycle",
-                "core_clock_mhz": hertz / 1e6, "runtime": "vela", "runtime_version": self.version,
+                "core_clock_mhz": self._mhz, "runtime": "vela", "runtime_version": self.version,
                 "system_config": self.target.system_config, "memory_mode": self.target.memory_mode,
                 "precision": "int8", "threads": 1, "batch": 1, "clock": "cycles of Vela's performance report"}
 
@@ -112,7 +111,11 @@ class EthosU:
         return report
 
     def ms(self, cycles: int) -> float:
-        return cycles / float(self.conditions()["core_clock_mhz"]) / 1e3
+        return cycles / (self._mhz * 1e3)
+
+    @cached_property
+    def _mhz(self) -> float:
+        return float(self._ini[f"System_Config.{self.target.system_config}"]["core_clock"]) / 1e6
 
     @cached_property
     def _text(self) -> str:
