@@ -1,6 +1,7 @@
 """Ethos-U rows: what of a compiled network is an operator's own, and that the sum of the rows is the whole."""
 
 import importlib.util
+import random
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from nas.arch import Op
 from nas.errors import UserError
+from nas.files import folder
 from nas.latency import profile as profile_module
 from nas.latency.devices import ethos_u
 from nas.latency.devices.ethos_u import TARGETS, EthosU, own_cycles
@@ -19,7 +21,8 @@ from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
 from nas.lower.tflite import lower
 from nas.ops.layers import ConvBN
-from nas.plan import Layout, OpKey
+from nas.plan import Layout, OpKey, Task, candidates, layout
+from nas.space import Space
 
 MISSING = not all(importlib.util.find_spec(package) for package in ("ethosu", "tflite"))
 needs_vela = pytest.mark.skipif(MISSING, reason="needs the extra: pip install '.[npu]'")
@@ -124,3 +127,30 @@ def test_a_file_that_kills_the_compiler_is_an_error_and_the_next_one_compiles(da
     with pytest.raises(UserError, match=r"^row 7: Vela"):
         device.compile(damage(model), "row 7")
     assert device.compile(model, "sound") == expected
+
+
+def shipped_table(target: str) -> LatencyTable:
+    return LatencyTable.load(folder("latency_tables") / f"{target}.json")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_shipped_tables_cover_the_shipped_spaces_in_whole_cycles(target: str) -> None:
+    table = shipped_table(target)
+    for space in ("ghost", "mbconv"):
+        for size in (224, 32):
+            assert table.missing(candidates(layout(Space.load(space), Task(size, 3, 10)))) == [], (space, size)
+    cycles = [row.ms * table.meta["core_clock_mhz"] * 1e3 for row in table.rows.values()]
+    assert max(abs(value - round(value)) for value in cycles) < 1e-6 and min(cycles) > 100
+    assert (table.meta["system_config"], table.meta["memory_mode"]) == (TARGETS[target].system_config, "Shared_Sram")
+
+
+@needs_vela
+@pytest.mark.parametrize("target", TARGETS)
+def test_shipped_rows_are_what_is_compiled_today(target: str) -> None:
+    table, device = shipped_table(target), EthosU(target)
+    if table.meta["runtime_version"] != device.version:
+        pytest.skip(f"the table is of Vela {table.meta['runtime_version']}, here is {device.version}")
+    plan = layout(Space.load("ghost"), Task(32, 3, 10))
+    small = [key for key in candidates(plan) if key in table.rows and key.in_ch < 50]
+    keys = random.Random(0).sample(small, 4)
+    assert device.bench(plan).rows(keys) == {key: table.rows[key] for key in keys}
