@@ -1,7 +1,10 @@
 """Ethos-U rows: what of a compiled network is an operator's own, and that the sum of the rows is the whole."""
 
+import csv
 import importlib.util
 import random
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -127,6 +130,22 @@ def test_a_file_that_kills_the_compiler_is_an_error_and_the_next_one_compiles(da
     with pytest.raises(UserError, match=r"^row 7: Vela"):
         device.compile(damage(model), "row 7")
     assert device.compile(model, "sound") == expected
+
+
+@needs_vela
+@pytest.mark.parametrize("target", ["ethos-u55-128", "ethos-u85-256"])
+def test_velas_own_command_line_says_the_same(target: str, tmp_path: Path) -> None:
+    file = tmp_path / "net.tflite"
+    file.write_bytes(lower(nn.Sequential(ConvBN(8, 24), ConvBN(24, 24, 3, depthwise=True)), in_ch=8, size=16))
+    told = ["--accelerator-config", target, "--system-config", TARGETS[target].system_config, "--memory-mode",
+            TARGETS[target].memory_mode, "--config", "Arm/vela.ini", "--output-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "ethosu.vela", str(file), *told], check=True, capture_output=True)
+    with next(tmp_path.glob("*_summary_*.csv")).open(newline="") as summary:
+        expected = next(csv.DictReader(summary))
+    device = EthosU(target)
+    report = device.compile(file.read_bytes(), "net")
+    assert report.cycles == int(float(expected["cycles_total"]))
+    assert device.ms(report.cycles) == pytest.approx(1e3 * float(expected["inference_time"]))
 
 
 def shipped_table(target: str) -> LatencyTable:
