@@ -164,10 +164,10 @@ def _fused(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list
     steps: list[_Step] = []
     maker: dict[str, _Step] = {}
     for node in nodes:
-        before = maker.get(node.input[0])
-        if node.op_type == "Identity" and before is not None and node.output[0] == "output":
-            before.output = "output"
-        elif before is not None and _fuses(before, node, constants) and reads[node.input[0]] == 1:
+        before = maker.get(node.input[0]) if reads[node.input[0]] == 1 else None  # nobody else needs what it made
+        if node.op_type == "Identity" and before is not None:
+            before.output = node.output[0]
+        elif before is not None and _fuses(before, node, constants):
             before.act, before.output = str(node.op_type), node.output[0]
             maker[node.output[0]] = before
         elif node.op_type not in RULES:
@@ -175,8 +175,6 @@ def _fused(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list
         else:
             maker[node.output[0]] = _Step(node, node.output[0])
             steps.append(maker[node.output[0]])
-    if not steps:
-        raise UserError("int8 TFLite: the network computes nothing")
     return steps
 
 

@@ -85,10 +85,12 @@ def test_scales_worked_out_by_hand() -> None:
     (9, 2, ["CONV_2D"]),  # odd: TFLite's SAME pads both sides, as PyTorch does
     (8, 2, ["PAD", "CONV_2D"]),  # even: SAME would pad behind only
 ])
-def test_padding_is_pytorchs(size: int, stride: int, kinds: list[str]) -> None:
-    conv = nn.Conv2d(3, 4, 3, stride, 1)
-    x = images(4, 3, size, size)
-    model = lower(conv, in_ch=3, size=size, calibration=[x])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_padding_is_pytorchs(size: int, stride: int, kinds: list[str], groups: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 8, 3, stride, 1, groups=groups)
+    x = images(4, 4, size, size)
+    model = lower(conv, in_ch=4, size=size, calibration=[x])
     assert operators(model) == kinds
     assert check_tflite(model, conv, x).sqnr_db > 30
 
@@ -138,7 +140,8 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(("function", "named"), [
     (lambda x: torch.cumsum(x, 1), "aten.cumsum"), (torch.tanh, "Tanh"), (lambda x: x.clamp(0, 1), "aten.clamp"),
     (lambda x: nn.functional.hardtanh(x, 0, 5), "Clip"), (lambda x: x * 2, "constant"),
-    (lambda x: x.flatten(1), "larger than 1x1"), (lambda x: torch.cat((x, x.sigmoid()), 1), "between 0 and 1"),
+    (lambda x: x.flatten(1), "larger than 1x1"), (lambda x: x.sum(1), "aten.sum"),
+    (lambda x: torch.cat((x, x.sigmoid()), 1), "between 0 and 1"),
 ])
 def test_what_has_no_rule_is_named(function: object, named: str) -> None:
     with pytest.raises(UserError, match=f"no rule for the operator .*{named}"):
