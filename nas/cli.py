@@ -32,13 +32,14 @@ Target = Annotated[str, typer.Option("--target", help="Device: see nas targets."
 Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]
-Device = Annotated[str, typer.Option("--device", help="What to measure on, here: cpu.")]
+Device = Annotated[str, typer.Option("--device", help="What to measure on: cpu (this machine).")]
 Width = Annotated[float | None, typer.Option("--width", help="Factor of all channels, 0.05 to 8.")]
 
 
 @app.command()
 def profile(
-    device: Device = "cpu",
+    device: Annotated[str, typer.Option("--device", help="cpu (this machine), or an NPU by its compiler: "
+                                        "ethos-u55-128, ethos-u55-256, ethos-u65-256, ethos-u85-256.")] = "cpu",
     space: Annotated[list[str] | None, typer.Option(help="Shipped name or file, once or more; default: all shipped.")]
     = None,
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
@@ -53,7 +54,7 @@ def profile(
     seed: Annotated[int, typer.Option(min=0, help="Of the order of measuring and of the random networks.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fill this machine's latency table. Rows that are there stay; an interrupted call continues."""
+    """Fill the latency table of a device. Rows that are there stay; an interrupted call continues."""
 
     def work() -> dict[str, Any]:
         from nas.files import shipped
@@ -161,18 +162,22 @@ def export(
     arch: Annotated[str | None, typer.Option(help="Id of the pick; default: all.")] = None,
     budget_ms: Annotated[float | None, typer.Option(help="The most accurate pick within this.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run.")] = None,
+    kind: Annotated[str, typer.Option("--format", help="onnx, or tflite: int8, calibrated on training images.")]
+    = "onnx",
     as_json: Json = False,
 ) -> None:
     """Write ONNX of one pick or all. Checked against PyTorch, and measured where this machine is the target."""
 
     def work() -> dict[str, Any]:
+        if kind not in ("onnx", "tflite"):
+            raise UserError(f"--format {kind}: known are onnx and tflite")
         if arch is not None and budget_ms is not None:
             raise UserError("--arch and --budget-ms: give one of the two")
         _budgets([budget_ms] if budget_ms is not None else None)
         with _existing(run) as (here, progress):
             from nas import search as pipeline
 
-            return pipeline.export(here, arch, budget_ms, out, progress)
+            return pipeline.export(here, arch, budget_ms, out, progress, kind)
 
     print_result(work, as_json, lambda result: _rows(result["files"]))
 

@@ -15,9 +15,11 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.errors import UserError
+from nas.files import write_atomic
 from nas.latency.costs import is_local
 from nas.latency.devices.onnxruntime import measure
 from nas.latency.profile import one_torch_thread
+from nas.lower import tflite
 from nas.lower.onnx import export
 from nas.plan import macs, params, plan
 from nas.progress import Progress, Task
@@ -25,11 +27,14 @@ from nas.run import Run
 from nas.scene import Scene
 from nas.subnet import Subnet, build
 from nas.train import loop
+from nas.train.data import normalise
 from nas.train.finetune import FineTuning, Recipe
 from nas.train.search_loop import SupernetTraining
-from nas.verify import check_onnx
+from nas.verify import check_onnx, check_tflite
 
 WEIGHTS, CARD, ONNX, CHECKPOINT = "weights.safetensors", "card.json", "model.onnx", "finetune.pt"
+TFLITE = "model.int8.tflite"
+CALIBRATION, CHECKED = 512, 200  # training images that int8 scales come from; held-out ones on which it is compared
 
 
 def folder_of(place: str, arch: Arch) -> str:
@@ -94,6 +99,20 @@ def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     measured = {target: _measured(scene, target, path) for target in scene.costs}
     return {"onnx": str(path), "max_abs_diff": agreement.max_abs_diff, "relative_diff": agreement.relative,
             "measured_ms": one_or_all(measured)}
+
+
+def to_tflite(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
+    """Exports one pick as int8 TFLite, calibrated on training images and checked in LiteRT on held-out ones.
+
+    Raises UserError where the packages for it are missing, and Disagreement where 8 bits are not enough.
+    """
+    model, data, size, cpu = load_weights(scene, arch, place), scene.data, scene.layout.task.size, torch.device("cpu")
+    images = loop.calibration_images(data, CALIBRATION, 64, cpu, scene.seed)
+    file = tflite.lower(model, in_ch=data.in_ch, size=size, calibration=images)
+    agreement = check_tflite(file, model, normalise(data.select.images[:CHECKED], data))
+    write_atomic(path, lambda out: out.write(file))
+    return {"tflite": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
+            "measured_ms": one_or_all(dict.fromkeys(scene.costs))}
 
 
 def save_checkpoint(run: Run, name: str, state: dict[str, Any]) -> None:

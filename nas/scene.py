@@ -54,21 +54,15 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     device = loop.device_of(config.train_on)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     space = _space(config, run)
-    data_dir = Path(config.data_dir) if config.data_dir else None
-    data = load(config.data, data_dir=data_dir, size=config.size, seed=config.seed, limit=config.limit)
-    _same_data(run, data)
+    data = _images(config, run)
     plan = layout(space, Task(data.size, data.in_ch, len(data.classes)))
     costs = {target: _costs(target, run, plan, progress) for target in targets}
     return Scene(config, run, data, plan, costs, {t: prices(plan, c.ms_many) for t, c in costs.items()}, device)
 
 
-def recorded_scene(config: Config, run: Run, targets: Sequence[str]) -> Scene:
-    """A finished run from its own files, without images and prices: enough to export what it picked."""
-    described = run.read_json("data.json")
-    try:
-        data = recorded(described)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.file('data.json')}: not as nas search wrote it ({error!r}); put it back") from None
+def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Scene:
+    """A finished run from its own files, without prices, and without ``images`` unless asked for: enough to export."""
+    data = _images(config, run) if images else _described(run)
     plan = layout(checked_space(config, run.file("space.yaml")), Task(data.size, data.in_ch, len(data.classes)))
     costs = {target: cost_models.load(str(run.file(f"tables/{_label(target)}.json"))) for target in targets}
     return Scene(config, run, data, plan, costs, {}, loop.device_of(config.train_on))
@@ -123,6 +117,21 @@ def _space(config: Config, run: Run) -> Space:
     return checked_space(config, run.file("space.yaml"))
 
 
+def _images(config: Config, run: Run) -> Data:
+    data_dir = Path(config.data_dir) if config.data_dir else None
+    data = load(config.data, data_dir=data_dir, size=config.size, seed=config.seed, limit=config.limit)
+    _same_data(run, data)
+    return data
+
+
+def _described(run: Run) -> Data:
+    described = run.read_json("data.json")
+    try:
+        return recorded(described)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.file('data.json')}: not as nas search wrote it ({error!r}); put it back") from None
+
+
 def _same_data(run: Run, data: Data) -> None:
     """Splits and provenance, recorded at the start; raises UserError if the images changed since."""
     if not run.has("data.json"):
@@ -159,7 +168,8 @@ def _lacks(costs: Costs, plan: Layout) -> bool:
 
 def _complete(target: str, plan: Layout, progress: Progress) -> Path:
     """Measures what a table of this machine lacks, after saying how much; other targets are left as they are."""
-    from nas.latency.profile import SECONDS_A_GRAPH, profile
+    from nas.latency.bench import SECONDS_A_GRAPH
+    from nas.latency.profile import profile
 
     path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
     table = cost_models.load(str(path)) if path.is_file() else None

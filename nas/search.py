@@ -89,21 +89,22 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     return _finish(scene, training, picks, place, fine_tune, progress)
 
 
-def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None,
-           progress: Progress) -> dict[str, Any]:
-    """ONNX of one pick or all, written anew, checked and measured where this machine is the target."""
+def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,
+           kind: str = "onnx") -> dict[str, Any]:
+    """ONNX (or int8 ``tflite``) of one pick or all, written anew, checked, and measured where that is possible."""
+    write, name = {"onnx": (deliver.to_onnx, deliver.ONNX), "tflite": (deliver.to_tflite, deliver.TFLITE)}[kind]
     config = Config.from_json(run.config, str(run.file("config.json")))
     selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
     place, wanted = _wanted(fronts, arch_id, budget_ms)
-    scene = recorded_scene(config, run, _targets(fronts[place]))
+    scene = recorded_scene(config, run, _targets(fronts[place]), images=kind == "tflite")
     predicted = {card["id"]: card["ms"] for card in _cards(fronts[place])}
     files = []
     with progress.task("export", len(wanted)) as task:
         for one in wanted:
             arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
-            path = out / f"{one}.onnx" if out else run.file(deliver.folder_of(place, arch) + deliver.ONNX)
-            files.append({"id": one, **deliver.to_onnx(scene, arch, place, path), "predicted_ms": predicted[one]})
+            path = out / f"{one}.{kind}" if out else run.file(deliver.folder_of(place, arch) + name)
+            files.append({"id": one, **write(scene, arch, place, path), "predicted_ms": predicted[one]})
             task.advance()
     return {"files": files}
 

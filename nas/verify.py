@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from nas.errors import UserError
+from nas.lower.flatbuffer import MISSING
 
 MAX_RELATIVE = 1e-4
+MIN_SQNR_DB = 10.0  # of int8 outputs: a tenth of their energy is noise; a wrong scale or order is at 0 dB or below
 
 
 class Disagreement(UserError):
@@ -25,6 +27,14 @@ class Agreement:
 
     max_abs_diff: float
     relative: float
+
+
+@dataclass(frozen=True)
+class Int8Agreement:
+    """Signal over quantisation noise of the outputs, and the share of images (or pixels) with the same top class."""
+
+    sqnr_db: float
+    same_top1: float
 
 
 def check_onnx(path: Path, module: nn.Module, *, in_ch: int, size: int, n: int = 4, seed: int = 0) -> Agreement:
@@ -50,6 +60,41 @@ def check_onnx(path: Path, module: nn.Module, *, in_ch: int, size: int, n: int =
         raise Disagreement(f"{path}: differs from PyTorch by {agreement.relative:.1e} of the largest output "
                            f"(allowed: {MAX_RELATIVE:.0e})")
     return agreement
+
+
+def check_tflite(model: bytes, module: nn.Module, images: torch.Tensor) -> Int8Agreement:
+    """An int8 file against the module on ``images`` [n, in_ch, size, size].
+
+    Raises Disagreement below 10 dB, and UserError where LiteRT is not installed.
+    """
+    expected, got = _outputs(module, images), run_tflite(model, images)
+    if got.shape != expected.shape:
+        raise Disagreement(f"int8 TFLite: the output is {got.shape}, PyTorch's is {expected.shape}")
+    noise = float(np.square(got - expected).sum())
+    sqnr_db = 10 * float(np.log10(max(float(np.square(expected).sum()), 1e-30) / max(noise, 1e-30)))
+    if not sqnr_db >= MIN_SQNR_DB:
+        raise Disagreement(f"int8 TFLite: {sqnr_db:.1f} dB of signal over noise (at least {MIN_SQNR_DB:.0f}): this "
+                           "network does not survive 8 bits as it is")
+    return Int8Agreement(sqnr_db, float(np.mean(got.argmax(1) == expected.argmax(1))))
+
+
+def run_tflite(model: bytes, images: torch.Tensor) -> np.ndarray:
+    """What the LiteRT interpreter computes for ``images`` [n, in_ch, size, size], as PyTorch lays it out."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        raise UserError(MISSING) from None
+    interpreter = Interpreter(model_content=model, num_threads=1)
+    interpreter.allocate_tensors()
+    entry, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    (scale, zero), (out_scale, out_zero) = entry["quantization"], exit_["quantization"]
+    outputs = []
+    for image in images.permute(0, 2, 3, 1).numpy():
+        stored = np.clip(np.rint(image / scale) + zero, -128, 127).astype(np.int8)
+        interpreter.set_tensor(entry["index"], stored[None])
+        interpreter.invoke()
+        outputs.append((interpreter.get_tensor(exit_["index"])[0].astype(np.float32) - out_zero) * out_scale)
+    return np.stack([y.transpose(2, 0, 1) if y.ndim == 3 else y for y in outputs])
 
 
 def _outputs(module: nn.Module, x: torch.Tensor) -> np.ndarray:

@@ -97,6 +97,7 @@ def test_every_verb_explains_itself(call: Call, verb: str) -> None:
     (["export", "none"], "no such run"),
     (["export", "run", "--arch", "a", "--budget-ms", "1"], "one of the two"),
     (["export", "run", "--budget-ms", "inf"], "--budget-ms"),
+    (["export", "run", "--format", "jpeg"], "--format jpeg: known are onnx and tflite"),
     (["measure", "none.onnx"], "none.onnx"),
     (["measure", "file", "--device", "tpu"], "--device tpu"),
     (["profile", "--threads", "0"], "--threads"),
@@ -167,18 +168,19 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
         asked.append((run.path, targets, budget_ms, fine_tune))
         return RESULT
 
-    def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Any) -> Any:
-        asked.append((arch_id, budget_ms, out))
+    def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Any,
+               kind: str) -> Any:
+        asked.append((arch_id, budget_ms, out, kind))
         return files
 
     pretend(monkeypatch, "nas.search", select=select, export=export)
     assert json.loads(call("select", "run", "--json")[1]) == RESULT
     call("select", "run", "--target", "npu", "--budget-ms", "2", "--budget-ms", "1", "--fine-tune")
     assert json.loads(call("export", "run", "--json", "--budget-ms", "2")[1]) == files
-    code, out, _ = call("export", "run", "--arch", "a", "--out", "there")
+    code, out, _ = call("export", "run", "--arch", "a", "--out", "there", "--format", "tflite")
     assert code == 0 and "a.onnx" in out and "1e-06" in out
     assert asked == [(Path("run"), ["cpu", "other"], [], False), (Path("run"), ["npu"], [1.0, 2.0], True),
-                     (None, 2.0, None), ("a", None, Path("there"))]
+                     (None, 2.0, None, "onnx"), ("a", None, Path("there"), "tflite")]
 
 
 def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

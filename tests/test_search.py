@@ -203,6 +203,16 @@ def test_export_finds_a_pick_of_a_selection(finished: tuple[Path, dict[str, Any]
     assert file["relative_diff"] < 1e-4
 
 
+def test_export_as_int8_agrees_with_the_float_network(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    for package in ("tflite", "ai_edge_litert"):
+        pytest.importorskip(package, reason="needs the extra: pip install '.[npu]'")
+    run, front = Run.existing(finished[0]), finished[1]["front"]
+    out = pipeline.export(run, front[0]["id"], None, tmp_path, Quiet(), "tflite")["files"][0]  # type: ignore[arg-type]
+    assert Path(out["tflite"]).read_bytes()[4:8] == b"TFL3" and list(tmp_path.iterdir()) == [Path(out["tflite"])]
+    assert out["sqnr_db"] > 15 and 0.8 < out["same_top1"] <= 1
+    assert out["predicted_ms"] == front[0]["ms"] and out["measured_ms"] is None
+
+
 @pytest.mark.parametrize("broken", ["supernet.pt", "picks.json", "data.json", "tables/gpu-v100.json", "space.yaml"])
 def test_a_truncated_file_is_one_line_with_its_name(finished: tuple[Path, dict[str, Any]], space_file: Path,
                                                     broken: str) -> None:

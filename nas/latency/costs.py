@@ -40,9 +40,11 @@ def find(target: str) -> Path:
         return Path(target)
     files = known()
     if target not in files:
-        device = target.split("-")[0] if target.startswith("cpu") else "cpu"
-        raise UserError(f"--target {target}: {nearest(target, files)}; to measure this machine: "
-                        f"nas profile --device {device} --space SPACE")
+        from nas.latency.devices.ethos_u import TARGETS  # here: its compiler is only asked for by name
+
+        how = f"to compile for it: nas profile --device {target}" if target in TARGETS else (
+            "to measure this machine: nas profile --device cpu")
+        raise UserError(f"--target {target}: {nearest(target, files)}; {how} --space SPACE")
     return files[target]
 
 

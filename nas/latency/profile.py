@@ -1,9 +1,9 @@
 """Fills a latency table on a device: rows in context, a correction from whole networks, and the check of the sum.
 
-Rows are measured in chunks of random composition, every chunk with its own references (``nas.latency.context``), in
-interleaved rounds (``nas.latency.timing``), and saved chunk by chunk: a run that is killed continues where it was.
-Every measurement carries a yardstick, so that hours of different load fit together (``Steady``).
-The correction is affine in (sum, number of operators), so that folded into the rows it leaves ``sum == whole`` exact.
+Rows come from a bench (``nas.latency.bench``) in chunks of random composition and are saved chunk by chunk: a run that
+is killed continues where it was. On a device that is timed, every chunk has references (``nas.latency.context``) and a
+yardstick of its own, so that hours of different load fit together (``nas.latency.timing``); and its rows are corrected,
+affinely in (sum, number of operators), so that folded into the rows the correction leaves ``sum == whole`` exact.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +25,25 @@ import torch
 import nas
 from nas import genome
 from nas.errors import UserError
-from nas.latency import context
+from nas.files import nearest
 from nas.latency.agreement import agreement, kendall, mape, note
-from nas.latency.context import Context
+from nas.latency.bench import Bench, Clocked, Estimator
 from nas.latency.table import HEADS, LatencyTable, Row, axis
-from nas.latency.timing import Device, Run, Steady, Timing
-from nas.ops import build
+from nas.latency.timing import Device, Steady
 from nas.plan import Layout, OpKey, candidates, plan
 from nas.subnet import Subnet
 
 Progress = Callable[[int, int, float], None]  # rows done, rows in all, seconds left
 CHUNK = 48  # rows whose sessions are in memory at once
-SECONDS_A_GRAPH = 0.15
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
 FITTED_ON = 15  # networks of the correction
 HELD_OUT = 24  # widths between the knots, measured to check the interpolation
-SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threads", "batch", "clock")
-PROTOCOL = "between two 1x1 convolutions, minus half a pair of them on each map; 20th percentile, interleaved"
+SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threads", "batch", "clock",
+        "system_config", "memory_mode")
 
 
-def profile(layout: Layout, table_path: Path, *, device: str | Device = "cpu", threads: int = 1, batch: int = 1,
-            remeasure: bool = False, progress: Progress | None = None, rng_seed: int = 0,
+def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimator = "cpu", threads: int = 1,
+            batch: int = 1, remeasure: bool = False, progress: Progress | None = None, rng_seed: int = 0,
             validate: int = 0) -> dict[str, Any]:
     """Measures what the table lacks for a layout (all of it with ``remeasure``); ``validate`` networks check the sum.
 
@@ -59,14 +56,16 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device = "cpu", t
         keys = candidates(layout)
         empty = LatencyTable(table.name, table.meta)
         todo = (empty if remeasure else table).missing(keys)
-        bench = _bench(layout, table, device, random.Random(rng_seed))
-        _fill(bench, table, table_path, todo, progress)
+        rng = random.Random(rng_seed)
+        bench = _bench(layout, table, device, rng)
+        table.meta |= {"method": bench.method, "protocol": bench.protocol}
+        _fill(bench, table, table_path, rng.sample(todo, len(todo)), progress)
         label, corrections = _label(layout), table.meta["corrections"]
         if todo or label not in corrections:
-            table.meta["knot_error"] = _knot_error(bench, table)
-            corrections[label] = _correct(bench, table, f"correction {rng_seed}")
+            table.meta["knot_error"] = _knot_error(bench, layout, table, rng)
+            corrections[label] = _correct(bench, layout, table, f"correction {rng_seed}") if bench.corrected else None
         if validate:
-            note(table.meta, _validation(bench, table, validate, f"validation {rng_seed}"))
+            note(table.meta, _validation(bench, layout, table, validate, f"validation {rng_seed}"))
         table.save(table_path)
     flagged = sum(row.how == "flagged" for row in table.rows.values())
     return {"table": str(table_path), "rows": len(table.rows), "measured": len(todo), "flagged": flagged,
@@ -74,30 +73,16 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device = "cpu", t
             "validation": table.meta["validation"] if validate else None}
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What every measurement of a profile needs."""
-
-    layout: Layout
-    device: Device
-    steady: Steady
-    rng: random.Random
-
-    def time(self, runs: dict[str, Run]) -> dict[str, Timing]:
-        return self.steady.time(runs, SECONDS_A_GRAPH * len(runs))
-
-    def prepare_network(self, keys: list[OpKey]) -> Run:
-        return self.device.prepare(Subnet(keys), in_ch=self.layout.task.in_ch, size=self.layout.task.size)
-
-
-def _bench(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Bench:
-    """The yardstick is one network of the layout; its first milliseconds are kept, so that later rows fit to them."""
+def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:
+    """The yardstick of a timed device is one network of the layout; its first milliseconds are kept, so that later
+    rows fit to them."""
+    if isinstance(device, Estimator):
+        return device.bench(layout)
     network = Subnet(_plans(layout, 1, "yardstick")[0])
     yardstick = device.prepare(network, in_ch=layout.task.in_ch, size=layout.task.size)
-    reference_ms = table.meta["yardsticks_ms"].get(_label(layout))
-    steady = Steady(yardstick, reference_ms, rng)
+    steady = Steady(yardstick, table.meta["yardsticks_ms"].get(_label(layout)), rng)
     table.meta["yardsticks_ms"][_label(layout)] = steady.reference_ms
-    return Bench(layout, device, steady, rng)
+    return Clocked(layout, device, steady)
 
 
 def _label(layout: Layout) -> str:
@@ -117,21 +102,24 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _device(device: str | Device, threads: int, batch: int) -> Device:
+def _device(device: str | Device | Estimator, threads: int, batch: int) -> Device | Estimator:
     if not isinstance(device, str):
         return device
-    if device != "cpu":
-        raise UserError(f"--device {device}: this machine can measure: cpu")
-    from nas.latency.devices.onnxruntime import Cpu
+    if device == "cpu":
+        from nas.latency.devices.onnxruntime import Cpu
 
-    return Cpu(threads, batch)
+        return Cpu(threads, batch)
+    from nas.latency.devices.ethos_u import TARGETS, EthosU
+
+    if device not in TARGETS:
+        raise UserError(f"--device {device}: {nearest(device, ('cpu', *TARGETS))}")
+    return EthosU(device, threads, batch)
 
 
-def _open(path: Path, device: Device, remeasure: bool) -> LatencyTable:
+def _open(path: Path, device: Device | Estimator, remeasure: bool) -> LatencyTable:
     """The table so far, or a new one; rows of two machines never share a file."""
     conditions = device.conditions()
-    meta = {**conditions, "align": device.align, "method": "measured", "protocol": PROTOCOL,
-            "date": datetime.date.today().isoformat(), "commit": _commit()}
+    meta = {**conditions, "align": device.align, "date": datetime.date.today().isoformat(), "commit": _commit()}
     if not path.exists():
         return LatencyTable(path.stem, {**meta, **_notes({})}, path=path)
     table = LatencyTable.load(path)
@@ -153,18 +141,18 @@ def _notes(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _fill(bench: Bench, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress | None) -> None:
-    queue = bench.rng.sample(todo, len(todo))
+    queue = list(todo)
     attempts: Counter[OpKey] = Counter()
     start = time.monotonic()
     done = 0
     while queue:
         chunk, queue = queue[:CHUNK], queue[CHUNK:]
-        rows = measure_rows(bench, chunk)
+        rows = bench.rows(chunk)
         attempts.update(chunk)
         again = [key for key, row in rows.items() if not _settled(row) and attempts[key] < ATTEMPTS]
         queue += again
         final = {key: rows[key] for key in chunk if key not in again}
-        table.add(row or _isolated(bench, key) for key, row in final.items())
+        table.add(row or bench.alone(key) for key, row in final.items())
         table.save(path)
         done += len(final)
         if progress and done:
@@ -175,44 +163,10 @@ def _settled(row: Row | None) -> bool:
     return row is not None and row.how != "flagged"
 
 
-def context_of(layout: Layout, key: OpKey) -> Context:
-    return Context(key, first=key == layout.stem, last=key.op == layout.head.op or key.op.name in HEADS)
-
-
-def measure_rows(bench: Bench, keys: list[OpKey]) -> dict[OpKey, Row | None]:
-    """One row an operator, ``flagged`` where it was unstable; None where the difference is not above zero."""
-    contexts = [context_of(bench.layout, key) for key in keys]
-    maps = context.maps(contexts)
-    prepare = bench.device.prepare
-    runs = {f"row {i}": prepare(item.module(), in_ch=item.key.in_ch, size=item.key.size)
-            for i, item in enumerate(contexts)}
-    runs |= {f"pair {i}": prepare(context.pair(map_), in_ch=map_.channels, size=map_.size)
-             for i, map_ in enumerate(maps)}
-    timings = bench.time(runs)
-    pairs = {map_: timings[f"pair {i}"].ms for i, map_ in enumerate(maps)}
-    return {item.key: _row(item, timings[f"row {i}"], pairs) for i, item in enumerate(contexts)}
-
-
-def _row(item: Context, timing: Timing, pairs: dict[context.Map, float]) -> Row | None:
-    ms, p10, p90 = (item.difference(value, pairs) for value in (timing.ms, timing.p10_ms, timing.p90_ms))
-    if not ms > 0:
-        return None
-    how = "flagged" if timing.unstable else "measured"
-    return Row.of(item.key, ms=ms, raw_ms=ms, p10_ms=max(0.0, p10), p90_ms=p90, n=timing.n, how=how)
-
-
-def _isolated(bench: Bench, key: OpKey) -> Row:
-    """The operator alone: too high, as it carries a call and both ends, but above zero; flagged."""
-    module = build(key.op, key.in_ch, key.out_ch, key.stride)
-    timing = bench.time({"alone": bench.device.prepare(module, in_ch=key.in_ch, size=key.size)})["alone"]
-    return Row.of(key, ms=timing.ms, raw_ms=timing.ms, p10_ms=timing.p10_ms, p90_ms=timing.p90_ms, n=timing.n,
-                  how="flagged")
-
-
-def _knot_error(bench: Bench, table: LatencyTable) -> dict[str, Any] | None:
+def _knot_error(bench: Bench, layout: Layout, table: LatencyTable, rng: random.Random) -> dict[str, Any] | None:
     """Interpolated against measured at widths that are no knots."""
-    between = [key for key in candidates(bench.layout) if key not in table.rows and key.op.name not in HEADS]
-    rows = measure_rows(bench, bench.rng.sample(between, min(HELD_OUT, len(between))))
+    between = [key for key in candidates(layout) if key not in table.rows and key.op.name not in HEADS]
+    rows = bench.rows(rng.sample(between, min(HELD_OUT, len(between))))
     raw = _raw(table, table.rows.values())
     errors = [abs(raw.ms(key) / row.raw_ms - 1) for key, row in rows.items() if row is not None]
     return {"n": len(errors), "mape": float(np.mean(errors))} if errors else None
@@ -223,13 +177,13 @@ def _raw(table: LatencyTable, rows: Iterable[Row]) -> LatencyTable:
     return LatencyTable(table.name, table.meta, [row.model_copy(update={"ms": row.raw_ms}) for row in rows])
 
 
-def _correct(bench: Bench, table: LatencyTable, seed: str) -> dict[str, Any]:
+def _correct(bench: Bench, layout: Layout, table: LatencyTable, seed: str) -> dict[str, Any]:
     """Fits ``whole = scale * sum + per_op_ms * operators`` on random networks and folds it into the layout's rows."""
-    groups = {axis(key, table.align)[0] for key in candidates(bench.layout)}
+    groups = {axis(key, table.align)[0] for key in candidates(layout)}
     rows = [row for key, row in table.rows.items() if axis(key, table.align)[0] in groups]
     raw = _raw(table, rows)
-    plans = _plans(bench.layout, FITTED_ON, seed)
-    measured = np.mean(_whole(bench, plans), axis=0)
+    plans = _plans(layout, FITTED_ON, seed)
+    measured = np.mean(bench.networks(plans), axis=0)
     sums = np.array([sum(raw.ms_many(keys)) for keys in plans])
     counts = np.array([len(keys) for keys in plans])
     scale, per_op_ms = fit(sums, counts, measured, smallest_ms=min(row.raw_ms for row in rows))
@@ -248,15 +202,15 @@ def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, smallest_ms:
     return float(scale), float(per_op_ms)
 
 
-def _validation(bench: Bench, table: LatencyTable, n: int, seed: str) -> dict[str, Any]:
+def _validation(bench: Bench, layout: Layout, table: LatencyTable, n: int, seed: str) -> dict[str, Any]:
     """Predicted against measured on networks that the correction did not see, and measured against measured again."""
-    plans = _plans(bench.layout, n, seed)
-    first, second = _whole(bench, plans)
+    plans = _plans(layout, n, seed)
+    first, second = bench.networks(plans)
     measured = (first + second) / 2
     predicted = np.array([sum(table.ms_many(keys)) for keys in plans])
     return {**agreement(predicted, measured), "noise_mape": mape(first, second),
-            "noise_kendall": kendall(first, second), "space": bench.layout.space, "size": bench.layout.task.size,
-            "drift": bench.steady.drift, "date": datetime.date.today().isoformat()}
+            "noise_kendall": kendall(first, second), "space": layout.space, "size": layout.task.size,
+            "drift": bench.drift, "date": datetime.date.today().isoformat()}
 
 
 def _plans(layout: Layout, n: int, seed: str) -> list[list[OpKey]]:
@@ -265,12 +219,6 @@ def _plans(layout: Layout, n: int, seed: str) -> list[list[OpKey]]:
     return [plan(layout, genome.sample_thinned(layout, rng)) for _ in range(n)]
 
 
-def _whole(bench: Bench, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds of whole networks, measured twice in the same interleaved rounds."""
-    runs = [bench.prepare_network(keys) for keys in plans]
-    timings = bench.time({f"{i} {half}": run for i, run in enumerate(runs) for half in "ab"})
-    first, second = (np.array([timings[f"{i} {half}"].ms for i in range(len(runs))]) for half in "ab")
-    return first, second
 
 
 def _commit() -> str:

@@ -45,7 +45,7 @@ class Row(BaseModel):
     p10_ms: float = Field(ge=0)
     p90_ms: float = Field(ge=0)
     n: int = Field(ge=1)
-    how: Literal["measured", "solved", "flagged"]
+    how: Literal["measured", "solved", "flagged", "compiled"]
 
     @staticmethod
     def of(key: OpKey, **measured: Any) -> Row:

@@ -11,9 +11,11 @@ from torch import nn
 from nas import genome
 from nas.arch import Op
 from nas.errors import UserError
+from nas.latency import bench as bench_module
 from nas.latency import profile as profile_module
+from nas.latency.bench import Clocked
 from nas.latency.context import Context, Map
-from nas.latency.profile import Bench, fit, measure_rows, profile
+from nas.latency.profile import fit, profile
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady, interleaved, summary
 from nas.ops.layers import ConvBN
@@ -61,19 +63,18 @@ class Clockwork:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_module, "SECONDS_A_GRAPH", 0.001)
+    monkeypatch.setattr(bench_module, "SECONDS_A_GRAPH", 0.001)
 
 
-def bench(tiny: Layout) -> Bench:
-    rng = random.Random(0)
-    return Bench(tiny, Clockwork(), Steady(lambda: 2.0, None, rng), rng)
+def bench(tiny: Layout) -> Clocked:
+    return Clocked(tiny, Clockwork(), Steady(lambda: 2.0, None, random.Random(0)))
 
 
 def test_five_rows_come_out_exactly(tiny: Layout) -> None:
     slot = tiny.slots[2]
     ops = ["ghost(cheap=3, hidden=8, kernel=3, se=0)", "ghost(cheap=3, hidden=24, kernel=3, se=1)", "mbconv(hidden=16)"]
     keys = [tiny.stem, *(OpKey(Op.parse(op), slot.in_ch, slot.out_ch, slot.stride, slot.size) for op in ops), tiny.head]
-    rows = measure_rows(bench(tiny), keys)
+    rows = bench(tiny).rows(keys)
     # stem and head: 1 ms and half a call; 0.1 + 0.08, 0.1 + 0.24 + 0.05, 0.1 + 0.16
     expected = [1.25, 0.18, 0.39, 0.26, 1.25]
     assert [rows[key].ms for key in keys] == pytest.approx(expected)  # type: ignore[union-attr]

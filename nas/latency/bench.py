@@ -1,0 +1,112 @@
+"""What fills a table: a device that is timed, or one whose own compiler counts. ``nas.latency.profile`` drives both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from nas.latency import context
+from nas.latency.context import Context
+from nas.latency.table import HEADS, Row
+from nas.latency.timing import Device, Run, Steady, Timing
+from nas.ops import build
+from nas.plan import Layout, OpKey
+from nas.subnet import Subnet
+
+SECONDS_A_GRAPH = 0.15
+
+
+class Bench(Protocol):
+    """Measures operators and networks of one layout."""
+
+    method: str  # what the figures are, for the table's meta
+    protocol: str  # how they come about, in words
+    corrected: bool  # whether whole networks cost what the sum of the rows does not say
+
+    @property
+    def drift(self) -> float:
+        """How much slower the device is than it was at first."""
+
+    def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:
+        """One row an operator, ``flagged`` where it is not to be trusted; None where it is not above zero."""
+
+    def alone(self, key: OpKey) -> Row:
+        """What stands for a row that never came out above zero."""
+
+    def networks(self, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
+        """Milliseconds of whole networks, twice: the second tells the noise."""
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A device whose own compiler says what a network costs there: nothing is timed, nothing has to run on it."""
+
+    name: str
+    align: int  # as of ``nas.latency.timing.Device``
+
+    def conditions(self) -> dict[str, Any]:
+        """What the figures depend on."""
+
+    def bench(self, layout: Layout) -> Bench:
+        """Ready to compile."""
+
+
+def context_of(layout: Layout, key: OpKey) -> Context:
+    return Context(key, first=key == layout.stem, last=key.op == layout.head.op or key.op.name in HEADS)
+
+
+@dataclass
+class Clocked:
+    """Timed in interleaved rounds beside a yardstick, between convolutions that are taken off again."""
+
+    layout: Layout
+    device: Device
+    steady: Steady
+
+    method = "measured"
+    protocol = "between two 1x1 convolutions, minus half a pair of them on each map; 20th percentile, interleaved"
+    corrected = True
+
+    @property
+    def drift(self) -> float:
+        return self.steady.drift
+
+    def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:
+        contexts = [context_of(self.layout, key) for key in keys]
+        maps = context.maps(contexts)
+        prepare = self.device.prepare
+        runs = {f"row {i}": prepare(item.module(), in_ch=item.key.in_ch, size=item.key.size)
+                for i, item in enumerate(contexts)}
+        runs |= {f"pair {i}": prepare(context.pair(map_), in_ch=map_.channels, size=map_.size)
+                 for i, map_ in enumerate(maps)}
+        timings = self._time(runs)
+        pairs = {map_: timings[f"pair {i}"].ms for i, map_ in enumerate(maps)}
+        return {item.key: _row(item, timings[f"row {i}"], pairs) for i, item in enumerate(contexts)}
+
+    def alone(self, key: OpKey) -> Row:
+        """Too high, as it carries a call and both ends, but above zero; flagged."""
+        module = build(key.op, key.in_ch, key.out_ch, key.stride)
+        timing = self._time({"alone": self.device.prepare(module, in_ch=key.in_ch, size=key.size)})["alone"]
+        return Row.of(key, ms=timing.ms, raw_ms=timing.ms, p10_ms=timing.p10_ms, p90_ms=timing.p90_ms, n=timing.n,
+                      how="flagged")
+
+    def networks(self, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
+        """Both in the same interleaved rounds."""
+        task = self.layout.task
+        runs = [self.device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans]
+        timings = self._time({f"{i} {half}": run for i, run in enumerate(runs) for half in "ab"})
+        first, second = (np.array([timings[f"{i} {half}"].ms for i in range(len(runs))]) for half in "ab")
+        return first, second
+
+    def _time(self, runs: dict[str, Run]) -> dict[str, Timing]:
+        return self.steady.time(runs, SECONDS_A_GRAPH * len(runs))
+
+
+def _row(item: Context, timing: Timing, pairs: dict[context.Map, float]) -> Row | None:
+    ms, p10, p90 = (item.difference(value, pairs) for value in (timing.ms, timing.p10_ms, timing.p90_ms))
+    if not ms > 0:
+        return None
+    how = "flagged" if timing.unstable else "measured"
+    return Row.of(item.key, ms=ms, raw_ms=ms, p10_ms=max(0.0, p10), p90_ms=p90, n=timing.n, how=how)

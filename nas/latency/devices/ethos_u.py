@@ -1,0 +1,196 @@
+"""Arm Ethos-U micro-NPUs, as Arm's own compiler counts them: an estimate of Vela, not a measurement on a device.
+
+An operator is lowered to int8 TFLite between two 1x1 convolutions and compiled as a whole; its row is the sum of the
+cycles of its own operators: alone it would also pay for bringing its maps into and out of the NPU's layout and memory.
+All targets keep maps in SRAM and weights in flash; with maps in DRAM (``Dedicated_Sram``) rows do not add up at 224
+pixels (11 % off over 30 networks of mbconv on the U65), because Vela then decides over the whole network what to keep.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from configparser import ConfigParser
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nas.errors import UserError
+from nas.latency.bench import context_of
+from nas.latency.devices.vela import VERSION, Report, Vela, VelaError
+from nas.latency.table import Row
+from nas.lower.flatbuffer import MISSING
+from nas.lower.tflite import lower
+from nas.plan import Layout, OpKey
+from nas.subnet import Subnet
+
+ANY_SIZE = 2**32  # an arena that the memory mode does not limit: all that 32 bits address
+OPTIONS = """
+[compiler]
+enable_db=true
+output_format=TFLite
+cop_format=COP1
+
+[scheduler]
+optimize=Performance
+arena_size_limit={arena}
+disable_feature=
+cpu_tensor_alignment=16
+tensor_allocator=HillClimb
+"""  # the defaults of Vela's command line
+
+
+@dataclass(frozen=True)
+class Target:
+    """An NPU in the system that Vela's own ``vela.ini`` describes (clock, bandwidth and latency of its memories)."""
+
+    architecture: str
+    macs: int  # a cycle
+    system_config: str
+    memory_mode: str
+
+
+TARGETS = {
+    "ethos-u55-128": Target("EthosU55", 128, "Ethos_U55_High_End_Embedded", "Shared_Sram"),
+    "ethos-u55-256": Target("EthosU55", 256, "Ethos_U55_High_End_Embedded", "Shared_Sram"),
+    "ethos-u65-256": Target("EthosU65", 256, "Ethos_U65_Embedded", "Shared_Sram"),
+    "ethos-u85-256": Target("EthosU85", 256, "Ethos_U85_SYS_Flash_High", "Shared_Sram"),
+}
+
+
+class EthosU:
+    """One of ``TARGETS``; implements ``nas.latency.bench.Estimator``.
+
+    Raises UserError where Vela is missing or of another version, and for more than one image or thread.
+    """
+
+    align = 32  # the depthwise steps at 16 channels, and a Ghost module halves its width: 0.1-1.3 % off between knots
+
+    def __init__(self, name: str, threads: int = 1, batch: int = 1) -> None:
+        if (threads, batch) != (1, 1):
+            raise UserError(f"--device {name}: an NPU runs one image at a time: leave out --threads and --batch")
+        self.name, self.target, self.version = name, TARGETS[name], _installed()
+        self._vela = Vela()
+
+    def conditions(self) -> dict[str, Any]:
+        return {"device": self.name, "processor": f"{self.target.architecture}, {self.target.macs} MACs a cycle",
+                "core_clock_mhz": self._mhz, "runtime": "vela", "runtime_version": self.version,
+                "system_config": self.target.system_config, "memory_mode": self.target.memory_mode,
+                "precision": "int8", "threads": 1, "batch": 1, "clock": "cycles of Vela's performance report"}
+
+    def bench(self, layout: Layout) -> Compiled:
+        return Compiled(layout, self)
+
+    def report(self, module: nn.Module, what: object, *, in_ch: int, size: int) -> Report:
+        """Of a module with typical weights. Raises UserError, which begins with ``what``, where it cannot be had."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = lower(_typical(module), in_ch=in_ch, size=size, calibration=[torch.randn(1, in_ch, size, size)])
+        return self.compile(model, what)
+
+    def compile(self, model: bytes, what: object) -> Report:
+        """Of an int8 TFLite file. Raises UserError, which begins with ``what``."""
+        target = self.target
+        mode = self._ini[f"Memory_Mode.{target.memory_mode}"]
+        config = (f"[architecture]\nmacs={target.macs}\ncores=1\n[vela]\nsystem_config_name={target.system_config}\n"
+                  f"memory_mode_name={target.memory_mode}\n{self._text}")
+        options = OPTIONS.format(arena=mode.get("arena_cache_size", ANY_SIZE))
+        try:
+            report = self._vela.compile(target.architecture, model, config, options)
+        except VelaError as error:
+            raise UserError(f"{what}: {error}") from None
+        if report.cpu_ops or report.cpu_kinds:
+            raise UserError(f"{what}: Vela leaves {', '.join(report.cpu_kinds) or report.cpu_ops} to the CPU, whose "
+                            f"time it does not count: not for {self.name}")
+        if report.cycles <= 0:
+            raise UserError(f"{what}: Vela counts no cycles")
+        return report
+
+    def ms(self, cycles: int) -> float:
+        return cycles / (self._mhz * 1e3)
+
+    @cached_property
+    def _mhz(self) -> float:
+        return float(self._ini[f"System_Config.{self.target.system_config}"]["core_clock"]) / 1e6
+
+    @cached_property
+    def _text(self) -> str:
+        package = importlib.util.find_spec("ethosu")
+        assert package is not None and package.submodule_search_locations is not None
+        return (Path(next(iter(package.submodule_search_locations))) / "config_files/Arm/vela.ini").read_text("utf-8")
+
+    @cached_property
+    def _ini(self) -> ConfigParser:
+        parser = ConfigParser()
+        parser.read_string(self._text)
+        return parser
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Counted by the compiler: the same at every call, so nothing is repeated and nothing corrected."""
+
+    layout: Layout
+    device: EthosU
+
+    method = "vendor-compiler: an estimate of Arm's Vela, not a measurement"
+    protocol = "int8 TFLite, Gaussian weights; cycles of the operator's own part between two 1x1 convolutions"
+    drift = 1.0
+    corrected = False
+
+    def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:
+        return {key: self.alone(key) for key in keys}
+
+    def alone(self, key: OpKey) -> Row:
+        context = context_of(self.layout, key)
+        report = self.device.report(context.module(), key, in_ch=key.in_ch, size=key.size)
+        ms = self.device.ms(own_cycles(report, first=context.first, last=context.last, what=key))
+        return Row.of(key, ms=ms, raw_ms=ms, p10_ms=ms, p90_ms=ms, n=1, how="compiled")
+
+    def networks(self, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
+        task = self.layout.task
+        ms = [self.device.ms(self.device.report(Subnet(keys), f"a network of {len(keys)} operators",
+                                                in_ch=task.in_ch, size=task.size).cycles) for keys in plans]
+        return np.array(ms), np.array(ms)
+
+
+def own_cycles(report: Report, *, first: bool, last: bool, what: object) -> int:
+    """Without the convolution before (unless ``first``) and the one behind (unless ``last``). Raises UserError.
+
+    What copies the graph's input to where the first convolution reads it goes with that convolution.
+    """
+    sources = [source for source, _, _ in report.operators]
+    around = {*(() if first else (min(sources),)), *(() if last else (max(sources),))}
+    if any(kind not in ("Conv2D", "Relu", "MemoryCopy") for source, kind, _ in report.operators if source in around):
+        raise UserError(f"{what}: Vela joins it with the convolutions around it")
+    cycles = sum(cycles for source, _, cycles in report.operators if source not in around)
+    if cycles <= 0:
+        raise UserError(f"{what}: Vela counts no cycles")
+    return cycles
+
+
+def _typical(module: nn.Module) -> nn.Module:
+    """Gaussian weights and plain batch norms: Vela compresses weights, and zeros (as at the start of training) cost
+    it next to nothing; trained networks and Gaussian ones differ by 0.3 % at most."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight)
+        elif isinstance(part, nn.BatchNorm2d):
+            nn.init.ones_(part.weight)
+    return module
+
+
+def _installed() -> str:
+    """Vela's version. Raises UserError for none, and for one whose interface is another."""
+    try:
+        found = version("ethos-u-vela")
+    except PackageNotFoundError:
+        raise UserError(MISSING) from None
+    if not found.startswith(f"{VERSION}."):
+        raise UserError(f"ethos-u-vela {found} is installed, {VERSION}.* is needed: {MISSING.partition(': ')[2]}")
+    return found

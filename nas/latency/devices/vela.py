@@ -1,0 +1,108 @@
+"""Arm's compiler for Ethos-U NPUs (Vela, package ``ethos-u-vela``), in a process of its own.
+
+Vela ends the process that it runs in on input that it cannot read (a segmentation fault), so it runs in a worker: a
+crash there is an error here. The worker imports nothing but Vela, starts in a fraction of a second and ends with us.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+VERSION = "5.2"  # its Python interface is not documented: what is written here is that of this one
+TIMEOUT_S = 600.0
+
+
+class VelaError(Exception):
+    """Vela refused a network or died of it; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What Vela says of a network; its operators' cycles add up to ``cycles``.
+
+    Operators that are left to the CPU count as zero cycles, so a report of any (``cpu_ops``) is no latency.
+    """
+
+    cycles: int
+    operators: tuple[tuple[int, str, int], ...]  # position of its source in the file from 1, kind, cycles
+    cpu_ops: int
+    cpu_kinds: tuple[str, ...]
+
+
+class Vela:
+    """A worker that compiles TFLite files; it is started where it is needed, and again after a crash."""
+
+    def __init__(self) -> None:
+        self._worker: tuple[Any, Connection] | None = None
+
+    def compile(self, architecture: str, model: bytes, config: str, options: str) -> Report:
+        """``config`` and ``options`` as Vela reads them. Raises VelaError."""
+        process, connection = self._worker = self._worker or _start()
+        try:
+            connection.send((architecture, model, config, options))
+            if not connection.poll(TIMEOUT_S):
+                raise EOFError
+            answer = connection.recv()
+        except (EOFError, OSError):
+            process.kill()
+            process.join()
+            self._worker = None
+            raise VelaError(f"Vela died of it (exit status {process.exitcode})") from None
+        if isinstance(answer, str):
+            raise VelaError(f"Vela: {answer}")
+        return Report(*answer)
+
+    def close(self) -> None:
+        """Ends the worker."""
+        if self._worker is not None:
+            process, connection = self._worker
+            connection.close()
+            process.join()
+            self._worker = None
+
+
+def _start() -> tuple[Any, Connection]:
+    spawn = multiprocessing.get_context("spawn")  # a fork would take PyTorch's threads along, half of each
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _serve(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked us is interrupted, and we end with them
+    from ethosu import regor
+
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)  # the C++ core prints its warnings; what they say is in the report
+    os.dup2(silence, 2)
+    while True:
+        try:
+            architecture, model, config, options = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: Any = _report(regor.compile(architecture, model, "TFLITE", config, options=options))
+        except Exception as error:  # of whatever kind the C++ core raises
+            answer = " ".join(str(error).split())[:300] or type(error).__name__
+        connection.send(answer)
+
+
+def _report(compiled: Any) -> tuple[Any, ...]:
+    totals, tables = compiled.perf_report, compiled.opt_database.tables
+    operators = tuple((int(source), str(kind), int(cycles))
+                      for source, kind, cycles in _columns(tables["perf"], "source_id", "operator", "op_cycles"))
+    sources = dict(_columns(tables["source"], "id", "operator"))
+    on_cpu = tuple(sorted({str(sources[str(source)]) for source, kind, _ in operators if kind == "Passthrough"}))
+    return int(totals.totalCycles), operators, int(totals.cpuOps), on_cpu
+
+
+def _columns(table: Any, *names: str) -> list[tuple[Any, ...]]:
+    where = [list(table.header).index(name) for name in names]
+    return [tuple(row[i] for i in where) for row in table.data]

@@ -1,0 +1,312 @@
+"""A module as an int8 TFLite file: what microcontrollers and their NPUs run.
+
+It is made of the same graph as the ONNX file (``nas.lower.emit``: batch norms folded), so that the two are one network.
+ONNX Runtime runs that graph on calibration images; the smallest and largest value of every map give its scale
+(post-training quantisation: asymmetric maps, symmetric weights a channel, 32-bit biases; TFLite's quantisation
+specification, https://ai.google.dev/edge/litert/models/quantization_spec). Maps are [1, H, W, C] in TFLite.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from nas.errors import UserError
+from nas.lower.emit import NoRule, emit
+from nas.lower.flatbuffer import Array, Model, Quantization
+
+SAME, VALID = 0, 1  # Padding of the schema
+NONE, RELU, RELU6 = 0, 1, 3  # ActivationFunctionType
+FUSED = {"Relu": RELU, "Clip": RELU6, "HardSigmoid": NONE}  # what an operator's own output may become
+TAKES = {"Conv": ("Relu", "Clip", "HardSigmoid"), "Gemm": ("Relu", "Clip", "HardSigmoid"), "Add": ("Relu", "Clip")}
+SHARED = ("Concat", "Slice", "Flatten", "Reshape", "GlobalAveragePool")  # one scale for all their maps
+DEAD = 1e-6  # a map that is zero everywhere (SE layers of a few channels die) must not get a scale of zero
+UNIT = Quantization.of(1 / 256, -128)  # of what lies between 0 and 1
+
+
+def lower(module: nn.Module, *, in_ch: int, size: int, calibration: Iterable[Tensor] | None = None) -> bytes:
+    """The file of ``module`` in eval mode: ``input`` [1, size, size, in_ch] int8 -> ``output`` int8.
+
+    ``calibration``: batches [n, in_ch, size, size] as the module gets them; default: 8 of Gaussian noise. Raises
+    UserError, which names the operator, for what has no rule here, and where the ``tflite`` package is missing.
+    """
+    model = Model()
+    try:
+        graph = emit(module, in_ch=in_ch, size=size)
+    except NoRule as error:
+        raise _unknown(str(error)) from None
+    if calibration is None:
+        calibration = [torch.randn(8, in_ch, size, size, generator=torch.Generator().manual_seed(0))]
+    return _Quantizer(graph, model, _maps(graph, calibration)).write()
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A tensor of the ONNX graph: its shape without the batch, its smallest and largest value."""
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+
+    @property
+    def nhwc(self) -> tuple[int, ...]:
+        return (1, *self.shape[1:], self.shape[0]) if len(self.shape) == 3 else (1, *self.shape)
+
+
+@dataclass
+class _Step:
+    """An ONNX node with the activation behind it, where one is fused: ``act`` is the node's kind."""
+
+    node: onnx.NodeProto
+    output: str
+    act: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return str(self.node.op_type)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        found = [onnx.helper.get_attribute_value(a) for a in self.node.attribute if a.name == name]
+        return found[0] if found else default
+
+
+def _unknown(what: str) -> UserError:
+    return UserError(f"int8 TFLite: no rule for the operator {what}; add one to nas/lower/tflite.py")
+
+
+def _maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, _Map]:
+    names = [node.output[0] for node in graph.graph.node]
+    watched = onnx.ModelProto()
+    watched.CopyFrom(graph)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    maps: dict[str, _Map] = {}
+    for batch in calibration:
+        images = batch.numpy()
+        for name, value in zip(["input", *names], [images, *session.run(names, {"input": images})], strict=True):
+            old = maps.get(name, _Map(value.shape[1:], 0.0, 0.0))  # zero is always representable: padding needs it
+            low, high = np.minimum(old.low, value.min()), np.maximum(old.high, value.max())  # these keep a NaN
+            maps[name] = _Map(old.shape, float(low), float(high))
+    if not maps:
+        raise UserError("int8 TFLite: there are no calibration images")
+    if not all(np.isfinite([m.low, m.high]).all() for m in maps.values()):
+        raise UserError("int8 TFLite: the network's maps are not finite on the calibration images")
+    return maps
+
+
+class _Quantizer:
+    """Fuses, chooses the scales, and writes step by step."""
+
+    def __init__(self, graph: onnx.ModelProto, model: Model, maps: dict[str, _Map]) -> None:
+        self.model, self.maps = model, maps
+        self.constants = {w.name: numpy_helper.to_array(w) for w in graph.graph.initializer}
+        self.steps = _fused(graph.graph.node, self.constants)
+        self._scales = _scales(self.steps, maps)
+        self._index: dict[str, int] = {}
+
+    def write(self) -> bytes:
+        self._index["input"] = self.model.tensor("input", self.maps["input"].nhwc, "int8", self._scales["input"])
+        for step in self.steps:
+            RULES[step.kind](self, step)
+        return self.model.serialize([self._index["input"]], [self._index[self.steps[-1].output]])
+
+    def scale(self, name: str) -> Quantization:
+        if name not in self._scales:
+            raise _unknown(f"that reads the constant {name}")
+        return self._scales[name]
+
+    def read(self, name: str) -> int:
+        self.scale(name)
+        return self._index[name]
+
+    def output(self, step: _Step) -> int:
+        """The tensor that a step writes; the last one is called ``output``."""
+        name = "output" if step is self.steps[-1] else step.output
+        index = self.model.tensor(name, self.maps[step.output].nhwc, "int8", self._scales[step.output])
+        self._index[step.output] = index
+        return index
+
+    def ints(self, step: _Step, values: Any) -> int:
+        return self.model.constant(f"{step.output}/const", np.array(values, np.int32))
+
+    def weights(self, step: _Step, weight: Array, bias: Array | None, axis: int) -> tuple[int, int]:
+        """Symmetric 8 bits a channel along ``axis``; the bias in units of input scale times weight scale."""
+        bias = np.zeros(weight.shape[axis], np.float32) if bias is None else bias
+        if step.act == "HardSigmoid":  # x / 6 + 1/2 goes into the weights, the clamp is int8's own saturation
+            weight, bias = weight / 6, bias / 6 + 0.5
+        unit = float(self.scale(step.node.input[0]).scale[0])
+        largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
+        scale = np.maximum.reduce([largest / 127, np.abs(bias) / unit / 2**30, np.full_like(largest, 1e-12)])
+        wide = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        zero = np.zeros(len(scale), np.int64)
+        stored = np.clip(np.rint(weight / wide), -127, 127).astype(np.int8)
+        offset = np.rint(bias / (unit * scale)).astype(np.int32)
+        return (self.model.constant(f"{step.output}/weight", stored, Quantization(scale, zero, axis)),
+                self.model.constant(f"{step.output}/bias", offset, Quantization(unit * scale, zero)))
+
+
+def _fused(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list[_Step]:
+    """Steps in order; raises UserError for an operator that has no rule."""
+    reads = Counter(name for node in nodes for name in node.input)
+    steps: list[_Step] = []
+    maker: dict[str, _Step] = {}
+    for node in nodes:
+        before = maker.get(node.input[0]) if reads[node.input[0]] == 1 else None  # nobody else needs what it made
+        if node.op_type == "Identity" and before is not None:
+            before.output = node.output[0]
+        elif before is not None and _fuses(before, node, constants):
+            before.act, before.output = str(node.op_type), node.output[0]
+            maker[node.output[0]] = before
+        elif node.op_type not in RULES:
+            raise _unknown(node.op_type)
+        else:
+            maker[node.output[0]] = _Step(node, node.output[0])
+            steps.append(maker[node.output[0]])
+    return steps
+
+
+def _fuses(step: _Step, node: onnx.NodeProto, constants: dict[str, Array]) -> bool:
+    if node.op_type == "Clip" and [constants[name].item() for name in node.input[1:]] != [0, 6]:
+        return False
+    return step.act is None and node.op_type in TAKES.get(step.kind, ())
+
+
+def _scales(steps: Sequence[_Step], maps: dict[str, _Map]) -> dict[str, Quantization]:
+    """Of every map; those that an operator passes on unchanged have one for all. Raises UserError for a conflict."""
+    group = {name: {name} for name in ["input", *(step.output for step in steps)]}
+    for step in steps:
+        if step.kind in SHARED:
+            joined = set().union(*(group[name] for name in [*step.node.input, step.output] if name in group))
+            group.update(dict.fromkeys(joined, joined))
+    scales: dict[str, Quantization] = {}
+    unit = {step.output for step in steps if "HardSigmoid" in (step.act, step.kind) or step.kind == "Sigmoid"}
+    for name, members in group.items():
+        low, high = min(maps[m].low for m in members), max(maps[m].high for m in members)
+        fixed = sorted(members & unit)
+        if fixed and (low < 0 or high > 1):
+            raise _unknown(f"that joins {fixed[0]}, between 0 and 1, with a wider map")
+        scale = (high - low if high - low > DEAD else 1.0) / 255
+        scales[name] = UNIT if fixed else Quantization.of(scale, round(-128 - low / scale))
+    return scales
+
+
+Rule = Callable[[_Quantizer, _Step], None]
+RULES: dict[str, Rule] = {}
+
+
+def _rule(*kinds: str) -> Callable[[Rule], Rule]:
+    def add(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(kinds, rule))
+        return rule
+
+    return add
+
+
+@_rule("Conv")
+def _conv(q: _Quantizer, step: _Step) -> None:
+    weight, *bias = (q.constants[name] for name in step.node.input[1:])
+    out, inner, *_ = weight.shape
+    depthwise = step.get("group") > 1 and inner == 1
+    stored = weight.transpose(1, 2, 3, 0) if depthwise else weight.transpose(0, 2, 3, 1)
+    where, padding = _padded(q, step)
+    inputs = [where, *q.weights(step, stored, bias[0] if bias else None, 3 if depthwise else 0)]
+    (stride_h, stride_w), (dilation_h, dilation_w) = step.get("strides"), step.get("dilations")
+    common = {"Padding": padding, "StrideW": stride_w, "StrideH": stride_h, "DilationWFactor": dilation_w,
+              "DilationHFactor": dilation_h, "FusedActivationFunction": FUSED[step.act] if step.act else NONE}
+    if depthwise:
+        q.model.operator("DEPTHWISE_CONV_2D", inputs, [q.output(step)], "DepthwiseConv2DOptions",
+                         DepthMultiplier=out // step.get("group"), **common)
+    else:
+        q.model.operator("CONV_2D", inputs, [q.output(step)], "Conv2DOptions", **common)
+
+
+def _padded(q: _Quantizer, step: _Step) -> tuple[int, int]:
+    """The input map, through a PAD where neither SAME nor VALID pads as PyTorch does (stride 2 on even sides)."""
+    name = step.node.input[0]
+    sides, outs = q.maps[name].shape[1:], q.maps[step.node.output[0]].shape[1:]
+    spans = [d * (k - 1) + 1 for d, k in zip(step.get("dilations"), step.get("kernel_shape"), strict=True)]
+    before = list(step.get("pads")[:2])
+    needed = [(o - 1) * s + span - n for n, o, s, span in zip(sides, outs, step.get("strides"), spans, strict=True)]
+    after = [max(0, total - pad) for total, pad in zip(needed, before, strict=True)]
+    if not any(before):
+        return q.read(name), VALID
+    same = all(o == -(-n // s) and pad == max(0, total) // 2 and pad + rest == max(0, total)
+               for n, o, s, pad, rest, total in zip(sides, outs, step.get("strides"), before, after, needed,
+                                                    strict=True))
+    if same:
+        return q.read(name), SAME
+    margins = [[0, 0], *([b, a] for b, a in zip(before, after, strict=True)), [0, 0]]
+    shape = [1, *(n + b + a for n, (b, a) in zip(sides, margins[1:3], strict=True)), q.maps[name].shape[0]]
+    padded = q.model.tensor(f"{step.output}/pad", shape, "int8", q.scale(name))
+    q.model.operator("PAD", [q.read(name), q.ints(step, margins)], [padded], "PadOptions")
+    return padded, VALID
+
+
+@_rule("Gemm")
+def _gemm(q: _Quantizer, step: _Step) -> None:
+    weight, bias = (q.constants[name] for name in step.node.input[1:])
+    inputs = [q.read(step.node.input[0]), *q.weights(step, weight.T, bias, 0)]
+    q.model.operator("FULLY_CONNECTED", inputs, [q.output(step)], "FullyConnectedOptions",
+                     FusedActivationFunction=FUSED[step.act] if step.act else NONE)
+
+
+@_rule("Add", "Mul")
+def _binary(q: _Quantizer, step: _Step) -> None:
+    inputs = [q.read(name) for name in step.node.input]
+    q.model.operator(step.kind.upper(), inputs, [q.output(step)], f"{step.kind}Options",
+                     FusedActivationFunction=FUSED[step.act] if step.act else NONE)
+
+
+@_rule("HardSwish", "Sigmoid", "Relu")
+def _unary(q: _Quantizer, step: _Step) -> None:
+    code = {"HardSwish": "HARD_SWISH", "Sigmoid": "LOGISTIC", "Relu": "RELU"}[step.kind]
+    q.model.operator(code, [q.read(step.node.input[0])], [q.output(step)])
+
+
+@_rule("Concat")
+def _concat(q: _Quantizer, step: _Step) -> None:
+    axis = step.get("axis") % (1 + len(q.maps[step.output].shape))
+    axis = {0: 0, 1: 3, 2: 1, 3: 2}[axis] if len(q.maps[step.output].shape) == 3 else axis
+    q.model.operator("CONCATENATION", [q.read(name) for name in step.node.input], [q.output(step)],
+                     "ConcatenationOptions", Axis=axis)
+
+
+@_rule("Slice")
+def _slice(q: _Quantizer, step: _Step) -> None:
+    source = q.maps[step.node.input[0]]
+    start, _, dim, stride = (int(q.constants[name][0]) for name in step.node.input[1:])
+    if stride != 1 or len(source.shape) != 3:
+        raise _unknown(f"{step.kind} with a step, or of a vector")
+    begin = [0, 0, 0, 0]
+    begin[{1: 3, 2: 1, 3: 2}[dim]] = start if start >= 0 else source.shape[dim - 1] + start
+    q.model.operator("SLICE", [q.read(step.node.input[0]), q.ints(step, begin),
+                               q.ints(step, q.maps[step.output].nhwc)], [q.output(step)], "SliceOptions")
+
+
+@_rule("Flatten", "Reshape")
+def _flatten(q: _Quantizer, step: _Step) -> None:
+    source, shape = q.maps[step.node.input[0]].shape, q.maps[step.output].nhwc
+    if len(source) == 3 and source[1:] != (1, 1):
+        raise _unknown(f"{step.kind} of a map larger than 1x1, whose order differs in TFLite")
+    q.model.operator("RESHAPE", [q.read(step.node.input[0]), q.ints(step, shape)], [q.output(step)], "ReshapeOptions")
+
+
+@_rule("GlobalAveragePool")
+def _pool(q: _Quantizer, step: _Step) -> None:
+    """Not MEAN, which costs an Ethos-U twice to four times as much (Vela 5.2), for the same numbers."""
+    height, width = q.maps[step.node.input[0]].shape[1:]
+    q.model.operator("AVERAGE_POOL_2D", [q.read(step.node.input[0])], [q.output(step)], "Pool2DOptions", Padding=VALID,
+                     StrideW=1, StrideH=1, FilterWidth=width, FilterHeight=height, FusedActivationFunction=NONE)
