@@ -46,6 +46,12 @@ def load(path: Path, size: int | None = None) -> tuple[onnx.GraphProto, str, dic
     return model.graph, entry.name, _Inference(model, {**weights, entry.name: kind}, small).shapes()
 
 
+def entry_of(path: Path, model: onnx.ModelProto, size: int | None = None) -> tuple[str, Shape]:
+    """Name and shape of the one image that a model takes; raises UserError as ``load`` does."""
+    entry = _input(path, model.graph)
+    return entry.name, _input_shape(path, entry, size)
+
+
 class _Inference:
     """``types`` of all values so far, and ``values`` of those that are small and known."""
 

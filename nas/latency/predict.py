@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from nas.errors import UserError
 from nas.latency.costs import Costs
+from nas.latency.devices import ethos_u
 from nas.latency.fusion import Group
 from nas.latency.kernel_model import KernelModel
 from nas.latency.onnx_trace import UNKNOWN, trace
@@ -15,10 +17,15 @@ from nas.latency.onnx_trace import UNKNOWN, trace
 def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bool = False) -> dict[str, Any]:
     """``ms`` of a call with the target's ``batch``, ``method``, and ``operators`` with ``name``, ``op`` and ``ms``.
 
-    An operator is one launch: a convolution with what is fused into it (``op`` such as ``Conv+Relu``). Raises UserError
-    for a file that cannot be traced, for a target without a kernel model, and for operators that no kernel is known
-    for; with ``allow_unknown`` they are left out of ``ms`` and listed as ``unknown``.
+    On a kernel model an operator is one launch: a convolution with what is fused into it (``op`` such as
+    ``Conv+Relu``). An NPU's compiler is asked for the file itself, as int8. Raises UserError for a file that cannot be
+    traced, for a target that has neither, and for operators that nothing is known of; with ``allow_unknown`` a kernel
+    model leaves them out of ``ms`` and lists them as ``unknown``.
     """
+    if costs.meta["device"] in ethos_u.TARGETS:
+        operators = ethos_u.EthosU(costs.meta["device"]).predict(path, size)
+        return {"ms": math.fsum(ms for _, _, ms in operators), "method": ethos_u.Compiled.method, "batch": 1,
+                "operators": [{"name": name, "op": op, "ms": ms} for name, op, ms in operators], "unknown": []}
     if not isinstance(costs, KernelModel):
         raise UserError(f"{path}: the table {costs.name} has rows for operators of search spaces, none for any ONNX "
                         f"graph; time the file on that device instead: nas measure {path}")

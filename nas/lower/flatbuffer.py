@@ -136,3 +136,15 @@ class Model:
         for value in reversed(values):
             self._builder.PrependUOffsetTRelative(value)
         return int(self._builder.EndVector())
+
+
+def made_by(model: bytes) -> list[tuple[str, str]]:
+    """(name of its output, kind) of every operator of our own file, in order."""
+    import tflite
+
+    kinds = {code: name for name, code in vars(tflite.BuiltinOperator).items() if isinstance(code, int)}
+    file = tflite.Model.GetRootAs(model)
+    graph = file.Subgraphs(0)
+    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    return [(graph.Tensors(operator.Outputs(0)).Name().decode(),
+             kinds[file.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()]) for operator in operators]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -59,3 +60,49 @@ def through_torch(module: nn.Module, *, in_ch: int, size: int, batch: int | str 
         module.train(training)
     assert program is not None
     return program.model_proto
+
+
+def plain(model: onnx.ModelProto, entry: str, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """The same graph with ``input`` of that shape, batch norms folded and constants computed (by ONNX Runtime).
+
+    Raises UserError for what ONNX Runtime does not load.
+    """
+    import onnxruntime
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.input:
+        if value.name == entry:
+            for dim, side in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+                dim.dim_value = side
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "plain.onnx")
+        try:
+            onnxruntime.InferenceSession(fixed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its own classes have no public base
+            raise UserError(f"ONNX Runtime: {str(error).splitlines()[0][:200]}") from None
+        result = onnx.load(options.optimized_model_filepath)
+    for node in result.graph.node:
+        node.input[:] = ["input" if name == entry else name for name in node.input]
+    _join_hard_swish(result.graph)
+    return result
+
+
+def _join_hard_swish(graph: onnx.GraphProto) -> None:
+    """``x * HardSigmoid(x)``, into which ONNX Runtime takes a HardSwish apart, is one again."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for gate in [node for node in graph.node if node.op_type == "HardSigmoid"]:
+        alpha = next((a.f for a in gate.attribute if a.name == "alpha"), 0.2)
+        read = readers.get(gate.output[0], [])
+        if (len(read) == 1 and read[0].op_type == "Mul" and gate.input[0] in read[0].input
+                and abs(alpha - 1 / 6) < 1e-6):
+            read[0].op_type = "HardSwish"
+            read[0].input[:] = [gate.input[0]]
+            graph.node.remove(gate)

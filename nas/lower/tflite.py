@@ -28,8 +28,10 @@ SAME, VALID = 0, 1  # Padding of the schema
 NONE, RELU, RELU6 = 0, 1, 3  # ActivationFunctionType
 FUSED = {"Relu": RELU, "Clip": RELU6, "HardSigmoid": NONE}  # what an operator's own output may become
 TAKES = {"Conv": ("Relu", "Clip", "HardSigmoid"), "Gemm": ("Relu", "Clip", "HardSigmoid"), "Add": ("Relu", "Clip")}
-SHARED = ("Concat", "Slice", "Flatten", "Reshape", "GlobalAveragePool")  # one scale for all their maps
+SHARED = ("Concat", "Slice", "Flatten", "Reshape", "GlobalAveragePool", "ReduceMean", "MaxPool")  # one scale for all
+GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 DEAD = 1e-6  # a map that is zero everywhere (SE layers of a few channels die) must not get a scale of zero
+ONES = (1, 1)
 UNIT = Quantization.of(1 / 256, -128)  # of what lies between 0 and 1
 
 
@@ -47,6 +49,11 @@ def lower(module: nn.Module, *, in_ch: int, size: int, calibration: Iterable[Ten
     if calibration is None:
         calibration = [torch.randn(8, in_ch, size, size, generator=torch.Generator().manual_seed(0))]
     return _Quantizer(graph, model, _maps(graph, calibration)).write()
+
+
+def convert(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> bytes:
+    """The file of any CNN in ONNX that ``nas.lower.onnx.plain`` made plain; else as ``lower``."""
+    return _Quantizer(graph, Model(), _maps(graph, calibration)).write()
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,12 @@ class _Step:
         return str(self.node.op_type)
 
     def get(self, name: str, default: Any = None) -> Any:
-        found = [onnx.helper.get_attribute_value(a) for a in self.node.attribute if a.name == name]
-        return found[0] if found else default
+        return _attribute(self.node, name, default)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    found = [onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name]
+    return found[0] if found else default
 
 
 def _unknown(what: str) -> UserError:
@@ -170,8 +181,8 @@ def _fused(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list
         elif before is not None and _fuses(before, node, constants):
             before.act, before.output = str(node.op_type), node.output[0]
             maker[node.output[0]] = before
-        elif node.op_type not in RULES:
-            raise _unknown(node.op_type)
+        elif node.op_type not in RULES or not _plain(node):
+            raise _unknown(f"{node.op_type} ({node.name or node.output[0]})")
         else:
             maker[node.output[0]] = _Step(node, node.output[0])
             steps.append(maker[node.output[0]])
@@ -182,6 +193,17 @@ def _fuses(step: _Step, node: onnx.NodeProto, constants: dict[str, Array]) -> bo
     if node.op_type == "Clip" and [constants[name].item() for name in node.input[1:]] != [0, 6]:
         return False
     return step.act is None and node.op_type in TAKES.get(step.kind, ())
+
+
+def _plain(node: onnx.NodeProto) -> bool:
+    """Whether the attributes that rules do not read have the values that they take for granted."""
+    if node.op_type == "HardSigmoid":
+        alpha, beta = _attribute(node, "alpha", 0.2), _attribute(node, "beta", 0.5)
+        return abs(alpha - 1 / 6) < 1e-3 and abs(beta - 0.5) < 1e-3
+    if node.op_type == "Gemm":
+        return all(_attribute(node, name, default) == default for name, default in GEMM.items())
+    auto = _attribute(node, "auto_pad", b"NOTSET")
+    return auto == b"NOTSET" and not _attribute(node, "ceil_mode", 0)
 
 
 def _scales(steps: Sequence[_Step], maps: dict[str, _Map]) -> dict[str, Quantization]:
@@ -219,16 +241,17 @@ def _rule(*kinds: str) -> Callable[[Rule], Rule]:
 def _conv(q: _Quantizer, step: _Step) -> None:
     weight, *bias = (q.constants[name] for name in step.node.input[1:])
     out, inner, *_ = weight.shape
-    depthwise = step.get("group") > 1 and inner == 1
+    groups = step.get("group", 1)
+    depthwise = groups > 1 and inner == 1
     stored = weight.transpose(1, 2, 3, 0) if depthwise else weight.transpose(0, 2, 3, 1)
     where, padding = _padded(q, step)
     inputs = [where, *q.weights(step, stored, bias[0] if bias else None, 3 if depthwise else 0)]
-    (stride_h, stride_w), (dilation_h, dilation_w) = step.get("strides"), step.get("dilations")
+    (stride_h, stride_w), (dilation_h, dilation_w) = step.get("strides", ONES), step.get("dilations", ONES)
     common = {"Padding": padding, "StrideW": stride_w, "StrideH": stride_h, "DilationWFactor": dilation_w,
               "DilationHFactor": dilation_h, "FusedActivationFunction": FUSED[step.act] if step.act else NONE}
     if depthwise:
         q.model.operator("DEPTHWISE_CONV_2D", inputs, [q.output(step)], "DepthwiseConv2DOptions",
-                         DepthMultiplier=out // step.get("group"), **common)
+                         DepthMultiplier=out // groups, **common)
     else:
         q.model.operator("CONV_2D", inputs, [q.output(step)], "Conv2DOptions", **common)
 
@@ -237,15 +260,15 @@ def _padded(q: _Quantizer, step: _Step) -> tuple[int, int]:
     """The input map, through a PAD where neither SAME nor VALID pads as PyTorch does (stride 2 on even sides)."""
     name = step.node.input[0]
     sides, outs = q.maps[name].shape[1:], q.maps[step.node.output[0]].shape[1:]
-    spans = [d * (k - 1) + 1 for d, k in zip(step.get("dilations"), step.get("kernel_shape"), strict=True)]
-    before = list(step.get("pads")[:2])
-    needed = [(o - 1) * s + span - n for n, o, s, span in zip(sides, outs, step.get("strides"), spans, strict=True)]
+    spans = [d * (k - 1) + 1 for d, k in zip(step.get("dilations", ONES), _window(q, step), strict=True)]
+    strides = step.get("strides", ONES)
+    before = list(step.get("pads", (0, 0, 0, 0))[:2])
+    needed = [(o - 1) * s + span - n for n, o, s, span in zip(sides, outs, strides, spans, strict=True)]
     after = [max(0, total - pad) for total, pad in zip(needed, before, strict=True)]
-    if not any(before):
+    if not any(before + after):
         return q.read(name), VALID
     same = all(o == -(-n // s) and pad == max(0, total) // 2 and pad + rest == max(0, total)
-               for n, o, s, pad, rest, total in zip(sides, outs, step.get("strides"), before, after, needed,
-                                                    strict=True))
+               for n, o, s, pad, rest, total in zip(sides, outs, strides, before, after, needed, strict=True))
     if same:
         return q.read(name), SAME
     margins = [[0, 0], *([b, a] for b, a in zip(before, after, strict=True)), [0, 0]]
@@ -255,10 +278,16 @@ def _padded(q: _Quantizer, step: _Step) -> tuple[int, int]:
     return padded, VALID
 
 
+def _window(q: _Quantizer, step: _Step) -> tuple[int, ...]:
+    shape = step.get("kernel_shape") or q.constants[step.node.input[1]].shape[2:]
+    return tuple(shape)
+
+
 @_rule("Gemm")
 def _gemm(q: _Quantizer, step: _Step) -> None:
-    weight, bias = (q.constants[name] for name in step.node.input[1:])
-    inputs = [q.read(step.node.input[0]), *q.weights(step, weight.T, bias, 0)]
+    weight, *bias = (q.constants[name] for name in step.node.input[1:])
+    stored = weight if step.get("transB", 0) else weight.T
+    inputs = [q.read(step.node.input[0]), *q.weights(step, stored, bias[0] if bias else None, 0)]
     q.model.operator("FULLY_CONNECTED", inputs, [q.output(step)], "FullyConnectedOptions",
                      FusedActivationFunction=FUSED[step.act] if step.act else NONE)
 
@@ -304,9 +333,29 @@ def _flatten(q: _Quantizer, step: _Step) -> None:
     q.model.operator("RESHAPE", [q.read(step.node.input[0]), q.ints(step, shape)], [q.output(step)], "ReshapeOptions")
 
 
-@_rule("GlobalAveragePool")
+@_rule("GlobalAveragePool", "ReduceMean")
 def _pool(q: _Quantizer, step: _Step) -> None:
     """Not MEAN, which costs an Ethos-U twice to four times as much (Vela 5.2), for the same numbers."""
-    height, width = q.maps[step.node.input[0]].shape[1:]
-    q.model.operator("AVERAGE_POOL_2D", [q.read(step.node.input[0])], [q.output(step)], "Pool2DOptions", Padding=VALID,
+    channels, height, width = q.maps[step.node.input[0]].shape
+    axes = step.get("axes") or [int(axis) for name in step.node.input[1:] for axis in q.constants[name]]
+    if step.kind == "ReduceMean" and sorted(axis % 4 for axis in axes) != [2, 3]:
+        raise _unknown("ReduceMean over anything but height and width")
+    flat = len(q.maps[step.output].shape) == 1
+    pooled = (q.model.tensor(f"{step.output}/pool", (1, 1, 1, channels), "int8", q.scale(step.output)) if flat
+              else q.output(step))
+    q.model.operator("AVERAGE_POOL_2D", [q.read(step.node.input[0])], [pooled], "Pool2DOptions", Padding=VALID,
                      StrideW=1, StrideH=1, FilterWidth=width, FilterHeight=height, FusedActivationFunction=NONE)
+    if flat:
+        q.model.operator("RESHAPE", [pooled, q.ints(step, (1, channels))], [q.output(step)], "ReshapeOptions")
+
+
+@_rule("MaxPool")
+def _max_pool(q: _Quantizer, step: _Step) -> None:
+    if any(step.get("pads", ())) and q.maps[step.node.input[0]].low < 0:
+        raise _unknown("MaxPool with padding of a map that has values below zero")  # what is padded with is zero
+    if len(step.node.output) > 1 or any(d != 1 for d in step.get("dilations", ONES)):
+        raise _unknown("MaxPool with dilation or indices")
+    where, padding = _padded(q, step)
+    (stride_h, stride_w), (height, width) = step.get("strides", ONES), _window(q, step)
+    q.model.operator("MAX_POOL_2D", [where], [q.output(step)], "Pool2DOptions", Padding=padding, StrideW=stride_w,
+                     StrideH=stride_h, FilterWidth=width, FilterHeight=height, FusedActivationFunction=NONE)

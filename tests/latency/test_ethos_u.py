@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from nas import genome
 from nas.arch import Op
 from nas.errors import UserError
 from nas.files import folder
@@ -20,12 +21,15 @@ from nas.latency import profile as profile_module
 from nas.latency.devices import ethos_u
 from nas.latency.devices.ethos_u import TARGETS, EthosU, own_cycles
 from nas.latency.devices.vela import Report
+from nas.latency.predict import predict
 from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
+from nas.lower.onnx import export
 from nas.lower.tflite import lower
 from nas.ops.layers import ConvBN
-from nas.plan import Layout, OpKey, Task, candidates, layout
+from nas.plan import Layout, OpKey, Task, candidates, layout, plan
 from nas.space import Space
+from nas.subnet import Subnet
 
 MISSING = not all(importlib.util.find_spec(package) for package in ("ethosu", "tflite"))
 needs_vela = pytest.mark.skipif(MISSING, reason="needs the extra: pip install '.[npu]'")
@@ -173,3 +177,26 @@ def test_shipped_rows_are_what_is_compiled_today(target: str) -> None:
     small = [key for key in candidates(plan) if key in table.rows and key.in_ch < 50]
     keys = random.Random(0).sample(small, 4)
     assert device.bench(plan).rows(keys) == {key: table.rows[key] for key in keys}
+
+
+@needs_vela
+def test_a_file_costs_what_vela_counts_for_the_network(tmp_path: Path, tiny: Layout) -> None:
+    costs = LatencyTable("npu", {"device": "ethos-u55-128"})
+    device = EthosU("ethos-u55-128")
+    network = Subnet(plan(tiny, genome.sample(tiny, random.Random(1))))
+    export(network, tmp_path / "m.onnx", in_ch=3, size=16, metadata={})
+    noise = torch.randn((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    whole = device.ms(device.compile(lower(network, in_ch=3, size=16, calibration=[noise]), "whole").cycles)
+    result = predict(tmp_path / "m.onnx", costs)
+    assert result["ms"] == pytest.approx(whole) == pytest.approx(sum(one["ms"] for one in result["operators"]))
+    assert result["operators"][0]["op"] in ("CONV_2D", "PAD") and "estimate" in result["method"]
+
+
+@needs_vela
+def test_a_file_with_an_operator_without_a_rule_is_one_line(tmp_path: Path) -> None:
+    from nas.lower.onnx import through_torch
+
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AvgPool2d(2))
+    (tmp_path / "m.onnx").write_bytes(through_torch(module, in_ch=3, size=16).SerializeToString())
+    with pytest.raises(UserError, match=r"m\.onnx: int8 TFLite: no rule for the operator AveragePool"):
+        predict(tmp_path / "m.onnx", LatencyTable("npu", {"device": "ethos-u55-128"}))

@@ -18,7 +18,8 @@ from nas.subnet import build as build_network
 tflite = pytest.importorskip("tflite", reason="needs the extra: pip install '.[npu]'")
 pytest.importorskip("ai_edge_litert", reason="needs the extra: pip install '.[npu]'")
 
-from nas.lower.tflite import lower  # noqa: E402
+from nas.lower.onnx import plain, through_torch  # noqa: E402
+from nas.lower.tflite import convert, lower  # noqa: E402
 from nas.verify import Disagreement, check_tflite, run_tflite  # noqa: E402
 
 SHAPES = [(8, 8, 1), (8, 16, 2), (8, 13, 2)]
@@ -146,6 +147,44 @@ class Odd(nn.Module):
 def test_what_has_no_rule_is_named(function: object, named: str) -> None:
     with pytest.raises(UserError, match=f"no rule for the operator .*{named}"):
         lower(Odd(function), in_ch=3, size=4)
+
+
+class Foreign(nn.Module):
+    """What other people's networks have: a padded max pool, hard swish in pieces, groups, a mean, a linear layer."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), pool)
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=2), nn.Hardswish(), nn.Conv2d(8, 8, 1), nn.SiLU())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Hardsigmoid())
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.body(x)
+        return self.head((x * self.gate(x)).mean((2, 3)))
+
+
+def from_onnx(module: nn.Module, x: torch.Tensor) -> bytes:
+    exported = through_torch(module, in_ch=x.shape[1], size=x.shape[2])
+    return convert(plain(exported, "input", (1, *x.shape[1:])), [x[:1], x[1:2]])
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2)], ids=str)
+def test_a_foreign_onnx_file_is_within_8_bits_of_torch(pool: nn.Module) -> None:
+    torch.manual_seed(0)
+    module, x = settled(Foreign(pool)), images(2, 3, 24, 24)
+    model = from_onnx(module, x)
+    assert check_tflite(model, module, x).sqnr_db > 25
+    assert {"MAX_POOL_2D", "HARD_SWISH", "LOGISTIC", "FULLY_CONNECTED"} <= set(operators(model))
+
+
+@pytest.mark.parametrize(("module", "named"), [
+    (nn.MaxPool2d(3, 2, 1), "below zero"), (nn.MaxPool2d(3, 2, ceil_mode=True), "MaxPool"),
+    (nn.AvgPool2d(2), "AveragePool"), (nn.Hardtanh(0, 5), "Clip")], ids=str)
+def test_a_foreign_operator_without_a_rule_is_named(module: nn.Module, named: str) -> None:
+    with pytest.raises(UserError, match=f"no rule for the operator .*{named}"):
+        from_onnx(nn.Sequential(nn.Conv2d(3, 4, 1), module), images(2, 3, 8, 8))
 
 
 def test_bad_calibration_is_refused() -> None:

@@ -9,6 +9,7 @@ pixels (11 % off over 30 networks of mbconv on the U65), because Vela then decid
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from configparser import ConfigParser
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
 from nas.errors import UserError
+from nas.latency import onnx_shapes
 from nas.latency.bench import context_of
 from nas.latency.devices.vela import VERSION, Report, Vela, VelaError
 from nas.latency.table import Row
-from nas.lower.flatbuffer import MISSING
-from nas.lower.tflite import lower
+from nas.lower.flatbuffer import MISSING, made_by
+from nas.lower.onnx import plain
+from nas.lower.tflite import convert, lower
 from nas.plan import Layout, OpKey
 from nas.subnet import Subnet
 
@@ -110,6 +114,23 @@ class EthosU:
         if report.cycles <= 0:
             raise UserError(f"{what}: Vela counts no cycles")
         return report
+
+    def predict(self, path: Path, size: int | None = None) -> list[tuple[str, str, float]]:
+        """(name, kind, ms) of every operator of any CNN in ONNX, as int8 TFLite with scales from Gaussian images.
+
+        ``size`` is the side of the input where it is open. Raises UserError, which names file and operator.
+        """
+        _, entry, shapes = onnx_shapes.load(path, size)
+        try:
+            noise = torch.randn(shapes[entry], generator=torch.Generator().manual_seed(0))
+            model = convert(plain(onnx.load(path), entry, shapes[entry]), [noise])
+        except (UserError, OSError, onnx.checker.ValidationError) as error:
+            raise UserError(f"{path}: {error}") from None
+        made = dict(enumerate(made_by(model), 1))
+        cycles: Counter[tuple[str, str]] = Counter()
+        for source, kind, count in self.compile(model, path).operators:
+            cycles[made.get(source, (f"of Vela: {kind}", kind))] += count
+        return [(name, kind, self.ms(count)) for (name, kind), count in cycles.items()]
 
     def ms(self, cycles: int) -> float:
         return cycles / (self._mhz * 1e3)
