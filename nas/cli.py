@@ -293,7 +293,8 @@ def targets(as_json: Json = False) -> None:
 
         return list(known())
 
-    print_result(work, as_json, _rows)
+    shown = ("name", "device", "processor", "runtime", "precision", "batch", "threads", "date", "checked", "error")
+    print_result(work, as_json, lambda targets: _rows([{k: one[k] for k in shown if k in one} for one in targets]))
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -92,4 +92,17 @@ def _describe(name: str, path: Path) -> dict[str, Any]:
         return {"name": name, "file": str(path), "error": str(error)}
     rows = len(costs.rows) if isinstance(costs, LatencyTable) else None
     kind = "table" if isinstance(costs, LatencyTable) else "kernel-model"
-    return {"name": name, "kind": kind, **{key: costs.meta.get(key) for key in FIELDS}, "rows": rows, "file": str(path)}
+    return {"name": name, "kind": kind, **{key: costs.meta.get(key) for key in FIELDS}, "rows": rows,
+            "checked": _checked(costs.meta), "file": str(path)}
+
+
+def _checked(meta: dict[str, Any]) -> str | None:
+    """How far off the figures were where that was last tried; None also where an edited file does not say it so."""
+    try:
+        if last := meta.get("validation"):
+            noise = f", noise {last['noise_mape']:.1%}" if "noise_mape" in last else ""
+            where = f" ({last['space']} at {last['size']})" if "space" in last else ""
+            return f"{last['mape']:.1%} off over {last['n']} networks{where}{noise}"
+        return f"{meta['held_out']['groups']['mape_%']:.1f}% off over held-out kernels"
+    except (KeyError, TypeError, ValueError):
+        return None

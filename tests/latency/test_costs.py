@@ -1,6 +1,7 @@
 """Which file a target is, and what is said of those that are not there."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,17 @@ def test_targets_are_described_and_a_broken_one_hides_none() -> None:
     expected = {"kind": "table", "batch": 8, "threads": 2, "rows": 0, "method": "measured"}
     assert expected.items() <= listed["mine"].items()
     assert "broken.json" in listed["broken"]["error"]
+
+
+@pytest.mark.parametrize(("meta", "said"), [
+    ({}, None), ({"validation": {"mape": "?", "n": 3}}, None), ({"held_out": []}, None),
+    ({"validation": {"mape": 0.0123, "n": 30, "space": "ghost", "size": 32, "noise_mape": 0.01}},
+     "1.2% off over 30 networks (ghost at 32), noise 1.0%"),
+    ({"validation": {"mape": 0.2, "n": 4}}, "20.0% off over 4 networks"),
+    ({"held_out": {"groups": {"mape_%": 10.41}}}, "10.4% off over held-out kernels")], ids=str)
+def test_a_target_says_how_far_off_it_was(meta: dict[str, Any], said: str | None) -> None:
+    save("mine", **meta)
+    assert next(target for target in costs.targets() if target["name"] == "mine")["checked"] == said
 
 
 def test_names_of_files() -> None:
