@@ -17,8 +17,9 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.files import write_atomic
 from nas.latency.costs import is_local
-from nas.latency.devices.onnxruntime import measure
-from nas.latency.profile import one_torch_thread
+from nas.latency.devices.onnxruntime import Cpu
+from nas.latency.profile import check
+from nas.latency.table import LatencyTable
 from nas.lower import tflite
 from nas.lower.onnx import export
 from nas.plan import macs, params, plan
@@ -98,7 +99,8 @@ def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     agreement = check_onnx(path, model, in_ch=data.in_ch, size=size)
     measured = {target: _measured(scene, target, path) for target in scene.costs}
     return {"onnx": str(path), "max_abs_diff": agreement.max_abs_diff, "relative_diff": agreement.relative,
-            "measured_ms": one_or_all(measured)}
+            "measured_ms": one_or_all({target: ms for target, (ms, _) in measured.items()}),
+            "drift": one_or_all({target: drift for target, (_, drift) in measured.items()})}
 
 
 def to_tflite(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
     return {"id": arch.id, "arch": arch.to_json(), "fine_tuned": fine_tuned,
             "select_accuracy": select.accuracy, "select_loss": select.loss, "accuracy": test.accuracy,
             "accuracy_se": test.accuracy_se, "test_images": test.n, "ms": ms, "worst_ms": ms,
-            "measured_ms": written["measured_ms"], "max_abs_diff": written["max_abs_diff"],
+            "measured_ms": written["measured_ms"], "drift": written["drift"], "max_abs_diff": written["max_abs_diff"],
             "relative_diff": written["relative_diff"], "macs": sum(macs(key) for key in keys),
             "params": sum(params(key) for key in keys), "exits": [], "onnx": name + ONNX,
             "provenance": {"run": scene.run.path.name, "space": scene.config.space, "data": scene.data.name,
@@ -180,10 +182,10 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
                            "environment": scene.run.read_json("environment.json")}}
 
 
-def _measured(scene: Scene, target: str, path: Path) -> float | None:
-    """Milliseconds on this machine if it is the target, at the target's threads and batch; None elsewhere."""
+def _measured(scene: Scene, target: str, path: Path) -> tuple[float | None, float | None]:
+    """(ms, drift) on this machine if it is the target, at its threads and batch, beside the table's yardstick."""
     costs = scene.costs[target]
-    if not is_local(costs):
-        return None
-    with one_torch_thread():
-        return measure(path, threads=int(costs.meta["threads"]), batch=int(costs.meta["batch"])).ms
+    if not isinstance(costs, LatencyTable) or not is_local(costs):
+        return None, None
+    device = Cpu(int(costs.meta["threads"]), int(costs.meta["batch"]))
+    return check(device.load(path), scene.layout, costs, device)

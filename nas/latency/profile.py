@@ -29,7 +29,7 @@ from nas.files import nearest
 from nas.latency.agreement import agreement, kendall, mape, note
 from nas.latency.bench import Bench, Clocked, Estimator
 from nas.latency.table import HEADS, LatencyTable, Row, axis
-from nas.latency.timing import Device, Steady
+from nas.latency.timing import Device, Run, Steady, interleaved
 from nas.plan import Layout, OpKey, candidates, plan
 from nas.subnet import Subnet
 
@@ -37,6 +37,7 @@ Progress = Callable[[int, int, float], None]  # rows done, rows in all, seconds 
 CHUNK = 48  # rows whose sessions are in memory at once
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
 FITTED_ON = 15  # networks of the correction
+CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # of one finished network
 HELD_OUT = 24  # widths between the knots, measured to check the interpolation
 SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threads", "batch", "clock",
         "system_config", "memory_mode")
@@ -73,16 +74,33 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
             "validation": table.meta["validation"] if validate else None}
 
 
+def check(run: Run, layout: Layout, table: LatencyTable, device: Device) -> tuple[float, float | None]:
+    """(ms, drift) of a network of the layout on the device of the table, as fast as the device was for the table.
+
+    The table's yardstick runs beside it, and ``drift`` is how much slower that is now; None, and the milliseconds as
+    they are, for a layout that the table has no yardstick of.
+    """
+    rng = random.Random(0)
+    with one_torch_thread():
+        if table.meta.get("yardsticks_ms", {}).get(_label(layout)) is None:
+            return interleaved({"": run}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS)[""].ms, None
+        steady = _steady(layout, table, device, rng)
+        return steady.time({"": run}, CHECKED_S, CHECKED_ROUNDS)[""].ms, steady.drift
+
+
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:
-    """The yardstick of a timed device is one network of the layout; its first milliseconds are kept, so that later
-    rows fit to them."""
     if isinstance(device, Estimator):
         return device.bench(layout)
-    network = Subnet(_plans(layout, 1, "yardstick")[0])
-    yardstick = device.prepare(network, in_ch=layout.task.in_ch, size=layout.task.size)
-    steady = Steady(yardstick, table.meta["yardsticks_ms"].get(_label(layout)), rng)
+    steady = _steady(layout, table, device, rng)
     table.meta["yardsticks_ms"][_label(layout)] = steady.reference_ms
     return Clocked(layout, device, steady)
+
+
+def _steady(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
+    """The yardstick is one network of the layout; its first milliseconds are kept, so that later rows fit to them."""
+    network = Subnet(_plans(layout, 1, "yardstick")[0])
+    yardstick = device.prepare(network, in_ch=layout.task.in_ch, size=layout.task.size)
+    return Steady(yardstick, table.meta["yardsticks_ms"].get(_label(layout)), rng)
 
 
 def _label(layout: Layout) -> str:

@@ -75,9 +75,10 @@ class Steady:
         alone = interleaved({"": yardstick}, seconds=1.0, rng=rng, max_rounds=200)[""].ms if reference_ms is None else 0
         self.reference_ms = reference_ms or alone
 
-    def time(self, runs: Mapping[str, Run], seconds: float) -> dict[str, Timing]:
+    def time(self, runs: Mapping[str, Run], seconds: float, max_rounds: int = 40) -> dict[str, Timing]:
         """``interleaved``, scaled; ``drift`` is then how much slower than at the reference the device was."""
-        timings = interleaved({**runs, "yardstick": self._yardstick}, seconds=seconds, rng=self._rng)
+        timings = interleaved({**runs, "yardstick": self._yardstick}, seconds=seconds, rng=self._rng,
+                              max_rounds=max_rounds)
         self.drift = timings.pop("yardstick").ms / self.reference_ms
         return {name: timing.scaled(1 / self.drift) for name, timing in timings.items()}
 

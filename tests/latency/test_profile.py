@@ -40,8 +40,9 @@ class Clockwork:
     name = "clockwork"
     align = 32
 
-    def __init__(self, processor: str = "gears", stop_after: int | None = None, slack: float = 0.0) -> None:
-        self.processor, self.stop_after, self.slack = processor, stop_after, slack
+    def __init__(self, processor: str = "gears", stop_after: int | None = None, slack: float = 0.0,
+                 slower: float = 1.0) -> None:
+        self.processor, self.stop_after, self.slack, self.slower = processor, stop_after, slack, slower
         self.measured: list[Block] = []
 
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Any:
@@ -54,7 +55,7 @@ class Clockwork:
             raise KeyboardInterrupt
         ms = CALL_MS + sum(known_ms(p) - self.slack if isinstance(p, Block) else 0.02 * p.conv.in_channels
                            for p in parts if isinstance(p, Block | ConvBN))
-        return lambda: ms
+        return lambda: ms * self.slower
 
     def conditions(self) -> dict[str, Any]:
         return {"device": "clockwork", "processor": self.processor, "runtime": "spring", "runtime_version": "1",
@@ -68,6 +69,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench(tiny: Layout) -> Clocked:
     return Clocked(tiny, Clockwork(), Steady(lambda: 2.0, None, random.Random(0)))
+
+
+def test_a_finished_network_is_as_fast_as_the_device_was(tiny: Layout, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_module, "CHECKED_S", 0.001)
+    profile(tiny, tmp_path / "t.json", device=Clockwork())
+    table = LatencyTable.load(tmp_path / "t.json")
+    slow = Clockwork(slower=1.3)
+    assert profile_module.check(lambda: 2.6, tiny, table, slow) == pytest.approx((2.0, 1.3))
+    table.meta["yardsticks_ms"] = {}  # as for a layout that was not profiled
+    assert profile_module.check(lambda: 2.6, tiny, table, slow) == (2.6, None)
 
 
 def test_five_rows_come_out_exactly(tiny: Layout) -> None:

@@ -35,6 +35,10 @@ class Cpu:
         model = lower(module, in_ch=in_ch, size=size)
         return timed(session(model.SerializeToString(), self.threads), self.batch, clock(self.threads)[1])
 
+    def load(self, path: Path) -> Run:
+        """A finished ONNX file. Raises UserError for one that ONNX Runtime does not load."""
+        return timed(session(path, self.threads), self.batch, clock(self.threads)[1])
+
     def conditions(self) -> dict[str, Any]:
         return conditions(self.threads, self.batch)
 
