@@ -3,8 +3,9 @@
     python benchmarks/latency.py --space ghost --size 32 --table /tmp/cpu.json
 
 Fills the table as ``nas profile`` does, then draws networks that neither rows nor correction have seen and measures
-each twice in the same interleaved rounds. Their mean is predicted by the table, by the operators timed alone, and by a
-line through the MACs of other networks. The floor is the one measurement as a prediction of the other.
+each twice in the same interleaved rounds, beside the table's yardstick (``nas.latency.timing.Steady``). Their mean is
+predicted by the table, by the operators timed alone, and by a line through the MACs of other networks. The floor is the
+one measurement as a prediction of the other.
 """
 
 import argparse
@@ -17,9 +18,9 @@ from scipy.stats import kendalltau
 
 from nas import genome
 from nas.latency.devices.onnxruntime import Cpu
-from nas.latency.profile import one_torch_thread, profile
+from nas.latency.profile import one_torch_thread, profile, yardstick_of
 from nas.latency.table import LatencyTable
-from nas.latency.timing import Run, interleaved
+from nas.latency.timing import Run, Steady
 from nas.ops import build
 from nas.plan import Layout, OpKey, Task, layout, macs, plan
 from nas.space import Space
@@ -55,9 +56,10 @@ def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: 
     rng = random.Random(f"benchmark {seed}")
     drawn = [plan(plan_, genome.sample_thinned(plan_, rng)) for _ in range(count + FITTED_ON)]
     nets, others = drawn[:count], drawn[count:]
-    first, second, fitted_on = _measured(plan_, device, nets, others, rng)
-    measured = (first + second) / 2
-    alone = _alone(device, {key for keys in nets for key in keys}, rng)
+    steady = yardstick_of(plan_, table, device, rng)
+    first, second, fitted_on = _measured(plan_, device, nets, others, steady)
+    measured, drift = (first + second) / 2, steady.drift
+    alone = _alone(device, {key for keys in nets for key in keys}, steady)
     line = np.polyfit([_macs(keys) for keys in others], fitted_on, 1)
     predictions = {
         "the same measured again": (first, second),
@@ -65,7 +67,8 @@ def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: 
         "operators alone": (np.array([sum(alone[key] for key in keys) for keys in nets]), measured),
         "line through MACs": (np.polyval(line, [_macs(keys) for keys in nets]), measured),
     }
-    print(f"{count} networks, {measured.min():.3f} .. {measured.max():.3f} ms")
+    print(f"{count} networks, {measured.min():.3f} .. {measured.max():.3f} ms; the machine took {drift:.2f} times as "
+          "long as for the table")
     for name, (predicted, truth) in predictions.items():
         error = predicted / truth - 1
         print(f"  {name:24} MAPE {np.abs(error).mean():7.2%}  bias {error.mean():+7.2%}  "
@@ -73,26 +76,26 @@ def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: 
 
 
 def _measured(plan_: Layout, device: Cpu, nets: list[list[OpKey]], others: list[list[OpKey]],
-              rng: random.Random) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+              steady: Steady) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     def prepared(keys: list[OpKey]) -> Run:
         return device.prepare(Subnet(keys), in_ch=plan_.task.in_ch, size=plan_.task.size)
 
     ready = [prepared(keys) for keys in nets]
     runs = {f"{half} {i}": run for i, run in enumerate(ready) for half in "ab"}
     runs |= {f"c {i}": prepared(keys) for i, keys in enumerate(others)}
-    timings = interleaved(runs, seconds=SECONDS_A_GRAPH * len(runs), rng=rng)
+    timings = steady.time(runs, SECONDS_A_GRAPH * len(runs))
     first, second = (np.array([timings[f"{half} {i}"].ms for i in range(len(nets))]) for half in "ab")
     return first, second, np.array([timings[f"c {i}"].ms for i in range(len(others))])
 
 
-def _alone(device: Cpu, keys: set[OpKey], rng: random.Random) -> dict[OpKey, float]:
+def _alone(device: Cpu, keys: set[OpKey], steady: Steady) -> dict[OpKey, float]:
     """Every operator as a graph of its own, in rounds of a hundred."""
     ordered, result = sorted(keys, key=str), {}
     for start in range(0, len(ordered), 100):
         part = ordered[start : start + 100]
         runs = {str(i): device.prepare(build(key.op, key.in_ch, key.out_ch, key.stride), in_ch=key.in_ch, size=key.size)
                 for i, key in enumerate(part)}
-        timings = interleaved(runs, seconds=0.1 * len(runs), rng=rng)
+        timings = steady.time(runs, 0.1 * len(runs))
         result |= {key: timings[str(i)].ms for i, key in enumerate(part)}
     return result
 

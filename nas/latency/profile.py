@@ -84,19 +84,19 @@ def check(run: Run, layout: Layout, table: LatencyTable, device: Device) -> tupl
     with one_torch_thread():
         if table.meta.get("yardsticks_ms", {}).get(_label(layout)) is None:
             return interleaved({"": run}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS)[""].ms, None
-        steady = _steady(layout, table, device, rng)
+        steady = yardstick_of(layout, table, device, rng)
         return steady.time({"": run}, CHECKED_S, CHECKED_ROUNDS)[""].ms, steady.drift
 
 
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:
     if isinstance(device, Estimator):
         return device.bench(layout)
-    steady = _steady(layout, table, device, rng)
+    steady = yardstick_of(layout, table, device, rng)
     table.meta["yardsticks_ms"][_label(layout)] = steady.reference_ms
     return Clocked(layout, device, steady)
 
 
-def _steady(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
+def yardstick_of(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
     """The yardstick is one network of the layout; its first milliseconds are kept, so that later rows fit to them."""
     network = Subnet(_plans(layout, 1, "yardstick")[0])
     yardstick = device.prepare(network, in_ch=layout.task.in_ch, size=layout.task.size)
