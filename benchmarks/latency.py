@@ -1,6 +1,6 @@
 """Predicted against measured latency of whole random networks on this machine's CPU, beside the noise floor.
 
-    python benchmarks/latency.py --space ghost --size 32 --table /tmp/cpu.json
+    python benchmarks/latency.py --space ghost --size 32 --table cpu32.json
 
 Fills the table as ``nas profile`` does, then draws networks that neither rows nor correction have seen and measures
 each twice in the same interleaved rounds, beside the table's yardstick (``nas.latency.timing.Steady``). Their mean is
