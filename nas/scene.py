@@ -24,7 +24,7 @@ from nas.select.ilp import below
 from nas.select.problem import Cost, Problem, budgets
 from nas.space import Space
 from nas.train import loop
-from nas.train.data import Data, load, recorded
+from nas.train.data import Data, description, load, recorded
 
 OWN = "cpu"  # the target that is this machine: its table is made where there is none
 
@@ -136,10 +136,9 @@ def _same_data(run: Run, data: Data) -> None:
     """Splits and provenance, recorded at the start; raises UserError if the images changed since."""
     if not run.has("data.json"):
         run.write_json("splits.json", data.indices)
-        run.write_json("data.json", {"name": data.name, "classes": list(data.classes), "size": data.size,
-                                     "mean": list(data.mean), "std": list(data.std), **data.source})
-    recorded = run.read_json("data.json")
-    before = recorded.get("fingerprint") if isinstance(recorded, dict) else None
+        run.write_json("data.json", description(data))
+    described = run.read_json("data.json")
+    before = described.get("fingerprint") if isinstance(described, dict) else None
     if before != data.source["fingerprint"]:
         raise UserError(f"{run.path}: began with other images (fingerprint {before}, now "
                         f"{data.source['fingerprint']}); give another --run, or put the images back")

@@ -37,6 +37,7 @@ from nas.select import scores as fits
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.select.problem import Cost, Limits, Problem, Scores
+from nas.show import targets_of
 from nas.supernet.gates import RELAXATIONS, position
 from nas.train import augment, finetune, loop, search_loop
 
@@ -97,7 +98,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
     place, wanted = _wanted(fronts, arch_id, budget_ms)
-    scene = recorded_scene(config, run, _targets(fronts[place]), images=kind == "tflite")
+    scene = recorded_scene(config, run, targets_of(fronts[place]), images=kind == "tflite")
     predicted = {card["id"]: card["ms"] for card in _cards(fronts[place])}
     files = []
     with progress.task("export", len(wanted)) as task:
@@ -334,10 +335,6 @@ def _cards(front: dict[str, Any]) -> list[dict[str, Any]]:
     return [*front["front"], *front["dominated"]]
 
 
-def _targets(front: dict[str, Any]) -> list[str]:
-    return [front["target"]] if isinstance(front["target"], str) else list(front["target"])
-
-
 def _wanted(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: float | None) -> tuple[str, list[str]]:
     """(place, ids): an id is looked for in the search's own picks, then in each selection's."""
     if arch_id is not None:
@@ -346,7 +343,7 @@ def _wanted(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: f
                 return place, [arch_id]
         known = dict.fromkeys(card["id"] for front in fronts.values() for card in _cards(front))
         raise UserError(f"--arch {arch_id}: no such pick; there are {', '.join(known)}")
-    cards, target = _cards(fronts[""]), _targets(fronts[""])[0]
+    cards, target = _cards(fronts[""]), targets_of(fronts[""])[0]
     if budget_ms is None:
         return "", [card["id"] for card in cards]
     within = [card for card in fronts[""]["front"] if _ms(card, target) <= budget_ms]

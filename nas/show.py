@@ -38,6 +38,11 @@ def front(result: Mapping[str, Any]) -> None:
     line(str(result["run"]))
 
 
+def targets_of(result: Mapping[str, Any]) -> list[str]:
+    """Of a front, whose ``target`` is one name or a list of several."""
+    return result["target"] if isinstance(result["target"], list) else [result["target"]]
+
+
 def line(text: str) -> None:
     print(text)
 
@@ -59,7 +64,7 @@ def cell(value: Any) -> str:
 
 def _unmeasured(result: Mapping[str, Any]) -> list[str]:
     """Targets that this machine is not."""
-    targets = result["target"] if isinstance(result["target"], list) else [result["target"]]
+    targets = targets_of(result)
     measured = [point.get("measured_ms") for point in result["front"]]
     values = {target: [one.get(target) if isinstance(one, Mapping) else one for one in measured] for target in targets}
     return [target for target in targets if all(value is None for value in values[target])]

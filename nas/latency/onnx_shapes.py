@@ -16,6 +16,7 @@ from onnx import defs, helper, inliner, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from nas.errors import UserError
+from nas.lower.onnx import attributes
 
 Shape = tuple[int, ...]
 SMALL = 1024  # elements of a constant that may be a shape; weights are larger or do not matter
@@ -26,30 +27,40 @@ def load(path: Path, size: int | None = None) -> tuple[onnx.GraphProto, str, dic
 
     Raises UserError for a file that is not ONNX and for one that has not one image [1 or open, C, H, W] as its input.
     """
+    model, entry, shape = opened(path, size, weights=False)
+    types = {tensor.name: helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+             for tensor in model.graph.initializer}
+    types[entry.name] = helper.make_tensor_type_proto(entry.type.tensor_type.elem_type, shape)
+    try:
+        small = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+                 if math.prod(tensor.dims) <= SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL}
+    except Exception as error:  # of whatever kind a broken tensor makes
+        raise _no_model(path, error) from None
+    return model.graph, entry.name, _Inference(model, types, small).shapes()
+
+
+def opened(path: Path, size: int | None = None, weights: bool = True) -> tuple[onnx.ModelProto, onnx.ValueInfoProto,
+                                                                               Shape]:
+    """A model, its input and the shape of that; ``weights`` also reads those that lie in files of their own.
+
+    Raises UserError as ``load`` does.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        model = onnx.load(path, load_external_data=False)  # the shapes of the weights are enough
+        model = onnx.load(path, load_external_data=weights)
         model = inliner.inline_local_functions(model) if model.functions else model
         if not model.graph.node:
             raise ValueError("there is no graph in it")
         _check_nodes(model)
-        weights = {tensor.name: helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
-                   for tensor in model.graph.initializer}
-        small = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
-                 if math.prod(tensor.dims) <= SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL}
     except Exception as error:  # protobuf's own classes have no public base
-        raise UserError(f"{path}: not an ONNX file: {' '.join(str(error).split())[:200]}") from None
+        raise _no_model(path, error) from None
     entry = _input(path, model.graph)
-    shape = _input_shape(path, entry, size)
-    kind = helper.make_tensor_type_proto(entry.type.tensor_type.elem_type, shape)
-    return model.graph, entry.name, _Inference(model, {**weights, entry.name: kind}, small).shapes()
+    return model, entry, _input_shape(path, entry, size)
 
 
-def entry_of(path: Path, model: onnx.ModelProto, size: int | None = None) -> tuple[str, Shape]:
-    """Name and shape of the one image that a model takes; raises UserError as ``load`` does."""
-    entry = _input(path, model.graph)
-    return entry.name, _input_shape(path, entry, size)
+def _no_model(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: not an ONNX file: {' '.join(str(error).split())[:200]}")
 
 
 class _Inference:
@@ -70,7 +81,7 @@ class _Inference:
         inputs = [name for name in node.input if name]
         if node.op_type == "Shape" and inputs[0] in self.types and _sides(self.types[inputs[0]]) is not None:
             shape = np.array(_sides(self.types[inputs[0]]), np.int64)
-            how = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            how = attributes(node)
             self._value(node.output[0], shape[how.get("start", 0): how.get("end")])
             return
         self._infer(node, inputs)

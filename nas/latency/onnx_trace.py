@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import helper
 
 from nas.errors import UserError
 from nas.latency.fusion import Group, Node, Shape, fuse
 from nas.latency.onnx_shapes import load
+from nas.lower.onnx import attributes
 
 UNKNOWN = "unknown"  # ``op`` of a node without a rule: its own kernel, of unknown cost
 _UNARY = frozenset((
@@ -104,7 +104,7 @@ class _Tracer:
 
 
 def _conv(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
-    weight, how = tracer.shapes.get(node.input[1], ()), _attributes(node)
+    weight, how = tracer.shapes.get(node.input[1], ()), attributes(node)
     if len(maps) > 1 or len(weight) != 4:
         return False
     return tracer.add("conv", node, maps, kernel=math.sqrt(math.prod(weight[2:])), groups=how.get("group", 1),
@@ -118,7 +118,7 @@ def _linear(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
 
 
 def _norm(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
-    return not _attributes(node).get("training_mode") and tracer.add("norm", node, maps)
+    return not attributes(node).get("training_mode") and tracer.add("norm", node, maps)
 
 
 def _unary(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
@@ -176,7 +176,7 @@ def _free(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
 def _transpose(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
     """Free by itself, as a view is; a later reshape has to move the elements. Sides of 1 may go anywhere."""
     shape = maps[0].shape
-    order = [axis for axis in _attributes(node).get("perm", range(len(shape))[::-1]) if shape[axis] > 1]
+    order = [axis for axis in attributes(node).get("perm", range(len(shape))[::-1]) if shape[axis] > 1]
     return tracer.keep(node, maps[0], maps[0].permuted or order != sorted(order))
 
 
@@ -198,7 +198,3 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
     for attribute in node.attribute:
         for inner in attribute.g.node:
             yield from _reads(inner)
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

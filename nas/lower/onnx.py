@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -92,6 +93,11 @@ def plain(model: onnx.ModelProto, entry: str, shape: tuple[int, ...]) -> onnx.Mo
     return result
 
 
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Those that the node states, by name; ONNX's defaults are the reader's business."""
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
 def _join_hard_swish(graph: onnx.GraphProto) -> None:
     """``x * HardSigmoid(x)``, into which ONNX Runtime takes a HardSwish apart, is one again."""
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -99,7 +105,7 @@ def _join_hard_swish(graph: onnx.GraphProto) -> None:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     for gate in [node for node in graph.node if node.op_type == "HardSigmoid"]:
-        alpha = next((a.f for a in gate.attribute if a.name == "alpha"), 0.2)
+        alpha = attributes(gate).get("alpha", 0.2)
         read = readers.get(gate.output[0], [])
         if (len(read) == 1 and read[0].op_type == "Mul" and gate.input[0] in read[0].input
                 and abs(alpha - 1 / 6) < 1e-6):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nas.errors import UserError
 from nas.lower.emit import NoRule, emit
 from nas.lower.flatbuffer import Array, Model, Quantization
+from nas.lower.onnx import attributes
 
 SAME, VALID = 0, 1  # Padding of the schema
 NONE, RELU, RELU6 = 0, 1, 3  # ActivationFunctionType
@@ -82,12 +83,7 @@ class _Step:
         return str(self.node.op_type)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return _attribute(self.node, name, default)
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    found = [onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name]
-    return found[0] if found else default
+        return attributes(self.node).get(name, default)
 
 
 def _unknown(what: str) -> UserError:
@@ -197,13 +193,13 @@ def _fuses(step: _Step, node: onnx.NodeProto, constants: dict[str, Array]) -> bo
 
 def _plain(node: onnx.NodeProto) -> bool:
     """Whether the attributes that rules do not read have the values that they take for granted."""
+    how = attributes(node)
     if node.op_type == "HardSigmoid":
-        alpha, beta = _attribute(node, "alpha", 0.2), _attribute(node, "beta", 0.5)
+        alpha, beta = how.get("alpha", 0.2), how.get("beta", 0.5)
         return abs(alpha - 1 / 6) < 1e-3 and abs(beta - 0.5) < 1e-3
     if node.op_type == "Gemm":
-        return all(_attribute(node, name, default) == default for name, default in GEMM.items())
-    auto = _attribute(node, "auto_pad", b"NOTSET")
-    return auto == b"NOTSET" and not _attribute(node, "ceil_mode", 0)
+        return all(how.get(name, default) == default for name, default in GEMM.items())
+    return how.get("auto_pad", b"NOTSET") == b"NOTSET" and not how.get("ceil_mode", 0)
 
 
 def _scales(steps: Sequence[_Step], maps: dict[str, _Map]) -> dict[str, Quantization]:

@@ -7,10 +7,12 @@ from typing import Any, BinaryIO
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nas.show import targets_of
+
 
 def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
     """PNG: test accuracy with its standard error over predicted milliseconds, one panel a target."""
-    targets = front["target"] if isinstance(front["target"], list) else [front["target"]]
+    targets = targets_of(front)
     figure = Figure(figsize=(6.4 * len(targets), 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     for number, target in enumerate(targets):

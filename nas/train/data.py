@@ -108,8 +108,14 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
     )
 
 
+def description(data: Data) -> dict[str, Any]:
+    """What a run's ``data.json`` says of its images."""
+    return {"name": data.name, "classes": list(data.classes), "size": data.size, "mean": list(data.mean),
+            "std": list(data.std), **data.source}
+
+
 def recorded(value: dict[str, Any]) -> Data:
-    """The data of a run as its ``data.json`` describes them, without the images: enough to export a network."""
+    """The inverse of ``description``, without the images: enough to export a network."""
     none = Split(torch.empty(0, 3, value["size"], value["size"], dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
     return Data(
         name=value["name"],

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from batch_norms import scrambled
 from torch import nn
 
 from nas import genome
@@ -23,16 +24,6 @@ from nas.subnet import build as build_network
 SHAPES = [(8, 8, 1), (8, 16, 2)]
 KNOBS = {"hidden": 16, "depth": 2}
 SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"cheap": 5}, {"kernel": 5}]
-
-
-def scrambled(module: nn.Module) -> nn.Module:
-    """Batch norms as after training: a fold that forgets one of the four vectors shows."""
-    generator = torch.Generator().manual_seed(0)
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-                tensor.data = torch.rand(tensor.shape, generator=generator) + 0.5
-    return module.eval()
 
 
 def run(model: onnx.ModelProto, x: torch.Tensor) -> np.ndarray:

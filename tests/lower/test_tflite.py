@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from batch_norms import scrambled
 from torch import nn
 
 from nas import genome
@@ -18,6 +19,7 @@ from nas.subnet import build as build_network
 tflite = pytest.importorskip("tflite", reason="needs the extra: pip install '.[npu]'")
 pytest.importorskip("ai_edge_litert", reason="needs the extra: pip install '.[npu]'")
 
+from nas.lower.flatbuffer import made_by  # noqa: E402
 from nas.lower.onnx import plain, through_torch  # noqa: E402
 from nas.lower.tflite import convert, lower  # noqa: E402
 from nas.verify import Disagreement, check_tflite, run_tflite  # noqa: E402
@@ -33,22 +35,8 @@ def images(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def settled(module: nn.Module) -> nn.Module:
-    """Batch norms as after training: a fold that forgets one of the four vectors shows."""
-    generator = torch.Generator().manual_seed(0)
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-                tensor.data = torch.rand(tensor.shape, generator=generator) + 0.5
-    return module.eval()
-
-
 def operators(model: bytes) -> list[str]:
-    names = {code: name for name, code in vars(tflite.BuiltinOperator).items() if isinstance(code, int)}
-    file = tflite.Model.GetRootAs(model)
-    graph = file.Subgraphs(0)
-    codes = [graph.Operators(i).OpcodeIndex() for i in range(graph.OperatorsLength())]
-    return [names[file.OperatorCodes(code).BuiltinCode()] for code in codes]
+    return [kind for _, kind in made_by(model)]
 
 
 @pytest.mark.parametrize("size", [11, 12])
@@ -59,7 +47,7 @@ def test_every_operator_is_within_8_bits_of_torch(name: str, switch: dict, shape
     needed = {knob: KNOBS.get(knob, 1) for knob, must in knobs_of(name).items() if must}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = settled(build(Op.of(name, **{**needed, **switch}), *shape))
+        module = scrambled(build(Op.of(name, **{**needed, **switch}), *shape))
     x = images(8, 8, size, size)
     model = lower(module, in_ch=8, size=size, calibration=[x[:4], x[4:]])
     assert check_tflite(model, module, x).sqnr_db > 30  # 8 bits over 4 sigma leave 40 dB, and every operator costs some
@@ -119,14 +107,14 @@ def test_a_map_that_is_always_zero_has_a_scale() -> None:
 
 def test_a_whole_network(tiny: Layout) -> None:
     torch.manual_seed(0)
-    network = settled(build_network(tiny, genome.sample(tiny, random.Random(3))))
+    network = scrambled(build_network(tiny, genome.sample(tiny, random.Random(3))))
     network.train()
     x = images(8, 3, 16, 16)
     model = lower(network, in_ch=3, size=16, calibration=[x])
     assert network.training and check_tflite(model, network, x).sqnr_db > 25
     assert model == lower(network, in_ch=3, size=16, calibration=[x])
     with pytest.raises(Disagreement, match="does not survive"):
-        check_tflite(model, settled(build_network(tiny, genome.sample(tiny, random.Random(3)))), -x)
+        check_tflite(model, scrambled(build_network(tiny, genome.sample(tiny, random.Random(3)))), -x)
 
 
 class Odd(nn.Module):
@@ -173,7 +161,7 @@ def from_onnx(module: nn.Module, x: torch.Tensor) -> bytes:
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2)], ids=str)
 def test_a_foreign_onnx_file_is_within_8_bits_of_torch(pool: nn.Module) -> None:
     torch.manual_seed(0)
-    module, x = settled(Foreign(pool)), images(2, 3, 24, 24)
+    module, x = scrambled(Foreign(pool)), images(2, 3, 24, 24)
     model = from_onnx(module, x)
     assert check_tflite(model, module, x).sqnr_db > 25
     assert {"MAX_POOL_2D", "HARD_SWISH", "LOGISTIC", "FULLY_CONNECTED"} <= set(operators(model))

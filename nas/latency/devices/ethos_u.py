@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
@@ -120,11 +119,11 @@ class EthosU:
 
         ``size`` is the side of the input where it is open. Raises UserError, which names file and operator.
         """
-        _, entry, shapes = onnx_shapes.load(path, size)
+        graph, entry, shape = onnx_shapes.opened(path, size)
         try:
-            noise = torch.randn(shapes[entry], generator=torch.Generator().manual_seed(0))
-            model = convert(plain(onnx.load(path), entry, shapes[entry]), [noise])
-        except (UserError, OSError, onnx.checker.ValidationError) as error:
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            model = convert(plain(graph, entry.name, shape), [noise])
+        except UserError as error:
             raise UserError(f"{path}: {error}") from None
         made = dict(enumerate(made_by(model), 1))
         cycles: Counter[tuple[str, str]] = Counter()

@@ -33,14 +33,18 @@ class Cpu:
 
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
         model = lower(module, in_ch=in_ch, size=size)
-        return timed(session(model.SerializeToString(), self.threads), self.batch, clock(self.threads)[1])
+        return _run(model.SerializeToString(), self.threads, self.batch)
 
     def load(self, path: Path) -> Run:
         """A finished ONNX file. Raises UserError for one that ONNX Runtime does not load."""
-        return timed(session(path, self.threads), self.batch, clock(self.threads)[1])
+        return _run(path, self.threads, self.batch)
 
     def conditions(self) -> dict[str, Any]:
         return conditions(self.threads, self.batch)
+
+
+def _run(model: bytes | Path, threads: int, batch: int) -> Run:
+    return timed(session(model, threads), batch, clock(threads)[1])
 
 
 def session(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -90,7 +94,7 @@ def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[]
 def measure(model: bytes | Path, *, threads: int = 1, batch: int = 1, min_runs: int = 50,
             min_seconds: float = 1.0) -> Timing:
     """Latency of an ONNX file on this machine (``batch`` where the file leaves it open)."""
-    run = timed(session(model, threads), batch, clock(threads)[1])
+    run = _run(model, threads, batch)
     for _ in range(BURST):
         run()
     samples: list[float] = []
