@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import nn
 
 from nas.arch import Arch
-from nas.errors import UserError
 from nas.files import write_atomic
 from nas.latency.costs import is_local
 from nas.latency.devices.onnxruntime import Cpu
@@ -22,24 +17,15 @@ from nas.latency.profile import check
 from nas.latency.table import LatencyTable
 from nas.lower import tflite
 from nas.lower.onnx import export
+from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
-from nas.progress import Progress, Task
-from nas.run import Run
 from nas.scene import Scene
-from nas.subnet import Subnet, build
 from nas.train import loop
 from nas.train.data import normalise
-from nas.train.finetune import FineTuning, Recipe
-from nas.train.search_loop import SupernetTraining
 from nas.verify import check_onnx, check_tflite
 
-WEIGHTS, CARD, ONNX, CHECKPOINT = "weights.safetensors", "card.json", "model.onnx", "finetune.pt"
-TFLITE = "model.int8.tflite"
+CARD, ONNX, TFLITE = "card.json", "model.onnx", "model.int8.tflite"
 CALIBRATION, CHECKED = 512, 200  # training images that int8 scales come from; held-out ones on which it is compared
-
-
-def folder_of(place: str, arch: Arch) -> str:
-    return f"{place}archs/{arch.id}/"
 
 
 def predicted(scene: Scene, arch: Arch) -> dict[str, float]:
@@ -51,33 +37,6 @@ def predicted(scene: Scene, arch: Arch) -> dict[str, float]:
 def one_or_all(values: dict[str, Any]) -> Any:
     """The value itself where there is one target, else the object keyed by target."""
     return next(iter(values.values())) if len(values) == 1 else values
-
-
-def train_picks(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], place: str, recipe: Recipe,
-                progress: Progress) -> None:
-    """Weights of every pick: inherited, BN recomputed, fine-tuned; the largest first, which then teaches the others."""
-    size = {arch: sum(macs(key) for key in plan(scene.layout, arch)) for arch in archs}
-    ordered = sorted(archs, key=lambda arch: (-size[arch], arch.id))
-    teacher: nn.Module | None = None
-    for number, arch in enumerate(ordered):
-        name = folder_of(place, arch)
-        if not scene.run.has(name + WEIGHTS):
-            scene.run.write_json(f"{name}arch.json", arch.to_json())
-            if teacher is None and number:
-                teacher = load_weights(scene, ordered[0], place)
-            _tune(scene, training, arch, teacher, name, recipe, progress)
-
-
-def load_weights(scene: Scene, arch: Arch, place: str) -> Subnet:
-    """The delivered network in eval mode; raises UserError if its file is broken."""
-    path = scene.run.file(folder_of(place, arch) + WEIGHTS)
-    model = build(scene.layout, arch)
-    try:
-        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"{path}: not the weights of {arch.id} ({reason}); delete it, then the same command") from None
-    return model.eval()
 
 
 def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, Any]:
@@ -115,51 +74,6 @@ def to_tflite(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any
     write_atomic(path, lambda out: out.write(file))
     return {"tflite": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
             "measured_ms": one_or_all(dict.fromkeys(scene.costs))}
-
-
-def save_checkpoint(run: Run, name: str, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()  # torch.save into a file turns a full disk into an error of its own
-    torch.save(state, buffer)
-    run.write(name, lambda file: file.write(buffer.getbuffer()))
-
-
-def load_checkpoint(run: Run, name: str) -> dict[str, Any]:
-    """Tensors and plain values only; raises UserError for a file that is truncated or not ours."""
-    path = run.file(name)
-    try:
-        state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or "done" not in state:
-            raise ValueError("no checkpoint of ours")
-    except Exception as error:  # torch raises many kinds for a broken file
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise UserError(f"{path}: truncated or not a checkpoint ({reason}); delete it and give the same command: that "
-                        "stage starts again") from None
-    return state
-
-
-def within(task: Task, epoch: int) -> Callable[[int, int], None]:
-    """Moves a task that counts epochs along with the steps of one of them."""
-    return lambda step, of: task.advance(epoch + step / of - task.done)
-
-
-def _tune(scene: Scene, training: SupernetTraining, arch: Arch, teacher: nn.Module | None, name: str, recipe: Recipe,
-          progress: Progress) -> None:
-    run, data = scene.run, scene.data
-    model = loop.placed(training.supernet.inherit(arch), scene.device)
-    loop.recalibrate(model, loop.calibration_images(data, 1000, 128, scene.device, scene.seed))
-    teacher = loop.placed(teacher, scene.device) if teacher else None
-    tuning = FineTuning(arch.id, model, teacher, data, recipe, scene.seed, scene.device)
-    if run.has(name + CHECKPOINT):
-        tuning.load(load_checkpoint(run, name + CHECKPOINT))
-    with progress.task(f"fine-tune {arch.id}", recipe.epochs, tuning.done) as task:
-        while not tuning.finished:
-            run.log("finetune", id=arch.id, **tuning.epoch(within(task, tuning.done)))
-            save_checkpoint(run, name + CHECKPOINT, tuning.state())
-    if recipe.epochs:
-        loop.recalibrate(model, loop.calibration_images(data, 2000, 128, scene.device, scene.seed))
-    weights = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-    run.write(name + WEIGHTS, lambda file: file.write(safetensors.torch.save(weights)))
-    run.file(name + CHECKPOINT).unlink(missing_ok=True)
 
 
 def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, Any]:

@@ -9,17 +9,18 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nas import deliver
+from nas import checkpoint, deliver
 from nas.arch import Arch
 from nas.config import Config
 from nas.errors import UserError
-from nas.progress import Progress
+from nas.picks import folder_of, train_picks
+from nas.progress import Progress, Task
 from nas.report.figures import draw_front
 from nas.run import Run
 from nas.scene import (
@@ -104,7 +105,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     with progress.task("export", len(wanted)) as task:
         for one in wanted:
             arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
-            path = out / f"{one}.{kind}" if out else run.file(deliver.folder_of(place, arch) + name)
+            path = out / f"{one}.{kind}" if out else run.file(folder_of(place, arch) + name)
             files.append({"id": one, **write(scene, arch, place, path), "predicted_ms": predicted[one]})
             task.advance()
     return {"files": files}
@@ -127,18 +128,23 @@ def _supernet(scene: Scene, limits: dict[str, list[float]], progress: Progress) 
         total = training.recipe.epochs[phase]
         with progress.task(f"supernet {phase}", total, index) as task:
             while not training.finished and training.schedule[training.done][0] == phase:
-                record = training.epoch(deliver.within(task, training.schedule[training.done][1]))
+                record = training.epoch(_within(task, training.schedule[training.done][1]))
                 run.log("epoch", **record)
                 _tell(record, progress)
                 if time.monotonic() - saved > CHECKPOINT_EVERY_S or training.finished:
-                    deliver.save_checkpoint(run, SUPERNET, training.state())
+                    checkpoint.save(run, SUPERNET, training.state())
                     saved = time.monotonic()
     return training
 
 
+def _within(task: Task, epoch: int) -> Callable[[int, int], None]:
+    """Moves a task that counts epochs along with the steps of one of them."""
+    return lambda step, of: task.advance(epoch + step / of - task.done)
+
+
 def _resume(training: search_loop.SupernetTraining, run: Run) -> None:
     try:
-        training.load(deliver.load_checkpoint(run, SUPERNET))
+        training.load(checkpoint.load(run, SUPERNET))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
@@ -156,7 +162,7 @@ def _start_from(other: Run, scene: Scene, training: search_loop.SupernetTraining
         if set(own_splits["select"]) & {*earlier["train"], *earlier["gate"]}:
             raise UserError(f"--init {other.path}: it trained on images of this run's selection split; take its --seed "
                             "and --limit")
-    state, own = deliver.load_checkpoint(other, SUPERNET)["supernet"], training.supernet.state_dict()
+    state, own = checkpoint.load(other, SUPERNET)["supernet"], training.supernet.state_dict()
     taken = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     if not any(name.startswith("slots.") for name in taken):
         raise UserError(f"--init {other.path}: a supernet of {old.space}; it shares nothing with this space")
@@ -282,7 +288,7 @@ def _finish(scene: Scene, training: search_loop.SupernetTraining, picks: dict[st
             progress: Progress) -> dict[str, Any]:
     archs = {b["id"]: Arch.from_json(b["arch"]) for b in picks["budgets"]}
     recipe = _finetuning(scene, fine_tune)
-    deliver.train_picks(scene, training, list(archs.values()), place, recipe, progress)
+    train_picks(scene, training, list(archs.values()), place, recipe, progress)
     cards = []
     with progress.task("export", len(archs)) as task:
         for arch in archs.values():

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +16,13 @@ import onnx
 import onnxruntime
 import pytest
 import yaml
+from tiny_search import SHORT, Quiet, config_of, searched
 from tiny_space import TINY
 
-from nas import deliver
+from nas import checkpoint
 from nas import search as pipeline
-from nas.config import Config, resolve
 from nas.errors import UserError
 from nas.run import Run
-
-SHORT = ["train.warmup_epochs=1", "train.search_epochs=2", "train.settle_epochs=1", "train.finetune_epochs=2",
-         "train.batch=16", "evaluations=12", "budgets=3"]
-
-
-class Quiet:
-    """A progress that shows nothing; ``stop_at`` raises KeyboardInterrupt at that step, as Ctrl-C would."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.steps, self.stop_at, self.notes = 0, stop_at, list[str]()
-
-    @contextmanager
-    def task(self, name: str, total: float, done: float = 0) -> Iterator["Quiet"]:
-        self.done = done
-        yield self
-
-    def advance(self, n: float = 1, **figures: object) -> None:
-        self.done += n
-        self.steps += 1
-        if self.steps == self.stop_at:
-            raise KeyboardInterrupt
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +30,6 @@ def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("space") / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
-
-
-def config_of(space_file: Path, *more: str) -> Config:
-    flags = {"space": str(space_file), "target": ["gpu-v100"], "size": 16, "limit": 160, "threads": 1}
-    return resolve(None, [*SHORT, *more], flags)
-
-
-def searched(config: Config, path: Path, progress: Any = None) -> dict[str, Any]:
-    run = Run.open(path, config.to_json())
-    with run.lock():
-        return pipeline.search(config, run, progress or Quiet())
 
 
 @pytest.fixture(scope="module")
@@ -278,5 +242,5 @@ def test_real_kills_in_every_stage(space_file: Path, tmp_path: Path, finished: t
 
 
 def test_checkpoints_of_ours_load_without_unpickling(finished: tuple[Path, dict[str, Any]]) -> None:
-    state = deliver.load_checkpoint(Run.existing(finished[0]), "supernet.pt")
+    state = checkpoint.load(Run.existing(finished[0]), "supernet.pt")
     assert state["done"] == 4 and set(state) >= {"supernet", "gates", "optimizer", "pruner", "keep"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nas.ops.layers import ConvBN, activation
+from nas.ops.layers import ConvBN, Dropout, activation
 from nas.ops.registry import Block, register
 
 
@@ -36,7 +36,7 @@ class Head(Block):
         self.conv = ConvBN(in_ch, hidden, act=act) if hidden else nn.Identity()
         width = hidden or in_ch
         self.features = nn.Sequential(nn.Linear(width, features), activation(act)) if features else nn.Identity()
-        self.dropout = nn.Dropout(dropout_percent / 100)
+        self.dropout = Dropout(dropout_percent / 100)
         self.classifier = nn.Linear(features or width, out_ch)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,6 +63,18 @@ def start_at_zero(last: ConvBN) -> None:
     norm = last.get_submodule("bn")
     assert isinstance(norm, nn.BatchNorm2d)
     nn.init.zeros_(norm.weight)
+
+
+class Dropout(nn.Dropout):
+    """As ``nn.Dropout``; draws from ``generator`` where it is given one, so that networks can train side by side."""
+
+    generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.generator is None or not self.training or self.p == 0:
+            return super().forward(x)
+        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
+        return x * kept.div_(1 - self.p)
 
 
 class SqueezeExcite(nn.Module):

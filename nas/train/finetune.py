@@ -52,7 +52,7 @@ class FineTuning:
         steps, total = max(1, len(learn) // recipe.batch), 0.0
         self.model.train()
         train = batches(learn, self.data, recipe.batch, generator=loop.generator(*names), augment=recipe.augment)
-        with loop.seeded(*names, "dropout"):
+        with loop.drawing_from(self.model, loop.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
                 loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / recipe.epochs, recipe.lr))
                 loss = self._loss(images.to(self.device), labels.to(self.device))

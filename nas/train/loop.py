@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import UserError
+from nas.ops.layers import Dropout
 from nas.train.augment import augmented
 from nas.train.data import Data, Split, eval_batches, normalise
 
@@ -44,8 +45,8 @@ def seed_of(*names: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(*names: object) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_of(*names))
+def generator(*names: object, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed_of(*names))
 
 
 @contextmanager
@@ -54,6 +55,19 @@ def seeded(*names: object) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(*names))
         yield
+
+
+@contextmanager
+def drawing_from(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """Dropout of ``model`` from its own generator: what trains beside it does not change what it draws."""
+    layers = [module for module in model.modules() if isinstance(module, Dropout)]
+    for layer in layers:
+        layer.generator = generator
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.generator = None
 
 
 def one_cycle(progress: float, peak: float) -> float:

@@ -1,0 +1,156 @@
+"""Weights of the picks: inherited, BN recomputed, fine-tuned side by side, one thread of Python a network.
+
+PyTorch lets other threads run while an operator works, and networks as small as these train faster beside each other,
+each on its share of the processor, than one after the other on all of it (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from nas import checkpoint
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.plan import macs, plan
+from nas.progress import Progress, Task
+from nas.scene import Scene
+from nas.subnet import Subnet, build
+from nas.train import loop
+from nas.train.finetune import FineTuning, Recipe
+from nas.train.search_loop import SupernetTraining
+
+WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
+
+
+def folder_of(place: str, arch: Arch) -> str:
+    return f"{place}archs/{arch.id}/"
+
+
+def train_picks(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], place: str, recipe: Recipe,
+                progress: Progress) -> None:
+    """Weights of every pick; with distillation the largest is trained first and then teaches the others."""
+    size = {arch: sum(macs(key) for key in plan(scene.layout, arch)) for arch in archs}
+    ordered = sorted(archs, key=lambda arch: (-size[arch], arch.id))
+    teacher: nn.Module | None = None
+    if recipe.epochs and recipe.distill_weight > 0 and len(ordered) > 1:
+        _train(scene, training, ordered[:1], place, recipe, None, progress)
+        teacher = loop.placed(load_weights(scene, ordered[0], place), scene.device)
+    _train(scene, training, ordered, place, recipe, teacher, progress)
+
+
+def load_weights(scene: Scene, arch: Arch, place: str) -> Subnet:
+    """The delivered network in eval mode; raises UserError if its file is broken."""
+    path = scene.run.file(folder_of(place, arch) + WEIGHTS)
+    model = build(scene.layout, arch)
+    try:
+        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{path}: not the weights of {arch.id} ({reason}); delete it, then the same command") from None
+    return model.eval()
+
+
+class _Stopped(Exception):
+    """Another pick failed, or the user interrupted: this one is given up back to its last checkpoint."""
+
+
+def _train(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], place: str, recipe: Recipe,
+           teacher: nn.Module | None, progress: Progress) -> None:
+    """Those whose weights do not stand yet. The share of the threads depends on all: a continued run ends the same."""
+    left = [arch for arch in archs if not scene.run.has(folder_of(place, arch) + WEIGHTS)]
+    tunings = [_prepared(scene, training, arch, place, recipe, teacher) for arch in left]
+    if not tunings:
+        return
+    threads = torch.get_num_threads()
+    at_once = min(len(archs), threads) if recipe.epochs and scene.device.type == "cpu" else 1
+    alone = at_once == 1 or any(_draws(tuning.model, scene) for tuning in tunings)
+    what = "fine-tune" if recipe.epochs else "weights"
+    with progress.task(what, len(left) * recipe.epochs, sum(tuning.done for tuning in tunings)) as task:
+        shared = _Shared(task, {tuning.name: float(tuning.done) for tuning in tunings})
+        work = [partial(_tune, scene, tuning, folder_of(place, arch), shared, alone)
+                for tuning, arch in zip(tunings, left, strict=True)]
+        if alone:
+            for one in work:
+                one()
+        else:
+            _side_by_side(work, at_once, shared.stop)
+
+
+def _side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threading.Event) -> None:
+    """Raises what the first that fails has raised, once the others have stopped."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
+    try:
+        futures = [pool.submit(one) for one in work]
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:  # also where the user interrupts
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+    for future in futures:
+        if not future.cancelled() and (error := future.exception()) and not isinstance(error, _Stopped):
+            raise error
+
+
+def _prepared(scene: Scene, training: SupernetTraining, arch: Arch, place: str, recipe: Recipe,
+              teacher: nn.Module | None) -> FineTuning:
+    """With its inherited weights, or where its checkpoint stands."""
+    run, data, name = scene.run, scene.data, folder_of(place, arch)
+    run.write_json(f"{name}arch.json", arch.to_json())
+    model = loop.placed(training.supernet.inherit(arch), scene.device)
+    tuning = FineTuning(arch.id, model, teacher, data, recipe, scene.seed, scene.device)
+    if run.has(name + CHECKPOINT):
+        tuning.load(checkpoint.load(run, name + CHECKPOINT))
+    else:
+        loop.recalibrate(model, loop.calibration_images(data, 1000, 128, scene.device, scene.seed))
+    return tuning
+
+
+def _draws(model: nn.Module, scene: Scene) -> bool:
+    """Whether training takes numbers from PyTorch's one generator, as an operator of the user's own may."""
+    trial, before = copy.deepcopy(model).train(), torch.get_rng_state()
+    images = torch.zeros(2, scene.data.in_ch, scene.data.size, scene.data.size, device=scene.device)
+    with torch.no_grad(), loop.drawing_from(trial, loop.generator("trial", device=scene.device)):
+        trial(images)
+    return not torch.equal(before, torch.get_rng_state())
+
+
+class _Shared:
+    """What the networks in training have in common: the bar, the log, and the word to stop."""
+
+    def __init__(self, task: Task, epochs: dict[str, float]) -> None:
+        self.stop, self.lock = threading.Event(), threading.Lock()
+        self._task, self._epochs = task, epochs
+
+    def reach(self, name: str, epochs: int, step: int, of: int) -> None:
+        """A network has done so many epochs and a part of the next; raises _Stopped if it has to stop there."""
+        if self.stop.is_set():
+            raise _Stopped
+        with self.lock:
+            self._epochs[name] = epochs + step / of
+            self._task.advance(sum(self._epochs.values()) - self._task.done)
+
+
+def _tune(scene: Scene, tuning: FineTuning, name: str, shared: _Shared, alone: bool) -> None:
+    """Trains to the end and writes the weights; one that is ``alone`` may have PyTorch's one generator for itself."""
+    run, data, recipe = scene.run, scene.data, tuning.recipe
+    while not tuning.finished:
+        with loop.seeded(scene.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
+            record = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))
+        with shared.lock:
+            run.log("finetune", id=tuning.name, **record)
+        checkpoint.save(run, name + CHECKPOINT, tuning.state())
+    if recipe.epochs:
+        loop.recalibrate(tuning.model, loop.calibration_images(data, 2000, 128, scene.device, scene.seed))
+    weights = {key: value.contiguous().cpu() for key, value in tuning.model.state_dict().items()}
+    run.write(name + WEIGHTS, lambda file: file.write(safetensors.torch.save(weights)))
+    run.file(name + CHECKPOINT).unlink(missing_ok=True)

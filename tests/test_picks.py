@@ -1,0 +1,129 @@
+"""Fine-tuning of the picks side by side: the same weights as one after the other, in whatever order they end."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_search import Quiet, config_of, searched
+from tiny_space import TINY
+from torch import Tensor, nn
+
+from nas import picks
+from nas.config import Config
+from nas.errors import UserError
+from nas.ops.layers import Dropout
+from nas.run import Run
+from nas.train import loop
+
+Made = tuple[Config, Path]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A finished run of a space whose head drops out, every pick learning from labels alone."""
+    home = tmp_path_factory.mktemp("picks")
+    space = copy.deepcopy(TINY) | {"head": {"op": "head(hidden=16, dropout_percent=50)"}}
+    (home / "dropout.yaml").write_text(yaml.safe_dump(space))
+    config = config_of(home / "dropout.yaml", "train.distill=none")
+    searched(config, home / "run")
+    return config, home / "run"
+
+
+@pytest.fixture
+def untuned(trained: Made, tmp_path: Path) -> Made:
+    """The same run before its picks were fine-tuned."""
+    shutil.copytree(trained[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "archs")
+    for name in ("front.json", "front.png"):
+        (tmp_path / "run" / name).unlink()
+    return trained[0], tmp_path / "run"
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--threads 1`` is part of the run that is continued here; two are given to its picks."""
+    own = picks.train_picks
+
+    def on_two(*given: Any) -> None:
+        torch.set_num_threads(2)
+        try:
+            own(*given)
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(1)
+
+    monkeypatch.setattr("nas.search.train_picks", on_two)
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {file.parent.name: file.read_bytes() for file in run.glob("archs/*/weights.safetensors")}
+
+
+def test_side_by_side_ends_as_one_after_the_other(trained: Made, untuned: Made, two_threads: None,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    used = list[int]()
+    own = picks._side_by_side
+    monkeypatch.setattr(picks, "_side_by_side", lambda work, at_once, stop: (used.append(at_once),
+                                                                            own(work, at_once, stop)))
+    searched(*untuned)
+    assert used == [2] and len(weights(trained[1])) >= 2
+    assert weights(untuned[1]) == weights(trained[1])
+
+
+@pytest.mark.parametrize("step", [1, 12, 40])
+def test_interrupted_side_by_side_it_continues(trained: Made, untuned: Made, two_threads: None, step: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        searched(*untuned, Quiet(stop_at=step))
+    assert not (untuned[1] / "front.json").exists()
+    searched(*untuned)
+    assert weights(untuned[1]) == weights(trained[1])
+    assert not list(untuned[1].rglob("finetune.pt"))
+
+
+def test_one_that_fails_stops_the_others_and_is_what_is_raised(untuned: Made, two_threads: None,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Run.write
+
+    def full(run: Run, name: str, fill: Callable[[Any], object]) -> None:
+        if name.endswith(picks.CHECKPOINT):
+            raise UserError(f"{name}: No space left on device")
+        write(run, name, fill)
+
+    monkeypatch.setattr(Run, "write", full)
+    with pytest.raises(UserError, match="No space left"):
+        searched(*untuned)
+    assert not weights(untuned[1])
+
+
+def test_an_operator_with_randomness_of_its_own_trains_alone(untuned: Made, two_threads: None,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*given: Any) -> None:
+        raise AssertionError("side by side")
+
+    monkeypatch.setattr(picks, "_side_by_side", forbidden)
+    monkeypatch.setattr("nas.ops.heads.Dropout", nn.Dropout)
+    searched(*untuned)
+    assert len(weights(untuned[1])) >= 2
+
+
+def test_dropout_draws_from_the_generator_that_it_was_given() -> None:
+    layer, x = Dropout(0.25).train(), torch.ones(4, 1000)
+
+    def dropped(seed: int) -> Tensor:
+        with loop.drawing_from(nn.Sequential(layer), loop.generator(seed)):
+            return layer(x)
+
+    before = torch.get_rng_state()
+    first = dropped(0)
+    assert torch.equal(first, dropped(0)) and not torch.equal(first, dropped(1))
+    assert torch.equal(before, torch.get_rng_state())
+    kept = first[first > 0]
+    assert torch.allclose(kept, torch.tensor(4 / 3)) and 0.72 < len(kept) / x.numel() < 0.78
+    layer(x)  # without a generator it is nn.Dropout
+    assert not torch.equal(before, torch.get_rng_state())
+    assert torch.equal(layer.eval()(x), x)

@@ -1,0 +1,45 @@
+"""A whole search of seconds on the tiny space, for tests of what a run leaves behind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nas import search as pipeline
+from nas.config import Config, resolve
+from nas.run import Run
+
+SHORT = ["train.warmup_epochs=1", "train.search_epochs=2", "train.settle_epochs=1", "train.finetune_epochs=2",
+         "train.batch=16", "evaluations=12", "budgets=3"]
+
+
+class Quiet:
+    """A progress that shows nothing; ``stop_at`` raises KeyboardInterrupt at that step, as Ctrl-C would."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.steps, self.stop_at, self.notes = 0, stop_at, list[str]()
+
+    @contextmanager
+    def task(self, name: str, total: float, done: float = 0) -> Iterator["Quiet"]:
+        self.done = done
+        yield self
+
+    def advance(self, n: float = 1, **figures: object) -> None:
+        self.done += n
+        self.steps += 1
+        if self.steps == self.stop_at:
+            raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def config_of(space_file: Path, *more: str) -> Config:
+    flags = {"space": str(space_file), "target": ["gpu-v100"], "size": 16, "limit": 160, "threads": 1}
+    return resolve(None, [*SHORT, *more], flags)
+
+
+def searched(config: Config, path: Path, progress: Any = None) -> dict[str, Any]:
+    run = Run.open(path, config.to_json())
+    with run.lock():
+        return pipeline.search(config, run, progress or Quiet())
