@@ -82,11 +82,14 @@ def _train(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], plac
             for one in work:
                 one()
         else:
-            _side_by_side(work, at_once, shared.stop)
+            side_by_side(work, at_once, shared.stop)
 
 
-def _side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threading.Event) -> None:
-    """Raises what the first that fails has raised, once the others have stopped."""
+def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threading.Event) -> None:
+    """Each piece of ``work`` in a thread with its share of PyTorch's, ``at_once`` of them at a time.
+
+    Raises what one that fails has raised, once the others, which look at ``stop``, have ended.
+    """
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
     try:

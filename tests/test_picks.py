@@ -67,8 +67,8 @@ def weights(run: Path) -> dict[str, bytes]:
 def test_side_by_side_ends_as_one_after_the_other(trained: Made, untuned: Made, two_threads: None,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     used = list[int]()
-    own = picks._side_by_side
-    monkeypatch.setattr(picks, "_side_by_side", lambda work, at_once, stop: (used.append(at_once),
+    own = picks.side_by_side
+    monkeypatch.setattr(picks, "side_by_side", lambda work, at_once, stop: (used.append(at_once),
                                                                             own(work, at_once, stop)))
     searched(*untuned)
     assert used == [2] and len(weights(trained[1])) >= 2
@@ -105,7 +105,7 @@ def test_an_operator_with_randomness_of_its_own_trains_alone(untuned: Made, two_
     def forbidden(*given: Any) -> None:
         raise AssertionError("side by side")
 
-    monkeypatch.setattr(picks, "_side_by_side", forbidden)
+    monkeypatch.setattr(picks, "side_by_side", forbidden)
     monkeypatch.setattr("nas.ops.heads.Dropout", nn.Dropout)
     searched(*untuned)
     assert len(weights(untuned[1])) >= 2
