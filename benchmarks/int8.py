@@ -1,0 +1,58 @@
+"""Picks of a run as int8 TFLite, in the LiteRT interpreter, against their float logits on the test images.
+
+    python benchmarks/int8.py RUN --data-dir DIR
+
+An output step is the scale of the int8 logits: what two neighbouring numbers differ by.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from ai_edge_litert.interpreter import Interpreter
+
+from nas.arch import Arch
+from nas.config import Config
+from nas.deliver import CALIBRATION
+from nas.lower import tflite
+from nas.picks import load_weights
+from nas.run import Run
+from nas.scene import recorded_scene
+from nas.show import targets_of
+from nas.train import loop
+from nas.train.data import normalise
+from nas.verify import run_tflite
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--images", type=int, default=10_000)
+    options = parser.parse_args()
+    run = Run.existing(options.run)
+    config = Config.from_json(run.config | {"data_dir": options.data_dir}, str(run.path))
+    front = run.read_json("front.json")
+    scene = recorded_scene(config, run, targets_of(front), images=True)
+    data, cpu = scene.data, torch.device("cpu")
+    test = data.test.part(0, min(options.images, len(data.test)))
+    images, labels = normalise(test.images, data), test.labels.numpy()
+    calibration = loop.calibration_images(data, CALIBRATION, 64, cpu, scene.seed)
+    print(f"{data.name}, {len(labels)} test images, {CALIBRATION} training images for the scales")
+    for card in [*front["front"], *front["dominated"]]:
+        model = load_weights(scene, Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json")), "")
+        file = tflite.lower(model, in_ch=data.in_ch, size=data.size, calibration=calibration)
+        with torch.inference_mode():
+            wanted = torch.cat([model(part) for part in images.split(256)]).numpy()
+        got = run_tflite(file, images)
+        interpreter = Interpreter(model_content=file)
+        interpreter.allocate_tensors()
+        steps = np.abs(got - wanted) / interpreter.get_output_details()[0]["quantization"][0]
+        float_, int8 = (100 * float(np.mean(y.argmax(1) == labels)) for y in (wanted, got))
+        print(f"{card['id']}: median {np.median(steps):.2f}, p99 {np.percentile(steps, 99):.2f}, most {steps.max():.1f} "
+              f"steps; accuracy {float_:.2f} % float, {int8:.2f} % int8")
+
+
+if __name__ == "__main__":
+    main()
