@@ -32,14 +32,15 @@ Target = Annotated[str, typer.Option("--target", help="Device: see nas targets."
 Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]
-Device = Annotated[str, typer.Option("--device", help="What to measure on: cpu (this machine).")]
+Device = Annotated[str, typer.Option("--device", help="What to measure on: cpu or gpu (of this machine).")]
 Width = Annotated[float | None, typer.Option("--width", help="Factor of all channels, 0.05 to 8.")]
 
 
 @app.command()
 def profile(
-    device: Annotated[str, typer.Option("--device", help="cpu (this machine), or an NPU by its compiler: "
-                                        "ethos-u55-128, ethos-u55-256, ethos-u65-256, ethos-u85-256.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="cpu or gpu (of this machine; or its runtime: "
+                                        "gpu-tensorrt, gpu-ort, gpu-torch), or an NPU by its compiler: ethos-u55-128, "
+                                        "ethos-u55-256, ethos-u65-256, ethos-u85-256.")] = "cpu",
     space: Annotated[list[str] | None, typer.Option(help="Shipped name or file, once or more; default: all shipped.")]
     = None,
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
@@ -59,20 +60,22 @@ def profile(
     def work() -> dict[str, Any]:
         from nas.files import shipped
         from nas.latency.costs import LOCAL, file_name
+        from nas.latency.devices import opened
         from nas.latency.profile import profile as fill
         from nas.plan import Task, layout
         from nas.progress import Progress
         from nas.space import Space
 
         factor, progress = _width(width), Progress()
-        path = out or LOCAL / file_name(device, threads, batch)
+        machine = opened(device, threads, batch)
+        path = out or LOCAL / file_name(machine.name, threads, batch)
         layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes))
                    for name in space or shipped("search_spaces", ".yaml")]
         done = {}
         for each in layouts:
             with progress.task(f"profile {each.space}", 0) as task:
-                done[each.space] = fill(each, path, device=device, threads=threads, batch=batch, remeasure=remeasure,
-                                        progress=_reaching(task), rng_seed=seed, validate=validate)
+                done[each.space] = fill(each, path, device=machine, remeasure=remeasure, progress=_reaching(task),
+                                        rng_seed=seed, validate=validate)
         checks = [one["validation"] for one in done.values() if one.get("validation")]
         return {**list(done.values())[-1], "measured": sum(one["measured"] for one in done.values()),
                 "validation": max(checks, key=lambda check: check["mape"], default=None), "spaces": done}
@@ -193,13 +196,11 @@ def measure(
     """Time an ONNX file on this machine."""
 
     def work() -> dict[str, Any]:
-        if device != "cpu":
-            raise UserError(f"--device {device}: only cpu can be measured here")
         if not model.is_file():
             raise UserError(f"{model}: no such file")
-        from nas.latency.devices.onnxruntime import measure as clock
+        from nas.latency.devices import measure as clock
 
-        timing = clock(model, threads=threads, batch=batch)
+        timing = clock(model, device, threads=threads, batch=batch)
         return {"ms": timing.ms, "p10_ms": timing.p10_ms, "p90_ms": timing.p90_ms, "n": timing.n}
 
     print_result(work, as_json, lambda result: _rows([result]))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nas.arch import Arch
 from nas.files import write_atomic
-from nas.latency.costs import is_local
-from nas.latency.devices.onnxruntime import Cpu
+from nas.latency.devices import local
 from nas.latency.profile import check
 from nas.latency.table import LatencyTable
 from nas.lower import tflite
@@ -56,7 +56,7 @@ def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
                 "std": " ".join(f"{v:.6g}" for v in data.std), "scale": "pixels / 255", "producer": "nas"}
     export(model, path, in_ch=data.in_ch, size=size, metadata=metadata)
     agreement = check_onnx(path, model, in_ch=data.in_ch, size=size)
-    measured = {target: _measured(scene, target, path) for target in scene.costs}
+    measured = {target: _measured(scene, target, path, model) for target in scene.costs}
     return {"onnx": str(path), "max_abs_diff": agreement.max_abs_diff, "relative_diff": agreement.relative,
             "measured_ms": one_or_all({target: ms for target, (ms, _) in measured.items()}),
             "drift": one_or_all({target: drift for target, (_, drift) in measured.items()})}
@@ -96,10 +96,11 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
                            "environment": scene.run.read_json("environment.json")}}
 
 
-def _measured(scene: Scene, target: str, path: Path) -> tuple[float | None, float | None]:
+def _measured(scene: Scene, target: str, path: Path, model: nn.Module) -> tuple[float | None, float | None]:
     """(ms, drift) on this machine if it is the target, at its threads and batch, beside the table's yardstick."""
-    costs = scene.costs[target]
-    if not isinstance(costs, LatencyTable) or not is_local(costs):
+    costs, task = scene.costs[target], scene.layout.task
+    device = local(costs.meta) if isinstance(costs, LatencyTable) else None
+    if not isinstance(costs, LatencyTable) or device is None:
         return None, None
-    device = Cpu(int(costs.meta["threads"]), int(costs.meta["batch"]))
-    return check(device.load(path), scene.layout, costs, device)
+    run = device.load(path) if device.reads_onnx else device.prepare(model, in_ch=task.in_ch, size=task.size)
+    return check(run, scene.layout, costs, device)

@@ -16,6 +16,7 @@ from nas.errors import UserError
 from nas.files import resolve
 from nas.latency import costs as cost_models
 from nas.latency.costs import Costs
+from nas.latency.devices import local, opened, own
 from nas.latency.table import LatencyTable
 from nas.plan import Layout, Task, candidates, layout
 from nas.progress import Progress
@@ -25,8 +26,6 @@ from nas.select.problem import Cost, Problem, budgets
 from nas.space import Space
 from nas.train import loop
 from nas.train.data import Data, description, load, recorded
-
-OWN = "cpu"  # the target that is this machine: its table is made where there is none
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,10 @@ def checked_space(config: Config, file: Path | None = None) -> Space:
 
 def find_costs(target: str) -> Path | None:
     """The file of a target; None for this machine's own, where it has still to be measured. Raises UserError."""
-    return None if target == OWN and target not in cost_models.known() else cost_models.find(target)
+    if target not in own() or target in cost_models.known():
+        return cost_models.find(target)
+    opened(target)  # refuses a GPU that is not there
+    return None
 
 
 def _space(config: Config, run: Run) -> Space:
@@ -172,7 +174,10 @@ def _complete(target: str, plan: Layout, progress: Progress) -> Path:
 
     path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
     table = cost_models.load(str(path)) if path.is_file() else None
-    if table is not None and (not _lacks(table, plan) or not cost_models.is_local(table)):
+    if table is not None and not _lacks(table, plan):
+        return path
+    device = opened(target) if table is None else local(table.meta)
+    if device is None:
         return path
     here = path if target.endswith(".json") else cost_models.LOCAL / f"{target}.json"
     if isinstance(table, LatencyTable) and here != path:
@@ -180,8 +185,7 @@ def _complete(target: str, plan: Layout, progress: Progress) -> Path:
     rows = len(table.missing(candidates(plan))) if isinstance(table, LatencyTable) else len(candidates(plan))
     progress.note(f"{target}: up to {rows} rows are not measured yet; measuring them now, at {SECONDS_A_GRAPH} s a row "
                   f"at most, into {here}")
-    meta = table.meta if table is not None else {"threads": 1, "batch": 1}
     with progress.task(f"profile {target}", 1) as task:
-        profile(plan, here, threads=int(meta["threads"]), batch=int(meta["batch"]),
+        profile(plan, here, device=device,
                 progress=lambda done, total, left: task.advance(done / max(1, total) - task.done, rows=total))
     return here

@@ -99,7 +99,7 @@ def test_every_verb_explains_itself(call: Call, verb: str) -> None:
     (["export", "run", "--budget-ms", "inf"], "--budget-ms"),
     (["export", "run", "--format", "jpeg"], "--format jpeg: known are onnx and tflite"),
     (["measure", "none.onnx"], "none.onnx"),
-    (["measure", "file", "--device", "tpu"], "--device tpu"),
+    (["measure", "file", "--device", "tpu"], "--device tpu: did you mean 'gpu'? known: cpu, ethos"),
     (["profile", "--threads", "0"], "--threads"),
     (["predict", "none.onnx"], "--target"),
     (["predict", "none.onnx", "--target", "gpu-v100"], "none.onnx: no such file"),
@@ -187,13 +187,15 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
     calls: list[Any] = []
 
     def profile(layout: Any, table_path: Path, **options: Any) -> dict[str, Any]:
-        calls.append((layout.space, layout.task.size, table_path, options["threads"], options["validate"]))
+        calls.append((layout.space, layout.task.size, table_path, options["device"].threads, options["validate"]))
         options["progress"](5, 10, 1.0)
         check = {"n": 2, "mape": 3.0 - len(calls), "bias": 0.1, "kendall": 0.9, "noise_mape": 1.0, "noise_kendall": 0.9}
         return {"table": str(table_path), "rows": 10 * len(calls), "measured": 10,
                 "validation": check if options["validate"] else None}
 
     pretend(monkeypatch, "nas.latency.profile", profile=profile)
+    pretend(monkeypatch, "nas.latency.devices", opened=lambda name, threads, batch: types.SimpleNamespace(
+        name=name, threads=threads))
     code, out, err = call("profile", "--size", "32", "--validate", "2", "--threads", "2", "--json")
     value = json.loads(out)
     assert "profile ghost: 5/10" in err
@@ -209,7 +211,7 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
 
 def test_measure_prints_the_timing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     timing = types.SimpleNamespace(ms=1.5, p10_ms=1.25, p90_ms=2.0, n=30)
-    pretend(monkeypatch, "nas.latency.devices.onnxruntime", measure=lambda path, threads, batch: timing)
+    pretend(monkeypatch, "nas.latency.devices", measure=lambda path, device, threads, batch: timing)
     Path("m.onnx").touch()
     code, out, _ = call("measure", "m.onnx", "--json")
     assert code == 0 and json.loads(out) == {"ms": 1.5, "p10_ms": 1.25, "p90_ms": 2.0, "n": 30}

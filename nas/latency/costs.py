@@ -43,7 +43,7 @@ def find(target: str) -> Path:
         from nas.latency.devices.ethos_u import TARGETS  # here: its compiler is only asked for by name
 
         how = f"to compile for it: nas profile --device {target}" if target in TARGETS else (
-            "to measure this machine: nas profile --device cpu")
+            f"to measure this machine: nas profile --device {'gpu' if target.startswith('gpu') else 'cpu'}")
         raise UserError(f"--target {target}: {nearest(target, files)}; {how} --space SPACE")
     return files[target]
 
@@ -68,16 +68,6 @@ def targets() -> list[dict[str, Any]]:
 def file_name(device: str, threads: int = 1, batch: int = 1) -> str:
     """``cpu.json`` for the usual case (batch 1, one thread), else such as ``cpu-b8-t2.json``."""
     return f"{device}.json" if (threads, batch) == (1, 1) else f"{device}-b{batch}-t{threads}.json"
-
-
-def is_local(costs: Costs) -> bool:
-    """Whether the target is this machine: same processor, same runtime and version."""
-    if costs.meta.get("device") != "cpu":
-        return False
-    from nas.latency.devices.onnxruntime import conditions  # here: onnxruntime is only loaded where it is asked for
-
-    here = conditions(1, 1)
-    return all(costs.meta.get(key) == here[key] for key in ("processor", "runtime", "runtime_version"))
 
 
 def known() -> dict[str, Path]:

@@ -25,9 +25,9 @@ import torch
 import nas
 from nas import genome
 from nas.errors import UserError
-from nas.files import nearest
 from nas.latency.agreement import agreement, kendall, mape, note
 from nas.latency.bench import Bench, Clocked, Estimator
+from nas.latency.devices import opened
 from nas.latency.table import HEADS, LatencyTable, Row, axis
 from nas.latency.timing import Device, Run, Steady, interleaved
 from nas.plan import Layout, OpKey, candidates, plan
@@ -52,7 +52,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
     Raises UserError for an unknown device and for a table that was measured under other conditions.
     """
     with one_torch_thread():
-        device = _device(device, threads, batch)
+        device = opened(device, threads, batch) if isinstance(device, str) else device
         table = _open(table_path, device, remeasure)
         keys = candidates(layout)
         empty = LatencyTable(table.name, table.meta)
@@ -118,20 +118,6 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _device(device: str | Device | Estimator, threads: int, batch: int) -> Device | Estimator:
-    if not isinstance(device, str):
-        return device
-    if device == "cpu":
-        from nas.latency.devices.onnxruntime import Cpu
-
-        return Cpu(threads, batch)
-    from nas.latency.devices.ethos_u import TARGETS, EthosU
-
-    if device not in TARGETS:
-        raise UserError(f"--device {device}: {nearest(device, ('cpu', *TARGETS))}")
-    return EthosU(device, threads, batch)
 
 
 def _open(path: Path, device: Device | Estimator, remeasure: bool) -> LatencyTable:

@@ -6,8 +6,10 @@ A device turns a module into a ``Run``: a call that executes it once and returns
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,9 +43,13 @@ class Device(Protocol):
 
     name: str
     align: int  # channels of its vector unit: widths that fill it are another curve than those that do not
+    reads_onnx: bool  # whether ``load`` has an answer
 
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
         """Compiles a module for input [batch, in_ch, size, size]."""
+
+    def load(self, path: Path) -> Run:
+        """A finished ONNX file. Raises UserError for one that does not run here."""
 
     def conditions(self) -> dict[str, Any]:
         """What the figures depend on: processor, runtime, version, threads, batch, precision, ..."""
@@ -62,6 +68,17 @@ def interleaved(runs: Mapping[str, Run], *, seconds: float, rng: random.Random, 
         for name in rng.sample(list(runs), len(runs)):
             samples[name] += [runs[name]() for _ in range(BURST)][1:]
     return {name: summary(values) for name, values in samples.items()}
+
+
+def repeated(run: Run, *, min_runs: int = 50, min_seconds: float = 1.0) -> Timing:
+    """Of one graph alone, warm."""
+    for _ in range(BURST):
+        run()
+    samples: list[float] = []
+    start = time.monotonic()
+    while len(samples) < min_runs or time.monotonic() - start < min_seconds:
+        samples.append(run())
+    return summary(samples)
 
 
 class Steady:

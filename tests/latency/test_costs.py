@@ -7,7 +7,8 @@ import pytest
 
 from nas.errors import UserError
 from nas.latency import costs
-from nas.latency.devices.onnxruntime import conditions
+from nas.latency.devices import local
+from nas.latency.devices.onnxruntime import Cpu, conditions
 from nas.latency.table import LatencyTable
 
 
@@ -68,9 +69,10 @@ def test_names_of_files() -> None:
     assert costs.file_name("cpu", threads=2, batch=8) == "cpu-b8-t2.json"
 
 
-def test_local_is_the_same_processor_runtime_and_version() -> None:
-    here = conditions(1, 1)
-    assert costs.is_local(LatencyTable("t", here))
-    assert not costs.is_local(LatencyTable("t", {**here, "runtime_version": "0.1"}))
-    assert not costs.is_local(LatencyTable("t", {**here, "processor": "abacus"}))
-    assert not costs.is_local(LatencyTable("t", {"device": "gpu-v100"}))
+@pytest.mark.parametrize("other", [{"runtime_version": "0.1"}, {"processor": "abacus"}, {"device": "gpu-v100"},
+                                   {"precision": "int3"}, {"threads": 10_000}, {"threads": None}], ids=str)
+def test_local_is_the_same_processor_runtime_and_version(other: dict[str, Any]) -> None:
+    here = conditions(1, 4)
+    device = local(here)
+    assert isinstance(device, Cpu) and (device.threads, device.batch) == (1, 4)
+    assert local({**here, **other}) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnxruntime
 from torch import nn
 
 from nas.errors import UserError
-from nas.latency.timing import BURST, Run, Timing, summary
+from nas.latency.timing import Run
 from nas.lower.onnx import lower
 
 
@@ -23,6 +23,7 @@ class Cpu:
 
     name = "cpu"
     align = 32  # two blocks of 16 channels (NCHWc on AVX-512): half of a Ghost module fills a block
+    reads_onnx = True
 
     def __init__(self, threads: int = 1, batch: int = 1) -> None:
         if not 1 <= threads <= (os.cpu_count() or 1):
@@ -47,10 +48,11 @@ def _run(model: bytes | Path, threads: int, batch: int) -> Run:
     return timed(session(model, threads), batch, clock(threads)[1])
 
 
-def session(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSession:
+def session(model: bytes | Path, threads: int = 1, providers: Sequence[str | tuple[str, dict[str, Any]]] =
+            ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
     """A session as a user would deploy it (sequential; its defaults for spinning and arenas).
 
-    Raises UserError for a file that ONNX Runtime does not load.
+    Raises UserError for a file that ONNX Runtime does not load, and where the first of the providers does not work.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -59,10 +61,14 @@ def session(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSessi
     options.log_severity_level = 3
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        made = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes have no public base
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"{'model' if isinstance(model, bytes) else model}: ONNX Runtime: {reason}") from None
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if first not in made.get_providers():  # it only logs a library that is missing
+        raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load its {first}")
+    return made
 
 
 def clock(threads: int) -> tuple[str, Callable[[], int]]:
@@ -77,11 +83,7 @@ def clock(threads: int) -> tuple[str, Callable[[], int]]:
 def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[], int]) -> Run:
     """One plain ``session.run`` on fixed random input, as deployed: copies of in- and output are part of it."""
     entry = session.get_inputs()[0]
-    shape = [batch if i == 0 and not isinstance(side, int) else side for i, side in enumerate(entry.shape)]
-    if not all(isinstance(side, int) for side in shape) or entry.type != "tensor(float)":
-        raise UserError(f"model: input {entry.name} is {entry.type} {entry.shape}: only the batch may be left open, "
-                        "and it must be float")
-    feeds = {entry.name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+    feeds = {entry.name: np.random.default_rng(0).standard_normal(float_shape(entry, batch), dtype=np.float32)}
 
     def run() -> float:
         start = now_ns()
@@ -91,17 +93,15 @@ def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[]
     return run
 
 
-def measure(model: bytes | Path, *, threads: int = 1, batch: int = 1, min_runs: int = 50,
-            min_seconds: float = 1.0) -> Timing:
-    """Latency of an ONNX file on this machine (``batch`` where the file leaves it open)."""
-    run = _run(model, threads, batch)
-    for _ in range(BURST):
-        run()
-    samples: list[float] = []
-    start = time.monotonic()
-    while len(samples) < min_runs or time.monotonic() - start < min_seconds:
-        samples.append(run())
-    return summary(samples)
+def float_shape(entry: Any, batch: int | None = None) -> list[int]:
+    """Of an in- or output of a session, at ``batch`` where that is open. Raises UserError for what is not float."""
+    open_batch = bool(entry.shape) and not isinstance(entry.shape[0], int)
+    sides: list[Any] = [batch, *entry.shape[1:]] if open_batch else list(entry.shape)
+    shape = [side for side in sides if isinstance(side, int)]
+    if len(shape) < len(sides) or entry.type != "tensor(float)":
+        raise UserError(f"model: {entry.name} is {entry.type} {entry.shape}: only the batch may be left open, and it "
+                        "must be float")
+    return shape
 
 
 def conditions(threads: int, batch: int) -> dict[str, Any]:

@@ -1,0 +1,316 @@
+"""An NVIDIA GPU: ONNX Runtime's TensorRT or CUDA provider where one works here, else PyTorch; always a CUDA graph.
+
+The runtime is part of the name of device and table, because they rank networks differently. In- and output stay in the
+memory of the GPU. ONNX Runtime gives no event on the stream of a provider, so its runs are timed by the host's clock,
+up to when the GPU is done; PyTorch's by CUDA events.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from nas.errors import UserError
+from nas.latency import onnx_shapes
+from nas.latency.devices.onnxruntime import float_shape, session
+from nas.latency.timing import Run
+from nas.lower.onnx import lower
+
+DEVICE = "cuda"  # the first one
+WARM_UP = 10  # runs before the first that counts: graphs are captured, algorithms chosen, clocks up
+PRECISIONS = ("fp32", "fp16")
+QUERY = {"driver": "driver_version", "sm_mhz": "clocks.sm", "mem_mhz": "clocks.mem", "sm_max_mhz": "clocks.max.sm",
+         "mem_max_mhz": "clocks.max.mem"}
+LIMITED = ("clocks_event_reasons.applications_clocks_setting",
+           "clocks_throttle_reasons.applications_clocks_setting")  # the newer and the older name
+
+
+class Gpu(ABC):
+    """What the runtimes share; ``precision`` is fp32 (TF32 in convolutions, as by default) or fp16.
+
+    Raises UserError for a batch or precision that there is not.
+    """
+
+    name: str
+    align = 32  # channels of a tile, as on the CPU: more curves cost rows, too few would cost accuracy
+    reads_onnx = True
+
+    def __init__(self, batch: int = 1, precision: str = "fp32") -> None:
+        if batch < 1:
+            raise UserError(f"--batch {batch}: must be at least 1")
+        if precision not in PRECISIONS:
+            raise UserError(f"--precision {precision}: a GPU has {' and '.join(PRECISIONS)}")
+        self.batch, self.precision = batch, precision
+
+    @classmethod
+    @abstractmethod
+    def lacks(cls) -> str | None:
+        """Why the runtime does not work here; None where it does."""
+
+    @abstractmethod
+    def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
+        """Compiles a module for input [batch, in_ch, size, size] and warms it up."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Run:
+        """A finished ONNX file. Raises UserError for one that does not run on the GPU as a whole."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, Any]:
+        """Of the runtime and its libraries, and what its clock is."""
+
+    def conditions(self) -> dict[str, Any]:
+        """With the clocks of a GPU at work; None is what is not known."""
+        load = self.prepare(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), in_ch=64, size=56)
+        here = torch.cuda.is_available()  # else a PyTorch without CUDA beside an ONNX Runtime with it
+        gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}" if here else (
+            os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0")
+        processor, *values = query(gpu, ("name", *QUERY.values()), load)
+        limited = next((value for field in LIMITED if (value := query(gpu, (field,), load)[0])), None)
+        return {"device": self.name, "processor": processor or (torch.cuda.get_device_name(0) if here else None),
+                **{key: int(value) if value and value.isdigit() else value
+                   for key, value in zip(QUERY, values, strict=True)},
+                "clocks_locked": limited and limited == "Active",
+                "os": f"{platform.system()} {platform.machine()}", "precision": self.precision, "threads": 1,
+                "batch": self.batch, **self.versions()}
+
+
+class OrtGpu(Gpu):
+    """ONNX Runtime; every node has to run on the GPU, else it refuses to capture the graph."""
+
+    provider: str
+    runtime: str
+
+    @classmethod
+    def lacks(cls) -> str | None:
+        known = f"onnxruntime {onnxruntime.__version__}"
+        if cls.provider not in onnxruntime.get_available_providers():
+            return f"{known} has no {cls.provider}"
+        onnxruntime.set_default_logger_severity(4)  # a library that is not there is said below, in one line
+        try:
+            session(lower(nn.Sequential(nn.ReLU()), in_ch=1, size=1, batch=1).SerializeToString(),
+                    providers=[cls.provider])
+        except UserError:
+            return f"{known} cannot load its {cls.provider} (no GPU, or a library of CUDA, cuDNN or TensorRT missing)"
+        finally:
+            onnxruntime.set_default_logger_severity(2)
+        return None
+
+    def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
+        return self._run(lower(module, in_ch=in_ch, size=size, batch=self.batch))
+
+    def load(self, path: Path) -> Run:
+        model, entry, _ = onnx_shapes.opened(path)
+        batch = entry.type.tensor_type.shape.dim[0]
+        if not batch.HasField("dim_value"):
+            batch.dim_value = self.batch
+        try:
+            return self._run(model)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    def _run(self, model: onnx.ModelProto) -> Run:
+        made = session(self.typed(model).SerializeToString(), providers=[(self.provider, self.options())])
+        run = bound(made)
+        try:
+            return warm(run)
+        except Exception as error:  # ONNX Runtime's own classes have no public base
+            raise UserError(f"model: {self.runtime}: {str(error).splitlines()[0][:200]}") from None
+
+    def typed(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The model in the precision of the device, where the provider does not see to that."""
+        return model
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Of the provider."""
+
+    def versions(self) -> dict[str, Any]:
+        return {"runtime": self.runtime, "runtime_version": onnxruntime.__version__, "cudnn": None,
+                "cuda": getattr(onnxruntime, "cuda_version", None) or None,
+                "clock": "elapsed time of a synchronised CUDA graph replay, in- and output in device memory"}
+
+
+class TensorRt(OrtGpu):
+    """TensorRT chooses its kernels by timing them: each row takes seconds to build."""
+
+    name, provider, runtime = "gpu-tensorrt", "TensorrtExecutionProvider", "onnxruntime-tensorrt"
+
+    def __init__(self, batch: int = 1, precision: str = "fp32") -> None:
+        super().__init__(batch, precision)
+        self._timings = tempfile.TemporaryDirectory(prefix="nas-tensorrt-")  # of kernels: a layer is timed once
+
+    def options(self) -> dict[str, Any]:
+        return {"trt_fp16_enable": self.precision == "fp16", "trt_cuda_graph_enable": True,
+                "trt_timing_cache_enable": True, "trt_timing_cache_path": self._timings.name}
+
+    def versions(self) -> dict[str, Any]:
+        tensorrt = _installed("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+        both = f"{onnxruntime.__version__}, TensorRT {tensorrt}" if tensorrt else onnxruntime.__version__
+        return {**super().versions(), "runtime_version": both, "tensorrt": tensorrt}
+
+
+class OrtCuda(OrtGpu):
+    """cuDNN's kernels, the fastest of which ONNX Runtime finds by trying them."""
+
+    name, provider, runtime = "gpu-ort", "CUDAExecutionProvider", "onnxruntime-cuda"
+
+    def typed(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        if self.precision == "fp32":
+            return model
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        return convert_float_to_float16(model, keep_io_types=True)
+
+    def options(self) -> dict[str, Any]:
+        return {"enable_cuda_graph": True, "arena_extend_strategy": "kSameAsRequested"}  # many sessions at once
+
+
+class Torch(Gpu):
+    """PyTorch's own kernels, as a module runs in eval mode: batch norms are kernels of their own."""
+
+    name = "gpu-torch"
+    reads_onnx = False
+
+    @classmethod
+    def lacks(cls) -> str | None:
+        if torch.cuda.is_available():
+            return None
+        what = "finds no GPU or driver" if torch.version.cuda else "is built without CUDA"
+        return f"PyTorch {torch.__version__} {what}"
+
+    def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
+        half = self.precision == "fp16"
+        kind: dict[str, Any] = {  # tensor cores want fp16 images channels last
+            "device": DEVICE, "dtype": torch.float16 if half else torch.float32,
+            "memory_format": torch.channels_last if half else torch.contiguous_format}
+        network = copy.deepcopy(module).eval().to(**kind)
+        images = torch.randn(self.batch, in_ch, size, size, generator=torch.Generator().manual_seed(0)).to(**kind)
+        return warm(captured(network, images))
+
+    def load(self, path: Path) -> Run:
+        raise UserError(f"{path}: PyTorch runs no ONNX files: for this GPU install onnxruntime-gpu")
+
+    def versions(self) -> dict[str, Any]:
+        return {"runtime": "pytorch", "runtime_version": str(torch.__version__), "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+                "clock": "CUDA events around a CUDA graph replay"}
+
+
+RUNTIMES: dict[str, type[Gpu]] = {kind.name: kind for kind in (TensorRt, OrtCuda, Torch)}  # best first
+
+
+def opened(name: str, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Gpu:
+    """The GPU with one of ``RUNTIMES``; ``gpu`` is the first of them that works here.
+
+    Raises UserError, which says what is missing, where it does not work.
+    """
+    if threads != 1:
+        raise UserError(f"--device {name}: leave out --threads")
+    reasons = []
+    for kind in RUNTIMES.values() if name == "gpu" else [RUNTIMES[name]]:
+        if (reason := kind.lacks()) is None:
+            return kind(batch, precision)
+        reasons.append(reason)
+    raise UserError(f"--device {name}: {'; '.join(reasons)}: it takes an NVIDIA GPU with its driver, and "
+                    "onnxruntime-gpu or a PyTorch for CUDA")
+
+
+def bound(made: onnxruntime.InferenceSession) -> Run:
+    """A run on random input, synchronised; in- and output lie in device memory at fixed addresses."""
+    entry, binding = made.get_inputs()[0], made.io_binding()
+    image = np.random.default_rng(0).standard_normal(float_shape(entry), dtype=np.float32)
+    binding.bind_ortvalue_input(entry.name, onnxruntime.OrtValue.ortvalue_from_numpy(image, DEVICE, 0))
+    for exit_ in made.get_outputs():
+        place = onnxruntime.OrtValue.ortvalue_from_shape_and_type(float_shape(exit_), np.float32, DEVICE, 0)
+        binding.bind_ortvalue_output(exit_.name, place)
+    binding.synchronize_inputs()
+
+    def run() -> float:
+        start = time.perf_counter_ns()
+        made.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    return run
+
+
+@dataclass
+class Replay:
+    """Replays a graph between two events. It holds the network and its input: the graph knows their addresses only."""
+
+    graph: torch.cuda.CUDAGraph
+    start: torch.cuda.Event
+    end: torch.cuda.Event
+    held: tuple[nn.Module, torch.Tensor]
+
+    def __call__(self) -> float:
+        self.start.record()
+        self.graph.replay()
+        self.end.record()
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end)
+
+
+def captured(network: nn.Module, images: torch.Tensor) -> Replay:
+    """A CUDA graph of one call, after calls on a stream aside, as PyTorch asks for."""
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad():
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                network(images)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            network(images)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    return Replay(graph, start, end, (network, images))
+
+
+def warm(run: Run) -> Run:
+    """The same run, warm."""
+    for _ in range(WARM_UP):
+        run()
+    return run
+
+
+def query(gpu: str, fields: Sequence[str], load: Callable[[], object]) -> list[str | None]:
+    """What nvidia-smi says of a GPU (an index or a UUID) while ``load`` runs on it; None is what it does not say."""
+    command = ["nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return [None] * len(fields)
+    while asked.poll() is None:
+        load()  # an idle GPU would show the clocks of its sleep
+    values = [value.strip() for value in asked.communicate()[0].split("\n")[0].split(",")]
+    if asked.returncode or len(values) != len(fields):
+        return [None] * len(fields)
+    return [None if "N/A" in value or "Not Supported" in value else value for value in values]
+
+
+def _installed(*names: str) -> str | None:
+    """The version of the first of these packages that is installed."""
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
