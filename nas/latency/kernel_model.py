@@ -33,10 +33,14 @@ Array = NDArray[np.float64]
 
 IN_CH, OUT_CH, SIZE, SIZE_OUT, STRIDE, DEPTHWISE = 0, 1, 2, 3, 5, 7  # columns of a convolution
 WINDOWS = (1.0, 3.0, 5.0, 7.0)  # kernel sides of the rows; between them the features blend
+TILES = ((256, 128), (128, 128), (256, 64), (64, 64))  # positions x channels that a block of a GPU's threads computes
+CHUNKS = (16, 32, 64, 128)  # of channels
 FEATURES = (
     "depthwise", "log in_ch", "log out_ch", "log size", "stride 2", "add", "depthwise stride 2", "1x1 stride 2",
     "1x1 add", "log macs", "log bytes", "log map out", "log map in", "log weights", "in_ch of 8s", "log roofline",
-    *(f"dense {k:.0f}x{k:.0f}" for k in WINDOWS), *(f"depthwise {k:.0f}x{k:.0f}" for k in WINDOWS))
+    *(f"dense {k:.0f}x{k:.0f}" for k in WINDOWS), *(f"depthwise {k:.0f}x{k:.0f}" for k in WINDOWS),
+    *(f"{side} filling {n}s" for n in CHUNKS for side in ("out_ch", "in_ch")),
+    *(f"{what} of {rows}x{columns}" for rows, columns in TILES for what in ("tiles", "last wave")))
 
 
 class _Checked(BaseModel):
@@ -62,6 +66,7 @@ class Roofline(_Checked):
     macs_per_ms: float = Field(gt=0)
     bytes_per_ms: float = Field(gt=0)
     launch_ms: float = Field(gt=0)
+    processors: int = Field(gt=0)  # that take a tile each: on an NVIDIA GPU its streaming multiprocessors
 
 
 class Limits(_Checked):
@@ -166,7 +171,21 @@ class Shapes:
             self.depthwise, *np.log([self.in_ch, self.out_ch, self.size]), strided, self.add, self.depthwise * strided,
             point * strided, point * self.add, *logs, (self.in_ch % 8 == 0).astype(float),
             np.log(self.roofline_ms(roofline)), *(h * dense for h in _hats(self.window)),
-            *(h * self.depthwise for h in _hats(self.window))], 1)
+            *(h * self.depthwise for h in _hats(self.window)), *(v * dense for v in self._filling(roofline))], 1)
+
+    def _filling(self, roofline: Roofline) -> Iterator[Array]:
+        """Logs of what padding to whole chunks adds, of the tiles, and of what a last wave of too few tiles adds.
+
+        A dense convolution is computed as a matrix product, tile by tile, and a tile that is not full takes as long
+        (NVIDIA, Matrix Multiplication Background User's Guide: tile and wave quantization).
+        """
+        for chunk in CHUNKS:
+            for channels in (self.out_ch, self.in_ch):
+                yield np.log(np.ceil(channels / chunk) * chunk / channels)
+        for rows, columns in TILES:
+            tiles = np.ceil(self.map_out / self.out_ch / rows) * np.ceil(self.out_ch / columns)
+            yield np.log(tiles)
+            yield np.log(np.ceil(tiles / roofline.processors) * roofline.processors / tiles)
 
 
 def _hats(window: Array) -> list[Array]:

@@ -19,12 +19,12 @@ from nas.arch import Op
 from nas.errors import UserError
 from nas.files import resolve
 from nas.latency.fusion import Kernel
-from nas.latency.kernel_model import FEATURES, KernelModel, dumps
+from nas.latency.kernel_model import FEATURES, KernelModel, Roofline, Shapes, dumps
 from nas.plan import OpKey
 
 SHIPPED = resolve("latency_tables", "gpu-v100", ".json")
 N = len(FEATURES)
-ROOFLINE = {"macs_per_ms": 5e10, "bytes_per_ms": 9e8, "launch_ms": 0.008}
+ROOFLINE = {"macs_per_ms": 5e10, "bytes_per_ms": 9e8, "launch_ms": 0.008, "processors": 80}
 # no residual: the model is its roofline, so that figures can be worked out by hand
 PLAIN: dict[str, Any] = {
     "kind": "kernel-model", "name": "plain",
@@ -55,6 +55,24 @@ def test_raw_and_corrected_ms_by_hand(plain: KernelModel) -> None:
     np.testing.assert_allclose(plain.raw_ms([dense, pool]), raw, rtol=1e-12)
     np.testing.assert_allclose(plain.kernel_ms([dense, pool]), [0.5 * ms - 0.001 for ms in raw], rtol=1e-12)
     assert plain.name == "plain" and plain.meta["device"] == "d"
+
+
+def test_tiles_and_waves_by_hand() -> None:
+    """28x28 = 784 positions of 96 channels: 4 x 1 tiles of 256x128, 7 x 1 of 128x128, 4 x 2, 13 x 2; 80 a wave."""
+    dense, depthwise = (
+        Shapes(*np.array([[kind], [40.0], [96.0], [28.0], [28.0], [3.0], [1.0], [0.0]]), 2)
+        .features(Roofline(**ROOFLINE))[0] for kind in (0.0, 1.0))
+    got = dict(zip(FEATURES, np.exp(dense), strict=True))
+    assert [got[f"out_ch filling {n}s"] for n in (16, 32, 64, 128)] == pytest.approx([1, 1, 128 / 96, 128 / 96])
+    assert [got[f"in_ch filling {n}s"] for n in (16, 32, 64, 128)] == pytest.approx([1.2, 1.6, 1.6, 3.2])
+    sizes = ("256x128", "128x128", "256x64", "64x64")
+    assert [got[f"tiles of {size}"] for size in sizes] == pytest.approx([4, 7, 8, 26])
+    assert [got[f"last wave of {size}"] for size in sizes] == pytest.approx([80 / 4, 80 / 7, 80 / 8, 80 / 26])
+    nothing = dict(zip(FEATURES, depthwise, strict=True))  # a depthwise convolution is no matrix product
+    assert all(nothing[name] == 0 for name in FEATURES if "filling" in name or "tiles" in name or "wave" in name)
+    many = Shapes(*np.array([[0.0], [40.0], [96.0], [28.0], [28.0], [3.0], [1.0], [0.0]]), 2, 32)
+    waves = dict(zip(FEATURES, np.exp(many.features(Roofline(**ROOFLINE))[0]), strict=True))
+    assert waves["tiles of 128x128"] == pytest.approx(196) and waves["last wave of 128x128"] == pytest.approx(240 / 196)
 
 
 def test_no_kernel_is_below_the_floors(plain: KernelModel) -> None:
