@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from nas.space import Space
 from nas.train import loop
 from nas.train.data import Data, description, load, recorded
 
-OWN = "cpu"  # the target that is this machine: its table is made where there is none
+OWN = {"cpu": "fp32", "cpu-int8": "int8"}  # targets that are this machine, whose tables are made where there are none
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def checked_space(config: Config, file: Path | None = None) -> Space:
 
 def find_costs(target: str) -> Path | None:
     """The file of a target; None for this machine's own, where it has still to be measured. Raises UserError."""
-    return None if target == OWN and target not in cost_models.known() else cost_models.find(target)
+    return None if target in OWN and target not in cost_models.known() else cost_models.find(target)
 
 
 def _space(config: Config, run: Run) -> Space:
@@ -180,8 +181,8 @@ def _complete(target: str, plan: Layout, progress: Progress) -> Path:
     rows = len(table.missing(candidates(plan))) if isinstance(table, LatencyTable) else len(candidates(plan))
     progress.note(f"{target}: up to {rows} rows are not measured yet; measuring them now, at {SECONDS_A_GRAPH} s a row "
                   f"at most, into {here}")
-    meta = table.meta if table is not None else {"threads": 1, "batch": 1}
+    meta: dict[str, Any] = table.meta if table is not None else {"threads": 1, "batch": 1, "precision": OWN[target]}
     with progress.task(f"profile {target}", 1) as task:
-        profile(plan, here, threads=int(meta["threads"]), batch=int(meta["batch"]),
+        profile(plan, here, threads=int(meta["threads"]), batch=int(meta["batch"]), precision=str(meta["precision"]),
                 progress=lambda done, total, left: task.advance(done / max(1, total) - task.done, rows=total))
     return here

@@ -43,7 +43,7 @@ def find(target: str) -> Path:
         from nas.latency.devices.ethos_u import TARGETS  # here: its compiler is only asked for by name
 
         how = f"to compile for it: nas profile --device {target}" if target in TARGETS else (
-            "to measure this machine: nas profile --device cpu")
+            "to measure this machine: nas profile --device cpu [--precision int8]")
         raise UserError(f"--target {target}: {nearest(target, files)}; {how} --space SPACE")
     return files[target]
 
@@ -65,9 +65,10 @@ def targets() -> list[dict[str, Any]]:
     return [_describe(name, path) for name, path in sorted(known().items())]
 
 
-def file_name(device: str, threads: int = 1, batch: int = 1) -> str:
-    """``cpu.json`` for the usual case (batch 1, one thread), else such as ``cpu-b8-t2.json``."""
-    return f"{device}.json" if (threads, batch) == (1, 1) else f"{device}-b{batch}-t{threads}.json"
+def file_name(device: str, threads: int = 1, batch: int = 1, precision: str | None = None) -> str:
+    """``cpu.json`` for the usual case (fp32, batch 1, one thread), else such as ``cpu-int8-b8-t2.json``."""
+    name = device if precision in (None, "fp32") else f"{device}-{precision}"
+    return f"{name}.json" if (threads, batch) == (1, 1) else f"{name}-b{batch}-t{threads}.json"
 
 
 def is_local(costs: Costs) -> bool:

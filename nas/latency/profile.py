@@ -44,15 +44,16 @@ SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threa
 
 
 def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimator = "cpu", threads: int = 1,
-            batch: int = 1, remeasure: bool = False, progress: Progress | None = None, rng_seed: int = 0,
-            validate: int = 0) -> dict[str, Any]:
+            batch: int = 1, precision: str | None = None, remeasure: bool = False, progress: Progress | None = None,
+            rng_seed: int = 0, validate: int = 0) -> dict[str, Any]:
     """Measures what the table lacks for a layout (all of it with ``remeasure``); ``validate`` networks check the sum.
 
-    Returns ``table``, ``rows``, ``measured``, ``flagged``, ``correction``, ``knot_error`` and ``validation`` (or None).
+    ``precision`` is ``fp32`` (default) or ``int8`` on the CPU. Returns ``table``, ``rows``, ``measured``, ``flagged``,
+    ``correction``, ``knot_error`` and ``validation`` (or None).
     Raises UserError for an unknown device and for a table that was measured under other conditions.
     """
     with one_torch_thread():
-        device = _device(device, threads, batch)
+        device = _device(device, threads, batch, precision)
         table = _open(table_path, device, remeasure)
         keys = candidates(layout)
         empty = LatencyTable(table.name, table.meta)
@@ -120,17 +121,19 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _device(device: str | Device | Estimator, threads: int, batch: int) -> Device | Estimator:
+def _device(device: str | Device | Estimator, threads: int, batch: int, precision: str | None) -> Device | Estimator:
     if not isinstance(device, str):
         return device
     if device == "cpu":
         from nas.latency.devices.onnxruntime import Cpu
 
-        return Cpu(threads, batch)
+        return Cpu(threads, batch, precision or "fp32")
     from nas.latency.devices.ethos_u import TARGETS, EthosU
 
     if device not in TARGETS:
         raise UserError(f"--device {device}: {nearest(device, ('cpu', *TARGETS))}")
+    if precision is not None:
+        raise UserError(f"--device {device}: an NPU runs int8 only: leave out --precision")
     return EthosU(device, threads, batch)
 
 
