@@ -65,7 +65,10 @@ def test_a_target_says_how_far_off_it_was(meta: dict[str, Any], said: str | None
 
 def test_names_of_files() -> None:
     assert costs.file_name("cpu") == "cpu.json"
+    assert costs.file_name("cpu", precision="fp32") == "cpu.json"
     assert costs.file_name("cpu", threads=2, batch=8) == "cpu-b8-t2.json"
+    assert costs.file_name("cpu", precision="int8") == "cpu-int8.json"
+    assert costs.file_name("cpu", threads=2, batch=8, precision="int8") == "cpu-int8-b8-t2.json"
 
 
 def test_local_is_the_same_processor_runtime_and_version() -> None:
