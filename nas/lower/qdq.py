@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
@@ -24,12 +25,17 @@ GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 UNIT = Map((), 0.0, 1.0)  # of a hard sigmoid behind a convolution, whose clamp is the saturation of uint8
 
 
-def quantise(model: onnx.ModelProto, calibration: Iterable[Tensor], weight_bits: int = 8) -> onnx.ModelProto:
+def quantise(model: onnx.ModelProto, calibration: Iterable[Tensor] | None = None,
+             weight_bits: int = 8) -> onnx.ModelProto:
     """The same ``input`` and ``output`` in float, and 8 bits between; calibration: batches [n, in_ch, size, size].
 
-    ``weight_bits`` is 7 for processors that add products in 16 bits, which saturate. Raises UserError for no
-    calibration images, and for ones on which the network is not finite.
+    The default, one image of Gaussian noise, will do for timing, which does not depend on the scales. ``weight_bits``
+    is 7 for processors that add products in 16 bits, which saturate. Raises UserError for no calibration images, and
+    for ones on which the network is not finite.
     """
+    if calibration is None:
+        _, *shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+        calibration = [torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))]
     writer = _Writer(model, maps(model, calibration), 2 ** (weight_bits - 1) - 1)
     for step in writer.steps:
         writer.write(step)

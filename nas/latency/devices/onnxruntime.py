@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 from torch import nn
 
 from nas.errors import UserError
@@ -39,11 +38,9 @@ class Cpu:
         self.threads, self.batch, self.precision = threads, batch, precision
 
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
-        """In int8 with scales from one image of Gaussian noise: the time does not depend on them."""
         model = lower(module, in_ch=in_ch, size=size)
         if self.precision == "int8":
-            noise = torch.randn(1, in_ch, size, size, generator=torch.Generator().manual_seed(0))
-            model = quantise(model, [noise], weight_bits())
+            model = quantise(model, weight_bits=weight_bits())
         return _run(model.SerializeToString(), self.threads, self.batch)
 
     def load(self, path: Path) -> Run:
