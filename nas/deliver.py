@@ -133,7 +133,8 @@ def _metadata(scene: Scene, arch: Arch) -> dict[str, str]:
 
 
 def _calibration(scene: Scene) -> list[torch.Tensor]:
-    return loop.calibration_images(scene.data, CALIBRATION, 64, torch.device("cpu"), scene.seed)
+    """In small batches: every map of a batch is in memory at once."""
+    return loop.calibration_images(scene.data, CALIBRATION, 8, torch.device("cpu"), scene.seed)
 
 
 def _judged(scene: Scene, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> tuple[Judged, Judged]:

@@ -89,7 +89,7 @@ def _until_nothing_new(layout: Layout, rng: random.Random, found: dict[Arch, Non
 
 
 def _write(layout: Layout, arch: Arch, path: Path, costs: Costs) -> None:
-    """Random weights that depend on the architecture alone; in int8 where the target's milliseconds are of such files."""
+    """Random weights that depend on the architecture alone; in int8 where the target is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(arch.id, 16))
         model = build(layout, arch)
