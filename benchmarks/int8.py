@@ -50,8 +50,8 @@ def main() -> None:
         interpreter.allocate_tensors()
         steps = np.abs(got - wanted) / interpreter.get_output_details()[0]["quantization"][0]
         float_, int8 = (100 * float(np.mean(y.argmax(1) == labels)) for y in (wanted, got))
-        print(f"{card['id']}: median {np.median(steps):.2f}, p99 {np.percentile(steps, 99):.2f}, most {steps.max():.1f} "
-              f"steps; accuracy {float_:.2f} % float, {int8:.2f} % int8")
+        print(f"{card['id']}: median {np.median(steps):.2f}, p99 {np.percentile(steps, 99):.2f}, most "
+              f"{steps.max():.1f} steps; accuracy {float_:.2f} % float, {int8:.2f} % int8")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def profile(
     width: Width = None,
     threads: Threads = 1,
     batch: Batch = 1,
+    precision: Annotated[str | None, typer.Option(help="fp32 (default); int8 of the cpu, fp16 of a gpu.")] = None,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure rows that are there already, too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Table; default: the target's file under ./latency_tables.")] = None,
     validate: Annotated[int, typer.Option(min=0, help="Compare predicted and measured on this many random networks.")]
@@ -59,16 +60,16 @@ def profile(
 
     def work() -> dict[str, Any]:
         from nas.files import shipped
-        from nas.latency.costs import LOCAL, file_name
-        from nas.latency.devices import opened
+        from nas.latency.costs import LOCAL
+        from nas.latency.devices import file_name, opened
         from nas.latency.profile import profile as fill
         from nas.plan import Task, layout
         from nas.progress import Progress
         from nas.space import Space
 
         factor, progress = _width(width), Progress()
-        machine = opened(device, threads, batch)
-        path = out or LOCAL / file_name(machine.name, threads, batch)
+        machine = opened(device, threads, batch, precision)
+        path = out or LOCAL / file_name(machine.name, precision, threads, batch)
         layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes))
                    for name in space or shipped("search_spaces", ".yaml")]
         done = {}
@@ -165,15 +166,15 @@ def export(
     arch: Annotated[str | None, typer.Option(help="Id of the pick; default: all.")] = None,
     budget_ms: Annotated[float | None, typer.Option(help="The most accurate pick within this.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run.")] = None,
-    kind: Annotated[str, typer.Option("--format", help="onnx, or tflite: int8, calibrated on training images.")]
+    kind: Annotated[str, typer.Option("--format", help="onnx, or calibrated on training images: int8-onnx, tflite.")]
     = "onnx",
     as_json: Json = False,
 ) -> None:
-    """Write ONNX of one pick or all. Checked against PyTorch, and measured where this machine is the target."""
+    """Write one pick or all to files. Checked against PyTorch, and measured where this machine is the target."""
 
     def work() -> dict[str, Any]:
-        if kind not in ("onnx", "tflite"):
-            raise UserError(f"--format {kind}: known are onnx and tflite")
+        if kind not in ("onnx", "int8-onnx", "tflite"):
+            raise UserError(f"--format {kind}: known are onnx, int8-onnx and tflite")
         if arch is not None and budget_ms is not None:
             raise UserError("--arch and --budget-ms: give one of the two")
         _budgets([budget_ms] if budget_ms is not None else None)
@@ -382,17 +383,10 @@ def _show_front(result: dict[str, Any]) -> None:
 def _show_profile(result: dict[str, Any]) -> None:
     from nas import show
 
-    if result["validation"]:
-        show.rows([result["validation"]])
-    show.line(f"{result['measured']} rows measured, {result['rows'] - result['measured']} already there")
-    show.line(str(result["table"]))
+    show.profile(result)
 
 
 def _show_prediction(result: dict[str, Any]) -> None:
     from nas import show
 
-    show.rows(result["operators"])
-    for one in result["unknown"]:
-        show.line(f"left out: {one['op']} ({one['name']})")
-    show.line(f"{show.cell(result['ms'])} ms at batch {result['batch']} on {result['target']} ({result['method']}: "
-              "predicted, not measured)")
+    show.prediction(result)

@@ -1,9 +1,15 @@
-"""From a picked arch to a folder that stands alone: weights, ONNX checked and measured, a card that says what it is."""
+"""From a picked arch to a folder that stands alone: weights, ONNX checked and measured, a card that says what it is.
+
+Where a target's milliseconds are those of int8 files in ONNX Runtime, such a file is written beside the float one, and
+the accuracies are the int8 file's: what is stated together is of one file. With float targets beside it they still are.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +19,21 @@ from torch import nn
 from nas.arch import Arch
 from nas.files import write_atomic
 from nas.latency.devices import local
+from nas.latency.devices.onnxruntime import session, weight_bits
 from nas.latency.profile import check
 from nas.latency.table import LatencyTable
 from nas.lower import tflite
-from nas.lower.onnx import export
+from nas.lower.onnx import export, lower, save
+from nas.lower.qdq import quantise
 from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
 from nas.scene import Scene
 from nas.train import loop
 from nas.train.data import normalise
-from nas.verify import check_onnx, check_tflite
+from nas.train.loop import Judged
+from nas.verify import Int8Agreement, check_onnx, check_tflite, compare_int8, surviving
 
-CARD, ONNX, TFLITE = "card.json", "model.onnx", "model.int8.tflite"
+CARD, ONNX, INT8, TFLITE = "card.json", "model.onnx", "model.int8.onnx", "model.int8.tflite"
 CALIBRATION, CHECKED = 512, 200  # training images that int8 scales come from; held-out ones on which it is compared
 
 
@@ -40,7 +49,7 @@ def one_or_all(values: dict[str, Any]) -> Any:
 
 
 def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, Any]:
-    """Writes ``model.onnx`` and ``card.json`` of a trained pick; returns the card."""
+    """Writes ``model.onnx``, for int8 targets ``model.int8.onnx``, and ``card.json`` of a pick; returns the card."""
     name = folder_of(place, arch)
     return scene.run.stage(name + CARD, lambda: _card(scene, arch, place, fine_tuned))
 
@@ -50,16 +59,19 @@ def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
 
     Of the scene's data only the description is read, and its prices not at all.
     """
-    model, data, size = load_weights(scene, arch, place), scene.data, scene.layout.task.size
-    metadata = {"arch": json.dumps(arch.to_json()), "id": arch.id, "classes": "\n".join(data.classes),
-                "input": "NCHW float32", "size": str(size), "mean": " ".join(f"{v:.6g}" for v in data.mean),
-                "std": " ".join(f"{v:.6g}" for v in data.std), "scale": "pixels / 255", "producer": "nas"}
-    export(model, path, in_ch=data.in_ch, size=size, metadata=metadata)
-    agreement = check_onnx(path, model, in_ch=data.in_ch, size=size)
-    measured = {target: _measured(scene, target, path, model) for target in scene.costs}
-    return {"onnx": str(path), "max_abs_diff": agreement.max_abs_diff, "relative_diff": agreement.relative,
-            "measured_ms": one_or_all({target: ms for target, (ms, _) in measured.items()}),
-            "drift": one_or_all({target: drift for target, (_, drift) in measured.items()})}
+    model = load_weights(scene, arch, place)
+    return {"onnx": str(path), **_write_float(scene, arch, model, path), **_timed(scene, model, {"float": path})}
+
+
+def to_int8(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
+    """Exports one pick as int8 ONNX, calibrated on training images and compared with PyTorch on held-out ones.
+
+    Raises Disagreement where 8 bits are not enough.
+    """
+    model = load_weights(scene, arch, place)
+    agreement = surviving(path, _write_int8(scene, arch, model, path))
+    return {"onnx": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
+            **_timed(scene, model, {"int8": path})}
 
 
 def to_tflite(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -67,9 +79,8 @@ def to_tflite(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any
 
     Raises UserError where the packages for it are missing, and Disagreement where 8 bits are not enough.
     """
-    model, data, size, cpu = load_weights(scene, arch, place), scene.data, scene.layout.task.size, torch.device("cpu")
-    images = loop.calibration_images(data, CALIBRATION, 64, cpu, scene.seed)
-    file = tflite.lower(model, in_ch=data.in_ch, size=size, calibration=images)
+    model, data, size = load_weights(scene, arch, place), scene.data, scene.layout.task.size
+    file = tflite.lower(model, in_ch=data.in_ch, size=size, calibration=_calibration(scene))
     agreement = check_tflite(file, model, normalise(data.select.images[:CHECKED], data))
     write_atomic(path, lambda out: out.write(file))
     return {"tflite": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
@@ -78,29 +89,90 @@ def to_tflite(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any
 
 def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, Any]:
     name, keys = folder_of(place, arch), plan(scene.layout, arch)
-    model = loop.placed(load_weights(scene, arch, place), scene.device)
-    augment = scene.config.train.augment or scene.data.augment
-    select = loop.evaluate_shifted(model, scene.data.select, scene.data, scene.device, augment, scene.seed)
-    test = loop.evaluate(model, scene.data.test, scene.data, scene.device)
-    written = to_onnx(scene, arch, place, scene.run.file(name + ONNX))
+    model, files = load_weights(scene, arch, place), {"float": scene.run.file(name + ONNX)}
+    differences = _write_float(scene, arch, model, files["float"])
+    select, test = _judged(scene, loop.placed(copy.deepcopy(model), scene.device), scene.device)
+    int8: dict[str, Any] = {}
+    if _int8_tables(scene):
+        files["int8"] = scene.run.file(name + INT8)
+        agreement = _write_int8(scene, arch, model, files["int8"])  # however weak: its accuracy says what it is worth
+        int8 = {"int8_onnx": name + INT8, "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
+                "float_accuracy": test.accuracy, "float_select_accuracy": select.accuracy}
+        select, test = _judged(scene, _running(files["int8"]), torch.device("cpu"))
     ms = one_or_all(predicted(scene, arch))
     return {"id": arch.id, "arch": arch.to_json(), "fine_tuned": fine_tuned,
             "select_accuracy": select.accuracy, "select_loss": select.loss, "accuracy": test.accuracy,
             "accuracy_se": test.accuracy_se, "test_images": test.n, "ms": ms, "worst_ms": ms,
-            "measured_ms": written["measured_ms"], "drift": written["drift"], "max_abs_diff": written["max_abs_diff"],
-            "relative_diff": written["relative_diff"], "macs": sum(macs(key) for key in keys),
-            "params": sum(params(key) for key in keys), "exits": [], "onnx": name + ONNX,
+            **_timed(scene, model, files), **differences, "macs": sum(macs(key) for key in keys),
+            "params": sum(params(key) for key in keys), "exits": [], "onnx": name + ONNX, **int8,
             "provenance": {"run": scene.run.path.name, "space": scene.config.space, "data": scene.data.name,
                            "fingerprint": scene.data.source["fingerprint"], "seed": scene.seed,
                            "targets": {target: costs.meta for target, costs in scene.costs.items()},
                            "environment": scene.run.read_json("environment.json")}}
 
 
-def _measured(scene: Scene, target: str, path: Path, model: nn.Module) -> tuple[float | None, float | None]:
+def _write_float(scene: Scene, arch: Arch, model: nn.Module, path: Path) -> dict[str, float]:
+    """How far ONNX Runtime is from PyTorch."""
+    in_ch, size = scene.data.in_ch, scene.layout.task.size
+    export(model, path, in_ch=in_ch, size=size, metadata=_metadata(scene, arch))
+    agreement = check_onnx(path, model, in_ch=in_ch, size=size)
+    return {"max_abs_diff": agreement.max_abs_diff, "relative_diff": agreement.relative}
+
+
+def _write_int8(scene: Scene, arch: Arch, model: nn.Module, path: Path) -> Int8Agreement:
+    """With weights as wide as the target's processor sums them exactly, this machine's where that is not known."""
+    data, size = scene.data, scene.layout.task.size
+    bits = min((int(table.meta.get("weight_bits", 8)) for table in _int8_tables(scene)), default=weight_bits())
+    graph = quantise(lower(model, in_ch=data.in_ch, size=size), _calibration(scene), bits)
+    save(graph, path, {**_metadata(scene, arch), "precision": "int8", "weight_bits": str(bits)})
+    return compare_int8(_running(path), model, normalise(data.select.images[:CHECKED], data))
+
+
+def _metadata(scene: Scene, arch: Arch) -> dict[str, str]:
+    data = scene.data
+    return {"arch": json.dumps(arch.to_json()), "id": arch.id, "classes": "\n".join(data.classes),
+            "input": "NCHW float32", "size": str(scene.layout.task.size), "scale": "pixels / 255", "producer": "nas",
+            "mean": " ".join(f"{v:.6g}" for v in data.mean), "std": " ".join(f"{v:.6g}" for v in data.std)}
+
+
+def _calibration(scene: Scene) -> list[torch.Tensor]:
+    """In small batches: every map of a batch is in memory at once."""
+    return loop.calibration_images(scene.data, CALIBRATION, 8, torch.device("cpu"), scene.seed)
+
+
+def _judged(scene: Scene, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> tuple[Judged, Judged]:
+    """On the selection split and on the test split."""
+    data, augment = scene.data, scene.config.train.augment or scene.data.augment
+    return (loop.evaluate_shifted(model, data.select, data, device, augment, scene.seed),
+            loop.evaluate(model, data.test, data, device))
+
+
+def _running(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A file in ONNX Runtime, called as a module is."""
+    loaded = session(path, torch.get_num_threads())
+    return lambda images: torch.from_numpy(loaded.run(None, {"input": images.numpy()})[0])
+
+
+def _int8_tables(scene: Scene) -> list[LatencyTable]:
+    return [costs for costs in scene.costs.values() if isinstance(costs, LatencyTable) and costs.int8_on_cpu]
+
+
+def _timed(scene: Scene, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
+    """``measured_ms`` and ``drift`` by target, of the ``int8`` or the ``float`` file as its precision asks."""
+    measured = {target: _measured(scene, target, model, files) for target in scene.costs}
+    return {"measured_ms": one_or_all({target: ms for target, (ms, _) in measured.items()}),
+            "drift": one_or_all({target: drift for target, (_, drift) in measured.items()})}
+
+
+def _measured(scene: Scene, target: str, model: nn.Module,
+              files: Mapping[str, Path]) -> tuple[float | None, float | None]:
     """(ms, drift) on this machine if it is the target, at its threads and batch, beside the table's yardstick."""
     costs, task = scene.costs[target], scene.layout.task
     device = local(costs.meta) if isinstance(costs, LatencyTable) else None
     if not isinstance(costs, LatencyTable) or device is None:
+        return None, None
+    path = files.get("int8" if costs.int8_on_cpu else "float")
+    if path is None:
         return None, None
     run = device.load(path) if device.reads_onnx else device.prepare(model, in_ch=task.in_ch, size=task.size)
     return check(run, scene.layout, costs, device)

@@ -15,9 +15,11 @@ from nas.decision import Prices, prices
 from nas.errors import UserError
 from nas.files import resolve
 from nas.latency import costs as cost_models
+from nas.latency.bench import Estimator
 from nas.latency.costs import Costs
 from nas.latency.devices import local, opened, own
 from nas.latency.table import LatencyTable
+from nas.latency.timing import Device
 from nas.plan import Layout, Task, candidates, layout
 from nas.progress import Progress
 from nas.run import Run
@@ -106,8 +108,13 @@ def find_costs(target: str) -> Path | None:
     """The file of a target; None for this machine's own, where it has still to be measured. Raises UserError."""
     if target not in own() or target in cost_models.known():
         return cost_models.find(target)
-    opened(target)  # refuses a GPU that is not there
+    _own(target)  # refuses a GPU that is not there
     return None
+
+
+def _own(target: str) -> Device | Estimator:
+    name, precision = own()[target]
+    return opened(name, precision=precision)
 
 
 def _space(config: Config, run: Run) -> Space:
@@ -176,7 +183,7 @@ def _complete(target: str, plan: Layout, progress: Progress) -> Path:
     table = cost_models.load(str(path)) if path.is_file() else None
     if table is not None and not _lacks(table, plan):
         return path
-    device = opened(target) if table is None else local(table.meta)
+    device = _own(target) if table is None else local(table.meta)
     if device is None:
         return path
     here = path if target.endswith(".json") else cost_models.LOCAL / f"{target}.json"

@@ -47,6 +47,8 @@ CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend t
 JUDGED_ON = 500  # held-out images a network is ranked on, by loss: a quarter of what accuracy needs (gates trial 2)
 USED = 0.9  # share of a budget that its pick takes: inherited loss favours the smallest network, fine-tuning does not
 CALIBRATED_ON = 256  # training images for its batch norm statistics
+FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "int8-onnx": (deliver.to_int8, deliver.INT8),
+           "tflite": (deliver.to_tflite, deliver.TFLITE)}
 
 
 def refuse(config: Config) -> None:
@@ -93,19 +95,19 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
 
 def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,
            kind: str = "onnx") -> dict[str, Any]:
-    """ONNX (or int8 ``tflite``) of one pick or all, written anew, checked, and measured where that is possible."""
-    write, name = {"onnx": (deliver.to_onnx, deliver.ONNX), "tflite": (deliver.to_tflite, deliver.TFLITE)}[kind]
+    """One pick or all in a format of ``FORMATS``, written anew, checked, and measured where that is possible."""
+    write, name = FORMATS[kind]
     config = Config.from_json(run.config, str(run.file("config.json")))
     selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
     place, wanted = _wanted(fronts, arch_id, budget_ms)
-    scene = recorded_scene(config, run, targets_of(fronts[place]), images=kind == "tflite")
+    scene = recorded_scene(config, run, targets_of(fronts[place]), images=kind != "onnx")
     predicted = {card["id"]: card["ms"] for card in _cards(fronts[place])}
     files = []
     with progress.task("export", len(wanted)) as task:
         for one in wanted:
             arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
-            path = out / f"{one}.{kind}" if out else run.file(folder_of(place, arch) + name)
+            path = out / f"{one}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
             files.append({"id": one, **write(scene, arch, place, path), "predicted_ms": predicted[one]})
             task.advance()
     return {"files": files}

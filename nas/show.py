@@ -38,6 +38,23 @@ def front(result: Mapping[str, Any]) -> None:
     line(str(result["run"]))
 
 
+def profile(result: Mapping[str, Any]) -> None:
+    """How far off the table is, where that was tried; rows; the file."""
+    if result["validation"]:
+        rows([result["validation"]])
+    line(f"{result['measured']} rows measured, {result['rows'] - result['measured']} already there")
+    line(str(result["table"]))
+
+
+def prediction(result: Mapping[str, Any]) -> None:
+    """Operator by operator, what was left out, and the sum."""
+    rows(result["operators"])
+    for one in result["unknown"]:
+        line(f"left out: {one['op']} ({one['name']})")
+    line(f"{cell(result['ms'])} ms at batch {result['batch']} on {result['target']} ({result['method']}: predicted, "
+         "not measured)")
+
+
 def targets_of(result: Mapping[str, Any]) -> list[str]:
     """Of a front, whose ``target`` is one name or a list of several."""
     return result["target"] if isinstance(result["target"], list) else [result["target"]]
@@ -77,7 +94,7 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
         shown["accuracy"] += " (dominated)"
     shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
     return shown | {"MACs": _millions(point.get("macs")), "params": _millions(point.get("params")),
-                    "onnx": cell(point.get("onnx"))}
+                    "onnx": cell(point.get("int8_onnx", point.get("onnx")))}  # the file whose figures these are
 
 
 def _accuracy(accuracy: float | None, error: float | None) -> str:

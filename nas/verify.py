@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,12 +71,20 @@ def check_tflite(model: bytes, module: nn.Module, images: torch.Tensor) -> Int8A
     expected, got = _outputs(module, images), run_tflite(model, images)
     if got.shape != expected.shape:
         raise Disagreement(f"int8 TFLite: the output is {got.shape}, PyTorch's is {expected.shape}")
-    noise = float(np.square(got - expected).sum())
-    sqnr_db = 10 * float(np.log10(max(float(np.square(expected).sum()), 1e-30) / max(noise, 1e-30)))
-    if not sqnr_db >= MIN_SQNR_DB:
-        raise Disagreement(f"int8 TFLite: {sqnr_db:.1f} dB of signal over noise (at least {MIN_SQNR_DB:.0f}): this "
-                           "network does not survive 8 bits as it is")
-    return Int8Agreement(sqnr_db, float(np.mean(got.argmax(1) == expected.argmax(1))))
+    return surviving("int8 TFLite", _int8_agreement(got, expected))
+
+
+def compare_int8(run: Callable[[torch.Tensor], torch.Tensor], module: nn.Module, images: torch.Tensor) -> Int8Agreement:
+    """What an int8 file computes, as ``run`` says, against the module on ``images`` [n, in_ch, size, size]."""
+    return _int8_agreement(run(images).numpy(), _outputs(module, images))
+
+
+def surviving(what: object, agreement: Int8Agreement) -> Int8Agreement:
+    """The agreement; raises Disagreement below 10 dB."""
+    if not agreement.sqnr_db >= MIN_SQNR_DB:
+        raise Disagreement(f"{what}: {agreement.sqnr_db:.1f} dB of signal over noise (at least {MIN_SQNR_DB:.0f}): "
+                           "this network does not survive 8 bits as it is")
+    return agreement
 
 
 def run_tflite(model: bytes, images: torch.Tensor) -> np.ndarray:
@@ -95,6 +104,12 @@ def run_tflite(model: bytes, images: torch.Tensor) -> np.ndarray:
         interpreter.invoke()
         outputs.append((interpreter.get_tensor(exit_["index"])[0].astype(np.float32) - out_zero) * out_scale)
     return np.stack([y.transpose(2, 0, 1) if y.ndim == 3 else y for y in outputs])
+
+
+def _int8_agreement(got: np.ndarray, expected: np.ndarray) -> Int8Agreement:
+    noise = float(np.square(got - expected).sum())
+    sqnr_db = 10 * float(np.log10(max(float(np.square(expected).sum()), 1e-30) / max(noise, 1e-30)))
+    return Int8Agreement(sqnr_db, float(np.mean(got.argmax(1) == expected.argmax(1))))
 
 
 def _outputs(module: nn.Module, x: torch.Tensor) -> np.ndarray:

@@ -97,7 +97,7 @@ def test_every_verb_explains_itself(call: Call, verb: str) -> None:
     (["export", "none"], "no such run"),
     (["export", "run", "--arch", "a", "--budget-ms", "1"], "one of the two"),
     (["export", "run", "--budget-ms", "inf"], "--budget-ms"),
-    (["export", "run", "--format", "jpeg"], "--format jpeg: known are onnx and tflite"),
+    (["export", "run", "--format", "jpeg"], "--format jpeg: known are onnx, int8-onnx and tflite"),
     (["measure", "none.onnx"], "none.onnx"),
     (["measure", "file", "--device", "tpu"], "--device tpu: did you mean 'gpu'? known: cpu, ethos"),
     (["profile", "--threads", "0"], "--threads"),
@@ -185,17 +185,20 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
 
 def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
+    precisions: list[str | None] = []
 
     def profile(layout: Any, table_path: Path, **options: Any) -> dict[str, Any]:
-        calls.append((layout.space, layout.task.size, table_path, options["device"].threads, options["validate"]))
+        machine = options["device"]
+        calls.append((layout.space, layout.task.size, table_path, machine.threads, options["validate"]))
+        precisions.append(machine.precision)
         options["progress"](5, 10, 1.0)
         check = {"n": 2, "mape": 3.0 - len(calls), "bias": 0.1, "kendall": 0.9, "noise_mape": 1.0, "noise_kendall": 0.9}
         return {"table": str(table_path), "rows": 10 * len(calls), "measured": 10,
                 "validation": check if options["validate"] else None}
 
     pretend(monkeypatch, "nas.latency.profile", profile=profile)
-    pretend(monkeypatch, "nas.latency.devices", opened=lambda name, threads, batch: types.SimpleNamespace(
-        name=name, threads=threads))
+    monkeypatch.setattr("nas.latency.devices.opened", lambda name, threads, batch, precision: types.SimpleNamespace(
+        name=name, threads=threads, precision=precision))
     code, out, err = call("profile", "--size", "32", "--validate", "2", "--threads", "2", "--json")
     value = json.loads(out)
     assert "profile ghost: 5/10" in err
@@ -207,6 +210,8 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
     code, out, _ = call("profile", "--space", "ghost", "--width", "0.5", "--out", "t.json")
     assert code == 0 and calls == [("ghost@0.5", 224, Path("t.json"), 1, 0)]
     assert out.splitlines() == ["10 rows measured, 0 already there", "t.json"]
+    _, out, _ = call("profile", "--space", "ghost", "--precision", "int8")
+    assert out.splitlines()[-1] == "latency_tables/cpu-int8.json" and precisions[-2:] == [None, "int8"]
 
 
 def test_measure_prints_the_timing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ def test_the_run_directory_stands_alone(finished: tuple[Path, dict[str, Any]]) -
         session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
         assert session.run(None, {"input": np.zeros((2, 3, 16, 16), np.float32)})[0].shape == (2, 10)
         full = json.loads((folder / "card.json").read_text())
+        assert not (folder / "model.int8.onnx").exists() and "float_accuracy" not in full  # no int8 target
         assert full["relative_diff"] < 1e-4 and full["fine_tuned"] and full["provenance"]["data"] == "digits"
     names = {p.name for p in path.iterdir()}
     assert {"config.json", "environment.json", "log.jsonl", "space.yaml", "tables", "splits.json", "data.json",

@@ -34,8 +34,8 @@ class Quiet:
         self.notes.append(text)
 
 
-def config_of(space_file: Path, *more: str) -> Config:
-    flags = {"space": str(space_file), "target": ["gpu-v100"], "size": 16, "limit": 160, "threads": 1}
+def config_of(space_file: Path, *more: str, target: str = "gpu-v100") -> Config:
+    flags = {"space": str(space_file), "target": [target], "size": 16, "limit": 160, "threads": 1}
     return resolve(None, [*SHORT, *more], flags)
 
 

@@ -42,8 +42,9 @@ def find(target: str) -> Path:
     if target not in files:
         from nas.latency.devices.ethos_u import TARGETS  # here: its compiler is only asked for by name
 
+        own = "gpu" if target.startswith("gpu") else "cpu [--precision int8]"
         how = f"to compile for it: nas profile --device {target}" if target in TARGETS else (
-            f"to measure this machine: nas profile --device {'gpu' if target.startswith('gpu') else 'cpu'}")
+            f"to measure this machine: nas profile --device {own}")
         raise UserError(f"--target {target}: {nearest(target, files)}; {how} --space SPACE")
     return files[target]
 
@@ -63,11 +64,6 @@ def load(target: str) -> Costs:
 def targets() -> list[dict[str, Any]]:
     """One object a target for ``nas targets``; a file that cannot be used has ``error`` instead of the figures."""
     return [_describe(name, path) for name, path in sorted(known().items())]
-
-
-def file_name(device: str, threads: int = 1, batch: int = 1) -> str:
-    """``cpu.json`` for the usual case (batch 1, one thread), else such as ``cpu-b8-t2.json``."""
-    return f"{device}.json" if (threads, batch) == (1, 1) else f"{device}-b{batch}-t{threads}.json"
 
 
 def known() -> dict[str, Path]:

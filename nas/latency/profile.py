@@ -44,15 +44,16 @@ SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threa
 
 
 def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimator = "cpu", threads: int = 1,
-            batch: int = 1, remeasure: bool = False, progress: Progress | None = None, rng_seed: int = 0,
-            validate: int = 0) -> dict[str, Any]:
+            batch: int = 1, precision: str | None = None, remeasure: bool = False, progress: Progress | None = None,
+            rng_seed: int = 0, validate: int = 0) -> dict[str, Any]:
     """Measures what the table lacks for a layout (all of it with ``remeasure``); ``validate`` networks check the sum.
 
-    Returns ``table``, ``rows``, ``measured``, ``flagged``, ``correction``, ``knot_error`` and ``validation`` (or None).
+    ``precision`` is ``fp32`` (default) or ``int8`` on the CPU. Returns ``table``, ``rows``, ``measured``, ``flagged``,
+    ``correction``, ``knot_error`` and ``validation`` (or None).
     Raises UserError for an unknown device and for a table that was measured under other conditions.
     """
     with one_torch_thread():
-        device = opened(device, threads, batch) if isinstance(device, str) else device
+        device = opened(device, threads, batch, precision) if isinstance(device, str) else device
         table = _open(table_path, device, remeasure)
         keys = candidates(layout)
         empty = LatencyTable(table.name, table.meta)

@@ -15,7 +15,9 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.files import write_json
 from nas.latency.costs import Costs
-from nas.lower.onnx import export
+from nas.latency.table import LatencyTable
+from nas.lower.onnx import lower, save
+from nas.lower.qdq import quantise
 from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.subnet import build
@@ -40,7 +42,7 @@ def sample(layout: Layout, costs: Costs, n: int, seed: int, out: Path, progress:
     with progress.task("sample", n, len(there)) as task:
         for arch in archs:
             if arch not in there:
-                _write(layout, arch, out / f"{arch.id}.onnx")
+                _write(layout, arch, out / f"{arch.id}.onnx", costs)
                 task.advance()
     write_json(out / SAMPLES, samples)
     return samples
@@ -86,12 +88,15 @@ def _until_nothing_new(layout: Layout, rng: random.Random, found: dict[Arch, Non
             yield arch
 
 
-def _write(layout: Layout, arch: Arch, path: Path) -> None:
-    """Random weights that depend on the architecture alone."""
+def _write(layout: Layout, arch: Arch, path: Path, costs: Costs) -> None:
+    """Random weights that depend on the architecture alone; in int8 where the target is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(arch.id, 16))
         model = build(layout, arch)
     task = layout.task
     metadata = {"arch": json.dumps(arch.to_json()), "id": arch.id, "input": "NCHW float32", "size": str(task.size),
                 "weights": "random", "producer": "nas"}
-    export(model, path, in_ch=task.in_ch, size=task.size, metadata=metadata)
+    graph = lower(model, in_ch=task.in_ch, size=task.size)
+    if isinstance(costs, LatencyTable) and costs.int8_on_cpu:
+        graph = quantise(graph, weight_bits=int(costs.meta.get("weight_bits", 8)))
+    save(graph, path, metadata)

@@ -76,6 +76,11 @@ class LatencyTable:
     def align(self) -> int:
         return int(self.meta.get("align", 1))
 
+    @property
+    def int8_on_cpu(self) -> bool:
+        """Whether its milliseconds are those of int8 files in ONNX Runtime (``nas.lower.qdq``)."""
+        return (self.meta.get("device"), self.meta.get("precision")) == ("cpu", "int8")
+
     @staticmethod
     def load(path: Path) -> LatencyTable:
         """Raises UserError, in one line with file and row, for anything that is not a whole and sound table."""
@@ -115,8 +120,9 @@ class LatencyTable:
         curve = self._all_curves().get(group)
         if curve is None or not curve[0][0] <= position <= curve[0][-1]:
             between = "" if curve is None else f" (measured from {curve[0][0]} to {curve[0][-1]} only)"
+            device = "cpu --precision int8" if self.int8_on_cpu else self.meta["device"]
             raise UserError(f"{key}: not in the table {self.path or self.name}{between}; "
-                            f"run: nas profile --device {self.meta['device']} --space SPACE --size SIZE")
+                            f"run: nas profile --device {device} --space SPACE --size SIZE")
         return float(np.interp(position, *curve))
 
     def ms_many(self, keys: Iterable[OpKey]) -> list[float]:

@@ -30,7 +30,11 @@ def export(module: nn.Module, path: Path, *, in_ch: int, size: int, metadata: di
 
     Raises UserError if the weights do not fit into one file.
     """
-    model = lower(module, in_ch=in_ch, size=size, batch=batch)
+    save(lower(module, in_ch=in_ch, size=size, batch=batch), path, metadata)
+
+
+def save(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
+    """Writes a graph atomically, with ``metadata_props``. Raises UserError if it does not fit into one file."""
     if model.ByteSize() > MAX_BYTES:
         raise UserError(f"{path}: {model.ByteSize() / 2**30:.1f} GiB of weights do not fit into one ONNX file (2 GiB)")
     onnx.helper.set_model_props(model, metadata)

@@ -8,14 +8,11 @@ specification, https://ai.google.dev/edge/litert/models/quantization_spec). Maps
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
@@ -23,15 +20,14 @@ from torch import Tensor, nn
 from nas.errors import UserError
 from nas.lower.emit import NoRule, emit
 from nas.lower.flatbuffer import Array, Model, Quantization
+from nas.lower.int8 import Map, Step, fused, maps, scale_of, symmetric
 from nas.lower.onnx import attributes
 
 SAME, VALID = 0, 1  # Padding of the schema
 NONE, RELU, RELU6 = 0, 1, 3  # ActivationFunctionType
 FUSED = {"Relu": RELU, "Clip": RELU6, "HardSigmoid": NONE}  # what an operator's own output may become
-TAKES = {"Conv": ("Relu", "Clip", "HardSigmoid"), "Gemm": ("Relu", "Clip", "HardSigmoid"), "Add": ("Relu", "Clip")}
 SHARED = ("Concat", "Slice", "Flatten", "Reshape", "GlobalAveragePool", "ReduceMean", "MaxPool")  # one scale for all
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-DEAD = 1e-6  # a map that is zero everywhere (SE layers of a few channels die) must not get a scale of zero
 ONES = (1, 1)
 UNIT = Quantization.of(1 / 256, -128)  # of what lies between 0 and 1
 
@@ -49,83 +45,35 @@ def lower(module: nn.Module, *, in_ch: int, size: int, calibration: Iterable[Ten
         raise _unknown(str(error)) from None
     if calibration is None:
         calibration = [torch.randn(8, in_ch, size, size, generator=torch.Generator().manual_seed(0))]
-    return _Quantizer(graph, model, _maps(graph, calibration)).write()
+    return _Quantizer(graph, model, maps(graph, calibration)).write()
 
 
 def convert(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> bytes:
     """The file of any CNN in ONNX that ``nas.lower.onnx.plain`` made plain; else as ``lower``."""
-    return _Quantizer(graph, Model(), _maps(graph, calibration)).write()
+    return _Quantizer(graph, Model(), maps(graph, calibration)).write()
 
 
-@dataclass(frozen=True)
-class _Map:
-    """A tensor of the ONNX graph: its shape without the batch, its smallest and largest value."""
-
-    shape: tuple[int, ...]
-    low: float
-    high: float
-
-    @property
-    def nhwc(self) -> tuple[int, ...]:
-        return (1, *self.shape[1:], self.shape[0]) if len(self.shape) == 3 else (1, *self.shape)
-
-
-@dataclass
-class _Step:
-    """An ONNX node with the activation behind it, where one is fused: ``act`` is the node's kind."""
-
-    node: onnx.NodeProto
-    output: str
-    act: str | None = None
-
-    @property
-    def kind(self) -> str:
-        return str(self.node.op_type)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return attributes(self.node).get(name, default)
+def nhwc(map_: Map) -> tuple[int, ...]:
+    """Its shape in TFLite, for one image."""
+    return (1, *map_.shape[1:], map_.shape[0]) if len(map_.shape) == 3 else (1, *map_.shape)
 
 
 def _unknown(what: str) -> UserError:
     return UserError(f"int8 TFLite: no rule for the operator {what}; add one to nas/lower/tflite.py")
 
 
-def _maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, _Map]:
-    names = [node.output[0] for node in graph.graph.node]
-    watched = onnx.ModelProto()
-    watched.CopyFrom(graph)
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    maps: dict[str, _Map] = {}
-    for batch in calibration:
-        images = batch.numpy()
-        for name, value in zip(["input", *names], [images, *session.run(names, {"input": images})], strict=True):
-            old = maps.get(name, _Map(value.shape[1:], 0.0, 0.0))  # zero is always representable: padding needs it
-            low, high = np.minimum(old.low, value.min()), np.maximum(old.high, value.max())  # these keep a NaN
-            maps[name] = _Map(old.shape, float(low), float(high))
-    if not maps:
-        raise UserError("int8 TFLite: there are no calibration images")
-    if not all(np.isfinite([m.low, m.high]).all() for m in maps.values()):
-        raise UserError("int8 TFLite: the network's maps are not finite on the calibration images")
-    return maps
-
-
 class _Quantizer:
     """Fuses, chooses the scales, and writes step by step."""
 
-    def __init__(self, graph: onnx.ModelProto, model: Model, maps: dict[str, _Map]) -> None:
+    def __init__(self, graph: onnx.ModelProto, model: Model, maps: dict[str, Map]) -> None:
         self.model, self.maps = model, maps
         self.constants = {w.name: numpy_helper.to_array(w) for w in graph.graph.initializer}
-        self.steps = _fused(graph.graph.node, self.constants)
+        self.steps = _steps(graph.graph.node, self.constants)
         self._scales = _scales(self.steps, maps)
         self._index: dict[str, int] = {}
 
     def write(self) -> bytes:
-        self._index["input"] = self.model.tensor("input", self.maps["input"].nhwc, "int8", self._scales["input"])
+        self._index["input"] = self.model.tensor("input", nhwc(self.maps["input"]), "int8", self._scales["input"])
         for step in self.steps:
             RULES[step.kind](self, step)
         return self.model.serialize([self._index["input"]], [self._index[self.steps[-1].output]])
@@ -139,70 +87,43 @@ class _Quantizer:
         self.scale(name)
         return self._index[name]
 
-    def output(self, step: _Step) -> int:
+    def output(self, step: Step) -> int:
         """The tensor that a step writes; the last one is called ``output``."""
         name = "output" if step is self.steps[-1] else step.output
-        index = self.model.tensor(name, self.maps[step.output].nhwc, "int8", self._scales[step.output])
+        index = self.model.tensor(name, nhwc(self.maps[step.output]), "int8", self._scales[step.output])
         self._index[step.output] = index
         return index
 
-    def ints(self, step: _Step, values: Any) -> int:
+    def ints(self, step: Step, values: Any) -> int:
         return self.model.constant(f"{step.output}/const", np.array(values, np.int32))
 
-    def weights(self, step: _Step, weight: Array, bias: Array | None, axis: int) -> tuple[int, int]:
+    def weights(self, step: Step, weight: Array, bias: Array | None, axis: int) -> tuple[int, int]:
         """Symmetric 8 bits a channel along ``axis``; the bias in units of input scale times weight scale."""
-        bias = np.zeros(weight.shape[axis], np.float32) if bias is None else bias
-        if step.act == "HardSigmoid":  # x / 6 + 1/2 goes into the weights, the clamp is int8's own saturation
-            weight, bias = weight / 6, bias / 6 + 0.5
         unit = float(self.scale(step.node.input[0]).scale[0])
-        largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
-        scale = np.maximum.reduce([largest / 127, np.abs(bias) / unit / 2**30, np.full_like(largest, 1e-12)])
-        wide = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        stored, offset, scale = symmetric(step, weight, bias, axis, unit)
         zero = np.zeros(len(scale), np.int64)
-        stored = np.clip(np.rint(weight / wide), -127, 127).astype(np.int8)
-        offset = np.rint(bias / (unit * scale)).astype(np.int32)
         return (self.model.constant(f"{step.output}/weight", stored, Quantization(scale, zero, axis)),
                 self.model.constant(f"{step.output}/bias", offset, Quantization(unit * scale, zero)))
 
 
-def _fused(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list[_Step]:
-    """Steps in order; raises UserError for an operator that has no rule."""
-    reads = Counter(name for node in nodes for name in node.input)
-    steps: list[_Step] = []
-    maker: dict[str, _Step] = {}
-    for node in nodes:
-        before = maker.get(node.input[0]) if reads[node.input[0]] == 1 else None  # nobody else needs what it made
-        if node.op_type == "Identity" and before is not None:
-            before.output = node.output[0]
-        elif before is not None and _fuses(before, node, constants):
-            before.act, before.output = str(node.op_type), node.output[0]
-            maker[node.output[0]] = before
-        elif node.op_type not in RULES or not _plain(node):
-            raise _unknown(f"{node.op_type} ({node.name or node.output[0]})")
-        else:
-            maker[node.output[0]] = _Step(node, node.output[0])
-            steps.append(maker[node.output[0]])
+def _steps(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list[Step]:
+    """Raises UserError for an operator that has no rule."""
+    steps = fused(nodes, constants)
+    for step in steps:
+        if step.kind not in RULES or not _plain(step.node):
+            raise _unknown(f"{step.kind} ({step.node.name or step.node.output[0]})")
     return steps
-
-
-def _fuses(step: _Step, node: onnx.NodeProto, constants: dict[str, Array]) -> bool:
-    if node.op_type == "Clip" and [constants[name].item() for name in node.input[1:]] != [0, 6]:
-        return False
-    return step.act is None and node.op_type in TAKES.get(step.kind, ())
 
 
 def _plain(node: onnx.NodeProto) -> bool:
     """Whether the attributes that rules do not read have the values that they take for granted."""
     how = attributes(node)
-    if node.op_type == "HardSigmoid":
-        alpha, beta = how.get("alpha", 0.2), how.get("beta", 0.5)
-        return abs(alpha - 1 / 6) < 1e-3 and abs(beta - 0.5) < 1e-3
     if node.op_type == "Gemm":
         return all(how.get(name, default) == default for name, default in GEMM.items())
     return how.get("auto_pad", b"NOTSET") == b"NOTSET" and not how.get("ceil_mode", 0)
 
 
-def _scales(steps: Sequence[_Step], maps: dict[str, _Map]) -> dict[str, Quantization]:
+def _scales(steps: Sequence[Step], maps: dict[str, Map]) -> dict[str, Quantization]:
     """Of every map; those that an operator passes on unchanged have one for all. Raises UserError for a conflict."""
     group = {name: {name} for name in ["input", *(step.output for step in steps)]}
     for step in steps:
@@ -216,12 +137,12 @@ def _scales(steps: Sequence[_Step], maps: dict[str, _Map]) -> dict[str, Quantiza
         fixed = sorted(members & unit)
         if fixed and (low < 0 or high > 1):
             raise _unknown(f"that joins {fixed[0]}, between 0 and 1, with a wider map")
-        scale = (high - low if high - low > DEAD else 1.0) / 255
+        scale = scale_of(low, high)
         scales[name] = UNIT if fixed else Quantization.of(scale, round(-128 - low / scale))
     return scales
 
 
-Rule = Callable[[_Quantizer, _Step], None]
+Rule = Callable[[_Quantizer, Step], None]
 RULES: dict[str, Rule] = {}
 
 
@@ -234,7 +155,7 @@ def _rule(*kinds: str) -> Callable[[Rule], Rule]:
 
 
 @_rule("Conv")
-def _conv(q: _Quantizer, step: _Step) -> None:
+def _conv(q: _Quantizer, step: Step) -> None:
     weight, *bias = (q.constants[name] for name in step.node.input[1:])
     out, inner, *_ = weight.shape
     groups = step.get("group", 1)
@@ -252,7 +173,7 @@ def _conv(q: _Quantizer, step: _Step) -> None:
         q.model.operator("CONV_2D", inputs, [q.output(step)], "Conv2DOptions", **common)
 
 
-def _padded(q: _Quantizer, step: _Step) -> tuple[int, int]:
+def _padded(q: _Quantizer, step: Step) -> tuple[int, int]:
     """The input map, through a PAD where neither SAME nor VALID pads as PyTorch does (stride 2 on even sides)."""
     name = step.node.input[0]
     sides, outs = q.maps[name].shape[1:], q.maps[step.node.output[0]].shape[1:]
@@ -274,13 +195,13 @@ def _padded(q: _Quantizer, step: _Step) -> tuple[int, int]:
     return padded, VALID
 
 
-def _window(q: _Quantizer, step: _Step) -> tuple[int, ...]:
+def _window(q: _Quantizer, step: Step) -> tuple[int, ...]:
     shape = step.get("kernel_shape") or q.constants[step.node.input[1]].shape[2:]
     return tuple(shape)
 
 
 @_rule("Gemm")
-def _gemm(q: _Quantizer, step: _Step) -> None:
+def _gemm(q: _Quantizer, step: Step) -> None:
     weight, *bias = (q.constants[name] for name in step.node.input[1:])
     stored = weight if step.get("transB", 0) else weight.T
     inputs = [q.read(step.node.input[0]), *q.weights(step, stored, bias[0] if bias else None, 0)]
@@ -289,20 +210,20 @@ def _gemm(q: _Quantizer, step: _Step) -> None:
 
 
 @_rule("Add", "Mul")
-def _binary(q: _Quantizer, step: _Step) -> None:
+def _binary(q: _Quantizer, step: Step) -> None:
     inputs = [q.read(name) for name in step.node.input]
     q.model.operator(step.kind.upper(), inputs, [q.output(step)], f"{step.kind}Options",
                      FusedActivationFunction=FUSED[step.act] if step.act else NONE)
 
 
 @_rule("HardSwish", "Sigmoid", "Relu")
-def _unary(q: _Quantizer, step: _Step) -> None:
+def _unary(q: _Quantizer, step: Step) -> None:
     code = {"HardSwish": "HARD_SWISH", "Sigmoid": "LOGISTIC", "Relu": "RELU"}[step.kind]
     q.model.operator(code, [q.read(step.node.input[0])], [q.output(step)])
 
 
 @_rule("Concat")
-def _concat(q: _Quantizer, step: _Step) -> None:
+def _concat(q: _Quantizer, step: Step) -> None:
     axis = step.get("axis") % (1 + len(q.maps[step.output].shape))
     axis = {0: 0, 1: 3, 2: 1, 3: 2}[axis] if len(q.maps[step.output].shape) == 3 else axis
     q.model.operator("CONCATENATION", [q.read(name) for name in step.node.input], [q.output(step)],
@@ -310,7 +231,7 @@ def _concat(q: _Quantizer, step: _Step) -> None:
 
 
 @_rule("Slice")
-def _slice(q: _Quantizer, step: _Step) -> None:
+def _slice(q: _Quantizer, step: Step) -> None:
     source = q.maps[step.node.input[0]]
     start, _, dim, stride = (int(q.constants[name][0]) for name in step.node.input[1:])
     if stride != 1 or len(source.shape) != 3:
@@ -318,19 +239,19 @@ def _slice(q: _Quantizer, step: _Step) -> None:
     begin = [0, 0, 0, 0]
     begin[{1: 3, 2: 1, 3: 2}[dim]] = start if start >= 0 else source.shape[dim - 1] + start
     q.model.operator("SLICE", [q.read(step.node.input[0]), q.ints(step, begin),
-                               q.ints(step, q.maps[step.output].nhwc)], [q.output(step)], "SliceOptions")
+                               q.ints(step, nhwc(q.maps[step.output]))], [q.output(step)], "SliceOptions")
 
 
 @_rule("Flatten", "Reshape")
-def _flatten(q: _Quantizer, step: _Step) -> None:
-    source, shape = q.maps[step.node.input[0]].shape, q.maps[step.output].nhwc
+def _flatten(q: _Quantizer, step: Step) -> None:
+    source, shape = q.maps[step.node.input[0]].shape, nhwc(q.maps[step.output])
     if len(source) == 3 and source[1:] != (1, 1):
         raise _unknown(f"{step.kind} of a map larger than 1x1, whose order differs in TFLite")
     q.model.operator("RESHAPE", [q.read(step.node.input[0]), q.ints(step, shape)], [q.output(step)], "ReshapeOptions")
 
 
 @_rule("GlobalAveragePool", "ReduceMean")
-def _pool(q: _Quantizer, step: _Step) -> None:
+def _pool(q: _Quantizer, step: Step) -> None:
     """Not MEAN, which costs an Ethos-U twice to four times as much (Vela 5.2), for the same numbers."""
     channels, height, width = q.maps[step.node.input[0]].shape
     axes = step.get("axes") or [int(axis) for name in step.node.input[1:] for axis in q.constants[name]]
@@ -346,7 +267,7 @@ def _pool(q: _Quantizer, step: _Step) -> None:
 
 
 @_rule("MaxPool")
-def _max_pool(q: _Quantizer, step: _Step) -> None:
+def _max_pool(q: _Quantizer, step: Step) -> None:
     if any(step.get("pads", ())) and q.maps[step.node.input[0]].low < 0:
         raise _unknown("MaxPool with padding of a map that has values below zero")  # what is padded with is zero
     if len(step.node.output) > 1 or any(d != 1 for d in step.get("dilations", ONES)):

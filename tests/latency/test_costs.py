@@ -7,7 +7,7 @@ import pytest
 
 from nas.errors import UserError
 from nas.latency import costs
-from nas.latency.devices import local
+from nas.latency.devices import file_name, local
 from nas.latency.devices.onnxruntime import Cpu, conditions
 from nas.latency.table import LatencyTable
 
@@ -65,8 +65,11 @@ def test_a_target_says_how_far_off_it_was(meta: dict[str, Any], said: str | None
 
 
 def test_names_of_files() -> None:
-    assert costs.file_name("cpu") == "cpu.json"
-    assert costs.file_name("cpu", threads=2, batch=8) == "cpu-b8-t2.json"
+    assert file_name("cpu") == "cpu.json"
+    assert file_name("cpu", precision="fp32") == "cpu.json"
+    assert file_name("cpu", threads=2, batch=8) == "cpu-b8-t2.json"
+    assert file_name("cpu", precision="int8") == "cpu-int8.json"
+    assert file_name("cpu", threads=2, batch=8, precision="int8") == "cpu-int8-b8-t2.json"
 
 
 @pytest.mark.parametrize("other", [{"runtime_version": "0.1"}, {"processor": "abacus"}, {"device": "gpu-v100"},

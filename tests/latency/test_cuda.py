@@ -209,7 +209,7 @@ def test_gpu_is_the_best_runtime_that_works(monkeypatch: pytest.MonkeyPatch, bro
         devices.opened("gpu", threads=2)
     with pytest.raises(UserError, match="--precision int3: a GPU has fp32 and fp16"):
         devices.opened("gpu", precision="int3")
-    with pytest.raises(UserError, match="--precision fp16: cpu has fp32 only"):
+    with pytest.raises(UserError, match="--precision fp16: fp32 or int8 on the CPU"):
         devices.opened("cpu", precision="fp16")
 
 
@@ -266,7 +266,7 @@ def test_a_pick_is_measured_as_file_or_as_module(fake: FakeCuda, tiny: Layout, t
     for device in (Torch(), OrtCuda()):
         table = LatencyTable(device.name, device.conditions())
         here: Any = types.SimpleNamespace(costs={"t": table}, layout=tiny)
-        ms, _ = deliver._measured(here, "t", tmp_path / "m.onnx", module)
+        ms, _ = deliver._measured(here, "t", module, {"float": tmp_path / "m.onnx"})
         assert ms is not None and (ms == REPLAY_MS) == (device.name == "gpu-torch")
     assert [device.name for device in seen] == ["gpu-torch", "gpu-ort"]
     with pytest.raises(UserError, match=r"m\.onnx: PyTorch runs no ONNX files"):

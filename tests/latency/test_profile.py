@@ -221,6 +221,13 @@ def test_an_unknown_device_is_named(tiny: Layout, tmp_path: Path) -> None:
         profile(tiny, tmp_path / "t.json", device="abacus")
 
 
+def test_a_precision_that_a_device_has_not_is_named(tiny: Layout, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--precision int4: fp32 or int8 on the CPU"):
+        profile(tiny, tmp_path / "t.json", precision="int4")
+    with pytest.raises(UserError, match="--device ethos-u55-128: an NPU runs int8 only: leave out --precision"):
+        profile(tiny, tmp_path / "t.json", device="ethos-u55-128", precision="fp32")
+
+
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_module, "FITTED_ON", 2)
     space = Space.parse({"name": "one", "stem": {"op": "stem", "out": 8, "stride": 1},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from nas.errors import UserError
 from nas.latency import costs
 from nas.latency import sample as module
 from nas.latency.sample import sample
-from nas.plan import Layout, Task, layout, plan
+from nas.latency.table import LatencyTable
+from nas.plan import Layout, OpKey, Task, layout, plan
 from nas.progress import Progress
 from nas.space import Space
 
@@ -51,18 +54,30 @@ def test_samples_are_different_networks_with_their_predicted_ms(tmp_path: Path, 
     assert len({len(plan(place, Arch.from_json(one["arch"]))) for one in samples}) > 1  # depths differ
 
 
+class Int8(LatencyTable):
+    def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
+        return [1.0 for _ in keys]
+
+
+def test_samples_of_an_int8_target_are_int8_files(tmp_path: Path, place: Layout) -> None:
+    table = Int8("cpu-int8", {"device": "cpu", "precision": "int8", "weight_bits": 7})
+    (one,) = sample(place, table, 1, 0, tmp_path / "s", Progress())
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "s" / one["onnx"]).graph.node)
+    assert kinds["Conv"] and kinds["QuantizeLinear"] >= kinds["Conv"]
+
+
 def test_an_interrupted_call_continues_to_the_same_bytes(tmp_path: Path, place: Layout,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     draw(place, tmp_path / "whole")
-    export, calls = module.export, []
+    save, calls = module.save, []
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
         calls.append(args[1])
         if len(calls) == 3:
             raise KeyboardInterrupt
-        export(*args, **kwargs)
+        save(*args, **kwargs)
 
-    monkeypatch.setattr(module, "export", interrupted)
+    monkeypatch.setattr(module, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         draw(place, tmp_path / "s")
     assert not (tmp_path / "s" / "samples.json").exists()

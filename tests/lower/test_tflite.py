@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from batch_norms import scrambled
+from registry_cases import CASES, SHAPES, built
 from torch import nn
 
 from nas import genome
 from nas.arch import Op
 from nas.errors import UserError
-from nas.ops import build, families
-from nas.ops.registry import knobs_of
+from nas.ops import build
 from nas.plan import Layout
 from nas.subnet import build as build_network
 
@@ -23,12 +23,6 @@ from nas.lower.flatbuffer import made_by  # noqa: E402
 from nas.lower.onnx import plain, through_torch  # noqa: E402
 from nas.lower.tflite import convert, lower  # noqa: E402
 from nas.verify import Disagreement, check_tflite, run_tflite  # noqa: E402
-
-SHAPES = [(8, 8, 1), (8, 16, 2), (8, 13, 2)]
-KNOBS = {"hidden": 16, "depth": 2}
-SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"cheap": 5}, {"kernel": 5}, {"hidden": 26}, {"features": 24}]
-CASES = [(name, switch) for name in families() if name != "skip" for switch in SWITCHES
-         if set(switch) <= set(knobs_of(name))]
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -44,10 +38,7 @@ def operators(model: bytes) -> list[str]:
 @pytest.mark.parametrize(("name", "switch"), CASES, ids=str)
 def test_every_operator_is_within_8_bits_of_torch(name: str, switch: dict, shape: tuple[int, int, int],
                                                   size: int) -> None:
-    needed = {knob: KNOBS.get(knob, 1) for knob, must in knobs_of(name).items() if must}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = scrambled(build(Op.of(name, **{**needed, **switch}), *shape))
+    module = built(name, switch, shape)
     x = images(8, 8, size, size)
     model = lower(module, in_ch=8, size=size, calibration=[x[:4], x[4:]])
     assert check_tflite(model, module, x).sqnr_db > 30  # 8 bits over 4 sigma leave 40 dB, and every operator costs some

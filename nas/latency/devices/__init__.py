@@ -13,11 +13,18 @@ from nas.latency.timing import Device, Timing, repeated
 SAME = ("processor", "runtime", "runtime_version")  # what makes a table one of this machine
 
 
-def own() -> tuple[str, ...]:
-    """Names of tables that this machine could have: their files are named so at one thread and one image."""
-    from nas.latency.devices.cuda import RUNTIMES
+def own() -> dict[str, tuple[str, str]]:
+    """Targets that are this machine at one thread and one image -> device and precision."""
+    from nas.latency.devices import cuda, onnxruntime
 
-    return ("cpu", *RUNTIMES)
+    pairs = [("cpu", p) for p in onnxruntime.PRECISIONS] + [(g, p) for g in cuda.RUNTIMES for p in cuda.PRECISIONS]
+    return {Path(file_name(*pair)).stem: pair for pair in pairs}
+
+
+def file_name(device: str, precision: str | None = None, threads: int = 1, batch: int = 1) -> str:
+    """``cpu.json`` for the usual case (fp32, batch 1, one thread), else such as ``cpu-int8-b8-t2.json``."""
+    name = device if precision in (None, "fp32") else f"{device}-{precision}"
+    return f"{name}.json" if (threads, batch) == (1, 1) else f"{name}-b{batch}-t{threads}.json"
 
 
 def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = None) -> Device | Estimator:
@@ -30,14 +37,15 @@ def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = 
     from nas.latency.devices.ethos_u import TARGETS, EthosU
     from nas.latency.devices.onnxruntime import Cpu
 
+    if name == "cpu":
+        return Cpu(threads, batch, precision or "fp32")
     if name == "gpu" or name in RUNTIMES:
         return gpu(name, threads, batch, precision or "fp32")
-    if name != "cpu" and name not in TARGETS:
+    if name not in TARGETS:
         raise UserError(f"--device {name}: {nearest(name, ('cpu', 'gpu', *RUNTIMES, *TARGETS))}")
-    device = Cpu(threads, batch) if name == "cpu" else EthosU(name, threads, batch)
-    if precision and precision != (usual := device.conditions()["precision"]):
-        raise UserError(f"--precision {precision}: {name} has {usual} only")
-    return device
+    if precision is not None:
+        raise UserError(f"--device {name}: an NPU runs int8 only: leave out --precision")
+    return EthosU(name, threads, batch)
 
 
 def local(meta: dict[str, Any]) -> Device | None:
@@ -45,11 +53,11 @@ def local(meta: dict[str, Any]) -> Device | None:
 
     None where the table is of another device or machine.
     """
-    name, threads, batch = meta.get("device"), meta.get("threads"), meta.get("batch")
-    if name not in own() or not isinstance(threads, int) or not isinstance(batch, int):
+    name, threads, batch, precision = (meta.get(key) for key in ("device", "threads", "batch", "precision"))
+    if (name, precision) not in own().values() or not isinstance(threads, int) or not isinstance(batch, int):
         return None
     try:
-        device = opened(name, threads, batch, meta.get("precision"))
+        device = opened(str(name), threads, batch, precision)
     except UserError:
         return None  # such as a GPU that is not here
     here = device.conditions()

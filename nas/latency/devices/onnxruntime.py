@@ -16,24 +16,32 @@ from torch import nn
 from nas.errors import UserError
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
+from nas.lower.qdq import quantise
+
+PRECISIONS = ("fp32", "int8")
+FAST_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # extensions that sum products of 8 bits in 32
 
 
 class Cpu:
-    """fp32 on ``threads`` threads at batch ``batch``; implements ``nas.latency.timing.Device``."""
+    """fp32 or int8 on ``threads`` threads at batch ``batch``; implements ``nas.latency.timing.Device``."""
 
     name = "cpu"
     align = 32  # two blocks of 16 channels (NCHWc on AVX-512): half of a Ghost module fills a block
     reads_onnx = True
 
-    def __init__(self, threads: int = 1, batch: int = 1) -> None:
+    def __init__(self, threads: int = 1, batch: int = 1, precision: str = "fp32") -> None:
         if not 1 <= threads <= (os.cpu_count() or 1):
             raise UserError(f"--threads {threads}: this machine has {os.cpu_count()} cores")
         if batch < 1:
             raise UserError(f"--batch {batch}: must be at least 1")
-        self.threads, self.batch = threads, batch
+        if precision not in PRECISIONS:
+            raise UserError(f"--precision {precision}: {' or '.join(PRECISIONS)} on the CPU")
+        self.threads, self.batch, self.precision = threads, batch, precision
 
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
         model = lower(module, in_ch=in_ch, size=size)
+        if self.precision == "int8":
+            model = quantise(model, weight_bits=weight_bits())
         return _run(model.SerializeToString(), self.threads, self.batch)
 
     def load(self, path: Path) -> Run:
@@ -41,7 +49,7 @@ class Cpu:
         return _run(path, self.threads, self.batch)
 
     def conditions(self) -> dict[str, Any]:
-        return conditions(self.threads, self.batch)
+        return conditions(self.threads, self.batch, self.precision)
 
 
 def _run(model: bytes | Path, threads: int, batch: int) -> Run:
@@ -104,24 +112,39 @@ def float_shape(entry: Any, batch: int | None = None) -> list[int]:
     return shape
 
 
-def conditions(threads: int, batch: int) -> dict[str, Any]:
+def conditions(threads: int, batch: int, precision: str = "fp32") -> dict[str, Any]:
     """What the figures of this machine depend on."""
+    bits = {"weight_bits": weight_bits()} if precision == "int8" else {}
     return {"device": "cpu", "processor": processor(), "cores": os.cpu_count(), "governor": _governor(),
             "os": f"{platform.system()} {platform.machine()}", "runtime": "onnxruntime",
-            "runtime_version": onnxruntime.__version__, "precision": "fp32", "threads": threads, "batch": batch,
-            "clock": clock(threads)[0]}
+            "runtime_version": onnxruntime.__version__, "precision": precision, **bits, "threads": threads,
+            "batch": batch, "clock": clock(threads)[0]}
 
 
 def processor() -> str:
     """Model name with family and model number, which tell apart what virtual machines all call "Xeon Processor"."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    fields = _cpuinfo()
     if "model name" not in fields:
         return platform.processor() or platform.machine()
     return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def weight_bits() -> int:
+    """Of int8 weights here: 7 where an x86 without VNNI adds two products in 16 bits, which would saturate.
+
+    As ONNX Runtime advises (its ``reduce_range``); 7 also where an x86 does not say what it has.
+    """
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return 7 if x86 and not FAST_SUMS & set(_cpuinfo().get("flags", "").split()) else 8
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Of the first core, as Linux describes it; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _governor() -> str | None:
