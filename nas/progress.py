@@ -41,7 +41,7 @@ class Task:
 
     def text(self) -> str:
         """``120/600, loss 1.234, 3 min left``."""
-        count = [f"{self.done:g}/{self.total:g}"] if self.total else []  # 0: not known yet
+        count = [f"{round(self.done, 2):g}/{self.total:g}"] if self.total else []  # 0: not known yet
         parts = [*count, *(f"{name} {_figure(value)}" for name, value in self.figures.items())]
         left = self.left_s
         return ", ".join([*parts, f"{duration(left)} left"] if left is not None and self.done < self.total else parts)

@@ -181,10 +181,12 @@ def _complete(target: str, plan: Layout, progress: Progress) -> Path:
 
     path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
     table = cost_models.load(str(path)) if path.is_file() else None
-    if table is not None and not _lacks(table, plan):
-        return path
     device = _own(target) if table is None else local(table.meta)
-    if device is None:
+    if table is not None and device is None and table.meta.get("device") in dict(own().values()):
+        progress.note(f"{target}: measured on {table.meta.get('processor')} with {table.meta.get('runtime')} "
+                      f"{table.meta.get('runtime_version')}, not here: picks will not be measured; nas profile "
+                      f"--device {table.meta['device']} makes a table of this machine")
+    if device is None or (table is not None and not _lacks(table, plan)):
         return path
     here = path if target.endswith(".json") else cost_models.LOCAL / f"{target}.json"
     if isinstance(table, LatencyTable) and here != path:

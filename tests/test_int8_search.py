@@ -73,6 +73,17 @@ def test_the_table_is_made_and_completed_in_int8(finished: Made, tiny_space: Spa
     assert key in LatencyTable.load(costs.LOCAL / "cpu-int8.json").rows
 
 
+def test_a_table_of_another_machine_is_used_and_said_to_be_one(finished: Made, tiny_space: Space) -> None:
+    table = LatencyTable.load(costs.LOCAL / "cpu-int8.json")
+    table.meta["processor"] = "Abacus 3000"
+    table.save(Path("other.json"))
+    progress, plan = Quiet(), layout(tiny_space, Task(16, 3, 10))
+    assert scene._complete("other.json", plan, progress) == Path("other.json")  # type: ignore[arg-type]
+    assert [note[:40] for note in progress.notes] == ["other.json: measured on Abacus 3000 with"]
+    scene._complete("cpu-int8", plan, progress)  # type: ignore[arg-type]
+    assert len(progress.notes) == 1
+
+
 def test_a_card_states_the_int8_file(finished: Made) -> None:
     path, result, _ = finished
     for point in result["front"]:
