@@ -35,17 +35,19 @@ def main() -> None:
     parser.add_argument("--space", default="ghost")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--networks", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, required=True)
     options = parser.parse_args()
     plan_ = layout(Space.load(options.space), Task(options.size, 3, 1000 if options.size >= 128 else 10))
-    device = Cpu(options.threads)
+    device = Cpu(options.threads, precision=options.precision)
     start = time.monotonic()
-    done = profile(plan_, options.table, device=device, threads=options.threads, progress=_tell)
+    done = profile(plan_, options.table, device=device, progress=_tell)
     seconds = time.monotonic() - start
     table = LatencyTable.load(options.table)
-    print(f"{options.space} at {options.size}, {options.threads} threads, {device.conditions()['processor']}: "
+    print(f"{options.space} at {options.size}, {options.precision}, {options.threads} threads, "
+          f"{device.conditions()['processor']}: "
           f"{done['measured']} rows in {seconds:.0f} s, {done['flagged']} flagged; knots held out: "
           f"{done['knot_error'] or 'none'}")
     with one_torch_thread():
