@@ -145,6 +145,20 @@ def test_a_search_can_start_from_an_earlier_supernet(finished: tuple[Path, dict[
         pipeline.refuse(config_of(space_file, f"init={tmp_path / 'nowhere'}"))
 
 
+def test_budgets_are_hard_whatever_told_the_gates_of_them(space_file: Path, tmp_path: Path) -> None:
+    options = ["gates.latency=dual", "gates.update=single", "train.inplace=alpha", "train.ema=0.9"]
+    config, path = config_of(space_file, *options), tmp_path / "run"
+    result = searched(config, path)
+    assert result["budgets"] and all(b["ms"] <= b["budget_ms"] for b in result["budgets"])
+    assert searched(config, path) == result
+    with pytest.raises(UserError, match=r"began with train\.ema = 0\.9, now"):
+        searched(config_of(space_file, *options[:3]), path)
+    progress = Quiet(stop_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        searched(config_of(space_file, f"init={path}"), tmp_path / "heir", progress)
+    assert any(note.startswith("starting from") for note in progress.notes)
+
+
 def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]], tmp_path: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     run, front = Run.existing(finished[0]), finished[1]["front"]
