@@ -196,6 +196,7 @@ def test_every_option_changes_what_is_learned(tiny: Layout, data: Data) -> None:
             run.epoch()
         arch = genome.decode(run.supernet.layout, [0] * len(tiny.slots))
         figures[name] = float(run.gates.theta.detach().abs().sum()) + run.judge(arch, data.select, 32).loss
+        assert all(part.any() for part in run.term.buffers())  # the dual has climbed
     assert len(set(figures.values())) == len(OPTIONS), figures
 
 
