@@ -155,9 +155,9 @@ def test_budgets_are_hard_whatever_told_the_gates_of_them(space_file: Path, tmp_
     assert searched(config, path) == result
     run, bound = Run.existing(path), 0.97 * max(b["ms"] for b in result["budgets"])
     pipeline.select(run, ["gpu-v100"], [bound], Quiet())  # type: ignore[arg-type]
-    average = checkpoint.load(run, "supernet.pt")["average"]["net"]["stem.conv.conv.weight"]
-    delivered = [load_file(file)["stem.conv.conv.weight"] for file in path.glob("selections/*/archs/*/weights.safetensors")]
-    assert delivered and all(torch.equal(weight, average) for weight in delivered)  # inherited, not fine-tuned
+    average, name = checkpoint.load(run, "supernet.pt")["average"]["net"], "stem.conv.conv.weight"
+    delivered = [load_file(file)[name] for file in path.glob("selections/*/archs/*/weights.safetensors")]
+    assert delivered and all(torch.equal(weight, average[name]) for weight in delivered)  # inherited, not fine-tuned
     with pytest.raises(UserError, match=r"began with train\.ema = 0\.9, now"):
         searched(config_of(space_file, *options[:3]), path)
     progress = Quiet(stop_at=1)
