@@ -20,6 +20,8 @@ from nas.files import nearest
 from nas.space import first_mistake
 
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
+LATER = {"train": ("inplace", "ema"),  # came after the first runs were made
+         "gates": ("latency", "update", "dual", "fbnet", "proxyless", "mnas")}
 
 
 class _Strict(BaseModel):
@@ -52,6 +54,45 @@ class Training(_Strict):
     augment: Name | None = None  # None: what suits the data
     label_smoothing: Fraction = 0.05
     distill: Literal["kd", "none"] = "kd"
+    inplace: Literal["kl", "alpha"] = "kl"  # what small networks of the supernet learn from the largest by
+    ema: Fraction = 0.0  # decay of the supernet's averaged weights, which are then those judged and inherited; 0: none
+
+
+class Dual(_Strict):
+    """loss + l g + rho/2 g^2 at g = expected ms / budget - 1, l <- l + lr g (figures of our trial, no paper's)."""
+
+    lr: float = Field(default=0.05, gt=0, le=100)
+    rho: float = Field(default=1.0, ge=0, le=1000)
+
+
+class FBNet(_Strict):
+    """loss * alpha log(expected us)^beta."""
+
+    alpha: float = Field(default=0.2, gt=0, le=1000)
+    beta: float = Field(default=0.6, gt=0, le=100)
+
+
+class Proxyless(_Strict):
+    """``add``: loss + weight (expected ms / budget - 1); ``mul``: loss * alpha (log expected us / log budget)^beta."""
+
+    form: Literal["add", "mul"] = "add"
+    weight: float = Field(default=0.1, gt=0, le=1000)
+    alpha: float = Field(default=0.2, gt=0, le=1000)
+    beta: float = Field(default=0.3, gt=0, le=100)
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Proxyless:
+        for name in ("alpha", "beta") if self.form == "add" else ("weight",):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with form={self.form}")
+        return self
+
+
+class Mnas(_Strict):
+    """loss * (expected ms / budget)^-w, w = alpha within the budget and beta above."""
+
+    alpha: float = Field(default=-0.07, ge=-100, le=0)
+    beta: float = Field(default=-0.07, ge=-100, lt=0)
 
 
 class Gates(_Strict):
@@ -62,11 +103,32 @@ class Gates(_Strict):
     tau_start: float = Field(default=2.0, gt=0, le=1000)
     tau_end: float = Field(default=0.3, gt=0, le=1000)
     every: int = Field(default=1, ge=1, le=10_000)
+    latency: Literal["projection", "dual", "fbnet", "proxyless", "mnas"] = "projection"
+    update: Literal["bilevel", "single"] = "bilevel"  # single: gates and weights learn from one loss on both splits
+    dual: Dual = Dual()
+    fbnet: FBNet = FBNet()
+    proxyless: Proxyless = Proxyless()
+    mnas: Mnas = Mnas()
+
+    @property
+    def latency_options(self) -> dict[str, Any]:
+        """Settings of the term that is chosen."""
+        return {} if self.latency == "projection" else getattr(self, self.latency).model_dump()
 
     @model_validator(mode="after")
     def _falls(self) -> Gates:
         if self.tau_end > self.tau_start:
             raise ValueError(f"tau_end {self.tau_end:g} is above tau_start {self.tau_start:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Gates:
+        for name in ("dual", "fbnet", "proxyless", "mnas"):
+            if name != self.latency and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with latency={self.latency}; set gates.latency={name}")
+        if self.relaxation == "single" and (self.latency, self.update) != ("projection", "bilevel"):
+            raise ValueError(f"relaxation single learns no gates, so latency={self.latency} and update={self.update} "
+                             "have no effect; set gates.relaxation=two-path")
         return self
 
 
@@ -106,7 +168,11 @@ class Config(_Strict):
         return sorted({float(value) for value in values})
 
     def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        """What a run records. Settings of ``LATER`` are left out at their default, so that earlier runs can go on."""
+        value, default = self.model_dump(mode="json"), Config(target=self.target).model_dump(mode="json")
+        for part, keys in LATER.items():
+            value[part] = {k: v for k, v in value[part].items() if k not in keys or v != default[part][k]}
+        return value
 
     @staticmethod
     def from_json(value: Any, file: str) -> Config:

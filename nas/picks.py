@@ -109,7 +109,7 @@ def _prepared(scene: Scene, training: SupernetTraining, arch: Arch, place: str, 
     """With its inherited weights, or where its checkpoint stands."""
     run, data, name = scene.run, scene.data, folder_of(place, arch)
     run.write_json(f"{name}arch.json", arch.to_json())
-    model = loop.placed(training.supernet.inherit(arch), scene.device)
+    model = loop.placed(training.inherit(arch), scene.device)
     tuning = FineTuning(arch.id, model, teacher, data, recipe, scene.seed, scene.device)
     if run.has(name + CHECKPOINT):
         tuning.load(checkpoint.load(run, name + CHECKPOINT))

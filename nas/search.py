@@ -164,12 +164,10 @@ def _start_from(other: Run, scene: Scene, training: search_loop.SupernetTraining
         if set(own_splits["select"]) & {*earlier["train"], *earlier["gate"]}:
             raise UserError(f"--init {other.path}: it trained on images of this run's selection split; take its --seed "
                             "and --limit")
-    state, own = checkpoint.load(other, SUPERNET)["supernet"], training.supernet.state_dict()
-    taken = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    if not any(name.startswith("slots.") for name in taken):
+    taken = training.start_from(checkpoint.load(other, SUPERNET))
+    if not taken:
         raise UserError(f"--init {other.path}: a supernet of {old.space}; it shares nothing with this space")
-    training.supernet.load_state_dict(taken, strict=False)
-    progress.note(f"starting from {other.path}: {len(taken)} of {len(own)} tensors")
+    progress.note(f"starting from {other.path}: {taken} of {len(training.supernet.state_dict())} tensors")
 
 
 def _tell(record: dict[str, Any], progress: Progress) -> None:
@@ -189,7 +187,8 @@ def _training(scene: Scene, limits: dict[str, list[float]]) -> search_loop.Super
     epochs = {phase: n if n is not None else search_loop.default_epochs(phase, len(data.train))
               for phase, n in given.items()}
     recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
-                                t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune)
+                                t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune,
+                                g.latency, g.latency_options, g.update, t.inplace, t.ema)
     ranges = [_range(problem(scene, scene.layout, [target]).costs[0], limits[target]) for target in config.target]
     grid = sorted({position(b, *bounds) for t, bounds in zip(config.target, ranges, strict=True) for b in limits[t]})
     return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,

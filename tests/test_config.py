@@ -53,6 +53,20 @@ def test_values_have_the_types_of_yaml() -> None:
     (["width=["], CPU, ["width=[", "not YAML"]),
     (["width={a: 1, a: 2}"], CPU, ["not YAML", "stands twice"]),
     (["gates.tau_end=9"], CPU, ["tau_end 9 is above tau_start 2"]),
+    (["gates.latency=lambda"], CPU, ["gates.latency=lambda", "'projection'", "'dual'", "'mnas'", "'lambda'"]),
+    (["gates.fbnet.alpha=0.5"], CPU, ["fbnet has no effect with latency=projection", "gates.latency=fbnet"]),
+    (["gates.latency=fbnet", "gates.fbnet.alpha=0"], CPU, ["gates.fbnet.alpha=0", "greater than 0"]),
+    (["gates.latency=fbnet", "gates.fbnet.gamma=1"], CPU, ["gates.fbnet.gamma: unknown key", "gates.fbnet.beta"]),
+    (["gates.fbnet=2"], CPU, ["gates.fbnet", "expected alpha, beta"]),
+    (["gates.latency=mnas", "gates.mnas.beta=0.07"], CPU, ["gates.mnas.beta=0.07", "less than 0"]),
+    (["gates.latency=proxyless", "gates.proxyless.beta=1"], CPU, ["beta has no effect with form=add"]),
+    (["gates.latency=proxyless", "gates.proxyless={form: mul, weight: 1}"], CPU, ["weight has no effect", "form=mul"]),
+    (["gates.latency=dual", "gates.relaxation=single"], CPU, ["relaxation single learns no gates", "two-path"]),
+    (["gates.update=single", "gates.relaxation=single"], CPU, ["update=single", "gates.relaxation=two-path"]),
+    (["gates.update=joint"], CPU, ["gates.update=joint", "'bilevel' or 'single'"]),
+    (["train.inplace=js"], CPU, ["train.inplace=js", "'kl' or 'alpha'"]),
+    (["train.ema=1"], CPU, ["train.ema=1", "less than 1"]),
+    (["train.ema=-0.1"], CPU, ["train.ema=-0.1", "greater than or equal to 0"]),
     ([], {}, ["--target", "nas targets"]),
     ([], {"target": []}, ["--target", "at least 1"]),
     ([], {"target": ["a", "a"]}, ["--target", "once"]),
@@ -130,6 +144,23 @@ def test_the_fingerprint_is_of_the_settings_not_of_how_they_were_said(tmp_path: 
     assert len({fingerprint(config) for config in same}) == 1
     other = [resolve(None, [text], CPU) for text in ("seed=1", "train.lr=0.2", "gates.every=2", "prune=false")]
     assert len({fingerprint(config) for config in [*same, *other]}) == 5
+
+
+def test_settings_that_came_later_leave_earlier_runs_what_they_were() -> None:
+    config = resolve(None, ["train.lr=0.1"], CPU)
+    value = config.to_json()
+    assert set(value["gates"]) == {"relaxation", "lr", "tau_start", "tau_end", "every"}
+    assert not {"inplace", "ema"} & set(value["train"]) and Config.from_json(value, "x") == config
+    chosen = resolve(None, ["train.ema=0.9", "gates={latency: dual, dual: {rho: 0}}"], CPU)
+    value = chosen.to_json()
+    assert value["train"]["ema"] == 0.9 and value["gates"]["dual"] == {"lr": 0.05, "rho": 0.0}
+    assert Config.from_json(value, "x") == chosen and fingerprint(chosen) != fingerprint(config)
+
+
+def test_terms_get_their_own_settings() -> None:
+    gates = resolve(None, ["gates={latency: proxyless, proxyless: {form: mul, beta: 1}}"], CPU).gates
+    assert gates.latency_options == {"form": "mul", "weight": 0.1, "alpha": 0.2, "beta": 1.0}
+    assert resolve(None, [], CPU).gates.latency_options == {}
 
 
 def test_the_default_run_directory_has_a_safe_name() -> None:

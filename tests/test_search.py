@@ -15,7 +15,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from tiny_search import SHORT, Quiet, config_of, searched
 from tiny_space import TINY
 
@@ -143,6 +145,25 @@ def test_a_search_can_start_from_an_earlier_supernet(finished: tuple[Path, dict[
         searched(other_split, tmp_path / "third")
     with pytest.raises(UserError, match="no such run"):
         pipeline.refuse(config_of(space_file, f"init={tmp_path / 'nowhere'}"))
+
+
+def test_budgets_are_hard_whatever_told_the_gates_of_them(space_file: Path, tmp_path: Path) -> None:
+    options = ["gates.latency=dual", "gates.update=single", "train.inplace=alpha", "train.ema=0.9"]
+    config, path = config_of(space_file, *options), tmp_path / "run"
+    result = searched(config, path)
+    assert result["budgets"] and all(b["ms"] <= b["budget_ms"] for b in result["budgets"])
+    assert searched(config, path) == result
+    run, bound = Run.existing(path), 0.97 * max(b["ms"] for b in result["budgets"])
+    pipeline.select(run, ["gpu-v100"], [bound], Quiet())  # type: ignore[arg-type]
+    average, name = checkpoint.load(run, "supernet.pt")["average"]["net"], "stem.conv.conv.weight"
+    delivered = [load_file(file)[name] for file in path.glob("selections/*/archs/*/weights.safetensors")]
+    assert delivered and all(torch.equal(weight, average[name]) for weight in delivered)  # inherited, not fine-tuned
+    with pytest.raises(UserError, match=r"began with train\.ema = 0\.9, now"):
+        searched(config_of(space_file, *options[:3]), path)
+    progress = Quiet(stop_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        searched(config_of(space_file, f"init={path}"), tmp_path / "heir", progress)
+    assert any(note.startswith("starting from") for note in progress.notes)
 
 
 def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]], tmp_path: Path,

@@ -1,16 +1,17 @@
-"""Budget-conditioned gates whose expected latency equals the budget at every step, by projection.
+"""Budget-conditioned gates whose expected latency equals the budget at every step, by projection (unless turned off).
 
 For a slot's branch b and budget position s in [-1, 1] the prior is  l_b(s) - (w - u_b(s))^2 / (2 sigma_b^2)  over its
 widths w, with  l = theta + s phi  and  u = c0 + c1 s  (and offsets per target). Tilting it by ``-beta * ms`` shifts the
 logits by -beta ms and the width position by -beta sigma^2 d ms/d w; beta is found by bisection so that the expected
 latency is T(s) exactly, and carries its gradient implicitly, so the loss moves only along the constraint. There is no
-lambda. Ours; compared with dual variables in a trial (mean budget error 0 against 15-130 %).
+lambda. Ours; compared with dual variables in a trial (mean budget error 0 against 15-130 %). Unprojected, beta is 0,
+and ``latency_terms`` holds what then tells the gates of milliseconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,26 +28,39 @@ HALVINGS = 48
 
 @dataclass(frozen=True)
 class Soft:
-    """The gates at one budget of one target: branch probabilities [S, B] and the live pair of widths of each."""
+    """The gates at one budget of one target: branch probabilities [S, B] and the live pair of widths of each.
 
+    ``ms`` is the expected latency, differentiable; projected gates have none of its gradient left.
+    """
+
+    s: float
+    target: int
     p: Tensor
     pair: Pair
     beta: float
     budget_ms: float
-    expected_ms: float
+    ms: Tensor
+
+    @property
+    def expected_ms(self) -> float:
+        return float(self.ms.detach())
 
 
 class Gates(nn.Module):
-    """Architecture parameters of a layout. ``prices`` and ``ranges`` (smallest, largest budget in ms): one a target."""
+    """Architecture parameters of a layout. ``prices`` and ``ranges`` (smallest, largest budget in ms): one a target.
+
+    Not ``projected``, the probabilities at a budget are the plain softmax, whatever their expected latency.
+    """
 
     ms: Tensor
     live: Tensor
     count: Tensor
     slope: Tensor
 
-    def __init__(self, layout: Layout, prices: Sequence[Prices], ranges: Sequence[tuple[float, float]]) -> None:
+    def __init__(self, layout: Layout, prices: Sequence[Prices], ranges: Sequence[tuple[float, float]],
+                 projected: bool = True) -> None:
         super().__init__()
-        self.layout, self.ranges = layout, list(ranges)
+        self.layout, self.ranges, self.projected = layout, list(ranges), projected
         self.fixed = [p.fixed for p in prices]
         slots, branches = len(layout.slots), max(len(s.branches) for s in layout.slots)
         widths = max(len(b.ops) for s in layout.slots for b in s.branches)
@@ -80,12 +94,13 @@ class Gates(nn.Module):
         return logits.masked_fill(~self.live, float("-inf")), centre * (self.count - 1)
 
     def at(self, s: float, target: int = 0, gap_share: float = 0.0) -> Soft:
-        """Projects onto the budget T(s); differentiable in the parameters."""
+        """Projects onto the budget T(s), where gates are projected; differentiable in the parameters."""
         logits, centre = self.prior(s, target)
         tilt, ms = _Tilt(self, target), self.ms[target]
-        budget = self.budget(s, target)
+        budget, beta = self.budget(s, target), torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
-            beta = tilt.solve(lambda b: tilt.expected(logits, interpolate(ms, tilt.moved(centre, b)), b), budget)
+            if self.projected:
+                beta = tilt.solve(lambda b: tilt.expected(logits, interpolate(ms, tilt.moved(centre, b)), b), budget)
             low, high = bracket(tilt.moved(centre, beta), self.count, gap_share)
         at_low, at_high = pick(ms, low), pick(ms, high)
 
@@ -94,12 +109,13 @@ class Gates(nn.Module):
             cost = at_low + high_share * (at_high - at_low)
             return torch.softmax(logits - beta * cost, -1), high_share, cost
 
-        with torch.no_grad():
-            beta = tilt.solve(lambda b: tilt.total(*soft(b)), budget)
-        beta = _implicit(lambda b: tilt.total(*soft(b)), beta, budget)
+        if self.projected:
+            with torch.no_grad():
+                beta = tilt.solve(lambda b: tilt.total(*soft(b)), budget)
+            beta = _implicit(lambda b: tilt.total(*soft(b)), beta, budget)
         p, high_share, cost = soft(beta)
-        expected = float(tilt.total(p, high_share, cost).detach())
-        return Soft(p, Pair(low, high, high_share), float(beta.detach()), budget, expected)
+        expected = tilt.total(p, high_share, cost)
+        return Soft(s, target, p, Pair(low, high, high_share), float(beta.detach()), budget, expected)
 
     def log_scores(self, s: float, target: int = 0) -> list[dict[Op, float]]:
         """Log of the prior of every live operator of every slot: what the ILP maximises within the budget."""
@@ -206,7 +222,7 @@ def two_path(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -
 def gumbel(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -> Decision:
     """All live branches with Gumbel-softmax weights (FBNet), each at both widths of its pair (Prunode)."""
     weights = torch.softmax(_noisy(gates, soft, generator) / tau, -1)
-    return full(gates, Soft(weights, soft.pair, soft.beta, soft.budget_ms, soft.expected_ms))
+    return full(gates, replace(soft, p=weights))
 
 
 def draw(gates: Gates, soft: Soft, generator: torch.Generator) -> Decision:

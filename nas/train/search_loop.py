@@ -2,15 +2,15 @@
 
 Weights follow the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142): the dearest network
 learns from labels, a random and the cheapest one from it; between two such steps a random one learns from labels. Gates
-learn on their own split. All randomness is drawn from (seed, phase, epoch), so that a run continued from an epoch's
-checkpoint ends bit-equal.
+learn on their own split (``bilevel``: DARTS' first order, arXiv 1806.09055) or with the weights on both (``single``).
+Randomness is drawn from (seed, phase, epoch), so that a run continued from an epoch's checkpoint ends bit-equal.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,13 +21,16 @@ from nas import genome
 from nas.arch import SKIP, Arch
 from nas.decision import Decision, Prices, one_hot
 from nas.plan import Layout, Slot
+from nas.subnet import Subnet
 from nas.supernet.gates import RELAXATIONS, Gates, Soft, draw
+from nas.supernet.latency_terms import TERMS
 from nas.supernet.net import Supernet
 from nas.supernet.prune import Pruner, survivors
 from nas.supernet.width import closing_gap
 from nas.train import loop
 from nas.train.data import Data, batches
-from nas.train.distill import kd
+from nas.train.distill import INPLACE
+from nas.train.ema import Average
 
 PHASES = ("warmup", "search", "settle")
 IMAGES = {"warmup": 3400, "search": 1700, "settle": 1700}  # when no epochs are given: at least so many images
@@ -36,7 +39,7 @@ LEAST = {"warmup": 3, "search": 2, "settle": 2}  # and so many epochs
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the loop; ``epochs`` per phase."""
+    """Settings of the loop; ``epochs`` per phase, ``latency_options`` those of the term named ``latency``."""
 
     epochs: dict[str, int]
     batch: int
@@ -50,6 +53,11 @@ class Recipe:
     gate_every: int = 1
     tau: tuple[float, float] = (2.0, 0.3)
     prune: bool = True
+    latency: str = "projection"
+    latency_options: dict[str, Any] = field(default_factory=dict)
+    update: str = "bilevel"
+    inplace: str = "kl"
+    ema: float = 0.0
 
 
 class SupernetTraining:
@@ -62,7 +70,9 @@ class SupernetTraining:
         with loop.seeded(seed, "weights"):
             net = Supernet(layout)
         self.supernet = loop.placed(net, device)
-        self.gates = Gates(layout, prices, ranges)
+        self.average = Average(self.supernet, recipe.ema) if recipe.ema else None
+        self.term = TERMS[recipe.latency](len(prices), **recipe.latency_options)
+        self.gates = Gates(layout, prices, ranges, self.term.projected)
         self.pruner = Pruner(grid=grid)
         self.optimizer = loop.optimizer(self.supernet, recipe.lr, recipe.weight_decay)
         self.gate_optimizer = _gate_optimizer(self.gates, recipe.gate_lr)
@@ -97,16 +107,35 @@ class SupernetTraining:
 
     def judge(self, arch: Arch, split: Any, calibration: int) -> loop.Judged:
         """Takes a network out, recomputes its BN statistics on training images, judges it."""
-        subnet = loop.placed(self.supernet.inherit(arch), self.device)
+        subnet = loop.placed(self.inherit(arch), self.device)
         images = loop.calibration_images(self.data, calibration, 128, self.device, self.seed)
         loop.recalibrate(subnet, images)
         return loop.evaluate(subnet, split, self.data, self.device)
+
+    def inherit(self, arch: Arch) -> Subnet:
+        """A network with the weights that count: the averaged ones, where an average is kept. BN is not recomputed."""
+        return (self.average.net if self.average else self.supernet).inherit(arch)
+
+    def start_from(self, state: dict[str, Any]) -> int:
+        """Takes over weights from the ``state`` of another training: all tensors of equal name and shape.
+
+        Returns how many; none if it shares no operator with this space.
+        """
+        given = state["average"]["net"] if state.get("average") else state["supernet"]
+        own = self.supernet.state_dict()
+        taken = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
+        if not any(name.startswith("slots.") for name in taken):
+            return 0
+        for net in self._nets():
+            net.load_state_dict(taken, strict=False)
+        return len(taken)
 
     def state(self) -> dict[str, Any]:
         return {"done": self.done, "keep": [[str(op) for op in slot.ops] for slot in self.supernet.layout.slots],
                 "supernet": self.supernet.state_dict(), "gates": self.gates.state_dict(),
                 "optimizer": loop.optimizer_state(self.supernet, self.optimizer),
-                "gate_optimizer": loop.optimizer_state(self.gates, self.gate_optimizer), "pruner": self.pruner.state()}
+                "gate_optimizer": loop.optimizer_state(self.gates, self.gate_optimizer), "pruner": self.pruner.state(),
+                "term": self.term.state_dict(), "average": self.average.state() if self.average else None}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of ``state``, on a freshly built object."""
@@ -117,6 +146,9 @@ class SupernetTraining:
         loop.load_optimizer_state(self.supernet, self.optimizer, state["optimizer"])
         loop.load_optimizer_state(self.gates, self.gate_optimizer, state["gate_optimizer"])
         self.pruner.load(state["pruner"])
+        self.term.load_state_dict(state.get("term", {}))  # checkpoints of before there were terms have none
+        if self.average:
+            self.average.load(state["average"])
         self.done = state["done"]
 
     def _epoch(self, phase: str, index: int, on_step: Callable[[int, int], None]) -> dict[str, Any]:
@@ -135,7 +167,10 @@ class SupernetTraining:
             step = self._sandwich_step if i % recipe.sandwich_every == 0 else self._random_step
             figures = step(phase, within, images.to(self.device), labels.to(self.device), rng, coins)
             if phase == "search" and recipe.relaxation in RELAXATIONS and i % recipe.gate_every == 0:
-                figures |= self._gate_step(within, next(gate), rng, coins)
+                held_out = next(gate)
+                if recipe.update == "single":
+                    held_out = torch.cat([held_out[0], images]), torch.cat([held_out[1], labels])
+                figures |= self._gate_step(within, held_out, rng, coins)
             for name, value in figures.items():
                 sums.setdefault(name, []).append(value)
             on_step(i + 1, steps)
@@ -148,8 +183,8 @@ class SupernetTraining:
         loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
         students = [self._drawn(phase, within, rng, coins), one_hot(smallest(live, self.prices[0]))]
         logits = [self.supernet(images, decision) for decision in students]
-        taught = [kd(student, big) for student in logits]
-        loop.step(loss + sum(taught), self.supernet, self.optimizer)
+        taught = [INPLACE[self.recipe.inplace](student, big) for student in logits]
+        self._weight_step(loss + sum(taught))
         return {"loss_largest": float(loss.detach()), "kd_random": float(taught[0].detach()),
                 "kd_smallest": float(taught[1].detach())}
 
@@ -158,8 +193,13 @@ class SupernetTraining:
         """Between two steps of the largest network, at a third of its cost: a random one learns from labels."""
         logits = self.supernet(images, self._drawn(phase, within, rng, coins))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        loop.step(loss, self.supernet, self.optimizer)
+        self._weight_step(loss)
         return {"loss_random": float(loss.detach())}
+
+    def _weight_step(self, loss: Tensor) -> None:
+        loop.step(loss, self.supernet, self.optimizer)
+        if self.average:
+            self.average.follow(self.supernet)
 
     def _drawn(self, phase: str, within: float, rng: random.Random, coins: torch.Generator) -> Decision:
         """A random network of what is alive; in the search half of the time one drawn from the gates.
@@ -186,16 +226,34 @@ class SupernetTraining:
         tau = high * (low / high) ** within
         decision = RELAXATIONS[self.recipe.relaxation](self.gates, soft, tau, coins)
         loss = F.cross_entropy(self.supernet(images.to(self.device), decision), labels.to(self.device))
+        step = self._single_level if self.recipe.update == "single" else self._bilevel
+        step(self.term(loss, soft))
+        self.term.learn(soft)
+        p = soft.p.detach().clamp(min=1e-12)
+        entropy = float(-(p * p.log()).sum(-1).mean())
+        residual = abs(soft.expected_ms / soft.budget_ms - 1)
+        return {"gate_loss": float(loss.detach()), "gate_entropy": entropy, "budget_residual": residual}
+
+    def _bilevel(self, loss: Tensor) -> None:
+        """Gates alone learn, from images that the weights never learn from."""
         parameters = [p for p in self.gates.parameters()]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # of the gates alone: weights stay
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if torch.isfinite(loss.detach()):
             self.gate_optimizer.step()
-        p = soft.p.detach().clamp(min=1e-12)
-        entropy = float(-(p * p.log()).sum(-1).mean())
-        residual = abs(soft.expected_ms / soft.budget_ms - 1)
-        return {"gate_loss": float(loss.detach()), "gate_entropy": entropy, "budget_residual": residual}
+
+    def _single_level(self, loss: Tensor) -> None:
+        """Gates and weights learn from one loss, the mean over a batch of either split: no inner problem, one level.
+
+        After RARTS (arXiv 2008.03901), which minimises L_gate(y, a) + l L_train(w, a) + b/2 |y - w|^2 over gates a and
+        two copies y, w of the weights, in turn w, y, a. Here l = 1 and y = w (b without bound), so no second supernet:
+        the step before this one is that of w on the train split; this one is of w and a at once, from one backward
+        pass over both batches together (one set of batch statistics).
+        """
+        self.gate_optimizer.zero_grad(set_to_none=True)
+        self._weight_step(loss)
+        self.gate_optimizer.step()
 
     def _gate_batches(self, names: tuple[object, ...]) -> Iterator[tuple[Tensor, Tensor]]:
         passes = 0
@@ -218,9 +276,13 @@ class SupernetTraining:
     def _keep(self, ops: list[list[Any]]) -> None:
         """Prunes the supernet; the optimizer's state of what is left goes along, the rest is freed."""
         state = loop.optimizer_state(self.supernet, self.optimizer)
-        self.supernet.keep(ops)
+        for net in self._nets():
+            net.keep(ops)
         self.optimizer = loop.optimizer(self.supernet, self.recipe.lr, self.recipe.weight_decay)
         loop.load_optimizer_state(self.supernet, self.optimizer, state)
+
+    def _nets(self) -> list[Supernet]:
+        return [self.supernet, self.average.net] if self.average else [self.supernet]
 
     def _skip_share(self) -> float:
         with torch.no_grad():

@@ -1,24 +1,41 @@
 """Training loops: seeds, schedules, BN recomputation, distillation, and continuing bit-equal from a checkpoint."""
 
+import copy
 import io
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from nas import genome
-from nas.decision import prices
+from nas.config import Gates as Settings
+from nas.decision import one_hot, prices
 from nas.errors import UserError
 from nas.plan import Layout, OpKey, macs
 from nas.subnet import build
+from nas.supernet.gates import RELAXATIONS
+from nas.supernet.net import Supernet
 from nas.train import finetune, loop
 from nas.train.data import Data, Split
 from nas.train.distill import kd
-from nas.train.search_loop import Recipe, SupernetTraining
+from nas.train.ema import Average
+from nas.train.search_loop import Recipe, SupernetTraining, largest, smallest
 
 CPU = torch.device("cpu")
+
+
+def term(name: str) -> dict[str, Any]:
+    return {"latency": name, "latency_options": Settings(latency=name).latency_options}  # type: ignore[arg-type]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {}, **{name: term(name) for name in ("dual", "fbnet", "proxyless", "mnas")},
+    "single-level": {"update": "single"}, "alpha": {"inplace": "alpha"}, "ema": {"ema": 0.9},
+    "all": {**term("dual"), "update": "single", "inplace": "alpha", "ema": 0.9, "relaxation": "gumbel"}}
 
 
 @pytest.fixture
@@ -42,16 +59,19 @@ def by_macs(keys: list[OpKey]) -> list[float]:
     return [0.01 + macs(key) * 1e-6 for key in keys]
 
 
-def training(tiny: Layout, data: Data, relaxation: str = "two-path") -> SupernetTraining:
+def training(tiny: Layout, data: Data, kind: type[SupernetTraining] = SupernetTraining,
+             **options: Any) -> SupernetTraining:
     priced = prices(tiny, by_macs)
     low = priced.fixed + sum(min(row.values()) for row in priced.ms)
     high = priced.fixed + sum(max(row.values()) for row in priced.ms)
-    recipe = Recipe({"warmup": 1, "search": 2, "settle": 1}, 16, 0.005, 0.01, 0.0, "crop", relaxation=relaxation)
-    return SupernetTraining(tiny, data, [priced], [(low * 1.05, high * 0.9)], (-1.0, 0.0, 1.0), recipe, 0, CPU)
+    recipe = Recipe({"warmup": 1, "search": 2, "settle": 1}, 16, 0.005, 0.01, 0.0, "crop", **options)
+    return kind(tiny, data, [priced], [(low * 1.05, high * 0.9)], (-1.0, 0.0, 1.0), recipe, 0, CPU)
 
 
 def weights(run: SupernetTraining) -> dict[str, torch.Tensor]:
-    return {**run.supernet.state_dict(), **{f"gates.{k}": v for k, v in run.gates.state_dict().items()}}
+    kept = run.average.net.state_dict() if run.average else {}
+    return {**run.supernet.state_dict(), **{f"gates.{k}": v for k, v in run.gates.state_dict().items()},
+            **{f"term.{k}": v for k, v in run.term.state_dict().items()}, **{f"mean.{k}": v for k, v in kept.items()}}
 
 
 def test_seeds_come_from_names() -> None:
@@ -107,18 +127,58 @@ def test_divergence_is_one_line(tiny: Layout) -> None:
         loop.step(model(torch.tensor([[float("nan")]])).sum(), model, loop.optimizer(model, 0.1, 0.0))
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_continued_supernet_is_bit_equal(tiny: Layout, data: Data, stop: int) -> None:
-    whole = training(tiny, data)
+class AsBefore(SupernetTraining):
+    """The steps as they were written before there was a choice: no term, no average, gates apart, KL."""
+
+    def _sandwich_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
+                       coins: torch.Generator) -> dict[str, float]:
+        live = self.supernet.layout
+        big = self.supernet(images, one_hot(largest(live, self.prices[0])))
+        loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
+        students = [self._drawn(phase, within, rng, coins), one_hot(smallest(live, self.prices[0]))]
+        taught = [kd(self.supernet(images, decision), big) for decision in students]
+        loop.step(loss + sum(taught), self.supernet, self.optimizer)
+        return {"loss_largest": float(loss.detach())}
+
+    def _gate_step(self, within: float, batch: tuple[Tensor, Tensor], rng: random.Random,
+                   coins: torch.Generator) -> dict[str, float]:
+        high, low = self.recipe.tau
+        soft = self._soft(within, rng)
+        decision = RELAXATIONS[self.recipe.relaxation](self.gates, soft, high * (low / high) ** within, coins)
+        loss = F.cross_entropy(self.supernet(batch[0], decision), batch[1])
+        for parameter, gradient in zip(self.gates.parameters(), torch.autograd.grad(
+                loss, list(self.gates.parameters()), allow_unused=True), strict=True):
+            parameter.grad = gradient
+        self.gate_optimizer.step()
+        return {"gate_loss": float(loss.detach())}
+
+
+@pytest.mark.parametrize("relaxation", ["two-path", "gumbel", "single"])
+def test_defaults_train_as_before_there_was_a_choice(tiny: Layout, data: Data, relaxation: str) -> None:
+    now, before = (training(tiny, data, kind, relaxation=relaxation) for kind in (SupernetTraining, AsBefore))
+    while not now.finished:
+        record, earlier = now.epoch(), before.epoch()
+        assert all(record[name] == value for name, value in earlier.items())
+        expected, got = weights(before), weights(now)
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("options", "stop"), [("default", 1), ("default", 3), *((name, 2) for name in OPTIONS)])
+def test_a_continued_supernet_is_bit_equal(tiny: Layout, data: Data, options: str, stop: int) -> None:
+    def fresh() -> SupernetTraining:
+        return training(tiny, data, **OPTIONS[options])
+
+    whole = fresh()
     while not whole.finished:
         whole.epoch()
-    first = training(tiny, data)
+    first = fresh()
     for _ in range(stop):
         first.epoch()
     buffer = io.BytesIO()
     torch.save(first.state(), buffer)
     buffer.seek(0)
-    second = training(tiny, data)
+    second = fresh()
     second.load(torch.load(buffer, weights_only=True))
     while not second.finished:
         second.epoch()
@@ -126,6 +186,103 @@ def test_a_continued_supernet_is_bit_equal(tiny: Layout, data: Data, stop: int) 
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert second.pruner.state() == whole.pruner.state()
+
+
+def test_every_option_changes_what_is_learned(tiny: Layout, data: Data) -> None:
+    figures = dict[str, float]()
+    for name, options in OPTIONS.items():
+        run = training(tiny, data, **options)
+        for _ in range(2):
+            run.epoch()
+        arch = genome.decode(run.supernet.layout, [0] * len(tiny.slots))
+        figures[name] = float(run.gates.theta.detach().abs().sum()) + run.judge(arch, data.select, 32).loss
+        assert all(part.any() for part in run.term.buffers())  # the dual has climbed
+    assert len(set(figures.values())) == len(OPTIONS), figures
+
+
+def test_a_checkpoint_of_before_there_were_terms_continues(tiny: Layout, data: Data) -> None:
+    first, second = training(tiny, data), training(tiny, data)
+    first.epoch()
+    earlier = {name: part for name, part in first.state().items() if name not in ("term", "average")}
+    second.load(copy.deepcopy(earlier))
+    for run in (first, second):
+        run.epoch()
+    assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
+
+
+def test_single_level_learns_from_both_splits_at_once(tiny: Layout, data: Data) -> None:
+    """Two gate steps by hand: the gradients of the mean loss over both batches, to gates and weights alike."""
+    run, twin = (training(tiny, data, update="single") for _ in range(2))
+    images, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 4
+    for one in (run, twin):
+        one.supernet.train()
+    for step in range(2):
+        (rng, coins), again = ((random.Random(step), torch.Generator().manual_seed(step)) for _ in range(2))
+        run._gate_step(0.5, (images, labels), rng, coins)
+        decision = RELAXATIONS["two-path"](twin.gates, twin._soft(0.5, again[0]), 2.0 * 0.15**0.5, again[1])
+        twin.optimizer.zero_grad()
+        twin.gate_optimizer.zero_grad()
+        F.cross_entropy(twin.supernet(images, decision), labels).backward()
+        nn.utils.clip_grad_norm_([p for p in twin.supernet.parameters() if p.grad is not None], 5.0)
+        twin.optimizer.step()
+        twin.gate_optimizer.step()
+    untouched = training(tiny, data)
+    for name, tensor in weights(twin).items():
+        assert torch.allclose(tensor, weights(run)[name], atol=1e-7), name
+    for after, before in ((run.gates, untouched.gates), (run.supernet.stem, untouched.supernet.stem)):
+        assert not torch.equal(next(after.parameters()), next(before.parameters()))
+
+
+def test_single_level_gets_a_batch_of_either_split(tiny: Layout, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = dict[str, set[int]]()
+    for update in ("bilevel", "single"):
+        run = training(tiny, data, update=update)
+        own = run._gate_step
+        seen = sizes.setdefault(update, set())
+        monkeypatch.setattr(run, "_gate_step", lambda within, batch, *rest, own=own, seen=seen: (
+            seen.add(len(batch[1])), own(within, batch, *rest))[1])
+        for _ in range(2):
+            run.epoch()
+    assert sizes == {"bilevel": {16}, "single": {32}}
+
+
+def test_an_average_by_hand(tiny: Layout) -> None:
+    net = Supernet(tiny)
+    weight = next(net.parameters())
+    with torch.no_grad():
+        weight.fill_(1.0)
+    average = Average(net, 0.25)
+    followed = [1.0]
+    for value, d in ((2.0, 2 / 11), (5.0, 3 / 12), (3.0, 0.25)):  # (1 + n) / (10 + n), at most 0.25
+        with torch.no_grad():
+            weight.fill_(value)
+        average.follow(net)
+        followed.append(d * followed[-1] + (1 - d) * value)
+        assert torch.allclose(next(average.net.parameters()), torch.tensor(followed[-1]))
+    assert not any(p.requires_grad for p in average.net.parameters())
+
+
+def test_averaged_weights_are_judged_inherited_and_started_from(tiny: Layout, data: Data) -> None:
+    run = training(tiny, data, ema=0.9)
+    with torch.no_grad():
+        run.gates.theta[0, 2, 1] = -20.0  # loses its place, in the average as well
+    while not run.finished:
+        run.epoch()
+    assert run.average is not None
+    assert run.average.net.layout == run.supernet.layout
+    assert [p.shape for p in run.average.net.parameters()] == [p.shape for p in run.supernet.parameters()]
+    arch = genome.sample(run.supernet.layout, random.Random(0))
+    inherited, mean, last = run.inherit(arch), run.average.net.inherit(arch), run.supernet.inherit(arch)
+    assert all(torch.equal(a, b) for a, b in zip(inherited.parameters(), mean.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(inherited.parameters(), last.parameters(), strict=True))
+    judged = run.judge(arch, data.select, 32)
+    loop.recalibrate(mean, loop.calibration_images(data, 32, 128, CPU, 0))
+    assert judged == loop.evaluate(mean, data.select, data, CPU)
+    heir = training(tiny, data, ema=0.5)
+    assert heir.start_from(run.state()) == len(run.supernet.state_dict())
+    assert heir.average is not None
+    for net in (heir.supernet, heir.average.net):
+        assert torch.equal(next(net.parameters()), next(run.average.net.parameters()))
 
 
 def test_the_phases_learn_and_the_layout_shrinks(tiny: Layout, data: Data) -> None:
@@ -147,7 +304,7 @@ def test_the_phases_learn_and_the_layout_shrinks(tiny: Layout, data: Data) -> No
 
 @pytest.mark.parametrize("relaxation", ["single", "gumbel"])
 def test_the_other_relaxations_run(tiny: Layout, data: Data, relaxation: str) -> None:
-    run = training(tiny, data, relaxation)
+    run = training(tiny, data, relaxation=relaxation)
     records = []
     while not run.finished:
         records.append(run.epoch())

@@ -1,0 +1,131 @@
+"""How the gates are told of milliseconds: one term a name, chosen by ``gates.latency``.
+
+``projection`` (ours, the default) needs no term in the loss: the gates meet the budget by construction. Under the
+others the gates are what they have learned, unprojected, and the term makes their expected latency E = ``soft.ms`` of
+the whole network a part of what they minimise; E is the expectation under the gates' probabilities, not that of the
+paths drawn. T is the budget in ms. The hard budgets of the selection are the ILP's under every term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nas.supernet.gates import Soft
+
+BINS = 5  # multipliers of a target over its budgets: one for all learned the reversed order (gates trial)
+LIMIT = 5.0  # of a multiplier, as in that trial: a budget out of reach must not wind it up
+
+
+class Term(nn.Module):
+    """``term(loss, soft)`` is what the gates minimise, both scalars; what a term learns itself is in its buffers."""
+
+    projected = False  # whether the gates meet the budget by projection
+
+    def __init__(self, targets: int) -> None:
+        super().__init__()
+
+    def forward(self, loss: Tensor, soft: Soft) -> Tensor:
+        raise NotImplementedError
+
+    def learn(self, soft: Soft) -> None:
+        """After a step of the gates, with the ``soft`` that it was taken at."""
+
+
+class Projection(Term):
+    """The loss alone: its gradient moves along the constraint E = T already."""
+
+    projected = True
+
+    def forward(self, loss: Tensor, soft: Soft) -> Tensor:
+        return loss
+
+
+class Dual(Term):
+    """loss + l g + rho/2 g^2 with g = E/T - 1, and after the step l <- l + lr g: dual ascent on E = T.
+
+    The augmented Lagrangian of an equality (Boyd et al., "Distributed Optimization and Statistical Learning via ADMM",
+    2011, sections 2.1 and 2.3), one gradient step of the gates for each step of l. l may be negative: a budget that is
+    not used up pushes, too. A target has ``BINS`` of them over s in [-1, 1], linear in between, each within +-LIMIT.
+    """
+
+    multiplier: Tensor  # [targets, BINS]
+
+    def __init__(self, targets: int, lr: float, rho: float) -> None:
+        super().__init__(targets)
+        self.lr, self.rho = lr, rho
+        self.register_buffer("multiplier", torch.zeros(targets, BINS, dtype=torch.float64))
+
+    def forward(self, loss: Tensor, soft: Soft) -> Tensor:
+        excess = soft.ms / soft.budget_ms - 1
+        return loss + (_hat(soft.s) @ self.multiplier[soft.target]) * excess + self.rho / 2 * excess**2
+
+    def learn(self, soft: Soft) -> None:
+        row = self.multiplier[soft.target]
+        row += self.lr * (soft.expected_ms / soft.budget_ms - 1) * _hat(soft.s)
+        row.clamp_(-LIMIT, LIMIT)
+
+
+class FBNet(Term):
+    """loss * alpha log(E)^beta with E in microseconds (FBNet, arXiv 1812.03443, equation 2).
+
+    It knows no budget: gates of all s learn the same trade-off, and what differs is the ILP's bound.
+    """
+
+    def __init__(self, targets: int, alpha: float, beta: float) -> None:
+        super().__init__(targets)
+        self.alpha, self.beta = alpha, beta
+
+    def forward(self, loss: Tensor, soft: Soft) -> Tensor:
+        return loss * self.alpha * _log_us(soft.ms) ** self.beta
+
+
+class Proxyless(Term):
+    """ProxylessNAS (arXiv 1812.00332): ``add`` is loss + weight (E/T - 1), ``mul`` loss * alpha (log E / log T)^beta.
+
+    Section 3.3.1 adds a multiple of E; relative to T, and the second form, as in its released code (``add#linear``,
+    ``mul#log``). Logarithms are of microseconds: below 1 ms those of milliseconds are negative.
+    """
+
+    def __init__(self, targets: int, form: str, weight: float, alpha: float, beta: float) -> None:
+        super().__init__(targets)
+        self.form, self.weight, self.alpha, self.beta = form, weight, alpha, beta
+
+    def forward(self, loss: Tensor, soft: Soft) -> Tensor:
+        if self.form == "add":
+            return loss + self.weight * (soft.ms / soft.budget_ms - 1)
+        ratio = _log_us(soft.ms) / _log_us(soft.ms.new_tensor(soft.budget_ms))
+        return loss * self.alpha * ratio**self.beta
+
+
+class Mnas(Term):
+    """loss * (E/T)^-w, w = alpha where E <= T, else beta: MnasNet's soft reward (arXiv 1807.11626, equations 2 and 3).
+
+    There accuracy * (ms/T)^w rewards a controller that samples networks (PPO). Here the loss stands for 1/accuracy, and
+    E, not the ms of one sample, is differentiated: the trade-off is the paper's, its estimator is not.
+    """
+
+    def __init__(self, targets: int, alpha: float, beta: float) -> None:
+        super().__init__(targets)
+        self.alpha, self.beta = alpha, beta
+
+    def forward(self, loss: Tensor, soft: Soft) -> Tensor:
+        w = self.alpha if soft.expected_ms <= soft.budget_ms else self.beta
+        return loss * (soft.ms / soft.budget_ms) ** -w
+
+
+TERMS: dict[str, Callable[..., Term]] = {"projection": Projection, "dual": Dual, "fbnet": FBNet,
+                                         "proxyless": Proxyless, "mnas": Mnas}
+
+
+def _hat(s: float) -> Tensor:
+    """Weights [BINS] of the bins at a budget position: linear between the two next to it, their sum is 1."""
+    at = (min(max(s, -1.0), 1.0) + 1) / 2 * (BINS - 1)
+    return (1 - (torch.arange(BINS, dtype=torch.float64) - at).abs()).clamp(min=0)
+
+
+def _log_us(ms: Tensor) -> Tensor:
+    """Logarithm of microseconds, of at least 2: its power has no gradient at log 1 = 0."""
+    return torch.log((1000 * ms).clamp(min=2.0))
