@@ -40,7 +40,7 @@ Width = Annotated[float | None, typer.Option("--width", help="Factor of all chan
 def profile(
     device: Annotated[str, typer.Option("--device", help="cpu or gpu (of this machine; or its runtime: "
                                         "gpu-tensorrt, gpu-ort, gpu-torch), or an NPU by its compiler: ethos-u55-128, "
-                                        "ethos-u55-256, ethos-u65-256, ethos-u85-256.")] = "cpu",
+                                        "ethos-u55-256, ethos-u65-256, ethos-u85-256, or a BOARD.ini.")] = "cpu",
     space: Annotated[list[str] | None, typer.Option(help="Shipped name or file, once or more; default: all shipped.")]
     = None,
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
