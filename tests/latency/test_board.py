@@ -75,7 +75,7 @@ def test_a_table_remembers_the_board_and_its_comments_do_not_matter(tmp_path: Pa
     assert read(written(tmp_path, INI.replace("; a board", "; an other comment"))).meta == target.meta
     assert read(written(tmp_path, INI.replace("200e6", "201e6"))).meta["vela_ini_sha256"] != meta["vela_ini_sha256"]
     assert recorded({"device": "ethos-u55-128"}) == TARGETS["ethos-u55-128"] and recorded({"device": "cpu"}) is None
-    with pytest.raises(UserError, match="^table of mine: meta: not as nas profile wrote it"):
+    with pytest.raises(UserError, match=r"^table of mine: meta: not as nas profile wrote it"):
         recorded({**meta, "accelerator": "ethos-u1"})
 
 
