@@ -19,6 +19,7 @@ from nas.errors import UserError
 from nas.files import nearest
 from nas.space import first_mistake
 
+LATER = ("sram_kb", "flash_kb")  # left out where not set: runs that began before there were such keys go on
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 
 
@@ -35,6 +36,7 @@ Epochs = Annotated[int, Field(ge=0, le=100_000)] | None  # None: from the number
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Ms = Annotated[float, Field(gt=0)]
+Kb = Annotated[float, Field(ge=1)] | None  # of 1024 bytes
 
 
 class Training(_Strict):
@@ -80,6 +82,8 @@ class Config(_Strict):
     target: Annotated[list[Name], Field(min_length=1, max_length=16), BeforeValidator(_listed)]
     budget_ms: Annotated[list[Ms], Field(max_length=256), BeforeValidator(_listed)] = []
     budgets: int = Field(default=6, ge=1, le=256)
+    sram_kb: Kb = None  # of a target that Vela compiles; None: no limit
+    flash_kb: Kb = None
     selector: Literal["ilp", "evolution"] = "ilp"
     evaluations: int = Field(default=36, ge=1, le=1_000_000)
     data: Name = "digits"
@@ -106,7 +110,8 @@ class Config(_Strict):
         return sorted({float(value) for value in values})
 
     def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        value = self.model_dump(mode="json")
+        return {key: part for key, part in value.items() if key not in LATER or part is not None}
 
     @staticmethod
     def from_json(value: Any, file: str) -> Config:
