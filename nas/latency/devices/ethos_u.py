@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,13 @@ def of_table(meta: dict[str, Any]) -> EthosU | None:
     Raises UserError where Vela is missing.
     """
     target = recorded(meta)
-    return EthosU(target) if target else None
+    return _shared(target) if target else None
+
+
+@cache
+def _shared(target: Target) -> EthosU:
+    """One a target and process: each has a worker, which takes seconds to start."""
+    return EthosU(target)
 
 
 @dataclass(frozen=True)
