@@ -7,6 +7,7 @@ the whole network, compiled as int8 with typical weights. Nothing is compiled tw
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from nas.select.problem import Cost, Problem
 from nas.subnet import Subnet
 
 KB = 1024  # bytes
-FITTED_ON = 10  # random networks that the sum for flash is fitted on
-ALONE = 1.01  # an operator alone needs no more SRAM than its network, but for a buffer of weights cut otherwise
+DRAWN, FITTED_ON = 200, 10  # random networks, and how many of them the sum for flash is fitted on
+ALONE = 1.001  # an operator alone needs no more SRAM than its network, but for a buffer of weights cut otherwise
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,15 @@ class Footprints:
         return restrict(layout, keep)
 
     def flash(self, layout: Layout) -> Cost:
-        """KB by operator: fitted to parameters and operators of random networks, none of which it puts too low."""
-        networks = [genome.sample_thinned(self.layout, random.Random(f"flash {i}")) for i in range(FITTED_ON)]
-        plans = [plan(self.layout, arch) for arch in networks]
+        """KB by operator: fitted to parameters and operators of random networks, none of which it puts too low.
+
+        Of many the ones near the limit, where the fit has to be right.
+        """
+        rng, limit = random.Random("flash"), (self.limits.flash_kb or 1) * KB
+        drawn = {arch: plan(self.layout, arch)
+                 for arch in (genome.sample_thinned(self.layout, rng) for _ in range(DRAWN))}
+        networks = sorted(drawn, key=lambda arch: abs(math.log(sum(map(params, drawn[arch])) / limit)))[:FITTED_ON]
+        plans = [drawn[arch] for arch in networks]
         needs = np.array([self.of(arch).flash_kb for arch in networks])
         features = np.array([[sum(map(params, keys)), len(keys)] for keys in plans]) / needs[:, None]
         weights, _ = nnls(features, np.ones(len(needs)))
@@ -119,14 +126,16 @@ class Footprints:
         return {} if self.limits.flash_kb is None else {f"flash of {self.target}": self.limits.flash_kb}
 
     def ends(self, problem: Problem) -> tuple[float, float]:
-        """Smallest and largest ms of the networks that fit. Raises UserError where none was found."""
-        ms, found = problem.costs[0], []
-        for sign in (-1, 1):
-            picks = solve(tuple(sign * row for row in ms.per_op), problem.costs, self.bounds(), admits=problem.admitted)
-            found += [ms.of(pick) for pick in picks]
-        if not found:
+        """The smallest ms of a network that fits, and the largest that the sums admit: what is slow is at every limit.
+
+        Raises UserError where no network that fits was found.
+        """
+        ms = problem.costs[0]
+        fastest = solve(tuple(-row for row in ms.per_op), problem.costs, self.bounds(), admits=problem.admitted)
+        if not fastest:
             raise UserError(self.nothing())
-        return min(found), max(found)
+        slowest = solve(ms.per_op, problem.costs, self.bounds())
+        return ms.of(fastest[0]), ms.of(slowest[0])
 
     def nothing(self, where: str = "") -> str:
         """The message where no network fits (``where``: such as within a budget), with the smallest need seen."""
