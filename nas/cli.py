@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nas.errors import UserError
-from nas.terminal import one_line, print_result
+from nas.terminal import checked_budgets, checked_width, one_line, print_result
 
 app = typer.Typer(help="Efficient vision backbones for a given device: measured latency, hard budgets, ONNX out.",
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -33,6 +33,8 @@ Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; 
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]
 Device = Annotated[str, typer.Option("--device", help="What to measure on: cpu or gpu (of this machine).")]
+SramKb = Annotated[float | None, typer.Option("--sram-kb", min=1, help="SRAM of an Ethos-U: no pick needs more.")]
+FlashKb = Annotated[float | None, typer.Option("--flash-kb", min=1, help="The same of its flash, for the model.")]
 Width = Annotated[float | None, typer.Option("--width", help="Factor of all channels, 0.05 to 8.")]
 
 
@@ -40,7 +42,7 @@ Width = Annotated[float | None, typer.Option("--width", help="Factor of all chan
 def profile(
     device: Annotated[str, typer.Option("--device", help="cpu or gpu (of this machine; or its runtime: "
                                         "gpu-tensorrt, gpu-ort, gpu-torch), or an NPU by its compiler: ethos-u55-128, "
-                                        "ethos-u55-256, ethos-u65-256, ethos-u85-256.")] = "cpu",
+                                        "ethos-u55-256, ethos-u65-256, ethos-u85-256, or a BOARD.ini.")] = "cpu",
     space: Annotated[list[str] | None, typer.Option(help="Shipped name or file, once or more; default: all shipped.")]
     = None,
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
@@ -67,7 +69,7 @@ def profile(
         from nas.progress import Progress
         from nas.space import Space
 
-        factor, progress = _width(width), Progress()
+        factor, progress = checked_width(width), Progress()
         machine = opened(device, threads, batch, precision)
         path = out or LOCAL / file_name(machine.name, precision, threads, batch)
         layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes))
@@ -91,6 +93,8 @@ def search(
     space: Annotated[str | None, typer.Option(help="Shipped name or file: see nas spaces. Default: ghost.")] = None,
     target: Targets = None,
     budget_ms: Budgets = None,
+    sram_kb: SramKb = None,
+    flash_kb: FlashKb = None,
     data: Annotated[str | None, typer.Option(help="digits (default), cifar10, or a folder of images.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
     limit: Annotated[int | None, typer.Option(help="Train on at most this many images.")] = None,
@@ -114,7 +118,8 @@ def search(
     """
     flags = {"space": space, "target": target, "budget_ms": budget_ms, "data": data, "data_dir": data_dir,
              "limit": limit, "size": size, "width": width, "only_op": only_op, "selector": selector, "seed": seed,
-             "train_on": train_on, "threads": threads, "prune": prune, "init": init}
+             "train_on": train_on, "threads": threads, "prune": prune, "init": init, "sram_kb": sram_kb,
+             "flash_kb": flash_kb}
 
     def work() -> dict[str, Any]:
         from nas.config import FREE, default_run_dir, resolve
@@ -133,7 +138,7 @@ def search(
             with here.lock():
                 return pipeline.search(settings, here, Progress())
         except UserError:
-            if fresh and not here.has("log.jsonl"):
+            if fresh and not here.events("epoch"):
                 shutil.rmtree(path)  # refused before it began: the mended command may use the same directory
             raise
 
@@ -145,17 +150,21 @@ def select(
     run: RunPath,
     target: Targets = None,
     budget_ms: Budgets = None,
+    sram_kb: SramKb = None,
+    flash_kb: FlashKb = None,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Fine-tune the picks, too: takes longer.")] = False,
     as_json: Json = False,
 ) -> None:
     """Pick anew for another device or budget. Takes minutes: the supernet is not trained again."""
 
     def work() -> dict[str, Any]:
-        budgets = _budgets(budget_ms)
+        budgets = checked_budgets(budget_ms)
         with _existing(run) as (here, progress):
             from nas import search as pipeline
+            from nas.footprint import Memory
 
-            return pipeline.select(here, target or list(here.config["target"]), budgets, progress, fine_tune)
+            return pipeline.select(here, target or list(here.config["target"]), budgets, progress, fine_tune,
+                                   Memory(sram_kb, flash_kb))
 
     print_result(work, as_json, _show_front)
 
@@ -177,7 +186,7 @@ def export(
             raise UserError(f"--format {kind}: known are onnx, int8-onnx and tflite")
         if arch is not None and budget_ms is not None:
             raise UserError("--arch and --budget-ms: give one of the two")
-        _budgets([budget_ms] if budget_ms is not None else None)
+        checked_budgets([budget_ms] if budget_ms is not None else None)
         with _existing(run) as (here, progress):
             from nas import search as pipeline
 
@@ -247,7 +256,7 @@ def sample(
         from nas.progress import Progress
         from nas.space import Space
 
-        place = layout(Space.load(space).scaled(_width(width)), Task(size, 3, classes))
+        place = layout(Space.load(space).scaled(checked_width(width)), Task(size, 3, classes))
         return draw(place, load(target), n, seed, out, Progress())
 
     print_result(work, as_json, lambda samples: _rows([{key: s[key] for key in ("id", "ms", "onnx")} for s in samples]))
@@ -337,19 +346,6 @@ def _existing(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def _reaching(task: Any) -> Callable[[int, int, float], None]:
     return lambda done, total, left_s: task.reach(done, total)
-
-
-def _budgets(values: list[float] | None) -> list[float]:
-    for value in values or []:
-        if not 0 < value < float("inf"):
-            raise UserError(f"--budget-ms: {value:g} is not a number of milliseconds above 0")
-    return sorted(set(values or []))
-
-
-def _width(value: float | None) -> float:
-    if value is not None and not 0.05 <= value <= 8:
-        raise UserError(f"--width: {value:g} is outside 0.05 .. 8")
-    return 1.0 if value is None else value
 
 
 def _space(name: str, size: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from nas.files import nearest
 from nas.space import first_mistake
 
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
-LATER = {"train": ("inplace", "ema"),  # came after the first runs were made
+LATER = {"": ("sram_kb", "flash_kb"), "train": ("inplace", "ema"),  # came after the first runs were made
          "gates": ("latency", "update", "dual", "fbnet", "proxyless", "mnas")}
 
 
@@ -37,6 +37,7 @@ Epochs = Annotated[int, Field(ge=0, le=100_000)] | None  # None: from the number
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Ms = Annotated[float, Field(gt=0)]
+Kb = Annotated[float, Field(ge=1)] | None  # of 1024 bytes
 
 
 class Training(_Strict):
@@ -142,6 +143,8 @@ class Config(_Strict):
     target: Annotated[list[Name], Field(min_length=1, max_length=16), BeforeValidator(_listed)]
     budget_ms: Annotated[list[Ms], Field(max_length=256), BeforeValidator(_listed)] = []
     budgets: int = Field(default=6, ge=1, le=256)
+    sram_kb: Kb = None  # of a target that Vela compiles; None: no limit
+    flash_kb: Kb = None
     selector: Literal["ilp", "evolution"] = "ilp"
     evaluations: int = Field(default=36, ge=1, le=1_000_000)
     data: Name = "digits"
@@ -170,8 +173,11 @@ class Config(_Strict):
     def to_json(self) -> dict[str, Any]:
         """What a run records. Settings of ``LATER`` are left out at their default, so that earlier runs can go on."""
         value, default = self.model_dump(mode="json"), Config(target=self.target).model_dump(mode="json")
-        for part, keys in LATER.items():
-            value[part] = {k: v for k, v in value[part].items() if k not in keys or v != default[part][k]}
+        for name, keys in LATER.items():
+            part, usual = (value[name], default[name]) if name else (value, default)
+            for key in keys:
+                if part[key] == usual[key]:
+                    del part[key]
         return value
 
     @staticmethod

@@ -17,8 +17,12 @@ import torch
 from torch import nn
 
 from nas.arch import Arch
+from nas.errors import UserError
 from nas.files import write_atomic
+from nas.footprint import Memory
 from nas.latency.devices import local
+from nas.latency.devices.board import recorded
+from nas.latency.devices.ethos_u import of_table
 from nas.latency.devices.onnxruntime import session, weight_bits
 from nas.latency.profile import check
 from nas.latency.table import LatencyTable
@@ -100,15 +104,39 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
                 "float_accuracy": test.accuracy, "float_select_accuracy": select.accuracy}
         select, test = _judged(scene, _running(files["int8"]), torch.device("cpu"))
     ms = one_or_all(predicted(scene, arch))
+    memory = _memory(scene, model)
     return {"id": arch.id, "arch": arch.to_json(), "fine_tuned": fine_tuned,
             "select_accuracy": select.accuracy, "select_loss": select.loss, "accuracy": test.accuracy,
             "accuracy_se": test.accuracy_se, "test_images": test.n, "ms": ms, "worst_ms": ms,
             **_timed(scene, model, files), **differences, "macs": sum(macs(key) for key in keys),
-            "params": sum(params(key) for key in keys), "exits": [], "onnx": name + ONNX, **int8,
+            "params": sum(params(key) for key in keys), "exits": [], "onnx": name + ONNX, **int8, **memory,
             "provenance": {"run": scene.run.path.name, "space": scene.config.space, "data": scene.data.name,
                            "fingerprint": scene.data.source["fingerprint"], "seed": scene.seed,
                            "targets": {target: costs.meta for target, costs in scene.costs.items()},
                            "environment": scene.run.read_json("environment.json")}}
+
+
+def _memory(scene: Scene, model: nn.Module) -> dict[str, Any]:
+    """``sram_kb`` and ``flash_kb`` of the int8 file on targets that Vela compiles, None where it is not installed.
+
+    ``fits`` where there are limits: trained weights can compress less than the typical ones that it was chosen by.
+    """
+    tables = {target: costs.meta for target, costs in scene.costs.items() if recorded(costs.meta)}
+    if not tables:
+        return {}
+    try:
+        npus = {target: of_table(meta) for target, meta in tables.items()}
+        size = scene.layout.task.size
+        file = tflite.lower(model, in_ch=scene.data.in_ch, size=size, calibration=_calibration(scene))
+    except UserError:
+        if scene.footprints:
+            raise
+        return {"sram_kb": None, "flash_kb": None}
+    needs = {target: Memory.of(npu.compile(file, f"a pick on {target}")) for target, npu in npus.items() if npu}
+    fits = all(one.limits.admits(needs[target]) for target, one in scene.footprints.items())
+    return {"sram_kb": one_or_all({target: need.sram_kb for target, need in needs.items()}),
+            "flash_kb": one_or_all({target: need.flash_kb for target, need in needs.items()}),
+            **({"fits": fits} if scene.footprints else {})}
 
 
 def _write_float(scene: Scene, arch: Arch, model: nn.Module, path: Path) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ from nas.config import Config
 from nas.decision import Prices, prices
 from nas.errors import UserError
 from nas.files import resolve
+from nas.footprint import Footprints, Memory, within
 from nas.latency import costs as cost_models
 from nas.latency.bench import Estimator
 from nas.latency.costs import Costs
 from nas.latency.devices import local, opened, own
+from nas.latency.devices.ethos_u import EthosU, of_table
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Device
 from nas.plan import Layout, Task, candidates, layout
@@ -32,7 +34,11 @@ from nas.train.data import Data, description, load, recorded
 
 @dataclass(frozen=True)
 class Scene:
-    """A run's settings and inputs. ``costs`` and ``prices`` are keyed by target, in the order given."""
+    """A run's settings and inputs. ``costs`` and ``prices`` are keyed by target, in the order given.
+
+    ``footprints`` are those of every target where there is a limit of SRAM or flash; then ``layout`` has only choices
+    that fit on all of them.
+    """
 
     config: Config
     run: Run
@@ -41,6 +47,7 @@ class Scene:
     costs: dict[str, Costs]
     prices: dict[str, Prices]
     device: torch.device
+    footprints: dict[str, Footprints] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -58,7 +65,9 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     data = _images(config, run)
     plan = layout(space, Task(data.size, data.in_ch, len(data.classes)))
     costs = {target: _costs(target, run, plan, progress) for target in targets}
-    return Scene(config, run, data, plan, costs, {t: prices(plan, c.ms_many) for t, c in costs.items()}, device)
+    priced = {t: prices(plan, c.ms_many) for t, c in costs.items()}
+    footprints = _footprints(limits_of_memory(config), run, plan, costs, progress)
+    return Scene(config, run, data, within(plan, footprints), costs, priced, device, footprints)
 
 
 def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Scene:
@@ -69,11 +78,15 @@ def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: boo
     return Scene(config, run, data, plan, costs, {}, loop.device_of(config.train_on))
 
 
-def with_targets(scene: Scene, targets: Sequence[str], kept: Layout, progress: Progress) -> Scene:
-    """The scene with the costs of ``targets``; those that the run did not know are asked for ``kept`` alone."""
+def with_targets(scene: Scene, targets: Sequence[str], kept: Layout, progress: Progress, memory: Memory) -> Scene:
+    """The scene with the costs of ``targets``; those that the run did not know are asked for ``kept`` alone.
+
+    ``memory`` are the limits from here on, in place of those of the run.
+    """
     costs = {t: scene.costs[t] if t in scene.costs else _costs(t, scene.run, kept, progress) for t in targets}
     priced = {t: scene.prices[t] if t in scene.prices else prices(kept, costs[t].ms_many) for t in targets}
-    return replace(scene, costs=costs, prices=priced)
+    return replace(scene, costs=costs, prices=priced,
+                   footprints=_footprints(memory, scene.run, kept, costs, progress))
 
 
 def problem(scene: Scene, layout: Layout, targets: Sequence[str]) -> Problem:
@@ -81,17 +94,51 @@ def problem(scene: Scene, layout: Layout, targets: Sequence[str]) -> Problem:
     rows = {t: tuple(np.array([scene.prices[t].ms[s.index][op] for op in s.ops]) for s in layout.slots)
             for t in targets}
     costs = tuple(Cost(t, "ms", scene.prices[t].fixed, rows[t]) for t in targets)
-    return Problem(layout, tuple(slot.ops for slot in layout.slots), costs)
+    fits = scene.footprints
+    flash = tuple(fits[t].flash(layout) for t in targets if t in fits and fits[t].bounds())
+    return Problem(layout, tuple(slot.ops for slot in layout.slots), costs + flash,
+                   lambda arch: all(one.admits(arch) for one in fits.values()))
+
+
+def memory_bounds(scene: Scene, target: str) -> dict[str, float]:
+    """What ``problem`` limits beside milliseconds, by the name of its cost."""
+    return scene.footprints[target].bounds() if target in scene.footprints else {}
+
+
+def limits_of_memory(config: Config) -> Memory:
+    return Memory(config.sram_kb, config.flash_kb)
+
+
+def compiler(target: str, costs: Costs | None, memory: Memory) -> EthosU:
+    """Who counts the memory of a target's networks; ``costs`` None: this machine. Raises UserError if nobody does."""
+    npu = of_table(costs.meta) if costs else None
+    if npu is None:
+        raise UserError(f"{next(iter(memory.given))}: {target} is not compiled by Vela, so what a network needs there "
+                        "is not known: leave it out, or give Ethos-U targets only")
+    return npu
+
+
+def _footprints(memory: Memory, run: Run, layout: Layout, costs: dict[str, Costs],
+                progress: Progress) -> dict[str, Footprints]:
+    if not memory.given:
+        return {}
+    npus = {target: compiler(target, one, memory) for target, one in costs.items()}
+    return {target: Footprints(run, target, npu, memory, layout, progress) for target, npu in npus.items()}
 
 
 def limits_of(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[float], count: int) -> list[float]:
-    """The budgets of one target: those given, or ``count`` geometric ones over its reachable range."""
+    """The budgets of one target: those given, or ``count`` geometric ones over its reachable range.
+
+    Raises UserError for a budget that is out of reach, and where no network fits into the target's memory.
+    """
     one = problem(scene, layout, [target])
+    fits = scene.footprints.get(target)
+    ends = fits.ends(one) if fits else (one.costs[0].smallest, one.costs[0].largest)
     for budget in budget_ms:
-        if budget < one.costs[0].smallest:
-            advice = "raise it, or search a smaller space (--width)"
-            raise UserError(below(one.costs[0], budget, one.costs[0].smallest, advice))
-    return sorted(budget_ms) or budgets(one, count)
+        if budget < ends[0]:
+            advice = f"raise it{f' or {fits.limits}' if fits else ''}, or search a smaller space (--width)"
+            raise UserError(below(one.costs[0], budget, ends[0], advice))
+    return sorted(budget_ms) or budgets(one, count, ends)
 
 
 def checked_space(config: Config, file: Path | None = None) -> Space:

@@ -19,6 +19,8 @@ from nas import checkpoint, deliver
 from nas.arch import Arch
 from nas.config import Config
 from nas.errors import UserError
+from nas.footprint import UNLIMITED, Memory, within
+from nas.latency.costs import load as load_costs
 from nas.picks import folder_of, train_picks
 from nas.progress import Progress, Task
 from nas.report.figures import draw_front
@@ -26,8 +28,11 @@ from nas.run import Run
 from nas.scene import (
     Scene,
     checked_space,
+    compiler,
     find_costs,
     limits_of,
+    limits_of_memory,
+    memory_bounds,
     problem,
     recorded_scene,
     set_scene,
@@ -60,7 +65,9 @@ def refuse(config: Config) -> None:
     if config.init:
         Run.existing(config.init)
     for target in config.target:
-        find_costs(target)
+        path, memory = find_costs(target), limits_of_memory(config)
+        if memory.given:
+            compiler(target, load_costs(str(path)) if path else None, memory)
 
 
 def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
@@ -74,20 +81,25 @@ def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progress: Progress,
-           fine_tune: bool = False) -> dict[str, Any]:
-    """New picks from the run's supernet for other devices or budgets, with inherited weights unless ``fine_tune``."""
+           fine_tune: bool = False, memory: Memory = UNLIMITED) -> dict[str, Any]:
+    """New picks from the run's supernet for other devices or budgets, with inherited weights unless ``fine_tune``.
+
+    Limits of ``memory`` that are not given are those of the run, if all targets are its own.
+    """
     config = Config.from_json(run.config, str(run.file("config.json")))
     if not run.has("picks.json"):
         raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
     scene = set_scene(config, run, config.target, progress)
     training = _trained(scene)
-    kept = training.supernet.layout
-    scene = with_targets(scene, targets, kept, progress)
+    limited = _memory(config, targets, memory)
+    scene = with_targets(scene, targets, training.supernet.layout, progress, limited)
+    kept = within(training.supernet.layout, scene.footprints)
     limits = {t: limits_of(scene, kept, t, budget_ms if t == targets[0] else [], config.budgets) for t in targets}
     unseen = [target for target in targets if target not in config.target]
     if unseen:
         progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
-    name = hashlib.sha256(json.dumps([limits, fine_tune], sort_keys=True).encode()).hexdigest()[:8]
+    asked = [limits, fine_tune, *([limited.given] if limited.given else [])]
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
     picks = run.stage(f"{place}picks.json", lambda: _pick(scene, training, limits, place, progress))
     return _finish(scene, training, picks, place, fine_tune, progress)
@@ -111,6 +123,11 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
             files.append({"id": one, **write(scene, arch, place, path), "predicted_ms": predicted[one]})
             task.advance()
     return {"files": files}
+
+
+def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
+    own = limits_of_memory(config) if set(targets) <= set(config.target) else UNLIMITED
+    return Memory(asked.sram_kb or own.sram_kb, asked.flash_kb or own.flash_kb)
 
 
 def _given(config: Config, target: str) -> list[float]:
@@ -215,7 +232,7 @@ def _trained(scene: Scene) -> search_loop.SupernetTraining:
 def _pick(scene: Scene, training: search_loop.SupernetTraining, limits: dict[str, list[float]], place: str,
           progress: Progress) -> dict[str, Any]:
     """Asks the selector, target by target; every network judged stays in the log and is never judged again."""
-    config, kept = scene.config, training.supernet.layout
+    config, kept = scene.config, within(training.supernet.layout, scene.footprints)
     budgets: list[dict[str, Any]] = []
     agreement: dict[str, Any] = {}
     for target, bounds in limits.items():
@@ -223,9 +240,12 @@ def _pick(scene: Scene, training: search_loop.SupernetTraining, limits: dict[str
         with progress.task(f"select for {target}", config.evaluations) as task:
             judge = _Judge(scene, training, task)
             choose, scores = selector(config.selector), _scores(training, one, target, scene)
-            ranked = choose(one, [{target: b} for b in bounds], scores, judge, config.evaluations,
+            limited = [{target: b, **memory_bounds(scene, target)} for b in bounds]
+            ranked = choose(one, limited, scores, judge, config.evaluations,
                             random.Random(scene.seed))
         for bound, archs in zip(bounds, ranked, strict=True):
+            if target in scene.footprints and not archs:
+                raise UserError(scene.footprints[target].nothing(f" within {bound:.6g} ms"))
             if archs:
                 best = next((arch for arch in archs if one.cost(arch, target) >= USED * bound), archs[0])
                 budgets.append({"target": target, "budget_ms": bound, "id": best.id, "arch": best.to_json(),
@@ -309,22 +329,30 @@ def _finetuning(scene: Scene, fine_tune: bool) -> finetune.Recipe:
 
 
 def _front(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -> dict[str, Any]:
-    """Picks sorted by ms; in the front are those that no other dominates on any target, by selection accuracy."""
+    """Picks sorted by ms; in the front are those that no other dominates on any target, by selection accuracy.
+
+    One whose trained weights are over the limit of memory is in ``too_large`` and nowhere else.
+    """
     targets = list(scene.costs)
 
     def best(cards: Sequence[dict[str, Any]], by: str) -> set[str]:
         return {p.id for t in targets for p in pareto_front(Point(c["id"], _ms(c, t), c[by]) for c in cards)}
 
+    delivered, cards = cards, [card for card in cards if card.get("fits", True)]
     kept = best(cards, "select_accuracy")
     on_test = best([card for card in cards if card["id"] in kept], "accuracy")
-    shown = sorted(({key: value for key, value in card.items() if key not in ("arch", "provenance")} for card in cards),
-                   key=lambda card: _ms(card, targets[0]))
+    brief = [{key: value for key, value in card.items() if key not in ("arch", "provenance")} for card in delivered]
+    shown = sorted(brief, key=lambda card: _ms(card, targets[0]))
+    fitting = {card["id"] for card in cards}
     for card in shown:
         card["dominated_on_test"] = card["id"] in kept - on_test
-    budgets = [{key: value for key, value in b.items() if key != "arch"} for b in picks["budgets"]]
+    budgets = [{key: value for key, value in b.items() if key != "arch"} for b in picks["budgets"]
+               if b["id"] in fitting]
+    shown, large = ([card for card in shown if (card["id"] in fitting) is wanted] for wanted in (True, False))
     return {"space": scene.layout.space, "target": targets if len(targets) > 1 else targets[0],
             "front": [card for card in shown if card["id"] in kept],
             "dominated": [card for card in shown if card["id"] not in kept], "budgets": budgets,
+            **({"too_large": large} if large else {}),
             "share_of_slots": _shares(cards), "rank_agreement": picks["rank_agreement"]}
 
 

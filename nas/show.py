@@ -33,6 +33,9 @@ def front(result: Mapping[str, Any]) -> None:
               for one in result["budgets"]])
     for target in _unmeasured(result):
         line(f"not measured: no {target} here")
+    for one in result.get("too_large", []):
+        line(f"{one['id']} is too large with its trained weights, and not in the front: SRAM {cell(one['sram_kb'])} "
+             f"KB, flash {cell(one['flash_kb'])} KB")
     if result.get("dominated"):
         line(f"{len(result['dominated'])} more picks are dominated by these on the selection split")
     line(str(result["run"]))
@@ -93,6 +96,8 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
     if point.get("dominated_on_test"):
         shown["accuracy"] += " (dominated)"
     shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
+    for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
+        shown |= _per_target(name, point[key]) if point.get(key) is not None else {}
     return shown | {"MACs": _millions(point.get("macs")), "params": _millions(point.get("params")),
                     "onnx": cell(point.get("int8_onnx", point.get("onnx")))}  # the file whose figures these are
 

@@ -36,6 +36,21 @@ def one_line(error: Exception) -> str | None:
     return f"{' '.join(usage().split()).rstrip('.')}; see {command} --help"
 
 
+def checked_budgets(values: list[float] | None) -> list[float]:
+    """Sorted, each once. Raises UserError for what is no time."""
+    for value in values or []:
+        if not 0 < value < float("inf"):
+            raise UserError(f"--budget-ms: {value:g} is not a number of milliseconds above 0")
+    return sorted(set(values or []))
+
+
+def checked_width(value: float | None) -> float:
+    """1 where none is given. Raises UserError for an absurd one."""
+    if value is not None and not 0.05 <= value <= 8:
+        raise UserError(f"--width: {value:g} is outside 0.05 .. 8")
+    return 1.0 if value is None else value
+
+
 @contextlib.contextmanager
 def _chatter_to_stderr() -> Iterator[None]:
     """What libraries print, from C too, must not mix with the result."""

@@ -18,6 +18,7 @@ import nas
 from nas import cli
 from nas.errors import UserError
 from nas.files import shipped
+from nas.footprint import Memory
 from nas.run import Run
 
 POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accuracy_se": 0.0123, "ms": 0.5,
@@ -164,8 +165,9 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     asked: list[Any] = []
     files = {"files": [{"id": "a", "onnx": "a.onnx", "max_abs_diff": 1e-6, "predicted_ms": 0.5, "measured_ms": None}]}
 
-    def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any, fine_tune: bool) -> dict[str, Any]:
-        asked.append((run.path, targets, budget_ms, fine_tune))
+    def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any, fine_tune: bool,
+               memory: Memory) -> dict[str, Any]:
+        asked.append((run.path, targets, budget_ms, fine_tune, memory.given))
         return RESULT
 
     def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Any,
@@ -175,11 +177,13 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
 
     pretend(monkeypatch, "nas.search", select=select, export=export)
     assert json.loads(call("select", "run", "--json")[1]) == RESULT
-    call("select", "run", "--target", "npu", "--budget-ms", "2", "--budget-ms", "1", "--fine-tune")
+    call("select", "run", "--target", "npu", "--budget-ms", "2", "--budget-ms", "1", "--fine-tune",
+         "--sram-kb", "256", "--flash-kb", "99.5")
     assert json.loads(call("export", "run", "--json", "--budget-ms", "2")[1]) == files
     code, out, _ = call("export", "run", "--arch", "a", "--out", "there", "--format", "tflite")
     assert code == 0 and "a.onnx" in out and "1e-06" in out
-    assert asked == [(Path("run"), ["cpu", "other"], [], False), (Path("run"), ["npu"], [1.0, 2.0], True),
+    assert asked == [(Path("run"), ["cpu", "other"], [], False, {}),
+                     (Path("run"), ["npu"], [1.0, 2.0], True, {"--sram-kb": 256, "--flash-kb": 99.5}),
                      (None, 2.0, None, "onnx"), ("a", None, Path("there"), "tflite")]
 
 

@@ -21,6 +21,7 @@ ROWS = [
     {"lower"},
     {"supernet", "latency", "exits"},
     {"train", "select"},
+    {"footprint"},
     {"verify", "report", "scene", "checkpoint"},
     {"picks"},
     {"deliver"},

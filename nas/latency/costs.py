@@ -40,7 +40,7 @@ def find(target: str) -> Path:
         return Path(target)
     files = known()
     if target not in files:
-        from nas.latency.devices.ethos_u import TARGETS  # here: its compiler is only asked for by name
+        from nas.latency.devices.board import TARGETS
 
         own = "gpu" if target.startswith("gpu") else "cpu [--precision int8]"
         how = f"to compile for it: nas profile --device {target}" if target in TARGETS else (

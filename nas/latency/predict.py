@@ -22,8 +22,8 @@ def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bo
     traced, for a target that has neither, and for operators that nothing is known of; with ``allow_unknown`` a kernel
     model leaves them out of ``ms`` and lists them as ``unknown``.
     """
-    if costs.meta["device"] in ethos_u.TARGETS:
-        operators = ethos_u.EthosU(costs.meta["device"]).predict(path, size)
+    if npu := ethos_u.of_table(costs.meta):
+        operators = npu.predict(path, size)
         return {"ms": math.fsum(ms for _, _, ms in operators), "method": ethos_u.Compiled.method, "batch": 1,
                 "operators": [{"name": name, "op": op, "ms": ms} for name, op, ms in operators], "unknown": []}
     if not isinstance(costs, KernelModel):

@@ -40,7 +40,7 @@ FITTED_ON = 15  # networks of the correction
 CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # of one finished network
 HELD_OUT = 24  # widths between the knots, measured to check the interpolation
 SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threads", "batch", "clock",
-        "system_config", "memory_mode")
+        "system_config", "memory_mode", "accelerator", "vela_ini_sha256")
 
 
 def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimator = "cpu", threads: int = 1,

@@ -121,6 +121,7 @@ class LatencyTable:
         if curve is None or not curve[0][0] <= position <= curve[0][-1]:
             between = "" if curve is None else f" (measured from {curve[0][0]} to {curve[0][-1]} only)"
             device = "cpu --precision int8" if self.int8_on_cpu else self.meta["device"]
+            device += ".ini" if "vela_ini" in self.meta else ""  # a board is known by its file
             raise UserError(f"{key}: not in the table {self.path or self.name}{between}; "
                             f"run: nas profile --device {device} --space SPACE --size SIZE")
         return float(np.interp(position, *curve))

@@ -22,6 +22,7 @@ from nas.select.ilp import first_round
 from nas.select.problem import Judge, Ledger, Limits, Problem, ScoresFor, random_within
 
 _VIOLATION = "violation"
+_REFUSED = 1.0  # of a network that is not admitted, as if it were twice a budget
 
 
 def select_evolution(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge,
@@ -29,7 +30,8 @@ def select_evolution(problem: Problem, limits_list: Sequence[Limits], scores_for
     """Per budget, the networks judged that lie within it, lowest loss first; ``evaluations`` are judged in all.
 
     The first generation is half the ILP's answers to ``scores_for``, half random near the budgets. What lies outside
-    every budget is never judged, only marked as violating. Raises UserError for a budget that cannot be met.
+    every budget, or is not admitted, is never judged, only marked as violating. Raises UserError for a budget that
+    cannot be met.
     """
     ledger = Ledger(problem, judge, evaluations)
     size = max(8, min(50, evaluations // 8))
@@ -76,8 +78,9 @@ def _generation(study: optuna.Study, coding: _Coding, ledger: Ledger, limits_lis
 
 def _violation(problem: Problem, pick: Sequence[int], limits_list: Sequence[Limits]) -> float:
     """How far, relative to the bound, a network is outside the budget that it misses least; 0 or less: within one."""
-    return min(max((_excess(problem.named(name).of(pick), bound) for name, bound in limits.items()), default=0.0)
-               for limits in limits_list)
+    least = min(max((_excess(problem.named(name).of(pick), bound) for name, bound in limits.items()), default=0.0)
+                for limits in limits_list)
+    return _REFUSED if least <= 0 and not problem.admitted(pick) else least
 
 
 def _excess(value: float, bound: float) -> float:

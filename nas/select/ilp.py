@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.files import nearest
-from nas.select.knapsack import Cut, Knapsack, Pick
+from nas.select.knapsack import Cut, Knapsack, Pick, every
 from nas.select.problem import Cost, Judge, Ledger, Limits, Problem, Scores, ScoresFor, random_within
 from nas.select.scores import ridge
 
@@ -25,8 +25,9 @@ FIRST = 0.6  # share of the evaluations in the first round, as in the second gat
 
 
 def solve(scores: Scores, costs: Sequence[Cost], limits: Limits, *, k: int = 1, overlap: float = 0.7,
-          at_least: Limits | None = None, avoid: Iterable[Sequence[int]] = ()) -> list[list[int]]:
-    """The ``k`` best networks within the limits, best first; fewer if no more exist.
+          at_least: Limits | None = None, avoid: Iterable[Sequence[int]] = (),
+          admits: Callable[[Sequence[int]], bool] = every) -> list[list[int]]:
+    """The ``k`` best networks within the limits, best first; fewer if no more exist, or too few of them are admitted.
 
     Each shares at most ``overlap`` of its choices with every earlier one, and none is in ``avoid``. ``at_least`` (name
     -> value) is dropped from the first answer on that it makes impossible. Costs are ``Cost.of``, limits exact. Raises
@@ -34,7 +35,7 @@ def solve(scores: Scores, costs: Sequence[Cost], limits: Limits, *, k: int = 1, 
     """
     named = {cost.name: cost for cost in costs}
     _refuse(named, limits)
-    knapsack = Knapsack(scores, costs, limits, frozenset(map(tuple, avoid)))
+    knapsack = Knapsack(scores, costs, limits, frozenset(map(tuple, avoid)), admits)
     lower = [(named[name], low) for name, low in (at_least or {}).items()]
     most = min(len(scores) - 1, math.floor(overlap * len(scores) + 1e-9))
     found: list[Pick] = []
@@ -67,7 +68,8 @@ def select_ilp(problem: Problem, limits_list: Sequence[Limits], scores_for: Scor
     judged = 1
     while ledger.left and judged:
         archs, losses = ledger.finite()
-        picks = [solve(ridge(problem, archs, losses, prior=prior), problem.costs, limits, k=width, avoid=ledger.losses)
+        picks = [solve(ridge(problem, archs, losses, prior=prior), problem.costs, limits, k=width, avoid=ledger.losses,
+                       admits=problem.admitted)
                  for limits, prior in zip(limits_list, gates, strict=True)]
         judged = ledger.judge(in_turn(picks))
     return [ledger.ranked(limits) for limits in limits_list]
@@ -77,15 +79,17 @@ def first_round(problem: Problem, limits_list: Sequence[Limits], gates: Sequence
                 rng: random.Random) -> list[list[int]]:
     """``n`` networks, the budgets in turn: up to half of them the ILP's answers, the rest random near the budget.
 
-    Scores that are all equal say nothing: then one answer, which shows that the budget can be met.
+    Scores that are all equal say nothing: then one answer, which shows that the budget can be met. Where what they
+    prefer is not admitted, one answer is the fastest that is.
     """
     each = math.ceil(n / len(limits_list))
-    name = problem.costs[0].name
+    name, fastest = problem.costs[0].name, tuple(-row for row in problem.costs[0].per_op)
     lists = []
     for limits, scores in zip(limits_list, gates, strict=True):
         lower = {name: 0.9 * limits[name]} if name in limits else {}
         k = min(MOST, math.ceil(each / 2)) if any(np.ptp(row) > 0 for row in scores) else 1
-        picks = solve(scores, problem.costs, limits, k=k, at_least=lower)
+        picks = solve(scores, problem.costs, limits, k=k, at_least=lower, admits=problem.admitted) or solve(
+            fastest, problem.costs, limits, admits=problem.admitted)
         drawn = (random_within(problem, limits, rng) for _ in range(each - len(picks)))
         lists.append([*picks, *(pick for pick in drawn if pick is not None)])
     return in_turn(lists)[:n]
@@ -120,7 +124,8 @@ def _jointly(named: Mapping[str, Cost], limits: Limits) -> str:
 
 def below(cost: Cost, limit: float, smallest: float, advice: str) -> str:
     """The message for a limit that nothing reaches, with the smallest value that can be asked for."""
-    flag, where = ("--budget-ms", f" on {cost.name}") if cost.unit == "ms" else (cost.name, "")
+    flag, where = {"ms": ("--budget-ms", f" on {cost.name}"), "KB": ("--flash-kb", f" of {cost.name}")}.get(
+        cost.unit, (cost.name, ""))
     return f"{flag} {limit:.10g} is below the smallest reachable {_up(smallest)} {cost.unit}{where}: {advice}"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -26,7 +26,13 @@ _LIBC = ctypes.CDLL(None if os.name == "posix" else "ucrtbase")
 End = tuple[Cost, float]  # a lower end of a cost
 _ROOM = 1000.0  # right-hand side of a scaled limit
 _SLACK = 1e-9  # share of the room: what lies on the limit is let in, exactness is checked afterwards
+_REFUSED = 40  # networks that are not admitted and are cut off one by one before nothing more is looked for
 _OVER = 8  # answers over a limit that are cut off one by one before the limit is tightened
+
+
+def every(pick: Sequence[int]) -> bool:
+    """Admits every network."""
+    return True
 
 
 @dataclass
@@ -37,8 +43,10 @@ class Knapsack:
     costs: Sequence[Cost]
     limits: Mapping[str, float]
     banned: frozenset[Pick] = frozenset()
+    admits: Callable[[Pick], bool] = every  # expensive: asked last
     _excluded: list[Pick] = field(default_factory=list)
     _over: int = 0
+    _refused: int = 0
 
     def __post_init__(self) -> None:
         assert all(np.isfinite(row).all() for row in self.scores)
@@ -46,14 +54,23 @@ class Knapsack:
         self._dominates: dict[tuple[str, ...], list[np.ndarray]] = {}
 
     def best(self, cuts: Sequence[Cut], at_least: Sequence[End]) -> Pick | None:
-        """The best network that the cuts leave, exactly within the limits and not banned; None if there is none."""
-        while True:
+        """The best network that the cuts leave, exactly within the limits, not banned and admitted.
+
+        None if there is none, or if too many were not admitted: each rules out no more than itself.
+        """
+        while self._refused < _REFUSED:
             without = [*cuts, *((pick, len(pick) - 1) for pick in self._excluded)]
             pick = self._relaxed(without, at_least, tight=self._over > _OVER)
-            if pick is None or (self._fits(pick) and pick not in self.banned):
-                return pick
+            if pick is None:
+                return None
+            fits = self._fits(pick)
+            if fits and pick not in self.banned:
+                if self.admits(pick):
+                    return pick
+                self._refused += 1
             self._excluded.append(pick)
-            self._over += not self._fits(pick)
+            self._over += not fits
+        return None
 
     def _fits(self, pick: Pick) -> bool:
         return all(cost.of(pick) <= self.limits[cost.name] for cost in self.costs)

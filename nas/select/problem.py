@@ -6,6 +6,7 @@ with ``math.fsum``: correctly rounded, so a sum does not depend on the order and
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,12 @@ Limits = Mapping[str, float]  # cost name -> the largest admissible value
 Judge = Callable[[Sequence[Arch]], list[float]]  # held-out loss of each, lower is better; expensive
 Scores = tuple[np.ndarray, ...]  # additive, per slot and allowed op, higher is better
 ScoresFor = Callable[[Limits], Scores]
+_SKIPPED = 4  # random networks that are not admitted before no other is drawn
+
+
+def anything(arch: Arch) -> bool:
+    """Admits every network."""
+    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +61,16 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """The operators that pruning left in each slot, and what they cost; the first cost is the budgeted ms."""
+    """The operators that pruning left in each slot, and what they cost; the first cost is the budgeted ms.
+
+    ``admits`` says of a whole network what no sum can say, such as whether its maps fit into the target's memory. It is
+    expensive and remembers its answers; what it refuses is never judged.
+    """
 
     layout: Layout
     allowed: tuple[tuple[Op, ...], ...]
     costs: tuple[Cost, ...]
+    admits: Callable[[Arch], bool] = anything
 
     def __post_init__(self) -> None:
         assert self.costs and len(self.allowed) == len(self.layout.slots) and all(self.allowed)
@@ -77,6 +89,9 @@ class Problem:
     def arch(self, indices: Sequence[int]) -> Arch:
         ops = tuple(ops[i] for ops, i in zip(self.allowed, indices, strict=True))
         return Arch(self.layout.space, self.layout.task.size, ops)
+
+    def admitted(self, indices: Sequence[int]) -> bool:
+        return self.admits(self.arch(indices))
 
     def indices(self, arch: Arch) -> list[int]:
         """Raises KeyError for an operator that its slot does not admit (any more)."""
@@ -101,10 +116,13 @@ class Problem:
 Selector = Callable[[Problem, Sequence[Limits], ScoresFor, Judge, int, random.Random], list[list[Arch]]]
 
 
-def budgets(problem: Problem, n: int = 6) -> list[float]:
-    """``n`` budgets from the smallest to the largest reachable ms, in equal geometric steps (one if they are equal)."""
-    largest = problem.costs[0].largest
-    smallest = max(problem.costs[0].smallest, largest / 1000)  # a cost that may be zero has no geometric range
+def budgets(problem: Problem, n: int = 6, ends: tuple[float, float] | None = None) -> list[float]:
+    """``n`` budgets from the smallest to the largest reachable ms, in equal geometric steps (one if they are equal).
+
+    ``ends`` are these two where not every network is admitted.
+    """
+    smallest, largest = ends or (problem.costs[0].smallest, problem.costs[0].largest)
+    smallest = max(smallest, largest / 1000)  # a cost that may be zero has no geometric range
     if smallest >= largest or n == 1:
         return [largest]
     steps = (smallest * (largest / smallest) ** (i / (n - 1)) for i in range(1, n - 1))
@@ -114,8 +132,14 @@ def budgets(problem: Problem, n: int = 6) -> list[float]:
 def random_within(problem: Problem, limits: Limits, rng: random.Random, tries: int = 4000) -> list[int] | None:
     """A random network between 90 % and 100 % of the first limit, within all; None if the walk does not get there.
 
-    Starts anywhere (branch uniform, then width) and redraws slots, keeping what comes no further from the limits.
+    One that the problem does not admit is skipped for another, a few times. Starts anywhere (branch uniform, then
+    width) and redraws slots, keeping what comes no further from the limits.
     """
+    walks = (_walk(problem, limits, rng, tries) for _ in range(1 + _SKIPPED))
+    return next((indices for indices in walks if indices is None or problem.admitted(indices)), None)
+
+
+def _walk(problem: Problem, limits: Limits, rng: random.Random, tries: int) -> list[int] | None:
     indices = [rng.choice(rng.choice(groups)) for groups in problem.branches]
     bounds = [(cost, limits[cost.name], 0.9 if cost is problem.costs[0] else 0.0)
               for cost in problem.costs if cost.name in limits]
@@ -160,8 +184,12 @@ class Ledger:
         return tuple(indices) in self.losses
 
     def judge(self, candidates: Sequence[Sequence[int]]) -> int:
-        """Judges the new ones in order, as far as evaluations are left; says how many. NaN counts as infinite."""
-        new = [key for key in dict.fromkeys(map(tuple, candidates)) if key not in self.losses][:self.left]
+        """Judges the new ones in order, as far as evaluations are left; says how many. NaN counts as infinite.
+
+        What the problem does not admit is left out.
+        """
+        new = [key for key in dict.fromkeys(map(tuple, candidates)) if key not in self.losses]
+        new = list(itertools.islice((key for key in new if self.problem.admitted(key)), self.left))
         if new:
             losses = self._judge([self.problem.arch(key) for key in new])
             finite = (loss if math.isfinite(loss) else math.inf for loss in losses)

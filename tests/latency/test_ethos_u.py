@@ -34,7 +34,7 @@ from nas.subnet import Subnet
 MISSING = not all(importlib.util.find_spec(package) for package in ("ethosu", "tflite"))
 needs_vela = pytest.mark.skipif(MISSING, reason="needs the extra: pip install '.[npu]'")
 REPORT = Report(100, ((1, "Conv2D", 10), (3, "MemoryCopy", 7), (2, "Conv2D", 30), (2, "Relu", 0), (4, "Conv2D", 53)),
-                0, ())
+                0, (), 640, 4096)
 
 
 def test_own_cycles_leave_out_the_convolutions_around() -> None:
@@ -44,12 +44,12 @@ def test_own_cycles_leave_out_the_convolutions_around() -> None:
 
 
 def test_a_convolution_around_that_is_none_is_no_row() -> None:
-    joined = Report(100, ((1, "Conv2D", 10), (2, "Conv2D", 30), (3, "Add", 53)), 0, ())
+    joined = Report(100, ((1, "Conv2D", 10), (2, "Conv2D", 30), (3, "Add", 53)), 0, (), 1, 1)
     with pytest.raises(UserError, match=r"^stem: Vela joins it"):
         own_cycles(joined, first=False, last=False, what="stem")
+    free = Report(2, ((1, "Conv2D", 1), (2, "Relu", 0), (3, "Conv2D", 1)), 0, (), 1, 1)
     with pytest.raises(UserError, match=r"^stem: Vela counts no cycles"):
-        own_cycles(Report(2, ((1, "Conv2D", 1), (2, "Relu", 0), (3, "Conv2D", 1)), 0, ()), first=False, last=False,
-                   what="stem")
+        own_cycles(free, first=False, last=False, what="stem")
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +150,9 @@ def test_velas_own_command_line_says_the_same(target: str, tmp_path: Path) -> No
     report = device.compile(file.read_bytes(), "net")
     assert report.cycles == int(float(expected["cycles_total"]))
     assert device.ms(report.cycles) == pytest.approx(1e3 * float(expected["inference_time"]))
+    assert report.sram_bytes / 1024 == pytest.approx(float(expected["sram_memory_used"]))
+    (compiled,) = tmp_path.glob("*_vela.tflite")
+    assert report.flash_bytes == compiled.stat().st_size > 1024 * float(expected["off_chip_flash_memory_used"])
 
 
 def shipped_table(target: str) -> LatencyTable:

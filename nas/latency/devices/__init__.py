@@ -28,24 +28,29 @@ def file_name(device: str, precision: str | None = None, threads: int = 1, batch
 
 
 def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = None) -> Device | Estimator:
-    """A device by name, ready; ``gpu`` is the best runtime of the GPU, and the name of the device says which.
+    """A device by name, or a board by its file, ready; ``gpu`` is the best runtime of the GPU, as its name then says.
 
     ``precision`` None is the device's usual one. Raises UserError for what is not known, not there or not possible.
     """
+    from nas.latency.devices import board
     from nas.latency.devices.cuda import RUNTIMES
     from nas.latency.devices.cuda import opened as gpu
-    from nas.latency.devices.ethos_u import TARGETS, EthosU
+    from nas.latency.devices.ethos_u import EthosU
     from nas.latency.devices.onnxruntime import Cpu
 
     if name == "cpu":
         return Cpu(threads, batch, precision or "fp32")
     if name == "gpu" or name in RUNTIMES:
         return gpu(name, threads, batch, precision or "fp32")
-    if name not in TARGETS:
-        raise UserError(f"--device {name}: {nearest(name, ('cpu', 'gpu', *RUNTIMES, *TARGETS))}")
+    if name not in board.TARGETS and not name.endswith(board.SUFFIX):
+        raise UserError(f"--device {name}: {nearest(name, ('cpu', 'gpu', *RUNTIMES, *board.TARGETS))}")
     if precision is not None:
         raise UserError(f"--device {name}: an NPU runs int8 only: leave out --precision")
-    return EthosU(name, threads, batch)
+    if name in board.TARGETS:
+        return EthosU(name, threads, batch)
+    device = EthosU(board.read(Path(name), taken=("gpu", *own())), threads, batch)
+    device.try_out(name)
+    return device
 
 
 def local(meta: dict[str, Any]) -> Device | None:

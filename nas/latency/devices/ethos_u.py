@@ -2,17 +2,16 @@
 
 An operator is lowered to int8 TFLite between two 1x1 convolutions and compiled as a whole; its row is the sum of the
 cycles of its own operators: alone it would also pay for bringing its maps into and out of the NPU's layout and memory.
-All targets keep maps in SRAM and weights in flash; with maps in DRAM (``Dedicated_Sram``) rows do not add up at 224
-pixels (11 % off over 30 networks of mbconv on the U65), because Vela then decides over the whole network what to keep.
+The shipped targets keep maps in SRAM and weights in flash; with maps in DRAM (``Dedicated_Sram``) rows do not add up
+at 224 pixels (11 % off over 30 networks of mbconv on the U65), because Vela then decides over the whole network what to
+keep.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
-from configparser import ConfigParser
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,13 @@ from torch import nn
 from nas.errors import UserError
 from nas.latency import onnx_shapes
 from nas.latency.bench import context_of
+from nas.latency.devices.board import TARGETS, Target, recorded
 from nas.latency.devices.vela import VERSION, Report, Vela, VelaError
 from nas.latency.table import Row
 from nas.lower.flatbuffer import MISSING, made_by
 from nas.lower.onnx import plain
 from nas.lower.tflite import convert, lower
+from nas.ops.layers import ConvBN
 from nas.plan import Layout, OpKey
 from nas.subnet import Subnet
 
@@ -48,43 +49,27 @@ tensor_allocator=HillClimb
 """  # the defaults of Vela's command line
 
 
-@dataclass(frozen=True)
-class Target:
-    """An NPU in the system that Vela's own ``vela.ini`` describes (clock, bandwidth and latency of its memories)."""
-
-    architecture: str
-    macs: int  # a cycle
-    system_config: str
-    memory_mode: str
-
-
-TARGETS = {
-    "ethos-u55-128": Target("EthosU55", 128, "Ethos_U55_High_End_Embedded", "Shared_Sram"),
-    "ethos-u55-256": Target("EthosU55", 256, "Ethos_U55_High_End_Embedded", "Shared_Sram"),
-    "ethos-u65-256": Target("EthosU65", 256, "Ethos_U65_Embedded", "Shared_Sram"),
-    "ethos-u85-256": Target("EthosU85", 256, "Ethos_U85_SYS_Flash_High", "Shared_Sram"),
-}
-
-
 class EthosU:
-    """One of ``TARGETS``; implements ``nas.latency.bench.Estimator``.
+    """One of ``TARGETS`` by name, or a board; implements ``nas.latency.bench.Estimator``.
 
     Raises UserError where Vela is missing or of another version, and for more than one image or thread.
     """
 
     align = 32  # the depthwise steps at 16 channels, and a Ghost module halves its width: 0.1-1.3 % off between knots
 
-    def __init__(self, name: str, threads: int = 1, batch: int = 1) -> None:
+    def __init__(self, target: str | Target, threads: int = 1, batch: int = 1) -> None:
+        self.target = TARGETS[target] if isinstance(target, str) else target
+        self.name = self.target.name
         if (threads, batch) != (1, 1):
-            raise UserError(f"--device {name}: an NPU runs one image at a time: leave out --threads and --batch")
-        self.name, self.target, self.version = name, TARGETS[name], _installed()
+            raise UserError(f"--device {self.name}: an NPU runs one image at a time: leave out --threads and --batch")
+        self.version = _installed()
         self._vela = Vela()
 
     def conditions(self) -> dict[str, Any]:
         return {"device": self.name, "processor": f"{self.target.architecture}, {self.target.macs} MACs a cycle",
-                "core_clock_mhz": self._mhz, "runtime": "vela", "runtime_version": self.version,
-                "system_config": self.target.system_config, "memory_mode": self.target.memory_mode,
-                "precision": "int8", "threads": 1, "batch": 1, "clock": "cycles of Vela's performance report"}
+                "core_clock_mhz": self.target.clock_hz / 1e6, "runtime": "vela", "runtime_version": self.version,
+                **self.target.meta, "precision": "int8", "threads": 1, "batch": 1,
+                "clock": "cycles of Vela's performance report"}
 
     def bench(self, layout: Layout) -> Compiled:
         return Compiled(layout, self)
@@ -96,15 +81,15 @@ class EthosU:
             model = lower(_typical(module), in_ch=in_ch, size=size, calibration=[torch.randn(1, in_ch, size, size)])
         return self.compile(model, what)
 
+    def try_out(self, what: object) -> None:
+        """Compiles next to nothing. Raises UserError, which begins with ``what``, for a system that Vela refuses."""
+        self.report(ConvBN(16, 16), what, in_ch=16, size=8)
+
     def compile(self, model: bytes, what: object) -> Report:
         """Of an int8 TFLite file. Raises UserError, which begins with ``what``."""
-        target = self.target
-        mode = self._ini[f"Memory_Mode.{target.memory_mode}"]
-        config = (f"[architecture]\nmacs={target.macs}\ncores=1\n[vela]\nsystem_config_name={target.system_config}\n"
-                  f"memory_mode_name={target.memory_mode}\n{self._text}")
-        options = OPTIONS.format(arena=mode.get("arena_cache_size", ANY_SIZE))
+        options = OPTIONS.format(arena=self.target.arena or ANY_SIZE)
         try:
-            report = self._vela.compile(target.architecture, model, config, options)
+            report = self._vela.compile(self.target.architecture, model, self.target.config, options)
         except VelaError as error:
             raise UserError(f"{what}: {error}") from None
         if report.cpu_ops or report.cpu_kinds:
@@ -132,23 +117,22 @@ class EthosU:
         return [(name, kind, self.ms(count)) for (name, kind), count in cycles.items()]
 
     def ms(self, cycles: int) -> float:
-        return cycles / (self._mhz * 1e3)
+        return cycles / (self.target.clock_hz / 1e3)
 
-    @cached_property
-    def _mhz(self) -> float:
-        return float(self._ini[f"System_Config.{self.target.system_config}"]["core_clock"]) / 1e6
 
-    @cached_property
-    def _text(self) -> str:
-        package = importlib.util.find_spec("ethosu")
-        assert package is not None and package.submodule_search_locations is not None
-        return (Path(next(iter(package.submodule_search_locations))) / "config_files/Arm/vela.ini").read_text("utf-8")
+def of_table(meta: dict[str, Any]) -> EthosU | None:
+    """Vela, told what it was told for the table with that ``meta``; None for a table that Vela did not make.
 
-    @cached_property
-    def _ini(self) -> ConfigParser:
-        parser = ConfigParser()
-        parser.read_string(self._text)
-        return parser
+    Raises UserError where Vela is missing.
+    """
+    target = recorded(meta)
+    return _shared(target) if target else None
+
+
+@cache
+def _shared(target: Target) -> EthosU:
+    """One a target and process: each has a worker, which takes seconds to start."""
+    return EthosU(target)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class Report:
     operators: tuple[tuple[int, str, int], ...]  # position of its source in the file from 1, kind, cycles
     cpu_ops: int
     cpu_kinds: tuple[str, ...]
+    sram_bytes: int  # at most at once: maps, and what of the weights is buffered (all of them where they live there)
+    flash_bytes: int  # the compiled file: weights and scales, the NPU's commands, and what a runtime needs to read it
 
 
 class Vela:
@@ -100,7 +102,8 @@ def _report(compiled: Any) -> tuple[Any, ...]:
                       for source, kind, cycles in _columns(tables["perf"], "source_id", "operator", "op_cycles"))
     sources = dict(_columns(tables["source"], "id", "operator"))
     on_cpu = tuple(sorted({str(sources[str(source)]) for source, kind, _ in operators if kind == "Passthrough"}))
-    return int(totals.totalCycles), operators, int(totals.cpuOps), on_cpu
+    sram = totals.memories["Sram"].peakUsage if "Sram" in totals.memories else 0
+    return int(totals.totalCycles), operators, int(totals.cpuOps), on_cpu, int(sram), len(compiled.model)
 
 
 def _columns(table: Any, *names: str) -> list[tuple[Any, ...]]:

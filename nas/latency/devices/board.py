@@ -1,0 +1,179 @@
+"""The systems that Vela compiles for: four of its own ``vela.ini``, and boards that a user describes in such a file.
+
+A board's file is in Vela's format with one section more: ``[nas]`` names the accelerator, the system configuration and
+the memory mode. Vela passes over keys that it does not know and numbers that it cannot read; here they are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+from collections.abc import Iterable
+from configparser import ConfigParser
+from configparser import Error as IniError
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nas.errors import UserError
+from nas.files import nearest
+
+SUFFIX = ".ini"
+ACCELERATORS = {f"ethos-u{number}-{macs}": (f"EthosU{number}", macs, 1) for number, sizes in
+                ((55, (32, 64, 128, 256)), (65, (256,)), (85, (128, 256, 512, 1024, 2048))) for macs in sizes}
+ACCELERATORS["ethos-u65-512"] = ("EthosU65", 256, 2)  # name -> architecture, MACs a cycle and core, cores: as Vela has
+SYSTEM, MODE = "System_Config.", "Memory_Mode."
+_CHOICE = ("accelerator", "system_config", "memory_mode")
+_PORTS = ("axi0_port", "axi1_port")
+_NUMBERS = {SYSTEM: ("core_clock", *(f"{memory}_{key}" for memory in ("Sram", "Dram", "OnChipFlash", "OffChipFlash")
+                                     for key in ("clock_scale", "ports_used", "burst_length", "read_latency",
+                                                 "write_latency", "max_reads", "max_writes"))),
+            MODE: ("arena_cache_size",)}
+_WORDS = {SYSTEM: _PORTS, MODE: ("const_mem_area", "arena_mem_area", "cache_mem_area")}
+
+
+@dataclass(frozen=True)
+class Target:
+    """An NPU in a system of memories (their clock, bandwidth and latency); ``own`` is what a board's file says of it,
+    empty where Vela's own ``vela.ini`` describes it."""
+
+    name: str
+    accelerator: str
+    system_config: str
+    memory_mode: str
+    own: str = ""
+
+    @property
+    def architecture(self) -> str:
+        return ACCELERATORS[self.accelerator][0]
+
+    @property
+    def macs(self) -> int:
+        """A cycle, of all cores."""
+        return ACCELERATORS[self.accelerator][1] * ACCELERATORS[self.accelerator][2]
+
+    @cached_property
+    def clock_hz(self) -> float:
+        return float(_inherited(self._ini, SYSTEM + self.system_config)["core_clock"])
+
+    @cached_property
+    def arena(self) -> str | None:
+        """Bytes that Vela tries to keep to in the arena, where the memory mode says so."""
+        return _inherited(self._ini, MODE + self.memory_mode).get("arena_cache_size")
+
+    @property
+    def config(self) -> str:
+        """All that Vela is told of the system."""
+        _, macs, cores = ACCELERATORS[self.accelerator]
+        return (f"[architecture]\nmacs={macs}\ncores={cores}\n[vela]\nsystem_config_name={self.system_config}\n"
+                f"memory_mode_name={self.memory_mode}\n{self.own or _velas_own()}")
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """For a table, which ``recorded`` reads again."""
+        chosen = {"system_config": self.system_config, "memory_mode": self.memory_mode}
+        if not self.own:
+            return chosen
+        return {**chosen, "accelerator": self.accelerator, "vela_ini": self.own,
+                "vela_ini_sha256": hashlib.sha256(self.own.encode()).hexdigest()[:16]}
+
+    @cached_property
+    def _ini(self) -> ConfigParser:
+        return _parsed(self.own or _velas_own(), "vela.ini")
+
+
+TARGETS = {name: Target(name, name, system, "Shared_Sram") for name, system in (
+    ("ethos-u55-128", "Ethos_U55_High_End_Embedded"), ("ethos-u55-256", "Ethos_U55_High_End_Embedded"),
+    ("ethos-u65-256", "Ethos_U65_Embedded"), ("ethos-u85-256", "Ethos_U85_SYS_Flash_High"))}
+
+
+def recorded(meta: dict[str, Any]) -> Target | None:
+    """What the table with that ``meta`` was compiled for; None for one that Vela did not make.
+
+    Raises UserError for a board's meta that names no accelerator or holds no system.
+    """
+    if "vela_ini" not in meta:
+        return TARGETS.get(meta["device"])
+    values = [meta.get(key) for key in ("device", *_CHOICE, "vela_ini")]
+    if not all(isinstance(value, str) and value for value in values) or meta["accelerator"] not in ACCELERATORS:
+        raise UserError(f"table of {meta['device']}: meta: not as nas profile wrote it: profile the board anew")
+    return Target(*map(str, values))
+
+
+def read(path: Path, taken: Iterable[str] = ()) -> Target:
+    """A board, named after its file. Raises UserError, one line with the file, for whatever is wrong with it.
+
+    ``taken`` are names that it must not have, because they mean something else.
+    """
+    try:
+        ini = _parsed(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    if path.stem in (*taken, *TARGETS):
+        raise UserError(f"{path}: {path.stem} is another target's name: rename the file, the board is named after it")
+    chosen = dict(ini["nas"]) if ini.has_section("nas") else {}
+    for key in (*chosen, *_CHOICE):
+        if key not in _CHOICE:
+            raise UserError(f"{path}: [nas] {key}: unknown key; {nearest(key, _CHOICE)}")
+        if not chosen.get(key):
+            raise UserError(f"{path}: [nas] {key}: missing; the section [nas] needs {', '.join(_CHOICE)}")
+    accelerator, system, mode = (chosen[key] for key in _CHOICE)
+    if accelerator not in ACCELERATORS:
+        raise UserError(f"{path}: accelerator {accelerator}: {nearest(accelerator, ACCELERATORS)}")
+    own = _section(path, ini, SYSTEM, system) + _section(path, ini, MODE, mode)
+    return Target(path.stem, accelerator, system, mode, own)
+
+
+def _section(path: Path, ini: ConfigParser, kind: str, name: str) -> str:
+    """The section with all that it inherits, checked, as text."""
+    try:
+        values = _inherited(ini, kind + name)
+    except KeyError as error:
+        there = [section for section in ini.sections() if section.startswith(kind)]
+        raise UserError(f"{path}: no section [{error.args[0]}]; there are: {', '.join(there) or 'none'}") from None
+    for key, value in values.items():
+        if key not in (*_NUMBERS[kind], *_WORDS[kind]):
+            raise UserError(f"{path}: [{kind}{name}] {key}: unknown key, which Vela would pass over; "
+                            f"{nearest(key, (*_NUMBERS[kind], *_WORDS[kind]))}")
+        if key in _NUMBERS[kind] and not _number(value):
+            raise UserError(f"{path}: [{kind}{name}] {key}: {value!r} is not a number from 0")
+    if kind == SYSTEM and not float(values.get("core_clock", 0)) > 0:
+        raise UserError(f"{path}: [{kind}{name}] core_clock: missing or 0; in Hz, for example core_clock=500e6")
+    return "\n".join([f"[{kind}{name}]", *(f"{key}={value}" for key, value in values.items()), ""])
+
+
+def _inherited(ini: ConfigParser, section: str) -> dict[str, str]:
+    """With what its ``inherit`` names, which it overrides. Raises KeyError for a section that is not there."""
+    chain: list[str] = []
+    while section and section not in chain:
+        if not ini.has_section(section):
+            raise KeyError(section)
+        chain.append(section)
+        section = ini[section].get("inherit", "")
+    merged = {key: value for name in reversed(chain) for key, value in ini[name].items()}
+    return {key: value for key, value in merged.items() if key != "inherit"}
+
+
+def _number(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def _parsed(text: str, where: str) -> ConfigParser:
+    ini = ConfigParser(interpolation=None)
+    ini.optionxform = str  # type: ignore[method-assign, assignment]  # Vela tells capitals apart
+    try:
+        ini.read_string(text, where)
+    except IniError as error:
+        raise UserError(f"{where}: not an .ini file: {' '.join(str(error).split())}") from None
+    return ini
+
+
+def _velas_own() -> str:
+    package = importlib.util.find_spec("ethosu")
+    assert package is not None and package.submodule_search_locations is not None
+    return (Path(next(iter(package.submodule_search_locations))) / "config_files/Arm/vela.ini").read_text("utf-8")
