@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from batch_norms import scrambled
+from optimised import node_kinds
 from torch import nn
 
 from nas import genome
@@ -123,11 +124,7 @@ def test_a_call_without_a_rule_goes_through_torch_onnx(capfd: pytest.CaptureFixt
 
 def optimised(model: onnx.ModelProto, folder: Path) -> Counter[str]:
     """Node kinds after ONNX Runtime's optimisation; layout changes and the two spellings of a mean are left out."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    kinds = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+    kinds = node_kinds(model, folder)
     kinds["mean"] = kinds.pop("ReduceMean", 0) + kinds.pop("GlobalAveragePool", 0)
     return Counter({k: n for k, n in kinds.items() if n and k not in ("ReorderInput", "ReorderOutput", "Flatten")})
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from batch_norms import scrambled
 from onnx import numpy_helper
+from optimised import node_kinds
 from registry_cases import CASES, SHAPES, built
 from torch import Tensor, nn
 
@@ -48,11 +49,7 @@ def of_module(module: nn.Module, x: Tensor) -> np.ndarray:
 
 def kernels(model: onnx.ModelProto, folder: Path) -> Counter[str]:
     """Kinds of what ONNX Runtime runs; what only changes the layout is left out."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    kinds = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+    kinds = node_kinds(model, folder)
     return Counter({kind: n for kind, n in kinds.items() if kind not in ("Transpose", "Flatten", "Slice")})
 
 
