@@ -17,17 +17,17 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from nas import genome
+from nas.latency.bench import Clocked
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.profile import one_torch_thread, profile, yardstick_of
 from nas.latency.table import LatencyTable
-from nas.latency.timing import Run, Steady
+from nas.latency.timing import Steady
 from nas.ops import build
 from nas.plan import Layout, OpKey, Task, layout, macs, plan
 from nas.space import Space
-from nas.subnet import Subnet
 
 FITTED_ON = 15  # networks that the line through MACs is fitted on
-SECONDS_A_GRAPH = 0.2
+SECONDS_A_GRAPH = 0.1
 
 
 def main() -> None:
@@ -59,12 +59,13 @@ def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: 
     drawn = [plan(plan_, genome.sample_thinned(plan_, rng)) for _ in range(count + FITTED_ON)]
     nets, others = drawn[:count], drawn[count:]
     steady = yardstick_of(plan_, table, device, rng)
-    first, second, fitted_on = _measured(plan_, device, nets, others, steady)
+    first, second = Clocked(plan_, device, steady).networks(drawn)
     measured, drift = (first + second) / 2, steady.drift
+    measured, fitted_on = measured[:count], measured[count:]
     alone = _alone(device, {key for keys in nets for key in keys}, steady)
     line = np.polyfit([_macs(keys) for keys in others], fitted_on, 1)
     predictions = {
-        "the same measured again": (first, second),
+        "the same measured again": (first[:count], second[:count]),
         "table": (np.array([sum(table.ms_many(keys)) for keys in nets]), measured),
         "operators alone": (np.array([sum(alone[key] for key in keys) for keys in nets]), measured),
         "line through MACs": (np.polyval(line, [_macs(keys) for keys in nets]), measured),
@@ -77,19 +78,6 @@ def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: 
               f"tau {kendalltau(predicted, truth).statistic:.3f}")
 
 
-def _measured(plan_: Layout, device: Cpu, nets: list[list[OpKey]], others: list[list[OpKey]],
-              steady: Steady) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    def prepared(keys: list[OpKey]) -> Run:
-        return device.prepare(Subnet(keys), in_ch=plan_.task.in_ch, size=plan_.task.size)
-
-    ready = [prepared(keys) for keys in nets]
-    runs = {f"{half} {i}": run for i, run in enumerate(ready) for half in "ab"}
-    runs |= {f"c {i}": prepared(keys) for i, keys in enumerate(others)}
-    timings = steady.time(runs, SECONDS_A_GRAPH * len(runs))
-    first, second = (np.array([timings[f"{half} {i}"].ms for i in range(len(nets))]) for half in "ab")
-    return first, second, np.array([timings[f"c {i}"].ms for i in range(len(others))])
-
-
 def _alone(device: Cpu, keys: set[OpKey], steady: Steady) -> dict[OpKey, float]:
     """Every operator as a graph of its own, in rounds of a hundred."""
     ordered, result = sorted(keys, key=str), {}
@@ -97,7 +85,7 @@ def _alone(device: Cpu, keys: set[OpKey], steady: Steady) -> dict[OpKey, float]:
         part = ordered[start : start + 100]
         runs = {str(i): device.prepare(build(key.op, key.in_ch, key.out_ch, key.stride), in_ch=key.in_ch, size=key.size)
                 for i, key in enumerate(part)}
-        timings = steady.time(runs, 0.1 * len(runs))
+        timings = steady.time(runs, SECONDS_A_GRAPH * len(runs))
         result |= {key: timings[str(i)].ms for i, key in enumerate(part)}
     return result
 

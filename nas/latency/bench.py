@@ -16,6 +16,8 @@ from nas.plan import Layout, OpKey
 from nas.subnet import Subnet
 
 SECONDS_A_GRAPH = 0.15
+SECONDS_A_NETWORK = 0.4
+TOGETHER = 8  # networks whose sessions are in memory at once
 
 
 class Bench(Protocol):
@@ -28,6 +30,9 @@ class Bench(Protocol):
     @property
     def drift(self) -> float:
         """How much slower the device is than it was at first."""
+
+    def begun_slow(self) -> bool:
+        """Whether the device turned out to be faster than it was at first, so that it is timed anew."""
 
     def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:
         """One row an operator, ``flagged`` where it is not to be trusted; None where it is not above zero."""
@@ -66,12 +71,15 @@ class Clocked:
     steady: Steady
 
     method = "measured"
-    protocol = "between two 1x1 convolutions, minus half a pair of them on each map; 20th percentile, interleaved"
+    protocol = "between two 1x1 convolutions, minus half a pair of them on each map; 5th percentile, interleaved"
     corrected = True
 
     @property
     def drift(self) -> float:
         return self.steady.drift
+
+    def begun_slow(self) -> bool:
+        return self.steady.begun_slow()
 
     def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:
         contexts = [context_of(self.layout, key) for key in keys]
@@ -93,11 +101,16 @@ class Clocked:
                       how="flagged")
 
     def networks(self, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
-        """Both in the same interleaved rounds."""
+        """Both in the same interleaved rounds, some networks at a time."""
         task = self.layout.task
-        runs = [self.device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans]
-        timings = self._time({f"{i} {half}": run for i, run in enumerate(runs) for half in "ab"})
-        first, second = (np.array([timings[f"{i} {half}"].ms for i in range(len(runs))]) for half in "ab")
+        parts = []
+        for start in range(0, len(plans), TOGETHER):
+            runs = [self.device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size)
+                    for keys in plans[start : start + TOGETHER]]
+            timings = self.steady.time({f"{i} {half}": run for i, run in enumerate(runs) for half in "ab"},
+                                       2 * SECONDS_A_NETWORK * len(runs))
+            parts.append([[timings[f"{i} {half}"].ms for i in range(len(runs))] for half in "ab"])
+        first, second = np.concatenate(parts, axis=1)
         return first, second
 
     def _time(self, runs: dict[str, Run]) -> dict[str, Timing]:

@@ -58,16 +58,18 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
         keys = candidates(layout)
         empty = LatencyTable(table.name, table.meta)
         todo = (empty if remeasure else table).missing(keys)
+        fresh = len(todo) == len(empty.missing(keys))
         rng = random.Random(rng_seed)
         bench = _bench(layout, table, device, rng)
         table.meta |= {"method": bench.method, "protocol": bench.protocol}
-        _fill(bench, table, table_path, rng.sample(todo, len(todo)), progress)
         label, corrections = _label(layout), table.meta["corrections"]
+        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, fresh)
         if todo or label not in corrections:
             table.meta["knot_error"] = _knot_error(bench, layout, table, rng)
             corrections[label] = _correct(bench, layout, table, f"correction {rng_seed}") if bench.corrected else None
         if validate:
             note(table.meta, _validation(bench, layout, table, validate, f"validation {rng_seed}"))
+        _keep_yardstick(bench, layout, table)
         table.save(table_path)
     flagged = sum(row.how == "flagged" for row in table.rows.values())
     return {"table": str(table_path), "rows": len(table.rows), "measured": len(todo), "flagged": flagged,
@@ -92,9 +94,12 @@ def check(run: Run, layout: Layout, table: LatencyTable, device: Device) -> tupl
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:
     if isinstance(device, Estimator):
         return device.bench(layout)
-    steady = yardstick_of(layout, table, device, rng)
-    table.meta["yardsticks_ms"][_label(layout)] = steady.reference_ms
-    return Clocked(layout, device, steady)
+    return Clocked(layout, device, yardstick_of(layout, table, device, rng))
+
+
+def _keep_yardstick(bench: Bench, layout: Layout, table: LatencyTable) -> None:
+    if isinstance(bench, Clocked) and bench.steady.reference_ms:
+        table.meta["yardsticks_ms"][_label(layout)] = bench.steady.reference_ms
 
 
 def yardstick_of(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
@@ -145,7 +150,9 @@ def _notes(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
             for name in ("corrections", "yardsticks_ms")}
 
 
-def _fill(bench: Bench, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress | None) -> None:
+def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress | None,
+          fresh: bool) -> None:
+    """Rows of ``todo``; a ``fresh`` table that was begun while the machine was slow is begun anew."""
     queue = list(todo)
     attempts: Counter[OpKey] = Counter()
     start = time.monotonic()
@@ -153,11 +160,16 @@ def _fill(bench: Bench, table: LatencyTable, path: Path, todo: list[OpKey], prog
     while queue:
         chunk, queue = queue[:CHUNK], queue[CHUNK:]
         rows = bench.rows(chunk)
+        if fresh and bench.begun_slow():
+            table.remove(todo)
+            queue, attempts, done = list(todo), Counter(), 0
+            continue
         attempts.update(chunk)
         again = [key for key, row in rows.items() if not _settled(row) and attempts[key] < ATTEMPTS]
         queue += again
         final = {key: rows[key] for key in chunk if key not in again}
         table.add(row or bench.alone(key) for key, row in final.items())
+        _keep_yardstick(bench, layout, table)
         table.save(path)
         done += len(final)
         if progress and done:
@@ -169,12 +181,18 @@ def _settled(row: Row | None) -> bool:
 
 
 def _knot_error(bench: Bench, layout: Layout, table: LatencyTable, rng: random.Random) -> dict[str, Any] | None:
-    """Interpolated against measured at widths that are no knots."""
+    """Interpolated against measured at widths that are no knots, and measured against measured again."""
     between = [key for key in candidates(layout) if key not in table.rows and key.op.name not in HEADS]
-    rows = bench.rows(rng.sample(between, min(HELD_OUT, len(between))))
-    raw = _raw(table, table.rows.values())
-    errors = [abs(raw.ms(key) / row.raw_ms - 1) for key, row in rows.items() if row is not None]
-    return {"n": len(errors), "mape": float(np.mean(errors))} if errors else None
+    if not between:
+        return None
+    keys = rng.sample(between, min(HELD_OUT, len(between)))
+    first, second = bench.rows(keys), bench.rows(keys)
+    both = [(key, one.raw_ms, two.raw_ms) for key in keys if (one := first[key]) and (two := second[key])]
+    if not both:
+        return None
+    known, (one_ms, two_ms) = [key for key, *_ in both], np.array([ms for _, *ms in both]).T
+    between_ms = np.array(_raw(table, table.rows.values()).ms_many(known))
+    return {"n": len(both), "mape": mape(between_ms, (one_ms + two_ms) / 2), "noise_mape": mape(one_ms, two_ms)}
 
 
 def _raw(table: LatencyTable, rows: Iterable[Row]) -> LatencyTable:
@@ -195,7 +213,8 @@ def _correct(bench: Bench, layout: Layout, table: LatencyTable, seed: str) -> di
     table.add(row.model_copy(update={"ms": scale * row.raw_ms + per_op_ms}) for row in rows)
     after = scale * sums + per_op_ms * counts
     return {"scale": scale, "per_op_ms": per_op_ms, "n": len(plans), "mape_before": mape(sums, measured),
-            "bias_before": float(np.mean(sums / measured - 1)), "mape_after": mape(after, measured)}
+            "bias_before": float(np.mean(sums / measured - 1)), "mape_after": mape(after, measured),
+            "drift": bench.drift}
 
 
 def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, smallest_ms: float) -> tuple[float, float]:

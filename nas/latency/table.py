@@ -114,6 +114,12 @@ class LatencyTable:
         self.rows.update((row.key, row) for row in rows)
         self._curves = None
 
+    def remove(self, keys: Iterable[OpKey]) -> None:
+        """Rows of these keys, where there are any."""
+        for key in keys:
+            self.rows.pop(key, None)
+        self._curves = None
+
     def ms(self, key: OpKey) -> float:
         """Raises UserError for an operator, shape or width that the table does not cover: never zero, never guessed."""
         group, position = axis(key, self.align)

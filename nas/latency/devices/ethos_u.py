@@ -147,6 +147,9 @@ class Compiled:
     drift = 1.0
     corrected = False
 
+    def begun_slow(self) -> bool:
+        return False
+
     def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:
         return {key: self.alone(key) for key in keys}
 
