@@ -27,6 +27,8 @@ class Pruner:
     share: float = 0.6
     patience: int = 2
     grid: tuple[float, ...] = GRID
+    blocks: bool = True
+    layers: bool = True
     streaks: dict[int, int] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -34,7 +36,8 @@ class Pruner:
         """Drops what has lost by now from the gates; returns a record with the evidence for every drop."""
         p = probabilities(gates, self.grid)
         dropped = [record for slot in gates.layout.slots
-                   for record in self._layer(gates, p, slot, epoch) + self._blocks(gates, p, slot, progress, epoch)]
+                   for record in (self._layer(gates, p, slot, epoch) if self.layers else []) +
+                   (self._blocks(gates, p, slot, progress, epoch) if self.blocks else [])]
         self.history += dropped
         return dropped
 

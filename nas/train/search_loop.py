@@ -52,7 +52,7 @@ class Recipe:
     gate_lr: float = 0.05
     gate_every: int = 1
     tau: tuple[float, float] = (2.0, 0.3)
-    prune: bool = True
+    prune: bool | str = True  # "blocks" or "layers": these alone
     latency: str = "projection"
     latency_options: dict[str, Any] = field(default_factory=dict)
     update: str = "bilevel"
@@ -73,7 +73,7 @@ class SupernetTraining:
         self.average = Average(self.supernet, recipe.ema) if recipe.ema else None
         self.term = TERMS[recipe.latency](len(prices), **recipe.latency_options)
         self.gates = Gates(layout, prices, ranges, self.term.projected)
-        self.pruner = Pruner(grid=grid)
+        self.pruner = Pruner(grid=grid, blocks=recipe.prune != "layers", layers=recipe.prune != "blocks")
         self.optimizer = loop.optimizer(self.supernet, recipe.lr, recipe.weight_decay)
         self.gate_optimizer = _gate_optimizer(self.gates, recipe.gate_lr)
         self.done = 0

@@ -155,6 +155,17 @@ def test_a_layer_goes_only_after_skip_won_everywhere_twice(tiny: Layout, priced:
     assert {d["kind"] for d in dropped} == {"layer"} and int(gates.live[1].sum()) == 1
 
 
+@pytest.mark.parametrize(("kinds", "gone"), [({"layers": False}, {"block"}), ({"blocks": False}, {"layer"})])
+def test_either_kind_can_be_left_out(tiny: Layout, priced: Prices, kinds: dict[str, bool], gone: set[str]) -> None:
+    low, _ = ends(tiny, priced)
+    gates = Gates(tiny, [priced], [(low * 1.01, low * 1.3)])
+    with torch.no_grad():
+        gates.theta[0, 1, [b.op for b in tiny.slots[1].branches].index(SKIP)] = 30.0
+        gates.theta[0, 2, 1] = -30.0
+    pruner = Pruner(grid=(-1.0, 1.0), **kinds)  # type: ignore[arg-type]
+    assert {d["kind"] for epoch in range(2) for d in pruner.check(gates, 1.0, epoch)} == gone
+
+
 def test_survivors_keep_the_smallest_latency_reachable(tiny: Layout, priced: Prices) -> None:
     gates = shaken(Gates(tiny, [priced], [ends(tiny, priced)]))
     Pruner(grid=GRID).check(gates, 1.0, 0)
