@@ -1,24 +1,35 @@
-"""Predicted against measured latency of whole random networks on this machine's CPU, beside the noise floor.
+"""How right predicted latencies are, each figure beside its noise floor. One part a call:
 
-    python benchmarks/latency.py --space ghost --size 32 --table cpu32.json
+    python benchmarks/latency.py cpu --space ghost --size 32 --table cpu32.json      [--precision int8] [--threads 2]
+    python benchmarks/latency.py npu --target ethos-u55-128 --space ghost --size 224
+    python benchmarks/latency.py v100
+    python benchmarks/latency.py predict
 
-Fills the table as ``nas profile`` does, then draws networks that neither rows nor correction have seen and measures
-each twice in the same interleaved rounds, beside the table's yardstick (``nas.latency.timing.Steady``). Their mean is
-predicted by the table, by the operators timed alone, and by a line through the MACs of other networks. The floor is the
-one measurement as a prediction of the other.
+``cpu`` fills the table as ``nas profile`` does, then draws networks that neither rows nor correction have seen and
+measures each twice in the same interleaved rounds, beside the table's yardstick (``nas.latency.timing.Steady``). Their
+mean is predicted by the table, by the operators timed alone, and by a line through the MACs of other networks. The
+floor is the one measurement as a prediction of the other. ``npu`` compares the shipped table with Vela's figures for
+whole networks. ``v100`` prints what ``experiments/v100-kernel-model`` wrote into the shipped tables; its command does it
+anew. ``predict`` asks ``nas predict`` about four networks of torchvision. ``benchmarks/int8.py`` has the int8 files.
 """
 
 import argparse
 import random
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
+import torchvision
 from scipy.stats import kendalltau
 
 from nas import genome
+from nas.files import resolve
 from nas.latency.bench import Clocked
+from nas.latency.costs import known, load
 from nas.latency.devices.onnxruntime import Cpu
+from nas.latency.predict import predict
 from nas.latency.profile import one_torch_thread, profile, yardstick_of
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady
@@ -31,27 +42,79 @@ SECONDS_A_GRAPH = 0.1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--space", default="ghost")
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--networks", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--table", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(required=True)
+    for part in (_cpu, _npu):
+        sub = parts.add_parser(part.__name__.removeprefix("_"))
+        sub.set_defaults(part=part)
+        sub.add_argument("--space", default="ghost")
+        sub.add_argument("--size", type=int, default=32)
+        sub.add_argument("--networks", type=int, default=40)
+        sub.add_argument("--seed", type=int, default=0)
+        if part is _cpu:
+            sub.add_argument("--threads", type=int, default=1)
+            sub.add_argument("--precision", default="fp32")
+            sub.add_argument("--table", type=Path, required=True)
+        else:
+            sub.add_argument("--target", default="ethos-u55-128")
+    parts.add_parser("v100").set_defaults(part=_v100)
+    parts.add_parser("predict").set_defaults(part=_predict)
     options = parser.parse_args()
-    plan_ = layout(Space.load(options.space), Task(options.size, 3, 1000 if options.size >= 128 else 10))
-    device = Cpu(options.threads, precision=options.precision)
+    options.part(options)
+
+
+def _laid_out(options: argparse.Namespace) -> Layout:
+    return layout(Space.load(options.space), Task(options.size, 3, 1000 if options.size >= 128 else 10))
+
+
+def _cpu(options: argparse.Namespace) -> None:
+    plan_, device = _laid_out(options), Cpu(options.threads, precision=options.precision)
     start = time.monotonic()
     done = profile(plan_, options.table, device=device, progress=_tell)
     seconds = time.monotonic() - start
     table = LatencyTable.load(options.table)
     print(f"{options.space} at {options.size}, {options.precision}, {options.threads} threads, "
-          f"{device.conditions()['processor']}: "
-          f"{done['measured']} rows in {seconds:.0f} s, {done['flagged']} flagged; knots held out: "
-          f"{done['knot_error'] or 'none'}")
+          f"{device.conditions()['processor']}: {done['measured']} rows in {seconds:.0f} s, {done['flagged']} flagged")
+    if knots := done["knot_error"]:
+        print(f"  {knots['n']} widths between the knots: MAPE {knots['mape']:.2%}; measured again "
+              f"{knots['noise_mape']:.2%}")
     with one_torch_thread():
         _compare(plan_, table, device, options.networks, options.seed)
+
+
+def _npu(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / f"{options.target}.json"
+        copy.write_bytes(resolve("latency_tables", options.target, ".json").read_bytes())
+        found = profile(_laid_out(options), copy, device=options.target, validate=options.networks,
+                        rng_seed=options.seed)
+    check = found["validation"]
+    print(f"{options.target}, {options.space} at {options.size}, {check['n']} networks ({found['measured']} rows were "
+          f"missing): sum of rows against Vela on the whole network: MAPE {check['mape']:.2%}, bias "
+          f"{check['bias']:+.2%}, tau {check['kendall']:.3f}; Vela again: {check['noise_mape']:.2%}")
+
+
+def _v100(_: argparse.Namespace) -> None:
+    for name in sorted(name for name in known() if name.startswith("gpu-v100")):
+        meta = load(name).meta
+        held = meta["held_out"]["groups"]
+        print(f"{name:22} (in_ch, out_ch) groups held out: median {held['median_%']:5.2f} %, "
+              f"MAPE {held['mape_%']:5.2f} %")
+        for network in meta.get("calibration", []) if name == "gpu-v100" else []:
+            print(f"{'':24}{network['network']}, left out: {network['left_out_scale_%']:+.1f} %")
+
+
+def _predict(_: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("mobilenet_v3_small", "resnet18", "efficientnet_b0", "regnet_y_400mf"):
+            file = Path(folder) / f"{name}.onnx"
+            network = torchvision.models.get_model(name, weights=None).eval()
+            torch.onnx.export(network, (torch.zeros(1, 3, 224, 224),), str(file), dynamo=False)
+            for target in ("gpu-v100", "ethos-u55-128"):
+                start = time.monotonic()
+                answer = predict(file, load(target))
+                print(f"{name:20} {target:14} {answer['ms']:7.2f} ms, {len(answer['operators'])} operators, "
+                      f"{len(answer['unknown'])} unknown, in {time.monotonic() - start:.1f} s")
 
 
 def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: int) -> None:
