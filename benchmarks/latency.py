@@ -9,8 +9,8 @@
 measures each twice in the same interleaved rounds, beside the table's yardstick (``nas.latency.timing.Steady``). Their
 mean is predicted by the table, by the operators timed alone, and by a line through the MACs of other networks. The
 floor is the one measurement as a prediction of the other. ``npu`` compares the shipped table with Vela's figures for
-whole networks. ``v100`` prints what ``experiments/v100-kernel-model`` wrote into the shipped tables; its command does it
-anew. ``predict`` asks ``nas predict`` about four networks of torchvision. ``benchmarks/int8.py`` has the int8 files.
+whole networks. ``v100`` prints what ``experiments/v100-kernel-model`` wrote into the shipped tables. ``predict``
+asks ``nas predict`` about four networks of torchvision. ``benchmarks/int8.py`` has the int8 files.
 """
 
 import argparse
