@@ -41,7 +41,7 @@ class Ranks:
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             with _together():
                 dist.all_reduce(flat)
-            for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            for tensor, part in zip(group, torch.split(flat, [tensor.numel() for tensor in group]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
     def mean(self, figures: dict[str, float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """One optimizer step over a batch: in micro-batches, in half precision, on this process's part of it.
 
-A step's loss is the mean over its ``accumulate`` micro-batches of the loss of each; so batch norms see the statistics of
-a micro-batch, and everything else is that of the whole batch. Which process computes which of them changes nothing.
+A step's loss is the mean over its ``accumulate`` micro-batches of the loss of each; so batch norms see the statistics
+of a micro-batch, and everything else is that of the whole batch. Which process computes which of them changes nothing.
 """
 
 from __future__ import annotations
