@@ -58,7 +58,9 @@ class Stepper:
         if not torch.isfinite(loss):
             raise UserError("training diverged (the loss is not a number); the last checkpoint is kept; search again "
                             "with a lower train.lr")
-        self._unscale(other)
+        if not self._unscaled(other):  # as the scaler then leaves out the step of the weights
+            for p in beside:
+                p.grad = None
         self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(used, CLIP)
         self.scaler.step(optimizer)
@@ -77,11 +79,10 @@ class Stepper:
         loss, figures = self._over(loss_of, batch, add)
         given = [gradient for gradient in sums if gradient is not None]
         self.ranks.add_up([loss, *given])
-        self._unscale(given)
+        finite = self._unscaled(given)
         for parameter, gradient in zip(parameters, sums, strict=True):
             parameter.grad = gradient
-        scaled = given if self.scaler.is_enabled() else []  # those of fp16 may overflow where the loss does not
-        return bool(torch.isfinite(loss)) and all(bool(g.isfinite().all()) for g in scaled), figures
+        return finite and bool(torch.isfinite(loss)), figures
 
     def state(self) -> dict[str, Any]:
         """What a continued run has to know; empty but for fp16."""
@@ -113,10 +114,13 @@ class Stepper:
         seed = int(torch.randint(2**62, ()))  # the same on all ranks, and so is what is drawn after this step
         return [_drawing(seed + self.ranks.rank + i * self.ranks.count) for i in range(here)]
 
-    def _unscale(self, gradients: Sequence[Tensor]) -> None:
-        if self.scaler.is_enabled():
-            for gradient in gradients:
-                gradient /= self.scaler.get_scale()
+    def _unscaled(self, gradients: Sequence[Tensor]) -> bool:
+        """Takes the scale of fp16 out; False where a gradient overflowed, although the loss may not."""
+        if not self.scaler.is_enabled():
+            return True
+        for gradient in gradients:
+            gradient /= self.scaler.get_scale()
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def half(amp: str, device: torch.device) -> torch.dtype | None:
