@@ -317,6 +317,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _interrupt)
     if not launch.leads():  # torchrun's other processes help to train; the first alone reads settings, writes, prints
+        launch.go_when_told()
         if words[:1] == ["search"] and not {"-h", "--help"} & set(words):
             from nas.train import crew
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 
 def processes() -> int:
@@ -21,6 +22,12 @@ def rank() -> int:
 def leads() -> bool:
     """Whether this process is the one that writes, prints and does everything but its part of the training."""
     return rank() == 0
+
+
+def go_when_told() -> None:
+    """For a process that does not lead: it has nothing to tidy up and nothing to say when it is interrupted."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def gpu() -> int:

@@ -6,7 +6,6 @@ The first one sends what they need, its checkpoint included; they load the image
 from __future__ import annotations
 
 import io
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +56,6 @@ def begin(config: Config, training: SupernetTraining, progress: Progress) -> Non
 
 def follow() -> NoReturn:
     """The whole life of a process that is not the first; what it has to say itself is one line on stderr."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # nothing of its own to tidy up: it goes at once
     try:
         with joined() as ranks:
             training = _training(ranks.first(), ranks)
