@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from nas import launch
 from nas.errors import UserError
 from nas.terminal import checked_budgets, checked_width, one_line, print_result
 
@@ -122,11 +123,11 @@ def search(
              "flash_kb": flash_kb}
 
     def work() -> dict[str, Any]:
-        from nas.config import FREE, default_run_dir, resolve
+        from nas.config import FREE, default_run_dir, resolve, spread
         from nas.progress import Progress
         from nas.run import Run
 
-        settings = resolve(config, overrides or [], flags)
+        settings = spread(resolve(config, overrides or [], flags), launch.processes())
         path = run or default_run_dir(settings)
         from nas import search as pipeline
 
@@ -315,6 +316,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         # PyTorch's idle threads spin long by default: beside any other load a step then takes 12 times as long
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _interrupt)
+    if not launch.leads():  # torchrun's other processes help to train; the first alone reads settings, writes, prints
+        launch.go_when_told()
+        if words[:1] == ["search"] and not {"-h", "--help"} & set(words):
+            from nas.train import crew
+
+            crew.follow()
+        sys.exit(0)
     try:
         code = app(args=words or ["--help"], prog_name="nas", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -20,7 +20,8 @@ from nas.files import nearest
 from nas.space import first_mistake
 
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
-LATER = {"": ("sram_kb", "flash_kb"), "train": ("inplace", "ema"),  # came after the first runs were made
+# what came after the first runs were made
+LATER = {"": ("sram_kb", "flash_kb"), "train": ("inplace", "ema", "accumulate", "amp"),
          "gates": ("latency", "update", "dual", "fbnet", "proxyless", "mnas")}
 
 
@@ -57,6 +58,15 @@ class Training(_Strict):
     distill: Literal["kd", "none"] = "kd"
     inplace: Literal["kl", "alpha"] = "kl"  # what small networks of the supernet learn from the largest by
     ema: Fraction = 0.0  # decay of the supernet's averaged weights, which are then those judged and inherited; 0: none
+    accumulate: int = Field(default=1, ge=1, le=65_536)  # parts a batch is computed in: memory of one, statistics, too
+    amp: Literal["auto", "none", "bf16", "fp16"] = "auto"  # half precision in training; auto: on a GPU
+
+    @model_validator(mode="after")
+    def _equal_parts(self) -> Training:
+        if self.batch % self.accumulate or self.batch < 2 * self.accumulate:
+            raise ValueError(f"batch {self.batch} does not make {self.accumulate} (accumulate) equal parts of at least "
+                             "2 images")
+        return self
 
 
 class Dual(_Strict):
@@ -206,6 +216,21 @@ def resolve(config_file: Path | None, overrides: Sequence[str], flags: Mapping[s
     if "target" not in settings:
         raise UserError("--target: missing; give a device, for example --target gpu-v100 (nas targets lists them)")
     return _checked(settings)
+
+
+def spread(config: Config, processes: int) -> Config:
+    """The same search in so many processes: ``train.accumulate`` of 1 becomes their number, one part of a batch each.
+
+    A run records the parts, which determine the result, and not who computed them. Raises UserError where they do not
+    come out even.
+    """
+    train = config.train
+    if train.accumulate % processes == 0:
+        return config
+    if train.accumulate > 1 or train.batch % processes or train.batch < 2 * processes:
+        raise UserError(f"torchrun: {processes} processes cannot share train.batch={train.batch} in equal parts of at "
+                        f"least 2 images with train.accumulate={train.accumulate}; make both multiples of {processes}")
+    return config.model_copy(update={"train": train.model_copy(update={"accumulate": processes})})
 
 
 def fingerprint(config: Config) -> str:

@@ -45,7 +45,8 @@ from nas.select.pareto import front as pareto_front
 from nas.select.problem import Cost, Limits, Problem, Scores
 from nas.show import targets_of
 from nas.supernet.gates import RELAXATIONS, position
-from nas.train import augment, finetune, loop, search_loop
+from nas.train import augment, crew, finetune, loop, search_loop
+from nas.train.ranks import ALONE, Ranks, joined
 
 SUPERNET = "supernet.pt"
 CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
@@ -75,7 +76,8 @@ def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     scene = set_scene(config, run, config.target, progress)
     limits = {target: limits_of(scene, scene.layout, target, _given(config, target), config.budgets)
               for target in config.target}
-    training = _supernet(scene, limits, progress)
+    with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
+        training = _supernet(scene, limits, group, progress)
     picks = run.stage("picks.json", lambda: _pick(scene, training, limits, "", progress))
     return _finish(scene, training, picks, "", True, progress)
 
@@ -135,12 +137,14 @@ def _given(config: Config, target: str) -> list[float]:
     return config.budget_ms if target == config.target[0] else []
 
 
-def _supernet(scene: Scene, limits: dict[str, list[float]], progress: Progress) -> search_loop.SupernetTraining:
-    training, run = _training(scene, limits), scene.run
+def _supernet(scene: Scene, limits: dict[str, list[float]], group: Ranks,
+              progress: Progress) -> search_loop.SupernetTraining:
+    training, run = _training(scene, limits, group), scene.run
     if run.has(SUPERNET):
         _resume(training, run)
     elif scene.config.init:
         _start_from(Run.existing(scene.config.init), scene, training, progress)
+    crew.begin(scene.config, training, progress)
     saved = time.monotonic()
     while not training.finished:
         phase, index = training.schedule[training.done]
@@ -197,7 +201,7 @@ def _tell(record: dict[str, Any], progress: Progress) -> None:
                       "little signal: a longer train.warmup_epochs may help")
 
 
-def _training(scene: Scene, limits: dict[str, list[float]]) -> search_loop.SupernetTraining:
+def _training(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALONE) -> search_loop.SupernetTraining:
     config, data = scene.config, scene.data
     t, g = config.train, config.gates
     given = {"warmup": t.warmup_epochs, "search": t.search_epochs, "settle": t.settle_epochs}
@@ -205,11 +209,11 @@ def _training(scene: Scene, limits: dict[str, list[float]]) -> search_loop.Super
               for phase, n in given.items()}
     recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
                                 t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune,
-                                g.latency, g.latency_options, g.update, t.inplace, t.ema)
+                                g.latency, g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp)
     ranges = [_range(problem(scene, scene.layout, [target]).costs[0], limits[target]) for target in config.target]
     grid = sorted({position(b, *bounds) for t, bounds in zip(config.target, ranges, strict=True) for b in limits[t]})
     return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,
-                                        tuple(grid), recipe, scene.seed, scene.device)
+                                        tuple(grid), recipe, scene.seed, scene.device, group)
 
 
 def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:
@@ -325,7 +329,8 @@ def _finetuning(scene: Scene, fine_tune: bool) -> finetune.Recipe:
     t, n = scene.config.train, len(scene.data.train) + len(scene.data.gate)
     epochs = t.finetune_epochs if t.finetune_epochs is not None else max(finetune.LEAST, -(-finetune.IMAGES // n))
     return finetune.Recipe(epochs if fine_tune else 0, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing,
-                           t.augment or scene.data.augment, 0.5 if t.distill == "kd" else 0.0)
+                           t.augment or scene.data.augment, 0.5 if t.distill == "kd" else 0.0,
+                           t.accumulate, t.amp)
 
 
 def _front(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -> dict[str, Any]:

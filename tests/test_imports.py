@@ -13,7 +13,7 @@ import pytest
 NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
     {"nas", "errors"},  # "nas" is the package itself: its version
-    {"files", "arch", "terminal"},
+    {"files", "arch", "terminal", "launch"},
     {"space", "run", "progress", "show"},
     {"config", "ops"},
     {"plan"},

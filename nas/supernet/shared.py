@@ -54,7 +54,9 @@ class SharedSlot(nn.Module):
 
     def _weighted(self, x: Tensor, choice: Choice) -> Tensor:
         y = x if choice.branch == SKIP else self._run(x, choice)
-        return y if isinstance(choice.weight, float) and choice.weight == 1.0 else y * choice.weight
+        if isinstance(choice.weight, float):
+            return y if choice.weight == 1.0 else y * choice.weight
+        return y.to(choice.weight.dtype) * choice.weight  # gates learn from float32, also where y is in half precision
 
     def _run(self, x: Tensor, choice: Choice) -> Tensor:
         wide = self.module_of(choice.branch)

@@ -14,6 +14,8 @@ from nas.files import nearest
 # kind -> (the largest shift is the side divided by this, flips); digits and other signs must not be mirrored
 KINDS: dict[str, tuple[int | None, bool]] = {"none": (None, False), "crop": (16, False), "flip-crop": (8, True)}
 
+ALL = slice(None)
+
 
 def check(kind: str) -> None:
     """Raises UserError for an augmentation that does not exist."""
@@ -21,12 +23,15 @@ def check(kind: str) -> None:
         raise UserError(f"augment: no {kind!r}; {nearest(kind, KINDS)}")
 
 
-def augmented(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """uint8 [B, C, S, S] -> the same shape in channels_last, every image shifted and flipped on its own."""
+def augmented(images: torch.Tensor, kind: str, generator: torch.Generator, share: slice = ALL) -> torch.Tensor:
+    """uint8 [B, C, S, S] -> the same shape in channels_last, every image shifted and flipped on its own.
+
+    Of a ``share`` only those images, as they are in the whole batch: ``generator`` draws for all.
+    """
     check(kind)
     part, flips = KINDS[kind]
     if part is None:
-        return images
+        return images[share]
     count, channels, size, _ = images.shape
     most = max(1, size // part)
     rows = _positions(count, size, most, generator)
@@ -34,6 +39,8 @@ def augmented(images: torch.Tensor, kind: str, generator: torch.Generator) -> to
     if flips:
         flipped = torch.randint(2, (count, 1), generator=generator).bool()
         columns = torch.where(flipped, columns.flip(1), columns)
+    images, rows, columns = images[share], rows[share], columns[share]
+    count = len(images)
     rows += torch.arange(count)[:, None] * size
     pixels = (rows[:, :, None] * size + columns[:, None, :]).flatten().to(images.device)
     # whole pixels as rows of one matrix: three times faster than indexing the four dimensions

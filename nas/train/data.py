@@ -198,24 +198,25 @@ def normalise(images: torch.Tensor, data: Data, dtype: torch.dtype = torch.float
 
 
 def batches(
-    split: Split, data: Data, batch: int, *, generator: torch.Generator, augment: str
+    split: Split, data: Data, batch: int, *, generator: torch.Generator, augment: str, share: slice = augmentation.ALL
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """One epoch of (float32 [B, C, H, W], int64 [B]), shuffled and augmented by ``generator`` (a CPU one).
 
-    The last incomplete batch is dropped, unless it is the only one. Raises UserError for an unknown ``augment``.
+    The last incomplete batch is dropped, unless it is the only one. Of a ``share`` of each batch, the same images.
+    Raises UserError for an unknown ``augment``.
     """
     augmentation.check(augment)
-    return _epoch(split, data, batch, generator, augment)
+    return _epoch(split, data, batch, generator, augment, share)
 
 
 def _epoch(
-    split: Split, data: Data, batch: int, generator: torch.Generator, augment: str
+    split: Split, data: Data, batch: int, generator: torch.Generator, augment: str, share: slice
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     order = torch.randperm(len(split), generator=generator).to(split.images.device)
     for start in range(0, max(1, len(split) - batch + 1), batch):
         chosen = order[start : start + batch]
-        images = augmentation.augmented(split.images[chosen], augment, generator)
-        yield normalise(images, data), split.labels[chosen]
+        images = augmentation.augmented(split.images[chosen], augment, generator, share)
+        yield normalise(images, data), split.labels[chosen[share]]
 
 
 def eval_batches(split: Split, data: Data, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nas.train import loop
 from nas.train.data import Data, batches
 from nas.train.distill import kd
+from nas.train.stepper import Stepper
 
 IMAGES, LEAST = 2300, 2  # when no epochs are given, a pick sees at least so many images and as many epochs
 
@@ -28,6 +29,8 @@ class Recipe:
     label_smoothing: float
     augment: str
     distill_weight: float = 0.5
+    accumulate: int = 1
+    amp: str = "none"
 
 
 class FineTuning:
@@ -39,6 +42,7 @@ class FineTuning:
         self.model = loop.placed(model, device)
         self.teacher = teacher.eval() if teacher is not None and recipe.distill_weight > 0 else None
         self.optimizer = loop.optimizer(self.model, recipe.lr, recipe.weight_decay)
+        self.stepper = Stepper(device, recipe.accumulate, recipe.amp)
         self.done = 0
 
     @property
@@ -55,28 +59,28 @@ class FineTuning:
         with loop.drawing_from(self.model, loop.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
                 loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / recipe.epochs, recipe.lr))
-                loss = self._loss(images.to(self.device), labels.to(self.device))
-                loop.step(loss, self.model, self.optimizer)
-                total += float(loss.detach())
+                batch = images.to(self.device), labels.to(self.device)
+                total += self.stepper.step(self._loss, batch, self.model, self.optimizer)["loss"]
                 on_step(i + 1, steps)
         self.done += 1
         return {"epoch": self.done - 1, "loss": round(total / steps, 6)}
 
     def state(self) -> dict[str, Any]:
         return {"done": self.done, "model": self.model.state_dict(),
-                "optimizer": loop.optimizer_state(self.model, self.optimizer)}
+                "optimizer": loop.optimizer_state(self.model, self.optimizer), **self.stepper.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         loop.load_optimizer_state(self.model, self.optimizer, state["optimizer"])
+        self.stepper.load(state)
         self.done = state["done"]
 
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.model(images)
-        hard = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        if self.teacher is None:
-            return hard
-        with torch.no_grad():
-            taught = self.teacher(images)
-        share = self.recipe.distill_weight
-        return (1 - share) * hard + share * kd(logits, taught)
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self.stepper.logits(self.model, images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.stepper.logits(self.teacher, images)
+            share = self.recipe.distill_weight
+            loss = (1 - share) * loss + share * kd(logits, taught)
+        return loss, {"loss": loss}

@@ -102,17 +102,6 @@ def load_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, st
             optimizer.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v for k, v in state[name].items()}
 
 
-def step(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float = 5.0) -> None:
-    """One optimizer step with gradients clipped; raises UserError when the loss is not a number any more."""
-    if not torch.isfinite(loss.detach()):
-        raise UserError("training diverged (the loss is not a number); the last checkpoint is kept; search again with "
-                        "a lower train.lr")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], clip)
-    optimizer.step()
-
-
 def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> None:
     """Recomputes BN statistics as the plain average over batches of images [N, C, S, S]; always before judging."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]

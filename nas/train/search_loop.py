@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas import genome
 from nas.arch import SKIP, Arch
 from nas.decision import Decision, Prices, one_hot
+from nas.errors import UserError
 from nas.plan import Layout, Slot
 from nas.subnet import Subnet
 from nas.supernet.gates import RELAXATIONS, Gates, Soft, draw
@@ -31,6 +32,8 @@ from nas.train import loop
 from nas.train.data import Data, batches
 from nas.train.distill import INPLACE
 from nas.train.ema import Average
+from nas.train.ranks import ALONE, Ranks
+from nas.train.stepper import LossOf, Stepper
 
 PHASES = ("warmup", "search", "settle")
 IMAGES = {"warmup": 3400, "search": 1700, "settle": 1700}  # when no epochs are given: at least so many images
@@ -58,15 +61,24 @@ class Recipe:
     update: str = "bilevel"
     inplace: str = "kl"
     ema: float = 0.0
+    accumulate: int = 1
+    amp: str = "none"
 
 
 class SupernetTraining:
-    """Everything that changes while the supernet trains; ``state`` and ``load`` make it resumable between epochs."""
+    """Everything that changes while the supernet trains; ``state`` and ``load`` make it resumable between epochs.
+
+    With several ``ranks`` each has one of these: they draw the same, compute their own part of every batch, and stay
+    equal. Raises UserError where a split has no two images for every micro-batch (``recipe.accumulate``).
+    """
 
     def __init__(self, layout: Layout, data: Data, prices: Sequence[Prices], ranges: Sequence[tuple[float, float]],
-                 grid: tuple[float, ...], recipe: Recipe, seed: int, device: torch.device) -> None:
+                 grid: tuple[float, ...], recipe: Recipe, seed: int, device: torch.device,
+                 ranks: Ranks = ALONE) -> None:
+        _check_parts(data, recipe.accumulate)
         self.layout, self.data, self.recipe, self.seed, self.device = layout, data, recipe, seed, device
         self.prices = prices
+        self.stepper = Stepper(device, recipe.accumulate, recipe.amp, ranks, apart=True)
         with loop.seeded(seed, "weights"):
             net = Supernet(layout)
         self.supernet = loop.placed(net, device)
@@ -135,7 +147,8 @@ class SupernetTraining:
                 "supernet": self.supernet.state_dict(), "gates": self.gates.state_dict(),
                 "optimizer": loop.optimizer_state(self.supernet, self.optimizer),
                 "gate_optimizer": loop.optimizer_state(self.gates, self.gate_optimizer), "pruner": self.pruner.state(),
-                "term": self.term.state_dict(), "average": self.average.state() if self.average else None}
+                "term": self.term.state_dict(), "average": self.average.state() if self.average else None,
+                **self.stepper.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of ``state``, on a freshly built object."""
@@ -149,6 +162,7 @@ class SupernetTraining:
         self.term.load_state_dict(state.get("term", {}))  # checkpoints of before there were terms have none
         if self.average:
             self.average.load(state["average"])
+        self.stepper.load(state)
         self.done = state["done"]
 
     def _epoch(self, phase: str, index: int, on_step: Callable[[int, int], None]) -> dict[str, Any]:
@@ -156,7 +170,7 @@ class SupernetTraining:
         rng, coins = random.Random(loop.seed_of(*names, "archs")), loop.generator(*names, "gates")
         recipe = self.recipe
         train = batches(self.data.train, self.data, recipe.batch, generator=loop.generator(*names, "train"),
-                        augment=recipe.augment)
+                        augment=recipe.augment, share=self.stepper.ranks.share)
         gate = self._gate_batches(names)
         steps = max(1, len(self.data.train) // recipe.batch)
         sums: dict[str, list[float]] = {}
@@ -174,32 +188,44 @@ class SupernetTraining:
             for name, value in figures.items():
                 sums.setdefault(name, []).append(value)
             on_step(i + 1, steps)
-        return {name: round(sum(values) / len(values), 6) for name, values in sums.items()}
+        means = self.stepper.ranks.mean({name: sum(values) / len(values) for name, values in sums.items()})
+        return {name: round(value, 6) for name, value in means.items()}
 
     def _sandwich_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                        coins: torch.Generator) -> dict[str, float]:
         live = self.supernet.layout
-        big = self.supernet(images, one_hot(largest(live, self.prices[0])))
-        loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
-        students = [self._drawn(phase, within, rng, coins), one_hot(smallest(live, self.prices[0]))]
-        logits = [self.supernet(images, decision) for decision in students]
-        taught = [INPLACE[self.recipe.inplace](student, big) for student in logits]
-        self._weight_step(loss + sum(taught))
-        return {"loss_largest": float(loss.detach()), "kd_random": float(taught[0].detach()),
-                "kd_smallest": float(taught[1].detach())}
+        dearest, cheapest = one_hot(largest(live, self.prices[0])), one_hot(smallest(live, self.prices[0]))
+        students = [self._drawn(phase, within, rng, coins), cheapest]
+
+        def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            big = self._logits(images, dearest)
+            loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
+            logits = [self._logits(images, decision) for decision in students]
+            taught = [INPLACE[self.recipe.inplace](student, big) for student in logits]
+            return loss + sum(taught), {"loss_largest": loss, "kd_random": taught[0], "kd_smallest": taught[1]}
+
+        return self._weight_step(loss_of, images, labels)
 
     def _random_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                      coins: torch.Generator) -> dict[str, float]:
         """Between two steps of the largest network, at a third of its cost: a random one learns from labels."""
-        logits = self.supernet(images, self._drawn(phase, within, rng, coins))
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        self._weight_step(loss)
-        return {"loss_random": float(loss.detach())}
+        drawn = self._drawn(phase, within, rng, coins)
 
-    def _weight_step(self, loss: Tensor) -> None:
-        loop.step(loss, self.supernet, self.optimizer)
+        def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            loss = F.cross_entropy(self._logits(images, drawn), labels, label_smoothing=self.recipe.label_smoothing)
+            return loss, {"loss_random": loss}
+
+        return self._weight_step(loss_of, images, labels)
+
+    def _logits(self, images: Tensor, decision: Decision) -> Tensor:
+        return self.stepper.logits(self.supernet, images, decision)
+
+    def _weight_step(self, loss_of: LossOf, images: Tensor, labels: Tensor,
+                     beside: Sequence[nn.Parameter] = ()) -> dict[str, float]:
+        figures = self.stepper.step(loss_of, (images, labels), self.supernet, self.optimizer, beside)
         if self.average:
             self.average.follow(self.supernet)
+        return figures
 
     def _drawn(self, phase: str, within: float, rng: random.Random, coins: torch.Generator) -> Decision:
         """A random network of what is alive; in the search half of the time one drawn from the gates.
@@ -220,30 +246,31 @@ class SupernetTraining:
 
     def _gate_step(self, within: float, batch: tuple[Tensor, Tensor], rng: random.Random,
                    coins: torch.Generator) -> dict[str, float]:
-        images, labels = batch
         soft = self._soft(within, rng)
         high, low = self.recipe.tau
         tau = high * (low / high) ** within
         decision = RELAXATIONS[self.recipe.relaxation](self.gates, soft, tau, coins)
-        loss = F.cross_entropy(self.supernet(images.to(self.device), decision), labels.to(self.device))
+
+        def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            loss = F.cross_entropy(self._logits(images, decision), labels)
+            return self.term(loss, soft), {"gate_loss": loss}  # a term is affine in the loss: means of parts add up
+
         step = self._single_level if self.recipe.update == "single" else self._bilevel
-        step(self.term(loss, soft))
+        figures = step(loss_of, batch[0].to(self.device), batch[1].to(self.device))
         self.term.learn(soft)
         p = soft.p.detach().clamp(min=1e-12)
         entropy = float(-(p * p.log()).sum(-1).mean())
         residual = abs(soft.expected_ms / soft.budget_ms - 1)
-        return {"gate_loss": float(loss.detach()), "gate_entropy": entropy, "budget_residual": residual}
+        return {**figures, "gate_entropy": entropy, "budget_residual": residual}
 
-    def _bilevel(self, loss: Tensor) -> None:
+    def _bilevel(self, loss_of: LossOf, images: Tensor, labels: Tensor) -> dict[str, float]:
         """Gates alone learn, from images that the weights never learn from."""
-        parameters = [p for p in self.gates.parameters()]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # of the gates alone: weights stay
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        if torch.isfinite(loss.detach()):
+        finite, figures = self.stepper.gradients(loss_of, (images, labels), list(self.gates.parameters()))
+        if finite:
             self.gate_optimizer.step()
+        return figures
 
-    def _single_level(self, loss: Tensor) -> None:
+    def _single_level(self, loss_of: LossOf, images: Tensor, labels: Tensor) -> dict[str, float]:
         """Gates and weights learn from one loss, the mean over a batch of either split: no inner problem, one level.
 
         After RARTS (arXiv 2008.03901), which minimises L_gate(y, a) + l L_train(w, a) + b/2 |y - w|^2 over gates a and
@@ -252,14 +279,16 @@ class SupernetTraining:
         pass over both batches together (one set of batch statistics).
         """
         self.gate_optimizer.zero_grad(set_to_none=True)
-        self._weight_step(loss)
+        figures = self._weight_step(loss_of, images, labels, list(self.gates.parameters()))
         self.gate_optimizer.step()
+        return figures
 
     def _gate_batches(self, names: tuple[object, ...]) -> Iterator[tuple[Tensor, Tensor]]:
         passes = 0
         while True:
             yield from batches(self.data.gate, self.data, self.recipe.batch,
-                               generator=loop.generator(*names, "gate", passes), augment=self.recipe.augment)
+                               generator=loop.generator(*names, "gate", passes), augment=self.recipe.augment,
+                               share=self.stepper.ranks.share)
             passes += 1
 
     def _after_search_epoch(self, index: int) -> dict[str, Any]:
@@ -289,6 +318,13 @@ class SupernetTraining:
             p = self.gates.at(0.0).p
         skips = [float(p[s.index, b]) for s in self.layout.slots for b, x in enumerate(s.branches) if x.op == SKIP]
         return round(sum(skips) / max(1, len(skips)), 5)
+
+
+def _check_parts(data: Data, accumulate: int) -> None:
+    for name, split in (("train", data.train), ("gate", data.gate)):
+        if accumulate > 1 and len(split) < 2 * accumulate:
+            raise UserError(f"train.accumulate={accumulate}: the {name} split has {len(split)} images, less than two "
+                            "for each of so many parts; give a smaller one, or more images")
 
 
 def default_epochs(phase: str, images: int) -> int:

@@ -24,6 +24,7 @@ from nas.train.data import Data, Split
 from nas.train.distill import kd
 from nas.train.ema import Average
 from nas.train.search_loop import Recipe, SupernetTraining, largest, smallest
+from nas.train.stepper import Stepper
 
 CPU = torch.device("cpu")
 
@@ -124,7 +125,8 @@ def test_a_small_split_is_seen_at_several_shifts(tiny: Layout, data: Data) -> No
 def test_divergence_is_one_line(tiny: Layout) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(UserError, match=r"diverged.*train\.lr"):
-        loop.step(model(torch.tensor([[float("nan")]])).sum(), model, loop.optimizer(model, 0.1, 0.0))
+        Stepper(CPU).step(lambda x, y: (model(x).sum(), {}), (torch.tensor([[float("nan")]]), torch.zeros(1)), model,
+                          loop.optimizer(model, 0.1, 0.0))
 
 
 class AsBefore(SupernetTraining):
@@ -137,7 +139,10 @@ class AsBefore(SupernetTraining):
         loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
         students = [self._drawn(phase, within, rng, coins), one_hot(smallest(live, self.prices[0]))]
         taught = [kd(self.supernet(images, decision), big) for decision in students]
-        loop.step(loss + sum(taught), self.supernet, self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + sum(taught)).backward()
+        nn.utils.clip_grad_norm_([p for p in self.supernet.parameters() if p.grad is not None], 5.0)
+        self.optimizer.step()
         return {"loss_largest": float(loss.detach())}
 
     def _gate_step(self, within: float, batch: tuple[Tensor, Tensor], rng: random.Random,
