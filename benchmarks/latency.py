@@ -17,6 +17,7 @@ import argparse
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from nas.latency.profile import one_torch_thread, profile, yardstick_of
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady
 from nas.ops import build
-from nas.plan import Layout, OpKey, Task, layout, macs, plan
+from nas.plan import Layout, OpKey, Task, candidates, layout, macs, plan
 from nas.space import Space
 
 FITTED_ON = 15  # networks that the line through MACs is fitted on
@@ -127,18 +128,55 @@ def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: 
     measured, fitted_on = measured[:count], measured[count:]
     alone = _alone(device, {key for keys in nets for key in keys}, steady)
     line = np.polyfit([_macs(keys) for keys in others], fitted_on, 1)
+    raw = LatencyTable(table.name, table.meta,
+                       [row.model_copy(update={"ms": row.raw_ms}) for row in table.rows.values()])
+    sums, sums_of_others, sizes, sizes_of_others = (np.array([of(keys) for keys in group]) for of in (
+        lambda keys: _grouped(plan_, keys, lambda key: [table.ms(key)]),
+        lambda keys: _grouped(plan_, keys, lambda key: [macs(key) / 1e9, _moved(key) / 1e9, 1e-3]),
+    ) for group in (nets, others))
     predictions = {
         "the same measured again": (first[:count], second[:count]),
-        "table": (np.array([sum(table.ms_many(keys)) for keys in nets]), measured),
-        "operators alone": (np.array([sum(alone[key] for key in keys) for keys in nets]), measured),
-        "line through MACs": (np.polyval(line, [_macs(keys) for keys in nets]), measured),
+        "table": np.array([sum(table.ms_many(keys)) for keys in nets]),
+        "table, uncorrected": np.array([sum(raw.ms_many(keys)) for keys in nets]),
+        f"{FITTED_ON} networks alone": _regressed(sizes_of_others, fitted_on, sizes, 0.0),
+        "table and they": _regressed(sums_of_others, fitted_on, sums, 1.0),
+        "operators alone": np.array([sum(alone[key] for key in keys) for keys in nets]),
+        "line through MACs": np.polyval(line, [_macs(keys) for keys in nets]),
     }
     print(f"{count} networks, {measured.min():.3f} .. {measured.max():.3f} ms; the machine took {drift:.2f} times as "
           "long as for the table")
-    for name, (predicted, truth) in predictions.items():
+    for name, given in predictions.items():
+        predicted, truth = given if isinstance(given, tuple) else (given, measured)
         error = predicted / truth - 1
         print(f"  {name:24} MAPE {np.abs(error).mean():7.2%}  bias {error.mean():+7.2%}  "
               f"tau {kendalltau(predicted, truth).statistic:.3f}")
+
+
+def _grouped(plan_: Layout, keys: list[OpKey], of: Callable[[OpKey], list[float]]) -> list[float]:
+    """Sums over the operators of one family and input size: what a regression on whole networks can tell apart."""
+    groups = sorted({(key.op.name, key.size) for key in candidates(plan_)})
+    sums = {group: np.zeros(len(of(keys[0]))) for group in groups}
+    for key in keys:
+        sums[key.op.name, key.size] += of(key)
+    return [value for group in groups for value in sums[group]]
+
+
+def _moved(key: OpKey) -> int:
+    return key.in_ch * key.size**2 + key.out_ch * (key.size // key.stride) ** 2
+
+
+def _regressed(x: np.ndarray, ms: np.ndarray, new: np.ndarray, prior: float) -> np.ndarray:
+    """``new @ w`` with the least relative squares of ``x @ w - ms``, shrunk towards ``prior`` as leave-one-out says."""
+    used = np.abs(x).sum(0) > 0
+    a = (x / ms[:, None])[:, used]
+    scale = np.linalg.norm(a, axis=0)
+    a, left = a / scale, 1 - prior * a.sum(1)
+    fits = []
+    for strength in np.logspace(-5, 3, 33):
+        solve = np.linalg.solve(a.T @ a + strength * np.eye(a.shape[1]), a.T)
+        hat = a @ solve
+        fits.append((np.abs((left - hat @ left) / (1 - np.diag(hat))).mean(), solve @ left))
+    return np.asarray(new[:, used] @ (prior + min(fits, key=lambda fit: fit[0])[1] / scale))
 
 
 def _alone(device: Cpu, keys: set[OpKey], steady: Steady) -> dict[OpKey, float]:

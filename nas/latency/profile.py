@@ -152,7 +152,7 @@ def _notes(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress | None,
           fresh: bool) -> None:
-    """Rows of ``todo``; a ``fresh`` table that was begun while the machine was slow is begun anew."""
+    """Rows of ``todo``; a ``fresh`` table that was begun while the machine was slow is begun anew, up to half way."""
     queue = list(todo)
     attempts: Counter[OpKey] = Counter()
     start = time.monotonic()
@@ -160,9 +160,9 @@ def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: l
     while queue:
         chunk, queue = queue[:CHUNK], queue[CHUNK:]
         rows = bench.rows(chunk)
-        if fresh and bench.begun_slow():
+        if fresh and 2 * done < len(todo) and bench.begun_slow():
             table.remove(todo)
-            queue, attempts, done = list(todo), Counter(), 0
+            queue, attempts, done, start = list(todo), Counter(), 0, time.monotonic()
             continue
         attempts.update(chunk)
         again = [key for key, row in rows.items() if not _settled(row) and attempts[key] < ATTEMPTS]
