@@ -10,7 +10,7 @@ import numpy as np
 from nas.latency import context
 from nas.latency.context import Context
 from nas.latency.table import HEADS, Row
-from nas.latency.timing import Device, Run, Steady, Timing
+from nas.latency.timing import Device, Steady, Timing
 from nas.ops import build
 from nas.plan import Layout, OpKey
 from nas.subnet import Subnet
@@ -30,6 +30,10 @@ class Bench(Protocol):
     @property
     def drift(self) -> float:
         """How much slower the device is than it was at first."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether the last rows are worth measuring at another time, because the device was slow meanwhile."""
 
     def begun_slow(self) -> bool:
         """Whether the device turned out to be faster than it was at first, so that it is timed anew."""
@@ -78,6 +82,10 @@ class Clocked:
     def drift(self) -> float:
         return self.steady.drift
 
+    @property
+    def slow(self) -> bool:
+        return self.steady.slow
+
     def begun_slow(self) -> bool:
         return self.steady.begun_slow()
 
@@ -89,14 +97,15 @@ class Clocked:
                 for i, item in enumerate(contexts)}
         runs |= {f"pair {i}": prepare(context.pair(map_), in_ch=map_.channels, size=map_.size)
                  for i, map_ in enumerate(maps)}
-        timings = self._time(runs)
+        timings = self.steady.time(runs, SECONDS_A_GRAPH * len(runs), again=False)
         pairs = {map_: timings[f"pair {i}"].ms for i, map_ in enumerate(maps)}
         return {item.key: _row(item, timings[f"row {i}"], pairs) for i, item in enumerate(contexts)}
 
     def alone(self, key: OpKey) -> Row:
         """Too high, as it carries a call and both ends, but above zero; flagged."""
         module = build(key.op, key.in_ch, key.out_ch, key.stride)
-        timing = self._time({"alone": self.device.prepare(module, in_ch=key.in_ch, size=key.size)})["alone"]
+        run = self.device.prepare(module, in_ch=key.in_ch, size=key.size)
+        timing = self.steady.time({"alone": run}, SECONDS_A_GRAPH)["alone"]
         return Row.of(key, ms=timing.ms, raw_ms=timing.ms, p10_ms=timing.p10_ms, p90_ms=timing.p90_ms, n=timing.n,
                       how="flagged")
 
@@ -112,9 +121,6 @@ class Clocked:
             parts.append([[timings[f"{i} {half}"].ms for i in range(len(runs))] for half in "ab"])
         first, second = np.concatenate(parts, axis=1)
         return first, second
-
-    def _time(self, runs: dict[str, Run]) -> dict[str, Timing]:
-        return self.steady.time(runs, SECONDS_A_GRAPH * len(runs))
 
 
 def _row(item: Context, timing: Timing, pairs: dict[context.Map, float]) -> Row | None:

@@ -112,10 +112,19 @@ class Steady:
         self.reference_ms, self.drift = self.reference_ms * self.drift, 1.0
         return True
 
-    def time(self, runs: Mapping[str, Run], seconds: float, max_rounds: int = 100) -> dict[str, Timing]:
-        """``interleaved``, scaled; ``drift`` is then how much slower than at the reference the device was."""
+    @property
+    def slow(self) -> bool:
+        """Whether the device was, during all of the last measurement."""
+        return self.drift > SLOW
+
+    def time(self, runs: Mapping[str, Run], seconds: float, max_rounds: int = 100, again: bool = True,
+             ) -> dict[str, Timing]:
+        """``interleaved``, scaled; ``drift`` is then how much slower than at the reference the device was.
+
+        Taken ``again`` at once while that is slow, as far as patience goes.
+        """
         attempts = [self._attempt(runs, seconds, max_rounds)]
-        while attempts[-1][0] > SLOW and self._patience and len(attempts) <= PATIENCE // 2:
+        while again and attempts[-1][0] > SLOW and self._patience and len(attempts) <= PATIENCE // 2:
             self._patience -= 1
             attempts.append(self._attempt(runs, seconds, max_rounds))
         self._patience += len(attempts) == 1 and attempts[0][0] <= SLOW and self._patience < PATIENCE

@@ -171,7 +171,7 @@ def test_an_unstable_row_is_tried_again_and_then_flagged(tiny: Layout, tmp_path:
     class Shaky(Clockwork):
         def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Any:
             run, rng = super().prepare(module, in_ch=in_ch, size=size), random.Random(0)
-            shaky = any(type(part).__name__ == "Stem" for part in module.children())
+            shaky = not isinstance(module, Subnet) and any(type(part).__name__ == "Stem" for part in module.children())
             return (lambda: run() * rng.uniform(1, 9)) if shaky else run
 
     device = Shaky()
@@ -249,6 +249,47 @@ def test_patience_with_a_machine_that_stays_slow_has_an_end() -> None:
     attempts()
     load[0] = 1.2
     assert attempts() == 2  # a fast moment gives it back
+
+
+def test_rows_of_a_slow_while_are_measured_again_at_the_end(tiny: Layout, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    class Napping(Clockwork):
+        """Slow from the fifth to the twelfth row that is prepared, and not alike for everything."""
+
+        def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Any:
+            run, whole = super().prepare(module, in_ch=in_ch, size=size), isinstance(module, Subnet)
+            return lambda: run() * ((1.5 if whole else 1.2) if 4 < len(self.measured) <= 12 else 1.0)
+
+    monkeypatch.setattr(profile_module, "CHUNK", 4)
+    fast, napping = Clockwork(), Napping()
+    for name, device in (("fast", fast), ("napping", napping)):
+        profile(tiny, tmp_path / f"{name}.json", device=device)
+    assert len(napping.measured) == len(fast.measured) + 8
+    rows = [{key: row.ms for key, row in LatencyTable.load(tmp_path / f"{name}.json").rows.items()}
+            for name in ("fast", "napping")]
+    assert rows[1] == pytest.approx(rows[0])
+
+
+def test_a_machine_that_stays_slow_gives_a_table_all_the_same(tiny: Layout, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_module, "CHUNK", 4)
+    path, device = tmp_path / "t.json", Clockwork(stop_after=8)
+    with pytest.raises(KeyboardInterrupt):
+        profile(tiny, path, device=device)
+    first = dict(LatencyTable.load(path).rows)
+    slow = Clockwork(slower=1.3)
+    profile(tiny, path, device=slow)
+    table = LatencyTable.load(path)
+    left = len(table.rows) - len(first)
+    again = len(slow.measured) - left
+    assert 0 < len(first) < left and profile_module.SPARE * left <= again < profile_module.SPARE * left + 4
+    assert {key: row.raw_ms for key, row in table.rows.items()} == pytest.approx(
+        {key: row.raw_ms for key, row in _fast(tiny, tmp_path).rows.items()})
+
+
+def _fast(tiny: Layout, tmp_path: Path) -> LatencyTable:
+    profile(tiny, tmp_path / "fast.json", device=Clockwork())
+    return LatencyTable.load(tmp_path / "fast.json")
 
 
 def test_a_table_begun_on_a_slow_machine_is_begun_anew(tiny: Layout, tmp_path: Path,

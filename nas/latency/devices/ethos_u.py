@@ -145,6 +145,7 @@ class Compiled:
     method = "vendor-compiler: an estimate of Arm's Vela, not a measurement"
     protocol = "int8 TFLite, Gaussian weights; cycles of the operator's own part between two 1x1 convolutions"
     drift = 1.0
+    slow = False
     corrected = False
 
     def begun_slow(self) -> bool:
