@@ -301,8 +301,9 @@ def once_for_all(options: argparse.Namespace) -> None:
              "ofa as it comes, packed": their_step(nets, packed, labels, False),
              "ofa made equal": their_step(nets, packed, labels, True),
              "ofa made equal, again": their_step(nets, packed, labels, True)}
+    memory = {name: peak_bytes(step) for name, step in steps.items()}
     timings = timed(steps, options.seconds)
-    report(timings, timings["ofa made equal"].ms, {name: peak_bytes(step) for name, step in steps.items()})
+    report(timings, timings["ofa made equal"].ms, memory)
 
 
 def our_step(nets: Sequence[Subnet], images: Tensor, labels: Tensor) -> Step:
@@ -360,8 +361,8 @@ def accumulated(net: nn.Module, forwards: Sequence[Callable[[], Tensor]], labels
 def timed(steps: Mapping[str, Step], seconds: float) -> dict[str, Timing]:
     """Every step once a round, in random order, the first round not counted; as many rounds as fit, at least 3."""
     runs, rng, samples = {name: clocked(step) for name, step in steps.items()}, random.Random(0), defaultdict(list)
-    start, rounds = time.monotonic(), 0
-    while rounds < 4 or time.monotonic() - start < seconds * rounds / (rounds + 1):
+    start, rounds = time.thread_time(), 0
+    while rounds < 4 or time.thread_time() - start < seconds * rounds / (rounds + 1):
         for name in rng.sample(list(runs), len(runs)):
             samples[name].append(runs[name]())
         rounds += 1
