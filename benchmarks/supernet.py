@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=32, help="input side")
     parser.add_argument("--width", type=float, default=1.0, help="of the space, for search and gumbel")
-    parser.add_argument("--epochs", type=int, default=10, help="of gumbel's search")
+    parser.add_argument("--epochs", type=int, default=4, help="of gumbel's search")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -87,10 +87,10 @@ def prunode(options: argparse.Namespace) -> None:
     timings = timed(steps, options.seconds / 2)
     single = (timings[f"single path {NARROWEST}"].ms + timings[f"single path {WIDEST}"].ms) / 2
     report(timings, single, memory)
-    times, held = ([of(f"{count} widths") for count in COUNTS] for of in (lambda n: timings[n].ms, memory.get))
+    times, held = [timings[f"{n} widths"].ms for n in COUNTS], [memory[f"{n} widths"] for n in COUNTS]
+    floor = timings["4 widths again"].ms / times[0]
     print(f"single path, mean of both: {single:.1f} ms; slowest pair {max(times) / single:.2f} of it; slowest / fastest "
-          f"pair {max(times) / min(times):.3f} (floor {timings['4 widths again'].ms / times[0]:.3f}), memory "
-          f"{max(held) / min(held):.4f}", flush=True)
+          f"pair {max(times) / min(times):.3f} (floor {floor:.3f}), memory {max(held) / min(held):.4f}", flush=True)
     steps = {f"{count} enumerated": enumerated_step(_chain(options.size, count), images, labels) for count in COUNTS}
     memory = {name: peak_bytes(step) for name, step in steps.items()}
     report(timed(steps, options.seconds / 2), single, memory)
@@ -181,19 +181,19 @@ def search(options: argparse.Namespace) -> None:
 
 
 def gumbel_search(options: argparse.Namespace) -> None:
-    """Every branch in every gate step: what pruning frees from the first search epoch to the last."""
-    run, first = training(options, {"warmup": 1, "search": options.epochs, "settle": 0}, relaxation="gumbel"), None
-    alone = [Alone(run)]
+    """Every live branch in every gate step: what pruning frees from the first search epoch to the last."""
+    run = training(options, {"warmup": 1, "search": options.epochs, "settle": 0}, relaxation="gumbel")
     run.epoch()
+    first: tuple[float, float, float] | None = None
     while not run.finished:
-        memory, branches, held = peak_bytes(partial(gate_step, run)), sum(map(branches_of, run.supernet.layout.slots)), held_bytes(run)
-        before = alone[0].seconds, alone[0].images
-        seconds = without(run, alone)
-        unit = (alone[0].seconds - before[0]) / (alone[0].images - before[1])
-        figures = np.array([seconds, seconds / unit, memory + held])
-        first = figures if first is None else first
-        print(f"  epoch {run.done - 2:2}: {branches:4} branches, {seconds:6.1f} s ({figures[1] / first[1]:.3f} of the first beside the "
-              f"largest network alone, {figures[0] / first[0]:.3f} by the clock), {figures[2] / 2**20:7.1f} MiB ({figures[2] / first[2]:.3f})", flush=True)
+        branches = sum(len(slot.branches) for slot in run.supernet.layout.slots)
+        memory, alone = held_bytes(run) + peak_bytes(partial(gate_step, run)), Alone(run)
+        seconds = without(run, [alone])
+        figures = seconds, seconds / (alone.seconds / alone.images), memory
+        first = first or figures
+        by_clock, beside, held = (now / then for now, then in zip(figures, first, strict=True))
+        print(f"  epoch {run.done - 1:2}: {branches:4} branches, {seconds:6.1f} s, {memory / 2**20:7.1f} MiB; of the first "
+              f"epoch {by_clock:.3f} (in steps of the largest network alone {beside:.3f}), memory {held:.3f}", flush=True)
 
 
 def training(options: argparse.Namespace, epochs: dict[str, int], **more: Any) -> SupernetTraining:
@@ -249,7 +249,7 @@ def without(run: SupernetTraining, alone: Sequence[Alone]) -> float:
 
 def gate_step(run: SupernetTraining) -> None:
     """As in the search, without the optimizer: all live branches of one batch, gradients of the gates alone."""
-    images = torch.zeros(run.recipe.batch, 3, run.data.size, run.data.size).contiguous(memory_format=torch.channels_last)
+    images = torch.zeros(run.recipe.batch, 3, run.data.size, run.data.size).to(memory_format=torch.channels_last)
     decision = gumbel(run.gates, run.gates.at(0.0, gap_share=0.5), 1.0, torch.Generator())
     loss = F.cross_entropy(run.supernet.train()(images, decision), torch.arange(run.recipe.batch) % 10)
     torch.autograd.grad(loss, [*run.gates.parameters()], allow_unused=True)
