@@ -63,8 +63,6 @@ def main() -> None:
     PARTS[options.part](options)
 
 
-# ---------------------------------------------------------------------------------------------------------- Prunode
-
 COUNTS = (4, 8, 16, 32, 64)
 NARROWEST, WIDEST = 48, 300  # hidden channels of 48; the same two ends for every number of widths
 CHAIN = {"name": "chain", "stem": {"op": "stem(kernel=3, act=relu)", "out": 48, "stride": 2}, "skip": False,
@@ -74,12 +72,9 @@ CHAIN = {"name": "chain", "stem": {"op": "stem(kernel=3, act=relu)", "out": 48, 
 
 def prunode(options: argparse.Namespace) -> None:
     """A step of weights and gates together on both live widths of every slot, for more and more admissible widths."""
-    images, labels = torch.randn(options.batch, 3, options.size, options.size), torch.arange(options.batch) % 10
-    images = images.contiguous(memory_format=torch.channels_last)
-    steps: dict[str, Step] = {}
-    for count in COUNTS:
-        plan = _chain(options.size, count)
-        steps[f"{count} widths"] = pair_step(plan, images, labels)
+    images = torch.randn(options.batch, 3, options.size, options.size).to(memory_format=torch.channels_last)
+    labels = torch.arange(options.batch) % 10
+    steps = {f"{count} widths": pair_step(_chain(options.size, count), images, labels) for count in COUNTS}
     steps["4 widths again"] = pair_step(_chain(options.size, 4), images, labels)
     for hidden in (NARROWEST, WIDEST):
         steps[f"single path {hidden}"] = path_step(_chain(options.size, 2), hidden, images, labels)
@@ -89,8 +84,8 @@ def prunode(options: argparse.Namespace) -> None:
     report(timings, single, memory)
     times, held = [timings[f"{n} widths"].ms for n in COUNTS], [memory[f"{n} widths"] for n in COUNTS]
     floor = timings["4 widths again"].ms / times[0]
-    print(f"single path, mean of both: {single:.1f} ms; slowest pair {max(times) / single:.2f} of it; slowest / fastest "
-          f"pair {max(times) / min(times):.3f} (floor {floor:.3f}), memory {max(held) / min(held):.4f}", flush=True)
+    print(f"mean of both single paths {single:.1f} ms; slowest pair {max(times) / single:.2f} of it; slowest / fastest "
+          f"{max(times) / min(times):.3f} (floor {floor:.3f}), memory {max(held) / min(held):.4f}", flush=True)
     steps = {f"{count} enumerated": enumerated_step(_chain(options.size, count), images, labels) for count in COUNTS}
     memory = {name: peak_bytes(step) for name, step in steps.items()}
     report(timed(steps, options.seconds / 2), single, memory)
@@ -157,13 +152,10 @@ def by_macs(keys: list[OpKey]) -> list[float]:
     return [0.01 + macs(key) * 1e-6 for key in keys]
 
 
-# ------------------------------------------------------------------------------------------------------ whole searches
-
 def search(options: argparse.Namespace) -> None:
     """The default schedule, shortened in proportion, and the largest network alone in between."""
     run = training(options, {"warmup": 2, "search": 1, "settle": 1})
-    spent, images = defaultdict[str, float](float), defaultdict[str, int](int)
-    alone = [Alone(run), Alone(run)]
+    spent, images, alone = defaultdict[str, float](float), defaultdict[str, int](int), [Alone(run), Alone(run)]
     while not run.finished:
         phase = run.schedule[run.done][0]
         spent[phase] += without(run, alone)
@@ -192,8 +184,8 @@ def gumbel_search(options: argparse.Namespace) -> None:
         figures = seconds, seconds / (alone.seconds / alone.images), memory
         first = first or figures
         by_clock, beside, held = (now / then for now, then in zip(figures, first, strict=True))
-        print(f"  epoch {run.done - 1:2}: {branches:4} branches, {seconds:6.1f} s, {memory / 2**20:7.1f} MiB; of the first "
-              f"epoch {by_clock:.3f} (in steps of the largest network alone {beside:.3f}), memory {held:.3f}", flush=True)
+        print(f"  epoch {run.done - 1}: {branches} branches, {seconds:.1f} s, {memory / 2**20:.1f} MiB; of the first: "
+              f"{by_clock:.3f}, {beside:.3f} in steps of the largest network alone, memory {held:.3f}", flush=True)
 
 
 def training(options: argparse.Namespace, epochs: dict[str, int], **more: Any) -> SupernetTraining:
@@ -212,8 +204,7 @@ class Alone:
 
     def __init__(self, run: SupernetTraining) -> None:
         self.run, self.seconds, self.images = run, 0.0, 0
-        net = build_subnet(run.layout, largest(run.layout, run.prices[0]))
-        self.net = loop.placed(net, CPU).train()
+        self.net = loop.placed(build_subnet(run.layout, largest(run.layout, run.prices[0])), CPU).train()
         self.optimizer = loop.optimizer(self.net, run.recipe.lr, run.recipe.weight_decay)
         self.batches = self._batches()
 
@@ -261,8 +252,6 @@ def held_bytes(run: SupernetTraining) -> int:
                                                       for value in state.values() if isinstance(value, Tensor))]
     return sum(tensor.nbytes for tensor in tensors)
 
-
-# ----------------------------------------------------------------------------------------------------- Once-for-All
 
 KERNELS, EXPAND, DEPTHS = [3, 5, 7], [3, 4, 6], [2, 3, 4]
 STAGES = ((24, 2, 0), (40, 2, 1), (80, 2, 0), (112, 1, 1), (160, 2, 1))  # channels, stride, squeeze-excite
@@ -358,8 +347,6 @@ def accumulated(net: nn.Module, forwards: Sequence[Callable[[], Tensor]], labels
 
     return step
 
-
-# ------------------------------------------------------------------------------------------------ all parts' clock
 
 def timed(steps: Mapping[str, Step], seconds: float) -> dict[str, Timing]:
     """Every step once a round, in random order, the first round not counted; as many rounds as fit, at least 3."""
