@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nas.arch import Op, Value
 from nas.errors import UserError
@@ -107,37 +106,72 @@ def sliced(wide: Block, hidden: int | None, x: Tensor, like: Block | None = None
     width = wide.max_hidden if hidden is None else hidden
     if like is None and width == wide.max_hidden:
         return wide(x)
-    return functional_call(like or wide, narrowed(wide, like or wide, width), (x,))
+    return Narrow(wide, like or wide)(width, x)
 
 
 def take_width(wide: Block, narrow: Block) -> None:
     """Copies the shared weights and BN statistics of ``wide`` into ``narrow``: what ``sliced`` runs, as a module."""
-    tensors = {**narrow.state_dict(), **narrowed(wide, narrow, narrow.max_hidden)}
+    tensors = {**narrow.state_dict(), **Narrow(wide, narrow).tensors(narrow.max_hidden)}
     narrow.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()})
 
 
-def narrowed(wide: Block, like: Block, hidden: int) -> dict[str, Tensor]:
-    """The tensors of ``like`` cut from ``wide``: channels by its ``slices``, kernels from their centre."""
-    shared = {name: t for name, t in [*wide.named_parameters(), *wide.named_buffers()] if t.dim()}
-    channels = wide.slices(hidden) if hidden != wide.max_hidden else {}
-    tensors: dict[str, Tensor] = {}
-    for name, own in [*like.named_parameters(), *like.named_buffers()]:
-        if own.dim():
-            path = name.rpartition(".")[0]
-            tensors[name] = _cut(shared[name], own, channels.get(path), wide.get_submodule(path))
-    return tensors
+class Narrow:
+    """Runs the structure of ``like`` on tensors cut from ``wide``: channels by its ``slices``, kernels from the centre.
+
+    What goes where is looked up once: it takes longer than the cutting. (``functional_call`` did both at every step.)
+    """
+
+    def __init__(self, wide: Block, like: Block) -> None:
+        self.wide, self.like = wide, like
+        self.cuts = [_Cut(path, name, module, wide.get_submodule(path)) for path, module in like.named_modules()
+                     for holder in (module._parameters, module._buffers)
+                     for name, own in holder.items() if own is not None and own.dim()]
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        """The tensors of ``like`` by name, with ``hidden`` hidden channels."""
+        channels = self.wide.slices(hidden) if hidden != self.wide.max_hidden else {}
+        return {f"{cut.path}.{cut.name}".removeprefix("."): cut.of(channels) for cut in self.cuts}
+
+    def __call__(self, hidden: int, x: Tensor) -> Tensor:
+        channels = self.wide.slices(hidden) if hidden != self.wide.max_hidden else {}
+        tensors = [cut.of(channels) for cut in self.cuts]
+        own = [cut.target[cut.name] for cut in self.cuts]
+        try:
+            for cut, tensor in zip(self.cuts, tensors, strict=True):
+                cut.target[cut.name] = tensor
+            return self.like(x)
+        finally:
+            for cut, before in zip(self.cuts, own, strict=True):
+                cut.target[cut.name] = before
 
 
-def _cut(tensor: Tensor, own: Tensor, channels: Channels | None, module: nn.Module) -> Tensor:
-    out, inp = channels or (None, None)
-    if out is not None:
-        tensor = _take(tensor, 0, out)
-    if inp is not None and tensor.dim() > 1 and not getattr(module, "depthwise", False):
-        tensor = _take(tensor, 1, inp)
-    if tensor.dim() == 4 and tensor.shape[-1] > own.shape[-1]:
-        margin, kernel = (tensor.shape[-1] - own.shape[-1]) // 2, own.shape[-1]
-        tensor = tensor[:, :, margin:margin + kernel, margin:margin + kernel]
-    return tensor
+class _Cut:
+    """One tensor of ``like``: which one of ``wide`` it is cut from."""
+
+    def __init__(self, path: str, name: str, like: nn.Module, wide: nn.Module) -> None:
+        self.path, self.name = path, name
+        self.target, self.source = _holder(like, name), _holder(wide, name)
+        wanted, shared = self.target[name], self.source[name]
+        self.has_inputs = shared.dim() > 1 and not getattr(wide, "depthwise", False)
+        self.margin = (shared.shape[-1] - wanted.shape[-1]) // 2 if shared.dim() == 4 else 0
+        self.kernel = wanted.shape[-1]
+
+    def of(self, channels: Slices) -> Tensor:
+        tensor = self.source[self.name]
+        out, inp = channels.get(self.path, (None, None))
+        if out is not None:
+            tensor = _take(tensor, 0, out)
+        if inp is not None and self.has_inputs:
+            tensor = _take(tensor, 1, inp)
+        if self.margin > 0:
+            middle = slice(self.margin, self.margin + self.kernel)
+            tensor = tensor[:, :, middle, middle]
+        return tensor
+
+
+def _holder(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """Where a module keeps the tensor: a slice of a parameter is none, so it cannot be set as an attribute."""
+    return cast(dict[str, Tensor], module._parameters if name in module._parameters else module._buffers)
 
 
 def _take(tensor: Tensor, dim: int, ranges: Ranges) -> Tensor:

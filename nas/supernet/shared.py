@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nas.arch import SKIP, Op
 from nas.decision import Choice
-from nas.ops import Block, build, family, sliced
+from nas.ops import Block, Narrow, build, family
 from nas.plan import Branch, Slot
 
 
@@ -30,7 +30,7 @@ class SharedSlot(nn.Module):
         self.shared = nn.ModuleDict({name: build(_largest(group), *shape) for name, group in named.items()})
         with torch.device("meta"):  # structure alone: they run on the shared weights
             forms = {b.op: build(b.ops[-1], *shape) for group in groups.values() for b in group}
-        self.forms = {op: _without_statistics(form) for op, form in forms.items()}
+        self.forms = {op: Narrow(self.module_of(op), _without_statistics(form)) for op, form in forms.items()}
 
     def module_of(self, op: Op) -> Block:
         """The shared module of a branch; raises LookupError if the branch was pruned or never there."""
@@ -59,9 +59,12 @@ class SharedSlot(nn.Module):
         return y.to(choice.weight.dtype) * choice.weight  # gates learn from float32, also where y is in half precision
 
     def _run(self, x: Tensor, choice: Choice) -> Tensor:
-        wide = self.module_of(choice.branch)
-        form = self.forms[choice.branch].train(self.training)
-        return sliced(wide, form.max_hidden if choice.hidden is None else choice.hidden, x, form)
+        if choice.branch not in self.forms:
+            raise LookupError(f"the supernet has no {choice.branch} here")
+        form = self.forms[choice.branch]
+        if form.like.training != self.training:
+            form.like.train(self.training)
+        return form(form.like.max_hidden if choice.hidden is None else choice.hidden, x)
 
 
 def _rigid(op: Op) -> Op:
