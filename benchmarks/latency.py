@@ -38,7 +38,7 @@ from nas.ops import build
 from nas.plan import Layout, OpKey, Task, candidates, layout, macs, plan
 from nas.space import Space
 
-FITTED_ON = 15  # networks that the line through MACs is fitted on
+FITTED_ON = 30  # networks that the line through MACs is fitted on
 SECONDS_A_GRAPH = 0.1
 
 

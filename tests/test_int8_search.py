@@ -35,7 +35,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        patch.setattr(bench, "SECONDS_A_GRAPH", 0.002)
+        for name in ("SECONDS_A_GRAPH", "SECONDS_A_NETWORK"):
+            patch.setattr(bench, name, 0.002)
         for name, value in {"FITTED_ON": 3, "CHECKED_S": 0.02, "HELD_OUT": 2, "ATTEMPTS": 1}.items():
             patch.setattr(profile, name, value)
         yield home

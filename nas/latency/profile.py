@@ -26,18 +26,18 @@ import nas
 from nas import genome
 from nas.errors import UserError
 from nas.latency.agreement import agreement, kendall, mape, note
-from nas.latency.bench import Bench, Clocked, Estimator
+from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator
+from nas.latency.context import Context
 from nas.latency.devices import opened
 from nas.latency.table import HEADS, LatencyTable, Row, axis
 from nas.latency.timing import Device, Run, Steady, interleaved
-from nas.plan import Layout, OpKey, candidates, plan
-from nas.subnet import Subnet
+from nas.plan import Layout, OpKey, candidates, macs, plan
 
 Progress = Callable[[int, int, float], None]  # rows done, rows in all, seconds left
 CHUNK = 48  # rows whose sessions are in memory at once
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
 SPARE = 0.5  # of the rows may be measured again because the machine was slow
-FITTED_ON = 15  # networks of the correction
+FITTED_ON = 30  # networks of the correction
 CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # of one finished network
 HELD_OUT = 24  # widths between the knots, measured to check the interpolation
 SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threads", "batch", "clock",
@@ -86,10 +86,11 @@ def check(run: Run, layout: Layout, table: LatencyTable, device: Device) -> tupl
     """
     rng = random.Random(0)
     with one_torch_thread():
-        if table.meta.get("yardsticks_ms", {}).get(_label(layout)) is None:
-            return interleaved({"": run}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS)[""].ms, None
+        if table.meta.get("yardsticks", {}).get(_label(layout)) is None:
+            return interleaved({"": run}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS,
+                               warm=WARM_NETWORK)[""].ms, None
         steady = yardstick_of(layout, table, device, rng)
-        return steady.time({"": run}, CHECKED_S, CHECKED_ROUNDS)[""].ms, steady.drift
+        return steady.time({"": run}, CHECKED_S, CHECKED_ROUNDS, warm=WARM_NETWORK)[""].ms, steady.drift
 
 
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:
@@ -100,14 +101,21 @@ def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng:
 
 def _keep_yardstick(bench: Bench, layout: Layout, table: LatencyTable) -> None:
     if isinstance(bench, Clocked) and bench.steady.reference_ms:
-        table.meta["yardsticks_ms"][_label(layout)] = bench.steady.reference_ms
+        table.meta["yardsticks"][_label(layout)] = {"op": str(_yardstick(layout)), "ms": bench.steady.reference_ms}
 
 
 def yardstick_of(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
-    """The yardstick is one network of the layout; its first milliseconds are kept, so that later rows fit to them."""
-    network = Subnet(_plans(layout, 1, "yardstick")[0])
-    yardstick = device.prepare(network, in_ch=layout.task.in_ch, size=layout.task.size)
-    return Steady(yardstick, table.meta["yardsticks_ms"].get(_label(layout)), rng)
+    """The yardstick is one operator of the layout; its first milliseconds are kept, so that later rows fit to them."""
+    key = _yardstick(layout)
+    run = device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)
+    known = table.meta.get("yardsticks", {}).get(_label(layout))
+    return Steady(run, known["ms"] if known else None, rng)
+
+
+def _yardstick(layout: Layout) -> OpKey:
+    """That of the median number of MACs: small enough to be warm whatever ran before it, and like the rows."""
+    keys = sorted((key for slot in layout.slots for op in slot.ops if (key := slot.key(op))), key=macs)
+    return keys[len(keys) // 2]
 
 
 def _label(layout: Layout) -> str:
@@ -148,7 +156,7 @@ def _open(path: Path, device: Device | Estimator, remeasure: bool) -> LatencyTab
 def _notes(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What is kept for each layout, by its label."""
     return {name: dict(meta[name]) if isinstance(meta.get(name), dict) else {}
-            for name in ("corrections", "yardsticks_ms")}
+            for name in ("corrections", "yardsticks")}
 
 
 def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress | None,

@@ -20,8 +20,8 @@ import numpy as np
 from torch import nn
 
 Run = Callable[[], float]
-BURST = 4  # runs of one graph in a row
-WARM = 2  # of them, which fill the caches and are not counted: the first takes up to 1.2 times as long, the second 1.07
+WARM = 2  # runs of an operator's graph that fill the caches
+COUNTED = 2  # runs in a row after them
 LOW = 5  # percentile that stands for "the" latency: others on the machine only ever add time
 RECURS = 6  # graphs between two visits of the yardstick
 PATIENCE = 6  # attempts at measurements during which the machine was slow, before that is how it is
@@ -65,26 +65,28 @@ class Device(Protocol):
 
 
 def interleaved(runs: Mapping[str, Run], *, seconds: float, rng: random.Random, min_rounds: int = 8,
-                max_rounds: int = 100, recurring: str | None = None) -> dict[str, Timing]:
+                max_rounds: int = 100, warm: int = WARM, recurring: str | None = None) -> dict[str, Timing]:
     """Times all graphs in rounds of bursts in random order, so that drift of the machine hits all alike.
 
-    As many rounds as fit into ``seconds``, within the limits. The ``recurring`` graph has several bursts a round.
+    As many rounds as fit into ``seconds``, within the limits; a burst begins with ``warm`` runs that are not counted.
+    The ``recurring`` graph, an operator's, has several bursts a round.
     """
     others = [name for name in runs if name != recurring]
     visits = {name: 1 for name in others} | ({recurring: -(-len(others) // RECURS)} if recurring else {})
-    once = sum(min(run() for _ in range(2)) * visits[name] for name, run in runs.items())
-    rounds = max(min_rounds, min(max_rounds, int(seconds * 1e3 / max(BURST * once, 1e-6))))
+    before = {name: WARM if name == recurring else warm for name in runs}
+    once = sum(min(run() for _ in range(2)) * visits[name] * (before[name] + COUNTED) for name, run in runs.items())
+    rounds = max(min_rounds, min(max_rounds, int(seconds * 1e3 / max(once, 1e-6))))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for i, name in enumerate(rng.sample(others, len(others))):
             for visited in [recurring, name] if recurring and i % RECURS == 0 else [name]:
-                samples[visited] += [runs[visited]() for _ in range(BURST)][WARM:]
+                samples[visited] += [runs[visited]() for _ in range(before[visited] + COUNTED)][before[visited]:]
     return {name: summary(values) for name, values in samples.items()}
 
 
 def repeated(run: Run, *, min_runs: int = 50, min_seconds: float = 1.0) -> Timing:
     """Of one graph alone, warm."""
-    for _ in range(BURST):
+    for _ in range(5):
         run()
     samples: list[float] = []
     start = time.monotonic()
@@ -117,23 +119,24 @@ class Steady:
         """Whether the device was, during all of the last measurement."""
         return self.drift > SLOW
 
-    def time(self, runs: Mapping[str, Run], seconds: float, max_rounds: int = 100, again: bool = True,
-             ) -> dict[str, Timing]:
+    def time(self, runs: Mapping[str, Run], seconds: float, max_rounds: int = 100, warm: int = WARM,
+             again: bool = True) -> dict[str, Timing]:
         """``interleaved``, scaled; ``drift`` is then how much slower than at the reference the device was.
 
         Taken ``again`` at once while that is slow, as far as patience goes.
         """
-        attempts = [self._attempt(runs, seconds, max_rounds)]
+        attempts = [self._attempt(runs, seconds, max_rounds, warm)]
         while again and attempts[-1][0] > SLOW and self._patience and len(attempts) <= PATIENCE // 2:
             self._patience -= 1
-            attempts.append(self._attempt(runs, seconds, max_rounds))
+            attempts.append(self._attempt(runs, seconds, max_rounds, warm))
         self._patience += len(attempts) == 1 and attempts[0][0] <= SLOW and self._patience < PATIENCE
         self.drift, timings = min(attempts, key=lambda attempt: attempt[0])
         return {name: timing.scaled(1 / self.drift) for name, timing in timings.items()}
 
-    def _attempt(self, runs: Mapping[str, Run], seconds: float, max_rounds: int) -> tuple[float, dict[str, Timing]]:
+    def _attempt(self, runs: Mapping[str, Run], seconds: float, max_rounds: int, warm: int,
+                 ) -> tuple[float, dict[str, Timing]]:
         timings = interleaved({**runs, "yardstick": self._yardstick}, seconds=seconds, rng=self._rng,
-                              max_rounds=max_rounds, recurring="yardstick")
+                              max_rounds=max_rounds, warm=warm, recurring="yardstick")
         yardstick_ms = timings.pop("yardstick").ms
         self.reference_ms = self.reference_ms or yardstick_ms
         return yardstick_ms / self.reference_ms, timings
