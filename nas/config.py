@@ -156,7 +156,7 @@ class Config(_Strict):
     init: Name | None = None  # a finished run of the same space whose supernet this one starts from
     train_on: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)  # of torch, in training; None: all cores
-    prune: Literal[True, False, "blocks", "layers"] = True  # one of the two kinds alone; the widths that lost go with either
+    prune: Literal[True, False, "blocks", "layers"] = True  # one kind alone; the widths that lost go with either
     train: Training = Training()
     gates: Gates = Gates()
 

@@ -187,7 +187,7 @@ class Bench:
                 "branches": [one["branches"] for one in searched],
                 "rank_agreement": [one["rank_agreement"] for one in searched],
                 "supernet": [one["supernet"] for one in searched], "data": searched[0]["data"],
-                "own": _own(list(self.searches(part).values())[0]), "settings": self.settings,
+                "own": _own(next(iter(self.searches(part).values()))), "settings": self.settings,
                 "where": {"torch": torch.__version__, "python": platform.python_version()}}
 
     def _searched(self, part: Part, name: str, config: Config, core: int) -> dict[str, Any]:

@@ -290,7 +290,8 @@ class SupernetTraining:
     def _skip_share(self) -> float:
         with torch.no_grad():
             p = self.gates.at(0.0).p
-        skips = [float(p[s.index, b]) for s in self.gates.layout.slots for b, x in enumerate(s.branches) if x.op == SKIP]
+        slots = self.gates.layout.slots
+        skips = [float(p[s.index, b]) for s in slots for b, branch in enumerate(s.branches) if branch.op == SKIP]
         return round(sum(skips) / max(1, len(skips)), 5)
 
 
