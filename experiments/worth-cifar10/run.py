@@ -121,8 +121,9 @@ class Bench:
         self.sizes = Sizes(*(len(split) for split in (data.train, data.gate, data.select)))
         self.settings: dict[str, Any] = {
             "table": hashlib.sha256(table.read_bytes()).hexdigest()[:12] if table.is_file() else "", "space": "ghost",
-            "width": options.width, "limit": options.limit, "epochs": options.epochs, "evaluations":
-            options.evaluations, "finetune_epochs": options.finetune_epochs}
+            "width": options.width, "limit": options.limit, "epochs": options.epochs, "batch": options.batch,
+            "sandwich_every": options.sandwich_every, "gates_every": options.gates_every,
+            "evaluations": options.evaluations, "finetune_epochs": options.finetune_epochs}
         ends = _ends(self.config(OURS, 0, [1.0]), Task(data.size, data.in_ch, len(data.classes)))
         self.settings["budget_ms"] = sorted(options.budget_ms or _budgets(*ends, options.budgets))
         if not ends[0] < self.settings["budget_ms"][0] <= self.settings["budget_ms"][-1] < ends[1]:
@@ -134,21 +135,24 @@ class Bench:
     def config(self, method: str, seed: int, budget_ms: list[float] | None = None, share: int = 1) -> Config:
         """Settings of one search; ``share`` divides epochs and evaluations."""
         s = self.settings
-        warmup, search, settle = (max(1, round(epochs / share)) for epochs in s["epochs"])
+        warmup, search, settle = _divided(s["epochs"], share)
         evaluations, own = max(1, round(s["evaluations"] / share)), ABLATIONS.get(method, [])
         if method in (RANDOM, SPOS):
             ours = cost_of(self.config(OURS, seed), self.sizes, s["evaluations"])
             left = ours.total - cost_of(self.config(OURS, seed), self.sizes, 0, supernet_alone=True).total
-            own = ["selector=random"]
+            own, an_epoch = ["selector=random"], 0
             if method == SPOS:
                 single = ["gates.relaxation=single", "train.sandwich_every=0", "selector=evolution"]
-                an_epoch = cost_of(_resolved(single, "train.search_epochs=1", "train.warmup_epochs=0",
-                                             "train.settle_epochs=0"), self.sizes, 0).weights
+                an_epoch = cost_of(_resolved(single, f"train.batch={s['batch']}", "train.search_epochs=1"), self.sizes,
+                                   0).weights
                 warmup, search, settle = 0, max(1, ours.weights // an_epoch), 0
                 left, own = ours.total - search * an_epoch, single
             evaluations = left // self.sizes.evaluation
+        if method != SPOS:
+            own = [*own, f"train.sandwich_every={s['sandwich_every']}", f"gates.every={s['gates_every']}"]
         return _resolved(
-            own, f"width={s['width']}", f"limit={s['limit']}", f"evaluations={evaluations}", f"seed={seed}",
+            own, f"train.batch={s['batch']}", f"width={s['width']}", f"limit={s['limit']}", f"seed={seed}",
+            f"evaluations={evaluations}",
             f"train.warmup_epochs={warmup}", f"train.search_epochs={search}", f"train.settle_epochs={settle}",
             f"train.finetune_epochs={s['finetune_epochs']}", "train.distill=none", "threads=1", "train_on=cpu",
             f"budget_ms={json.dumps(budget_ms or s['budget_ms'])}", space=s["space"], target=[self.target],
@@ -191,12 +195,12 @@ class Bench:
                 "where": {"torch": torch.__version__, "python": platform.python_version()}}
 
     def _searched(self, part: Part, name: str, config: Config, core: int) -> dict[str, Any]:
-        run = Run(self.work / name)
+        run, ours = Run(self.work / name), Run(self.work / Part(OURS, part.seed).name)
         if part.method == RANDOM and not run.has("config.json"):
-            _take_over(self.work / Part(OURS, part.seed).name, run.path, config)
+            _take_over(ours.path, run.path, config)
         if not run.has("front.png"):  # the last artefact
             self._search(run, config, core)
-        return _read(run, config, self.sizes, taken_over=part.method == RANDOM)
+        return _read(run, config, self.sizes, trained=ours if part.method == RANDOM else run)
 
     def _search(self, run: Run, config: Config, core: int) -> None:
         """``nas search`` on one core, on from where it stands. Raises UserError with its reason."""
@@ -225,6 +229,14 @@ class Bench:
 
 def _resolved(overrides: list[str], *more: str, **flags: Any) -> Config:
     return resolve(None, [*overrides, *more], {"target": ["gpu-v100"], **flags})
+
+
+def _divided(epochs: list[int], share: int) -> tuple[int, int, int]:
+    """Epochs of warm-up, search and settling whose sum is ``share`` times smaller, but 1; the search comes first."""
+    total = max(1, round(sum(epochs) / share))
+    search = min(total, max(1, round(epochs[1] / share)))
+    settle = min(total - search, round(epochs[2] / share))
+    return total - search - settle, search, settle
 
 
 def _ends(config: Config, task: Task) -> tuple[float, float]:
@@ -261,22 +273,22 @@ def _take_over(ours: Path, path: Path, config: Config) -> None:
     aside.rename(path)
 
 
-def _read(run: Run, config: Config, sizes: Sizes, taken_over: bool) -> dict[str, Any]:
-    """Picks, seconds and image-forwards of a finished search, from its front and its log."""
+def _read(run: Run, config: Config, sizes: Sizes, trained: Run) -> dict[str, Any]:
+    """Picks, seconds and image-forwards of a search; ``trained`` is the run that its supernet comes from."""
     front = run.read_json("front.json")
     cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
     picks = [{"budget_ms": b["budget_ms"], "id": b["id"], "ms": round(b["ms"], 6),
               **{key: round(cards[b["id"]][key], 6) for key in ("accuracy", "accuracy_se", "select_accuracy")}}
              for b in front["budgets"]]
-    epochs = {(e["phase"], e["epoch"]): e["seconds"] for e in run.events("epoch")}  # one that was repeated counts once
+    epochs = {(e["phase"], e["epoch"]): e["seconds"] for e in trained.events("epoch")}  # a repeated one counts once
     tuned = {(e["id"], e["epoch"]): e["seconds"] for e in run.events("finetune")}
     selected = [e["seconds"] for e in run.events("stage") if e["name"] == "picks.json"]
     judged = len({e["id"] for e in run.events("judged")})
-    alive = [e["branches"] for e in run.events("epoch") if "branches" in e]
+    alive = [e["branches"] for e in trained.events("epoch") if "branches" in e]
     return {"picks": picks, "rank_agreement": front["rank_agreement"][config.target[0]], "judged": {"n": judged},
             "seconds": {"supernet": round(sum(epochs.values()), 1), "selection": round(sum(selected), 1),
                         "finetune": round(sum(tuned.values()), 1)},
-            "image_forwards": dataclasses.asdict(cost_of(config, sizes, judged, supernet_alone=taken_over)),
+            "image_forwards": dataclasses.asdict(cost_of(config, sizes, judged, supernet_alone=trained != run)),
             "branches": alive[-1] if alive else None, "data": run.read_json("data.json")["fingerprint"],
             "supernet": hashlib.sha256(run.file(SUPERNET).read_bytes()).hexdigest()[:12]}
 
@@ -346,9 +358,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="searches beside each other, a core each")
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--limit", type=int, default=10_000, help="images of train, gate and select together")
-    parser.add_argument("--epochs", type=int, nargs=3, default=[5, 5, 5], metavar=("WARMUP", "SEARCH", "SETTLE"))
+    parser.add_argument("--epochs", type=int, nargs=3, default=[1, 2, 1], metavar=("WARMUP", "SEARCH", "SETTLE"))
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--sandwich-every", type=int, default=4)
+    parser.add_argument("--gates-every", type=int, default=4)
     parser.add_argument("--evaluations", type=int, default=36)
-    parser.add_argument("--finetune-epochs", type=int, default=3)
+    parser.add_argument("--finetune-epochs", type=int, default=1)
     parser.add_argument("--budgets", type=int, default=5, help="geometric, 1.3 times the space's least to 0.7 its most")
     parser.add_argument("--budget-ms", type=float, nargs="+", help="instead of those")
     options = parser.parse_args()
