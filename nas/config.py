@@ -22,7 +22,7 @@ from nas.space import first_mistake
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 # what came after the first runs were made
 LATER = {"": ("sram_kb", "flash_kb"), "train": ("inplace", "ema", "accumulate", "amp"),
-         "gates": ("latency", "update", "dual", "fbnet", "proxyless", "mnas")}
+         "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
 
 
 class _Strict(BaseModel):
@@ -48,7 +48,7 @@ class Training(_Strict):
     lr: float = Field(default=0.003, gt=0, le=100)  # of the supernet
     finetune_lr: float = Field(default=0.002, gt=0, le=100)
     weight_decay: float = Field(default=0.02, ge=0, le=1)
-    sandwich_every: int = Field(default=2, ge=1, le=1000)  # steps between two of the largest network, the costliest
+    sandwich_every: int = Field(default=2, ge=0, le=1000)  # steps between two of the largest, the costliest; 0: never
     warmup_epochs: Epochs = None
     search_epochs: Epochs = None
     settle_epochs: Epochs = None
@@ -116,6 +116,7 @@ class Gates(_Strict):
     every: int = Field(default=1, ge=1, le=10_000)
     latency: Literal["projection", "dual", "fbnet", "proxyless", "mnas"] = "projection"
     update: Literal["bilevel", "single"] = "bilevel"  # single: gates and weights learn from one loss on both splits
+    widths: Literal["pair", "enumerated"] = "pair"  # enumerated: each width a choice of its own, for comparisons
     dual: Dual = Dual()
     fbnet: FBNet = FBNet()
     proxyless: Proxyless = Proxyless()
@@ -137,9 +138,10 @@ class Gates(_Strict):
         for name in ("dual", "fbnet", "proxyless", "mnas"):
             if name != self.latency and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with latency={self.latency}; set gates.latency={name}")
-        if self.relaxation == "single" and (self.latency, self.update) != ("projection", "bilevel"):
-            raise ValueError(f"relaxation single learns no gates, so latency={self.latency} and update={self.update} "
-                             "have no effect; set gates.relaxation=two-path")
+        asked = (self.latency, self.update, self.widths)
+        if self.relaxation == "single" and asked != ("projection", "bilevel", "pair"):
+            raise ValueError(f"relaxation single learns no gates, so latency={self.latency}, update={self.update} and "
+                             f"widths={self.widths} have no effect; set gates.relaxation=two-path")
         return self
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
@@ -147,10 +148,11 @@ def _tune(scene: Scene, tuning: FineTuning, name: str, shared: _Shared, alone: b
     """Trains to the end and writes the weights; one that is ``alone`` may have PyTorch's one generator for itself."""
     run, data, recipe = scene.run, scene.data, tuning.recipe
     while not tuning.finished:
+        began = time.monotonic()
         with loop.seeded(scene.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
             record = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))
         with shared.lock:
-            run.log("finetune", id=tuning.name, **record)
+            run.log("finetune", id=tuning.name, **record, seconds=round(time.monotonic() - began, 3))
         checkpoint.save(run, name + CHECKPOINT, tuning.state())
     if recipe.epochs:
         loop.recalibrate(tuning.model, loop.calibration_images(data, 2000, 128, scene.device, scene.seed))

@@ -171,6 +171,13 @@ def restrict(layout: Layout, keep: Sequence[Sequence[Op]]) -> Layout:
     return replace(layout, slots=tuple(slots))
 
 
+def enumerated(layout: Layout) -> Layout:
+    """The layout with every admissible width as a branch of its own: the same operators, grouped otherwise."""
+    return replace(layout, slots=tuple(
+        replace(slot, branches=tuple(Branch(b.op, (w,) if w else ()) for b in slot.branches for w in b.widths or (0,)))
+        for slot in layout.slots))
+
+
 def _strides(space: Space, size: int) -> list[int]:
     strides = [space.stem.stride, *(stage.stride for stage in space.stages)]
     for i, stride in enumerate(strides):

@@ -151,8 +151,9 @@ def _supernet(scene: Scene, limits: dict[str, list[float]], group: Ranks,
         total = training.recipe.epochs[phase]
         with progress.task(f"supernet {phase}", total, index) as task:
             while not training.finished and training.schedule[training.done][0] == phase:
+                began = time.monotonic()
                 record = training.epoch(_within(task, training.schedule[training.done][1]))
-                run.log("epoch", **record)
+                run.log("epoch", **record, seconds=round(time.monotonic() - began, 3))
                 _tell(record, progress)
                 if time.monotonic() - saved > CHECKPOINT_EVERY_S or training.finished:
                     checkpoint.save(run, SUPERNET, training.state())
@@ -209,7 +210,8 @@ def _training(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALONE
               for phase, n in given.items()}
     recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
                                 t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune,
-                                g.latency, g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp)
+                                g.latency, g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp,
+                                g.widths)
     ranges = [_range(problem(scene, scene.layout, [target]).costs[0], limits[target]) for target in config.target]
     grid = sorted({position(b, *bounds) for t, bounds in zip(config.target, ranges, strict=True) for b in limits[t]})
     return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,

@@ -63,6 +63,7 @@ def test_values_have_the_types_of_yaml() -> None:
     (["gates.latency=proxyless", "gates.proxyless={form: mul, weight: 1}"], CPU, ["weight has no effect", "form=mul"]),
     (["gates.latency=dual", "gates.relaxation=single"], CPU, ["relaxation single learns no gates", "two-path"]),
     (["gates.update=single", "gates.relaxation=single"], CPU, ["update=single", "gates.relaxation=two-path"]),
+    (["gates.widths=enumerated", "gates.relaxation=single"], CPU, ["widths=enumerated", "gates.relaxation=two-path"]),
     (["gates.update=joint"], CPU, ["gates.update=joint", "'bilevel' or 'single'"]),
     (["train.inplace=js"], CPU, ["train.inplace=js", "'kl' or 'alpha'"]),
     (["train.ema=1"], CPU, ["train.ema=1", "less than 1"]),

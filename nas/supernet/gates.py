@@ -10,6 +10,7 @@ and ``latency_terms`` holds what then tells the gates of milliseconds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,6 +55,7 @@ class Gates(nn.Module):
 
     ms: Tensor
     live: Tensor
+    start: Tensor
     count: Tensor
     slope: Tensor
 
@@ -73,6 +75,7 @@ class Gates(nn.Module):
                     ms[t, slot.index, b] = np.pad(row, (0, widths - len(row)), mode="edge")
         self.register_buffer("ms", torch.from_numpy(ms))
         self.register_buffer("live", torch.from_numpy(count > 0))
+        self.register_buffer("start", _start(layout, branches), persistent=False)
         self.register_buffer("count", torch.from_numpy(np.maximum(count, 1)))
         widest = pick(self.ms, (self.count - 1).expand(self.ms.shape[:3]))
         self.register_buffer("slope", (widest - self.ms[..., 0]) / (self.count - 1).clamp(min=1))
@@ -89,7 +92,7 @@ class Gates(nn.Module):
 
     def prior(self, s: float, target: int = 0) -> tuple[Tensor, Tensor]:
         """Logits [S, B] (dead branches -inf) and width positions [S, B] before the budget has its say."""
-        logits = (self.theta[0] + self.theta[1 + target]) + s * (self.phi[0] + self.phi[1 + target])
+        logits = self.start + (self.theta[0] + self.theta[1 + target]) + s * (self.phi[0] + self.phi[1 + target])
         centre = (self.c0[0] + self.c0[1 + target]) + s * (self.c1[0] + self.c1[1 + target])
         return logits.masked_fill(~self.live, float("-inf")), centre * (self.count - 1)
 
@@ -118,10 +121,14 @@ class Gates(nn.Module):
         return Soft(s, target, p, Pair(low, high, high_share), float(beta.detach()), budget, expected)
 
     def log_scores(self, s: float, target: int = 0) -> list[dict[Op, float]]:
-        """Log of the prior of every live operator of every slot: what the ILP maximises within the budget."""
+        """Log of the prior of every live operator of every slot: what the ILP maximises within the budget.
+
+        Where widths are enumerated, relative to where the gates began, as for the pair: a branch of many widths has no
+        handicap against ``skip``.
+        """
         with torch.no_grad():
             logits, centre = self.prior(s, target)
-            log_p = torch.log_softmax(logits, -1)
+            log_p = torch.log_softmax(logits, -1) - self.start
         scores: list[dict[Op, float]] = []
         for slot in self.layout.slots:
             scores.append({})
@@ -185,6 +192,19 @@ def _implicit(expected: Callable[[Tensor], Tensor], beta: Tensor, budget_ms: flo
         return beta
     gap = expected(beta) - budget_ms
     return beta - (gap - gap.detach()) / slope
+
+
+def _start(layout: Layout, branches: int) -> Tensor:
+    """Logits [S, B] that gates begin with: minus the log of how many branches share an operator.
+
+    0 unless widths are enumerated; there, so that wide branches do not crowd out ``skip``.
+    """
+    start = torch.zeros(len(layout.slots), branches, dtype=torch.float64)
+    for slot in layout.slots:
+        ops = [branch.op for branch in slot.branches]
+        shared = Counter(ops)
+        start[slot.index, :len(ops)] = -torch.tensor([shared[op] for op in ops], dtype=torch.float64).log()
+    return start
 
 
 def full(gates: Gates, soft: Soft) -> Decision:

@@ -105,5 +105,7 @@ def _cheapest(gates: Gates, slot: Slot) -> set[tuple[int, int]]:
 def _drop(gates: Gates, p: Tensor, slot: Slot, b: int, epoch: int, kind: str, threshold: float) -> dict[str, Any]:
     gates.drop(slot.index, b)
     evidence = [[round(float(x), 5) for x in row] for row in p[:, :, slot.index, b]]
-    return {"kind": kind, "epoch": epoch, "slot": slot.index, "op": str(slot.branches[b].op),
+    branch = slot.branches[b]
+    op = branch.ops[0] if len(branch.ops) == 1 else branch.op  # of an enumerated width, the width is what was dropped
+    return {"kind": kind, "epoch": epoch, "slot": slot.index, "op": str(op),
             "threshold": round(threshold, 5), "probabilities": evidence}

@@ -21,7 +21,7 @@ from nas import genome
 from nas.arch import SKIP, Arch
 from nas.decision import Decision, Prices, one_hot
 from nas.errors import UserError
-from nas.plan import Layout, Slot
+from nas.plan import Layout, Slot, enumerated
 from nas.subnet import Subnet
 from nas.supernet.gates import RELAXATIONS, Gates, Soft, draw
 from nas.supernet.latency_terms import TERMS
@@ -63,6 +63,7 @@ class Recipe:
     ema: float = 0.0
     accumulate: int = 1
     amp: str = "none"
+    widths: str = "pair"
 
 
 class SupernetTraining:
@@ -84,7 +85,8 @@ class SupernetTraining:
         self.supernet = loop.placed(net, device)
         self.average = Average(self.supernet, recipe.ema) if recipe.ema else None
         self.term = TERMS[recipe.latency](len(prices), **recipe.latency_options)
-        self.gates = Gates(layout, prices, ranges, self.term.projected)
+        choices = enumerated(layout) if recipe.widths == "enumerated" else layout
+        self.gates = Gates(choices, prices, ranges, self.term.projected)
         self.pruner = Pruner(grid=grid, blocks=recipe.prune != "layers", layers=recipe.prune != "blocks")
         self.optimizer = loop.optimizer(self.supernet, recipe.lr, recipe.weight_decay)
         self.gate_optimizer = _gate_optimizer(self.gates, recipe.gate_lr)
@@ -178,7 +180,8 @@ class SupernetTraining:
         for i, (images, labels) in enumerate(train):
             within = (index + i / steps) / max(1, recipe.epochs[phase])
             loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / len(self.schedule), recipe.lr))
-            step = self._sandwich_step if i % recipe.sandwich_every == 0 else self._random_step
+            sandwich = recipe.sandwich_every and i % recipe.sandwich_every == 0
+            step = self._sandwich_step if sandwich else self._random_step
             figures = step(phase, within, images.to(self.device), labels.to(self.device), rng, coins)
             if phase == "search" and recipe.relaxation in RELAXATIONS and i % recipe.gate_every == 0:
                 held_out = next(gate)
@@ -316,7 +319,8 @@ class SupernetTraining:
     def _skip_share(self) -> float:
         with torch.no_grad():
             p = self.gates.at(0.0).p
-        skips = [float(p[s.index, b]) for s in self.layout.slots for b, x in enumerate(s.branches) if x.op == SKIP]
+        slots = self.gates.layout.slots
+        skips = [float(p[s.index, b]) for s in slots for b, branch in enumerate(s.branches) if branch.op == SKIP]
         return round(sum(skips) / max(1, len(skips)), 5)
 
 

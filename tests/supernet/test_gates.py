@@ -7,7 +7,7 @@ import torch
 
 from nas.arch import SKIP
 from nas.decision import Prices, as_float, expected_ms, one_hot, prices
-from nas.plan import Layout, OpKey, macs, plan
+from nas.plan import Layout, OpKey, enumerated, macs, plan
 from nas.supernet.gates import Gates, draw, full, gumbel, two_path
 from nas.supernet.prune import GRID, Pruner, survivors
 from nas.supernet.width import bracket, closing_gap, interpolate, share
@@ -50,6 +50,35 @@ def test_expected_latency_is_the_budget(tiny: Layout, priced: Prices, s: float, 
         assert soft.budget_ms == pytest.approx(low * 1.02 * (high * 0.98 / (low * 1.02)) ** ((s + 1) / 2))
         assert soft.expected_ms == pytest.approx(soft.budget_ms, rel=1e-6)
         assert as_float(expected_ms(tiny, full(gates, soft), priced)) == pytest.approx(soft.budget_ms, rel=1e-5)
+
+
+def test_enumerated_widths_are_branches_that_begin_as_the_pair_does(tiny: Layout, priced: Prices) -> None:
+    """Slot 1 has 3 branches of 3 widths and ``skip``: each branch 1/4, so each width 1/12 (others have up to 16)."""
+    low, high = ends(tiny, priced)
+    each = enumerated(tiny)
+    assert [slot.ops for slot in each.slots] == [slot.ops for slot in tiny.slots]
+    assert [len(slot.branches) for slot in each.slots] == [len(slot.ops) for slot in tiny.slots]
+    gates = Gates(each, [priced], [(low * 1.05, high * 0.9)])
+    p = torch.softmax(gates.prior(0.0)[0], -1)[1]
+    assert p.tolist() == pytest.approx([1 / 12] * 9 + [1 / 4] + [0] * 6)
+    assert list(gates.log_scores(0.0)[1].values()) == pytest.approx([-math.log(4)] * 10)
+    for seed, s in enumerate((-1.0, 0.2, 1.0)):
+        soft = shaken(gates, seed).at(s, 0, 0.5)
+        assert soft.expected_ms == pytest.approx(soft.budget_ms, rel=1e-6)
+        assert as_float(expected_ms(tiny, full(gates, soft), priced)) == pytest.approx(soft.budget_ms, rel=1e-5)
+        choices = two_path(gates, soft, 1.0, torch.Generator().manual_seed(seed)).slots
+        assert all(len(slot) == 2 and slot[0] != slot[1] for slot in choices)
+
+
+def test_pruning_an_enumerated_width_names_it(tiny: Layout, priced: Prices) -> None:
+    low, high = ends(tiny, priced)
+    gates = Gates(enumerated(tiny), [priced], [(low * 1.05, high * 0.9)])
+    with torch.no_grad():
+        gates.theta[0, 2, 1] = -20.0
+    dropped = Pruner(grid=GRID).check(gates, progress=1.0, epoch=0)
+    lost = tiny.slots[2].branches[0].ops[1]
+    assert str(lost) in [d["op"] for d in dropped if d["slot"] == 2] and "hidden=" in str(lost)
+    assert lost not in survivors(gates, GRID)[2] and tiny.slots[2].branches[0].ops[0] in survivors(gates, GRID)[2]
 
 
 def test_saturated_gates_are_undone(tiny: Layout, priced: Prices) -> None:

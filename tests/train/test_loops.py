@@ -35,6 +35,7 @@ def term(name: str) -> dict[str, Any]:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {}, **{name: term(name) for name in ("dual", "fbnet", "proxyless", "mnas")},
+    "enumerated": {"widths": "enumerated"},
     "single-level": {"update": "single"}, "alpha": {"inplace": "alpha"}, "ema": {"ema": 0.9},
     "all": {**term("dual"), "update": "single", "inplace": "alpha", "ema": 0.9, "relaxation": "gumbel"}}
 
@@ -203,6 +204,11 @@ def test_every_option_changes_what_is_learned(tiny: Layout, data: Data) -> None:
         figures[name] = float(run.gates.theta.detach().abs().sum()) + run.judge(arch, data.select, 32).loss
         assert all(part.any() for part in run.term.buffers())  # the dual has climbed
     assert len(set(figures.values())) == len(OPTIONS), figures
+
+
+def test_without_a_sandwich_every_step_is_of_one_random_network(tiny: Layout, data: Data) -> None:
+    record = training(tiny, data, sandwich_every=0, relaxation="single").epoch()
+    assert "loss_random" in record and "loss_largest" not in record
 
 
 def test_a_checkpoint_of_before_there_were_terms_continues(tiny: Layout, data: Data) -> None:
