@@ -40,11 +40,14 @@ class Head(Block):
         self.classifier = nn.Linear(features or width, out_ch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.embed(x)))
+        return self.classify(self.embed(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """What is classified: [N, in_ch, S, S] -> [N, features or hidden or in_ch]."""
         return self.features(self.conv(x).mean((2, 3)))
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        return self.classifier(self.dropout(embedded))
 
 
 @register("exit_head")
@@ -65,8 +68,11 @@ class ExitHead(Block):
         self.classifier = nn.Linear(hidden or in_ch, out_ch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.embed(x))
+        return self.classify(self.embed(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """What is classified: [N, in_ch, S, S] -> [N, hidden or in_ch]."""
         return self.conv(x).mean((2, 3))
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        return self.classifier(embedded)
