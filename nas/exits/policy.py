@@ -8,7 +8,7 @@ as its threshold; the head's is -inf.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -180,11 +180,24 @@ def calibrate(logits: Array, labels: Array, prefix_ms: Array, budget_ms: float, 
             raise UserError(f"exits: {what} {name!r}: known are {', '.join(known)}")
     divisors = temperatures(logits, labels) if tempered else np.ones(len(logits))
     confidence, right = confidences(kind, logits, divisors), logits.argmax(-1) == labels
-    find = RULES[rule]
+
+    def point(budget: float) -> Point:
+        found = RULES[rule](confidence, right, prefix_ms, budget)
+        return replace(found, thresholds=tuple(map(float, between(confidence, found.thresholds))))
+
     budgets = np.linspace(prefix_ms[0], prefix_ms[-1], points)
-    return Policy(kind, tuple(map(float, divisors)), tuple(map(float, prefix_ms)), len(labels),
-                  find(confidence, right, prefix_ms, budget_ms),
-                  tuple(find(confidence, right, prefix_ms, float(budget)) for budget in budgets))
+    return Policy(kind, tuple(map(float, divisors)), tuple(map(float, prefix_ms)), len(labels), point(budget_ms),
+                  tuple(point(float(budget)) for budget in budgets))
+
+
+def between(confidence: Array, thresholds: Sequence[float] | Array) -> Array:
+    """Thresholds half-way to the next less sure image: the same images leave, whatever a runtime rounds differently."""
+    result = np.array(thresholds, float)
+    for k, threshold in enumerate(thresholds):
+        below = confidence[k][confidence[k] < threshold]
+        if np.isfinite(threshold) and len(below):
+            result[k] = (threshold + below.max()) / 2
+    return result
 
 
 def _better(point: Point) -> tuple[float, float]:
@@ -249,7 +262,7 @@ class _Search:
     def _best(self, thresholds: Array, k: int, price: float, budget_ms: float) -> float:
         """One threshold, exactly: the m surest of those who come by leave here, for every m that no tie forbids."""
         passes = np.asarray(self.confidence >= thresholds[:, None])
-        coming = ~passes[:k].any(0)
+        coming = np.asarray(~passes[:k].any(0))
         fate = k + 1 + passes[k + 1:].argmax(0)
         own = self.order[k][coming[self.order[k]]]
         images, columns = self.confidence.shape[1], np.arange(self.confidence.shape[1])
