@@ -49,6 +49,7 @@ def profile(
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
     classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 10,
     width: Width = None,
+    exits: Annotated[bool, typer.Option("--exits", help="The heads of early exits, too.")] = False,
     threads: Threads = 1,
     batch: Batch = 1,
     precision: Annotated[str | None, typer.Option(help="fp32 (default); int8 of the cpu, fp16 of a gpu.")] = None,
@@ -73,7 +74,7 @@ def profile(
         factor, progress = checked_width(width), Progress()
         machine = opened(device, threads, batch, precision)
         path = out or LOCAL / file_name(machine.name, precision, threads, batch)
-        layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes))
+        layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes), exits)
                    for name in space or shipped("search_spaces", ".yaml")]
         done = {}
         for each in layouts:

@@ -18,6 +18,7 @@ from nas.arch import SKIP, Arch, Op
 from nas.errors import UserError
 from nas.space import KnobValues, Space, Widths
 
+EXIT_HEAD = "exit_head"  # the family of the heads that stand at early exits
 LAST_MAP = 4  # the last feature map is at least 4x4: the first stride-2s become 1 until it is
 
 
@@ -39,6 +40,10 @@ class OpKey:
     out_ch: int
     stride: int
     size: int
+
+    @property
+    def is_exit(self) -> bool:
+        return self.op.name == EXIT_HEAD
 
     def __str__(self) -> str:
         return f"{self.op} {self.in_ch}->{self.out_ch} stride {self.stride} at {self.size}x{self.size}"
@@ -81,22 +86,34 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Exit:
+    """A place where a network may have an early exit: behind a slot, on the last map before a stride change."""
+
+    slot: int
+    key: OpKey
+
+
+@dataclass(frozen=True)
 class Layout:
-    """A space at a task: the stem, the slots in order, the head."""
+    """A space at a task: the stem, the slots in order, the head, and the exits if they were asked for."""
 
     space: str
     task: Task
     stem: OpKey
     slots: tuple[Slot, ...]
     head: OpKey
+    exits: tuple[Exit, ...] = ()
 
     @property
     def fixed(self) -> tuple[OpKey, OpKey]:
         return self.stem, self.head
 
 
-def layout(space: Space, task: Task) -> Layout:
-    """The walk. Raises UserError for operators or knobs that do not exist, naming file and key."""
+def layout(space: Space, task: Task, exits: bool = False) -> Layout:
+    """The walk; with ``exits`` there is one before every stride change behind the first slot.
+
+    Raises UserError for operators or knobs that do not exist, naming file and key.
+    """
     if task.size < LAST_MAP or task.size > 4096:
         raise UserError(f"--size {task.size}: the input side must be from {LAST_MAP} to 4096")
     strides = _strides(space, task.size)
@@ -110,11 +127,11 @@ def layout(space: Space, task: Task) -> Layout:
             slots.append(Slot(len(slots), stage_index, in_ch, stage.out, stride, size, branches))
             in_ch, size = stage.out, -(-size // stride)
     head = OpKey(_fixed(space, "head", in_ch, task.classes, 1), in_ch, task.classes, 1, size)
-    return Layout(space.name, task, stem, tuple(slots), head)
+    return Layout(space.name, task, stem, tuple(slots), head, tuple(_exits(space, task, slots)) if exits else ())
 
 
 def plan(layout: Layout, arch: Arch) -> list[OpKey]:
-    """Operators of a network in order: stem, every slot that is not skipped, head.
+    """Operators of a network in the order they run: stem, every slot that is not skipped, each exit's head, head.
 
     Raises UserError if the arch is of another space or size, or holds an operator that its slot does not admit.
     """
@@ -124,14 +141,27 @@ def plan(layout: Layout, arch: Arch) -> list[OpKey]:
     for slot, op in zip(layout.slots, arch.ops, strict=True):
         if op not in _ops(slot):
             raise UserError(f"architecture {arch.id}: slot {slot.index} does not admit {op}")
-    keys = [slot.key(op) for slot, op in zip(layout.slots, arch.ops, strict=True)]
+    heads = {exit_.slot: exit_.key for exit_ in layout.exits}
+    if list(arch.exits) != sorted(set(arch.exits) & heads.keys()):
+        raise UserError(f"architecture {arch.id}: exits {list(arch.exits)}: may stand behind the slots "
+                        f"{', '.join(map(str, heads)) or '(none here)'}, each once and in order")
+    behind = {index: heads[index] for index in arch.exits}
+    keys = [key for slot, op in zip(layout.slots, arch.ops, strict=True)
+            for key in (slot.key(op), behind.get(slot.index))]
     return [layout.stem, *(key for key in keys if key is not None), layout.head]
 
 
+def prefixes(keys: Sequence[OpKey]) -> list[list[OpKey]]:
+    """Of a plan: what runs for an image that leaves at each exit, the exits it passed included; the last is all."""
+    ends = [i for i, key in enumerate(keys) if key.is_exit]
+    return [list(keys[:end + 1]) for end in [*ends, len(keys) - 1]]
+
+
 def candidates(layout: Layout) -> list[OpKey]:
-    """The union of all plans, each key once, in order of first appearance."""
+    """The union of all plans, each key once; the exits, if there are any, behind all others."""
     keys = (slot.key(op) for slot in layout.slots for op in slot.ops)
-    return list(dict.fromkeys([layout.stem, *(key for key in keys if key is not None), layout.head]))
+    exits = (exit_.key for exit_ in layout.exits)
+    return list(dict.fromkeys([layout.stem, *(key for key in keys if key is not None), layout.head, *exits]))
 
 
 @lru_cache(maxsize=65536)
@@ -178,6 +208,13 @@ def enumerated(layout: Layout) -> Layout:
         for slot in layout.slots))
 
 
+def _exits(space: Space, task: Task, slots: Sequence[Slot]) -> Iterator[Exit]:
+    for before, after in itertools.pairwise(slots):
+        if after.stride > 1:
+            op = _fixed(space, "exit", after.in_ch, task.classes, 1)
+            yield Exit(before.index, OpKey(op, after.in_ch, task.classes, 1, after.size))
+
+
 def _strides(space: Space, size: int) -> list[int]:
     strides = [space.stem.stride, *(stage.stride for stage in space.stages)]
     for i, stride in enumerate(strides):
@@ -197,9 +234,12 @@ def _last_map(size: int, strides: Iterable[int]) -> int:
 def _fixed(space: Space, part: str, in_ch: int, out_ch: int, stride: int) -> Op:
     where = f"{space.file or space.name}: {part}.op"
     try:
-        op = Op.parse(space.stem.op if part == "stem" else space.head.op)
+        op = Op.parse(getattr(space, part).op)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    if (part == "exit") != (op.name == EXIT_HEAD):
+        raise UserError(f"{where}: {op}: {EXIT_HEAD} stands at early exits and nothing else does, for example "
+                        f"exit: {{op: {EXIT_HEAD}(hidden=128)}}")
     _must_build(where, op, in_ch, out_ch, stride)
     return op
 

@@ -55,6 +55,8 @@ class Fixed(_Strict):
 
 
 class Head(_Strict):
+    """The classifier at the end, and that of the early exits."""
+
     op: str
 
 
@@ -77,6 +79,7 @@ class Space(_Strict):
     ops: dict[str, dict[str, KnobValues]] = Field(min_length=1)
     skip: bool = True
     head: Head
+    exit: Head = Head(op="exit_head(hidden=128)")  # of a network that is to have early exits
     file: str = Field("", exclude=True)
 
     @staticmethod
@@ -105,11 +108,8 @@ class Space(_Strict):
             return self
         stages = [s.model_copy(update={"out": divisible(s.out * width)}) for s in self.stages]
         stem = self.stem.model_copy(update={"out": divisible(self.stem.out * width)})
-        head = Op.parse(self.head.op)
-        hidden = head.get("hidden")
-        if isinstance(hidden, int):
-            head = head.with_knobs(hidden=divisible(hidden * width))
-        update = {"name": f"{self.name}@{width:g}", "stem": stem, "stages": stages, "head": Head(op=str(head))}
+        update = {"name": f"{self.name}@{width:g}", "stem": stem, "stages": stages, "head": _scaled(self.head, width),
+                  "exit": _scaled(self.exit, width)}
         return self.model_copy(update=update)
 
     def only(self, op: str) -> Space:
@@ -118,6 +118,12 @@ class Space(_Strict):
             raise UserError(f"--only-op {op}: the space {self.name} has {', '.join(self.ops)}")
         stages = [s.model_copy(update={"ops": {op: s.ops[op]} if s.ops and op in s.ops else None}) for s in self.stages]
         return self.model_copy(update={"ops": {op: self.ops[op]}, "stages": stages})
+
+
+def _scaled(head: Head, width: float) -> Head:
+    op = Op.parse(head.op)
+    hidden = op.get("hidden")
+    return Head(op=str(op.with_knobs(hidden=divisible(hidden * width)) if isinstance(hidden, int) and hidden else op))
 
 
 def divisible(channels: float, step: int = 4) -> int:

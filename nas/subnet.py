@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 from nas.arch import Arch
@@ -10,17 +12,43 @@ from nas.plan import Layout, OpKey, plan
 
 
 class Subnet(nn.Module):
-    """``stem``, ``blocks``, ``head``: [N, in_ch, S, S] -> [N, classes] logits."""
+    """``stem``, ``blocks``, ``head``: [N, in_ch, S, S] -> [N, classes] logits; ``exits`` are the heads on the way.
+
+    Called as a module it is the network without its exits, the same whether it has any or not.
+    """
 
     def __init__(self, keys: list[OpKey]) -> None:
         super().__init__()
         modules = [build_op(key.op, key.in_ch, key.out_ch, key.stride) for key in keys]
+        inner = list(zip(keys, modules, strict=True))[1:-1]
         self.keys = keys
         self.stem, self.head = modules[0], modules[-1]
-        self.blocks = nn.ModuleList(modules[1:-1])
+        self.blocks = nn.ModuleList(module for key, module in inner if not key.is_exit)
+        self.exits = nn.ModuleList(module for key, module in inner if key.is_exit)
+        blocks_before = itertools.accumulate(int(not key.is_exit) for key, _ in inner)
+        self.cuts = [n for n, (key, _) in zip(blocks_before, inner, strict=True) if key.is_exit]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x)[-1])
+
+    def stages(self) -> list[tuple[nn.Sequential, nn.Module]]:
+        """The network cut at its exits: the blocks up to each exit, and its head; last the rest and the head.
+
+        The modules are the network's own.
+        """
+        trunk: list[nn.Module] = [self.stem, *self.blocks]
+        bounds = [0, *(1 + cut for cut in self.cuts), len(trunk)]
+        heads = [*self.exits, self.head]
+        return [(nn.Sequential(*trunk[start:stop]), head)
+                for (start, stop), head in zip(itertools.pairwise(bounds), heads, strict=True)]
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """[N, classes] of every exit in order, and of the head."""
+        found = []
+        for trunk, head in self.stages():
+            x = trunk(x)
+            found.append(head(x))
+        return found
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The last map of each resolution, finest first (the head reads the last)."""

@@ -22,3 +22,9 @@ def tiny_space() -> Space:
 def tiny(tiny_space: Space) -> Layout:
     """4 slots at 16 pixels, 4 classes: (3 widths x 3 branches [+ skip]) each."""
     return layout(tiny_space, Task(16, 3, 4))
+
+
+@pytest.fixture
+def tiny_exits(tiny_space: Space) -> Layout:
+    """The same with the exit that it can have, behind slot 1."""
+    return layout(tiny_space, Task(16, 3, 4), exits=True)

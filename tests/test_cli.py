@@ -190,11 +190,13 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
 def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     precisions: list[str | None] = []
+    exits: list[int] = []
 
     def profile(layout: Any, table_path: Path, **options: Any) -> dict[str, Any]:
         machine = options["device"]
         calls.append((layout.space, layout.task.size, table_path, machine.threads, options["validate"]))
         precisions.append(machine.precision)
+        exits.append(len(layout.exits))
         options["progress"](5, 10, 1.0)
         check = {"n": 2, "mape": 3.0 - len(calls), "bias": 0.1, "kendall": 0.9, "noise_mape": 1.0, "noise_kendall": 0.9}
         return {"table": str(table_path), "rows": 10 * len(calls), "measured": 10,
@@ -216,6 +218,8 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
     assert out.splitlines() == ["10 rows measured, 0 already there", "t.json"]
     _, out, _ = call("profile", "--space", "ghost", "--precision", "int8")
     assert out.splitlines()[-1] == "latency_tables/cpu-int8.json" and precisions[-2:] == [None, "int8"]
+    assert exits == [0] * len(exits)
+    assert call("profile", "--space", "ghost", "--exits")[0] == 0 and exits[-1] == 4
 
 
 def test_measure_prints_the_timing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

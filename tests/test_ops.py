@@ -17,7 +17,7 @@ from nas.ops.registry import Block, knobs_of
 
 WIDE = 32
 KNOBS: dict[str, list[Value]] = {"hidden": [WIDE], "kernel": [3, 5], "cheap": [3, 5], "se": [0, 1], "act": ["relu"]}
-BLOCKS = [name for name in families() if name not in ("stem", "head", "skip")]
+BLOCKS = [name for name in families() if name not in ("stem", "head", "exit_head", "skip")]
 
 
 def variants(name: str) -> list[Op]:
@@ -138,11 +138,29 @@ def test_heads_and_stems(knobs: dict[str, Value]) -> None:
     assert tuple(build(Op.of("stem"), 3, 8, 2)(images(2, 3, 9, 9)).shape) == (2, 8, 5, 5)
 
 
+@pytest.mark.parametrize("knobs", [{}, {"hidden": 16}, {"hidden": 16, "kernel": 5, "act": "hswish"}])
+def test_exit_heads(knobs: dict[str, Value]) -> None:
+    head = build(Op.of("exit_head", **knobs), 8, 5, 1).train()
+    head(images(2, 8, 9, 9)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    assert tuple(head(images(2, 8, 4, 4)).shape) == (2, 5)
+
+
+@pytest.mark.parametrize("op", ["head(hidden=16, features=24)", "head", "exit_head", "exit_head(hidden=16)"])
+def test_a_head_classifies_what_it_embeds(op: str) -> None:
+    head, x = settled(Op.parse(op), 8, 5, 1), images(2, 8, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(head.classifier(head.embed(x)), head(x))  # type: ignore[operator]
+        if op == "exit_head":
+            assert torch.allclose(head(x), head.classifier(x.mean((2, 3))))  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(("op", "expected"), [
-    ("nope", "unknown operator 'nope'; known: ghost, head"), ("ghots(hidden=8)", "did you mean 'ghost'"),
+    ("nope", "unknown operator 'nope'; known: exit_head, ghost, head"), ("ghots(hidden=8)", "did you mean 'ghost'"),
     ("ghost", "knob 'hidden' is missing"), ("ghost(hidden=8, sse=1)", "unknown knob 'sse'; did you mean 'se'"),
     ("ghost(hidden=7)", "hidden 7 is odd"), ("ghost(hidden=0)", "0 channels"), ("mbconv(hidden=0)", "0 channels"),
     ("mbconv(hidden=-8)", "-8 channels"), ("mbconv(hidden=a)", "hidden=a"), ("mbconv(hidden=8, kernel=4)", "kernel 4"),
+    ("exit_head(hidden=-1)", "hidden is a number of channels"),
     ("stem(act=gelu)", "unknown activation 'gelu'; known: relu, hswish, none"),
 ])
 def test_an_operator_that_cannot_be_built(op: str, expected: str) -> None:

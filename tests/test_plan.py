@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
+from tiny_space import TINY
 
 from nas.arch import SKIP, Arch, Op
 from nas.errors import UserError
 from nas.files import shipped
 from nas.ops import build
-from nas.plan import Layout, OpKey, Task, candidates, layout, macs, params, plan, restrict
+from nas.plan import Layout, OpKey, Task, candidates, layout, macs, params, plan, prefixes, restrict
 from nas.space import Space
 from nas.subnet import Subnet
 
@@ -110,6 +112,60 @@ def test_a_plan_leaves_out_what_is_skipped(tiny: Layout) -> None:
 def test_an_arch_that_does_not_fit(tiny: Layout, space: str, size: int, ops: list[str], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         plan(tiny, Arch.from_json({"space": space, "size": size, "ops": ops, "exits": []}))
+
+
+# at 224 the strides of ghost are at the slots 1, 3, 5 and 11, at 32 the first of these is 1
+@pytest.mark.parametrize(("size", "expected"), [(224, [(0, 16, 112), (2, 24, 56), (4, 40, 28), (10, 112, 14)]),
+                                                (32, [(2, 24, 32), (4, 40, 16), (10, 112, 8)])])
+def test_exits_stand_before_the_stride_changes(size: int, expected: list[tuple[int, int, int]]) -> None:
+    found = layout(Space.load("ghost"), Task(size, 3, 10), exits=True)
+    assert [(exit_.slot, exit_.key.in_ch, exit_.key.size) for exit_ in found.exits] == expected
+    assert {(exit_.key.op, exit_.key.out_ch) for exit_ in found.exits} == {(Op.of("exit_head", hidden=128), 10)}
+    without = layout(Space.load("ghost"), Task(size, 3, 10))
+    assert without.exits == () and candidates(without) == candidates(found)[:-len(expected)]
+    assert candidates(found)[-len(expected):] == [exit_.key for exit_ in found.exits]
+
+
+def test_heads_of_a_scaled_space() -> None:
+    half = Space.load("ghost@0.5")
+    assert (half.head.op, half.exit.op) == ("head(dropout_percent=20, features=1280, hidden=480)",
+                                            "exit_head(hidden=64)")
+    plain = Space.parse({**TINY, "head": {"op": "head(hidden=0)"}, "exit": {"op": "exit_head"}}).scaled(0.5)
+    assert (plain.head.op, plain.exit.op) == ("head(hidden=0)", "exit_head")  # none stays none
+
+
+def test_a_plan_with_exits_in_the_order_they_run(tiny_exits: Layout) -> None:
+    ghost = Op.of("ghost", cheap=3, hidden=16, se=0)
+    ops = (ghost, SKIP, ghost.with_knobs(kernel=3), SKIP)
+    keys = plan(tiny_exits, Arch("tiny", 16, ops, (1,)))
+    assert [(key.op.name, key.in_ch, key.out_ch, key.size) for key in keys] == [
+        ("stem", 3, 8, 16), ("ghost", 8, 8, 16), ("exit_head", 8, 4, 16), ("ghost", 8, 16, 16), ("head", 16, 4, 8)]
+    assert [key for key in keys if not key.is_exit] == plan(tiny_exits, Arch("tiny", 16, ops))
+    assert prefixes(keys) == [keys[:3], keys]
+    assert prefixes(keys[:2] + keys[3:]) == [keys[:2] + keys[3:]]
+
+
+@pytest.mark.parametrize(("exits", "slots"), [((0,), "1"), ((1, 1), "1"), ((3,), "1"), ((1, 0), "1")])
+def test_exits_that_do_not_fit(tiny_exits: Layout, exits: tuple[int, ...], slots: str) -> None:
+    ops = tuple(slot.ops[0] for slot in tiny_exits.slots)
+    with pytest.raises(UserError, match=rf"exits \[.*\]: may stand behind the slots {slots}, each once and in order"):
+        plan(tiny_exits, Arch("tiny", 16, ops, exits))
+    with pytest.raises(UserError, match="none here"):
+        plan(replace(tiny_exits, exits=()), Arch("tiny", 16, ops, (1,)))
+
+
+@pytest.mark.parametrize("part", [{"exit": {"op": "head"}}, {"head": {"op": "exit_head"}}, {"exit": {"op": "ghost"}}])
+def test_only_exit_heads_stand_at_exits(part: dict[str, dict[str, str]]) -> None:
+    with pytest.raises(UserError, match=rf"{next(iter(part))}\.op: .*exit_head stands at early exits and nothing else"):
+        layout(Space.parse({**TINY, **part}), Task(16, 3, 4), exits=True)
+
+
+def test_macs_of_an_exit_head_by_hand() -> None:
+    # 5x5 depthwise of 15x15 at stride 2 is 8x8, then 8 -> 16 and 16 -> 10
+    key = OpKey(Op.of("exit_head", hidden=16, kernel=5), 8, 10, 1, 15)
+    assert macs(key) == 64 * 25 * 8 + 64 * 8 * 16 + 16 * 10
+    assert params(key) == 25 * 8 + 2 * 8 + 8 * 16 + 2 * 16 + 16 * 10 + 10
+    assert macs(OpKey(Op.of("exit_head"), 8, 10, 1, 15)) == 80
 
 
 def test_macs_and_parameters_of_a_block_by_hand() -> None:

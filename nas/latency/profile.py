@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def _yardstick(layout: Layout) -> OpKey:
 
 
 def _label(layout: Layout) -> str:
-    """Space, size and a digest of the operators: a restricted or edited space is another one."""
-    digest = hashlib.sha256(repr(candidates(layout)).encode()).hexdigest()[:6]
+    """Space, size and a digest of the operators: a restricted or edited space is another one, exits or not."""
+    digest = hashlib.sha256(repr(candidates(replace(layout, exits=()))).encode()).hexdigest()[:6]
     return f"{layout.space} at {layout.task.size} ({digest})"
 
 

@@ -129,7 +129,8 @@ class LatencyTable:
             device = "cpu --precision int8" if self.int8_on_cpu else self.meta["device"]
             device += ".ini" if "vela_ini" in self.meta else ""  # a board is known by its file
             raise UserError(f"{key}: not in the table {self.path or self.name}{between}; "
-                            f"run: nas profile --device {device} --space SPACE --size SIZE")
+                            f"run: nas profile --device {device} --space SPACE --size SIZE"
+                            f"{' --exits' if key.is_exit else ''}")
         return float(np.interp(position, *curve))
 
     def ms_many(self, keys: Iterable[OpKey]) -> list[float]:

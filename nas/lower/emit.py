@@ -8,7 +8,7 @@ the two roads to the same outputs and the same nodes after ONNX Runtime's optimi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,13 @@ class _Conv:
 class Emitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches a forward pass; ``nodes`` and ``constants`` are the graph so far."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, inputs: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray[Any, Any]] = {}
         self.convs: dict[str, _Conv] = {}
-        self._names: dict[int, str | None] = {id(x): "input"}
-        self._alive: list[Tensor] = [x]  # an id is only good while its tensor lives
+        self._names: dict[int, str | None] = {id(x): name for name, x in inputs.items()}
+        self._alive: list[Tensor] = [*inputs.values()]  # an id is only good while its tensor lives
         self._count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,26 +93,33 @@ class Emitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def emit(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N") -> onnx.ModelProto:
     """The graph of ``module`` in eval mode: ``input`` [batch, in_ch, size, size] -> ``output``. Raises NoRule."""
-    x = torch.zeros(1, in_ch, size, size)
+    return emit_many(module, {"input": (in_ch, size, size)}, ["output"], batch)
+
+
+def emit_many(module: nn.Module, inputs: Mapping[str, Sequence[int]], outputs: Sequence[str],
+              batch: int | str = "N") -> onnx.ModelProto:
+    """The same for a module with several float ``inputs`` (shapes without the batch) and, as a tuple, ``outputs``."""
+    given = {name: torch.zeros(1, *shape) for name, shape in inputs.items()}
     was_training = module.training
     module.eval()
     try:
-        with torch.no_grad(), Emitter(x) as emitter:
-            y = module(x)
+        with torch.no_grad(), Emitter(given) as emitter:
+            result = module(*given.values())
     finally:
         module.train(was_training)
-    emitter.nodes.append(helper.make_node("Identity", [emitter.name(y)], ["output"]))
-    return _model(emitter, [batch, *x.shape[1:]], [batch, *y.shape[1:]])
+    made = dict(zip(outputs, [result] if isinstance(result, Tensor) else result, strict=True))
+    emitter.nodes += [helper.make_node("Identity", [emitter.name(y)], [name]) for name, y in made.items()]
+    return _model(emitter, *({name: [batch, *t.shape[1:]] for name, t in part.items()} for part in (given, made)))
 
 
-def _model(emitter: Emitter, in_shape: list[Any], out_shape: list[Any]) -> onnx.ModelProto:
+def _model(emitter: Emitter, in_shapes: dict[str, list[Any]], out_shapes: dict[str, list[Any]]) -> onnx.ModelProto:
     for conv in emitter.convs.values():  # only now are the weights final
         emitter.constants[conv.node.input[1]] = conv.weight.detach().numpy()
         if conv.bias is not None:
             emitter.constants[conv.node.input[2]] = conv.bias.detach().numpy()
     weights = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in emitter.constants.items()]
-    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, in_shape)]
-    outputs = [helper.make_tensor_value_info("output", TensorProto.FLOAT, out_shape)]
+    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in part.items()]
+                       for part in (in_shapes, out_shapes))
     graph = helper.make_graph(emitter.nodes, "nas", inputs, outputs, weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10, producer_name="nas")
 

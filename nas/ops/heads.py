@@ -1,4 +1,4 @@
-"""Stems and classifier heads: fixed parts of a space, costed like every operator."""
+"""Stems, classifier heads and the heads of early exits: fixed parts of a space, costed like every operator."""
 
 from __future__ import annotations
 
@@ -40,5 +40,39 @@ class Head(Block):
         self.classifier = nn.Linear(features or width, out_ch)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = self.conv(x).mean((2, 3))
-        return self.classifier(self.dropout(self.features(pooled)))
+        return self.classify(self.embed(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What is classified: [N, in_ch, S, S] -> [N, features or hidden or in_ch]."""
+        return self.features(self.conv(x).mean((2, 3)))
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        return self.classifier(self.dropout(embedded))
+
+
+@register("exit_head")
+class ExitHead(Block):
+    """Head of an early exit: a small strided convolution, global mean, linear: -> [N, out_ch] logits.
+
+    ``hidden`` is the width of the convolution, a depthwise with stride 2 and a 1x1 (separable as the exits of Zhang et
+    al., arXiv 1905.08094; MSDNet's on CIFAR are dense, 128 wide); ``hidden=0`` leaves it out.
+    """
+
+    def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int = 0, kernel: int = 3,
+                 act: str = "relu") -> None:
+        super().__init__()
+        if hidden < 0:
+            raise ValueError("hidden is a number of channels, or 0 for no convolution")
+        self.conv = nn.Sequential(ConvBN(in_ch, in_ch, kernel, 2, depthwise=True, act=act),
+                                  ConvBN(in_ch, hidden, act=act)) if hidden else nn.Identity()
+        self.classifier = nn.Linear(hidden or in_ch, out_ch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.embed(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What is classified: [N, in_ch, S, S] -> [N, hidden or in_ch]."""
+        return self.conv(x).mean((2, 3))
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        return self.classifier(embedded)

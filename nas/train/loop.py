@@ -102,9 +102,12 @@ def load_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, st
             optimizer.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v for k, v in state[name].items()}
 
 
-def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Recomputes BN statistics as the plain average over batches of images [N, C, S, S]; always before judging."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+def recalibrate(model: nn.Module, images: Iterable[Tensor], part: nn.Module | None = None) -> None:
+    """Recomputes BN statistics as the plain average over batches of images [N, C, S, S]; always before judging.
+
+    ``part`` of the model alone, if it is given.
+    """
+    norms = [m for m in (part or model).modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     model.eval()
     for norm in norms:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from colours import colours
 from torch import Tensor, nn
 
 from nas import genome
@@ -20,7 +21,7 @@ from nas.subnet import build
 from nas.supernet.gates import RELAXATIONS
 from nas.supernet.net import Supernet
 from nas.train import finetune, loop
-from nas.train.data import Data, Split
+from nas.train.data import Data
 from nas.train.distill import kd
 from nas.train.ema import Average
 from nas.train.search_loop import Recipe, SupernetTraining, largest, smallest
@@ -42,19 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def data() -> Data:
-    """4 classes of 16x16 noise around a class colour: learnable in a few steps."""
-    generator = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> Split:
-        labels = torch.arange(count) % 4
-        noise = torch.randint(0, 80, (count, 3, 16, 16), generator=generator)
-        colour = torch.tensor([[0, 0, 0], [160, 0, 0], [0, 160, 0], [0, 0, 160]])[labels].view(count, 3, 1, 1)
-        return Split((noise + colour).to(torch.uint8).contiguous(memory_format=torch.channels_last), labels)
-
-    learn = split(80)
-    parts = {"train": learn.part(0, 64), "gate": learn.part(64, 80), "select": split(32), "test": split(32)}
-    return Data(name="colours", classes=("a", "b", "c", "d"), size=16, mean=(0.3,) * 3, std=(0.2,) * 3, source={},
-                indices={}, augment="crop", learn=learn, **parts)
+    return colours()
 
 
 def by_macs(keys: list[OpKey]) -> list[float]:

@@ -1,0 +1,195 @@
+"""How a network with exits learns: a method is a module around it that has a loss; ``method`` makes one by name.
+
+One loop serves all of them (``nas.train.exits``), with its own schedule and optimizer; defaults are the settings of the
+papers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.errors import UserError
+from nas.exits.net import Additive, Combine, MultiExit
+from nas.files import nearest
+from nas.subnet import Subnet
+
+
+class Method(nn.Module):
+    """Base of the methods. ``net`` is what is trained and kept; further parameters are needed in training only."""
+
+    frozen = False  # whether the backbone stays as it is, and only what hangs on it learns
+
+    def __init__(self, net: Subnet, combine: Combine | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not net.exits:
+            raise UserError(f"{type(self).__name__.lower()}: the network has no exits to train")
+        self.net, self.label_smoothing = MultiExit(net, combine), label_smoothing
+
+    @property
+    def exits(self) -> int:
+        """Number of predictions: exits and the head."""
+        return len(self.net.net.exits) + 1
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Predictions [N, classes] of every exit, the head's last."""
+        return self.net(x)
+
+    def loss(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """Of a batch [N, C, S, S] with labels [N], at ``progress`` in [0, 1) of the training."""
+        raise NotImplementedError
+
+    def hard(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+_METHODS: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator; a name that is taken is refused."""
+
+    def add(cls: M) -> M:
+        if name in _METHODS:
+            raise ValueError(f"exit training {name!r} is registered already")
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def methods() -> tuple[str, ...]:
+    return tuple(sorted(_METHODS))
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Settings of a method and their defaults. Raises UserError for an unknown name."""
+    if name not in _METHODS:
+        raise UserError(f"exits: unknown training {name!r}; {nearest(name, _METHODS)}")
+    parameters = list(inspect.signature(_METHODS[name].__init__).parameters.values())[2:]
+    return {p.name: p.default for p in parameters}
+
+
+def method(name: str, net: Subnet, **values: Any) -> Method:
+    """A method around a network with exits. Raises UserError for what it does not know and values it refuses."""
+    known = settings(name)
+    if unknown := sorted(values.keys() - known.keys()):
+        raise UserError(f"exits: {name}: unknown setting {unknown[0]!r}; {nearest(unknown[0], known)}")
+    try:
+        return _METHODS[name](net, **values)
+    except ValueError as error:
+        raise UserError(f"exits: {name}: {error}") from None
+
+
+@register("joint")
+class Joint(Method):
+    """sum_k w_k CE(f_k, y), w_k = 1 (MSDNet, Huang et al., arXiv 1703.09844); ``weights``: one an exit."""
+
+    def __init__(self, net: Subnet, weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__(net, label_smoothing=label_smoothing)
+        self.weights = list(weights) if weights is not None else [1.0] * self.exits
+        if len(self.weights) != self.exits or min(self.weights) < 0 or sum(self.weights) == 0:
+            raise ValueError(f"weights {self.weights}: {self.exits} are needed, none below 0 and not all 0")
+
+    def loss(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        losses = [self.hard(logits, labels) for logits in self(images)]
+        return torch.stack([w * loss for w, loss in zip(self.weights, losses, strict=True)]).sum()
+
+
+@register("boost")
+class Boost(Method):
+    """BoostNet (Yu et al., arXiv 2211.16726): exit n learns what the exits below leave over.
+
+    L_n = CE(f_n + stopgrad(t F_{n-1}), y), summed without weights; F_n = f_n + t F_{n-1} predicts (``Additive``).
+    With ``rescale`` the gradient into block i (from 0) of N is the mean over the N - i heads behind it: the feature
+    that feeds head i has the factor 1 / (N - i), what goes on to the deeper ones N - i - 1.
+    """
+
+    def __init__(self, net: Subnet, t: float = 0.5, rescale: bool = True, label_smoothing: float = 0.0) -> None:
+        super().__init__(net, Additive(t), label_smoothing)
+        if not 0 <= t <= 1:
+            raise ValueError(f"t {t:g}: a factor from 0 to 1")
+        self.rescale = rescale
+
+    def loss(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        losses, state = [], None
+        for index, logits in enumerate(self.weak(images)):
+            prediction, state = self.net.combine(index, logits, state.detach() if state is not None else None)
+            losses.append(self.hard(prediction, labels))
+        return torch.stack(losses).sum()
+
+    def weak(self, x: Tensor) -> list[Tensor]:
+        """f_n of every exit, gradients rescaled."""
+        found = []
+        for i, (trunk, head) in enumerate(self.net.net.stages()):
+            left = self.exits - i
+            x = self._scaled(trunk(x), 1 / left)
+            found.append(head(x))
+            x = self._scaled(x, left - 1)
+        return found
+
+    def _scaled(self, x: Tensor, factor: float) -> Tensor:
+        return _GradientScale.apply(x, factor) if self.rescale else x
+
+
+class _GradientScale(torch.autograd.Function):
+    """The identity whose gradient is ``factor`` times what comes in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+@register("distill")
+class Distill(Method):
+    """Be your own teacher (Zhang et al., arXiv 1905.08094): the head teaches the exits.
+
+    Exit i: (1 - alpha) CE(q_i, y) + alpha KL(q_C || q_i) at ``temperature`` + ``hint`` ||A_i F_i - F_C||, the head CE
+    alone. F is what a head classifies, A_i a learned linear map, there in training only. Defaults are those of the
+    released code, and as there the soft term has no factor T^2. The paper squares the norm and the code takes it over
+    the whole batch: here it is that of each image, averaged, which does not depend on the batch; and every exit gets
+    the hint, where the code leaves one out.
+    """
+
+    def __init__(self, net: Subnet, alpha: float = 0.3, temperature: float = 3.0, hint: float = 0.03,
+                 label_smoothing: float = 0.0) -> None:
+        super().__init__(net, label_smoothing=label_smoothing)
+        if not 0 <= alpha <= 1 or temperature <= 0 or hint < 0:
+            raise ValueError("alpha is a share from 0 to 1, temperature above 0 and hint not below 0")
+        self.alpha, self.temperature, self.hint = alpha, temperature, hint
+        *widths, last = (_embedded_width(head) for _, head in net.stages())
+        self.adapters = nn.ModuleList(nn.Linear(width, last) for width in widths)
+
+    def loss(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        embedded, logits, x = [], [], images
+        for trunk, head in self.net.net.stages():
+            x = trunk(x)
+            embedded.append(head.embed(x))  # type: ignore[operator]
+            logits.append(head.classify(embedded[-1]))  # type: ignore[operator]
+        losses = [self.hard(logits[-1], labels)]
+        for own, feature, adapter in zip(logits[:-1], embedded[:-1], self.adapters, strict=True):
+            losses.append((1 - self.alpha) * self.hard(own, labels) + self.alpha * self._soft(own, logits[-1])
+                          + self.hint * (adapter(feature) - embedded[-1].detach()).norm(dim=1).mean())
+        return torch.stack(losses).sum()
+
+    def _soft(self, own: Tensor, taught: Tensor) -> Tensor:
+        log_p, log_q = (F.log_softmax(z / self.temperature, 1) for z in (taught.detach(), own))
+        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def _embedded_width(head: nn.Module) -> int:
+    classifier = getattr(head, "classifier", None)
+    if not isinstance(classifier, nn.Linear) or not hasattr(head, "embed") or not hasattr(head, "classify"):
+        raise ValueError(f"the head {type(head).__name__} has no embed, classify and linear classifier for the hint")
+    return classifier.in_features

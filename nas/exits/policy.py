@@ -1,0 +1,278 @@
+"""When a network with early exits stops: thresholds for a latency, worked out on recorded confidences.
+
+All functions are pure: ``confidence`` and ``right`` are [exits, n] (the head is the last exit), ``prefix_ms`` [exits]
+is the latency of leaving there, the exits passed included. An image leaves at the first exit that is at least as sure
+as its threshold; the head's is -inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from nas.errors import UserError
+from nas.exits.runtime import CONFIDENCES, confidences
+from nas.plan import OpKey, prefixes
+
+Array = np.ndarray[Any, Any]
+POINTS = 39  # of MSDNet's curve
+HALVINGS, SWEEPS, TRIED = 30, 20, 16  # of the direct search; thresholds of one exit that are tried in pairs
+
+
+@dataclass(frozen=True)
+class Point:
+    """What thresholds give on some images: where they leave, the mean and the worst latency, the accuracy."""
+
+    thresholds: tuple[float, ...]
+    shares: tuple[float, ...]
+    mean_ms: float
+    worst_ms: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is shipped with a network: how sure an exit has to be. ``points`` are thresholds for other budgets.
+
+    ``n`` images were calibrated on, which the shares of ``point`` are of.
+    """
+
+    kind: str
+    temperatures: tuple[float, ...]
+    prefix_ms: tuple[float, ...]
+    n: int
+    point: Point
+    points: tuple[Point, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Infinite thresholds as texts, which JSON has."""
+        value = asdict(self)
+        for point in (value["point"], *value["points"]):
+            point["thresholds"] = [t if np.isfinite(t) else str(t) for t in point["thresholds"]]
+        return value
+
+
+def prefix_ms(keys: Sequence[OpKey], price: Callable[[Iterable[OpKey]], list[float]]) -> Array:
+    """[exits] ms of leaving at each exit of a plan, by ``Costs.ms_many``, which raises UserError for unknown costs."""
+    sums = dict(zip(range(1, len(keys) + 1), np.cumsum(price(keys)), strict=True))
+    return np.array([sums[len(prefix)] for prefix in prefixes(keys)])
+
+
+def leaving(confidence: Array, thresholds: Sequence[float] | Array) -> Array:
+    """[n]: the exit at which each image leaves."""
+    return np.asarray((confidence >= np.asarray(thresholds)[:, None]).argmax(0))
+
+
+def outcome(confidence: Array, right: Array, thresholds: Sequence[float] | Array, prefix_ms: Array) -> Point:
+    """What thresholds give; the worst latency is that of the deepest exit that an image can reach."""
+    at = leaving(confidence, thresholds)
+    deepest = int(np.argmax(np.asarray(thresholds) == -np.inf))
+    shares = np.bincount(at, minlength=len(confidence)) / at.size
+    return Point(tuple(map(float, thresholds)), tuple(map(float, shares)), float(shares @ prefix_ms),
+                 float(prefix_ms[deepest]), float(right[at, np.arange(at.size)].mean()))
+
+
+def geometric_shares(r: float, exits: int) -> Array:
+    """q_k = r^k / sum_j r^j, k = 1..exits: below 1 most leave early, above 1 late (MSDNet, arXiv 1703.09844)."""
+    powers = r ** np.arange(1, exits + 1)
+    return np.asarray(powers / powers.sum())
+
+
+def geometric(confidence: Array, r: float) -> Array:
+    """[exits] thresholds so that about q_k of all images leave at exit k: MSDNet's budgeted batch.
+
+    Of those that are left at exit k, the floor(n q_k)-th surest sets the threshold; where there are none so many,
+    nobody leaves there (+inf).
+    """
+    exits, n = confidence.shape
+    thresholds, left = _nobody(exits), np.ones(n, bool)
+    for k, share in enumerate(geometric_shares(r, exits)[:-1]):
+        surest, count = np.sort(confidence[k, left])[::-1], int(n * share)
+        if 0 < count <= len(surest):
+            thresholds[k] = surest[count - 1]
+            left &= confidence[k] < thresholds[k]
+    return thresholds
+
+
+def curve(calibration: tuple[Array, Array], test: tuple[Array, Array], prefix_ms: Array) -> list[Point]:
+    """(confidence, right) twice -> accuracy over mean latency on the second, thresholds from the first: r = p / 20."""
+    return [outcome(*test, geometric(calibration[0], p / 20), prefix_ms) for p in range(1, POINTS + 1)]
+
+
+def anytime(prefix_ms: Array, deadline_ms: float) -> Array:
+    """[exits] thresholds for a deadline: everybody leaves at the deepest exit that is reached by then.
+
+    Raises UserError where not even the first is.
+    """
+    reached = np.flatnonzero(np.asarray(prefix_ms) <= deadline_ms)
+    if not len(reached):
+        raise UserError(f"deadline {deadline_ms:g} ms: the first exit takes {prefix_ms[0]:.4g} ms")
+    return _everybody_at(int(reached[-1]), len(prefix_ms))
+
+
+def by_rule(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float) -> Point:
+    """MSDNet's geometric rule with the r that comes nearest to a mean latency of ``budget_ms`` from below.
+
+    Raises UserError where the first exit alone takes longer.
+    """
+    def at(log_r: float) -> Point:
+        return outcome(confidence, right, geometric(confidence, float(np.exp(log_r))), prefix_ms)
+
+    ends = _ends(confidence, right, prefix_ms, budget_ms)
+    low, high = np.log(0.001), np.log(1000.0)
+    tried = []
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        tried.append(at(middle))
+        low, high = (middle, high) if tried[-1].mean_ms <= budget_ms else (low, middle)
+    return max((p for p in [*ends, *tried] if p.mean_ms <= budget_ms), key=lambda p: (p.mean_ms, p.accuracy))
+
+
+def by_search(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float) -> Point:
+    """The most accurate thresholds found with a mean latency of at most ``budget_ms`` on these images.
+
+    Maximises accuracy - price * ms, one threshold at a time, each exactly, at prices found by bisection; then, within
+    the budget, tries other thresholds of one exit with the best of the others. It also starts from ``by_rule`` and so
+    is never worse. Raises UserError where the first exit alone takes longer.
+    """
+    search = _Search(confidence, right, prefix_ms)
+    found = [*_ends(confidence, right, prefix_ms, budget_ms), by_rule(confidence, right, prefix_ms, budget_ms)]
+    low, high = np.log(1e-6 / prefix_ms[-1]), np.log(1e6 / prefix_ms[-1])  # of the price, accuracy an ms
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        found.append(search.point(search.ascend(_nobody(len(confidence)), price=float(np.exp(middle)))))
+        low, high = (low, middle) if found[-1].mean_ms <= budget_ms else (middle, high)
+    return search.refined(max((p for p in found if p.mean_ms <= budget_ms), key=_better), budget_ms)
+
+
+RULES = {"search": by_search, "geometric": by_rule}
+
+
+def temperatures(logits: Array, labels: Array) -> Array:
+    """[exits] by which logits [exits, n, classes] are divided so that confidences are probabilities of being right.
+
+    Each minimises the cross-entropy of its exit on held-out images (Guo et al., arXiv 1706.04599).
+    """
+    def cost(log_t: float, z: Array) -> float:
+        scaled = z / np.exp(log_t)
+        top = scaled.max(1, keepdims=True)
+        log_sum = np.log(np.exp(scaled - top).sum(1)) + top[:, 0]
+        return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
+
+    bounds = (np.log(0.05), np.log(20.0))
+    return np.array([np.exp(minimize_scalar(cost, bounds=bounds, args=(z.astype(np.float64),), method="bounded").x)
+                     for z in logits])
+
+
+def calibrate(logits: Array, labels: Array, prefix_ms: Array, budget_ms: float, *, kind: str = "max-softmax",
+              rule: str = "search", tempered: bool = True, points: int = 9) -> Policy:
+    """Thresholds for a mean latency of at most ``budget_ms`` from held-out logits [exits, n, classes] and labels [n].
+
+    ``points`` further budgets between the first exit and the head are kept, to change to at run time. Raises UserError
+    for an unknown ``kind`` or ``rule``, and where the first exit alone takes longer.
+    """
+    for what, name, known in (("confidence", kind, CONFIDENCES), ("rule", rule, tuple(RULES))):
+        if name not in known:
+            raise UserError(f"exits: {what} {name!r}: known are {', '.join(known)}")
+    divisors = temperatures(logits, labels) if tempered else np.ones(len(logits))
+    confidence, right = confidences(kind, logits, divisors), logits.argmax(-1) == labels
+
+    def point(budget: float) -> Point:
+        found = RULES[rule](confidence, right, prefix_ms, budget)
+        return replace(found, thresholds=tuple(map(float, between(confidence, found.thresholds))))
+
+    budgets = np.linspace(prefix_ms[0], prefix_ms[-1], points)
+    return Policy(kind, tuple(map(float, divisors)), tuple(map(float, prefix_ms)), len(labels), point(budget_ms),
+                  tuple(point(float(budget)) for budget in budgets))
+
+
+def between(confidence: Array, thresholds: Sequence[float] | Array) -> Array:
+    """Thresholds half-way to the next less sure image: the same images leave, whatever a runtime rounds differently."""
+    result = np.array(thresholds, float)
+    for k, threshold in enumerate(thresholds):
+        below = confidence[k][confidence[k] < threshold]
+        if np.isfinite(threshold) and len(below):
+            result[k] = (threshold + below.max()) / 2
+    return result
+
+
+def _better(point: Point) -> tuple[float, float]:
+    return point.accuracy, -point.mean_ms
+
+
+def _nobody(exits: int) -> Array:
+    return np.array([np.inf] * (exits - 1) + [-np.inf])
+
+
+def _everybody_at(index: int, exits: int) -> Array:
+    return np.array([np.inf] * index + [-np.inf] * (exits - index))
+
+
+def _ends(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float) -> Iterator[Point]:
+    """Everybody at the first exit; and nobody before the head."""
+    if budget_ms < prefix_ms[0]:
+        raise UserError(f"budget {budget_ms:g} ms: leaving at the first exit takes {prefix_ms[0]:.4g} ms")
+    for index in (0, len(confidence) - 1):
+        yield outcome(confidence, right, _everybody_at(index, len(confidence)), prefix_ms)
+
+
+class _Search:
+    """One threshold at a time, the others as they are: where to cut the images by how sure the exit is."""
+
+    def __init__(self, confidence: Array, right: Array, prefix_ms: Array) -> None:
+        self.confidence, self.right, self.ms = confidence, right.astype(float), np.asarray(prefix_ms, float)
+        self.order = np.argsort(-confidence, axis=1, kind="stable")
+
+    def point(self, thresholds: Array) -> Point:
+        return outcome(self.confidence, self.right, thresholds, self.ms)
+
+    def ascend(self, thresholds: Array, price: float) -> Array:
+        for _ in range(SWEEPS):
+            before = thresholds.copy()
+            for k in reversed(range(len(thresholds) - 1)):
+                thresholds[k] = self._best(thresholds, k, price, np.inf)
+            if np.array_equal(thresholds, before):
+                break
+        return thresholds
+
+    def refined(self, best: Point, budget_ms: float) -> Point:
+        """Each threshold moved, and the others set to what is then best within the budget, while that helps."""
+        quantiles = np.linspace(0, 1, min(TRIED, self.confidence.shape[1]))
+        tried = [np.r_[np.quantile(row, quantiles, method="nearest"), np.inf] for row in self.confidence[:-1]]
+        for _ in range(SWEEPS):
+            moved = [self._moved(best, k, value, budget_ms) for k, values in enumerate(tried) for value in values]
+            found = max((p for p in moved if p.mean_ms <= budget_ms), key=_better, default=best)
+            if _better(found) <= _better(best):
+                break
+            best = found
+        return best
+
+    def _moved(self, start: Point, k: int, value: float, budget_ms: float) -> Point:
+        thresholds = np.array(start.thresholds)
+        thresholds[k] = value
+        for other in reversed(range(len(thresholds) - 1)):
+            if other != k:
+                thresholds[other] = self._best(thresholds, other, 0.0, budget_ms)
+        return self.point(thresholds)
+
+    def _best(self, thresholds: Array, k: int, price: float, budget_ms: float) -> float:
+        """One threshold, exactly: the m surest of those who come by leave here, for every m that no tie forbids."""
+        passes = np.asarray(self.confidence >= thresholds[:, None])
+        coming = np.asarray(~passes[:k].any(0))
+        fate = k + 1 + passes[k + 1:].argmax(0)
+        own = self.order[k][coming[self.order[k]]]
+        images, columns = self.confidence.shape[1], np.arange(self.confidence.shape[1])
+        gained = np.r_[0, np.cumsum((self.right[k] - self.right[fate, columns])[own])] / images
+        saved = np.r_[0, np.cumsum((self.ms[fate] - self.ms[k])[own])] / images
+        spent = self.ms[np.where(coming, fate, passes.argmax(0))].mean() - saved
+        sure = self.confidence[k, own]
+        allowed = np.r_[True, np.r_[sure[1:] < sure[:-1], True][:len(own)]] & (spent <= budget_ms)
+        if not allowed.any():
+            return float(thresholds[k])
+        value = np.where(allowed, gained + price * saved, -np.inf)
+        m = int(value.argmax())
+        return float(sure[m - 1]) if m else float("inf")

@@ -1,0 +1,210 @@
+"""Runs networks with early exits; needs onnxruntime and numpy only, and is copied beside every export.
+
+    from runtime import Runtime
+    run = Runtime("model.onnx")        # one image at a time; Runtime("FOLDER") runs the segments there, in batches
+    answer = run(images)               # [n, channels, side, side] float32, normalised as the metadata say
+    answer.classes, answer.exits       # [n] each
+    run.counts, run.budget(0.8)        # where images left so far; other thresholds, for a mean of 0.8 ms
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CONFIDENCES = ("max-softmax", "entropy", "patience")
+KEY = "exits"  # of the metadata: the policy
+WINDOW = 500  # images after which shares are compared with those of the calibration
+ERRORS = 4.0  # standard errors by which they may differ: chance alone does that once in 16,000 comparisons
+Array = np.ndarray[Any, Any]
+
+
+class DriftWarning(UserWarning):
+    """Images leave at other exits than those that the thresholds were calibrated on: the data may have changed."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Logits [n, classes] of the exit at which each image left, and that exit [n], from 0."""
+
+    logits: Array
+    exits: Array
+
+    @property
+    def classes(self) -> Array:
+        """[n]"""
+        return np.asarray(self.logits.argmax(1))
+
+
+class Runtime:
+    """A network with exits by its file (nested ``If``, image by image) or by the folder of its segments (in batches).
+
+    ``counts`` [exits] is where images left since ``reset``; ``names`` are the classes.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        """Raises ValueError for a file without exits, FileNotFoundError for a folder without segments."""
+        path = Path(path)
+        files = _segments(path) if path.is_dir() else [path]
+        self.sessions = [_session(file, threads) for file in files]
+        metadata = self.sessions[0].get_modelmeta().custom_metadata_map
+        if KEY not in metadata:
+            raise ValueError(f"{files[0]}: no early exits in its metadata")
+        self.policy = json.loads(metadata[KEY])
+        self.names = metadata.get("classes", "").split("\n")
+        self.exits = len(self.policy["prefix_ms"])
+        self.segmented = path.is_dir()
+        if self.segmented and len(files) != self.exits:
+            raise FileNotFoundError(f"{path}: {len(files)} segments of {self.exits}")
+        self._set(self.policy["point"])
+
+    @property
+    def thresholds(self) -> list[float]:
+        """How sure each exit has to be; the head's, the last, is -inf."""
+        return [float(value) for value in self._thresholds]
+
+    @thresholds.setter
+    def thresholds(self, values: list[float]) -> None:
+        """One an exit, or all but the head's. Raises ValueError for another number of them."""
+        kept = [*map(float, values)]
+        if len(kept) not in (self.exits - 1, self.exits) or any(map(math.isnan, kept)):
+            raise ValueError(f"{len(kept)} thresholds: the network has {self.exits - 1} exits and the head")
+        self._set({"thresholds": [*kept[:self.exits - 1], -math.inf]})
+
+    def budget(self, mean_ms: float) -> float:
+        """Thresholds of the largest calibrated mean latency up to ``mean_ms``; returns that.
+
+        Raises ValueError where there is none.
+        """
+        points = [p for p in (self.policy["point"], *self.policy["points"]) if p["mean_ms"] <= mean_ms]
+        if not points:
+            raise ValueError(f"no thresholds for {mean_ms:g} ms: at least {self.policy['prefix_ms'][0]:g}")
+        point = max(points, key=lambda p: (p["mean_ms"], p["accuracy"]))
+        self._set(point)
+        return float(point["mean_ms"])
+
+    def deadline(self, ms: float) -> int:
+        """Every image leaves at the deepest exit that is reached by then; returns that exit.
+
+        Raises ValueError where not even the first is.
+        """
+        reached = [k for k, prefix in enumerate(self.policy["prefix_ms"]) if prefix <= ms]
+        if not reached:
+            raise ValueError(f"deadline {ms:g} ms: the first exit takes {self.policy['prefix_ms'][0]:g} ms")
+        self.thresholds = [math.inf if k < reached[-1] else -math.inf for k in range(self.exits)]
+        return reached[-1]
+
+    def __call__(self, images: Array) -> Answer:
+        """Warns (``DriftWarning``) after every 500 images if their exits are not those of the calibration."""
+        images = np.ascontiguousarray(images, np.float32)
+        answer = self._in_batches(images) if self.segmented else self._one_by_one(images)
+        found = np.bincount(answer.exits, minlength=self.exits)
+        self.counts += found
+        self._recent += found
+        if self._recent.sum() >= WINDOW:
+            if message := self.drift():
+                warnings.warn(message, DriftWarning, stacklevel=2)
+            self._recent[:] = 0
+        return answer
+
+    def drift(self) -> str | None:
+        """What differs since the last comparison; None where nothing does or thresholds were set by hand."""
+        n, calibrated = int(self._recent.sum()), self.policy["n"]
+        if self._shares is None or n == 0:
+            return None
+        expected = np.clip(self._shares, 1 / (calibrated + 1), 1 - 1 / (calibrated + 1))
+        error = np.sqrt(expected * (1 - expected) * (1 / n + 1 / calibrated))
+        off = np.abs(self._recent / n - expected) / error
+        k = int(off.argmax())
+        if off[k] <= ERRORS:
+            return None
+        return (f"{self._recent[k] / n:.1%} of the last {n} images left at exit {k}, {self._shares[k]:.1%} of those "
+                "calibrated on: latency and accuracy are not those stated; calibrate on newer images")
+
+    def reset(self) -> None:
+        """Counters start anew."""
+        self.counts, self._recent = np.zeros(self.exits, int), np.zeros(self.exits, int)
+
+    def _set(self, point: dict[str, Any]) -> None:
+        self._thresholds = np.array([float(value) for value in point["thresholds"]], np.float32)
+        self._shares = np.array(point["shares"]) if "shares" in point else None
+        self.reset()
+
+    def _one_by_one(self, images: Array) -> Answer:
+        feeds = {"thresholds": self._thresholds[:-1]}
+        found = [self.sessions[0].run(["output", "exit"], {"input": image[None], **feeds}) for image in images]
+        return Answer(np.concatenate([logits for logits, _ in found]), np.array([int(at) for _, at in found]))
+
+    def _in_batches(self, images: Array) -> Answer:
+        """Those that are left after a segment go on as a smaller batch."""
+        left, before = np.arange(len(images)), None
+        answer, feeds = Answer(np.empty(0), np.zeros(len(images), int)), {"input": images}
+        for k, session in enumerate(self.sessions):
+            outputs = [output.name for output in session.get_outputs()]
+            made = dict(zip(outputs, session.run(outputs, feeds), strict=True))
+            logits = made.pop("logits")
+            sure, before = confidence(self.policy["kind"], logits, self.policy["temperatures"][k], before)
+            leaves = sure >= self._thresholds[k]
+            if k == 0:
+                answer = Answer(np.empty((len(images), logits.shape[1]), np.float32), answer.exits)
+            answer.logits[left[leaves]], answer.exits[left[leaves]] = logits[leaves], k
+            left, before = left[~leaves], (before[0][~leaves], before[1][~leaves])
+            feeds = {name.removesuffix("_out"): np.ascontiguousarray(value[~leaves]) for name, value in made.items()}
+            if not len(left):
+                break
+        return answer
+
+
+def confidence(kind: str, logits: Array, temperature: float = 1.0,
+               before: tuple[Array, Array] | None = None) -> tuple[Array, tuple[Array, Array]]:
+    """How sure one exit is of logits [n, classes]: ([n], what the next exit needs as ``before``). Larger is surer.
+
+    ``max-softmax``: the largest probability; ``entropy``: 1 - entropy / log(classes); both of logits / temperature.
+    ``patience``: how many exits before it agree with it in a row (PABEE, Zhou et al., arXiv 2006.04152).
+    """
+    classes = logits.argmax(1)
+    run = np.zeros(len(logits)) if before is None else np.where(classes == before[0], before[1] + 1, 0.0)
+    if kind == "patience":
+        return run, (classes, run)
+    z = logits / temperature
+    z = z - z.max(1, keepdims=True)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    if kind == "max-softmax":
+        return p.max(1), (classes, run)
+    if kind == "entropy":
+        entropy = -(p * np.log(np.maximum(p, 1e-30))).sum(1)
+        return 1 - entropy / np.log(logits.shape[1]), (classes, run)
+    raise ValueError(f"confidence {kind!r}: known are {', '.join(CONFIDENCES)}")
+
+
+def confidences(kind: str, logits: Array, temperatures: Array | None = None) -> Array:
+    """[exits, n, classes] -> [exits, n]"""
+    found, before = [], None
+    for index, own in enumerate(logits):
+        sure, before = confidence(kind, own, 1.0 if temperatures is None else float(temperatures[index]), before)
+        found.append(sure)
+    return np.stack(found)
+
+
+def _segments(folder: Path) -> list[Path]:
+    """In order, whatever their number."""
+    found = sorted(folder.glob("segment-*.onnx"), key=lambda path: int(path.stem.partition("-")[2]))
+    if not found:
+        raise FileNotFoundError(f"{folder}: no segment-0.onnx in it")
+    return found
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_mem_pattern = False  # a branch is slower with it (docs/decisions.md)
+    options.log_severity_level = 3  # it warns of the thresholds, which are an input with a default on purpose
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,57 @@
+"""Training a network with early exits by any of ``nas.exits.methods``, and recording what its exits say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nas.exits.methods import Method
+from nas.train import loop
+from nas.train.data import Data, Split, eval_batches
+from nas.train.finetune import FineTuning, Recipe
+
+
+class ExitTraining(FineTuning):
+    """As ``FineTuning``, with the loss of a method: resumable between epochs, the same whenever it was cut."""
+
+    model: Method
+
+    def __init__(self, name: str, method: Method, data: Data, recipe: Recipe, seed: int, device: torch.device) -> None:
+        super().__init__(name, method, None, data, recipe, seed, device)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.model.loss(images, labels, self.done / self.recipe.epochs)
+        return loss, {"loss": loss}
+
+
+def recalibrate(method: Method, images: Sequence[Tensor]) -> None:
+    """BN statistics from training images [N, C, S, S]; of a frozen backbone only those of what hangs on it."""
+    loop.recalibrate(method, images, method.net.net.exits if method.frozen else None)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What every exit said of a split: ``logits`` [exits, n, classes] and ``labels`` [n]; policies need no more."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """[exits, n]"""
+        return np.asarray(self.logits.argmax(-1) == self.labels)
+
+
+def record(model: Callable[[Tensor], list[Tensor]], split: Split, data: Data, device: torch.device,
+           batch: int = 256) -> Recorded:
+    """Predictions over a whole split without augmentation: thresholds are set on clean images, as they are used."""
+    logits, labels = [], []
+    with torch.inference_mode():
+        for images, truth in eval_batches(split, data, batch):
+            logits.append(torch.stack(model(images.to(device))).float().cpu())
+            labels.append(truth)
+    return Recorded(torch.cat(logits, 1).numpy(), torch.cat(labels).numpy())

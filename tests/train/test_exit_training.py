@@ -1,0 +1,49 @@
+"""Training networks with exits: every method learns, continues bit-equal, and what its exits say is recorded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from colours import colours
+from three_exits import three
+
+from nas.exits.methods import method, methods
+from nas.subnet import build
+from nas.train import loop
+from nas.train.exits import ExitTraining, recalibrate, record
+from nas.train.finetune import Recipe
+
+CPU = torch.device("cpu")
+
+
+def trained(name: str, stop: int | None, epochs: int = 6) -> ExitTraining:
+    recipe = Recipe(epochs, 16, 0.01, 0.0, 0.0, "crop")
+
+    def fresh() -> ExitTraining:
+        with loop.seeded("w"):
+            return ExitTraining("x", method(name, build(*three())), colours(), recipe, 0, CPU)
+
+    training = fresh()
+    while not training.finished:
+        training.epoch()
+        if training.done == stop:
+            state, training = training.state(), fresh()
+            training.load(state)
+            stop = None
+    return training
+
+
+@pytest.mark.parametrize("name", methods())
+def test_a_method_learns_and_continues_bit_equal(name: str) -> None:
+    whole, broken = trained(name, None), trained(name, 2)
+    for key, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, broken.model.state_dict()[key]), key
+    data = colours()
+    recalibrate(whole.model, loop.calibration_images(data, 64, 16, CPU, 0))
+    recorded = record(whole.model, data.test, data, CPU, batch=20)
+    assert recorded.logits.shape == (3, 32, 4) and recorded.labels.tolist() == data.test.labels.tolist()
+    assert recorded.right.mean(1).min() > 0.8
+    with torch.no_grad():
+        again = whole.model.eval()(next(iter(loop.eval_batches(data.test, data, 32)))[0])
+    np.testing.assert_allclose(torch.stack(again).numpy(), recorded.logits, atol=1e-5)
