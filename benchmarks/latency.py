@@ -27,11 +27,10 @@ from scipy.stats import kendalltau
 
 from nas import genome
 from nas.files import resolve
-from nas.latency.bench import Clocked
 from nas.latency.costs import known, load
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.predict import predict
-from nas.latency.profile import one_torch_thread, profile, yardstick_of
+from nas.latency.profile import clocked, one_torch_thread, profile
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady
 from nas.ops import build
@@ -122,11 +121,11 @@ def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: 
     rng = random.Random(f"benchmark {seed}")
     drawn = [plan(plan_, genome.sample_thinned(plan_, rng)) for _ in range(count + FITTED_ON)]
     nets, others = drawn[:count], drawn[count:]
-    steady = yardstick_of(plan_, table, device, rng)
-    first, second = Clocked(plan_, device, steady).networks(drawn)
-    measured, drift = (first + second) / 2, steady.drift
+    bench = clocked(plan_, table, device, rng)
+    first, second = bench.networks(drawn)
+    measured, drift = (first + second) / 2, bench.drift
     measured, fitted_on = measured[:count], measured[count:]
-    alone = _alone(device, {key for keys in nets for key in keys}, steady)
+    alone = _alone(device, {key for keys in nets for key in keys}, bench.steady)
     line = np.polyfit([_macs(keys) for keys in others], fitted_on, 1)
     raw = LatencyTable(table.name, table.meta,
                        [row.model_copy(update={"ms": row.raw_ms}) for row in table.rows.values()])

@@ -30,7 +30,7 @@ class Bench(Protocol):
 
     @property
     def drift(self) -> float:
-        """How much slower the device is than it was at first."""
+        """How much slower than at first the device was, at the last rows or networks."""
 
     @property
     def slow(self) -> bool:
@@ -69,19 +69,21 @@ def context_of(layout: Layout, key: OpKey) -> Context:
 
 @dataclass
 class Clocked:
-    """Timed in interleaved rounds beside a yardstick, between convolutions that are taken off again."""
+    """Timed in interleaved rounds beside a yardstick, between convolutions that are taken off again.
+
+    Operators have an operator as their yardstick, networks a network: what else runs on a machine slows down arithmetic
+    and access to memory by different factors.
+    """
 
     layout: Layout
     device: Device
     steady: Steady
+    whole: Steady
+    drift: float = 1.0
 
     method = "measured"
     protocol = "between two 1x1 convolutions, minus half a pair of them on each map; 5th percentile, interleaved"
     corrected = True
-
-    @property
-    def drift(self) -> float:
-        return self.steady.drift
 
     @property
     def slow(self) -> bool:
@@ -99,6 +101,7 @@ class Clocked:
         runs |= {f"pair {i}": prepare(context.pair(map_), in_ch=map_.channels, size=map_.size)
                  for i, map_ in enumerate(maps)}
         timings = self.steady.time(runs, SECONDS_A_GRAPH * len(runs), again=False)
+        self.drift = self.steady.drift
         pairs = {map_: timings[f"pair {i}"].ms for i, map_ in enumerate(maps)}
         return {item.key: _row(item, timings[f"row {i}"], pairs) for i, item in enumerate(contexts)}
 
@@ -111,17 +114,25 @@ class Clocked:
                       how="flagged")
 
     def networks(self, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
-        """Both in the same interleaved rounds, some networks at a time."""
-        task = self.layout.task
-        parts = []
-        for start in range(0, len(plans), TOGETHER):
-            runs = [self.device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size)
-                    for keys in plans[start : start + TOGETHER]]
-            timings = self.steady.time({f"{i} {half}": run for i, run in enumerate(runs) for half in "ab"},
-                                       2 * SECONDS_A_NETWORK * len(runs), warm=WARM_NETWORK)
-            parts.append([[timings[f"{i} {half}"].ms for i in range(len(runs))] for half in "ab"])
+        """Both in the same interleaved rounds, some networks at a time; from the start where that was a slow one."""
+        fresh, parts = self.whole.reference_ms is None, list[np.ndarray]()
+        self.drift = 0.0
+        while len(parts) * TOGETHER < len(plans):
+            start = len(parts) * TOGETHER
+            parts.append(self._networks(plans[start : start + TOGETHER]))
+            self.drift = max(self.drift, self.whole.drift)
+            if fresh and self.whole.begun_slow():
+                parts, self.drift = [], 0.0
         first, second = np.concatenate(parts, axis=1)
         return first, second
+
+    def _networks(self, plans: list[list[OpKey]]) -> np.ndarray:
+        """[2, networks]"""
+        task = self.layout.task
+        runs = [self.device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans]
+        timings = self.whole.time({f"{i} {half}": run for i, run in enumerate(runs) for half in "ab"},
+                                  2 * SECONDS_A_NETWORK * len(runs), warm=WARM_NETWORK)
+        return np.array([[timings[f"{i} {half}"].ms for i in range(len(runs))] for half in "ab"])
 
 
 def _row(item: Context, timing: Timing, pairs: dict[context.Map, float]) -> Row | None:

@@ -33,6 +33,7 @@ from nas.latency.devices import opened
 from nas.latency.table import HEADS, LatencyTable, Row, axis
 from nas.latency.timing import Device, Run, Steady, interleaved
 from nas.plan import Layout, OpKey, candidates, macs, plan
+from nas.subnet import Subnet
 
 Progress = Callable[[int, int, float], None]  # rows done, rows in all, seconds left
 CHUNK = 48  # rows whose sessions are in memory at once
@@ -71,7 +72,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
             corrections[label] = _correct(bench, layout, table, f"correction {rng_seed}") if bench.corrected else None
         if validate:
             note(table.meta, _validation(bench, layout, table, validate, f"validation {rng_seed}"))
-        _keep_yardstick(bench, layout, table)
+        _keep_yardsticks(bench, layout, table)
         table.save(table_path)
     flagged = sum(row.how == "flagged" for row in table.rows.values())
     return {"table": str(table_path), "rows": len(table.rows), "measured": len(todo), "flagged": flagged,
@@ -87,34 +88,37 @@ def check(run: Run, layout: Layout, table: LatencyTable, device: Device) -> tupl
     """
     rng = random.Random(0)
     with one_torch_thread():
-        if table.meta.get("yardsticks", {}).get(_label(layout)) is None:
+        if table.meta.get("yardsticks", {}).get(_label(layout), {}).get("network_ms") is None:
             return interleaved({"": run}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS,
                                warm=WARM_NETWORK)[""].ms, None
-        steady = yardstick_of(layout, table, device, rng)
-        return steady.time({"": run}, CHECKED_S, CHECKED_ROUNDS, warm=WARM_NETWORK)[""].ms, steady.drift
+        whole = clocked(layout, table, device, rng).whole
+        return whole.time({"": run}, CHECKED_S, CHECKED_ROUNDS, warm=WARM_NETWORK)[""].ms, whole.drift
 
 
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:
     if isinstance(device, Estimator):
         return device.bench(layout)
-    return Clocked(layout, device, yardstick_of(layout, table, device, rng))
+    return clocked(layout, table, device, rng)
 
 
-def _keep_yardstick(bench: Bench, layout: Layout, table: LatencyTable) -> None:
-    if isinstance(bench, Clocked) and bench.steady.reference_ms:
-        table.meta["yardsticks"][_label(layout)] = {"op": str(_yardstick(layout)), "ms": bench.steady.reference_ms}
+def _keep_yardsticks(bench: Bench, layout: Layout, table: LatencyTable) -> None:
+    if isinstance(bench, Clocked):
+        table.meta["yardsticks"][_label(layout)] = {"op": str(_yardstick(layout)), "op_ms": bench.steady.reference_ms,
+                                                    "network_ms": bench.whole.reference_ms}
 
 
-def yardstick_of(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
-    """The yardstick is one operator of the layout; its first milliseconds are kept, so that later rows fit to them."""
-    key = _yardstick(layout)
-    run = device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)
-    known = table.meta.get("yardsticks", {}).get(_label(layout))
-    return Steady(run, known["ms"] if known else None, rng)
+def clocked(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Clocked:
+    """With an operator and a network of the layout as yardsticks; their first milliseconds are kept in the table."""
+    key, task = _yardstick(layout), layout.task
+    known = table.meta.get("yardsticks", {}).get(_label(layout), {})
+    op = device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)
+    network = device.prepare(Subnet(_plans(layout, 1, "yardstick")[0]), in_ch=task.in_ch, size=task.size)
+    return Clocked(layout, device, Steady(op, known.get("op_ms"), rng),
+                   Steady(network, known.get("network_ms"), rng, WARM_NETWORK))
 
 
 def _yardstick(layout: Layout) -> OpKey:
-    """That of the median number of MACs: small enough to be warm whatever ran before it, and like the rows."""
+    """The operator of the median number of MACs: small enough to be warm whatever ran before, and like the rows."""
     keys = sorted((key for slot in layout.slots for op in slot.ops if (key := slot.key(op))), key=macs)
     return keys[len(keys) // 2]
 
@@ -189,7 +193,7 @@ def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: l
         queue += [key for key in chunk if key in again]
         final = {key: best[key][1] if key in best else None for key in chunk if key not in again}
         table.add(row or bench.alone(key) for key, row in final.items())
-        _keep_yardstick(bench, layout, table)
+        _keep_yardsticks(bench, layout, table)
         table.save(path)
         done += len(final)
         if progress and done:

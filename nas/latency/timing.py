@@ -65,15 +65,16 @@ class Device(Protocol):
 
 
 def interleaved(runs: Mapping[str, Run], *, seconds: float, rng: random.Random, min_rounds: int = 8,
-                max_rounds: int = 100, warm: int = WARM, recurring: str | None = None) -> dict[str, Timing]:
+                max_rounds: int = 100, warm: int = WARM, recurring: str | None = None,
+                recurring_warm: int = WARM) -> dict[str, Timing]:
     """Times all graphs in rounds of bursts in random order, so that drift of the machine hits all alike.
 
     As many rounds as fit into ``seconds``, within the limits; a burst begins with ``warm`` runs that are not counted.
-    The ``recurring`` graph, an operator's, has several bursts a round.
+    The ``recurring`` graph has several bursts a round.
     """
     others = [name for name in runs if name != recurring]
     visits = {name: 1 for name in others} | ({recurring: -(-len(others) // RECURS)} if recurring else {})
-    before = {name: WARM if name == recurring else warm for name in runs}
+    before = {name: recurring_warm if name == recurring else warm for name in runs}
     once = sum(min(run() for _ in range(2)) * visits[name] * (before[name] + COUNTED) for name, run in runs.items())
     rounds = max(min_rounds, min(max_rounds, int(seconds * 1e3 / max(once, 1e-6))))
     samples: dict[str, list[float]] = {name: [] for name in runs}
@@ -102,10 +103,10 @@ class Steady:
     for all graphs. Figures so are of a device on which the yardstick takes ``reference_ms``.
     """
 
-    def __init__(self, yardstick: Run, reference_ms: float | None, rng: random.Random) -> None:
-        """Without a reference, the first measurement is it."""
+    def __init__(self, yardstick: Run, reference_ms: float | None, rng: random.Random, warm: int = WARM) -> None:
+        """Without a reference, the first measurement is it. ``warm`` are the yardstick's runs that are not counted."""
         self._yardstick, self._rng, self._patience, self.drift = yardstick, rng, PATIENCE, 1.0
-        self.reference_ms = reference_ms
+        self.reference_ms, self._warm = reference_ms, warm
 
     def begun_slow(self) -> bool:
         """Whether the device was faster at the last measurement than at the reference, which that then becomes."""
@@ -136,7 +137,7 @@ class Steady:
     def _attempt(self, runs: Mapping[str, Run], seconds: float, max_rounds: int, warm: int,
                  ) -> tuple[float, dict[str, Timing]]:
         timings = interleaved({**runs, "yardstick": self._yardstick}, seconds=seconds, rng=self._rng,
-                              max_rounds=max_rounds, warm=warm, recurring="yardstick")
+                              max_rounds=max_rounds, warm=warm, recurring="yardstick", recurring_warm=self._warm)
         yardstick_ms = timings.pop("yardstick").ms
         self.reference_ms = self.reference_ms or yardstick_ms
         return yardstick_ms / self.reference_ms, timings
