@@ -1,6 +1,9 @@
 """Table and figure of ``results.jsonl``: Kendall's tau of what predicts the accuracy of a network trained alone.
 
     python experiments/ranking-cifar10/report.py
+
+With ``--again FILE``, results of the same networks with another ``--train-seed``: the tau that the noise of training
+leaves.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ def tau(x: Array, y: Array, counts: Array, groups: Array | None = None) -> Array
 
 
 def _ratio(a: Array, b: Array) -> Array:
-    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
+    ratio: Array = np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
+    return ratio
 
 
 def resampled(n: int, seed: int = 0) -> Array:
@@ -81,6 +85,19 @@ def table(lines: list[dict[str, Any]]) -> str:
         low, high = interval(samples[name] - samples[best])
         rows.append(f"- {name}: {points[name] - points[best]:+.2f} [{low:+.2f}, {high:+.2f}]")
     return "\n".join(rows)
+
+
+def ceiling(lines: list[dict[str, Any]], again: list[dict[str, Any]]) -> str:
+    """One line: tau of two trainings of the same networks, those that are in both."""
+    other = {line["id"]: line["test_accuracy"] for line in again}
+    both = [line for line in lines if line["id"] in other]
+    x, y = _column(both, "test_accuracy"), np.array([other[line["id"]] for line in both])
+    n, groups, cells = len(both), _column(both, "group"), []
+    for within in (None, groups):
+        low, high = interval(tau(x, y, resampled(n), within))
+        cells.append(f"{tau(x, y, np.ones((1, n)), within)[0]:.2f} [{low:.2f}, {high:.2f}]")
+    return (f"Trained alone twice, {n} networks: tau {cells[0]}, within groups {cells[1]}; accuracies differ by "
+            f"{100 * float(np.std(x - y) / np.sqrt(2)):.2f} points (standard deviation of one training)")
 
 
 def spread(lines: list[dict[str, Any]]) -> str:
@@ -134,19 +151,27 @@ def _column(lines: list[dict[str, Any]], key: str) -> Array:
     return np.array([line[key] for line in lines], float)
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of results, in the order of the networks."""
+    texts = path.read_text().splitlines() if path.is_file() else []
+    if len(texts) < 2:
+        raise SystemExit(f"{path}: {len(texts)} networks; run.py makes them, and two are the least to rank")
+    return sorted((json.loads(text) for text in texts), key=lambda line: line["part"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     parser.add_argument("--figure", type=Path, help="default: ranking.png beside the results")
+    parser.add_argument("--again", type=Path, help="results of the same networks, trained with another seed")
     options = parser.parse_args()
-    texts = options.results.read_text().splitlines() if options.results.is_file() else []
-    if len(texts) < 2:
-        raise SystemExit(f"{options.results}: {len(texts)} networks; run.py makes them, and two are the least to rank")
-    lines = sorted((json.loads(text) for text in texts), key=lambda line: line["part"])
+    lines = read(options.results)
     figure = options.figure or options.results.with_name("ranking.png")
     draw(lines, figure)
     print(f"{len(lines)} networks, bootstrap over networks, {RESAMPLES:,} resamples; figure: {figure}\n")
     print(f"{table(lines)}\n\n{spread(lines)}")
+    if options.again:
+        print(f"\n{ceiling(lines, read(options.again))}")
 
 
 if __name__ == "__main__":

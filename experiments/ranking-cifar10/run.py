@@ -65,7 +65,7 @@ class Bench:
         self.settings = settings
         self.scene, self.training = supernet(run_dir, data_dir)
         data = self.scene.data  # the selection split is not in ``learn``
-        learn = loop.part_of(data.learn, settings["images"], settings["seed"], "alone")
+        learn = loop.part_of(data.learn, settings["images"], settings["train_seed"], "alone")
         self.alone: Data = dataclasses.replace(data, learn=learn, train=learn)
 
     def measure(self, part: Part) -> dict[str, Any]:
@@ -78,13 +78,13 @@ class Bench:
         inherited_s, start = time.perf_counter() - start, time.perf_counter()
         recipe = Recipe(settings["epochs"], settings["batch"], settings["lr"], settings["weight_decay"],
                         settings["label_smoothing"], settings["augment"], distill_weight=0.0)
-        with loop.seeded(settings["seed"], "alone", arch.id):
+        with loop.seeded(settings["train_seed"], "alone", arch.id):
             model = build(scene.layout, arch)
-        tuning = FineTuning(arch.id, model, None, self.alone, recipe, settings["seed"], scene.device)
+        tuning = FineTuning(arch.id, model, None, self.alone, recipe, settings["train_seed"], scene.device)
         while not tuning.finished:
             last = tuning.epoch()
         trained_s = time.perf_counter() - start
-        images = loop.calibration_images(self.alone, RECALIBRATED_ON, 128, scene.device, settings["seed"])
+        images = loop.calibration_images(self.alone, RECALIBRATED_ON, 128, scene.device, settings["train_seed"])
         loop.recalibrate(tuning.model, images)
         tested = loop.evaluate(tuning.model, scene.data.test, scene.data, scene.device)
         keys = plan(scene.layout, arch)
@@ -131,8 +131,8 @@ def draw(problem: Problem, groups: int, size: int, seed: int) -> list[Part]:
             if indices is not None and cost.of(indices) >= 0.9 * limit and len(found) < size:
                 found.setdefault((arch := problem.arch(indices)).id, arch)
         if len(found) < size:
-            raise UserError(f"{len(found)} networks between {0.9 * limit:.4g} and {limit:.4g} ms, not {size}; take fewer"
-                            " with --group-size, or another --run")
+            raise UserError(f"{len(found)} networks between {0.9 * limit:.4g} and {limit:.4g} ms, not {size}; take "
+                            "fewer with --group-size, or another --run")
         parts += [Part(len(parts) + i, group, arch, problem.cost(arch, cost.name))
                   for i, arch in enumerate(found.values())]
     return parts
@@ -166,7 +166,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
             "images": options.images, "epochs": options.epochs, "batch": options.batch, "lr": options.lr,
             "weight_decay": options.weight_decay, "label_smoothing": options.label_smoothing,
             "augment": options.augment, "groups": options.groups, "group_size": options.group_size,
-            "seed": options.seed}
+            "seed": options.seed, "train_seed": options.train_seed}
 
 
 _bench: Bench  # of a worker process
@@ -233,7 +233,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--augment", default="flip-crop")
     parser.add_argument("--groups", type=int, default=6, help="of equal latency")
     parser.add_argument("--group-size", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0, help="of the draw, the initial weights and the training")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of networks")
+    parser.add_argument("--train-seed", type=int, default=0, help="of initial weights and training")
     parser.add_argument("--workers", type=int, default=2, help="networks trained beside each other")
     parser.add_argument("--parts", type=int, help="only the first so many networks (for a trial)")
     return parser.parse_args()
