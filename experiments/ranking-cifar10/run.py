@@ -1,0 +1,256 @@
+"""Does the supernet rank networks as they rank when trained alone? Networks of equal latency in groups, one recipe.
+
+    python experiments/ranking-cifar10/run.py --run RUN --data-dir DIR
+
+RUN is a finished search. Every part, one network, appends its line to ``results.jsonl``; the same command skips what
+stands there. ``report.py`` makes the table and the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.arch import Arch
+from nas.config import Config
+from nas.errors import UserError
+from nas.files import write_text
+from nas.plan import macs, params, plan
+from nas.progress import Progress
+from nas.run import Run
+from nas.scene import Scene, problem, set_scene
+from nas.search import CALIBRATED_ON, JUDGED_ON, SUPERNET, _trained
+from nas.select.problem import Problem, random_within
+from nas.subnet import build
+from nas.train import loop
+from nas.train.data import Data
+from nas.train.finetune import FineTuning, Recipe
+from nas.train.search_loop import SupernetTraining
+
+HERE = Path(__file__).resolve().parent
+LOWEST, HIGHEST = 1.15, 0.9  # limits of the cheapest and dearest group, of the ends of the reachable range
+TRIES = 200  # random networks until a group has as many different ones as it should
+RECALIBRATED_ON = 2000  # training images for the batch norm statistics of a finished network, as after fine-tuning
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One network: its number, its group of equal latency, and its predicted ms."""
+
+    number: int
+    group: int
+    arch: Arch
+    ms: float
+
+
+class Bench:
+    """What every part needs: the settled supernet with its images, and the images that networks learn from alone."""
+
+    def __init__(self, run_dir: Path, data_dir: str | None, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.scene, self.training = supernet(run_dir, data_dir)
+        data = self.scene.data  # the selection split is not in ``learn``
+        learn = loop.part_of(data.learn, settings["images"], settings["train_seed"], "alone")
+        self.alone: Data = dataclasses.replace(data, learn=learn, train=learn)
+
+    def measure(self, part: Part) -> dict[str, Any]:
+        """Judges the network with inherited weights, then trains and tests it alone; returns its line."""
+        settings, scene, arch = self.settings, self.scene, part.arch
+        start = time.perf_counter()
+        inherited = self.training.judge(arch, scene.data.select, CALIBRATED_ON)
+        few = loop.part_of(scene.data.select, JUDGED_ON, scene.seed, "judge")
+        judged = self.training.judge(arch, few, CALIBRATED_ON)  # what the search itself sees
+        inherited_s, start = time.perf_counter() - start, time.perf_counter()
+        recipe = Recipe(settings["epochs"], settings["batch"], settings["lr"], settings["weight_decay"],
+                        settings["label_smoothing"], settings["augment"], distill_weight=0.0)
+        with loop.seeded(settings["train_seed"], "alone", arch.id):
+            model = build(scene.layout, arch)
+        tuning = FineTuning(arch.id, model, None, self.alone, recipe, settings["train_seed"], scene.device)
+        while not tuning.finished:
+            last = tuning.epoch()
+        trained_s = time.perf_counter() - start
+        images = loop.calibration_images(self.alone, RECALIBRATED_ON, 128, scene.device, settings["train_seed"])
+        loop.recalibrate(tuning.model, images)
+        tested = loop.evaluate(tuning.model, scene.data.test, scene.data, scene.device)
+        keys = plan(scene.layout, arch)
+        return {
+            "part": part.number, "group": part.group, "id": arch.id, "ms": round(part.ms, 6),
+            "macs": sum(map(macs, keys)), "params": sum(map(params, keys)),
+            "inherited_accuracy": inherited.accuracy, "inherited_loss": round(inherited.loss, 6),
+            "judged_loss": round(judged.loss, 6), "train_loss": last["loss"],
+            "test_accuracy": tested.accuracy, "test_accuracy_se": round(tested.accuracy_se, 6),
+            "test_loss": round(tested.loss, 6), "inherited_s": round(inherited_s, 1), "trained_s": round(trained_s, 1),
+            "arch": arch.to_json(), "settings": settings,
+            "where": {"torch": torch.__version__, "python": platform.python_version(), "device": str(scene.device)},
+        }
+
+
+def supernet(run_dir: Path, data_dir: str | None) -> tuple[Scene, SupernetTraining]:
+    """The scene and the settled supernet of a finished search. Raises UserError for a run that is not that far."""
+    run = Run.existing(run_dir)
+    own = run.config
+    config = Config.from_json(own | {"data_dir": data_dir or own.get("data_dir")}, str(run.file("config.json")))
+    if not run.has("picks.json"):
+        raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
+    scene = set_scene(config, run, config.target, Progress())
+    torch.set_num_threads(1)
+    return scene, _trained(scene)
+
+
+def draw(problem: Problem, groups: int, size: int, seed: int) -> list[Part]:
+    """``groups`` times ``size`` different networks; those of a group lie between 90 % and 100 % of its limit in ms.
+
+    Limits are geometric over the reachable range. Raises UserError where a group has too few networks.
+    """
+    cost = problem.costs[0]
+    low, high = LOWEST * cost.smallest, HIGHEST * cost.largest
+    if high <= low:
+        raise UserError(f"{problem.layout.space}: pruned to {cost.smallest:.4g} .. {cost.largest:.4g} ms, which leaves "
+                        "nothing to rank; take another --run")
+    rng, parts = random.Random(seed), list[Part]()
+    for group in range(groups):
+        limit = low * (high / low) ** (group / max(1, groups - 1))
+        found: dict[str, Arch] = {}
+        for _ in range(TRIES):
+            indices = random_within(problem, {cost.name: limit}, rng)
+            if indices is not None and cost.of(indices) >= 0.9 * limit and len(found) < size:
+                found.setdefault((arch := problem.arch(indices)).id, arch)
+        if len(found) < size:
+            raise UserError(f"{len(found)} networks between {0.9 * limit:.4g} and {limit:.4g} ms, not {size}; take "
+                            "fewer with --group-size, or another --run")
+        parts += [Part(len(parts) + i, group, arch, problem.cost(arch, cost.name))
+                  for i, arch in enumerate(found.values())]
+    return parts
+
+
+def standing(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of an earlier call. Raises UserError where they were made with other settings or are not ours."""
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            line = json.loads(text)
+            old = line["settings"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: line {number}: not of this experiment; give another --out") from None
+        for key in dict.fromkeys([*settings, *old]):
+            if old.get(key) != settings.get(key):
+                raise UserError(f"{path}: line {number}: made with {key} = {old.get(key)}, now {settings.get(key)}; "
+                                "give another --out, or the old value")
+        lines.append(line)
+    return lines
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """All that a line depends on. A run is known by its supernet, wherever it lies."""
+    run = Run.existing(options.run)
+    if not run.has(SUPERNET):
+        raise UserError(f"{run.file(SUPERNET)}: missing; give its nas search command again first")
+    digest = hashlib.sha256(run.file(SUPERNET).read_bytes()).hexdigest()[:12]
+    target = Config.from_json(run.config, str(run.file("config.json"))).target[0]
+    return {"supernet": digest, "data": run.read_json("data.json")["fingerprint"], "target": target,
+            "images": options.images, "epochs": options.epochs, "batch": options.batch, "lr": options.lr,
+            "weight_decay": options.weight_decay, "label_smoothing": options.label_smoothing,
+            "augment": options.augment, "groups": options.groups, "group_size": options.group_size,
+            "seed": options.seed, "train_seed": options.train_seed}
+
+
+_bench: Bench  # of a worker process
+
+
+def _begin(cores: Any, *given: Any) -> None:
+    """Sets a worker up: on a core of its own, and gone when its parent is."""
+    global _bench
+    threading.Thread(target=_follow, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores.get()})
+    _bench = Bench(*given)
+
+
+def _follow() -> None:
+    """Ends this worker with its parent, however that ends."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _measure(part: Part) -> dict[str, Any]:
+    return _bench.measure(part)
+
+
+def measure(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Every part that does not stand yet, dearest first, ``workers`` at a time: single-thread processes."""
+    done = standing(options.out, settings)
+    scene, training = supernet(options.run, options.data_dir)
+    parts = draw(problem(scene, training.supernet.layout, [settings["target"]]), options.groups, options.group_size,
+                 options.seed)
+    del training
+    left = [part for part in parts[:options.parts] if part.arch.id not in {line["id"] for line in done}]
+    context = multiprocessing.get_context("spawn")
+    own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    cores = context.Queue()
+    for worker in range(options.workers):
+        cores.put(own[worker % len(own)])
+    pool = ProcessPoolExecutor(options.workers, context, _begin, (cores, options.run, options.data_dir, settings))
+    with pool, Progress().task("networks", len(done) + len(left), len(done)) as task:
+        try:
+            for future in as_completed([pool.submit(_measure, part) for part in reversed(left)]):
+                done.append(future.result())
+                write_text(options.out, "".join(f"{json.dumps(line)}\n" for line in done))
+                task.advance(accuracy=done[-1]["test_accuracy"], seconds=done[-1]["trained_s"])
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="a finished search")
+    parser.add_argument("--data-dir", help="where its images lie now")
+    parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
+    parser.add_argument("--images", type=int, default=45_000, help="training images, drawn from train and gate split")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=0.003)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--label-smoothing", type=float, default=0.05)
+    parser.add_argument("--augment", default="flip-crop")
+    parser.add_argument("--groups", type=int, default=6, help="of equal latency")
+    parser.add_argument("--group-size", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of networks")
+    parser.add_argument("--train-seed", type=int, default=0, help="of initial weights and training")
+    parser.add_argument("--workers", type=int, default=2, help="networks trained beside each other")
+    parser.add_argument("--parts", type=int, help="only the first so many networks (for a trial)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    try:
+        measure(options, settings_of(options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
