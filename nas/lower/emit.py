@@ -179,6 +179,23 @@ def _addmm(e: Emitter, out: Tensor, bias: Tensor, x: Tensor, weight: Tensor) -> 
     return e.node("Gemm", e.name(x), e.name(weight), e.name(bias))
 
 
+@_rule(aten.mm.default)
+def _mm(e: Emitter, out: Tensor, x: Tensor, weight: Tensor) -> str:
+    return e.node("MatMul", e.name(x), e.name(weight))
+
+
+@_rule(aten._log_softmax.default)
+def _log_softmax(e: Emitter, out: Tensor, x: Tensor, dim: int, _: bool) -> str:
+    return e.node("LogSoftmax", e.name(x), axis=dim % x.dim())
+
+
+@_rule(aten.native_layer_norm.default)
+def _layer_norm(e: Emitter, out: Any, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None,
+                eps: float) -> str:
+    given = [e.name(torch.ones(shape) if weight is None else weight), *([e.name(bias)] if bias is not None else [])]
+    return e.node("LayerNormalization", e.name(x), *given, axis=x.dim() - len(shape), epsilon=eps)
+
+
 @_rule(aten.mean.dim)
 def _mean(e: Emitter, out: Tensor, x: Tensor, dim: list[int], keepdim: bool = False) -> str:
     if sorted(d % x.dim() for d in dim) != [2, 3] or x.dim() != 4:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.exits.methods import Method
+from nas.exits.base import Method
 from nas.train import loop
 from nas.train.data import Data, Split, eval_batches
 from nas.train.finetune import FineTuning, Recipe

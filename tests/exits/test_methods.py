@@ -154,14 +154,16 @@ def test_every_method_predicts_as_its_segments_do_and_has_a_loss(name: str) -> N
 @pytest.mark.parametrize("name", methods())
 def test_settings_are_the_papers(name: str) -> None:
     papers = {"boost": {"t": 0.5, "rescale": True}, "joint": {"weights": None},
-              "distill": {"alpha": 0.3, "temperature": 3.0, "hint": 0.03}}
+              "distill": {"alpha": 0.3, "temperature": 3.0, "hint": 0.03}, "ztw": {"ensemble": 0.2},
+              "weighted": {"strength": 0.8, "interval": 1, "r": 0.75, "hidden": 500, "inner_lr": 0.1}}
     assert settings(name) == {**papers[name], "label_smoothing": 0.0}
 
 
 @pytest.mark.parametrize(("name", "values", "expected"), [
     ("bost", {}, "unknown training 'bost'; did you mean 'boost'"), ("boost", {"tt": 1}, "unknown setting 'tt'"),
     ("boost", {"t": 2.0}, "boost: t 2: a factor from 0 to 1"), ("joint", {"weights": [1.0]}, "3 are needed"),
-    ("distill", {"alpha": 2.0}, "alpha is a share"),
+    ("distill", {"alpha": 2.0}, "alpha is a share"), ("ztw", {"ensemble": 1.0}, "ensemble 1: a share"),
+    ("weighted", {"interval": 0}, "interval and hidden from 1"),
 ])
 def test_what_cannot_be_trained(name: str, values: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=expected):

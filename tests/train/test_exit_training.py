@@ -22,7 +22,8 @@ def trained(name: str, stop: int | None, epochs: int = 6) -> ExitTraining:
 
     def fresh() -> ExitTraining:
         with loop.seeded("w"):
-            return ExitTraining("x", method(name, build(*three())), colours(), recipe, 0, CPU)
+            sparing = {"interval": 4} if name == "weighted" else {}  # its meta step is three more passes
+            return ExitTraining("x", method(name, build(*three()), **sparing), colours(), recipe, 0, CPU)
 
     training = fresh()
     while not training.finished:
@@ -43,7 +44,8 @@ def test_a_method_learns_and_continues_bit_equal(name: str) -> None:
     recalibrate(whole.model, loop.calibration_images(data, 64, 16, CPU, 0))
     recorded = record(whole.model, data.test, data, CPU, batch=20)
     assert recorded.logits.shape == (3, 32, 4) and recorded.labels.tolist() == data.test.labels.tolist()
-    assert recorded.right.mean(1).min() > 0.8
+    learned = recorded.right.mean(1)[:2 if whole.model.frozen else 3]  # a frozen head is what it was: untrained
+    assert learned.min() > 0.8
     with torch.no_grad():
         again = whole.model.eval()(next(iter(loop.eval_batches(data.test, data, 32)))[0])
     np.testing.assert_allclose(torch.stack(again).numpy(), recorded.logits, atol=1e-5)
