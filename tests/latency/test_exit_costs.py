@@ -22,8 +22,9 @@ from nas.space import Space
 
 @pytest.mark.parametrize("size", [32, 224])
 @pytest.mark.parametrize("space", shipped("search_spaces", ".yaml"))
-@pytest.mark.parametrize("target", shipped("latency_tables", ".json"))
+@pytest.mark.parametrize("target", [name for name in shipped("latency_tables", ".json") if not name.startswith("cpu-")])
 def test_every_shipped_target_prices_the_exits_of_every_shipped_space(target: str, space: str, size: int) -> None:
+    """But a measured one: on a CPU everybody measures their own."""
     at = layout(Space.load(space), Task(size, 3, 10), exits=True)
     table = costs.load(str(costs.folder("latency_tables") / f"{target}.json"))
     arch = genome.sample(at, random.Random(0))
