@@ -91,6 +91,8 @@ def plain(model: onnx.ModelProto, entry: str, shape: tuple[int, ...]) -> onnx.Mo
         except Exception as error:  # its own classes have no public base
             raise UserError(f"ONNX Runtime: {str(error).splitlines()[0][:200]}") from None
         result = onnx.load(options.optimized_model_filepath)
+    for value in result.graph.input:
+        value.name = "input" if value.name == entry else value.name
     for node in result.graph.node:
         node.input[:] = ["input" if name == entry else name for name in node.input]
     _join_hard_swish(result.graph)

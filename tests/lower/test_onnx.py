@@ -16,7 +16,7 @@ from nas import genome
 from nas.arch import Op
 from nas.errors import UserError
 from nas.lower.emit import NoRule, emit
-from nas.lower.onnx import export, lower, through_torch
+from nas.lower.onnx import export, lower, plain, through_torch
 from nas.ops import build, families
 from nas.ops.registry import knobs_of
 from nas.plan import Layout
@@ -149,3 +149,14 @@ def test_export_is_one_file_with_metadata_and_open_batch(tiny: Layout, tmp_path:
     assert not any(w.HasField("data_location") and w.data_location for w in model.graph.initializer)
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     assert_same(model, network.eval(), torch.randn(5, 3, 16, 16))
+
+
+def test_a_plain_graph_runs_whatever_its_input_was_called() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+    model = lower(module, in_ch=3, size=8)
+    model.graph.input[0].name = "x.1"
+    for node in model.graph.node:
+        node.input[:] = ["x.1" if name == "input" else name for name in node.input]
+    image = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(plain(model, "x.1", (1, 3, 8, 8)).SerializeToString())
+    np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], module(image).detach(), atol=1e-6)
