@@ -178,6 +178,7 @@ class Bench:
         finally:
             self.cores.put(core)
         picks = [pick for one in searched for pick in one["picks"]]
+        longest = max(one["seconds"]["supernet"] + one["seconds"]["selection"] for one in searched)
         points = [Point(pick["id"], pick["ms"], pick["accuracy"]) for pick in picks]
 
         def sums(key: str) -> dict[str, Any]:
@@ -187,7 +188,7 @@ class Bench:
                 "hypervolume": round(hypervolume(points, *self.settings["reference"]), 6),
                 "mean_accuracy": round(sum(pick["accuracy"] for pick in picks) / len(picks), 6),
                 "seconds": sums("seconds"), "image_forwards": sums("image_forwards"), "judged": sums("judged")["n"],
-                "longest_search_s": round(max(one["seconds"]["supernet"] + one["seconds"]["selection"] for one in searched), 1),
+                "longest_search_s": round(longest, 1),
                 "branches": [one["branches"] for one in searched],
                 "rank_agreement": [one["rank_agreement"] for one in searched],
                 "supernet": [one["supernet"] for one in searched], "data": searched[0]["data"],
