@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,17 @@ def table(methods: dict[str, Lines]) -> str:
 
 
 def spent(methods: dict[str, Lines]) -> str:
-    """Markdown: seconds, image-forwards and networks judged, means over seeds; what was left to choose from."""
-    rows = ["| method | supernet, s | selection, s | longest search, s | fine-tuning, s | weights, M | gates, M "
-            "| judging, M | sum, M | judged | branches left | tau of gates |", f"|{'---|' * 12}"]
+    """Markdown: seconds, thousands of image-forwards, networks judged and branches left, means over seeds."""
+    rows = ["| method | supernet, s | selection, s | longest search, s | fine-tuning, s | weights, k | gates, k "
+            "| judging, k | sum, k | judged | branches left | tau of gates |", f"|{'---|' * 12}"]
     for method, lines in methods.items():
-        def mean(value: Callable[[dict[str, Any]], float], lines: Lines = lines) -> float:
-            return statistics.fmean(value(line) for line in lines)
-
-        seconds = [mean(lambda line, key=key: line["seconds"][key]) for key in ("supernet", "selection", "finetune")]
-        forwards = [mean(lambda line, key=key: line["image_forwards"][key]) / 1e6
-                    for key in ("weights", "gates", "judging")]
-        cells = [f"{s:.0f}" for s in (*seconds[:2], max(line["longest_search_s"] for line in lines), seconds[2])]
-        cells += [f"{f:.2f}" for f in (*forwards, sum(forwards))]
-        cells.append(f"{mean(lambda line: line['judged']):.0f}")
+        seconds, forwards = ({key: statistics.fmean(line[part][key] for line in lines) for key in lines[0][part]}
+                             for part in ("seconds", "image_forwards"))
+        longest = max(line["longest_search_s"] for line in lines)
+        cells = [f"{s:.0f}" for s in (seconds["supernet"], seconds["selection"], longest, seconds["finetune"])]
+        cells += [f"{f / 1e3:.0f}" for f in (*(forwards[key] for key in ("weights", "gates", "judging")),
+                                             sum(forwards.values()))]
+        cells.append(f"{statistics.fmean(line['judged'] for line in lines):.0f}")
         cells += [_known(lines, "branches", "{:.0f}"), _known(lines, "rank_agreement", "{:.2f}")]
         rows.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -178,6 +178,7 @@ class Bench:
         finally:
             self.cores.put(core)
         picks = [pick for one in searched for pick in one["picks"]]
+        longest = max(one["seconds"]["supernet"] + one["seconds"]["selection"] for one in searched)
         points = [Point(pick["id"], pick["ms"], pick["accuracy"]) for pick in picks]
 
         def sums(key: str) -> dict[str, Any]:
@@ -187,7 +188,7 @@ class Bench:
                 "hypervolume": round(hypervolume(points, *self.settings["reference"]), 6),
                 "mean_accuracy": round(sum(pick["accuracy"] for pick in picks) / len(picks), 6),
                 "seconds": sums("seconds"), "image_forwards": sums("image_forwards"), "judged": sums("judged")["n"],
-                "longest_search_s": max(one["seconds"]["supernet"] + one["seconds"]["selection"] for one in searched),
+                "longest_search_s": round(longest, 1),
                 "branches": [one["branches"] for one in searched],
                 "rank_agreement": [one["rank_agreement"] for one in searched],
                 "supernet": [one["supernet"] for one in searched], "data": searched[0]["data"],
@@ -359,9 +360,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--limit", type=int, default=10_000, help="images of train, gate and select together")
     parser.add_argument("--epochs", type=int, nargs=3, default=[1, 2, 1], metavar=("WARMUP", "SEARCH", "SETTLE"))
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--sandwich-every", type=int, default=4)
-    parser.add_argument("--gates-every", type=int, default=4)
+    parser.add_argument("--gates-every", type=int, default=2)
     parser.add_argument("--evaluations", type=int, default=36)
     parser.add_argument("--finetune-epochs", type=int, default=1)
     parser.add_argument("--budgets", type=int, default=5, help="geometric, 1.3 times the space's least to 0.7 its most")
