@@ -14,7 +14,7 @@ NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
     {"nas", "errors"},  # "nas" is the package itself: its version
     {"files", "arch", "terminal", "launch"},
-    {"space", "run", "progress", "show"},
+    {"space", "run", "progress", "show", "results"},
     {"config", "ops"},
     {"plan"},
     {"decision", "subnet", "genome"},

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import multiprocessing
 import os
 import platform
@@ -29,9 +28,9 @@ import torch
 from nas.arch import Arch
 from nas.config import Config
 from nas.errors import UserError
-from nas.files import write_text
 from nas.plan import macs, params, plan
 from nas.progress import Progress
+from nas.results import keep, standing
 from nas.run import Run
 from nas.scene import Scene, problem, set_scene
 from nas.search import CALIBRATED_ON, JUDGED_ON, SUPERNET, _trained
@@ -138,23 +137,6 @@ def draw(problem: Problem, groups: int, size: int, seed: int) -> list[Part]:
     return parts
 
 
-def standing(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of an earlier call. Raises UserError where they were made with other settings or are not ours."""
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-        try:
-            line = json.loads(text)
-            old = line["settings"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}: line {number}: not of this experiment; give another --out") from None
-        for key in dict.fromkeys([*settings, *old]):
-            if old.get(key) != settings.get(key):
-                raise UserError(f"{path}: line {number}: made with {key} = {old.get(key)}, now {settings.get(key)}; "
-                                "give another --out, or the old value")
-        lines.append(line)
-    return lines
-
-
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """All that a line depends on. A run is known by its supernet, wherever it lies."""
     run = Run.existing(options.run)
@@ -211,7 +193,7 @@ def measure(options: argparse.Namespace, settings: dict[str, Any]) -> None:
         try:
             for future in as_completed([pool.submit(_measure, part) for part in reversed(left)]):
                 done.append(future.result())
-                write_text(options.out, "".join(f"{json.dumps(line)}\n" for line in done))
+                keep(options.out, done)
                 task.advance(accuracy=done[-1]["test_accuracy"], seconds=done[-1]["trained_s"])
         except BaseException:
             for child in multiprocessing.active_children():

@@ -28,11 +28,12 @@ import torch
 
 from nas.config import Config, resolve
 from nas.errors import UserError
-from nas.files import nearest, write_json, write_text
+from nas.files import nearest, write_json
 from nas.latency import costs as cost_models
 from nas.latency.table import LatencyTable
 from nas.plan import Task, candidates, layout
 from nas.progress import Progress
+from nas.results import keep, standing
 from nas.run import Run
 from nas.scene import checked_space
 from nas.search import CALIBRATED_ON, JUDGED_ON, SUPERNET
@@ -302,23 +303,6 @@ def _own(config: Config) -> dict[str, Any]:
     return {**{key: value[key] for key in ("selector", "evaluations", "prune")}, **train, **gates}
 
 
-def standing(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of an earlier call. Raises UserError where they were made with other settings or are not ours."""
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-        try:
-            line = json.loads(text)
-            old = line["settings"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}: line {number}: not of this experiment; give another --out") from None
-        for key in dict.fromkeys([*settings, *old]):
-            if old.get(key) != settings.get(key):
-                raise UserError(f"{path}: line {number}: made with {key} = {old.get(key)}, now {settings.get(key)}; "
-                                "give another --out, or the old value")
-        lines.append(line)
-    return lines
-
-
 def measure(options: argparse.Namespace) -> None:
     """Every part that does not stand yet, ``workers`` at a time; a control waits for the supernet it takes over."""
     bench = Bench(options)
@@ -341,7 +325,7 @@ def measure(options: argparse.Namespace) -> None:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     del running[future]
                     done.append(future.result())
-                    write_text(options.out, "".join(f"{json.dumps(line)}\n" for line in done))
+                    keep(options.out, done)
                     task.advance(accuracy=done[-1]["mean_accuracy"], seconds=sum(done[-1]["seconds"].values()))
         except BaseException:
             bench.stop()

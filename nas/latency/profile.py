@@ -59,14 +59,13 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
         device = opened(device, threads, batch, precision) if isinstance(device, str) else device
         table = _open(table_path, device, remeasure)
         keys = candidates(layout)
-        empty = LatencyTable(table.name, table.meta)
-        todo = (empty if remeasure else table).missing(keys)
-        fresh = len(todo) == len(empty.missing(keys))
+        knots = LatencyTable(table.name, table.meta).missing(keys)
+        todo = knots if remeasure else table.missing(keys)
         rng = random.Random(rng_seed)
         bench = _bench(layout, table, device, rng)
         table.meta |= {"method": bench.method, "protocol": bench.protocol}
         label, corrections = _label(layout), table.meta["corrections"]
-        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, fresh)
+        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, todo == knots)
         if todo or label not in corrections:
             table.meta["knot_error"] = _knot_error(bench, layout, table, rng)
             corrections[label] = _correct(bench, layout, table, f"correction {rng_seed}") if bench.corrected else None
@@ -88,10 +87,10 @@ def check(run: Run, layout: Layout, table: LatencyTable, device: Device) -> tupl
     """
     rng = random.Random(0)
     with one_torch_thread():
-        if table.meta.get("yardsticks", {}).get(_label(layout), {}).get("network_ms") is None:
+        if "network_ms" not in _known(layout, table):
             return interleaved({"": run}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS,
                                warm=WARM_NETWORK)[""].ms, None
-        whole = clocked(layout, table, device, rng).whole
+        whole = _whole(layout, table, device, rng)
         return whole.time({"": run}, CHECKED_S, CHECKED_ROUNDS, warm=WARM_NETWORK)[""].ms, whole.drift
 
 
@@ -103,18 +102,29 @@ def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng:
 
 def _keep_yardsticks(bench: Bench, layout: Layout, table: LatencyTable) -> None:
     if isinstance(bench, Clocked):
-        table.meta["yardsticks"][_label(layout)] = {"op": str(_yardstick(layout)), "op_ms": bench.steady.reference_ms,
-                                                    "network_ms": bench.whole.reference_ms}
+        ms = {"op_ms": bench.steady.reference_ms, "network_ms": bench.whole.reference_ms}
+        known = {name: value for name, value in ms.items() if value is not None}
+        table.meta["yardsticks"][_label(layout)] = {"op": str(_yardstick(layout)), **known}
+
+
+def _known(layout: Layout, table: LatencyTable) -> dict[str, Any]:
+    """What the table says of its yardsticks for the layout."""
+    found: dict[str, Any] = table.meta.get("yardsticks", {}).get(_label(layout), {})
+    return found
 
 
 def clocked(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Clocked:
     """With an operator and a network of the layout as yardsticks; their first milliseconds are kept in the table."""
-    key, task = _yardstick(layout), layout.task
-    known = table.meta.get("yardsticks", {}).get(_label(layout), {})
+    key = _yardstick(layout)
     op = device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)
-    network = device.prepare(Subnet(_plans(layout, 1, "yardstick")[0]), in_ch=task.in_ch, size=task.size)
-    return Clocked(layout, device, Steady(op, known.get("op_ms"), rng),
-                   Steady(network, known.get("network_ms"), rng, WARM_NETWORK))
+    steady = Steady(op, _known(layout, table).get("op_ms"), rng)
+    return Clocked(layout, device, steady, _whole(layout, table, device, rng))
+
+
+def _whole(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
+    network, task = Subnet(_plans(layout, 1, "yardstick")[0]), layout.task
+    run = device.prepare(network, in_ch=task.in_ch, size=task.size)
+    return Steady(run, _known(layout, table).get("network_ms"), rng, WARM_NETWORK)
 
 
 def _yardstick(layout: Layout) -> OpKey:

@@ -64,6 +64,19 @@ class Clockwork:
                 "precision": "fp32", "threads": 1, "batch": 1}
 
 
+class Slowed(Clockwork):
+    """Slow while so many rows have been prepared, and not alike for everything."""
+
+    def __init__(self, rows: range) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Any:
+        yardstick = not self.has_yardstick
+        run = super().prepare(module, in_ch=in_ch, size=size)
+        return lambda: run() * ((1.5 if yardstick else 1.2) if len(self.measured) in self.rows else 1.0)
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module, "SECONDS_A_GRAPH", 0.001)
@@ -255,16 +268,8 @@ def test_patience_with_a_machine_that_stays_slow_has_an_end() -> None:
 
 def test_rows_of_a_slow_while_are_measured_again_at_the_end(tiny: Layout, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    class Napping(Clockwork):
-        """Slow from the fifth to the twelfth row that is prepared, and not alike for everything."""
-
-        def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Any:
-            yardstick = not self.has_yardstick
-            run = super().prepare(module, in_ch=in_ch, size=size)
-            return lambda: run() * ((1.5 if yardstick else 1.2) if 4 < len(self.measured) <= 12 else 1.0)
-
     monkeypatch.setattr(profile_module, "CHUNK", 4)
-    fast, napping = Clockwork(), Napping()
+    fast, napping = Clockwork(), Slowed(range(5, 13))
     for name, device in (("fast", fast), ("napping", napping)):
         profile(tiny, tmp_path / f"{name}.json", device=device)
     assert len(napping.measured) == len(fast.measured) + 8
@@ -297,16 +302,8 @@ def _fast(tiny: Layout, tmp_path: Path) -> LatencyTable:
 
 def test_a_table_begun_on_a_slow_machine_is_begun_anew(tiny: Layout, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    class Waking(Clockwork):
-        """Slow until the seventh row is prepared, and not alike for everything."""
-
-        def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Any:
-            yardstick = not self.has_yardstick
-            run = super().prepare(module, in_ch=in_ch, size=size)
-            return lambda: run() * ((1.5 if yardstick else 1.2) if len(self.measured) < 7 else 1.0)
-
     monkeypatch.setattr(profile_module, "CHUNK", 4)
-    for name, device in (("fast", Clockwork()), ("waking", Waking())):
+    for name, device in (("fast", Clockwork()), ("waking", Slowed(range(7)))):
         profile(tiny, tmp_path / f"{name}.json", device=device)
     fast, waking = (LatencyTable.load(tmp_path / f"{name}.json") for name in ("fast", "waking"))
     (one,), (other,) = (table.meta["yardsticks"].values() for table in (fast, waking))

@@ -1,0 +1,32 @@
+"""The results of an experiment: a JSON line a part, which a later call with the same settings skips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nas.errors import UserError
+from nas.files import write_text
+
+
+def standing(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of an earlier call. Raises UserError where they were made with other settings or are not ours."""
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            line = json.loads(text)
+            old = line["settings"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: line {number}: not of this experiment; give another --out") from None
+        for key in dict.fromkeys([*settings, *old]):
+            if old.get(key) != settings.get(key):
+                raise UserError(f"{path}: line {number}: made with {key} = {old.get(key)}, now {settings.get(key)}; "
+                                "give another --out, or the old value")
+        lines.append(line)
+    return lines
+
+
+def keep(path: Path, lines: list[dict[str, Any]]) -> None:
+    """All lines, each with its ``settings``; atomic."""
+    write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))

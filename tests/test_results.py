@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nas.errors import UserError
+from nas.results import keep, standing
+
+SETTINGS = {"epochs": 2, "seed": 0}
+
+
+def test_what_was_kept_stands_under_the_same_settings_alone(tmp_path: Path) -> None:
+    path, lines = tmp_path / "results.jsonl", [{"part": i, "settings": SETTINGS} for i in range(2)]
+    assert standing(path, SETTINGS) == []
+    keep(path, lines)
+    assert standing(path, SETTINGS) == lines and len(path.read_text().splitlines()) == 2
+    with pytest.raises(UserError, match=r"line 1: made with epochs = 2, now 3; give another --out"):
+        standing(path, {**SETTINGS, "epochs": 3})
+    with pytest.raises(UserError, match=r"line 1: made with seed = 0, now None"):
+        standing(path, {"epochs": 2})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"part": 1}'])
+def test_a_line_of_something_else_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(text + "\n")
+    with pytest.raises(UserError, match=r"results.jsonl: line 1: not of this experiment"):
+        standing(path, SETTINGS)
