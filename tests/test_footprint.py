@@ -31,6 +31,7 @@ from nas.select import SELECTORS
 from nas.select.ilp import solve
 from nas.select.problem import Cost, Problem
 from nas.space import Space
+from nas.stages.front import front_of
 
 MISSING = not all(importlib.util.find_spec(package) for package in ("ethosu", "tflite", "ai_edge_litert"))
 needs_vela = pytest.mark.skipif(MISSING, reason="needs the extra: pip install '.[npu]'")
@@ -187,7 +188,7 @@ def test_a_pick_that_its_training_made_too_large_is_named_and_not_in_the_front(
     picks = {"budgets": [{"target": TARGET, "budget_ms": 2.0, "id": c["id"], "ms": c["ms"]} for c in cards],
              "rank_agreement": {}}
     place = SimpleNamespace(costs={TARGET: None}, layout=SimpleNamespace(space="tiny"))
-    front = pipeline._front(place, cards, picks)  # type: ignore[arg-type]
+    front = front_of(place, cards, picks)  # type: ignore[arg-type]
     assert [c["id"] for c in front["front"]] == [b["id"] for b in front["budgets"]] == ["small"]
     assert [c["id"] for c in front["too_large"]] == ["large"] and front["dominated"] == []
     show.front({**front, "run": "here"})

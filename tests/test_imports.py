@@ -24,6 +24,7 @@ ROWS = [
     {"footprint"},
     {"verify", "report", "scene", "checkpoint"},
     {"picks"},
+    {"stages"},
     {"deliver"},
     {"search"},
     {"cli"},

@@ -33,8 +33,9 @@ from nas.progress import Progress
 from nas.results import keep, standing
 from nas.run import Run
 from nas.scene import Scene, problem, set_scene
-from nas.search import CALIBRATED_ON, JUDGED_ON, SUPERNET, _trained
 from nas.select.problem import Problem, random_within
+from nas.stages.selection import CALIBRATED_ON, JUDGED_ON
+from nas.stages.supernet import SUPERNET, trained
 from nas.subnet import build
 from nas.train import loop
 from nas.train.data import Data
@@ -108,7 +109,7 @@ def supernet(run_dir: Path, data_dir: str | None) -> tuple[Scene, SupernetTraini
         raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
     scene = set_scene(config, run, config.target, Progress())
     torch.set_num_threads(1)
-    return scene, _trained(scene)
+    return scene, trained(scene)
 
 
 def draw(problem: Problem, groups: int, size: int, seed: int) -> list[Part]:

@@ -36,8 +36,9 @@ from nas.progress import Progress
 from nas.results import keep, standing
 from nas.run import Run
 from nas.scene import checked_space
-from nas.search import CALIBRATED_ON, JUDGED_ON, SUPERNET
 from nas.select.pareto import Point, hypervolume
+from nas.stages.selection import CALIBRATED_ON, JUDGED_ON
+from nas.stages.supernet import SUPERNET
 from nas.train.data import load
 
 HERE = Path(__file__).resolve().parent

@@ -16,10 +16,10 @@ from tiny_search import Quiet, config_of
 from tiny_space import TINY
 
 from nas import launch
-from nas import search as pipeline
 from nas.config import Config
 from nas.run import Run
 from nas.scene import limits_of, set_scene
+from nas.stages import supernet
 from nas.train import loop
 from nas.train.ranks import ALONE, Ranks, joined
 from nas.train.search_loop import SupernetTraining, largest
@@ -64,7 +64,7 @@ def trained(config: Config, path: Path, progress: Any = None) -> SupernetTrainin
     with run.lock(), joined() as group:
         scene = set_scene(config, run, config.target, progress)
         limits = {t: limits_of(scene, scene.layout, t, [], config.budgets) for t in config.target}
-        return pipeline._supernet(scene, limits, group, progress)
+        return supernet.train(scene, limits, group, progress)
 
 
 def test_two_processes_equal_two_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_two_processes_equal_two_micro_batches(tmp_path: Path, monkeypatch: pyte
     space.write_text(yaml.safe_dump({**TINY, "head": {"op": "head(hidden=16, dropout_percent=20)"}}))
     config = config_of(space, "train.accumulate=2", "train.ema=0.5")
     one = trained(config, tmp_path / "one")
-    monkeypatch.setattr(pipeline, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(supernet, "CHECKPOINT_EVERY_S", 0.0)
     with another_process(monkeypatch) as second, pytest.raises(KeyboardInterrupt):
         trained(config, tmp_path / "two", Quiet(stop_at=15))
     assert Run.existing(tmp_path / "two").has("supernet.pt")

@@ -1,0 +1,54 @@
+"""The command line: one function a verb, one file a subject. Results go to stdout, everything else to stderr.
+
+Whatever a verb needs is imported inside it, so that ``nas --help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from nas import launch
+from nas.cli import runs, spaces, tables
+from nas.cli.base import app
+from nas.terminal import one_line
+
+__all__ = ["app", "main", "runs", "spaces", "tables"]
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Exits with 0, or with 2 and one line on stderr, or with 130 when interrupted."""
+    words = list(sys.argv[1:] if args is None else args)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # PyTorch's idle threads spin long by default: beside any other load a step then takes 12 times as long
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    signal.signal(signal.SIGTERM, _interrupt)
+    if not launch.leads():  # torchrun's other processes help to train; the first alone reads settings, writes, prints
+        launch.go_when_told()
+        if words[:1] == ["search"] and not {"-h", "--help"} & set(words):
+            from nas.train import crew
+
+            crew.follow()
+        sys.exit(0)
+    try:
+        code = app(args=words or ["--help"], prog_name="nas", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        text = one_line(error)
+        if text is None or os.environ.get("NAS_DEBUG") == "1":
+            raise
+        print(f"nas: {text}", file=sys.stderr)
+        sys.exit(2)
+    if code == 130:
+        print("nas: interrupted: the same command continues", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

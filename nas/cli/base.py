@@ -1,0 +1,44 @@
+"""What the verbs share: the app, options that several take, an existing run, rows of a result."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Efficient vision backbones for a given device: measured latency, hard budgets, ONNX out.",
+                  add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that nas search printed.")]
+Budgets = Annotated[list[float] | None, typer.Option("--budget-ms", help="Latency budget, once or more. Without one: "
+                                                     "6, geometric over the reachable range.")]
+Targets = Annotated[list[str] | None, typer.Option("--target", help="Device, once or more: see nas targets.")]
+Target = Annotated[str, typer.Option("--target", help="Device: see nas targets.")]
+Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]
+Device = Annotated[str, typer.Option("--device", help="What to measure on: cpu or gpu (of this machine).")]
+SramKb = Annotated[float | None, typer.Option("--sram-kb", min=1, help="SRAM of an Ethos-U: no pick needs more.")]
+FlashKb = Annotated[float | None, typer.Option("--flash-kb", min=1, help="The same of its flash, for the model.")]
+Width = Annotated[float | None, typer.Option("--width", help="Factor of all channels, 0.05 to 8.")]
+
+
+@contextlib.contextmanager
+def existing(path: Path) -> Iterator[tuple[Any, Any]]:
+    from nas.progress import Progress
+    from nas.run import Run
+
+    run = Run.existing(path)
+    with run.lock():
+        yield run, Progress()
+
+
+def rows(values: Sequence[dict[str, Any]]) -> None:
+    from nas import show
+
+    show.rows(values) if values else show.line("none")

@@ -1,0 +1,129 @@
+"""A run: search, select from it, export from it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas import launch
+from nas.cli.base import Budgets, FlashKb, Json, RunPath, Size, SramKb, Targets, Width, app, existing, rows
+from nas.errors import UserError
+from nas.terminal import checked_budgets, print_result
+
+
+@app.command()
+def search(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example train.lr=0.05.")]
+    = None,
+    space: Annotated[str | None, typer.Option(help="Shipped name or file: see nas spaces. Default: ghost.")] = None,
+    target: Targets = None,
+    budget_ms: Budgets = None,
+    sram_kb: SramKb = None,
+    flash_kb: FlashKb = None,
+    data: Annotated[str | None, typer.Option(help="digits (default), cifar10, or a folder of images.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Train on at most this many images.")] = None,
+    size: Size = None,
+    width: Width = None,
+    only_op: Annotated[str | None, typer.Option(help="Only this operator of the space.")] = None,
+    selector: Annotated[str | None, typer.Option(help="ilp (default), evolution, or random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
+    train_on: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda: where training runs.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,
+    prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Drop branches and layers. Default: yes.")]
+    = None,
+    init: Annotated[str | None, typer.Option(help="A finished run whose supernet this one starts from.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run directory; default: runs/SPACE-TARGET-DATA-HEX.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the most accurate networks at each latency.
+
+    Supernet, pruning, selection, fine-tuning, export. The same command continues what was stopped.
+    """
+    flags = {"space": space, "target": target, "budget_ms": budget_ms, "data": data, "data_dir": data_dir,
+             "limit": limit, "size": size, "width": width, "only_op": only_op, "selector": selector, "seed": seed,
+             "train_on": train_on, "threads": threads, "prune": prune, "init": init, "sram_kb": sram_kb,
+             "flash_kb": flash_kb}
+
+    def work() -> dict[str, Any]:
+        from nas.config import FREE, default_run_dir, resolve, spread
+        from nas.progress import Progress
+        from nas.run import Run
+
+        settings = spread(resolve(config, overrides or [], flags), launch.processes())
+        path = run or default_run_dir(settings)
+        from nas import search as pipeline
+
+        fresh = not path.exists()
+        if fresh:
+            pipeline.refuse(settings)  # before a directory is made
+        here = Run.open(path, settings.to_json(), FREE)
+        try:
+            with here.lock():
+                return pipeline.search(settings, here, Progress())
+        except UserError:
+            if fresh and not here.events("epoch"):
+                shutil.rmtree(path)  # refused before it began: the mended command may use the same directory
+            raise
+
+    print_result(work, as_json, _show_front)
+
+
+@app.command()
+def select(
+    run: RunPath,
+    target: Targets = None,
+    budget_ms: Budgets = None,
+    sram_kb: SramKb = None,
+    flash_kb: FlashKb = None,
+    fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Fine-tune the picks, too: takes longer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Pick anew for another device or budget. Takes minutes: the supernet is not trained again."""
+
+    def work() -> dict[str, Any]:
+        budgets = checked_budgets(budget_ms)
+        with existing(run) as (here, progress):
+            from nas import search as pipeline
+            from nas.footprint import Memory
+
+            return pipeline.select(here, target or list(here.config["target"]), budgets, progress, fine_tune,
+                                   Memory(sram_kb, flash_kb))
+
+    print_result(work, as_json, _show_front)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    arch: Annotated[str | None, typer.Option(help="Id of the pick; default: all.")] = None,
+    budget_ms: Annotated[float | None, typer.Option(help="The most accurate pick within this.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run.")] = None,
+    kind: Annotated[str, typer.Option("--format", help="onnx, or calibrated on training images: int8-onnx, tflite.")]
+    = "onnx",
+    as_json: Json = False,
+) -> None:
+    """Write one pick or all to files. Checked against PyTorch, and measured where this machine is the target."""
+
+    def work() -> dict[str, Any]:
+        if kind not in ("onnx", "int8-onnx", "tflite"):
+            raise UserError(f"--format {kind}: known are onnx, int8-onnx and tflite")
+        if arch is not None and budget_ms is not None:
+            raise UserError("--arch and --budget-ms: give one of the two")
+        checked_budgets([budget_ms] if budget_ms is not None else None)
+        with existing(run) as (here, progress):
+            from nas import search as pipeline
+
+            return pipeline.export(here, arch, budget_ms, out, progress, kind)
+
+    print_result(work, as_json, lambda result: rows(result["files"]))
+
+
+def _show_front(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.front(result)

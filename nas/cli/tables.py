@@ -1,0 +1,176 @@
+"""Latency tables: build one, check one, ask one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.base import Batch, Device, Json, Target, Threads, Width, app, rows
+from nas.errors import UserError
+from nas.terminal import checked_width, print_result
+
+
+@app.command()
+def profile(
+    device: Annotated[str, typer.Option("--device", help="cpu or gpu (of this machine; or its runtime: "
+                                        "gpu-tensorrt, gpu-ort, gpu-torch), or an NPU by its compiler: ethos-u55-128, "
+                                        "ethos-u55-256, ethos-u65-256, ethos-u85-256, or a BOARD.ini.")] = "cpu",
+    space: Annotated[list[str] | None, typer.Option(help="Shipped name or file, once or more; default: all shipped.")]
+    = None,
+    size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
+    classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 10,
+    width: Width = None,
+    exits: Annotated[bool, typer.Option("--exits", help="The heads of early exits, too.")] = False,
+    threads: Threads = 1,
+    batch: Batch = 1,
+    precision: Annotated[str | None, typer.Option(help="fp32 (default); int8 of the cpu, fp16 of a gpu.")] = None,
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure rows that are there already, too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Table; default: the target's file under ./latency_tables.")] = None,
+    validate: Annotated[int, typer.Option(min=0, help="Compare predicted and measured on this many random networks.")]
+    = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of measuring and of the random networks.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fill the latency table of a device. Rows that are there stay; an interrupted call continues."""
+
+    def work() -> dict[str, Any]:
+        from nas.files import shipped
+        from nas.latency.costs import LOCAL
+        from nas.latency.devices import file_name, opened
+        from nas.latency.profile import profile as fill
+        from nas.plan import Task, layout
+        from nas.progress import Progress
+        from nas.space import Space
+
+        factor, progress = checked_width(width), Progress()
+        machine = opened(device, threads, batch, precision)
+        path = out or LOCAL / file_name(machine.name, precision, threads, batch)
+        layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes), exits)
+                   for name in space or shipped("search_spaces", ".yaml")]
+        done = {}
+        for each in layouts:
+            with progress.task(f"profile {each.space}", 0) as task:
+                done[each.space] = fill(each, path, device=machine, remeasure=remeasure, progress=_reaching(task),
+                                        rng_seed=seed, validate=validate)
+        checks = [one["validation"] for one in done.values() if one.get("validation")]
+        return {**list(done.values())[-1], "measured": sum(one["measured"] for one in done.values()),
+                "validation": max(checks, key=lambda check: check["mape"], default=None), "spaces": done}
+
+    print_result(work, as_json, _show_profile)
+
+
+@app.command()
+def measure(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    device: Device = "cpu",
+    threads: Threads = 1,
+    batch: Batch = 1,
+    as_json: Json = False,
+) -> None:
+    """Time an ONNX file on this machine."""
+
+    def work() -> dict[str, Any]:
+        if not model.is_file():
+            raise UserError(f"{model}: no such file")
+        from nas.latency.devices import measure as clock
+
+        timing = clock(model, device, threads=threads, batch=batch)
+        return {"ms": timing.ms, "p10_ms": timing.p10_ms, "p90_ms": timing.p90_ms, "n": timing.n}
+
+    print_result(work, as_json, lambda result: rows([result]))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    target: Target,
+    size: Annotated[int | None, typer.Option(min=1, help="Input side, where the file leaves it open.")] = None,
+    allow_unknown: Annotated[bool, typer.Option("--allow-unknown", help="Leave out what has no known cost.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Latency of any ONNX file by a target's cost model, operator by operator. Nothing is measured."""
+
+    def work() -> dict[str, Any]:
+        from nas.latency.costs import load
+        from nas.latency.predict import predict as price
+
+        return {"target": target, **price(model, load(target), size, allow_unknown)}
+
+    print_result(work, as_json, _show_prediction)
+
+
+@app.command()
+def sample(
+    target: Target,
+    out: Annotated[Path, typer.Option(help="New directory for the files and samples.json.")],
+    space: Annotated[str, typer.Option(help="Shipped name or file: see nas spaces.")] = "ghost",
+    n: Annotated[int, typer.Option("-n", min=1, help="Networks.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of networks.")] = 0,
+    size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
+    classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 10,
+    width: Width = None,
+    as_json: Json = False,
+) -> None:
+    """Random networks as ONNX with their predicted ms, to be measured anywhere. The same command continues."""
+
+    def work() -> list[dict[str, Any]]:
+        from nas.latency.costs import load
+        from nas.latency.sample import sample as draw
+        from nas.plan import Task, layout
+        from nas.progress import Progress
+        from nas.space import Space
+
+        place = layout(Space.load(space).scaled(checked_width(width)), Task(size, 3, classes))
+        return draw(place, load(target), n, seed, out, Progress())
+
+    print_result(work, as_json, lambda samples: rows([{key: s[key] for key in ("id", "ms", "onnx")} for s in samples]))
+
+
+@app.command()
+def validate(
+    samples: Annotated[Path, typer.Argument(metavar="SAMPLES.json", help="Of nas sample.")],
+    measured: Annotated[Path, typer.Argument(metavar="MEASURED.csv", help="Columns id and ms.")],
+    table: Annotated[str, typer.Option(help="The target that predicted: see nas targets.")],
+    write: Annotated[bool, typer.Option("--write", help="Note the result in the table.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare predicted ms with measurements made elsewhere."""
+
+    def work() -> dict[str, Any]:
+        from nas.latency.validate import validate as compare
+
+        return compare(table, samples, measured, write)
+
+    print_result(work, as_json, lambda result: rows([result]))
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the devices with known costs. Says where the figures come from."""
+
+    def work() -> list[dict[str, Any]]:
+        from nas.latency.costs import targets as known
+
+        return list(known())
+
+    shown = ("name", "device", "processor", "runtime", "precision", "batch", "threads", "date", "checked", "error")
+    print_result(work, as_json, lambda targets: rows([{k: one[k] for k in shown if k in one} for one in targets]))
+
+
+def _reaching(task: Any) -> Callable[[int, int, float], None]:
+    return lambda done, total, left_s: task.reach(done, total)
+
+
+def _show_profile(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.profile(result)
+
+
+def _show_prediction(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.prediction(result)

@@ -1,0 +1,73 @@
+"""The front: which picks no other dominates, and finding one of them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nas.errors import UserError
+from nas.scene import Scene
+from nas.select.pareto import Point
+from nas.select.pareto import front as pareto_front
+from nas.show import targets_of
+
+
+def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -> dict[str, Any]:
+    """Picks sorted by ms; in the front are those that no other dominates on any target, by selection accuracy.
+
+    One whose trained weights are over the limit of memory is in ``too_large`` and nowhere else.
+    """
+    targets = list(scene.costs)
+
+    def best(cards: Sequence[dict[str, Any]], by: str) -> set[str]:
+        return {p.id for t in targets for p in pareto_front(Point(c["id"], ms_of(c, t), c[by]) for c in cards)}
+
+    delivered, cards = cards, [card for card in cards if card.get("fits", True)]
+    kept = best(cards, "select_accuracy")
+    on_test = best([card for card in cards if card["id"] in kept], "accuracy")
+    brief = [{key: value for key, value in card.items() if key not in ("arch", "provenance")} for card in delivered]
+    shown = sorted(brief, key=lambda card: ms_of(card, targets[0]))
+    fitting = {card["id"] for card in cards}
+    for card in shown:
+        card["dominated_on_test"] = card["id"] in kept - on_test
+    budgets = [{key: value for key, value in b.items() if key != "arch"} for b in picks["budgets"]
+               if b["id"] in fitting]
+    shown, large = ([card for card in shown if (card["id"] in fitting) is wanted] for wanted in (True, False))
+    return {"space": scene.layout.space, "target": targets if len(targets) > 1 else targets[0],
+            "front": [card for card in shown if card["id"] in kept],
+            "dominated": [card for card in shown if card["id"] not in kept], "budgets": budgets,
+            **({"too_large": large} if large else {}),
+            "share_of_slots": _shares(cards), "rank_agreement": picks["rank_agreement"]}
+
+
+def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: float | None) -> tuple[str, list[str]]:
+    """(place, ids): an id is looked for in the search's own picks, then in each selection's."""
+    if arch_id is not None:
+        for place, front in fronts.items():
+            if arch_id in (card["id"] for card in cards_of(front)):
+                return place, [arch_id]
+        known = dict.fromkeys(card["id"] for front in fronts.values() for card in cards_of(front))
+        raise UserError(f"--arch {arch_id}: no such pick; there are {', '.join(known)}")
+    cards, target = cards_of(fronts[""]), targets_of(fronts[""])[0]
+    if budget_ms is None:
+        return "", [card["id"] for card in cards]
+    within = [card for card in fronts[""]["front"] if ms_of(card, target) <= budget_ms]
+    if not within:
+        smallest = min(ms_of(card, target) for card in cards)
+        raise UserError(f"--budget-ms {budget_ms:g}: the fastest pick of this run takes {smallest:.4g} ms on {target}; "
+                        "nas select finds others")
+    return "", [max(within, key=lambda card: (card["select_accuracy"], -ms_of(card, target)))["id"]]
+
+
+def ms_of(card: dict[str, Any], target: str) -> float:
+    return float(card["ms"][target] if isinstance(card["ms"], dict) else card["ms"])
+
+
+def _shares(cards: list[dict[str, Any]]) -> dict[str, float]:
+    """Share of slots that each operator family holds, over all picks."""
+    names = [op.partition("(")[0] for card in cards for op in card["arch"]["ops"]]
+    return {name: round(names.count(name) / len(names), 4) for name in sorted(set(names))}
+
+
+def cards_of(front: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*front["front"], *front["dominated"]]

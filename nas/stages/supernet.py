@@ -1,0 +1,124 @@
+"""The supernet of a run: set up from its settings, continued where it stands, trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nas import checkpoint
+from nas.config import Config
+from nas.errors import UserError
+from nas.progress import Progress, Task
+from nas.run import Run
+from nas.scene import Scene, limits_of, problem
+from nas.select.problem import Cost
+from nas.supernet.gates import position
+from nas.train import crew, search_loop
+from nas.train.ranks import ALONE, Ranks
+
+SUPERNET = "supernet.pt"
+CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
+
+
+def train(scene: Scene, limits: dict[str, list[float]], group: Ranks,
+              progress: Progress) -> search_loop.SupernetTraining:
+    training, run = training_of(scene, limits, group), scene.run
+    if run.has(SUPERNET):
+        _resume(training, run)
+    elif scene.config.init:
+        _start_from(Run.existing(scene.config.init), scene, training, progress)
+    crew.begin(scene.config, training, progress)
+    saved = time.monotonic()
+    while not training.finished:
+        phase, index = training.schedule[training.done]
+        total = training.recipe.epochs[phase]
+        with progress.task(f"supernet {phase}", total, index) as task:
+            while not training.finished and training.schedule[training.done][0] == phase:
+                began = time.monotonic()
+                record = training.epoch(_within(task, training.schedule[training.done][1]))
+                run.log("epoch", **record, seconds=round(time.monotonic() - began, 3))
+                _tell(record, progress)
+                if time.monotonic() - saved > CHECKPOINT_EVERY_S or training.finished:
+                    checkpoint.save(run, SUPERNET, training.state())
+                    saved = time.monotonic()
+    return training
+
+
+def trained(scene: Scene) -> search_loop.SupernetTraining:
+    config = scene.config
+    limits = {t: limits_of(scene, scene.layout, t, given_budgets(config, t), config.budgets) for t in config.target}
+    training = training_of(scene, limits)
+    _resume(training, scene.run)
+    return training
+
+
+def _within(task: Task, epoch: int) -> Callable[[int, int], None]:
+    """Moves a task that counts epochs along with the steps of one of them."""
+    return lambda step, of: task.advance(epoch + step / of - task.done)
+
+
+def _resume(training: search_loop.SupernetTraining, run: Run) -> None:
+    try:
+        training.load(checkpoint.load(run, SUPERNET))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{run.file(SUPERNET)}: not of this search; delete it: the supernet is trained again") from None
+
+
+def _start_from(other: Run, scene: Scene, training: search_loop.SupernetTraining, progress: Progress) -> None:
+    """Takes over the weights of an earlier run's supernet: everything of equal name and shape."""
+    old = Config.from_json(other.config, str(other.file("config.json")))
+    if not other.has("picks.json"):
+        raise UserError(f"--init {other.path}: that run has not finished its supernet")
+    recorded, own_splits = other.read_json("data.json"), scene.data.indices
+    if recorded.get("from") == scene.data.source["from"]:
+        earlier = other.read_json("splits.json")
+        if set(own_splits["select"]) & {*earlier["train"], *earlier["gate"]}:
+            raise UserError(f"--init {other.path}: it trained on images of this run's selection split; take its --seed "
+                            "and --limit")
+    taken = training.start_from(checkpoint.load(other, SUPERNET))
+    if not taken:
+        raise UserError(f"--init {other.path}: a supernet of {old.space}; it shares nothing with this space")
+    progress.note(f"starting from {other.path}: {taken} of {len(training.supernet.state_dict())} tensors")
+
+
+def _tell(record: dict[str, Any], progress: Progress) -> None:
+    for drop in record.get("pruned", []):
+        progress.note(f"pruned {drop['kind']}: slot {drop['slot']} {drop['op']}, at most "
+                      f"{max(max(row) for row in drop['probabilities']):.3f} over all budgets")
+    if record.get("entry_passed") is False:
+        progress.note("warning: after the warm-up the smallest and the largest network are hardly apart in held-out "
+                      f"loss ({record['entry_smallest_loss']:.3f}, {record['entry_largest_loss']:.3f}); gates see "
+                      "little signal: a longer train.warmup_epochs may help")
+
+
+def training_of(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALONE) -> search_loop.SupernetTraining:
+    config, data = scene.config, scene.data
+    t, g = config.train, config.gates
+    given = {"warmup": t.warmup_epochs, "search": t.search_epochs, "settle": t.settle_epochs}
+    epochs = {phase: n if n is not None else search_loop.default_epochs(phase, len(data.train))
+              for phase, n in given.items()}
+    recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
+                                t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune,
+                                g.latency, g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp,
+                                g.widths)
+    ranges = [_range(problem(scene, scene.layout, [target]).costs[0], limits[target]) for target in config.target]
+    grid = sorted({position(b, *bounds) for t, bounds in zip(config.target, ranges, strict=True) for b in limits[t]})
+    return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,
+                                        tuple(grid), recipe, scene.seed, scene.device, group)
+
+
+def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:
+    """Budgets of the gates: those asked for, but not the very ends of the reachable range.
+
+    There a single network meets the expectation, whatever the gates say, and nothing could be learned or pruned.
+    """
+    low = min(max(min(budgets), 1.03 * cost.smallest), cost.largest)
+    return low, max(low, min(max(budgets), 0.9 * cost.largest))
+
+
+def given_budgets(config: Config, target: str) -> list[float]:
+    """Budgets in ms are those of the first target; the others get as many over their own range."""
+    return config.budget_ms if target == config.target[0] else []
