@@ -25,6 +25,7 @@ from nas import checkpoint
 from nas import search as pipeline
 from nas.errors import UserError
 from nas.run import Run
+from nas.stages import supernet
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_the_same_command_again_gives_the_same_result_at_once(finished: tuple[Pa
 def test_interrupted_at_many_moments_it_ends_with_the_same_front(
         finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(supernet, "CHECKPOINT_EVERY_S", 0.0)
     kills, result = 0, None
     while result is None:
         try:
