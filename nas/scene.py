@@ -242,6 +242,6 @@ def _complete(target: str, plan: Layout, progress: Progress) -> Path:
     progress.note(f"{target}: up to {rows} rows are not measured yet; measuring them now, at {SECONDS_A_GRAPH} s a row "
                   f"at most, into {here}")
     with progress.task(f"profile {target}", 1) as task:
-        profile(plan, here, device=device,
+        profile(plan, here, device=device, knots=False,
                 progress=lambda done, total, left: task.advance(done / max(1, total) - task.done, rows=total))
     return here

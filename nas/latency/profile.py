@@ -39,7 +39,8 @@ Progress = Callable[[int, int, float], None]  # rows done, rows in all, seconds 
 CHUNK = 48  # rows whose sessions are in memory at once
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
 SPARE = 0.5  # of the rows may be measured again because the machine was slow
-FITTED_ON = 30  # networks of the correction
+FITTED_ON = 24  # networks of the correction: two coefficients, and more networks do not make them better
+YARDSTICKS = 3  # networks that all other networks are timed beside
 CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # of one finished network
 HELD_OUT = 24  # widths between the knots, measured to check the interpolation
 SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threads", "batch", "clock",
@@ -48,8 +49,10 @@ SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threa
 
 def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimator = "cpu", threads: int = 1,
             batch: int = 1, precision: str | None = None, remeasure: bool = False, progress: Progress | None = None,
-            rng_seed: int = 0, validate: int = 0) -> dict[str, Any]:
+            rng_seed: int = 0, validate: int = 0, knots: bool = True) -> dict[str, Any]:
     """Measures what the table lacks for a layout (all of it with ``remeasure``); ``validate`` networks check the sum.
+
+    Widths between the ``knots`` check the interpolation.
 
     ``precision`` is ``fp32`` (default) or ``int8`` on the CPU. Returns ``table``, ``rows``, ``measured``, ``flagged``,
     ``correction``, ``knot_error`` and ``validation`` (or None).
@@ -59,15 +62,15 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
         device = opened(device, threads, batch, precision) if isinstance(device, str) else device
         table = _open(table_path, device, remeasure)
         keys = candidates(layout)
-        knots = LatencyTable(table.name, table.meta).missing(keys)
-        todo = knots if remeasure else table.missing(keys)
+        wanted = LatencyTable(table.name, table.meta).missing(keys)
+        todo = wanted if remeasure else table.missing(keys)
         rng = random.Random(rng_seed)
         bench = _bench(layout, table, device, rng)
         table.meta |= {"method": bench.method, "protocol": bench.protocol}
         label, corrections = _label(layout), table.meta["corrections"]
-        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, todo == knots)
+        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, todo == wanted)
         if todo or label not in corrections:
-            table.meta["knot_error"] = _knot_error(bench, layout, table, rng)
+            table.meta["knot_error"] = _knot_error(bench, layout, table, rng) if knots else None
             corrections[label] = _correct(bench, layout, table, f"correction {rng_seed}") if bench.corrected else None
         if validate:
             note(table.meta, _validation(bench, layout, table, validate, f"validation {rng_seed}"))
@@ -114,17 +117,24 @@ def _known(layout: Layout, table: LatencyTable) -> dict[str, Any]:
 
 
 def clocked(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Clocked:
-    """With an operator and a network of the layout as yardsticks; their first milliseconds are kept in the table."""
+    """With an operator and networks of the layout as yardsticks; their first milliseconds are kept in the table."""
     key = _yardstick(layout)
     op = device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)
-    steady = Steady(op, _known(layout, table).get("op_ms"), rng)
+    steady = Steady([op], _references(layout, table, "op_ms"), rng)
     return Clocked(layout, device, steady, _whole(layout, table, device, rng))
 
 
 def _whole(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
-    network, task = Subnet(_plans(layout, 1, "yardstick")[0]), layout.task
-    run = device.prepare(network, in_ch=task.in_ch, size=task.size)
-    return Steady(run, _known(layout, table).get("network_ms"), rng, WARM_NETWORK)
+    references, task = _references(layout, table, "network_ms"), layout.task
+    plans = _plans(layout, len(references) if references else YARDSTICKS, "yardstick")
+    runs = [device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans]
+    return Steady(runs, references, rng, WARM_NETWORK)
+
+
+def _references(layout: Layout, table: LatencyTable, name: str) -> list[float] | None:
+    """A table of before there were several yardsticks has one number."""
+    known = _known(layout, table).get(name)
+    return known if known is None or isinstance(known, list) else [known]
 
 
 def _yardstick(layout: Layout) -> OpKey:

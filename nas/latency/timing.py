@@ -9,11 +9,13 @@ percentile over many short visits, taken again where the yardstick says that the
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +25,7 @@ Run = Callable[[], float]
 WARM = 2  # runs of an operator's graph that fill the caches
 COUNTED = 2  # runs in a row after them
 LOW = 5  # percentile that stands for "the" latency: others on the machine only ever add time
-RECURS = 6  # graphs between two visits of the yardstick
+RECURS = 6  # graphs between two visits of a yardstick
 PATIENCE = 6  # attempts at measurements during which the machine was slow, before that is how it is
 SLOW = 1.05  # times the yardstick's reference: from there on it was
 FAST = 0.95  # below, the reference itself was taken on a slow machine
@@ -65,22 +67,23 @@ class Device(Protocol):
 
 
 def interleaved(runs: Mapping[str, Run], *, seconds: float, rng: random.Random, min_rounds: int = 8,
-                max_rounds: int = 100, warm: int = WARM, recurring: str | None = None,
+                max_rounds: int = 100, warm: int = WARM, recurring: Sequence[str] = (),
                 recurring_warm: int = WARM) -> dict[str, Timing]:
     """Times all graphs in rounds of bursts in random order, so that drift of the machine hits all alike.
 
     As many rounds as fit into ``seconds``, within the limits; a burst begins with ``warm`` runs that are not counted.
-    The ``recurring`` graph has several bursts a round.
+    The ``recurring`` graphs take turns at several bursts a round.
     """
-    others = [name for name in runs if name != recurring]
-    visits = {name: 1 for name in others} | ({recurring: -(-len(others) // RECURS)} if recurring else {})
-    before = {name: recurring_warm if name == recurring else warm for name in runs}
-    once = sum(min(run() for _ in range(2)) * visits[name] * (before[name] + COUNTED) for name, run in runs.items())
+    others, turn = [name for name in runs if name not in recurring], itertools.cycle(recurring)
+    visits = -(-len(others) // RECURS) / max(1, len(recurring))
+    before = {name: recurring_warm if name in recurring else warm for name in runs}
+    once = sum(min(run() for _ in range(2)) * (visits if name in recurring else 1) * (before[name] + COUNTED)
+               for name, run in runs.items())
     rounds = max(min_rounds, min(max_rounds, int(seconds * 1e3 / max(once, 1e-6))))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for i, name in enumerate(rng.sample(others, len(others))):
-            for visited in [recurring, name] if recurring and i % RECURS == 0 else [name]:
+            for visited in [next(turn), name] if recurring and i % RECURS == 0 else [name]:
                 samples[visited] += [runs[visited]() for _ in range(before[visited] + COUNTED)][before[visited]:]
     return {name: summary(values) for name, values in samples.items()}
 
@@ -97,22 +100,25 @@ def repeated(run: Run, *, min_runs: int = 50, min_seconds: float = 1.0) -> Timin
 
 
 class Steady:
-    """A device with a yardstick that runs in the rounds of every measurement and tells how fast the device was then.
+    """A device with yardsticks that run in the rounds of every measurement and tell how fast the device was then.
 
     A measurement is taken again while it was slow; what is left of the slow-down is divided out, as if it were the same
-    for all graphs. Figures so are of a device on which the yardstick takes ``reference_ms``.
+    for all graphs. Figures so are of a device on which the yardsticks take ``reference_ms``. Several, because a graph
+    that is prepared anew is up to 2 % faster or slower than before (where its memory happens to lie).
     """
 
-    def __init__(self, yardstick: Run, reference_ms: float | None, rng: random.Random, warm: int = WARM) -> None:
-        """Without a reference, the first measurement is it. ``warm`` are the yardstick's runs that are not counted."""
-        self._yardstick, self._rng, self._patience, self.drift = yardstick, rng, PATIENCE, 1.0
-        self.reference_ms, self._warm = reference_ms, warm
+    def __init__(self, yardsticks: Sequence[Run], reference_ms: Sequence[float] | None, rng: random.Random,
+                 warm: int = WARM) -> None:
+        """Without a reference, the first measurement is it. ``warm`` are a yardstick's runs that are not counted."""
+        self._yardsticks = {f"yardstick {i}": run for i, run in enumerate(yardsticks)}
+        self._rng, self._patience, self.drift = rng, PATIENCE, 1.0
+        self.reference_ms, self._warm = list(reference_ms) if reference_ms else None, warm
 
     def begun_slow(self) -> bool:
         """Whether the device was faster at the last measurement than at the reference, which that then becomes."""
         if self.drift >= FAST or self.reference_ms is None:
             return False
-        self.reference_ms, self.drift = self.reference_ms * self.drift, 1.0
+        self.reference_ms, self.drift = [ms * self.drift for ms in self.reference_ms], 1.0
         return True
 
     @property
@@ -136,11 +142,11 @@ class Steady:
 
     def _attempt(self, runs: Mapping[str, Run], seconds: float, max_rounds: int, warm: int,
                  ) -> tuple[float, dict[str, Timing]]:
-        timings = interleaved({**runs, "yardstick": self._yardstick}, seconds=seconds, rng=self._rng,
-                              max_rounds=max_rounds, warm=warm, recurring="yardstick", recurring_warm=self._warm)
-        yardstick_ms = timings.pop("yardstick").ms
-        self.reference_ms = self.reference_ms or yardstick_ms
-        return yardstick_ms / self.reference_ms, timings
+        timings = interleaved({**runs, **self._yardsticks}, seconds=seconds, rng=self._rng, max_rounds=max_rounds,
+                              warm=warm, recurring=list(self._yardsticks), recurring_warm=self._warm)
+        now_ms = [timings.pop(name).ms for name in self._yardsticks]
+        self.reference_ms = self.reference_ms or now_ms
+        return geometric_mean(now / then for now, then in zip(now_ms, self.reference_ms, strict=True)), timings
 
 
 def summary(samples_ms: list[float]) -> Timing:

@@ -83,7 +83,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bench(tiny: Layout) -> Clocked:
-    return Clocked(tiny, Clockwork(), *(Steady(lambda: 2.0, None, random.Random(0)) for _ in range(2)))
+    return Clocked(tiny, Clockwork(), *(Steady([lambda: 2.0], None, random.Random(0)) for _ in range(2)))
 
 
 def test_a_finished_network_is_as_fast_as_the_device_was(tiny: Layout, tmp_path: Path,
@@ -220,7 +220,7 @@ def test_rounds_are_interleaved_and_the_first_runs_of_a_burst_are_not_counted() 
 def test_the_yardstick_comes_back_within_a_round() -> None:
     calls: list[str] = []
     runs = {name: (lambda name=name: calls.append(name) or 1.0) for name in "abcdefg!"}  # type: ignore[misc]
-    timings = interleaved(runs, seconds=0.0, rng=random.Random(0), min_rounds=8, recurring="!")
+    timings = interleaved(runs, seconds=0.0, rng=random.Random(0), min_rounds=8, recurring=["!"])
     assert timings["!"].n == 2 * timings["a"].n == 8 * 2 * 2
     for start in range(0, 8 * 36, 36):  # 7 graphs and twice the yardstick
         one = calls[16 + start : 52 + start]
@@ -229,15 +229,27 @@ def test_the_yardstick_comes_back_within_a_round() -> None:
 
 def test_the_yardstick_takes_out_what_slows_down_everything() -> None:
     load = [1.0]
-    steady = Steady(lambda: 2.0 * load[0], None, random.Random(0))
+    steady = Steady([lambda: 2.0 * load[0]], None, random.Random(0))
     for load[0] in (1.0, 1.5):
         assert steady.time({"a": lambda: 4.0 * load[0]}, 0.0)["a"].ms == pytest.approx(4.0)
-    assert (steady.reference_ms, steady.drift) == (2.0, 1.5)
+    assert (steady.reference_ms, steady.drift) == ([2.0], 1.5)
+
+
+def test_yardsticks_take_turns_and_their_mean_counts() -> None:
+    calls: list[str] = []
+    loads = {"a": 1.0, "b": 1.0}
+    yardsticks = [lambda name=name: calls.append(name) or loads[name] for name in loads]  # type: ignore[misc]
+    steady = Steady(yardsticks, None, random.Random(0))
+    runs = {str(i): (lambda: 1.0) for i in range(12)}  # two visits a round
+    steady.time(runs, 0.0)
+    assert steady.reference_ms == [1.0, 1.0] and "".join(calls[4:]) == 8 * "aaaabbbb"
+    loads |= {"a": 1.21, "b": 1.0}
+    assert steady.time(runs, 0.0, again=False)["0"].ms == pytest.approx(1 / 1.1) and steady.drift == pytest.approx(1.1)
 
 
 def test_what_was_timed_on_a_slow_machine_is_timed_again() -> None:
     load, calls = [1.0], 0
-    steady = Steady(lambda: 2.0 * load[0], 2.0, random.Random(0))
+    steady = Steady([lambda: 2.0 * load[0]], [2.0], random.Random(0))
 
     def run() -> float:  # slows down by another factor than the yardstick, and only for the first attempt
         nonlocal calls
@@ -251,7 +263,7 @@ def test_what_was_timed_on_a_slow_machine_is_timed_again() -> None:
 
 def test_patience_with_a_machine_that_stays_slow_has_an_end() -> None:
     load, calls = [1.0], [0]
-    steady = Steady(lambda: 2.0 * load[0], 2.0, random.Random(0))
+    steady = Steady([lambda: 2.0 * load[0]], [2.0], random.Random(0))
     load[0] = 1.2
 
     def attempts() -> int:
