@@ -183,9 +183,9 @@ def _alone(device: Cpu, keys: set[OpKey], steady: Steady) -> dict[OpKey, float]:
     ordered, result = sorted(keys, key=str), {}
     for start in range(0, len(ordered), 100):
         part = ordered[start : start + 100]
-        runs = {str(i): device.prepare(build(key.op, key.in_ch, key.out_ch, key.stride), in_ch=key.in_ch, size=key.size)
-                for i, key in enumerate(part)}
-        timings = steady.time(runs, SECONDS_A_GRAPH * len(runs))
+        timings = steady.time(lambda part=part: {  # type: ignore[misc]
+            str(i): device.prepare(build(key.op, key.in_ch, key.out_ch, key.stride), in_ch=key.in_ch, size=key.size)
+            for i, key in enumerate(part)}, SECONDS_A_GRAPH * len(part))
         result |= {key: timings[str(i)].ms for i, key in enumerate(part)}
     return result
 

@@ -26,6 +26,7 @@ from nas.latency.devices.ethos_u import of_table
 from nas.latency.devices.onnxruntime import session, weight_bits
 from nas.latency.profile import check
 from nas.latency.table import LatencyTable
+from nas.latency.timing import Run as Timed
 from nas.lower import tflite
 from nas.lower.onnx import export, lower, save
 from nas.lower.qdq import quantise
@@ -202,5 +203,9 @@ def _measured(scene: Scene, target: str, model: nn.Module,
     path = files.get("int8" if costs.int8_on_cpu else "float")
     if path is None:
         return None, None
-    run = device.load(path) if device.reads_onnx else device.prepare(model, in_ch=task.in_ch, size=task.size)
-    return check(run, scene.layout, costs, device)
+    reads = device.reads_onnx
+
+    def prepare() -> Timed:
+        return device.load(path) if reads else device.prepare(model, in_ch=task.in_ch, size=task.size)
+
+    return check(prepare, scene.layout, costs, device)

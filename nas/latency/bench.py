@@ -10,7 +10,7 @@ import numpy as np
 from nas.latency import context
 from nas.latency.context import Context
 from nas.latency.table import HEADS, Row
-from nas.latency.timing import Device, Steady, Timing
+from nas.latency.timing import Device, Run, Steady, Timing
 from nas.ops import build
 from nas.plan import Layout, OpKey
 from nas.subnet import Subnet
@@ -96,11 +96,14 @@ class Clocked:
         contexts = [context_of(self.layout, key) for key in keys]
         maps = context.maps(contexts)
         prepare = self.device.prepare
-        runs = {f"row {i}": prepare(item.module(), in_ch=item.key.in_ch, size=item.key.size)
-                for i, item in enumerate(contexts)}
-        runs |= {f"pair {i}": prepare(context.pair(map_), in_ch=map_.channels, size=map_.size)
-                 for i, map_ in enumerate(maps)}
-        timings = self.steady.time(runs, SECONDS_A_GRAPH * len(runs), again=False)
+
+        def prepared() -> dict[str, Run]:
+            rows = {f"row {i}": prepare(item.module(), in_ch=item.key.in_ch, size=item.key.size)
+                    for i, item in enumerate(contexts)}
+            return rows | {f"pair {i}": prepare(context.pair(map_), in_ch=map_.channels, size=map_.size)
+                           for i, map_ in enumerate(maps)}
+
+        timings = self.steady.time(prepared, SECONDS_A_GRAPH * (len(contexts) + len(maps)), again=False)
         self.drift = self.steady.drift
         pairs = {map_: timings[f"pair {i}"].ms for i, map_ in enumerate(maps)}
         return {item.key: _row(item, timings[f"row {i}"], pairs) for i, item in enumerate(contexts)}
@@ -108,8 +111,8 @@ class Clocked:
     def alone(self, key: OpKey) -> Row:
         """Too high, as it carries a call and both ends, but above zero; flagged."""
         module = build(key.op, key.in_ch, key.out_ch, key.stride)
-        run = self.device.prepare(module, in_ch=key.in_ch, size=key.size)
-        timing = self.steady.time({"alone": run}, SECONDS_A_GRAPH)["alone"]
+        timing = self.steady.time(lambda: {"": self.device.prepare(module, in_ch=key.in_ch, size=key.size)},
+                                  SECONDS_A_GRAPH)[""]
         return Row.of(key, ms=timing.ms, raw_ms=timing.ms, p10_ms=timing.p10_ms, p90_ms=timing.p90_ms, n=timing.n,
                       how="flagged")
 
@@ -129,10 +132,13 @@ class Clocked:
     def _networks(self, plans: list[list[OpKey]]) -> np.ndarray:
         """[2, networks]"""
         task = self.layout.task
-        runs = [self.device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans]
-        timings = self.whole.time({f"{i} {half}": run for i, run in enumerate(runs) for half in "ab"},
-                                  2 * SECONDS_A_NETWORK * len(runs), warm=WARM_NETWORK)
-        return np.array([[timings[f"{i} {half}"].ms for i in range(len(runs))] for half in "ab"])
+
+        def prepared() -> dict[str, Run]:
+            runs = [self.device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans]
+            return {f"{i} {half}": run for i, run in enumerate(runs) for half in "ab"}
+
+        timings = self.whole.time(prepared, 2 * SECONDS_A_NETWORK * len(plans), warm=WARM_NETWORK)
+        return np.array([[timings[f"{i} {half}"].ms for i in range(len(plans))] for half in "ab"])
 
 
 def _row(item: Context, timing: Timing, pairs: dict[context.Map, float]) -> Row | None:

@@ -30,6 +30,7 @@ from nas.latency.agreement import agreement, kendall, mape, note
 from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator
 from nas.latency.context import Context
 from nas.latency.devices import opened
+from nas.latency.fresh import fresh
 from nas.latency.table import HEADS, LatencyTable, Row, axis
 from nas.latency.timing import Device, Run, Steady, interleaved
 from nas.plan import Layout, OpKey, candidates, macs, plan
@@ -82,7 +83,8 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
             "validation": table.meta["validation"] if validate else None}
 
 
-def check(run: Run, layout: Layout, table: LatencyTable, device: Device) -> tuple[float, float | None]:
+def check(prepare: Callable[[], Run], layout: Layout, table: LatencyTable, device: Device,
+          ) -> tuple[float, float | None]:
     """(ms, drift) of a network of the layout on the device of the table, as fast as the device was for the table.
 
     The table's yardstick runs beside it, and ``drift`` is how much slower that is now; None, and the milliseconds as
@@ -91,10 +93,13 @@ def check(run: Run, layout: Layout, table: LatencyTable, device: Device) -> tupl
     rng = random.Random(0)
     with one_torch_thread():
         if "network_ms" not in _known(layout, table):
-            return interleaved({"": run}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS,
-                               warm=WARM_NETWORK)[""].ms, None
+            def alone() -> float:
+                return interleaved({"": prepare()}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS,
+                                   warm=WARM_NETWORK)[""].ms
+
+            return fresh(alone) if device.fresh else alone(), None
         whole = _whole(layout, table, device, rng)
-        return whole.time({"": run}, CHECKED_S, CHECKED_ROUNDS, warm=WARM_NETWORK)[""].ms, whole.drift
+        return whole.time(lambda: {"": prepare()}, CHECKED_S, CHECKED_ROUNDS, warm=WARM_NETWORK)[""].ms, whole.drift
 
 
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:
@@ -119,16 +124,16 @@ def _known(layout: Layout, table: LatencyTable) -> dict[str, Any]:
 def clocked(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Clocked:
     """With an operator and networks of the layout as yardsticks; their first milliseconds are kept in the table."""
     key = _yardstick(layout)
-    op = device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)
-    steady = Steady([op], _references(layout, table, "op_ms"), rng)
+    steady = Steady(lambda: [device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)],
+                    _references(layout, table, "op_ms"), rng, apart=device.fresh)
     return Clocked(layout, device, steady, _whole(layout, table, device, rng))
 
 
 def _whole(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
     references, task = _references(layout, table, "network_ms"), layout.task
     plans = _plans(layout, len(references) if references else YARDSTICKS, "yardstick")
-    runs = [device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans]
-    return Steady(runs, references, rng, WARM_NETWORK)
+    return Steady(lambda: [device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans],
+                  references, rng, WARM_NETWORK, device.fresh)
 
 
 def _references(layout: Layout, table: LatencyTable, name: str) -> list[float] | None:

@@ -14,12 +14,15 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
+
+from nas.latency.fresh import fresh
 
 Run = Callable[[], float]
 WARM = 2  # runs of an operator's graph that fill the caches
@@ -55,6 +58,7 @@ class Device(Protocol):
     name: str
     align: int  # channels of its vector unit: widths that fill it are another curve than those that do not
     reads_onnx: bool  # whether ``load`` has an answer
+    fresh: bool  # whether graphs are prepared and timed in a process of their own
 
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
         """Compiles a module for input [batch, in_ch, size, size]."""
@@ -107,11 +111,15 @@ class Steady:
     that is prepared anew is up to 2 % faster or slower than before (where its memory happens to lie).
     """
 
-    def __init__(self, yardsticks: Sequence[Run], reference_ms: Sequence[float] | None, rng: random.Random,
-                 warm: int = WARM) -> None:
-        """Without a reference, the first measurement is it. ``warm`` are a yardstick's runs that are not counted."""
-        self._yardsticks = {f"yardstick {i}": run for i, run in enumerate(yardsticks)}
-        self._rng, self._patience, self.drift = rng, PATIENCE, 1.0
+    def __init__(self, yardsticks: Callable[[], Sequence[Run]], reference_ms: Sequence[float] | None,
+                 rng: random.Random, warm: int = WARM, apart: bool = False) -> None:
+        """Without a reference, the first measurement is it. ``warm`` are a yardstick's runs that are not counted.
+
+        ``apart``: every measurement prepares its graphs and the yardsticks in a process of its own; else the yardsticks
+        are prepared once.
+        """
+        self._yardsticks = yardsticks if apart else cache(yardsticks)
+        self._rng, self._patience, self.drift, self._apart = rng, PATIENCE, 1.0, apart
         self.reference_ms, self._warm = list(reference_ms) if reference_ms else None, warm
 
     def begun_slow(self) -> bool:
@@ -126,25 +134,31 @@ class Steady:
         """Whether the device was, during all of the last measurement."""
         return self.drift > SLOW
 
-    def time(self, runs: Mapping[str, Run], seconds: float, max_rounds: int = 100, warm: int = WARM,
+    def time(self, prepare: Callable[[], Mapping[str, Run]], seconds: float, max_rounds: int = 100, warm: int = WARM,
              again: bool = True) -> dict[str, Timing]:
-        """``interleaved``, scaled; ``drift`` is then how much slower than at the reference the device was.
+        """``interleaved`` of what is prepared, scaled; ``drift`` is then how much slower than at the reference it was.
 
         Taken ``again`` at once while that is slow, as far as patience goes.
         """
-        attempts = [self._attempt(runs, seconds, max_rounds, warm)]
+        attempts = [self._attempt(prepare, seconds, max_rounds, warm)]
         while again and attempts[-1][0] > SLOW and self._patience and len(attempts) <= PATIENCE // 2:
             self._patience -= 1
-            attempts.append(self._attempt(runs, seconds, max_rounds, warm))
+            attempts.append(self._attempt(prepare, seconds, max_rounds, warm))
         self._patience += len(attempts) == 1 and attempts[0][0] <= SLOW and self._patience < PATIENCE
         self.drift, timings = min(attempts, key=lambda attempt: attempt[0])
         return {name: timing.scaled(1 / self.drift) for name, timing in timings.items()}
 
-    def _attempt(self, runs: Mapping[str, Run], seconds: float, max_rounds: int, warm: int,
+    def _attempt(self, prepare: Callable[[], Mapping[str, Run]], seconds: float, max_rounds: int, warm: int,
                  ) -> tuple[float, dict[str, Timing]]:
-        timings = interleaved({**runs, **self._yardsticks}, seconds=seconds, rng=self._rng, max_rounds=max_rounds,
-                              warm=warm, recurring=list(self._yardsticks), recurring_warm=self._warm)
-        now_ms = [timings.pop(name).ms for name in self._yardsticks]
+        rng = random.Random(self._rng.random())
+
+        def timed() -> tuple[list[float], dict[str, Timing]]:
+            yardsticks = {f"yardstick {i}": run for i, run in enumerate(self._yardsticks())}
+            timings = interleaved({**prepare(), **yardsticks}, seconds=seconds, rng=rng, max_rounds=max_rounds,
+                                  warm=warm, recurring=list(yardsticks), recurring_warm=self._warm)
+            return [timings.pop(name).ms for name in yardsticks], timings
+
+        now_ms, timings = fresh(timed) if self._apart else timed()
         self.reference_ms = self.reference_ms or now_ms
         return geometric_mean(now / then for now, then in zip(now_ms, self.reference_ms, strict=True)), timings
 

@@ -39,6 +39,7 @@ class Clockwork:
 
     name = "clockwork"
     align = 32
+    fresh = False
 
     def __init__(self, processor: str = "gears", stop_after: int | None = None, slack: float = 0.0,
                  slower: float = 1.0) -> None:
@@ -83,7 +84,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bench(tiny: Layout) -> Clocked:
-    return Clocked(tiny, Clockwork(), *(Steady([lambda: 2.0], None, random.Random(0)) for _ in range(2)))
+    return Clocked(tiny, Clockwork(), *(Steady(lambda: [lambda: 2.0], None, random.Random(0)) for _ in range(2)))
 
 
 def test_a_finished_network_is_as_fast_as_the_device_was(tiny: Layout, tmp_path: Path,
@@ -92,9 +93,9 @@ def test_a_finished_network_is_as_fast_as_the_device_was(tiny: Layout, tmp_path:
     profile(tiny, tmp_path / "t.json", device=Clockwork())
     table = LatencyTable.load(tmp_path / "t.json")
     slow = Clockwork(slower=1.3)
-    assert profile_module.check(lambda: 2.6, tiny, table, slow) == pytest.approx((2.0, 1.3))
+    assert profile_module.check(lambda: lambda: 2.6, tiny, table, slow) == pytest.approx((2.0, 1.3))
     table.meta["yardsticks"] = {}  # as for a layout that was not profiled
-    assert profile_module.check(lambda: 2.6, tiny, table, slow) == (2.6, None)
+    assert profile_module.check(lambda: lambda: 2.6, tiny, table, slow) == (2.6, None)
 
 
 def test_five_rows_come_out_exactly(tiny: Layout) -> None:
@@ -229,9 +230,9 @@ def test_the_yardstick_comes_back_within_a_round() -> None:
 
 def test_the_yardstick_takes_out_what_slows_down_everything() -> None:
     load = [1.0]
-    steady = Steady([lambda: 2.0 * load[0]], None, random.Random(0))
+    steady = Steady(lambda: [lambda: 2.0 * load[0]], None, random.Random(0))
     for load[0] in (1.0, 1.5):
-        assert steady.time({"a": lambda: 4.0 * load[0]}, 0.0)["a"].ms == pytest.approx(4.0)
+        assert steady.time(lambda: {"a": lambda: 4.0 * load[0]}, 0.0)["a"].ms == pytest.approx(4.0)
     assert (steady.reference_ms, steady.drift) == ([2.0], 1.5)
 
 
@@ -239,17 +240,18 @@ def test_yardsticks_take_turns_and_their_mean_counts() -> None:
     calls: list[str] = []
     loads = {"a": 1.0, "b": 1.0}
     yardsticks = [lambda name=name: calls.append(name) or loads[name] for name in loads]  # type: ignore[misc]
-    steady = Steady(yardsticks, None, random.Random(0))
+    steady = Steady(lambda: yardsticks, None, random.Random(0))
     runs = {str(i): (lambda: 1.0) for i in range(12)}  # two visits a round
-    steady.time(runs, 0.0)
+    steady.time(lambda: runs, 0.0)
     assert steady.reference_ms == [1.0, 1.0] and "".join(calls[4:]) == 8 * "aaaabbbb"
     loads |= {"a": 1.21, "b": 1.0}
-    assert steady.time(runs, 0.0, again=False)["0"].ms == pytest.approx(1 / 1.1) and steady.drift == pytest.approx(1.1)
+    assert steady.time(lambda: runs, 0.0, again=False)["0"].ms == pytest.approx(1 / 1.1)
+    assert steady.drift == pytest.approx(1.1)
 
 
 def test_what_was_timed_on_a_slow_machine_is_timed_again() -> None:
     load, calls = [1.0], 0
-    steady = Steady([lambda: 2.0 * load[0]], [2.0], random.Random(0))
+    steady = Steady(lambda: [lambda: 2.0 * load[0]], [2.0], random.Random(0))
 
     def run() -> float:  # slows down by another factor than the yardstick, and only for the first attempt
         nonlocal calls
@@ -257,18 +259,18 @@ def test_what_was_timed_on_a_slow_machine_is_timed_again() -> None:
         load[0] = 1.5 if calls <= 2 + 8 * 4 else 1.0
         return 4.0 * load[0] ** 2
 
-    assert steady.time({"a": run}, 0.0)["a"].ms == 4.0 and steady.drift == 1.0
+    assert steady.time(lambda: {"a": run}, 0.0)["a"].ms == 4.0 and steady.drift == 1.0
     assert calls == 2 * (2 + 8 * 4)
 
 
 def test_patience_with_a_machine_that_stays_slow_has_an_end() -> None:
     load, calls = [1.0], [0]
-    steady = Steady([lambda: 2.0 * load[0]], [2.0], random.Random(0))
+    steady = Steady(lambda: [lambda: 2.0 * load[0]], [2.0], random.Random(0))
     load[0] = 1.2
 
     def attempts() -> int:
         calls[0] = 0
-        steady.time({"a": lambda: calls.__setitem__(0, calls[0] + 1) or 1.0}, 0.0)  # type: ignore[func-returns-value]
+        steady.time(lambda: {"a": lambda: calls.__setitem__(0, calls[0] + 1) or 1.0}, 0.0)  # type: ignore[func-returns-value]
         return calls[0] // (2 + 8 * 4)
 
     assert [attempts() for _ in range(4)] == [4, 4, 1, 1] and steady.drift == pytest.approx(1.2)

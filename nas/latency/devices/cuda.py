@@ -50,6 +50,7 @@ class Gpu(ABC):
     name: str
     align = 32  # channels of a tile, as on the CPU: more curves cost rows, too few would cost accuracy
     reads_onnx = True
+    fresh = False  # CUDA does not survive a fork
 
     def __init__(self, batch: int = 1, precision: str = "fp32") -> None:
         if batch < 1:

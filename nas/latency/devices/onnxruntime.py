@@ -28,6 +28,7 @@ class Cpu:
     name = "cpu"
     align = 32  # two blocks of 16 channels (NCHWc on AVX-512): half of a Ghost module fills a block
     reads_onnx = True
+    fresh = True
 
     def __init__(self, threads: int = 1, batch: int = 1, precision: str = "fp32") -> None:
         if not 1 <= threads <= (os.cpu_count() or 1):
