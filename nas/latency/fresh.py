@@ -1,8 +1,8 @@
 """A process of its own for whatever is timed.
 
-In a process that has prepared and dropped other graphs before, the same graph is 2 to 5 % slower than in a new one, the
-first as well as the hundredth: its memory then lies in pieces that were used before. Who deploys a network loads it into
-a new process, so that is where it is timed, and always from the same state.
+In a process that has prepared and dropped other graphs before, the same graph is 2 to 5 % slower than in a new one: its
+memory then lies in pieces that were used before. Who deploys a network loads it into a new process, so that is where
+it is timed, and always from the same state.
 """
 
 from __future__ import annotations
