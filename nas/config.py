@@ -21,7 +21,7 @@ from nas.space import first_mistake
 
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 # what came after the first runs were made
-LATER = {"": ("sram_kb", "flash_kb"), "train": ("inplace", "ema", "accumulate", "amp"),
+LATER = {"": ("sram_kb", "flash_kb"), "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
          "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
 
 
@@ -57,6 +57,8 @@ class Training(_Strict):
     label_smoothing: Fraction = 0.05
     distill: Literal["kd", "none"] = "kd"
     inplace: Literal["kl", "alpha"] = "kl"  # what small networks of the supernet learn from the largest by
+    attend: Literal["none", "best-up", "worst-up"] = "none"  # which of ``attend_to`` random networks is trained
+    attend_to: int = Field(default=3, ge=2, le=32)
     ema: Fraction = 0.0  # decay of the supernet's averaged weights, which are then those judged and inherited; 0: none
     accumulate: int = Field(default=1, ge=1, le=65_536)  # parts a batch is computed in: memory of one, statistics, too
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"  # half precision in training; auto: on a GPU

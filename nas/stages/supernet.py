@@ -103,7 +103,7 @@ def training_of(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALO
     recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
                                 t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune,
                                 g.latency, g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp,
-                                g.widths)
+                                g.widths, t.attend, t.attend_to)
     ranges = [_range(problem(scene, scene.layout, [target]).costs[0], limits[target]) for target in config.target]
     grid = sorted({position(b, *bounds) for t, bounds in zip(config.target, ranges, strict=True) for b in limits[t]})
     return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,

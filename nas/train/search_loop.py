@@ -29,11 +29,12 @@ from nas.supernet.net import Supernet
 from nas.supernet.prune import Pruner, survivors
 from nas.supernet.width import closing_gap
 from nas.train import loop
+from nas.train.attentive import attend
 from nas.train.data import Data, batches
 from nas.train.distill import INPLACE
 from nas.train.ema import Average
 from nas.train.ranks import ALONE, Ranks
-from nas.train.stepper import LossOf, Stepper
+from nas.train.stepper import LossOf, Stepper, micro
 
 PHASES = ("warmup", "search", "settle")
 IMAGES = {"warmup": 3400, "search": 1700, "settle": 1700}  # when no epochs are given: at least so many images
@@ -64,6 +65,8 @@ class Recipe:
     accumulate: int = 1
     amp: str = "none"
     widths: str = "pair"
+    attend: str = "none"
+    attend_to: int = 3
 
 
 class SupernetTraining:
@@ -198,7 +201,7 @@ class SupernetTraining:
                        coins: torch.Generator) -> dict[str, float]:
         live = self.supernet.layout
         dearest, cheapest = one_hot(largest(live, self.prices[0])), one_hot(smallest(live, self.prices[0]))
-        students = [self._drawn(phase, within, rng, coins), cheapest]
+        students = [self._drawn(phase, within, rng, coins, (images, labels)), cheapest]
 
         def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             big = self._logits(images, dearest)
@@ -212,7 +215,7 @@ class SupernetTraining:
     def _random_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                      coins: torch.Generator) -> dict[str, float]:
         """Between two steps of the largest network, at a third of its cost: a random one learns from labels."""
-        drawn = self._drawn(phase, within, rng, coins)
+        drawn = self._drawn(phase, within, rng, coins, (images, labels))
 
         def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             loss = F.cross_entropy(self._logits(images, drawn), labels, label_smoothing=self.recipe.label_smoothing)
@@ -230,7 +233,8 @@ class SupernetTraining:
             self.average.follow(self.supernet)
         return figures
 
-    def _drawn(self, phase: str, within: float, rng: random.Random, coins: torch.Generator) -> Decision:
+    def _drawn(self, phase: str, within: float, rng: random.Random, coins: torch.Generator,
+               batch: tuple[Tensor, Tensor]) -> Decision:
         """A random network of what is alive; in the search half of the time one drawn from the gates.
 
         In the warm-up each slot is drawn with a probability that rises from 0 to 1 over its first half, and is the
@@ -239,9 +243,19 @@ class SupernetTraining:
         if phase == "search" and self.recipe.relaxation in RELAXATIONS and rng.random() < 0.5:
             return draw(self.gates, self._soft(within, rng), coins)
         live = self.supernet.layout
+        if phase != "warmup" and self.recipe.attend != "none":
+            return one_hot(attend(live, self.prices[0], rng, self.recipe.attend_to,
+                                  lambda arch: self._loss_now(arch, batch), self.recipe.attend == "worst-up"))
         if phase != "warmup" or within >= 0.5:
             return one_hot(genome.sample(live, rng))
         return one_hot(genome.mutate(live, largest(live, self.prices[0]), rng, probability=2 * within))
+
+    def _loss_now(self, arch: Arch, batch: tuple[Tensor, Tensor]) -> float:
+        """On what of the batch is in memory at once; the same on all ranks, and no draw of PyTorch's moves."""
+        images, labels = micro(batch, 0, self.recipe.accumulate // self.stepper.ranks.count)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            loss = float(F.cross_entropy(self._logits(images, one_hot(arch)), labels))
+        return self.stepper.ranks.mean({"loss": loss})["loss"]
 
     def _soft(self, within: float, rng: random.Random) -> Soft:
         target = rng.randrange(len(self.gates.ranges))

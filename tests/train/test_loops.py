@@ -37,6 +37,7 @@ def term(name: str) -> dict[str, Any]:
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {}, **{name: term(name) for name in ("dual", "fbnet", "proxyless", "mnas")},
     "enumerated": {"widths": "enumerated"},
+    "best-up": {"attend": "best-up"}, "worst-up": {"attend": "worst-up", "attend_to": 2},
     "single-level": {"update": "single"}, "alpha": {"inplace": "alpha"}, "ema": {"ema": 0.9},
     "all": {**term("dual"), "update": "single", "inplace": "alpha", "ema": 0.9, "relaxation": "gumbel"}}
 
@@ -127,7 +128,7 @@ class AsBefore(SupernetTraining):
         live = self.supernet.layout
         big = self.supernet(images, one_hot(largest(live, self.prices[0])))
         loss = F.cross_entropy(big, labels, label_smoothing=self.recipe.label_smoothing)
-        students = [self._drawn(phase, within, rng, coins), one_hot(smallest(live, self.prices[0]))]
+        students = [self._drawn(phase, within, rng, coins, (images, labels)), one_hot(smallest(live, self.prices[0]))]
         taught = [kd(self.supernet(images, decision), big) for decision in students]
         self.optimizer.zero_grad(set_to_none=True)
         (loss + sum(taught)).backward()
