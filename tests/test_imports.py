@@ -27,6 +27,7 @@ ROWS = [
     {"stages"},
     {"deliver"},
     {"search"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,166 @@
+"""The whole road from Python: what the verbs of the command line do, with results as objects.
+
+    from nas import api
+
+    table = api.costs("gpu-v100")                   # milliseconds of operators
+    space = api.space("ghost")                      # what can be built
+    found = api.search(space="ghost", target="gpu-v100", budget_ms=[0.3, 0.6], run="runs/mine")
+    for pick in found.front:
+        print(pick.id, pick.ms["gpu-v100"], pick.accuracy, pick.onnx)
+    npu = api.select("runs/mine", "ethos-u55-128")  # from the same supernet, in minutes
+    files = api.export("runs/mine", budget_ms=0.6, out="out")
+    network = found.front[0].network()              # a torch module with its trained weights
+
+Every function raises ``nas.errors.UserError``, one line, for what the caller has to mend; progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nas import search as pipeline
+from nas.arch import Arch
+from nas.config import FREE, Config, default_run_dir, resolve, spread
+from nas.errors import UserError
+from nas.footprint import Memory
+from nas.latency.costs import Costs, load
+from nas.launch import processes
+from nas.picks import load_weights
+from nas.progress import Progress
+from nas.run import Run
+from nas.scene import recorded_scene
+from nas.space import Space
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A network that was picked. Milliseconds are by target; ``measured_ms`` is None where the target is not here.
+
+    ``accuracy`` is that on the test split, with its standard error; ``folder`` holds the files of the network.
+    """
+
+    id: str
+    arch: Arch
+    ms: Mapping[str, float]
+    measured_ms: Mapping[str, float | None]
+    accuracy: float
+    accuracy_se: float
+    select_accuracy: float
+    macs: int
+    params: int
+    fine_tuned: bool
+    run: Path
+    folder: Path
+
+    @property
+    def onnx(self) -> Path:
+        """Weights inside; checked against PyTorch."""
+        return self.folder / "model.onnx"
+
+    def network(self) -> nn.Module:
+        """In evaluation mode; input [N, channels, size, size], output logits [N, classes]."""
+        run = Run.existing(self.run)
+        place = self.folder.parent.parent.relative_to(self.run).as_posix()
+        config = Config.from_json(run.config, str(run.file("config.json")))
+        return load_weights(recorded_scene(config, run, list(self.ms), images=False), self.arch,
+                            "" if place == "." else f"{place}/")
+
+
+@dataclass(frozen=True)
+class Front:
+    """``front``: the picks that no other dominates on the selection split, fastest first; ``dominated``: the others."""
+
+    run: Path
+    targets: tuple[str, ...]
+    front: tuple[Pick, ...]
+    dominated: tuple[Pick, ...]
+
+    def within(self, ms: float, target: str | None = None) -> Pick:
+        """The most accurate pick within ``ms`` on a target (default: the first). Raises UserError if there is none."""
+        on = target or self.targets[0]
+        fitting = [pick for pick in self.front if pick.ms[on] <= ms]
+        if not fitting:
+            least = min(pick.ms[on] for pick in self.front)
+            raise UserError(f"{ms:g} ms: the fastest pick of {self.run} takes {least:.4g} ms on {on}")
+        return max(fitting, key=lambda pick: (pick.select_accuracy, -pick.ms[on]))
+
+
+def space(name: str) -> Space:
+    """A shipped space, or one from a file."""
+    return Space.load(name)
+
+
+def costs(target: str) -> Costs:
+    """The cost model of a target: ``costs(t).ms(key)`` for the key of an operator (``nas.plan.candidates``)."""
+    return load(target)
+
+
+def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | None = None,
+           run: Path | str | None = None, progress: Progress | None = None, **flags: Any) -> Front:
+    """Trains a supernet, prunes, picks, fine-tunes and exports; continues what ``run`` holds of the same settings.
+
+    ``flags`` are those of ``nas search`` (``space``, ``target``, ``budget_ms``, ``data``, ...), ``settings`` every other
+    by its dotted name (``{"train.lr": 0.05}``).
+    """
+    words = [f"{key}={value}" for key, value in (settings or {}).items()]
+    resolved = spread(resolve(Path(config) if config else None, words, flags), processes())
+    path = Path(run) if run else default_run_dir(resolved)
+    return _front(path, begin(resolved, path, progress or Progress()))
+
+
+def select(run: Path | str, target: str | Sequence[str] = (), budget_ms: Sequence[float] = (), *,
+           fine_tune: bool = False, sram_kb: float | None = None, flash_kb: float | None = None,
+           progress: Progress | None = None) -> Front:
+    """Picks anew from the supernet of a finished run, for other targets or budgets (of the first target)."""
+    here = Run.existing(run)
+    targets = [target] if isinstance(target, str) else list(target)
+    with here.lock():
+        found = pipeline.select(here, targets or list(here.config["target"]), budget_ms, progress or Progress(),
+                                fine_tune, Memory(sram_kb, flash_kb))
+    return _front(here.path, found)
+
+
+def export(run: Path | str, arch: str | None = None, budget_ms: float | None = None, out: Path | str | None = None,
+           format: str = "onnx", progress: Progress | None = None) -> list[Path]:
+    """Writes one pick, or all, as ``onnx``, ``int8-onnx`` or ``tflite``; every file is checked. Returns the files."""
+    here = Run.existing(run)
+    with here.lock():
+        done = pipeline.export(here, arch, budget_ms, Path(out) if out else None, progress or Progress(), format)
+    return [Path(file.get("onnx") or file["tflite"]) for file in done["files"]]
+
+
+def begin(settings: Config, path: Path, progress: Progress) -> dict[str, Any]:
+    """``nas.search.search`` in a run directory, new or continued; one that was refused before it began is removed."""
+    fresh = not path.exists()
+    if fresh:
+        pipeline.refuse(settings)  # before a directory is made
+    run = Run.open(path, settings.to_json(), FREE)
+    try:
+        with run.lock():
+            return pipeline.search(settings, run, progress)
+    except UserError:
+        if fresh and not run.events("epoch"):
+            shutil.rmtree(path)  # so that the mended command may use the same directory
+        raise
+
+
+def _front(run: Path, found: Mapping[str, Any]) -> Front:
+    targets = [found["target"]] if isinstance(found["target"], str) else list(found["target"])
+
+    def by_target(value: Any) -> dict[str, Any]:
+        return dict(value) if isinstance(value, Mapping) else dict.fromkeys(targets, value)
+
+    def pick(card: Mapping[str, Any]) -> Pick:
+        folder = (run / card["onnx"]).parent
+        arch = Arch.from_json(Run(run).read_json(str(folder.relative_to(run) / "arch.json")))
+        return Pick(card["id"], arch, by_target(card["ms"]), by_target(card["measured_ms"]), card["accuracy"],
+                    card["accuracy_se"], card["select_accuracy"], card["macs"], card["params"], card["fine_tuned"],
+                    run, folder)
+
+    return Front(run, tuple(targets), tuple(map(pick, found["front"])), tuple(map(pick, found["dominated"])))
