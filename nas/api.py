@@ -105,8 +105,8 @@ def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | No
            run: Path | str | None = None, progress: Progress | None = None, **flags: Any) -> Front:
     """Trains a supernet, prunes, picks, fine-tunes and exports; continues what ``run`` holds of the same settings.
 
-    ``flags`` are those of ``nas search`` (``space``, ``target``, ``budget_ms``, ``data``, ...), ``settings`` every other
-    by its dotted name (``{"train.lr": 0.05}``).
+    ``flags`` are those of ``nas search`` (``space``, ``target``, ``budget_ms``, ...), ``settings`` every other by its
+    dotted name (``{"train.lr": 0.05}``).
     """
     words = [f"{key}={value}" for key, value in (settings or {}).items()]
     resolved = spread(resolve(Path(config) if config else None, words, flags), processes())
