@@ -171,7 +171,8 @@ def test_what_is_deployed_computes_the_same(op: Op, in_ch: int, out_ch: int, str
 def test_a_block_of_linear_branches_is_deployed_as_one_convolution(op: str, kernel: int) -> None:
     for in_ch, out_ch, stride in SHAPES:
         key = OpKey(Op.parse(op).with_knobs(kernel=kernel), in_ch, out_ch, stride, 9)
-        parts = [part for part in deployed(build(key.op, in_ch, out_ch, stride)).modules() if list(part.parameters(False))]
+        block = build(key.op, in_ch, out_ch, stride)
+        parts = [part for part in deployed(block).modules() if list(part.parameters(recurse=False))]
         assert len(parts) == 1 and isinstance(parts[0], nn.Conv2d) and parts[0].bias is not None
         side = -(-9 // stride)
         assert macs(key) == side**2 * kernel**2 * in_ch * out_ch
@@ -209,7 +210,8 @@ def test_grouped_convolutions_by_hand() -> None:
     # mbconv 8 -> 16 -> 12 at 5x5 in 2 groups: both 1x1 convolutions cost half
     assert macs(OpKey(Op.of("mbconv", hidden=16, groups=2), 8, 12, 1, 5)) == 25 * (8 * 16 // 2 + 9 * 16 + 16 * 12 // 2)
     # bottleneck 8 -> 16 -> 8: the inner 3x3 costs a quarter in 4 groups
-    assert macs(OpKey(Op.of("bottleneck", hidden=16, groups=4), 8, 8, 1, 5)) == 25 * (8 * 16 + 9 * 16 * 16 // 4 + 16 * 8)
+    key = OpKey(Op.of("bottleneck", hidden=16, groups=4), 8, 8, 1, 5)
+    assert macs(key) == 25 * (8 * 16 + 9 * 16 * 16 // 4 + 16 * 8)
     wide = settled(Op.of("mbconv", hidden=16, groups=2), 8, 8, 1)
     assert wide.slices(8)["expand.conv"] == (((0, 2), (4, 6), (8, 10), (12, 14)), None)
     assert wide.slices(8)["project.conv"] == (None, ((0, 2), (4, 6)))
@@ -224,7 +226,7 @@ def test_channels_of_the_complicated_path(channels: int, ratio: int, group: int,
 
 
 def test_a_stage_wise_ghost_by_hand() -> None:
-    # 8 -> 16 in 4 blocks: full (with a 1x1 shortcut), two of 8 channels, full; cheap 8 -> 8; means of 16 + 2 x 8 -> 8 -> 8
+    # 8 -> 16 in 4 blocks: full (1x1 shortcut), two of 8 channels, full; cheap 8 -> 8; means of 16 + 2 x 8 -> 8 -> 8
     key = OpKey(Op.of("g_ghost", depth=4, ratio=50), 8, 16, 1, 5)
     full = 25 * (16 * 16 * (9 + 1)) + 25 * 8 * 16
     assert macs(key) == full + 25 * 8 * 16 + 2 * 25 * 8 * 8 * 11 + 25 * 64 + 32 * 8 + 64 + 25 * 16 * 16 * 11
@@ -267,7 +269,8 @@ def test_a_head_classifies_what_it_embeds(op: str) -> None:
 
 
 @pytest.mark.parametrize(("op", "expected"), [
-    ("nope", "unknown operator 'nope'; known: bottleneck, conv, exit_head"), ("ghots(hidden=8)", "did you mean 'ghost'"),
+    ("nope", "unknown operator 'nope'; known: bottleneck, conv, exit_head"),
+    ("ghots(hidden=8)", "did you mean 'ghost'"),
     ("ghost", "knob 'hidden' is missing"), ("ghost(hidden=8, sse=1)", "unknown knob 'sse'; did you mean 'se'"),
     ("ghost(hidden=7)", "hidden 7 is no multiple of 2"), ("ghost(hidden=8, ratio=1)", "ratio 1"),
     ("mbconv(hidden=6, groups=2)", "hidden 6 is no multiple of 2x2"), ("bottleneck(hidden=9, groups=2)", "groups 2"),

@@ -1,12 +1,12 @@
 """Stage-wise ghosts for GPUs (G-Ghost: Han et al., IJCV 2022, arXiv 2201.03297): a whole stage is one operator.
 
 The first block makes all channels; the blocks after it carry on a part of them ("complicated"), while the others come
-from the first block's by one 1x1 convolution ("cheap") plus, with ``mix``, a vector made of the means of all blocks. One
-more block at full width follows the concatenation, as in the released code (the paper's figure ends before it). Fewer
-and narrower layers, and no depthwise: that is what a GPU, bound by launches and memory, gains from.
+from the first block's by one 1x1 convolution ("cheap") plus, with ``mix``, a vector made of the means of all blocks.
+One more block at full width follows the concatenation, as in the released code (the paper's figure ends before it).
+The inner layers are narrower, and there is no depthwise, which a GPU, bound by memory there, gains little from.
 
-Knobs: ``depth`` (blocks), ``ratio`` (per cent of the channels that are cheap), ``mix``; and of the body ``group`` (width
-of a group of the inner convolution; 0: dense) and ``squeeze`` (the inner width is out / squeeze): RegNetX is
+Knobs: ``depth`` (blocks), ``ratio`` (per cent of the channels that are cheap), ``mix``; and of the body ``group``
+(width of a group of the inner convolution; 0: dense) and ``squeeze`` (the inner width is out / squeeze): RegNetX is
 ``group=48, squeeze=1``, ResNet ``squeeze=4``. Up to two blocks, and with ratio 0, the stage is the plain one.
 """
 

@@ -112,7 +112,7 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
 
 
 def parts_of(full: int, used: int, parts: int) -> Ranges:
-    """The first ``used`` of ``full`` channels, counted in each of equal ``parts``: slices under grouped convolutions."""
+    """The first ``used`` of ``full`` channels, counted in each of equal ``parts``: slices of grouped convolutions."""
     return tuple((part * full // parts, part * full // parts + used // parts) for part in range(parts))
 
 

@@ -23,7 +23,7 @@ class MBConv(Block):
                  groups: int = 1) -> None:
         super().__init__()
         if groups < 1 or hidden % groups**2:
-            raise ValueError(f"hidden {hidden} is no multiple of {groups}x{groups}: groups {groups} exchange equal parts")
+            raise ValueError(f"hidden {hidden} is no multiple of {groups}x{groups}: {groups} groups exchange parts")
         self.max_hidden, self.groups = hidden, groups
         self.expand = ConvBN(in_ch, hidden, groups=groups)
         self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True)

@@ -34,39 +34,45 @@ class Rep(Block):
                                   ConvBN(out_ch, out_ch, kernel, stride, act="none", padding=0)) if deep else None
         self.row, self.column = (_line(in_ch, out_ch, shape, stride) if cross else None
                                  for shape in ((1, kernel), (kernel, 1)))
-        self.pool = nn.Sequential(ConvBN(in_ch, out_ch, act="none"), nn.AvgPool2d(kernel, stride),
-                                  nn.BatchNorm2d(out_ch)) if pool else None
+        self.pool = nn.Sequential(ConvBN(in_ch, out_ch, act="none"), nn.Sequential(
+            nn.AvgPool2d(kernel, stride), nn.BatchNorm2d(out_ch))) if pool else None
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = [self.identity, self.point, self.row, self.column]
         y = self.full(x)
-        for branch in (branch for branch in branches if branch is not None):
+        for branch in _there(self.identity, self.point, self.row, self.column):
             y = y + branch(x)
-        if self.deep is not None or self.pool is not None:  # zeros go around the map before the 1x1: else its offset
-            around = F.pad(x, [self.kernel // 2] * 4)  # would be missing there, and no single convolution be the same
-            for branch in (branch for branch in (self.deep, self.pool) if branch is not None):
-                y = y + branch(around)
+        for branch in _there(self.deep, self.pool):  # zeros go around the map before the 1x1: else its offset would
+            y = y + branch(F.pad(x, [self.kernel // 2] * 4))  # be missing there, and no one convolution be the same
         return self.act(y)
 
     def deploy(self) -> nn.Module:
         with torch.no_grad():
-            weights, offsets = zip(*(centred(kernel, self.kernel) for kernel in self._kernels()), strict=True)
+            branches = _there(self.full, self.identity, self.point, self.row, self.column, self.deep, self.pool)
+            kernels = [centred(_kernel(branch), self.kernel) for branch in branches]
+            weights, offsets = zip(*kernels, strict=True)
             fused = (torch.stack(weights).sum(0), torch.stack(offsets).sum(0))
             return nn.Sequential(convolution(fused, self.stride), self.act)
 
-    def _kernels(self) -> list[Kernel]:
-        kernels = [folded(part) for part in (self.full, self.point, self.row, self.column) if part is not None]
-        if self.identity is not None:
-            factor, offset = scale_of(self.identity)
-            kernels.append((torch.diag(factor)[:, :, None, None], offset))
-        if self.deep is not None:
-            kernels.append(then(folded(self.deep[0]), folded(self.deep[1])))
-        if self.pool is not None:
-            factor, offset = scale_of(self.pool[2])
-            mean = torch.diag(factor)[:, :, None, None].expand(-1, -1, self.kernel, self.kernel) / self.kernel**2
-            kernels.append(then(folded(self.pool[0]), (mean, offset)))
-        return kernels
+
+def _there(*branches: nn.Module | None) -> list[nn.Module]:
+    return [branch for branch in branches if branch is not None]
+
+
+def _kernel(branch: nn.Module) -> Kernel:
+    """A branch as one convolution."""
+    if isinstance(branch, ConvBN):
+        return folded(branch)
+    if isinstance(branch, nn.BatchNorm2d):
+        factor, offset = scale_of(branch)
+        return torch.diag(factor)[:, :, None, None], offset
+    assert isinstance(branch, nn.Sequential)
+    first, second = branch
+    if isinstance(first, nn.AvgPool2d):
+        weight, offset = _kernel(second)
+        side = int(first.kernel_size)  # type: ignore[arg-type]  # we made it square
+        return weight.expand(-1, -1, side, side) / side**2, offset
+    return then(_kernel(first), _kernel(second))
 
 
 def _line(in_ch: int, out_ch: int, window: tuple[int, int], stride: int) -> ConvBN:
