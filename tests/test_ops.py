@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from nas.arch import Op, Value
@@ -154,6 +155,14 @@ def test_elastic_knobs_run_on_a_part_of_the_largest_and_are_exactly_the_copy(op:
     for name, tensor in narrow.state_dict().items():
         if tensor.dim() == 4 and tensor.shape[1:] == weights[name].shape[1:]:
             assert torch.equal(tensor, weights[name])
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_macs_and_parameters_are_those_that_fvcore_counts(op: Op) -> None:
+    key, block = OpKey(op, 8, 12, 2, 9), deployed(build(op, 8, 12, 2)).eval()
+    counted = FlopCountAnalysis(block, torch.zeros(1, 8, 9, 9)).unsupported_ops_warnings(False).by_operator()
+    assert macs(key) == counted["conv"]
+    assert params(key) == sum(p.numel() for p in block.parameters())
 
 
 @pytest.mark.parametrize(("op", "in_ch", "out_ch", "stride"),
