@@ -52,9 +52,8 @@ def decode(layout: Layout, indices: list[int]) -> Arch:
 
 
 def smallest(layout: Layout) -> Arch:
-    """The last branch (``skip`` where it is admitted) or else the first, at its smallest width, in every slot."""
-    return _arch(layout, [slot.branches[-1].op if not slot.branches[-1].widths else slot.branches[0].ops[0]
-                          for slot in layout.slots])
+    """``skip`` where it is admitted or else the first branch, at its smallest width, in every slot."""
+    return _arch(layout, [SKIP if SKIP in slot.ops else slot.branches[0].ops[0] for slot in layout.slots])
 
 
 def _arch(layout: Layout, ops: list[Op]) -> Arch:

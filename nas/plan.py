@@ -166,9 +166,9 @@ def candidates(layout: Layout) -> list[OpKey]:
 
 @lru_cache(maxsize=65536)
 def macs(key: OpKey) -> int:
-    """Multiply-adds of convolutions and linear layers at batch 1, counted by PyTorch on the operator itself."""
+    """Multiply-adds of convolutions and linear layers at batch 1, counted by PyTorch on the deployed operator."""
     with torch.device("meta"):
-        module = op_families.build(key.op, key.in_ch, key.out_ch, key.stride).eval()
+        module = op_families.deployed(op_families.build(key.op, key.in_ch, key.out_ch, key.stride)).eval()
         x = torch.empty(1, key.in_ch, key.size, key.size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(x)
@@ -177,9 +177,9 @@ def macs(key: OpKey) -> int:
 
 @lru_cache(maxsize=65536)
 def params(key: OpKey) -> int:
-    """Learned parameters of the operator."""
+    """Parameters of the deployed operator."""
     with torch.device("meta"):
-        module = op_families.build(key.op, key.in_ch, key.out_ch, key.stride)
+        module = op_families.deployed(op_families.build(key.op, key.in_ch, key.out_ch, key.stride))
     return sum(p.numel() for p in module.parameters())
 
 

@@ -7,16 +7,25 @@ from typing import ClassVar
 
 import pytest
 import torch
+from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from nas.arch import Op, Value
 from nas.errors import UserError
-from nas.ops import build, families, family, register, sliced, take_width
+from nas.ops import build, deployed, families, family, register, sliced, take_width
+from nas.ops.g_ghost import complicated
 from nas.ops.ghost import Ghost
+from nas.ops.layers import shuffled
 from nas.ops.registry import Block, knobs_of
+from nas.plan import OpKey, macs, params
 
 WIDE = 32
-KNOBS: dict[str, list[Value]] = {"hidden": [WIDE], "kernel": [3, 5], "cheap": [3, 5], "se": [0, 1], "act": ["relu"]}
+KNOBS: dict[str, list[Value]] = {
+    "hidden": [WIDE], "kernel": [3, 5], "cheap": [3, 5], "se": [0, 1], "act": ["relu", "silu"], "ratio": [2, 4],
+    "groups": [1, 2], "depth": [2, 3, 5], "mix": [0, 1], "group": [0, 4], "squeeze": [1, 4], "expand": [3],
+    "point": [0, 1], "deep": [0, 1], "cross": [0, 1], "pool": [0, 1]}
+OWN: dict[str, dict[str, list[Value]]] = {"g_ghost": {"ratio": [50], "depth": [2, 4]},
+                                         "rep": {"act": ["relu"], "kernel": [3]}}
 BLOCKS = [name for name in families() if name not in ("stem", "head", "exit_head", "skip")]
 
 
@@ -24,12 +33,23 @@ def variants(name: str) -> list[Op]:
     """Every combination of the values above; a knob that is new here needs some."""
     knobs = knobs_of(name)
     assert set(knobs) <= set(KNOBS), f"give example values of {set(knobs) - set(KNOBS)}"
+    given = {**KNOBS, **OWN.get(name, {})}
     return [Op.of(name, **dict(zip(knobs, values, strict=True)))
-            for values in itertools.product(*(KNOBS[knob] for knob in knobs))]
+            for values in itertools.product(*(given[knob] for knob in knobs))]
 
 
 OPS = [op for name in BLOCKS for op in variants(name)]
+SLICED = [op for op in OPS if op.get("hidden")]
 SHAPES = [(8, 8, 1), (8, 12, 1), (8, 8, 2), (8, 13, 2)]
+GROUPED = {"mbconv"}  # whose groups must divide the output channels
+
+
+def fits(op: Op, out_ch: int) -> bool:
+    groups = op.get("groups")
+    return op.name not in GROUPED or not isinstance(groups, int) or out_ch % groups == 0
+
+
+CASES = [(op, *shape) for op in OPS for shape in SHAPES if fits(op, shape[1])]
 
 
 def settled(op: Op, in_ch: int, out_ch: int, stride: int, seed: int = 0) -> Block:
@@ -51,8 +71,7 @@ def images(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("in_ch", "out_ch", "stride"), SHAPES)
-@pytest.mark.parametrize("op", OPS, ids=str)
+@pytest.mark.parametrize(("op", "in_ch", "out_ch", "stride"), CASES, ids=str)
 def test_shapes_and_gradients(op: Op, in_ch: int, out_ch: int, stride: int) -> None:
     block = build(op, in_ch, out_ch, stride).train()
     x = images(2, in_ch, 9, 9).requires_grad_()
@@ -63,9 +82,8 @@ def test_shapes_and_gradients(op: Op, in_ch: int, out_ch: int, stride: int) -> N
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
 
 
-@pytest.mark.parametrize("hidden", [2, 8, 24, WIDE])
-@pytest.mark.parametrize(("in_ch", "out_ch", "stride"), SHAPES)
-@pytest.mark.parametrize("op", OPS, ids=str)
+@pytest.mark.parametrize("hidden", [4, 8, 24, WIDE])
+@pytest.mark.parametrize(("op", "in_ch", "out_ch", "stride"), [case for case in CASES if case[0] in SLICED], ids=str)
 def test_a_slice_is_exactly_the_narrower_copy(op: Op, in_ch: int, out_ch: int, stride: int, hidden: int) -> None:
     wide = settled(op, in_ch, out_ch, stride)
     narrow = settled(op.with_knobs(hidden=hidden), in_ch, out_ch, stride, seed=2)
@@ -76,7 +94,7 @@ def test_a_slice_is_exactly_the_narrower_copy(op: Op, in_ch: int, out_ch: int, s
     assert narrow.max_hidden == hidden and wide.max_hidden == WIDE
 
 
-@pytest.mark.parametrize("op", OPS, ids=str)
+@pytest.mark.parametrize("op", SLICED, ids=str)
 def test_a_copied_width_is_a_copy(op: Op) -> None:
     wide, narrow = settled(op, 8, 8, 2), settled(op.with_knobs(hidden=8), 8, 8, 2)
     before = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
@@ -87,7 +105,7 @@ def test_a_copied_width_is_a_copy(op: Op) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in wide.state_dict().items())
 
 
-@pytest.mark.parametrize("op", OPS, ids=str)
+@pytest.mark.parametrize("op", SLICED, ids=str)
 def test_a_slice_trains_only_its_own_weights(op: Op) -> None:
     """At most as many weights get a gradient as the narrower block has (fewer where a ReLU never fires)."""
     wide, narrow = settled(op, 8, 12, 2), build(op.with_knobs(hidden=8), 8, 12, 2)
@@ -98,7 +116,7 @@ def test_a_slice_trains_only_its_own_weights(op: Op) -> None:
 
 
 def test_the_full_width_is_the_block_itself() -> None:
-    wide, x = settled(OPS[0], 8, 8, 1), images(1, 8, 9, 9)
+    wide, x = settled(SLICED[0], 8, 8, 1), images(1, 8, 9, 9)
     assert torch.equal(sliced(wide, None, x), wide(x)) and torch.equal(sliced(wide, WIDE, x), wide(x))
 
 
@@ -112,7 +130,7 @@ def test_a_ghost_slice_is_the_first_intrinsic_maps_and_their_cheap_maps() -> Non
 
 def test_a_residual_adds_the_input() -> None:
     x = images(1, 8, 5, 5)
-    for name in ("ghost", "mbconv"):
+    for name in ("ghost", "mbconv", "irb", "fused_irb"):
         block = settled(Op.of(name, hidden=8), 8, 8, 1)
         with torch.no_grad():
             for p in block.project.parameters():
@@ -120,6 +138,110 @@ def test_a_residual_adds_the_input() -> None:
             for buffer in block.project.buffers():
                 buffer.zero_()
             assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if family(op.name).elastic], ids=str)
+def test_elastic_knobs_run_on_a_part_of_the_largest_and_are_exactly_the_copy(op: Op) -> None:
+    knobs = {knob: max(value for other in variants(op.name) if isinstance(value := other.get(knob), int))
+             for knob in family(op.name).elastic}
+    wide, narrow = settled(op.with_knobs(**knobs), 8, 12, 1), settled(op, 8, 12, 1, seed=2)
+    take_width(wide, narrow)
+    with torch.device("meta"):
+        form = build(op, 8, 12, 1).eval()
+    x = images(2, 8, 9, 9)
+    with torch.no_grad():
+        assert torch.equal(sliced(wide, None, x, form), narrow(x))
+    weights = {name: tensor for name, tensor in wide.state_dict().items() if tensor.dim() == 4}
+    for name, tensor in narrow.state_dict().items():
+        if tensor.dim() == 4 and tensor.shape[1:] == weights[name].shape[1:]:
+            assert torch.equal(tensor, weights[name])
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_macs_and_parameters_are_those_that_fvcore_counts(op: Op) -> None:
+    key, block = OpKey(op, 8, 12, 2, 9), deployed(build(op, 8, 12, 2)).eval()
+    counted = FlopCountAnalysis(block, torch.zeros(1, 8, 9, 9)).unsupported_ops_warnings(False).by_operator()
+    assert macs(key) == counted["conv"]
+    assert params(key) == sum(p.numel() for p in block.parameters())
+
+
+@pytest.mark.parametrize(("op", "in_ch", "out_ch", "stride"),
+                         [case for case in CASES if family(case[0].name).deploy is not Block.deploy], ids=str)
+def test_what_is_deployed_computes_the_same(op: Op, in_ch: int, out_ch: int, stride: int) -> None:
+    block, x = settled(op, in_ch, out_ch, stride), images(2, in_ch, 9, 9)
+    with torch.no_grad():
+        expected, got = block(x), deployed(nn.Sequential(block)).eval()(x)
+        assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("op", ["rep(point=1, deep=1, cross=1, pool=1)", "rep(point=0)", "ran(expand=6)"])
+def test_a_block_of_linear_branches_is_deployed_as_one_convolution(op: str, kernel: int) -> None:
+    for in_ch, out_ch, stride in SHAPES:
+        key = OpKey(Op.parse(op).with_knobs(kernel=kernel), in_ch, out_ch, stride, 9)
+        block = build(key.op, in_ch, out_ch, stride)
+        parts = [part for part in deployed(block).modules() if list(part.parameters(recurse=False))]
+        assert len(parts) == 1 and isinstance(parts[0], nn.Conv2d) and parts[0].bias is not None
+        side = -(-9 // stride)
+        assert macs(key) == side**2 * kernel**2 * in_ch * out_ch
+        assert params(key) == kernel**2 * in_ch * out_ch + out_ch
+
+
+def test_deployed_leaves_alone_what_trains_as_it_is_deployed() -> None:
+    network = nn.Sequential(build(Op.of("mbconv", hidden=8), 8, 8, 1), nn.ReLU())
+    assert deployed(network) is network
+    network.append(build(Op.of("rep"), 8, 8, 1))
+    names = set(network.state_dict())
+    assert isinstance(deployed(network)[2], nn.Sequential) and set(network.state_dict()) == names  # type: ignore[index]
+
+
+def test_a_ghost_of_ratio_4_makes_a_quarter_of_its_maps_by_convolution() -> None:
+    # 8 -> 32 -> 12 at 6x6: 8 and 3 intrinsic maps, the others by 3x3 depthwise convolutions
+    key = OpKey(Op.of("ghost", hidden=32, ratio=4), 8, 12, 1, 6)
+    shortcut = 36 * (9 * 8 + 8 * 12)
+    assert macs(key) == 36 * (8 * 8 + 9 * 24 + 32 * 3 + 9 * 9) + shortcut
+    wide = settled(key.op, 8, 12, 1)
+    assert wide.slices(8)["expand.cheap.conv"] == (((0, 6),), None)  # three of each of the first 2 intrinsic maps
+    assert wide.slices(8)["project.primary.conv"] == (None, ((0, 2), (8, 14)))
+
+
+def test_a_shuffle_gives_every_group_a_part_of_every_group() -> None:
+    x = torch.arange(8.0).reshape(1, 8, 1, 1)  # two groups of two parts: 0 1 | 2 3 and 4 5 | 6 7
+    assert shuffled(x, 2).flatten().tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    one = nn.functional.channel_shuffle(x, 2).flatten()
+    assert [set(half.tolist()) for half in one.chunk(2)] != [{0, 1, 2, 3}, {4, 5, 6, 7}]
+    assert [set(half.tolist()) for half in one.chunk(2)] == [set(half.flatten().tolist())
+                                                            for half in shuffled(x, 2).chunk(2, 1)]
+
+
+def test_grouped_convolutions_by_hand() -> None:
+    # mbconv 8 -> 16 -> 12 at 5x5 in 2 groups: both 1x1 convolutions cost half
+    assert macs(OpKey(Op.of("mbconv", hidden=16, groups=2), 8, 12, 1, 5)) == 25 * (8 * 16 // 2 + 9 * 16 + 16 * 12 // 2)
+    # bottleneck 8 -> 16 -> 8: the inner 3x3 costs a quarter in 4 groups
+    key = OpKey(Op.of("bottleneck", hidden=16, groups=4), 8, 8, 1, 5)
+    assert macs(key) == 25 * (8 * 16 + 9 * 16 * 16 // 4 + 16 * 8)
+    wide = settled(Op.of("mbconv", hidden=16, groups=2), 8, 8, 1)
+    assert wide.slices(8)["expand.conv"] == (((0, 2), (4, 6), (8, 10), (12, 14)), None)
+    assert wide.slices(8)["project.conv"] == (None, ((0, 2), (4, 6)))
+
+
+@pytest.mark.parametrize(("channels", "ratio", "group", "expected"), [
+    (192, 50, 48, 72), (432, 50, 48, 216), (240, 50, 40, 120), (560, 50, 40, 270), (720, 50, 120, 360),
+    (256, 50, 0, 128), (12, 50, 48, 6), (1, 50, 0, 1)])
+def test_channels_of_the_complicated_path(channels: int, ratio: int, group: int, expected: int) -> None:
+    """floor(c (1 - r) / g') g' with g' = 3/4 g; a body narrower than a group has one of what is left."""
+    assert complicated(channels, ratio, group) == expected
+
+
+def test_a_stage_wise_ghost_by_hand() -> None:
+    # 8 -> 16 in 4 blocks: full (1x1 shortcut), two of 8 channels, full; cheap 8 -> 8; means of 16 + 2 x 8 -> 8 -> 8
+    key = OpKey(Op.of("g_ghost", depth=4, ratio=50), 8, 16, 1, 5)
+    full = 25 * (16 * 16 * (9 + 1)) + 25 * 8 * 16
+    assert macs(key) == full + 25 * 8 * 16 + 2 * 25 * 8 * 8 * 11 + 25 * 64 + 32 * 8 + 64 + 25 * 16 * 16 * 11
+    plain = macs(key) - (2 * 25 * 8 * 8 * 11 + 25 * 64 + 32 * 8 + 64)
+    assert macs(OpKey(Op.of("g_ghost", depth=2), 8, 16, 1, 5)) == plain  # of two blocks none is a ghost
+    assert macs(OpKey(Op.of("g_ghost", depth=4, ratio=0), 8, 16, 1, 5)) == plain + 2 * 25 * 16 * 16 * 11
 
 
 def test_skip_is_nothing() -> None:
@@ -156,12 +278,17 @@ def test_a_head_classifies_what_it_embeds(op: str) -> None:
 
 
 @pytest.mark.parametrize(("op", "expected"), [
-    ("nope", "unknown operator 'nope'; known: exit_head, ghost, head"), ("ghots(hidden=8)", "did you mean 'ghost'"),
+    ("nope", "unknown operator 'nope'; known: bottleneck, conv, exit_head"),
+    ("ghots(hidden=8)", "did you mean 'ghost'"),
     ("ghost", "knob 'hidden' is missing"), ("ghost(hidden=8, sse=1)", "unknown knob 'sse'; did you mean 'se'"),
-    ("ghost(hidden=7)", "hidden 7 is odd"), ("ghost(hidden=0)", "0 channels"), ("mbconv(hidden=0)", "0 channels"),
+    ("ghost(hidden=7)", "hidden 7 is no multiple of 2"), ("ghost(hidden=8, ratio=1)", "ratio 1"),
+    ("mbconv(hidden=6, groups=2)", "hidden 6 is no multiple of 2x2"), ("bottleneck(hidden=9, groups=2)", "groups 2"),
+    ("mbconv(hidden=9, groups=3)", "divisible by groups"), ("g_ghost(depth=0)", "depth"),
+    ("g_ghost(depth=3, ratio=100)", "per cent"), ("conv(kernel=2)", "kernel 2"), ("rep(kernel=4)", "kernel 4"),
+    ("ran(expand=0)", "0 channels"), ("ghost(hidden=0)", "0 channels"), ("mbconv(hidden=0)", "0 channels"),
     ("mbconv(hidden=-8)", "-8 channels"), ("mbconv(hidden=a)", "hidden=a"), ("mbconv(hidden=8, kernel=4)", "kernel 4"),
     ("exit_head(hidden=-1)", "hidden is a number of channels"),
-    ("stem(act=gelu)", "unknown activation 'gelu'; known: relu, hswish, none"),
+    ("stem(act=gelu)", "unknown activation 'gelu'; known: relu, hswish, silu, none"),
 ])
 def test_an_operator_that_cannot_be_built(op: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):

@@ -10,10 +10,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from tiny_space import TINY
 
+from nas import genome
 from nas.arch import SKIP, Arch, Op
 from nas.errors import UserError
-from nas.files import shipped
-from nas.ops import build
+from nas.files import folder, shipped
+from nas.ops import build, deployed
 from nas.plan import Layout, OpKey, Task, candidates, layout, macs, params, plan, prefixes, restrict
 from nas.space import Space
 from nas.subnet import Subnet
@@ -194,10 +195,21 @@ def test_macs_and_parameters_agree_with_fvcore(name: str) -> None:
     at = layout(Space.load(name), Task(32, 3, 10))
     arch = Arch(at.space, 32, tuple(slot.ops[-2 if slot.ops[-1] == SKIP else -1] for slot in at.slots))
     keys = plan(at, arch)
-    model = Subnet(keys).eval()
+    model = deployed(Subnet(keys)).eval()
     counted = FlopCountAnalysis(model, torch.zeros(1, 3, 32, 32)).unsupported_ops_warnings(False).by_operator()
     assert sum(map(macs, keys)) == counted["conv"] + counted["linear"]
     assert sum(map(params, keys)) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "params_m", "macs_g"), [  # of the released code, counted (docs: exits 2.3; the
+    ("g_ghost_regnetx_032", 10.51, 1.802), ("g-ghost-regnetx-040", 15.73, 2.228),  # paper has 10.5 M, 1.8 G and so on)
+    ("g_ghost_regnetx_080", 24.59, 4.150)])
+def test_parameters_and_macs_of_the_published_g_ghosts(name: str, params_m: float, macs_g: float) -> None:
+    at = layout(Space.load(str(folder("search_spaces") / "presets" / f"{name}.yaml")), Task(224, 3, 1000))
+    assert genome.size(at) == 1
+    keys = plan(at, genome.smallest(at))
+    assert sum(map(params, keys)) == pytest.approx(params_m * 1e6, rel=0.0005)
+    assert sum(map(macs, keys)) == pytest.approx(macs_g * 1e9, rel=0.0005)
 
 
 def signature(op: Op, at: OpKey) -> tuple[str, tuple[tuple[str, torch.Size], ...]]:

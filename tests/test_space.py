@@ -92,7 +92,7 @@ def test_shipped_spaces_load_and_lay_out(name: str) -> None:
     (changed(("head", "op"), "head(dropout_percent=200)"), "head.op: "),
     (changed(("ops", "ghost", "hidden", "max"), float("inf")), "ops.ghost.hidden"),
     (changed(("ops", "ghost", "hidden", "min"), float("nan")), "ops.ghost.hidden"),
-    (changed(("ops", "ghost", "hidden", "step"), 3), "ops.ghost: .*odd"),
+    (changed(("ops", "ghost", "hidden", "step"), 3), "ops.ghost: .*no multiple of 2"),
     (changed(("skip",), "maybe"), "skip: "),
     ([], "expected a mapping"),
     (None, "expected a mapping"),

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from nas.errors import UserError
 from nas.latency.fusion import Kernel, Node, Shape, fuse
+from nas.ops import deployed
 
 _UNARY = frozenset((
     "relu", "relu6", "leaky_relu", "prelu", "elu", "hardtanh", "clamp", "clamp_min", "clamp_max", "hardswish",
@@ -39,10 +40,11 @@ _FREE = frozenset((
 
 
 def kernels(module: nn.Module, in_ch: int, size: int) -> list[Kernel]:
-    """Kernels of the module in eval mode on [1, in_ch, size, size], in launch order.
+    """Kernels of the deployed module in eval mode on [1, in_ch, size, size], in launch order.
 
     Raises UserError naming the operator where the module calls one that has no rule here.
     """
+    module = deployed(module)
     x = torch.empty(1, in_ch, size, size, device="meta")
     recorder = _Recorder(x, type(module).__name__)
     with _evaluating(module), torch.inference_mode(), recorder:

@@ -19,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nas.ops import deployed
+
 OPSET = 20
 aten = torch.ops.aten
 
@@ -92,13 +94,17 @@ class Emitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def emit(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N") -> onnx.ModelProto:
-    """The graph of ``module`` in eval mode: ``input`` [batch, in_ch, size, size] -> ``output``. Raises NoRule."""
+    """The graph of ``module``, deployed, in eval mode: ``input`` [batch, in_ch, size, size] -> ``output``.
+
+    Raises NoRule.
+    """
     return emit_many(module, {"input": (in_ch, size, size)}, ["output"], batch)
 
 
 def emit_many(module: nn.Module, inputs: Mapping[str, Sequence[int]], outputs: Sequence[str],
               batch: int | str = "N") -> onnx.ModelProto:
     """The same for a module with several float ``inputs`` (shapes without the batch) and, as a tuple, ``outputs``."""
+    module = deployed(module)
     given = {name: torch.zeros(1, *shape) for name, shape in inputs.items()}
     was_training = module.training
     module.eval()
@@ -278,6 +284,11 @@ def _clip(e: Emitter, out: Tensor, x: Tensor, low: float = -1.0, high: float = 1
 @_rule(aten.hardsigmoid.default, aten.hardsigmoid_.default)
 def _hard_sigmoid(e: Emitter, out: Tensor, x: Tensor) -> str:
     return e.node("HardSigmoid", e.name(x), alpha=1 / 6, beta=0.5)
+
+
+@_rule(aten.silu.default, aten.silu_.default)
+def _silu(e: Emitter, out: Tensor, x: Tensor) -> str:
+    return e.node("Mul", e.name(x), e.node("Sigmoid", e.name(x)))
 
 
 def _unary(kind: str, *functions: Any) -> None:

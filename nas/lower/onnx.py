@@ -20,6 +20,7 @@ from torch import nn
 from nas.errors import UserError
 from nas.files import write_atomic
 from nas.lower.emit import OPSET, NoRule, emit
+from nas.ops import deployed
 
 MAX_BYTES = 2**31 - 1  # of a protobuf message; beyond it the weights would have to live outside the file
 
@@ -53,6 +54,7 @@ def lower(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N") -
 
 def through_torch(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N") -> onnx.ModelProto:
     """The same graph from PyTorch's own exporter; whatever it prints goes to stderr."""
+    module = deployed(module)
     x = torch.zeros(2 if isinstance(batch, str) else batch, in_ch, size, size)
     shapes = ({0: torch.export.Dim(batch)},) if isinstance(batch, str) else None
     training = module.training

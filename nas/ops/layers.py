@@ -14,6 +14,7 @@ from nas.space import divisible
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
     "hswish": lambda: nn.Hardswish(inplace=True),
+    "silu": lambda: nn.SiLU(inplace=True),
     "none": nn.Identity,
 }
 
@@ -26,29 +27,34 @@ def activation(name: str) -> nn.Module:
 
 
 class Depthwise(nn.Conv2d):
-    """Depthwise convolution, padding k // 2; as many groups as its weight has rows (a slice has fewer)."""
+    """Depthwise convolution, padding k // 2, ``multiplier`` maps of each channel in a row.
+
+    It has as many groups as its input has channels: a slice has fewer.
+    """
 
     depthwise = True
 
-    def __init__(self, channels: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
+    def __init__(self, channels: int, kernel: int, stride: int = 1, multiplier: int = 1) -> None:
+        super().__init__(channels, channels * multiplier, kernel, stride, kernel // 2, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, None, self.stride, self.padding, 1, self.weight.shape[0])
+        return F.conv2d(x, self.weight, None, self.stride, self.padding, 1, x.shape[1])
 
 
 class ConvBN(nn.Sequential):
     """Convolution (depthwise where ``depthwise``), batch norm, activation: named ``conv``, ``bn``, ``act``."""
 
     def __init__(self, in_ch: int, out_ch: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False,
-                 act: str = "relu") -> None:
+                 act: str = "relu", groups: int = 1, padding: int | None = None) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel {kernel}: it must be odd, or maps change their size")
         if out_ch < 1:
             raise ValueError(f"{out_ch} channels")
-        conv = (Depthwise(in_ch, kernel, stride) if depthwise
-                else nn.Conv2d(in_ch, out_ch, kernel, stride, kernel // 2, bias=False))
+        conv = (Depthwise(in_ch, kernel, stride, out_ch // in_ch) if depthwise
+                else nn.Conv2d(in_ch, out_ch, kernel, stride, kernel // 2, groups=groups, bias=False))
+        if padding is not None:  # k // 2 unless it is given
+            conv.padding = (padding, padding)
         self.add_module("conv", conv)
         self.add_module("bn", nn.BatchNorm2d(out_ch))
         if act != "none":
@@ -93,6 +99,21 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True))))
         return x * F.hardsigmoid(scale)
+
+
+def shuffled(x: Tensor, groups: int) -> Tensor:
+    """Channels so that a grouped convolution sees an equal part of every group before it (Zhang et al., ShuffleNet).
+
+    Whole parts move, in slices and one concatenation, which every runtime has: inside a group order means nothing.
+    """
+    width = x.shape[1] // groups**2
+    starts = [(group * groups + part) * width for part in range(groups) for group in range(groups)]
+    return torch.cat([x[:, start:start + width] for start in starts], 1)
+
+
+def parts_of(full: int, used: int, parts: int) -> Ranges:
+    """The first ``used`` of ``full`` channels, counted in each of equal ``parts``: slices of grouped convolutions."""
+    return tuple((part * full // parts, part * full // parts + used // parts) for part in range(parts))
 
 
 def conv_slices(path: str, out: Ranges | None, inp: Ranges | None) -> dict[str, tuple[Ranges | None, Ranges | None]]:

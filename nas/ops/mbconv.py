@@ -1,14 +1,16 @@
 """Inverted residual (Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381; squeeze-excite as in MobileNetV3).
 
-Knobs: ``hidden`` (expanded width), ``kernel`` of the depthwise, ``se``. ``skip`` is the empty operator of a slot.
+Knobs: ``hidden`` (expanded width), ``kernel`` of the depthwise, ``se``, and ``groups`` of the 1x1 convolutions, with a
+channel shuffle between (Wu et al., FBNet, CVPR 2019, arXiv 1812.03443, section 3.1). ``skip`` is the empty operator of
+a slot.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices, start_at_zero
-from nas.ops.registry import Block, Ranges, Slices, register
+from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, parts_of, se_slices, shuffled, start_at_zero
+from nas.ops.registry import Block, Slices, register
 
 
 @register("mbconv")
@@ -17,28 +19,36 @@ class MBConv(Block):
 
     elastic = ("kernel", "se")
 
-    def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0) -> None:
+    def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0,
+                 groups: int = 1) -> None:
         super().__init__()
-        self.max_hidden = hidden
-        self.expand = ConvBN(in_ch, hidden)
+        if groups < 1 or hidden % groups**2:
+            raise ValueError(f"hidden {hidden} is no multiple of {groups}x{groups}: {groups} groups exchange parts")
+        self.max_hidden, self.groups = hidden, groups
+        self.expand = ConvBN(in_ch, hidden, groups=groups)
         self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True)
         self.se = SqueezeExcite(hidden) if se else None
-        self.project = ConvBN(hidden, out_ch, act="none")
+        self.project = ConvBN(hidden, out_ch, act="none", groups=groups)
         self.residual = stride == 1 and in_ch == out_ch
         if self.residual:
             start_at_zero(self.project)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(self.expand(x))
+        y = self.expand(x)
+        if self.groups > 1:
+            y = shuffled(y, self.groups)
+        y = self.depthwise(y)
         if self.se is not None:
             y = self.se(y)
         y = self.project(y)
         return y + x if self.residual else y
 
     def slices(self, hidden: int) -> Slices:
-        first: Ranges = ((0, hidden),)
+        full, groups = self.max_hidden, self.groups
+        first = parts_of(full, hidden, groups**2)  # of each part that the shuffle moves
+        own = parts_of(full // groups, hidden // groups, groups)  # as one group of the last convolution counts them
         table = {**conv_slices("expand", first, None), **conv_slices("depthwise", first, None),
-                 **conv_slices("project", None, first)}
+                 **conv_slices("project", None, own)}
         return table | se_slices("se", self.se, first) if self.se is not None else table
 
 

@@ -3,11 +3,13 @@
 A family is an ``nn.Module`` built as ``Family(in_ch, out_ch, stride, **knobs)``. If it has a knob ``hidden``, its
 ``slices(hidden)`` says which channels of each submodule a narrower copy of it uses; ``sliced`` runs that narrower
 copy on the wide weights, ``take_width`` copies it out. Both read the same slices, so they cannot disagree. Knobs that
-are ``elastic`` share weights too: a smaller kernel is the centre of the larger (Once-for-All, arXiv 1908.09791).
+are ``elastic`` share weights too: a smaller kernel is the centre of the larger (Once-for-All, arXiv 1908.09791), and
+whatever else they make smaller is its beginning.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar, cast
@@ -38,6 +40,10 @@ class Block(nn.Module):
     def slices(self, hidden: int) -> Slices:
         """Channels of each submodule that the copy with ``hidden`` <= the built width uses."""
         return {}
+
+    def deploy(self) -> nn.Module:
+        """What computes the same in eval mode and is deployed: costed, counted and exported. Weights may be shared."""
+        return self
 
 
 _FAMILIES: dict[str, type[Block]] = {}
@@ -98,6 +104,20 @@ def build(op: Op, in_ch: int, out_ch: int, stride: int) -> Block:
         raise UserError(f"operator {op} at {in_ch}->{out_ch} stride {stride}: {error}") from None
 
 
+def deployed(module: nn.Module) -> nn.Module:
+    """The module with every block as it is deployed; itself where none trains in another form."""
+    if not any(type(part).deploy is not Block.deploy for part in module.modules() if isinstance(part, Block)):
+        return module
+    if isinstance(module, Block):
+        return module.deploy()
+    whole = copy.deepcopy(module)
+    for path, part in list(whole.named_modules()):
+        if isinstance(part, Block):
+            parent, _, name = path.rpartition(".")
+            setattr(whole.get_submodule(parent), name, part.deploy())
+    return whole
+
+
 def sliced(wide: Block, hidden: int | None, x: Tensor, like: Block | None = None) -> Tensor:
     """The output with only ``hidden`` hidden channels, computed on the shared weights of ``wide``.
 
@@ -155,6 +175,7 @@ class _Cut:
         self.has_inputs = shared.dim() > 1 and not getattr(wide, "depthwise", False)
         self.margin = (shared.shape[-1] - wanted.shape[-1]) // 2 if shared.dim() == 4 else 0
         self.kernel = wanted.shape[-1]
+        self.inputs = wanted.shape[1] if self.has_inputs else 0
 
     def of(self, channels: Slices) -> Tensor:
         tensor = self.source[self.name]
@@ -163,6 +184,8 @@ class _Cut:
             tensor = _take(tensor, 0, out)
         if inp is not None and self.has_inputs:
             tensor = _take(tensor, 1, inp)
+        if self.has_inputs and tensor.shape[1] > self.inputs:  # fewer inputs for another reason than the width
+            tensor = tensor.narrow(1, 0, self.inputs)
         if self.margin > 0:
             middle = slice(self.margin, self.margin + self.kernel)
             tensor = tensor[:, :, middle, middle]

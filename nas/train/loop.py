@@ -123,10 +123,14 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor], part: nn.Module | No
 
 
 def calibration_images(data: Data, count: int, batch: int, device: torch.device, seed: int) -> list[Tensor]:
-    """A fixed draw of training images, normalised, without augmentation."""
+    """A fixed draw of training images, normalised, without augmentation; none is alone in its batch but an only one.
+
+    A batch norm behind a global mean has no statistics of one image, and others have poor ones.
+    """
     chosen = torch.randperm(len(data.train), generator=generator(seed, "calibration"))[:count]
     images = data.train.images[chosen]
-    return [normalise(part, data).to(device) for part in torch.split(images, batch)]
+    parts = torch.split(images, batch)
+    return [normalise(part, data).to(device) for part in parts if len(part) > 1 or len(parts) == 1]
 
 
 def evaluate(model: Callable[[Tensor], Tensor], split: Split, data: Data, device: torch.device,

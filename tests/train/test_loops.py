@@ -99,6 +99,12 @@ def test_recalibrate_gives_the_statistics_of_the_images() -> None:
     assert model[0].momentum == 0.1 and not model.training
 
 
+@pytest.mark.parametrize(("count", "batch", "expected"), [(32, 16, [16, 16]), (33, 16, [16, 16]), (34, 16, [16, 16, 2]),
+                                                          (1, 16, [1])])
+def test_no_image_is_alone_in_its_batch(data: Data, count: int, batch: int, expected: list[int]) -> None:
+    assert [len(part) for part in loop.calibration_images(data, count, batch, CPU, 0)] == expected
+
+
 def test_judged_standard_error() -> None:
     judged = loop.Judged(0.5, 90, 100)
     assert judged.accuracy == 0.9 and judged.accuracy_se == pytest.approx(0.03)

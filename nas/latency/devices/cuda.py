@@ -31,6 +31,7 @@ from nas.latency import onnx_shapes
 from nas.latency.devices.onnxruntime import float_shape, session
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
+from nas.ops import deployed
 
 DEVICE = "cuda"  # the first one
 WARM_UP = 10  # runs before the first that counts: graphs are captured, algorithms chosen, clocks up
@@ -201,7 +202,7 @@ class Torch(Gpu):
         kind: dict[str, Any] = {  # tensor cores want fp16 images channels last
             "device": DEVICE, "dtype": torch.float16 if half else torch.float32,
             "memory_format": torch.channels_last if half else torch.contiguous_format}
-        network = copy.deepcopy(module).eval().to(**kind)
+        network = copy.deepcopy(deployed(module)).eval().to(**kind)
         images = torch.randn(self.batch, in_ch, size, size, generator=torch.Generator().manual_seed(0)).to(**kind)
         return warm(captured(network, images))
 

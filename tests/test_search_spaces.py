@@ -1,0 +1,59 @@
+"""Every shipped space: weights shared exactly, and searched to the end for a GPU, and for an NPU that has its rows."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from batch_norms import scrambled
+from registry_cases import NPU_SIZES
+from tiny_search import Quiet, searched
+
+from nas import genome
+from nas.config import resolve
+from nas.decision import one_hot
+from nas.files import shipped
+from nas.plan import Task, layout
+from nas.space import Space
+from nas.supernet.net import Supernet
+
+SMOKE = ["train.warmup_epochs=1", "train.search_epochs=1", "train.settle_epochs=1", "train.finetune_epochs=1",
+         "train.batch=16", "evaluations=4", "budgets=2"]
+SPACES = shipped("search_spaces", ".yaml")
+
+
+def smoke(space: str, path: Path, target: str, **more: Any) -> dict[str, Any]:
+    flags = {"space": space, "target": [target], "size": 32, "limit": 64, "threads": 1, **more}
+    return searched(resolve(None, SMOKE, flags), path, Quiet())
+
+
+def check(result: dict[str, Any], path: Path) -> None:
+    assert result["front"] and all(budget["ms"] <= budget["budget_ms"] for budget in result["budgets"])
+    for card in result["front"]:
+        assert (path / card["onnx"]).stat().st_size > 1000 and card["ms"] > 0 and card["params"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", SPACES)
+def test_every_space_is_searched_for_a_gpu(space: str, tmp_path: Path) -> None:
+    check(smoke(space, tmp_path / "run", "gpu-v100", width=0.25), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", [name for name in SPACES if 32 in NPU_SIZES.get(name, ())])
+def test_every_space_with_rows_is_searched_for_an_npu(space: str, tmp_path: Path) -> None:
+    check(smoke(space, tmp_path / "run", "ethos-u55-128"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_weights_are_shared_exactly(space: str) -> None:
+    """What a supernet runs for a network is what that network computes once it is taken out."""
+    at = layout(Space.load(f"{space}@0.125"), Task(16, 3, 10))
+    torch.manual_seed(0)
+    supernet = scrambled(Supernet(at))
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for seed in range(3):
+        arch = genome.sample(at, random.Random(seed))
+        with torch.no_grad():
+            assert torch.equal(supernet(x, one_hot(arch)), supernet.inherit(arch).eval()(x))
