@@ -1,6 +1,6 @@
 """The building blocks: importing a family's file registers it; that line is all a new family needs here."""
 
-from nas.ops import ghost, heads, mbconv  # noqa: F401
+from nas.ops import ghost, heads, mbconv, residual  # noqa: F401
 from nas.ops.registry import Block, Narrow, build, check, families, family, register, sliced, take_width
 
 __all__ = ["Block", "Narrow", "build", "check", "families", "family", "register", "sliced", "take_width"]

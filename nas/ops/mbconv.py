@@ -1,6 +1,8 @@
 """Inverted residual (Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381; squeeze-excite as in MobileNetV3).
 
-Knobs: ``hidden`` (expanded width), ``kernel`` of the depthwise, ``se``. ``skip`` is the empty operator of a slot.
+Knobs: ``hidden`` (expanded width), ``kernel`` of the depthwise, ``se``; for published networks ``act``, ``se_step`` (of
+what the inner width of the squeeze-excite is a multiple) and ``expand=0``, without the 1x1 that expands, where there is
+nothing to expand. ``skip`` is the empty operator of a slot.
 """
 
 from __future__ import annotations
@@ -17,19 +19,22 @@ class MBConv(Block):
 
     elastic = ("kernel", "se")
 
-    def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0) -> None:
+    def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0,
+                 act: str = "relu", se_step: int = 4, expand: int = 1) -> None:
         super().__init__()
+        if not expand and hidden != in_ch:
+            raise ValueError(f"hidden {hidden} without an expansion: it must be the {in_ch} input channels")
         self.max_hidden = hidden
-        self.expand = ConvBN(in_ch, hidden)
-        self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True)
-        self.se = SqueezeExcite(hidden) if se else None
+        self.expand = ConvBN(in_ch, hidden, act=act) if expand else None
+        self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True, act=act)
+        self.se = SqueezeExcite(hidden, se_step) if se else None
         self.project = ConvBN(hidden, out_ch, act="none")
         self.residual = stride == 1 and in_ch == out_ch
         if self.residual:
             start_at_zero(self.project)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(self.expand(x))
+        y = self.depthwise(x if self.expand is None else self.expand(x))
         if self.se is not None:
             y = self.se(y)
         y = self.project(y)

@@ -24,7 +24,7 @@ from nas.subnet import build as build_network
 
 SHAPES = [(8, 8, 1), (8, 16, 2)]
 KNOBS = {"hidden": 16, "depth": 2}
-SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"cheap": 5}, {"kernel": 5}]
+SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"cheap": 5}, {"kernel": 5}, {"act": "relu6"}, {"group_width": 4}]
 
 
 def run(model: onnx.ModelProto, x: torch.Tensor) -> np.ndarray:
