@@ -9,8 +9,8 @@ from nas.ops.registry import Block, knobs_of
 
 SHAPES = [(8, 8, 1), (8, 16, 2), (8, 13, 2)]
 KNOBS = {"hidden": 16, "depth": 2}
-SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"cheap": 5}, {"kernel": 5}, {"hidden": 26}, {"features": 24}, {"act": "relu6"},
-            {"group_width": 4}]
+SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"cheap": 5}, {"kernel": 5}, {"hidden": 26}, {"features": 24},
+            {"act": "relu6"}, {"group_width": 4}]
 CASES = [(name, switch) for name in families() if name != "skip" for switch in SWITCHES
          if set(switch) <= set(knobs_of(name))]
 

@@ -85,7 +85,8 @@ def sample(n: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     images, targets = [], []
     for path in sorted((COCO / "images" / "train2017").glob("*.jpg")):
         label = COCO / "labels" / "train2017" / f"{path.stem}.txt"
-        rows = [[float(part) for part in line.split()] for line in label.read_text().splitlines()] if label.exists() else []
+        lines = label.read_text().splitlines() if label.exists() else []  # class and box, centre and sides in shares
+        rows = [[float(part) for part in line.split()] for line in lines]
         if rows and len(images) < n:
             image = to_tensor(Image.open(path).convert("RGB"))
             table, side = torch.tensor(rows), torch.tensor([image.shape[2], image.shape[1]])
