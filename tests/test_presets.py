@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,10 @@ def test_a_preset_is_one_network_in_scalars(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_runs_trains_exports_and_costs_as_a_pick_does(name: str, tmp_path: Path) -> None:
-    at = layout(Space.load(f"{name}@0.25"), Task(64, 3, 10))
+    try:
+        at = layout(Space.load(f"{name}@0.25"), Task(64, 3, 10))
+    except UserError:  # groups of a fixed width do not get narrower
+        at = layout(Space.load(name), Task(64, 3, 10))
     model = only(at)
     model.train()(torch.randn(2, 3, 64, 64)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -129,7 +131,6 @@ def test_fixed_widths_scale_to_the_divisor() -> None:
 def test_the_table_of_the_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     text = DOCS.read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("    nas presets")]
-    app(args=[*line.split()[1:], "--json"], standalone_mode=False)
-    for one in json.loads(capsys.readouterr().out):
-        ms = " | ".join("-" if value is None else f"{value:.3f}" for value in one["ms"].values())
-        assert f"| `{one['name']}` | {one['params'] / 1e6:.2f} M | {one['macs'] / 1e6:.0f} M | {ms} |" in text
+    app(args=line.split()[1:], standalone_mode=False)
+    table = capsys.readouterr().out
+    assert table.count("\n") == 2 + len(PRESETS) and f"\n\n{table}\n" in text

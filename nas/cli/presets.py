@@ -16,6 +16,7 @@ def presets(
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
     classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 1000,
     width: Width = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/spaces.md.")] = False,
     as_json: Json = False,
 ) -> None:
     """List known networks. Their parameters, MACs and predicted ms; each is a --space of one network."""
@@ -29,7 +30,7 @@ def presets(
         task, factor = Task(size, 3, classes), checked_width(width)
         return [_preset(name, factor, task, costs) for name in shipped("search_spaces/presets", ".yaml")]
 
-    print_result(work, as_json, lambda presets: rows([_shown(one) for one in presets]))
+    print_result(work, as_json, _show_markdown if markdown else lambda found: rows([_shown(one) for one in found]))
 
 
 def _preset(name: str, width: float, task: Any, costs: dict[str, Any]) -> dict[str, Any]:
@@ -59,3 +60,14 @@ def _shown(preset: dict[str, Any]) -> dict[str, Any]:
 
     return {"name": preset["name"], "params": millions(preset["params"]), "MACs": millions(preset["macs"]),
             **{f"ms {target}": ms for target, ms in preset["ms"].items()}, "about": preset["about"]}
+
+
+def _show_markdown(presets: list[dict[str, Any]]) -> None:
+    from nas.show import line
+
+    titles = ["network", "parameters", "multiply-adds", *(f"ms, {target}" for target in presets[0]["ms"])]
+    line("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
+    for one in presets:
+        ms = ("-" if value is None else f"{value:.3f}" for value in one["ms"].values())
+        cells = f"`{one['name']}`", f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M", *ms
+        line("| " + " | ".join(cells) + " |")

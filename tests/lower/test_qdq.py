@@ -63,7 +63,8 @@ def test_every_operator_runs_in_integers_within_8_bits_of_torch(name: str, switc
     assert sqnr_db(run(model, x), of_module(module, x)) > 30
     kinds = kernels(model, tmp_path)
     hard_swish = {"HardSigmoid", "Mul"} if switch == {"act": "hswish"} else set()  # it has no int8 kernel
-    assert not FLOAT & set(kinds) - hard_swish and kinds["QuantizeLinear"] <= 2, kinds
+    again = max(1, kinds["HardSigmoid"])  # so its result is quantised again
+    assert not FLOAT & set(kinds) - hard_swish and kinds["QuantizeLinear"] <= 1 + again, kinds
     assert kinds["QLinearConv"] + kinds["QGemm"] == sum(isinstance(m, nn.Conv2d | nn.Linear) for m in module.modules())
 
 
