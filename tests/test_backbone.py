@@ -36,7 +36,7 @@ def test_features_are_what_maps_says(name: str) -> None:
     model = network(name, 224)
     with torch.no_grad():
         found = Backbone(model.eval())(torch.zeros(1, 3, 96, 128))
-    assert [one.stride for one in model.maps] == [2, 4, 8, 16, 32][-len(found):]
+    assert [one.stride for one in model.maps] == sorted({one.stride for one in model.maps})
     for y, one in zip(found, model.maps, strict=True):
         assert tuple(y.shape) == (1, one.channels, 96 // one.stride, 128 // one.stride)
 

@@ -17,7 +17,8 @@ from nas.ops.registry import Block, knobs_of
 
 WIDE = 32
 KNOBS: dict[str, list[Value]] = {"hidden": [WIDE], "kernel": [3, 5], "cheap": [3, 5], "se": [0, 1],
-                                 "act": ["relu", "hswish"], "se_step": [4, 8], "expand": [1], "group_width": [0, 2]}
+                                 "act": ["relu", "hswish"], "se_step": [4], "se_from": ["hidden", "input"],
+                                 "expand": [1], "group_width": [0, 2]}
 BLOCKS = [name for name in families() if name not in ("stem", "head", "exit_head", "skip")]
 
 
@@ -136,6 +137,8 @@ def test_the_squeeze_of_regnet_follows_the_input_and_that_of_mobilenet_the_hidde
     assert regnet.se.reduce.out_channels == 6 and mbconv.se.reduce.out_channels == 20  # type: ignore[union-attr]
     eight = build(Op.of("mbconv", hidden=72, se=1, se_step=8), 24, 8, 1)
     assert eight.se.reduce.out_channels == 24  # type: ignore[union-attr]  # 18, but 16 is more than a tenth below
+    of_input = build(Op.of("mbconv", hidden=72, se=1, se_from="input"), 24, 8, 1)
+    assert of_input.se.reduce.out_channels == 6 and not of_input.se.hard  # type: ignore[union-attr]
 
 
 def test_a_stem_of_stride_4_pools() -> None:
@@ -187,7 +190,8 @@ def test_a_head_classifies_what_it_embeds(op: str) -> None:
     ("exit_head(hidden=-1)", "hidden is a number of channels"),
     ("stem(act=gelu)", "unknown activation 'gelu'; known: relu, relu6, hswish, none"),
     ("mbconv(hidden=16, expand=0)", "hidden 16 without an expansion: it must be the 8 input channels"),
-    ("mbconv(hidden=8, se=1, se_step=0)", "multiples of 0"), ("basic(hidden=0)", "0 channels"),
+    ("mbconv(hidden=8, se=1, se_step=0)", "multiples of 0"), ("mbconv(hidden=8, se_from=output)", "hidden or input"),
+    ("basic(hidden=0)", "0 channels"),
     ("regnet(hidden=12, group_width=8)", "12 channels are not a multiple of group_width 8"),
 ])
 def test_an_operator_that_cannot_be_built(op: str, expected: str) -> None:

@@ -101,7 +101,7 @@ class SqueezeExcite(nn.Module):
     """Channel attention as in MobileNetV3 and GhostNet: mean, 1x1, ReLU, 1x1, hard sigmoid, multiply.
 
     The inner width is a quarter of the channels, to multiples of ``step`` (GhostNet 4, MobileNetV3 8), or ``squeezed``
-    at any width; ``hard=False`` takes the sigmoid itself (both as in RegNetY).
+    at any width; ``hard=False`` takes the sigmoid itself (both as in EfficientNet and RegNetY).
     """
 
     def __init__(self, channels: int, step: int = 4, squeezed: int = 0, hard: bool = True) -> None:

@@ -1,8 +1,9 @@
 """Inverted residual (Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381; squeeze-excite as in MobileNetV3).
 
 Knobs: ``hidden`` (expanded width), ``kernel`` of the depthwise, ``se``; for published networks ``act``, ``se_step`` (of
-what the inner width of the squeeze-excite is a multiple) and ``expand=0``, without the 1x1 that expands, where there is
-nothing to expand. ``skip`` is the empty operator of a slot.
+what the inner width of the squeeze-excite is a multiple), ``se_from=input`` (that width is a quarter of the input
+channels, as in EfficientNet and GPUNet) and ``expand=0``, without the 1x1 that expands, where there is nothing to
+expand. ``skip`` is the empty operator of a slot.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ class MBConv(Block):
     elastic = ("kernel", "se")
 
     def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0,
-                 act: str = "relu", se_step: int = 4, expand: int = 1) -> None:
+                 act: str = "relu", se_step: int = 4, se_from: str = "hidden", expand: int = 1) -> None:
         super().__init__()
         if not expand and hidden != in_ch:
             raise ValueError(f"hidden {hidden} without an expansion: it must be the {in_ch} input channels")
+        if se_from not in ("hidden", "input"):
+            raise ValueError(f"se_from {se_from}: it is hidden or input")
         self.max_hidden = hidden
         self.expand = ConvBN(in_ch, hidden, act=act) if expand else None
         self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True, act=act)
-        self.se = SqueezeExcite(hidden, se_step) if se else None
+        squeezed = max(1, round(in_ch / 4)) if se_from == "input" else 0
+        self.se = SqueezeExcite(hidden, se_step, squeezed, hard=not squeezed) if se else None
         self.project = ConvBN(hidden, out_ch, act="none")
         self.residual = stride == 1 and in_ch == out_ch
         if self.residual:
