@@ -33,6 +33,7 @@ from nas.lower.qdq import quantise
 from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
 from nas.scene import Scene
+from nas.subnet import Backbone
 from nas.train import loop
 from nas.train.data import normalise
 from nas.train.loop import Judged
@@ -66,6 +67,25 @@ def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     """
     model = load_weights(scene, arch, place)
     return {"onnx": str(path), **_write_float(scene, arch, model, path), **_timed(scene, model, {"float": path})}
+
+
+def to_features(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
+    """Exports one pick without its head: an output for the map of each stride, named after it, checked against PyTorch.
+
+    ``predicted_ms`` is without the head; nothing is measured.
+    """
+    network = load_weights(scene, arch, place)
+    model, in_ch, size = Backbone(network), scene.data.in_ch, scene.layout.task.size
+    maps = [{"name": f"stride{one.stride}", "channels": one.channels, "stride": one.stride} for one in model.maps]
+    names = [str(one["name"]) for one in maps]
+    export(model, path, in_ch=in_ch, size=size, metadata={**_metadata(scene, arch), "features": json.dumps(maps)},
+           outputs=names)
+    agreement = check_onnx(path, model, in_ch=in_ch, size=size)
+    trunk = plan(scene.layout, arch)[:-1]
+    ms = {target: math.fsum(costs.ms_many(trunk)) for target, costs in scene.costs.items()}
+    return {"onnx": str(path), "features": maps, "max_abs_diff": agreement.max_abs_diff,
+            "relative_diff": agreement.relative, "predicted_ms": one_or_all(ms),
+            "measured_ms": one_or_all(dict.fromkeys(ms))}
 
 
 def to_int8(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def resolve(kind: str, name: str, suffix: str) -> Path:
-    """A bare name is a shipped file, anything else is a path as it stands.
+    """A bare name is a shipped file (of the kind, or of ``presets`` in it), anything else is a path as it stands.
 
     Raises UserError for a name that is not shipped and for a path that does not exist.
     """
@@ -43,10 +43,10 @@ def resolve(kind: str, name: str, suffix: str) -> Path:
         if not Path(name).is_file():
             raise UserError(f"{name}: no such file")
         return Path(name)
-    names = shipped(kind, suffix)
-    if name not in names:
-        raise UserError(f"{kind}: no {name!r}; {nearest(name, names)}")
-    return folder(kind) / f"{name}{suffix}"
+    places = {found: part for part in (f"{kind}/presets", kind) for found in shipped(part, suffix)}
+    if name not in places:
+        raise UserError(f"{kind}: no {name!r}; {nearest(name, places)}")
+    return folder(places[name]) / f"{name}{suffix}"
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas import ops as op_families
 from nas.arch import SKIP, Arch, Op
 from nas.errors import UserError
-from nas.space import KnobValues, Space, Widths
+from nas.space import KnobValues, Space, Widths, hidden_width
 
 EXIT_HEAD = "exit_head"  # the family of the heads that stand at early exits
-LAST_MAP = 4  # the last feature map is at least 4x4: the first stride-2s become 1 until it is
+LAST_MAP = 4  # the last feature map is at least 4x4: the first strides are halved until it is
 
 
 @dataclass(frozen=True)
@@ -217,11 +217,9 @@ def _exits(space: Space, task: Task, slots: Sequence[Slot]) -> Iterator[Exit]:
 
 def _strides(space: Space, size: int) -> list[int]:
     strides = [space.stem.stride, *(stage.stride for stage in space.stages)]
-    for i, stride in enumerate(strides):
-        if _last_map(size, strides) >= LAST_MAP:
-            break
-        if stride > 1:
-            strides[i] = 1
+    while _last_map(size, strides) < LAST_MAP and max(strides) > 1:
+        first = next(i for i, stride in enumerate(strides) if stride > 1)
+        strides[first] //= 2
     return strides
 
 
@@ -257,10 +255,9 @@ def _branches(space: Space, stage: int, in_ch: int, out_ch: int, stride: int) ->
 
 def _family_branches(where: str, name: str, knobs: dict[str, KnobValues], in_ch: int, out_ch: int,
                      stride: int) -> Iterator[Branch]:
-    widths = knobs.get("hidden")
-    if isinstance(widths, list):
-        raise UserError(f"{where}.hidden: write {{min: 1, max: 6, step: 8}}, factors of the input channels")
-    listed = {knob: values for knob, values in knobs.items() if not isinstance(values, Widths)}
+    widths = _hidden(where, knobs["hidden"], in_ch) if "hidden" in knobs else ()
+    listed = {knob: values if isinstance(values, list) else [values] for knob, values in knobs.items()
+              if knob != "hidden" and not isinstance(values, Widths)}
     if bad := knobs.keys() - listed.keys() - {"hidden"}:
         raise UserError(f"{where}.{min(bad)}: only hidden is a range; write a list of values")
     try:
@@ -272,10 +269,21 @@ def _family_branches(where: str, name: str, knobs: dict[str, KnobValues], in_ch:
     values = [list(dict.fromkeys(listed[knob])) for knob in used]
     for combination in itertools.product(*values):
         op = Op.of(name, **dict(zip(used, combination, strict=True)))
-        branch = Branch(op, widths.of(in_ch) if widths else ())
+        branch = Branch(op, widths)
         for extreme in {branch.ops[0], branch.ops[-1]}:
             _must_build(where, extreme, in_ch, out_ch, stride)
         yield branch
+
+
+def _hidden(where: str, given: KnobValues, in_ch: int) -> tuple[int, ...]:
+    if isinstance(given, list):
+        raise UserError(f"{where}.hidden: write {{min: 1, max: 6, step: 8}}, factors of the input channels")
+    if isinstance(given, Widths):
+        return given.of(in_ch)
+    try:
+        return (hidden_width(given, in_ch),)
+    except UserError as error:
+        raise UserError(f"{where}.hidden: {error}") from None
 
 
 @lru_cache(maxsize=65536)

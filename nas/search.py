@@ -38,8 +38,8 @@ from nas.stages.front import cards_of, find, front_of
 from nas.train import augment, finetune, loop, search_loop
 from nas.train.ranks import joined
 
-FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "int8-onnx": (deliver.to_int8, deliver.INT8),
-           "tflite": (deliver.to_tflite, deliver.TFLITE)}
+FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_features, "model.features.onnx"),
+           "int8-onnx": (deliver.to_int8, deliver.INT8), "tflite": (deliver.to_tflite, deliver.TFLITE)}
 
 
 def refuse(config: Config) -> None:
@@ -100,14 +100,14 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
     place, wanted = find(fronts, arch_id, budget_ms)
-    scene = recorded_scene(config, run, targets_of(fronts[place]), images=kind != "onnx")
+    scene = recorded_scene(config, run, targets_of(fronts[place]), images=kind not in ("onnx", "features"))
     predicted = {card["id"]: card["ms"] for card in cards_of(fronts[place])}
     files = []
     with progress.task("export", len(wanted)) as task:
         for one in wanted:
             arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
             path = out / f"{one}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
-            files.append({"id": one, **write(scene, arch, place, path), "predicted_ms": predicted[one]})
+            files.append({"id": one, "predicted_ms": predicted[one], **write(scene, arch, place, path)})
             task.advance()
     return {"files": files}
 

@@ -98,7 +98,7 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
     shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
     for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
         shown |= _per_target(name, point[key]) if point.get(key) is not None else {}
-    return shown | {"MACs": _millions(point.get("macs")), "params": _millions(point.get("params")),
+    return shown | {"MACs": millions(point.get("macs")), "params": millions(point.get("params")),
                     "onnx": cell(point.get("int8_onnx", point.get("onnx")))}  # the file whose figures these are
 
 
@@ -115,7 +115,7 @@ def _per_target(name: str, ms: Any) -> dict[str, str]:
     return {name: cell(ms)}
 
 
-def _millions(count: float | None) -> str:
+def millions(count: float | None) -> str:
     return "-" if count is None else f"{count / 1e6:.4g} M"
 
 

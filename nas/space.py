@@ -1,9 +1,14 @@
-"""A search space: one YAML file, checked. Strides are stated for input 224; ``nas.plan`` adapts them to others."""
+"""A search space: one YAML file, checked. Strides are stated for input 224; ``nas.plan`` adapts them to others.
+
+A preset is a space of one network: every knob a single value, no skips (``search_spaces/presets``).
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -17,7 +22,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-Channels = Annotated[int, Field(ge=1, le=8192)]
+MAX_CHANNELS = 8192
+Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 
 class Widths(_Strict):
@@ -41,23 +47,29 @@ class Widths(_Strict):
 
 
 KnobValues = Annotated[
-    Annotated[list[Value], Field(min_length=1), Tag("<list>")] | Annotated[Widths, Tag("<range>")],
-    Discriminator(lambda value: "<range>" if isinstance(value, dict | Widths) else "<list>"),
+    Annotated[list[Value], Field(min_length=1), Tag("<list>")] | Annotated[Widths, Tag("<range>")]
+    | Annotated[Value, Tag("<scalar>")],
+    Discriminator(lambda value: "<range>" if isinstance(value, dict | Widths)
+                  else "<list>" if isinstance(value, list | tuple) else "<scalar>"),
 ]
 
 
+Ops = dict[str, dict[str, KnobValues]]
+
+
 class Fixed(_Strict):
-    """The stem: one operator, its output channels and stride."""
+    """The stem: one operator, its output channels and stride (4: with a pooling)."""
 
     op: str
     out: Channels
-    stride: int = Field(ge=1, le=2)
+    stride: Literal[1, 2, 4]
 
 
 class Head(_Strict):
-    """The classifier at the end, and that of the early exits."""
+    """The classifier at the end, and that of the early exits; ``keep``: a smaller width leaves its own as it is."""
 
     op: str
+    keep: bool = False
 
 
 class Stage(_Strict):
@@ -66,7 +78,7 @@ class Stage(_Strict):
     out: Channels
     depth: int = Field(ge=1, le=64)
     stride: int = Field(ge=1, le=2)
-    ops: dict[str, dict[str, KnobValues]] | None = None
+    ops: Ops | None = None
 
 
 class Space(_Strict):
@@ -76,8 +88,9 @@ class Space(_Strict):
     about: str = ""
     stem: Fixed
     stages: list[Stage] = Field(min_length=1, max_length=32)
-    ops: dict[str, dict[str, KnobValues]] = Field(min_length=1)
+    ops: Ops = Field(min_length=1)
     skip: bool = True
+    divisor: int = Field(4, ge=1, le=256)  # of the channels of a scaled space
     head: Head
     exit: Head = Head(op="exit_head(hidden=128)")  # of a network that is to have early exits
     file: str = Field("", exclude=True)
@@ -103,13 +116,18 @@ class Space(_Strict):
             raise UserError(f"{file}: {first_mistake(error)}") from None
 
     def scaled(self, width: float) -> Space:
-        """All channels times ``width``, to multiples of 4 (never down by more than 10 %, as in GhostNet)."""
+        """All channels times ``width``, to multiples of ``divisor`` (never down by more than 10 %, as in GhostNet)."""
         if width == 1.0:
             return self
-        stages = [s.model_copy(update={"out": divisible(s.out * width)}) for s in self.stages]
-        stem = self.stem.model_copy(update={"out": divisible(self.stem.out * width)})
-        update = {"name": f"{self.name}@{width:g}", "stem": stem, "stages": stages, "head": _scaled(self.head, width),
-                  "exit": _scaled(self.exit, width)}
+
+        def wide(channels: int) -> int:
+            return divisible(channels * width, self.divisor)
+
+        stages = [s.model_copy(update={"out": wide(s.out), "ops": _scaled_ops(s.ops, wide)}) for s in self.stages]
+        stem = self.stem.model_copy(update={"out": wide(self.stem.out)})
+        update = {"name": f"{self.name}@{width:g}", "stem": stem, "stages": stages, "ops": _scaled_ops(self.ops, wide),
+                  **{part: head if head.keep and width < 1 else _scaled_head(head, wide)
+                     for part, head in (("head", self.head), ("exit", self.exit))}}
         return self.model_copy(update=update)
 
     def only(self, op: str) -> Space:
@@ -120,10 +138,31 @@ class Space(_Strict):
         return self.model_copy(update={"ops": {op: self.ops[op]}, "stages": stages})
 
 
-def _scaled(head: Head, width: float) -> Head:
+def hidden_width(value: Value, in_ch: int) -> int:
+    """A fixed hidden width: channels as they are, or ``"6x"``, that many times the input channels.
+
+    Raises UserError for anything else, and for none or absurdly many.
+    """
+    times = re.fullmatch(r"(\d{1,2}(?:\.\d{1,3})?)x", value) if isinstance(value, str) else None
+    if isinstance(value, str) and not times:
+        raise UserError(f"write channels, for example 96, or 6x for six times the input channels (got {value!r})")
+    width = round(float(times[1]) * in_ch) if times else int(value)
+    if not 1 <= width <= 64 * MAX_CHANNELS:
+        raise UserError(f"from 1 to {64 * MAX_CHANNELS} channels (got {value!r})")
+    return width
+
+
+def _scaled_ops(ops: Ops | None, wide: Callable[[int], int]) -> Ops | None:
+    """Fixed hidden widths are channels like all others."""
+    return ops and {name: {knob: wide(value) if knob == "hidden" and isinstance(value, int) else value
+                           for knob, value in knobs.items()} for name, knobs in ops.items()}
+
+
+def _scaled_head(head: Head, wide: Callable[[int], int]) -> Head:
     op = Op.parse(head.op)
     hidden = op.get("hidden")
-    return Head(op=str(op.with_knobs(hidden=divisible(hidden * width)) if isinstance(hidden, int) and hidden else op))
+    scaled = op.with_knobs(hidden=wide(hidden)) if isinstance(hidden, int) and hidden else op
+    return head.model_copy(update={"op": str(scaled)})
 
 
 def divisible(channels: float, step: int = 4) -> int:
@@ -132,7 +171,7 @@ def divisible(channels: float, step: int = 4) -> int:
     return rounded + step if rounded < 0.9 * channels else rounded
 
 
-_NOT_KEYS = ("<list>", "<range>", "int", "str")  # what pydantic adds for the member of a union
+_NOT_KEYS = ("<list>", "<range>", "<scalar>", "int", "str")  # what pydantic adds for the member of a union
 
 
 def first_mistake(error: ValidationError) -> str:

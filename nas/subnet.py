@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.ops import build as build_op
 from nas.plan import Layout, OpKey, plan
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """One map of ``features``: its channels, and how many pixels of the input a step on it is."""
+
+    channels: int
+    stride: int
+
+
+class Backbone(nn.Module):
+    """A network without its head, for detectors and segmenters: [N, in_ch, S, S] -> the last map of each stride.
+
+    ``maps`` says what they are, finest first; the modules are the network's own. Inputs may have any size.
+    """
+
+    def __init__(self, network: Subnet) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.strides, self.maps = network.stem, network.blocks, network.strides, network.maps
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_features(self.stem(x), zip(self.blocks, self.strides, strict=True)))
 
 
 class Subnet(nn.Module):
@@ -22,6 +46,7 @@ class Subnet(nn.Module):
         modules = [build_op(key.op, key.in_ch, key.out_ch, key.stride) for key in keys]
         inner = list(zip(keys, modules, strict=True))[1:-1]
         self.keys = keys
+        self.strides = [key.stride for key, _ in inner if not key.is_exit]  # of the blocks
         self.stem, self.head = modules[0], modules[-1]
         self.blocks = nn.ModuleList(module for key, module in inner if not key.is_exit)
         self.exits = nn.ModuleList(module for key, module in inner if key.is_exit)
@@ -51,15 +76,27 @@ class Subnet(nn.Module):
         return found
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The last map of each resolution, finest first (the head reads the last)."""
-        maps = [self.stem(x)]
-        for block in self.blocks:
-            y = block(maps[-1])
-            if y.shape[-1] == maps[-1].shape[-1]:
-                maps[-1] = y
-            else:
-                maps.append(y)
-        return maps
+        """The last map before each change of stride and that before the head, finest first, as ``maps`` says."""
+        return _features(self.stem(x), zip(self.blocks, self.strides, strict=True))
+
+    @property
+    def maps(self) -> list[FeatureMap]:
+        """Channels and strides of ``features``, in its order."""
+        found: list[FeatureMap] = []
+        for key in self.keys[:-1]:
+            if key.is_exit:
+                continue
+            above = found[-1].stride if found else 1
+            found = [*(found[:-1] if key.stride == 1 else found), FeatureMap(key.out_ch, above * key.stride)]
+        return found
+
+
+def _features(x: Tensor, blocks: Iterable[tuple[nn.Module, int]]) -> list[Tensor]:
+    maps = [x]
+    for block, stride in blocks:
+        y = block(maps[-1])
+        maps = [*(maps[:-1] if stride == 1 else maps), y]
+    return maps
 
 
 def build(layout: Layout, arch: Arch) -> Subnet:

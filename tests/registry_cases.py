@@ -11,8 +11,8 @@ from nas.ops.registry import Block, knobs_of
 
 SHAPES = [(8, 8, 1), (8, 16, 2), (8, 13, 2)]
 KNOBS = {"hidden": 16, "depth": 4}
-SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"act": "silu"}, {"cheap": 5}, {"kernel": 5}, {"groups": 2}, {"ratio": 4},
-            {"mix": 0}, {"hidden": 26}, {"features": 24}]
+SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"act": "silu"}, {"act": "relu6"}, {"cheap": 5}, {"kernel": 5},
+            {"groups": 2}, {"group_width": 4}, {"ratio": 4}, {"mix": 0}, {"hidden": 26}, {"features": 24}]
 CASES = [(name, switch) for name in families() if name != "skip" for switch in SWITCHES
          if set(switch) <= set(knobs_of(name))]
 NPU_SIZES = dict.fromkeys(("ghost", "mbconv", "mcu", "rep", "ran"), (32, 224))  # what the Ethos-U tables cover

@@ -185,6 +185,20 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     assert asked == [(Path("run"), ["cpu", "other"], [], False, {}),
                      (Path("run"), ["npu"], [1.0, 2.0], True, {"--sram-kb": 256, "--flash-kb": 99.5}),
                      (None, 2.0, None, "onnx"), ("a", None, Path("there"), "tflite")]
+    assert call("export", "run", "--features")[0] == 0 and asked[-1] == (None, None, None, "features")
+    code, _, err = call("export", "run", "--features", "--format", "tflite")
+    assert code == 2 and "--features --format tflite: the maps are written as onnx only" in err
+
+
+def test_presets_are_listed_apart_from_spaces(call: Call) -> None:
+    code, out, _ = call("presets", "--json", "--size", "32", "--classes", "10", "--width", "0.5")
+    values = json.loads(out)
+    assert code == 0 and [value["name"] for value in values] == [f"{name}@0.5" for name in
+                                                                 shipped("search_spaces/presets", ".yaml")]
+    assert all(value["params"] > 0 and value["ms"] == {} and Path(value["file"]).is_file() for value in values)
+    code, out, _ = call("presets", "--target", "gpu-v100", "--target", "ethos-u55-128")
+    assert code == 0 and "ms gpu-v100" in out and "11.69 M" in out
+    assert call("presets", "--target", "nope")[0] == 2
 
 
 def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

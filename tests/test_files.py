@@ -15,6 +15,7 @@ from nas.files import nearest, resolve, shipped, write_atomic, write_json, write
 
 def test_a_name_is_shipped_and_anything_else_a_path(tmp_path: Path) -> None:
     assert resolve("search_spaces", "ghost", ".yaml").name == "ghost.yaml"
+    assert resolve("search_spaces", "resnet18", ".yaml").parent.name == "presets"
     mine = tmp_path / "ghost.yaml"
     mine.touch()
     assert resolve("search_spaces", str(mine), ".yaml") == mine

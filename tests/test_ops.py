@@ -23,8 +23,10 @@ WIDE = 32
 KNOBS: dict[str, list[Value]] = {
     "hidden": [WIDE], "kernel": [3, 5], "cheap": [3, 5], "se": [0, 1], "act": ["relu", "silu"], "ratio": [2, 4],
     "groups": [1, 2], "depth": [2, 3, 5], "mix": [0, 1], "group": [0, 4], "squeeze": [1, 4], "expand": [3],
-    "point": [0, 1], "deep": [0, 1], "cross": [0, 1], "pool": [0, 1]}
+    "point": [0, 1], "deep": [0, 1], "cross": [0, 1], "pool": [0, 1], "se_step": [4], "se_from": ["hidden", "input"],
+    "group_width": [0, 2]}
 OWN: dict[str, dict[str, list[Value]]] = {"g_ghost": {"ratio": [50], "depth": [2, 4]},
+                                         "mbconv": {"act": ["relu", "hswish"], "expand": [1]},
                                          "rep": {"act": ["relu"], "kernel": [3]}}
 BLOCKS = [name for name in families() if name not in ("stem", "head", "exit_head", "skip")]
 
@@ -244,6 +246,30 @@ def test_a_stage_wise_ghost_by_hand() -> None:
     assert macs(OpKey(Op.of("g_ghost", depth=4, ratio=0), 8, 16, 1, 5)) == plain + 2 * 25 * 16 * 16 * 11
 
 
+def test_nothing_to_expand_is_one_convolution_less() -> None:
+    block, x = settled(Op.parse("mbconv(hidden=8, expand=0)"), 8, 12, 2), images(2, 8, 9, 9)
+    with torch.no_grad():
+        assert torch.equal(block(x), block.project(block.depthwise(x)))  # type: ignore[operator]
+    assert not any(name.startswith("expand") for name in block.state_dict())
+
+
+def test_the_squeeze_of_regnet_follows_the_input_and_that_of_mobilenet_the_hidden_width() -> None:
+    regnet = build(Op.of("regnet", hidden=WIDE, se=1), 24, 8, 1)
+    mbconv = build(Op.of("mbconv", hidden=72, se=1), 24, 8, 1)
+    assert regnet.se.reduce.out_channels == 6 and mbconv.se.reduce.out_channels == 20  # type: ignore[union-attr]
+    eight = build(Op.of("mbconv", hidden=72, se=1, se_step=8), 24, 8, 1)
+    assert eight.se.reduce.out_channels == 24  # type: ignore[union-attr]  # 18, but 16 is more than a tenth below
+    of_input = build(Op.of("mbconv", hidden=72, se=1, se_from="input"), 24, 8, 1)
+    assert of_input.se.reduce.out_channels == 6 and not of_input.se.hard  # type: ignore[union-attr]
+
+
+def test_a_stem_of_stride_4_pools() -> None:
+    stem, x = build(Op.parse("stem(kernel=7, pool=3)"), 3, 8, 4), images(2, 3, 33, 33)
+    assert tuple(stem(x).shape) == (2, 8, 9, 9)
+    with pytest.raises(UserError, match="stride 4 needs an odd window of the pooling, for example pool=3"):
+        build(Op.parse("stem(kernel=7)"), 3, 8, 4)
+
+
 def test_skip_is_nothing() -> None:
     x = images(1, 8, 5, 5)
     skip = build(Op.of("skip"), 8, 8, 1)
@@ -278,7 +304,7 @@ def test_a_head_classifies_what_it_embeds(op: str) -> None:
 
 
 @pytest.mark.parametrize(("op", "expected"), [
-    ("nope", "unknown operator 'nope'; known: bottleneck, conv, exit_head"),
+    ("nope", "unknown operator 'nope'; known: basic, bottleneck, conv, exit_head"),
     ("ghots(hidden=8)", "did you mean 'ghost'"),
     ("ghost", "knob 'hidden' is missing"), ("ghost(hidden=8, sse=1)", "unknown knob 'sse'; did you mean 'se'"),
     ("ghost(hidden=7)", "hidden 7 is no multiple of 2"), ("ghost(hidden=8, ratio=1)", "ratio 1"),
@@ -288,7 +314,11 @@ def test_a_head_classifies_what_it_embeds(op: str) -> None:
     ("ran(expand=0)", "0 channels"), ("ghost(hidden=0)", "0 channels"), ("mbconv(hidden=0)", "0 channels"),
     ("mbconv(hidden=-8)", "-8 channels"), ("mbconv(hidden=a)", "hidden=a"), ("mbconv(hidden=8, kernel=4)", "kernel 4"),
     ("exit_head(hidden=-1)", "hidden is a number of channels"),
-    ("stem(act=gelu)", "unknown activation 'gelu'; known: relu, hswish, silu, none"),
+    ("stem(act=gelu)", "unknown activation 'gelu'; known: relu, relu6, hswish, silu, none"),
+    ("mbconv(hidden=16, expand=0)", "hidden 16 without an expansion: it must be the 8 input channels"),
+    ("mbconv(hidden=8, se=1, se_step=0)", "multiples of 0"), ("mbconv(hidden=8, se_from=output)", "hidden or input"),
+    ("basic(hidden=0)", "0 channels"),
+    ("regnet(hidden=12, group_width=8)", "12 channels are not a multiple of group_width 8"),
 ])
 def test_an_operator_that_cannot_be_built(op: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):

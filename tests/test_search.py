@@ -180,6 +180,19 @@ def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]],
         pipeline.export(run, None, 1e-6, None, Quiet())  # type: ignore[arg-type]
 
 
+def test_export_of_the_features(finished: tuple[Path, dict[str, Any]], tmp_path: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    run, card = Run.existing(finished[0]), finished[1]["front"][-1]
+    monkeypatch.delattr("nas.scene.load")
+    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "features")["files"]  # type: ignore[arg-type]
+    assert file["features"] == [{"name": "stride1", "channels": 8, "stride": 1},
+                                {"name": "stride2", "channels": 16, "stride": 2}]
+    assert file["relative_diff"] < 1e-4 and 0 < file["predicted_ms"] < card["ms"] and file["measured_ms"] is None
+    model = onnx.load(tmp_path / f"{card['id']}.features.onnx")
+    assert [y.name for y in model.graph.output] == ["stride1", "stride2"]
+    assert json.loads({p.key: p.value for p in model.metadata_props}["features"]) == file["features"]
+
+
 def test_export_finds_a_pick_of_a_selection(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     run, own = Run.existing(finished[0]), {card["id"] for card in [*finished[1]["front"], *finished[1]["dominated"]]}
     bound = 0.97 * finished[1]["front"][-1]["ms"]

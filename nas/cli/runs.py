@@ -105,6 +105,8 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run.")] = None,
     kind: Annotated[str, typer.Option("--format", help="onnx, or calibrated on training images: int8-onnx, tflite.")]
     = "onnx",
+    features: Annotated[bool, typer.Option("--features", help="ONNX without the head: the map of each stride as an "
+                                           "output, for a detector or a segmenter.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write one pick or all to files. Checked against PyTorch, and measured where this machine is the target."""
@@ -112,13 +114,15 @@ def export(
     def work() -> dict[str, Any]:
         if kind not in ("onnx", "int8-onnx", "tflite"):
             raise UserError(f"--format {kind}: known are onnx, int8-onnx and tflite")
+        if features and kind != "onnx":
+            raise UserError(f"--features --format {kind}: the maps are written as onnx only")
         if arch is not None and budget_ms is not None:
             raise UserError("--arch and --budget-ms: give one of the two")
         checked_budgets([budget_ms] if budget_ms is not None else None)
         with existing(run) as (here, progress):
             from nas import search as pipeline
 
-            return pipeline.export(here, arch, budget_ms, out, progress, kind)
+            return pipeline.export(here, arch, budget_ms, out, progress, "features" if features else kind)
 
     print_result(work, as_json, lambda result: rows(result["files"]))
 

@@ -16,7 +16,7 @@ def spaces(
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
     as_json: Json = False,
 ) -> None:
-    """List the shipped search spaces."""
+    """List the shipped search spaces. Known networks are apart: nas presets."""
 
     def work() -> list[dict[str, Any]]:
         from nas.files import shipped

@@ -10,6 +10,7 @@ import contextlib
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,20 @@ from torch import nn
 
 from nas.errors import UserError
 from nas.files import write_atomic
-from nas.lower.emit import OPSET, NoRule, emit
+from nas.lower.emit import OPSET, NoRule, emit_many
 from nas.ops import deployed
 
+OUTPUT = ("output",)
 MAX_BYTES = 2**31 - 1  # of a protobuf message; beyond it the weights would have to live outside the file
 
 
 def export(module: nn.Module, path: Path, *, in_ch: int, size: int, metadata: dict[str, str],
-           batch: int | str = "N") -> None:
-    """Writes ``input`` [batch, in_ch, size, size] -> ``output`` atomically; ``metadata`` becomes ``metadata_props``.
+           batch: int | str = "N", outputs: Sequence[str] = OUTPUT) -> None:
+    """Writes ``input`` [batch, in_ch, size, size] -> ``outputs`` atomically; ``metadata`` becomes ``metadata_props``.
 
     Raises UserError if the weights do not fit into one file.
     """
-    save(lower(module, in_ch=in_ch, size=size, batch=batch), path, metadata)
+    save(lower(module, in_ch=in_ch, size=size, batch=batch, outputs=outputs), path, metadata)
 
 
 def save(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
@@ -44,15 +46,20 @@ def save(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
     write_atomic(path, lambda file: file.write(data))
 
 
-def lower(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N") -> onnx.ModelProto:
-    """The graph in eval mode: milliseconds a block through ``emit``, seconds where it needs ``torch.onnx``."""
+def lower(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N",
+          outputs: Sequence[str] = OUTPUT) -> onnx.ModelProto:
+    """The graph in eval mode: milliseconds a block through ``emit``, seconds where it needs ``torch.onnx``.
+
+    A module with several ``outputs`` returns them as a tuple.
+    """
     try:
-        return emit(module, in_ch=in_ch, size=size, batch=batch)
+        return emit_many(module, {"input": (in_ch, size, size)}, outputs, batch)
     except NoRule:
-        return through_torch(module, in_ch=in_ch, size=size, batch=batch)
+        return through_torch(module, in_ch=in_ch, size=size, batch=batch, outputs=outputs)
 
 
-def through_torch(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N") -> onnx.ModelProto:
+def through_torch(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N",
+                  outputs: Sequence[str] = OUTPUT) -> onnx.ModelProto:
     """The same graph from PyTorch's own exporter; whatever it prints goes to stderr."""
     module = deployed(module)
     x = torch.zeros(2 if isinstance(batch, str) else batch, in_ch, size, size)
@@ -62,7 +69,7 @@ def through_torch(module: nn.Module, *, in_ch: int, size: int, batch: int | str 
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(module.eval(), (x,), dynamo=True, dynamic_shapes=shapes, opset_version=OPSET,
-                                        input_names=["input"], output_names=["output"], verbose=False)
+                                        input_names=["input"], output_names=list(outputs), verbose=False)
     finally:
         module.train(training)
     assert program is not None

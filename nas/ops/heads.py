@@ -10,14 +10,20 @@ from nas.ops.registry import Block, register
 
 @register("stem")
 class Stem(Block):
-    """Convolution, batch norm, activation: [N, in_ch, S, S] -> [N, out_ch, S / stride, S / stride]."""
+    """Convolution, batch norm, activation: [N, in_ch, S, S] -> [N, out_ch, S / stride, S / stride].
 
-    def __init__(self, in_ch: int, out_ch: int, stride: int, kernel: int = 3, act: str = "relu") -> None:
+    With stride 4 a max pooling follows, with a window of ``pool`` (ResNet); at smaller strides there is none.
+    """
+
+    def __init__(self, in_ch: int, out_ch: int, stride: int, kernel: int = 3, act: str = "relu", pool: int = 0) -> None:
         super().__init__()
-        self.conv = ConvBN(in_ch, out_ch, kernel, stride, act=act)
+        if stride > 2 and (pool < 2 or pool % 2 == 0):
+            raise ValueError(f"stride {stride} needs an odd window of the pooling, for example pool=3")
+        self.conv = ConvBN(in_ch, out_ch, kernel, min(stride, 2), act=act)
+        self.pool = nn.MaxPool2d(pool, 2, pool // 2) if stride > 2 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return self.pool(self.conv(x))
 
 
 @register("head")

@@ -13,6 +13,7 @@ from nas.space import divisible
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
     "hswish": lambda: nn.Hardswish(inplace=True),
     "silu": lambda: nn.SiLU(inplace=True),
     "none": nn.Identity,
@@ -41,17 +42,37 @@ class Depthwise(nn.Conv2d):
         return F.conv2d(x, self.weight, None, self.stride, self.padding, 1, x.shape[1])
 
 
+class Grouped(nn.Conv2d):
+    """Convolution in groups of ``group_width`` channels, padding k // 2; a slice has fewer groups of that width."""
+
+    depthwise = True  # its input channels are those of its group: a slice takes rows alone
+
+    def __init__(self, channels: int, kernel: int, stride: int, group_width: int) -> None:
+        if channels % group_width:
+            raise ValueError(f"{channels} channels are not a multiple of group_width {group_width}")
+        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels // group_width, bias=False)
+        self.group_width = group_width
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = self.weight.shape[0] // self.group_width
+        return F.conv2d(x, self.weight, None, self.stride, self.padding, 1, groups)
+
+
 class ConvBN(nn.Sequential):
-    """Convolution (depthwise where ``depthwise``), batch norm, activation: named ``conv``, ``bn``, ``act``."""
+    """Convolution, batch norm, activation: named ``conv``, ``bn``, ``act``.
+
+    Depthwise where ``depthwise``, in groups of ``group_width`` channels where that is given.
+    """
 
     def __init__(self, in_ch: int, out_ch: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False,
-                 act: str = "relu", groups: int = 1, padding: int | None = None) -> None:
+                 act: str = "relu", groups: int = 1, group_width: int = 0, padding: int | None = None) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel {kernel}: it must be odd, or maps change their size")
         if out_ch < 1:
             raise ValueError(f"{out_ch} channels")
         conv = (Depthwise(in_ch, kernel, stride, out_ch // in_ch) if depthwise
+                else Grouped(in_ch, kernel, stride, group_width) if group_width
                 else nn.Conv2d(in_ch, out_ch, kernel, stride, kernel // 2, groups=groups, bias=False))
         if padding is not None:  # k // 2 unless it is given
             conv.padding = (padding, padding)
@@ -84,21 +105,27 @@ class Dropout(nn.Dropout):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention as in MobileNetV3 and GhostNet: mean, 1x1, ReLU, 1x1, hard sigmoid, multiply."""
+    """Channel attention as in MobileNetV3 and GhostNet: mean, 1x1, ReLU, 1x1, hard sigmoid, multiply.
 
-    def __init__(self, channels: int, ratio: float = 0.25) -> None:
+    The inner width is a quarter of the channels, to multiples of ``step`` (GhostNet 4, MobileNetV3 8), or ``squeezed``
+    at any width; ``hard=False`` takes the sigmoid itself (both as in EfficientNet and RegNetY).
+    """
+
+    def __init__(self, channels: int, step: int = 4, squeezed: int = 0, hard: bool = True) -> None:
         super().__init__()
-        self.ratio = ratio
-        squeezed = self.width(channels)
-        self.reduce = nn.Conv2d(channels, squeezed, 1)
-        self.expand = nn.Conv2d(squeezed, channels, 1)
+        if step < 1:
+            raise ValueError(f"multiples of {step}")
+        self.step, self.squeezed, self.hard = step, squeezed, hard
+        inner = self.width(channels)
+        self.reduce = nn.Conv2d(channels, inner, 1)
+        self.expand = nn.Conv2d(inner, channels, 1)
 
     def width(self, channels: int) -> int:
-        return divisible(channels * self.ratio)
+        return self.squeezed or divisible(channels / 4, self.step)
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True))))
-        return x * F.hardsigmoid(scale)
+        return x * (F.hardsigmoid(scale) if self.hard else torch.sigmoid(scale))
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:

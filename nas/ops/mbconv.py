@@ -1,8 +1,10 @@
 """Inverted residual (Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381; squeeze-excite as in MobileNetV3).
 
 Knobs: ``hidden`` (expanded width), ``kernel`` of the depthwise, ``se``, and ``groups`` of the 1x1 convolutions, with a
-channel shuffle between (Wu et al., FBNet, CVPR 2019, arXiv 1812.03443, section 3.1). ``skip`` is the empty operator of
-a slot.
+channel shuffle between (Wu et al., FBNet, CVPR 2019, arXiv 1812.03443, section 3.1); for published networks ``act``,
+``se_step`` (of what the inner width of the squeeze-excite is a multiple), ``se_from=input`` (that width is a quarter of
+the input channels, as in EfficientNet and GPUNet) and ``expand=0``, without the 1x1 that expands. ``skip`` is the empty
+operator of a slot.
 """
 
 from __future__ import annotations
@@ -20,21 +22,27 @@ class MBConv(Block):
     elastic = ("kernel", "se")
 
     def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0,
-                 groups: int = 1) -> None:
+                 groups: int = 1, act: str = "relu", se_step: int = 4, se_from: str = "hidden",
+                 expand: int = 1) -> None:
         super().__init__()
         if groups < 1 or hidden % groups**2:
             raise ValueError(f"hidden {hidden} is no multiple of {groups}x{groups}: {groups} groups exchange parts")
+        if not expand and (hidden != in_ch or groups > 1):
+            raise ValueError(f"hidden {hidden} without an expansion: it must be the {in_ch} input channels, one group")
+        if se_from not in ("hidden", "input"):
+            raise ValueError(f"se_from {se_from}: it is hidden or input")
         self.max_hidden, self.groups = hidden, groups
-        self.expand = ConvBN(in_ch, hidden, groups=groups)
-        self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True)
-        self.se = SqueezeExcite(hidden) if se else None
+        self.expand = ConvBN(in_ch, hidden, act=act, groups=groups) if expand else None
+        self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True, act=act)
+        squeezed = max(1, round(in_ch / 4)) if se_from == "input" else 0
+        self.se = SqueezeExcite(hidden, se_step, squeezed, hard=not squeezed) if se else None
         self.project = ConvBN(hidden, out_ch, act="none", groups=groups)
         self.residual = stride == 1 and in_ch == out_ch
         if self.residual:
             start_at_zero(self.project)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.expand(x)
+        y = x if self.expand is None else self.expand(x)
         if self.groups > 1:
             y = shuffled(y, self.groups)
         y = self.depthwise(y)

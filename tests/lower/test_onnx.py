@@ -24,8 +24,8 @@ from nas.subnet import build as build_network
 
 SHAPES = [(8, 8, 1), (8, 16, 2)]
 KNOBS = {"hidden": 16, "depth": 4}
-SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"act": "silu"}, {"cheap": 5}, {"kernel": 5}, {"groups": 2},
-            {"ratio": 4}, {"mix": 0}]
+SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"act": "silu"}, {"act": "relu6"}, {"cheap": 5}, {"kernel": 5},
+            {"groups": 2}, {"group_width": 4}, {"ratio": 4}, {"mix": 0}]
 
 
 def run(model: onnx.ModelProto, x: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,73 @@
+"""Known networks, shipped as spaces of size 1: what they cost."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.base import Json, Targets, Width, app, rows
+from nas.terminal import checked_width, print_result
+
+
+@app.command()
+def presets(
+    target: Targets = None,
+    size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
+    classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 1000,
+    width: Width = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/spaces.md.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List known networks. Their parameters, MACs and predicted ms; each is a --space of one network."""
+
+    def work() -> list[dict[str, Any]]:
+        from nas.files import shipped
+        from nas.latency.costs import load
+        from nas.plan import Task
+
+        costs = {name: load(name) for name in target or []}
+        task, factor = Task(size, 3, classes), checked_width(width)
+        return [_preset(name, factor, task, costs) for name in shipped("search_spaces/presets", ".yaml")]
+
+    print_result(work, as_json, _show_markdown if markdown else lambda found: rows([_shown(one) for one in found]))
+
+
+def _preset(name: str, width: float, task: Any, costs: dict[str, Any]) -> dict[str, Any]:
+    from nas import genome
+    from nas.errors import UserError
+    from nas.files import resolve
+    from nas.plan import layout, macs, params, plan
+    from nas.space import Space
+
+    space = Space.load(name).scaled(width)
+    at = layout(space, task)
+    keys = plan(at, genome.smallest(at))  # its only one
+
+    def ms(one: Any) -> float | None:
+        try:
+            return sum(one.ms_many(keys))
+        except UserError:
+            return None  # a table without these rows
+
+    return {"name": space.name, "size": task.size, "slots": len(at.slots), "params": sum(map(params, keys)),
+            "macs": sum(map(macs, keys)), "ms": {name: ms(one) for name, one in costs.items()}, "about": space.about,
+            "file": str(resolve("search_spaces", name, ".yaml"))}
+
+
+def _shown(preset: dict[str, Any]) -> dict[str, Any]:
+    from nas.show import millions
+
+    return {"name": preset["name"], "params": millions(preset["params"]), "MACs": millions(preset["macs"]),
+            **{f"ms {target}": ms for target, ms in preset["ms"].items()}, "about": preset["about"]}
+
+
+def _show_markdown(presets: list[dict[str, Any]]) -> None:
+    from nas.show import line
+
+    titles = ["network", "parameters", "multiply-adds", *(f"ms, {target}" for target in presets[0]["ms"])]
+    line("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
+    for one in presets:
+        ms = ("-" if value is None else f"{value:.3f}" for value in one["ms"].values())
+        cells = f"`{one['name']}`", f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M", *ms
+        line("| " + " | ".join(cells) + " |")
