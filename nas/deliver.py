@@ -31,6 +31,7 @@ from nas.lower.onnx import export, lower, save
 from nas.lower.qdq import quantise
 from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
+from nas.run_ops import recorded as recorded_ops
 from nas.scene import Scene
 from nas.train import loop
 from nas.train.data import normalise
@@ -113,7 +114,8 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
             "provenance": {"run": scene.run.path.name, "space": scene.config.space, "data": scene.data.name,
                            "fingerprint": scene.data.source["fingerprint"], "seed": scene.seed,
                            "targets": {target: costs.meta for target, costs in scene.costs.items()},
-                           "environment": scene.run.read_json("environment.json")}}
+                           "environment": scene.run.read_json("environment.json"),
+                           **({"ops": files} if (files := recorded_ops(scene.run)) else {})}}
 
 
 def _memory(scene: Scene, model: nn.Module) -> dict[str, Any]:

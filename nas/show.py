@@ -49,6 +49,23 @@ def profile(result: Mapping[str, Any]) -> None:
     line(str(result["table"]))
 
 
+def space(result: Mapping[str, Any]) -> None:
+    """Its size and its ends; then what it costs, target by target, or what is missing there."""
+    names = ("name", "size", "classes", "slots", "archs", "operators", "last_map")
+    ends = {key: " .. ".join(map(_millions, result[key])) for key in ("params", "macs")}
+    rows([{**{name: result[name] for name in names}, **ends}])
+    priced = [one for one in result["targets"] if "smallest_ms" in one]
+    if priced:
+        print()
+        rows([{"target": one["target"], "predicted ms": f"{cell(one['smallest_ms'])} .. {cell(one['largest_ms'])}"}
+              for one in priced])
+    for one in result["targets"]:
+        if "missing" in one:
+            line(f"{one['target']}: {one['missing']} rows are missing, first {one['first']}; {one['do']}")
+        elif "error" in one:
+            line(f"{one['target']}: {one['error']}")
+
+
 def prediction(result: Mapping[str, Any]) -> None:
     """Operator by operator, what was left out, and the sum."""
     rows(result["operators"])

@@ -9,7 +9,7 @@ are ``elastic`` share weights too: a smaller kernel is the centre of the larger 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, TypeVar, cast
 
 import torch
@@ -49,11 +49,18 @@ def register(name: str) -> Callable[[B], B]:
 
     def add(cls: B) -> B:
         if name in _FAMILIES:
-            raise ValueError(f"operator {name!r} is registered already, by {_FAMILIES[name].__module__}")
+            raise ValueError(f"operator {name!r} is registered already, by {_FAMILIES[name].__module__}: take another "
+                             "name")
         _FAMILIES[name] = cls
         return cls
 
     return add
+
+
+def forget(names: Iterable[str]) -> None:
+    """Takes back what a file registered that turned out to be no good."""
+    for name in list(names):
+        del _FAMILIES[name]
 
 
 def families() -> tuple[str, ...]:
@@ -96,6 +103,9 @@ def build(op: Op, in_ch: int, out_ch: int, stride: int) -> Block:
         return family(op.name)(in_ch, out_ch, stride, **knobs)
     except (ValueError, TypeError) as error:
         raise UserError(f"operator {op} at {in_ch}->{out_ch} stride {stride}: {error}") from None
+    except Exception as error:  # of code that is not ours, it may be any
+        kind = type(error).__name__
+        raise UserError(f"operator {op} at {in_ch}->{out_ch} stride {stride}: {kind}: {error}") from error
 
 
 def sliced(wide: Block, hidden: int | None, x: Tensor, like: Block | None = None) -> Tensor:
