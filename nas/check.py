@@ -135,7 +135,7 @@ def _check_onnx(op: Op, shape: tuple[int, int, int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "operator.onnx"
         try:
-            export(block, path, in_ch=shape[0], size=contract.SIDE)
+            export(block, path, in_ch=shape[0], size=contract.SIDE, metadata={})
             check_onnx(path, block, in_ch=shape[0], size=contract.SIDE)
         except Exception as error:  # of the user's code, of the exporter or of the runtime
             text = " ".join(str(error).replace(str(path), "").split())

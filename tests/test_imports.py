@@ -28,6 +28,7 @@ ROWS = [
     {"stages"},
     {"deliver"},
     {"search"},
+    {"compare"},
     {"cli"},
     {"__main__"},
 ]

@@ -71,7 +71,7 @@ def families() -> tuple[str, ...]:
 def family(name: str) -> type[Block]:
     """Raises UserError for an unknown name."""
     if name not in _FAMILIES:
-        raise UserError(f"unknown operator {name!r}; {nearest(name, _FAMILIES)}")
+        raise UserError(f"unknown operator {name!r}; {nearest(name, _FAMILIES)}; one of your own: --ops FILE.py")
     return _FAMILIES[name]
 
 
