@@ -29,9 +29,14 @@ def keep(run: Run, space: Space) -> None:
     files = [one for one in own.loaded() if used & set(one.operators)]
     if files and not run.has(OPS):
         for one in files:
-            run.write(f"ops/{one.path.name}", lambda file, one=one: file.write(one.content))
+            run.write(_copy(one.path.name, one.sha256), lambda file, one=one: file.write(one.content))
         run.write_json(OPS, [{"file": one.path.name, "sha256": one.sha256, "operators": list(one.operators)}
                              for one in files])
+
+
+def _copy(file: str, sha256: str) -> str:
+    """Two files may have one name."""
+    return f"ops/{sha256[:8]}-{file}"
 
 
 def recorded(run: Run) -> list[dict[str, Any]]:
@@ -50,7 +55,7 @@ def demand(run: Run) -> None:
     """Raises UserError unless every file that the run's operators came from was given, unchanged, with ``--ops``."""
     given = {one.sha256: one for one in own.loaded()}
     for one in recorded(run):
-        file, copy = one["file"], run.file(f"ops/{one['file']}" if "/" not in one["file"] else OPS)
+        file, copy = one["file"], run.path / _copy(one["file"], one["sha256"])
         if one["sha256"] in given:
             continue
         other = next((source for source in given.values() if set(source.operators) & set(one["operators"])), None)

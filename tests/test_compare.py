@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from nas.errors import UserError
 from nas.run import Run
 
 STAGES: Any = TINY["stages"]
-FLAGS = {"target": "gpu-v100", "size": 16, "limit": 120, "threads": 1, "budgets": 2, "train.finetune_epochs": 2,
+FLAGS = {"target": "gpu-v100", "size": 16, "limit": 120, "threads": 1, "budget_ms": [0.12, 0.2], "train.finetune_epochs": 2,
          "train.batch": 16}
 
 
@@ -110,6 +112,20 @@ def test_what_has_no_effect_is_refused(files: list[str]) -> None:
         comparison.settings(configs_of([files[0], files[0]]), 3)
     with pytest.raises(UserError, match="gost"):
         comparison.settings(configs_of([files[0], "gost"]), 3)
+
+
+def test_the_grid_lies_in_what_all_spaces_reach() -> None:
+    """1 .. 10 ms and 2 .. 20 ms have 2 .. 10 in common; a factor of 1.2 inside that, in geometric steps."""
+    def space(name: str, smallest: float, largest: float) -> tuple[Any, Any]:
+        cost = SimpleNamespace(smallest=smallest, largest=largest)
+        return SimpleNamespace(layout=SimpleNamespace(space=name)), SimpleNamespace(costs=[cost])
+
+    config = resolve(None, [], {"target": "cpu", "budgets": 3})
+    scenes, problems = zip(space("a", 1, 10), space("b", 2, 20), strict=True)
+    assert comparison._grid(config, scenes, problems) == pytest.approx([2.4, math.sqrt(20), 10 / 1.2])
+    scenes, problems = zip(space("a", 1, 2), space("b", 3, 4), strict=True)
+    with pytest.raises(UserError, match=r"no latency on cpu that all of them reach \(a 1 \.\. 2 ms, b 3 \.\. 4 ms\)"):
+        comparison._grid(config, scenes, problems)
 
 
 def test_a_budget_that_one_space_cannot_meet_is_refused(files: list[str], tmp_path: Path) -> None:
