@@ -21,8 +21,8 @@ from nas.errors import UserError
 from nas.run import Run
 
 STAGES: Any = TINY["stages"]
-FLAGS = {"target": "gpu-v100", "size": 16, "limit": 120, "threads": 1, "budget_ms": [0.12, 0.2], "train.finetune_epochs": 2,
-         "train.batch": 16}
+FLAGS = {"target": "gpu-v100", "size": 16, "limit": 120, "threads": 1, "budget_ms": [0.12, 0.2],
+         "train.finetune_epochs": 2, "train.batch": 16}
 
 
 @pytest.fixture(scope="module")
