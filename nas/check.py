@@ -65,7 +65,7 @@ def _all(name: str, mistakes: Sequence[str]) -> UserError:
 
 def _refusals(space: Space, task: Task) -> Iterator[str]:
     """What ``layout`` says of each part alone, beside parts that are sound."""
-    plain: dict[str, Any] = {"mbconv": {"hidden": Widths(min=1, max=1)}}
+    plain: dict[str, Any] = {"mbconv": {"hidden": Widths(min=1, max=1, step=8)}}
     bare = [stage.model_copy(update={"ops": plain}) for stage in space.stages]
     sound = space.model_copy(update={"stem": space.stem.model_copy(update={"op": "stem"}), "head": Head(op="head"),
                                      "exit": Head(op="exit_head"), "ops": plain, "stages": bare})

@@ -12,6 +12,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
     grid = run.stage("budgets.json", lambda: _grid(configs[0], scenes, problems))
     parts = []
     for scene, one in zip(scenes, problems, strict=True):
-        drawn = scene.run.stage("networks.json", lambda scene=scene, one=one: _drawn(scene, one, grid, networks))
+        drawn = scene.run.stage("networks.json", partial(_drawn, scene, one, grid, networks))
         archs = [[Arch.from_json(value) for value in row] for row in drawn]
         if missing := networks * len(grid) - sum(map(len, archs)):
             progress.note(f"{scene.layout.space}: {missing} networks fewer than asked: it has no more at these budgets")

@@ -115,7 +115,7 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
                            "fingerprint": scene.data.source["fingerprint"], "seed": scene.seed,
                            "targets": {target: costs.meta for target, costs in scene.costs.items()},
                            "environment": scene.run.read_json("environment.json"),
-                           **({"ops": files} if (files := recorded_ops(scene.run)) else {})}}
+                           **({"ops": own} if (own := recorded_ops(scene.run)) else {})}}
 
 
 def _memory(scene: Scene, model: nn.Module) -> dict[str, Any]:

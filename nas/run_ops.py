@@ -6,7 +6,8 @@ run names the file again with ``--ops``, and it has to be the same.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 from nas.arch import Op
 from nas.errors import UserError
@@ -29,9 +30,13 @@ def keep(run: Run, space: Space) -> None:
     files = [one for one in own.loaded() if used & set(one.operators)]
     if files and not run.has(OPS):
         for one in files:
-            run.write(_copy(one.path.name, one.sha256), lambda file, one=one: file.write(one.content))
+            run.write(_copy(one.path.name, one.sha256), partial(_fill, one.content))
         run.write_json(OPS, [{"file": one.path.name, "sha256": one.sha256, "operators": list(one.operators)}
                              for one in files])
+
+
+def _fill(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def _copy(file: str, sha256: str) -> str:

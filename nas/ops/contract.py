@@ -45,7 +45,8 @@ def _check_training(block: Block, x: Tensor, out_ch: int, stride: int, where: st
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise UserError(f"{where}: maps {tuple(x.shape)} to {got}, not to {(2, out_ch, side, side)}: it has to give "
                         "out_ch channels and a side of ceil(side / stride) (pad a kernel k by k // 2)")
-    _tried(lambda: (y * torch.randn_like(y)).sum().backward(), f"{where}: backward")
+    loss = (y * torch.randn_like(y)).sum()
+    _tried(lambda: torch.autograd.backward(loss), f"{where}: backward")
     for name, parameter in block.named_parameters():
         if parameter.grad is None or not parameter.grad.isfinite().all():
             raise UserError(f"{where}: {name} gets no finite gradient: use it in forward, or leave it out")
