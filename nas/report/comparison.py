@@ -28,7 +28,7 @@ def draw_comparison(result: dict[str, Any], file: BinaryIO) -> None:
         axes.xaxis.set_minor_formatter("{x:.3g}")
         axes.tick_params(axis="x", which="minor", labelsize=7, rotation=45)
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(fontsize=8)
     figure.savefig(file, format="png")
 
 
