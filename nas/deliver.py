@@ -32,6 +32,7 @@ from nas.lower.onnx import export, lower, save
 from nas.lower.qdq import quantise
 from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
+from nas.run_ops import recorded as recorded_ops
 from nas.scene import Scene
 from nas.subnet import Backbone
 from nas.train import loop
@@ -134,7 +135,8 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
             "provenance": {"run": scene.run.path.name, "space": scene.config.space, "data": scene.data.name,
                            "fingerprint": scene.data.source["fingerprint"], "seed": scene.seed,
                            "targets": {target: costs.meta for target, costs in scene.costs.items()},
-                           "environment": scene.run.read_json("environment.json")}}
+                           "environment": scene.run.read_json("environment.json"),
+                           **({"ops": own} if (own := recorded_ops(scene.run)) else {})}}
 
 
 def _memory(scene: Scene, model: nn.Module) -> dict[str, Any]:

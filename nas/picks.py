@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
+from typing import Protocol
 
 import safetensors.torch
 import torch
@@ -27,25 +28,31 @@ from nas.scene import Scene
 from nas.subnet import Subnet, build
 from nas.train import loop
 from nas.train.finetune import FineTuning, Recipe
-from nas.train.search_loop import SupernetTraining
 
 WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
+
+
+class Origin(Protocol):
+    """Where the weights that a network begins with come from: a trained supernet, or chance."""
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        """The network with these weights."""
 
 
 def folder_of(place: str, arch: Arch) -> str:
     return f"{place}archs/{arch.id}/"
 
 
-def train_picks(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], place: str, recipe: Recipe,
+def train_picks(scene: Scene, origin: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
                 progress: Progress) -> None:
     """Weights of every pick; with distillation the largest is trained first and then teaches the others."""
     size = {arch: sum(macs(key) for key in plan(scene.layout, arch)) for arch in archs}
     ordered = sorted(archs, key=lambda arch: (-size[arch], arch.id))
     teacher: nn.Module | None = None
     if recipe.epochs and recipe.distill_weight > 0 and len(ordered) > 1:
-        _train(scene, training, ordered[:1], place, recipe, None, progress)
+        _train(scene, origin, ordered[:1], place, recipe, None, progress)
         teacher = loop.placed(load_weights(scene, ordered[0], place), scene.device)
-    _train(scene, training, ordered, place, recipe, teacher, progress)
+    _train(scene, origin, ordered, place, recipe, teacher, progress)
 
 
 def load_weights(scene: Scene, arch: Arch, place: str) -> Subnet:
@@ -64,11 +71,11 @@ class _Stopped(Exception):
     """Another pick failed, or the user interrupted: this one is given up back to its last checkpoint."""
 
 
-def _train(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], place: str, recipe: Recipe,
+def _train(scene: Scene, origin: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
            teacher: nn.Module | None, progress: Progress) -> None:
     """Those whose weights do not stand yet. The share of the threads depends on all: a continued run ends the same."""
     left = [arch for arch in archs if not scene.run.has(folder_of(place, arch) + WEIGHTS)]
-    tunings = [_prepared(scene, training, arch, place, recipe, teacher) for arch in left]
+    tunings = [_prepared(scene, origin, arch, place, recipe, teacher) for arch in left]
     if not tunings:
         return
     threads = torch.get_num_threads()
@@ -105,12 +112,12 @@ def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threadi
             raise error
 
 
-def _prepared(scene: Scene, training: SupernetTraining, arch: Arch, place: str, recipe: Recipe,
+def _prepared(scene: Scene, origin: Origin, arch: Arch, place: str, recipe: Recipe,
               teacher: nn.Module | None) -> FineTuning:
     """With its inherited weights, or where its checkpoint stands."""
     run, data, name = scene.run, scene.data, folder_of(place, arch)
     run.write_json(f"{name}arch.json", arch.to_json())
-    model = loop.placed(training.inherit(arch), scene.device)
+    model = loop.placed(origin.inherit(arch), scene.device)
     tuning = FineTuning(arch.id, model, teacher, data, recipe, scene.seed, scene.device)
     if run.has(name + CHECKPOINT):
         tuning.load(checkpoint.load(run, name + CHECKPOINT))

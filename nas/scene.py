@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nas import run_ops
 from nas.config import Config
 from nas.decision import Prices, prices
 from nas.errors import UserError
@@ -72,6 +73,7 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
 
 def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Scene:
     """A finished run from its own files, without prices, and without ``images`` unless asked for: enough to export."""
+    run_ops.demand(run)
     data = _images(config, run) if images else _described(run)
     plan = layout(checked_space(config, run.file("space.yaml")), Task(data.size, data.in_ch, len(data.classes)))
     costs = {target: cost_models.load(str(run.file(f"tables/{_label(target)}.json"))) for target in targets}
@@ -166,8 +168,9 @@ def _own(target: str) -> Device | Estimator:
 
 def _space(config: Config, run: Run) -> Space:
     """From the run's own copy once there is one, so that a file edited later does not change the run."""
+    run_ops.demand(run)
     if not run.has("space.yaml"):
-        checked_space(config)  # refuse it before it is copied
+        run_ops.keep(run, checked_space(config))  # refuse it before it is copied
         base = config.space if Path(config.space).is_file() else config.space.partition("@")[0]
         run.keep("space.yaml", resolve("search_spaces", base, ".yaml").read_bytes())
     return checked_space(config, run.file("space.yaml"))

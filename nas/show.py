@@ -49,6 +49,35 @@ def profile(result: Mapping[str, Any]) -> None:
     line(str(result["table"]))
 
 
+def space(result: Mapping[str, Any]) -> None:
+    """Its size and its ends; then what it costs, target by target, or what is missing there."""
+    names = ("name", "size", "classes", "slots", "archs", "operators", "last_map")
+    ends = {key: " .. ".join(map(_millions, result[key])) for key in ("params", "macs")}
+    rows([{**{name: result[name] for name in names}, **ends}])
+    priced = [one for one in result["targets"] if "smallest_ms" in one]
+    if priced:
+        print()
+        rows([{"target": one["target"], "predicted ms": f"{cell(one['smallest_ms'])} .. {cell(one['largest_ms'])}"}
+              for one in priced])
+    for one in result["targets"]:
+        if "missing" in one:
+            line(f"{one['target']}: {one['missing']} rows are missing, first {one['first']}; {one['do']}")
+        elif "error" in one:
+            line(f"{one['target']}: {one['error']}")
+
+
+def comparison(result: Mapping[str, Any]) -> None:
+    """Budget by budget the spaces beside each other, then each front's hypervolume, then the run directory."""
+    columns = {part["space"]: part["budgets"] for part in result["spaces"]}
+    rows([{"budget_ms": bound, **{space: _spread(budgets[i]) for space, budgets in columns.items()}}
+          for i, bound in enumerate(result["budgets"])])
+    print()
+    rows([{"space": part["space"], "reach ms": " .. ".join(map(cell, part["reach_ms"])),
+           "networks": len(part["front"]) + len(part["dominated"]), "in the front": len(part["front"]),
+           "hypervolume": part["hypervolume"]} for part in result["spaces"]])
+    line(str(result["run"]))
+
+
 def prediction(result: Mapping[str, Any]) -> None:
     """Operator by operator, what was left out, and the sum."""
     rows(result["operators"])
@@ -106,6 +135,14 @@ def _accuracy(accuracy: float | None, error: float | None) -> str:
     if accuracy is None:
         return "-"
     return f"{100 * accuracy:.1f} %" + ("" if error is None else f" +- {100 * error:.1f}")
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    """Mean and standard deviation of the accuracies at a budget."""
+    if row["mean"] is None:
+        return "-"
+    sd = "" if row["sd"] is None else f" +- {100 * row['sd']:.1f}"
+    return f"{100 * row['mean']:.1f} %{sd} ({row['n']})"
 
 
 def _per_target(name: str, ms: Any) -> dict[str, str]:

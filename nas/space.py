@@ -113,7 +113,7 @@ class Space(_Strict):
         try:
             return Space.model_validate({**value, "file": file})
         except ValidationError as error:
-            raise UserError(f"{file}: {first_mistake(error)}") from None
+            raise UserError(f"{file}: {first_mistake(error)}") from error
 
     def scaled(self, width: float) -> Space:
         """All channels times ``width``, to multiples of ``divisor`` (never down by more than 10 %, as in GhostNet)."""
@@ -176,8 +176,16 @@ _NOT_KEYS = ("<list>", "<range>", "<scalar>", "int", "str")  # what pydantic add
 
 def first_mistake(error: ValidationError) -> str:
     """``key.path: what is wrong (got value)`` for the first mistake that pydantic found."""
-    mistakes = error.errors(include_url=False)
-    mistake = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
+    return mistakes(error)[0]
+
+
+def mistakes(error: ValidationError) -> list[str]:
+    """All of them, unknown keys first: a misspelt key is missing, too."""
+    found = sorted(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    return list(dict.fromkeys(_text(mistake) for mistake in found))
+
+
+def _text(mistake: Any) -> str:
     key = ".".join(str(part) for part in mistake["loc"] if part not in _NOT_KEYS) or "file"
     if mistake["type"] == "extra_forbidden":
         return f"{key}: unknown key"

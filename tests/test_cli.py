@@ -26,7 +26,8 @@ POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accura
          "onnx": "onnx/a.onnx"}
 RESULT = {"run": "runs/x", "space": "ghost", "target": "cpu", "front": [POINT],
           "budgets": [{"budget_ms": 0.6, "id": "0123456789ab", "ms": 0.5}]}
-VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets"]
+VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets",
+         "compare"]
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -113,6 +114,12 @@ def test_every_verb_explains_itself(call: Call, verb: str) -> None:
     (["validate", "--table", "gpu-v100", "none.json", "file"], "none.json: no such file"),
     (["validate", "none.json", "file"], "--table"),
     (["spaces", "--size", "0"], "--size"),
+    (["spaces", "--ops", "my.py"], "--ops: goes with --check FILE"),
+    (["spaces", "--check", "none.yaml"], "none.yaml: no such file"),
+    (["search", "--target", "gpu-v100", "--ops", "none.py"], "--ops none.py: cannot be read: No such file"),
+    (["compare", "--spaces", "ghost", "--spaces", "mbconv"], "--target"),
+    (["compare", "--spaces", "ghost", "--target", "gpu-v100"], "--spaces: give two or more"),
+    (["compare", "--spaces", "ghost", "--spaces", "mbconv", "--target", "gpu-v100", "gates.lr=1"], "gates: has no"),
 ])
 def test_a_mistake_is_one_line_and_exit_2(call: Call, words: list[str], expected: str) -> None:
     Path("file").touch()

@@ -26,6 +26,16 @@ Device = Annotated[str, typer.Option("--device", help="What to measure on: cpu o
 SramKb = Annotated[float | None, typer.Option("--sram-kb", min=1, help="SRAM of an Ethos-U: no pick needs more.")]
 FlashKb = Annotated[float | None, typer.Option("--flash-kb", min=1, help="The same of its flash, for the model.")]
 Width = Annotated[float | None, typer.Option("--width", help="Factor of all channels, 0.05 to 8.")]
+Ops = Annotated[list[Path] | None, typer.Option("--ops", metavar="FILE.py", help="Operators of your own, once or more: "
+                                                "Python files that are executed.")]
+
+
+def run_files(ops: list[Path] | None) -> None:
+    """Executes the files of ``--ops``: nothing else does."""
+    if ops:
+        from nas.ops import own
+
+        own.load(ops)
 
 
 @contextlib.contextmanager

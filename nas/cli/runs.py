@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from nas import launch
-from nas.cli.base import Budgets, FlashKb, Json, RunPath, Size, SramKb, Targets, Width, app, existing, rows
+from nas.cli.base import (
+    Budgets,
+    FlashKb,
+    Json,
+    Ops,
+    RunPath,
+    Size,
+    SramKb,
+    Targets,
+    Width,
+    app,
+    existing,
+    rows,
+    run_files,
+)
 from nas.errors import UserError
 from nas.terminal import checked_budgets, print_result
 
@@ -37,6 +51,7 @@ def search(
     = None,
     init: Annotated[str | None, typer.Option(help="A finished run whose supernet this one starts from.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    ops: Ops = None,
     run: Annotated[Path | None, typer.Option(help="Run directory; default: runs/SPACE-TARGET-DATA-HEX.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -54,6 +69,7 @@ def search(
         from nas.progress import Progress
         from nas.run import Run
 
+        run_files(ops)
         settings = spread(resolve(config, overrides or [], flags), launch.processes())
         path = run or default_run_dir(settings)
         from nas import search as pipeline
@@ -81,12 +97,14 @@ def select(
     sram_kb: SramKb = None,
     flash_kb: FlashKb = None,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Fine-tune the picks, too: takes longer.")] = False,
+    ops: Ops = None,
     as_json: Json = False,
 ) -> None:
     """Pick anew for another device or budget. Takes minutes: the supernet is not trained again."""
 
     def work() -> dict[str, Any]:
         budgets = checked_budgets(budget_ms)
+        run_files(ops)
         with existing(run) as (here, progress):
             from nas import search as pipeline
             from nas.footprint import Memory
@@ -107,6 +125,7 @@ def export(
     = "onnx",
     features: Annotated[bool, typer.Option("--features", help="ONNX without the head: the map of each stride as an "
                                            "output, for a detector or a segmenter.")] = False,
+    ops: Ops = None,
     as_json: Json = False,
 ) -> None:
     """Write one pick or all to files. Checked against PyTorch, and measured where this machine is the target."""
@@ -119,6 +138,7 @@ def export(
         if arch is not None and budget_ms is not None:
             raise UserError("--arch and --budget-ms: give one of the two")
         checked_budgets([budget_ms] if budget_ms is not None else None)
+        run_files(ops)
         with existing(run) as (here, progress):
             from nas import search as pipeline
 

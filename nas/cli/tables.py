@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.base import Batch, Device, Json, Target, Threads, Width, app, rows
+from nas.cli.base import Batch, Device, Json, Ops, Target, Threads, Width, app, rows, run_files
 from nas.errors import UserError
 from nas.terminal import checked_width, print_result
 
@@ -31,6 +31,7 @@ def profile(
     out: Annotated[Path | None, typer.Option(help="Table; default: the target's file under ./latency_tables.")] = None,
     validate: Annotated[int, typer.Option(min=0, help="Compare predicted and measured on this many random networks.")]
     = 0,
+    ops: Ops = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of measuring and of the random networks.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -45,6 +46,7 @@ def profile(
         from nas.progress import Progress
         from nas.space import Space
 
+        run_files(ops)
         factor, progress = checked_width(width), Progress()
         machine = opened(device, threads, batch, precision)
         path = out or LOCAL / file_name(machine.name, precision, threads, batch)
@@ -112,6 +114,7 @@ def sample(
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
     classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 10,
     width: Width = None,
+    ops: Ops = None,
     as_json: Json = False,
 ) -> None:
     """Random networks as ONNX with their predicted ms, to be measured anywhere. The same command continues."""
@@ -123,6 +126,7 @@ def sample(
         from nas.progress import Progress
         from nas.space import Space
 
+        run_files(ops)
         place = layout(Space.load(space).scaled(checked_width(width)), Task(size, 3, classes))
         return draw(place, load(target), n, seed, out, Progress())
 

@@ -31,8 +31,9 @@ from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator
 from nas.latency.context import Context
 from nas.latency.devices import opened
 from nas.latency.fresh import fresh
-from nas.latency.table import HEADS, LatencyTable, Row, axis
+from nas.latency.table import HEADS, OWN, LatencyTable, Row, axis
 from nas.latency.timing import Device, Run, Steady, interleaved
+from nas.ops.own import hashes
 from nas.plan import Layout, OpKey, candidates, macs, plan
 from nas.subnet import Subnet
 
@@ -63,6 +64,8 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
         device = opened(device, threads, batch, precision) if isinstance(device, str) else device
         table = _open(table_path, device, remeasure)
         keys = candidates(layout)
+        if code := hashes(key.op.name for key in keys):
+            table.meta[OWN] = {**table.meta.get(OWN, {}), **code}
         wanted = LatencyTable(table.name, table.meta).missing(keys)
         todo = wanted if remeasure else table.missing(keys)
         rng = random.Random(rng_seed)

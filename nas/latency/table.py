@@ -21,10 +21,12 @@ from scipy.optimize import isotonic_regression
 from nas.arch import Op
 from nas.errors import UserError
 from nas.files import write_text
+from nas.ops.own import hashes
 from nas.plan import OpKey
 from nas.space import first_mistake
 
 CLASSES = (2, 10, 100, 1000)  # at which heads are measured
+OWN = "own_operators"  # in the meta: operator of the user's own -> hash of the file whose code was measured
 HEADS = ("head", "exit_head")  # families whose output channels are classes
 Group = tuple[Op, int, int, int, int, int]
 Axis = tuple[Group, int]
@@ -99,6 +101,7 @@ class LatencyTable:
             if row.key in table.rows:
                 raise UserError(f"{path}: row {number}: {row.key} is there twice")
             table.rows[row.key] = row
+        table.remove(table.outdated())
         return table
 
     def save(self, path: Path) -> None:
@@ -120,18 +123,28 @@ class LatencyTable:
             self.rows.pop(key, None)
         self._curves = None
 
+    def outdated(self) -> list[OpKey]:
+        """Rows of the user's own operators that were measured with other code than is loaded: they are of no use."""
+        code, now = self.meta.get(OWN), hashes(key.op.name for key in self.rows)
+        known = code if isinstance(code, dict) else {}
+        return [key for key in self.rows if key.op.name in now and known.get(key.op.name) != now[key.op.name]]
+
     def ms(self, key: OpKey) -> float:
         """Raises UserError for an operator, shape or width that the table does not cover: never zero, never guessed."""
         group, position = axis(key, self.align)
         curve = self._all_curves().get(group)
         if curve is None or not curve[0][0] <= position <= curve[0][-1]:
             between = "" if curve is None else f" (measured from {curve[0][0]} to {curve[0][-1]} only)"
-            device = "cpu --precision int8" if self.int8_on_cpu else self.meta["device"]
-            device += ".ini" if "vela_ini" in self.meta else ""  # a board is known by its file
             raise UserError(f"{key}: not in the table {self.path or self.name}{between}; "
-                            f"run: nas profile --device {device} --space SPACE --size SIZE"
+                            f"run: {self.command('SPACE', 'SIZE')}"
                             f"{' --exits' if key.is_exit else ''}")
         return float(np.interp(position, *curve))
+
+    def command(self, space: str, size: int | str) -> str:
+        """What fills in the rows that a space lacks."""
+        device = "cpu --precision int8" if self.int8_on_cpu else self.meta["device"]
+        device += ".ini" if "vela_ini" in self.meta else ""  # a board is known by its file
+        return f"nas profile --device {device} --space {space} --size {size}"
 
     def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
         return [self.ms(key) for key in keys]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, TypeVar, cast
 
 import torch
@@ -55,11 +55,18 @@ def register(name: str) -> Callable[[B], B]:
 
     def add(cls: B) -> B:
         if name in _FAMILIES:
-            raise ValueError(f"operator {name!r} is registered already, by {_FAMILIES[name].__module__}")
+            raise ValueError(f"operator {name!r} is registered already, by {_FAMILIES[name].__module__}: take another "
+                             "name")
         _FAMILIES[name] = cls
         return cls
 
     return add
+
+
+def forget(names: Iterable[str]) -> None:
+    """Takes back what a file registered that turned out to be no good."""
+    for name in list(names):
+        del _FAMILIES[name]
 
 
 def families() -> tuple[str, ...]:
@@ -70,7 +77,7 @@ def families() -> tuple[str, ...]:
 def family(name: str) -> type[Block]:
     """Raises UserError for an unknown name."""
     if name not in _FAMILIES:
-        raise UserError(f"unknown operator {name!r}; {nearest(name, _FAMILIES)}")
+        raise UserError(f"unknown operator {name!r}; {nearest(name, _FAMILIES)}; one of your own: --ops FILE.py")
     return _FAMILIES[name]
 
 
@@ -102,6 +109,9 @@ def build(op: Op, in_ch: int, out_ch: int, stride: int) -> Block:
         return family(op.name)(in_ch, out_ch, stride, **knobs)
     except (ValueError, TypeError) as error:
         raise UserError(f"operator {op} at {in_ch}->{out_ch} stride {stride}: {error}") from None
+    except Exception as error:  # of code that is not ours, it may be any
+        kind = type(error).__name__
+        raise UserError(f"operator {op} at {in_ch}->{out_ch} stride {stride}: {kind}: {error}") from error
 
 
 def deployed(module: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 from nas.config import Config
 from nas.decision import Prices
 from nas.errors import UserError
+from nas.ops import own
 from nas.plan import Layout
 from nas.progress import Progress
 from nas.train import loop, memory
@@ -36,6 +37,7 @@ class Errand:
     grid: tuple[float, ...]
     recipe: Recipe
     state: bytes
+    ops: tuple[tuple[str, str], ...]  # files of the user's own operators, with their hashes
 
 
 def begin(config: Config, training: SupernetTraining, progress: Progress) -> None:
@@ -51,7 +53,8 @@ def begin(config: Config, training: SupernetTraining, progress: Progress) -> Non
     buffer = io.BytesIO()
     torch.save(training.state(), buffer)
     ranks.first(Errand(config, training.data.source["fingerprint"], training.layout, tuple(training.prices),
-                       tuple(training.gates.ranges), training.pruner.grid, training.recipe, buffer.getvalue()))
+                       tuple(training.gates.ranges), training.pruner.grid, training.recipe, buffer.getvalue(),
+                       tuple((str(one.path.resolve()), one.sha256) for one in own.loaded())))
 
 
 def follow() -> NoReturn:
@@ -69,6 +72,10 @@ def follow() -> NoReturn:
 
 def _training(errand: Errand, ranks: Ranks) -> SupernetTraining:
     config = errand.config
+    for file, sha256 in errand.ops:  # the user named them for this very command
+        if own.digest(own.read(Path(file))) != sha256:
+            raise UserError(f"process {ranks.rank}: --ops {file}: another file than the first process has")
+        own.load([file])
     torch.set_num_threads(config.threads or torch.get_num_threads())
     data = load(config.data, data_dir=Path(config.data_dir) if config.data_dir else None, size=config.size,
                 seed=config.seed, limit=config.limit)

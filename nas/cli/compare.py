@@ -1,0 +1,75 @@
+"""Spaces side by side."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.base import Budgets, Json, Ops, Size, Target, Width, app, run_files
+from nas.errors import UserError
+from nas.terminal import print_result
+
+
+@app.command()
+def compare(
+    target: Target,
+    spaces: Annotated[list[str], typer.Option("--spaces", help="Shipped name or file, twice or more: see nas spaces.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Of the recipe, for example "
+                                                          "train.batch=64.")] = None,
+    budget_ms: Budgets = None,
+    budgets: Annotated[int, typer.Option(min=1, max=256, help="As many, geometric over what all spaces reach.")] = 5,
+    networks: Annotated[int, typer.Option(min=1, max=1000, help="Random networks a budget and space.")] = 5,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of each network; default: from the number of images.")]
+    = None,
+    data: Annotated[str | None, typer.Option(help="digits (default), cifar10, or a folder of images.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Train on at most this many images.")] = None,
+    size: Size = None,
+    width: Width = None,
+    seed: Annotated[int | None, typer.Option(help="Of networks, weights and batches. Default: 0.")] = None,
+    train_on: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda: where training runs.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,
+    ops: Ops = None,
+    run: Annotated[Path | None, typer.Option(help="Run directory; default: runs/compare-SPACES-TARGET-HEX.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train random networks of several spaces under the same budgets, and lay their fronts side by side.
+
+    From scratch, with one short recipe. The same command continues what was stopped.
+    """
+    flags = {"target": target, "budget_ms": budget_ms, "budgets": budgets, "data": data, "data_dir": data_dir,
+             "limit": limit, "size": size, "width": width, "seed": seed, "train_on": train_on, "threads": threads,
+             "train.finetune_epochs": epochs}
+
+    def work() -> dict[str, Any]:
+        run_files(ops)
+        from nas import compare as comparison
+        from nas.config import FREE, resolve
+        from nas.progress import Progress
+        from nas.run import Run
+
+        configs = [resolve(None, overrides or [], {**flags, "space": name}) for name in spaces]
+        settings = comparison.settings(configs, networks)
+        path = run or comparison.default_run_dir(settings)
+        fresh = not path.exists()
+        if fresh:
+            comparison.check(configs)  # before a directory is made
+        here = Run.open(path, settings, FREE)
+        try:
+            with here.lock():
+                return comparison.compare(configs, networks, here, Progress())
+        except UserError:
+            if fresh and not here.has("budgets.json"):
+                shutil.rmtree(path)  # refused before it began: the mended command may use the same directory
+            raise
+
+    print_result(work, as_json, _show)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.comparison(result)

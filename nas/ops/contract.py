@@ -1,0 +1,83 @@
+"""What the framework relies on in a family, tried on an operator: shapes, gradients, and slices that are exact.
+
+The tests do this for every shipped family; an operator of the user's own meets it in ``nas spaces --check``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nas.arch import Op
+from nas.errors import UserError
+from nas.ops.registry import Block, build, sliced, take_width
+
+SIDE = 9  # of the maps that it is tried on: odd, so that a stride has to round up
+T = TypeVar("T")
+
+
+def check(op: Op, in_ch: int, out_ch: int, stride: int, narrowest: int | None = None,
+          largest: Op | None = None) -> None:
+    """Tries an operator at a shape; ``narrowest`` is its smallest hidden width, ``largest`` holds its weights.
+
+    Raises UserError naming operator, shape and what to do. Random numbers of the caller are left as they are.
+    """
+    where = f"operator {op} at {in_ch}->{out_ch} stride {stride}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block, x = build(op, in_ch, out_ch, stride), torch.randn(2, in_ch, SIDE, SIDE)
+        _check_training(block.train(), x, out_ch, stride, where)
+        if narrowest is not None:
+            if block.max_hidden != op.get("hidden"):
+                raise UserError(f"{where}: self.max_hidden is {block.max_hidden}; set it to hidden in __init__")
+            wide = _settled(build(largest or op, in_ch, out_ch, stride))
+            for narrow in (op.with_knobs(hidden=narrowest), op):
+                _check_slice(wide, _settled(build(narrow, in_ch, out_ch, stride)), x, f"{where}: hidden={narrowest}")
+
+
+def _check_training(block: Block, x: Tensor, out_ch: int, stride: int, where: str) -> None:
+    y = _tried(lambda: block(x), f"{where}: forward")
+    side = -(-SIDE // stride)
+    if not isinstance(y, Tensor) or tuple(y.shape) != (2, out_ch, side, side):
+        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise UserError(f"{where}: maps {tuple(x.shape)} to {got}, not to {(2, out_ch, side, side)}: it has to give "
+                        "out_ch channels and a side of ceil(side / stride) (pad a kernel k by k // 2)")
+    loss = (y * torch.randn_like(y)).sum()
+    _tried(lambda: torch.autograd.backward(loss), f"{where}: backward")
+    for name, parameter in block.named_parameters():
+        if parameter.grad is None or not parameter.grad.isfinite().all():
+            raise UserError(f"{where}: {name} gets no finite gradient: use it in forward, or leave it out")
+
+
+def _check_slice(wide: Block, narrow: Block, x: Tensor, where: str) -> None:
+    """What the supernet runs on a part of the weights equals the narrower network with these weights."""
+    def cut() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            take_width(wide, narrow)
+            return sliced(wide, narrow.max_hidden, x, narrow), narrow(x)
+
+    advice = "slices(hidden) has to name, for every submodule, the channels that the narrower copy has"
+    shared, own = _tried(cut, f"{where}: {advice}")
+    if not torch.allclose(shared, own, rtol=1e-4, atol=1e-5):
+        raise UserError(f"{where}: the slice computes something else than the narrower copy; {advice}")
+
+
+def _tried(work: Callable[[], T], what: str) -> T:
+    try:
+        return work()
+    except Exception as error:  # whatever the user's code raises
+        text = " ".join(str(error).split())
+        raise UserError(f"{what}: {type(error).__name__}: {text[:200]}") from error
+
+
+def _settled(block: Block) -> Block:
+    """In eval mode, with batch norms that are no identity, as after training."""
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                if tensor is not None:
+                    nn.init.uniform_(tensor, 0.5, 1.5)
+    return block.eval()
