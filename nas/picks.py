@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
+from typing import Protocol
 
 import safetensors.torch
 import torch
@@ -27,7 +28,6 @@ from nas.scene import Scene
 from nas.subnet import Subnet, build
 from nas.train import loop
 from nas.train.finetune import FineTuning, Recipe
-from nas.train.search_loop import SupernetTraining
 
 WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
 
@@ -36,7 +36,13 @@ def folder_of(place: str, arch: Arch) -> str:
     return f"{place}archs/{arch.id}/"
 
 
-def train_picks(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], place: str, recipe: Recipe,
+class Origin(Protocol):
+    """Where a network's first weights come from: a trained supernet, or chance."""
+
+    def inherit(self, arch: Arch) -> Subnet: ...
+
+
+def train_picks(scene: Scene, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
                 progress: Progress) -> None:
     """Weights of every pick; with distillation the largest is trained first and then teaches the others."""
     size = {arch: sum(macs(key) for key in plan(scene.layout, arch)) for arch in archs}
@@ -64,7 +70,7 @@ class _Stopped(Exception):
     """Another pick failed, or the user interrupted: this one is given up back to its last checkpoint."""
 
 
-def _train(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], place: str, recipe: Recipe,
+def _train(scene: Scene, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
            teacher: nn.Module | None, progress: Progress) -> None:
     """Those whose weights do not stand yet. The share of the threads depends on all: a continued run ends the same."""
     left = [arch for arch in archs if not scene.run.has(folder_of(place, arch) + WEIGHTS)]
@@ -105,7 +111,7 @@ def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threadi
             raise error
 
 
-def _prepared(scene: Scene, training: SupernetTraining, arch: Arch, place: str, recipe: Recipe,
+def _prepared(scene: Scene, training: Origin, arch: Arch, place: str, recipe: Recipe,
               teacher: nn.Module | None) -> FineTuning:
     """With its inherited weights, or where its checkpoint stands."""
     run, data, name = scene.run, scene.data, folder_of(place, arch)

@@ -58,6 +58,19 @@ def prediction(result: Mapping[str, Any]) -> None:
          "not measured)")
 
 
+def score(result: Mapping[str, Any]) -> None:
+    """Class by class, then all together."""
+    def shown(one: Mapping[str, Any]) -> str:
+        return f"{100 * one['share']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+
+    rows([{"class": one["class"], "images": one["n"], "top-1": shown(one["top1"]) if one["top1"] else "-"}
+          for one in result["classes"]])
+    for name in ("top1", "top5"):
+        if result[name]:
+            line(f"{name[:3]}-{name[3]} {shown(result[name])} of {result['n']} images, {result['split']} split of "
+                 f"{result['data']}")
+
+
 def targets_of(result: Mapping[str, Any]) -> list[str]:
     """Of a front, whose ``target`` is one name or a list of several."""
     return result["target"] if isinstance(result["target"], list) else [result["target"]]

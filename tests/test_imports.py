@@ -16,7 +16,7 @@ ROWS = [
     {"files", "arch", "terminal", "launch"},
     {"space", "run", "progress", "show", "results"},
     {"config", "ops"},
-    {"plan"},
+    {"plan", "settings"},
     {"decision", "subnet", "genome"},
     {"lower"},
     {"supernet", "latency", "exits"},
@@ -26,7 +26,7 @@ ROWS = [
     {"picks", "report"},
     {"stages"},
     {"deliver"},
-    {"search"},
+    {"search", "baseline", "evaluate"},
     {"cli"},
     {"__main__"},
 ]

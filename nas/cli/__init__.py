@@ -14,11 +14,11 @@ from typing import NoReturn
 import typer
 
 from nas import launch
-from nas.cli import report, runs, spaces, tables
+from nas.cli import report, runs, spaces, tables, train
 from nas.cli.base import app
 from nas.terminal import one_line
 
-__all__ = ["app", "main", "report", "runs", "spaces", "tables"]
+__all__ = ["app", "main", "report", "runs", "spaces", "tables", "train"]
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

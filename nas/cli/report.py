@@ -36,6 +36,8 @@ def report(
             from nas.report.figures import draw_front
 
             front = here.read_json("front.json")
+            if not front["target"]:
+                raise UserError(f"{run}: has no target, so there is no latency to draw over")
             write_atomic(file, lambda picture: draw_front(front, picture))
             return {"file": str(file), "picks": len(front["front"]) + len(front["dominated"])}
         from nas.report.page import page

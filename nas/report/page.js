@@ -43,8 +43,9 @@ function showFront() {
     return nothing(place, "No picks yet: they are chosen once the supernet is trained.");
   }
   const judged = view.points.filter(p => isNumber(p.accuracy) && isNumber(p.ms));
-  say.textContent = `Test accuracy with its standard error over predicted latency on ${view.target}. Filled: not dominated on the selection split. Click a point.`;
-  if (!judged.length) nothing(place, "The picks are chosen, none is delivered yet: the table has their predicted latency.");
+  say.textContent = !view.target ? "" : `Test accuracy with its standard error over predicted latency on ${view.target}. Filled: not dominated on the selection split. Click a point.`;
+  if (!view.target) nothing(place, "This run has no target: no latency is predicted.");
+  else if (!judged.length) nothing(place, "The picks are chosen, none is delivered yet: the table has their predicted latency.");
   else plot(place, {
     x: { label: `predicted latency on ${view.target} (ms)`, log: true, range: span(judged.map(p => p.ms), true) },
     y: { label: "test accuracy (%)", range: span(judged.flatMap(p => [-1, 1].map(k => 100 * (p.accuracy + k * (p.accuracy_se || 0))))) },
@@ -79,9 +80,9 @@ function showNetwork() {
   const cost = row => (row.ms || {})[view.target];
   const total = rows.reduce((sum, row) => sum + (cost(row) || 0), 0), skips = rows.filter(row => row.op === "skip").length;
   section.querySelector("h2").textContent = `Network ${chosen}`;
-  section.querySelector(".say").textContent = `${accuracy(point)} on test, ${short(point.ms)} ms predicted on ${view.target}, ` +
-    (isNumber(point.measured_ms) ? `${short(point.measured_ms)} ms measured. ` : `not measured: no ${view.target} here. `) +
-    `${skips} of ${rows.filter(row => /^\d+$/.test(row.where)).length} slots are skipped. Height: predicted ms of the operator.`;
+  section.querySelector(".say").textContent = `${accuracy(point)} on test, ` + (!view.target ? "no target. " : `${short(point.ms)} ms predicted on ${view.target}, ` +
+    (isNumber(point.measured_ms) ? `${short(point.measured_ms)} ms measured. ` : `not measured: no ${view.target} here. `)) +
+    `${skips} of ${rows.filter(row => /^\d+$/.test(row.where)).length} slots are skipped.${view.target ? " Height: predicted ms of the operator." : ""}`;
   showCommand(section.querySelector(".command"));
   if (!rows.length) return nothing(place, "Its operators are not known: see the notes at the top.");
   strip(place, rows, cost);
@@ -145,7 +146,7 @@ function showLatency() {
   const section = byId("latency"), place = section.querySelector(".plot"), say = section.querySelector(".say");
   const both = (view ? view.points : []).filter(p => isNumber(p.ms) && isNumber(p.measured_ms) && p.measured_ms > 0);
   say.textContent = "";
-  if (!both.length) return nothing(place, view && view.points.length ? `Not measured: no ${view.target} here.` : "No picks yet.");
+  if (!both.length) return nothing(place, !view || !view.points.length ? "No picks yet." : view.target ? `Not measured: no ${view.target} here.` : "No target.");
   const off = both.reduce((sum, p) => sum + Math.abs(p.ms / p.measured_ms - 1), 0) / both.length;
   say.textContent = `${percent(off)} off on average over ${both.length} ${both.length === 1 ? "pick" : "picks"}. Dashed: predicted = measured.`;
   const range = span(both.flatMap(p => [p.ms, p.measured_ms]), true);
@@ -162,7 +163,7 @@ function showBudgets() {
   const section = byId("budgets"), place = section.querySelector(".plot"), budgets = view ? view.budgets : [];
   const say = section.querySelector(".say");
   say.textContent = "";
-  if (!budgets.length) return nothing(place, "No picks yet.");
+  if (!budgets.length) return nothing(place, view && view.points.length ? "No budgets." : "No picks yet.");
   const over = budgets.filter(b => b.ms > b.budget_ms).length;
   say.textContent = over ? `${over} predicted above their budget.` : "Every pick is predicted within its budget.";
   const values = budgets.flatMap(b => [b.budget_ms, b.ms, b.measured_ms].filter(v => isNumber(v) && v > 0));

@@ -19,6 +19,7 @@ from nas.latency.costs import load as load_costs
 from nas.plan import Layout, OpKey, Task, layout, macs, params, plan
 from nas.run import Run
 from nas.scene import checked_space, label
+from nas.settings import settings_of
 from nas.show import targets_of
 from nas.train.search_loop import default_epochs
 
@@ -29,8 +30,7 @@ META = ("device", "processor", "runtime", "runtime_version", "precision", "batch
 
 def story(run: Run) -> dict[str, Any]:
     """Everything that the page shows. Raises UserError for a run whose settings cannot be read."""
-    config = Config.from_json(run.config, str(run.file("config.json")))
-    return _Teller(run, config).tell()
+    return _Teller(run, settings_of(run)).tell()
 
 
 class _Teller:
@@ -46,7 +46,7 @@ class _Teller:
     def tell(self) -> dict[str, Any]:
         run, views, networks = self.run, list[Any](), dict[str, Any]()
         for place, front in self.fronts:
-            views += [self._try(self._view, place, front, target) for target in targets_of(front)]
+            views += [self._try(self._view, place, front, target) for target in targets_of(front) or [""]]
             networks |= self._try(self._networks, place, front) or {}
         return {"run": str(run.path), "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
                 "state": self._state(), "space": self.config.space, "data": self.data.get("name", self.config.data),
@@ -105,7 +105,7 @@ class _Teller:
         budgets = [{"budget_ms": b["budget_ms"], "id": b["id"], "ms": b["ms"],
                     "measured_ms": known.get(b["id"], {}).get("measured_ms")}
                    for b in front.get("budgets", []) if b.get("target", target) == target]
-        return {"name": f"{place.strip('/') or 'search'}: {target}", "target": target,
+        return {"name": f"{place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
                 "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
                 "budgets": budgets}
 
