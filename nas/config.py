@@ -55,7 +55,7 @@ class Training(_Strict):
     finetune_epochs: Epochs = None
     augment: Name | None = None  # None: what suits the data
     label_smoothing: Fraction = 0.05
-    distill: Literal["kd", "none"] = "kd"
+    distill: Literal["kd", "none", "hints", "fsp", "mutual", "born-again", "assistant"] = "kd"
     inplace: Literal["kl", "alpha"] = "kl"  # what small networks of the supernet learn from the largest by
     ema: Fraction = 0.0  # decay of the supernet's averaged weights, which are then those judged and inherited; 0: none
     accumulate: int = Field(default=1, ge=1, le=65_536)  # parts a batch is computed in: memory of one, statistics, too

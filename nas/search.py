@@ -138,5 +138,5 @@ def _finetuning(scene: Scene, fine_tune: bool) -> finetune.Recipe:
     t, n = scene.config.train, len(scene.data.train) + len(scene.data.gate)
     epochs = t.finetune_epochs if t.finetune_epochs is not None else max(finetune.LEAST, -(-finetune.IMAGES // n))
     return finetune.Recipe(epochs if fine_tune else 0, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing,
-                           t.augment or scene.data.augment, 0.5 if t.distill == "kd" else 0.0,
-                           t.accumulate, t.amp)
+                           t.augment or scene.data.augment, 0.0 if t.distill == "none" else 0.5,
+                           t.accumulate, t.amp, t.distill)
