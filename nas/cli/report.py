@@ -16,7 +16,10 @@ from nas.terminal import print_result
 def report(
     run: RunPath,
     png: Annotated[bool, typer.Option("--png", help="The picture of the front instead of the page.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File; default: report.html or report.png in the run.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="The training curves for TensorBoard instead.")]
+    = False,
+    out: Annotated[Path | None, typer.Option(help="File; default: report.html or report.png in the run (for curves a "
+                                             "folder: tensorboard).")] = None,
     as_json: Json = False,
 ) -> None:
     """One HTML file of a run, to be opened anywhere: front, networks, latency, pruning, training, conditions.
@@ -29,6 +32,13 @@ def report(
         from nas.run import Run
 
         here = Run.existing(run)
+        if png and tensorboard:
+            raise UserError("--png and --tensorboard: give one of the two")
+        if tensorboard:
+            from nas.report.scalars import write_scalars
+
+            folder = out or here.file("tensorboard")
+            return {"file": str(folder), "scalars": write_scalars(here, folder)}
         file = out or here.file("report.png" if png else "report.html")
         if file.is_dir():
             raise UserError(f"--out {file}: a folder; give a file")
