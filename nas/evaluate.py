@@ -34,6 +34,8 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
     """
     if split not in SPLITS:
         raise UserError(f"--split {split}: {nearest(split, SPLITS)}")
+    if not model.exists():
+        raise UserError(f"{model}: no such file or run")
     given: dict[str, Any] = {"data": data, "data_dir": data_dir, "size": size, "seed": seed}
     if model.is_dir():
         run = Run.existing(model)
@@ -122,8 +124,8 @@ class _File:
     """An ONNX file of one input [N, 3, S, S] in ONNX Runtime, and what its metadata says."""
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
+        if not path.is_file():  # the run says that it has one
+            raise UserError(f"{path}: missing; nas export writes it anew")
         self.path, self.session = path, session(path, torch.get_num_threads())
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.entry = self.session.get_inputs()[0]

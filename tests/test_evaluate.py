@@ -94,7 +94,7 @@ def test_what_does_not_go_together_is_one_line(colours: Path, tmp_path: Path) ->
         evaluate(tmp_path / "m.onnx", data=data, size=16)
     with pytest.raises(UserError, match="--split tets: did you mean 'test'"):
         evaluate(tmp_path / "m.onnx", data=data, split="tets")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no such file or run"):
         evaluate(tmp_path / "none.onnx", data=data)
     with pytest.raises(UserError, match="on which images"):
         evaluate(tmp_path / "m.onnx")
