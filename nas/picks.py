@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -64,9 +63,9 @@ def train_picks(scene: Scene, training: Origin, archs: Sequence[Arch], place: st
         train(ordered, file=FIRST)
         train(ordered, teacher_of=lambda arch: trained(arch, FIRST))
     elif recipe.distill == "assistant":
-        train(ordered[:1])
-        for larger, arch in itertools.pairwise(ordered):
-            train([arch], teacher_of=lambda _, larger=larger: trained(larger))
+        larger = dict(zip(ordered[1:], ordered, strict=False))
+        for arch in ordered:
+            train([arch], teacher_of=lambda arch: trained(larger[arch]) if arch in larger else None)
     else:
         train(ordered[:1])
         if len(ordered) > 1:

@@ -24,9 +24,10 @@ def write_scalars(run: Run, folder: Path) -> int:
             old.unlink()
     total = 0
     for place, scalars in _by_folder(run).items():
-        with SummaryWriter(str(folder / place)) as writer:  # type: ignore[no-untyped-call]
+        writer: Any = SummaryWriter(str(folder / place))
+        with writer:
             for tag, value, step, when in scalars:
-                writer.add_scalar(tag, value, step, when)  # type: ignore[no-untyped-call]
+                writer.add_scalar(tag, value, step, when)
         total += len(scalars)
     return total
 

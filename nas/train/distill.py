@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.subnet import Subnet
+
 ALPHAS = (-1.0, 1.0)  # of AlphaNet: the one punishes a student that is too sure, the other one that misses classes
 CLIP = 5.0  # of AlphaNet: the most that a ratio of probabilities weighs
 
@@ -195,7 +197,8 @@ def flow(first: Tensor, second: Tensor) -> Tensor:
 
 def channels(net: nn.Module) -> list[int]:
     """Of the maps that ``net.features`` gives, finest first; nothing is computed."""
+    assert isinstance(net, Subnet)
     with torch.device("meta"):
         trial = copy.deepcopy(net).to("meta").eval()
-        size, in_ch = net.keys[0].size, net.keys[0].in_ch  # type: ignore[union-attr, index]
-        return [map_.shape[1] for map_ in trial.features(torch.empty(1, in_ch, size, size))]  # type: ignore[operator]
+        size, in_ch = net.keys[0].size, net.keys[0].in_ch
+        return [map_.shape[1] for map_ in trial.features(torch.empty(1, in_ch, size, size))]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.subnet import Subnet
 from nas.train import loop
 from nas.train.data import Data, batches
 from nas.train.distill import METHODS, Distiller, Said
@@ -48,8 +49,9 @@ class FineTuning:
             with loop.seeded(seed, name, "distill"):
                 made = METHODS[recipe.distill](model, self.teacher, recipe.distill_weight, recipe.label_smoothing)
             self.distiller, self.teacher = loop.placed(made, device), made.peer() or self.teacher
-        own = self.distiller is not None and next(self.distiller.parameters(), None) is not None
-        self.trained = nn.ModuleList([self.model, self.distiller]) if own else self.model
+        self.trained: nn.Module = self.model
+        if self.distiller is not None and next(self.distiller.parameters(), None) is not None:
+            self.trained = nn.ModuleList([self.model, self.distiller])
         self.optimizer = loop.optimizer(self.trained, recipe.lr, recipe.weight_decay)
         self.stepper = Stepper(device, recipe.accumulate, recipe.amp)
         self.done, self.progress = 0, 0.0
@@ -102,7 +104,8 @@ class FineTuning:
     def _said(self, net: nn.Module, images: Tensor) -> Said:
         if self.distiller is None or not self.distiller.reads_maps:
             return Said(self.stepper.logits(net, images))
+        assert isinstance(net, Subnet)
         with self.stepper.casting():
-            maps = net.features(images)  # type: ignore[operator]
-            logits = net.head(maps[-1])  # type: ignore[operator]
+            maps = net.features(images)
+            logits: Tensor = net.head(maps[-1])
         return Said(logits.float(), tuple(map_.float() for map_ in maps))
