@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -29,7 +29,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """One value stands for a list of one."""
     return [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
 
@@ -55,7 +55,7 @@ class Training(_Strict):
     finetune_epochs: Epochs = None
     augment: Name | None = None  # None: what suits the data
     label_smoothing: Fraction = 0.05
-    distill: Literal["kd", "none"] = "kd"
+    distill: Literal["kd", "none", "hints", "fsp", "mutual", "born-again", "assistant"] = "kd"
     inplace: Literal["kl", "alpha"] = "kl"  # what small networks of the supernet learn from the largest by
     attend: Literal["none", "best-up", "worst-up"] = "none"  # which of ``attend_to`` random networks is trained
     attend_to: int = Field(default=3, ge=2, le=32)
@@ -154,8 +154,8 @@ class Config(_Strict):
     only_op: Name | None = None
     width: float = Field(default=1.0, ge=0.05, le=8)
     size: int | None = Field(default=None, ge=8, le=1024)  # input side; None: the data's own
-    target: Annotated[list[Name], Field(min_length=1, max_length=16), BeforeValidator(_listed)]
-    budget_ms: Annotated[list[Ms], Field(max_length=256), BeforeValidator(_listed)] = []
+    target: Annotated[list[Name], Field(min_length=1, max_length=16), BeforeValidator(listed)]
+    budget_ms: Annotated[list[Ms], Field(max_length=256), BeforeValidator(listed)] = []
     budgets: int = Field(default=6, ge=1, le=256)
     sram_kb: Kb = None  # of a target that Vela compiles; None: no limit
     flash_kb: Kb = None
@@ -203,23 +203,27 @@ class Config(_Strict):
             raise UserError(f"{file}: {first_mistake(error)}") from None
 
 
-def resolve(config_file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any]) -> Config:
-    """Defaults < file < ``key=value`` and flags (key -> value, None: not given).
+C = TypeVar("C", bound=Config)
+
+
+def resolve(config_file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any],
+            kind: type[C] = Config) -> C:  # type: ignore[assignment]
+    """Defaults < file < ``key=value`` and flags (key -> value, None: not given), as settings of a ``kind`` of work.
 
     Raises UserError naming file or flag, key and value, also for a key that is given twice.
     """
     settings: dict[str, tuple[Any, str]] = {}  # dotted key -> value and where it was written
     if config_file is not None:
-        settings.update((key, (value, f"{config_file}: {key}")) for key, value in _from_file(config_file))
+        settings.update((key, (value, f"{config_file}: {key}")) for key, value in _from_file(config_file, kind))
     given: dict[str, tuple[Any, str]] = {}
-    for key, value, origin in [*_from_flags(flags), *_from_overrides(overrides)]:
+    for key, value, origin in [*_from_flags(flags), *_from_overrides(overrides, kind)]:
         if key in given:
             raise UserError(f"{key}: given twice, {given[key][1]} and {origin}")
         given[key] = (value, origin)
     settings |= given
-    if "target" not in settings:
+    if "target" not in settings and kind.model_fields["target"].is_required():
         raise UserError("--target: missing; give a device, for example --target gpu-v100 (nas targets lists them)")
-    return _checked(settings)
+    return _checked(settings, kind)
 
 
 def spread(config: Config, processes: int) -> Config:
@@ -245,12 +249,16 @@ def fingerprint(config: Config) -> str:
 
 def default_run_dir(config: Config) -> Path:
     """``runs/SPACE-TARGET-DATA-HEX``: the same settings find the same directory."""
-    space = _safe(Path(config.space).stem if config.space.endswith((".yaml", ".yml")) else Path(config.space).name)
-    targets = "+".join(_safe(Path(name).name.removesuffix(".json")) for name in config.target)[:80]
-    return Path("runs") / f"{space}-{targets}-{_safe(Path(config.data).resolve().name)}-{fingerprint(config)}"
+    targets = "+".join(safe(Path(name).name.removesuffix(".json")) for name in config.target)[:80]
+    return run_dir(config, targets)
 
 
-def _checked(settings: dict[str, tuple[Any, str]]) -> Config:
+def run_dir(config: Config, what: str) -> Path:
+    space = safe(Path(config.space).stem if config.space.endswith((".yaml", ".yml")) else Path(config.space).name)
+    return Path("runs") / f"{space}-{what}-{safe(Path(config.data).resolve().name)}-{fingerprint(config)}"
+
+
+def _checked(settings: dict[str, tuple[Any, str]], kind: type[C]) -> C:
     nested: dict[str, Any] = {}
     for key, (value, _) in settings.items():
         *parents, last = key.split(".")
@@ -259,7 +267,7 @@ def _checked(settings: dict[str, tuple[Any, str]]) -> Config:
             place = place.setdefault(parent, {})
         place[last] = value
     try:
-        return Config.model_validate(nested)
+        return kind.model_validate(nested)
     except ValidationError as error:
         key, _, mistake = first_mistake(error).partition(": ")
         origin = next((where for known, (_, where) in settings.items() if f"{key}.".startswith(f"{known}.")), key)
@@ -272,7 +280,7 @@ def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
             yield key, value, f"--{'no-' if value is False else ''}{key.replace('_', '-')}"
 
 
-def _from_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+def _from_overrides(overrides: Sequence[str], kind: type[Config]) -> Iterator[tuple[str, Any, str]]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -280,10 +288,10 @@ def _from_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
         nested = _parsed(value, text)
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
-        yield from ((name, leaf, text) for name, leaf in _leaves(nested, Config, text))
+        yield from ((name, leaf, text) for name, leaf in _leaves(nested, kind, text))
 
 
-def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
+def _from_file(path: Path, kind: type[Config]) -> Iterator[tuple[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -292,7 +300,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
     value = _parsed(text, str(path))
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{path}: expected keys and values, got {type(value).__name__}")
-    yield from _leaves(value or {}, Config, str(path))
+    yield from _leaves(value or {}, kind, str(path))
 
 
 def _leaves(value: dict[Any, Any], model: type[BaseModel], where: str, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -338,5 +346,5 @@ def _parsed(text: str, where: str) -> Any:
         raise UserError(f"{where}: is not YAML: {type(error).__name__}") from None
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._@+-]+", "_", name).strip("._-")[:40] or "data"

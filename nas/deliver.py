@@ -51,8 +51,8 @@ def predicted(scene: Scene, arch: Arch) -> dict[str, float]:
 
 
 def one_or_all(values: dict[str, Any]) -> Any:
-    """The value itself where there is one target, else the object keyed by target."""
-    return next(iter(values.values())) if len(values) == 1 else values
+    """The value itself where there is one target, else the object keyed by target; None where there is no target."""
+    return values if len(values) > 1 else next(iter(values.values()), None)
 
 
 def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, Any]:

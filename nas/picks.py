@@ -30,6 +30,8 @@ from nas.train import loop
 from nas.train.finetune import FineTuning, Recipe
 
 WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
+FIRST = "generation.safetensors"  # of born-again: what teaches the delivered ones
+CHECKPOINTS = {WEIGHTS: CHECKPOINT, FIRST: "generation.pt"}
 
 
 class Origin(Protocol):
@@ -43,21 +45,38 @@ def folder_of(place: str, arch: Arch) -> str:
     return f"{place}archs/{arch.id}/"
 
 
-def train_picks(scene: Scene, origin: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
+def train_picks(scene: Scene, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
                 progress: Progress) -> None:
-    """Weights of every pick; with distillation the largest is trained first and then teaches the others."""
+    """Weights of every pick; with distillation the largest is trained first and then teaches the others.
+
+    With ``assistant`` each is taught by the next larger one, with ``born-again`` by itself, trained before.
+    """
     size = {arch: sum(macs(key) for key in plan(scene.layout, arch)) for arch in archs}
     ordered = sorted(archs, key=lambda arch: (-size[arch], arch.id))
-    teacher: nn.Module | None = None
-    if recipe.epochs and recipe.distill_weight > 0 and len(ordered) > 1:
-        _train(scene, origin, ordered[:1], place, recipe, None, progress)
-        teacher = loop.placed(load_weights(scene, ordered[0], place), scene.device)
-    _train(scene, origin, ordered, place, recipe, teacher, progress)
+    train = partial(_train, scene, training, place=place, recipe=recipe, progress=progress)
+
+    def trained(arch: Arch, file: str = WEIGHTS) -> Subnet:
+        return loop.placed(load_weights(scene, arch, place, file), scene.device)
+
+    if not recipe.epochs or recipe.distill_weight == 0:
+        train(ordered)
+    elif recipe.distill == "born-again":
+        train(ordered, file=FIRST)
+        train(ordered, teacher_of=lambda arch: trained(arch, FIRST))
+    elif recipe.distill == "assistant":
+        larger = dict(zip(ordered[1:], ordered, strict=False))
+        for arch in ordered:
+            train([arch], teacher_of=lambda arch: trained(larger[arch]) if arch in larger else None)
+    else:
+        train(ordered[:1])
+        if len(ordered) > 1:
+            teacher = trained(ordered[0])
+            train(ordered, teacher_of=lambda _: teacher)
 
 
-def load_weights(scene: Scene, arch: Arch, place: str) -> Subnet:
+def load_weights(scene: Scene, arch: Arch, place: str, file: str = WEIGHTS) -> Subnet:
     """The delivered network in eval mode; raises UserError if its file is broken."""
-    path = scene.run.file(folder_of(place, arch) + WEIGHTS)
+    path = scene.run.file(folder_of(place, arch) + file)
     model = build(scene.layout, arch)
     try:
         model.load_state_dict(safetensors.torch.load(path.read_bytes()))
@@ -71,11 +90,11 @@ class _Stopped(Exception):
     """Another pick failed, or the user interrupted: this one is given up back to its last checkpoint."""
 
 
-def _train(scene: Scene, origin: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
-           teacher: nn.Module | None, progress: Progress) -> None:
+def _train(scene: Scene, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe, progress: Progress,
+           teacher_of: Callable[[Arch], nn.Module | None] = lambda arch: None, file: str = WEIGHTS) -> None:
     """Those whose weights do not stand yet. The share of the threads depends on all: a continued run ends the same."""
-    left = [arch for arch in archs if not scene.run.has(folder_of(place, arch) + WEIGHTS)]
-    tunings = [_prepared(scene, origin, arch, place, recipe, teacher) for arch in left]
+    left = [arch for arch in archs if not scene.run.has(folder_of(place, arch) + file)]
+    tunings = [_prepared(scene, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
     if not tunings:
         return
     threads = torch.get_num_threads()
@@ -84,7 +103,7 @@ def _train(scene: Scene, origin: Origin, archs: Sequence[Arch], place: str, reci
     what = "fine-tune" if recipe.epochs else "weights"
     with progress.task(what, len(left) * recipe.epochs, sum(tuning.done for tuning in tunings)) as task:
         shared = _Shared(task, {tuning.name: float(tuning.done) for tuning in tunings})
-        work = [partial(_tune, scene, tuning, folder_of(place, arch), shared, alone)
+        work = [partial(_tune, scene, tuning, folder_of(place, arch), file, shared, alone)
                 for tuning, arch in zip(tunings, left, strict=True)]
         if alone:
             for one in work:
@@ -112,15 +131,16 @@ def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threadi
             raise error
 
 
-def _prepared(scene: Scene, origin: Origin, arch: Arch, place: str, recipe: Recipe,
-              teacher: nn.Module | None) -> FineTuning:
+def _prepared(scene: Scene, training: Origin, arch: Arch, place: str, recipe: Recipe,
+              teacher: nn.Module | None, file: str) -> FineTuning:
     """With its inherited weights, or where its checkpoint stands."""
     run, data, name = scene.run, scene.data, folder_of(place, arch)
     run.write_json(f"{name}arch.json", arch.to_json())
-    model = loop.placed(origin.inherit(arch), scene.device)
-    tuning = FineTuning(arch.id, model, teacher, data, recipe, scene.seed, scene.device)
-    if run.has(name + CHECKPOINT):
-        tuning.load(checkpoint.load(run, name + CHECKPOINT))
+    model = loop.placed(training.inherit(arch), scene.device)
+    own = arch.id if file == WEIGHTS else f"{arch.id}/first"
+    tuning = FineTuning(own, model, teacher, data, recipe, scene.seed, scene.device)
+    if run.has(name + CHECKPOINTS[file]):
+        tuning.load(checkpoint.load(run, name + CHECKPOINTS[file]))
     else:
         loop.recalibrate(model, loop.calibration_images(data, 1000, 128, scene.device, scene.seed))
     return tuning
@@ -151,7 +171,7 @@ class _Shared:
             self._task.advance(sum(self._epochs.values()) - self._task.done)
 
 
-def _tune(scene: Scene, tuning: FineTuning, name: str, shared: _Shared, alone: bool) -> None:
+def _tune(scene: Scene, tuning: FineTuning, name: str, file: str, shared: _Shared, alone: bool) -> None:
     """Trains to the end and writes the weights; one that is ``alone`` may have PyTorch's one generator for itself."""
     run, data, recipe = scene.run, scene.data, tuning.recipe
     while not tuning.finished:
@@ -160,9 +180,9 @@ def _tune(scene: Scene, tuning: FineTuning, name: str, shared: _Shared, alone: b
             record = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))
         with shared.lock:
             run.log("finetune", id=tuning.name, **record, seconds=round(time.monotonic() - began, 3))
-        checkpoint.save(run, name + CHECKPOINT, tuning.state())
+        checkpoint.save(run, name + CHECKPOINTS[file], tuning.state())
     if recipe.epochs:
         loop.recalibrate(tuning.model, loop.calibration_images(data, 2000, 128, scene.device, scene.seed))
     weights = {key: value.contiguous().cpu() for key, value in tuning.model.state_dict().items()}
-    run.write(name + WEIGHTS, lambda file: file.write(safetensors.torch.save(weights)))
-    run.file(name + CHECKPOINT).unlink(missing_ok=True)
+    run.write(name + file, lambda out: out.write(safetensors.torch.save(weights)))
+    run.file(name + CHECKPOINTS[file]).unlink(missing_ok=True)

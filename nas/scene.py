@@ -76,7 +76,7 @@ def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: boo
     run_ops.demand(run)
     data = _images(config, run) if images else _described(run)
     plan = layout(checked_space(config, run.file("space.yaml")), Task(data.size, data.in_ch, len(data.classes)))
-    costs = {target: cost_models.load(str(run.file(f"tables/{_label(target)}.json"))) for target in targets}
+    costs = {target: cost_models.load(str(run.file(f"tables/{label(target)}.json"))) for target in targets}
     return Scene(config, run, data, plan, costs, {}, loop.device_of(config.train_on))
 
 
@@ -205,7 +205,7 @@ def _same_data(run: Run, data: Data) -> None:
 
 def _costs(target: str, run: Run, plan: Layout, progress: Progress) -> Costs:
     """The run's copy of the target's file; at first use it is found, completed if it is this machine's, and copied."""
-    name = f"tables/{_label(target)}.json"
+    name = f"tables/{label(target)}.json"
     if not run.has(name) or _lacks(cost_models.load(str(run.file(name))), plan):
         path = _complete(target, plan, progress)
         progress.note(f"costs of {target}: {path}")
@@ -213,7 +213,7 @@ def _costs(target: str, run: Run, plan: Layout, progress: Progress) -> Costs:
     return cost_models.load(str(run.file(name)))
 
 
-def _label(target: str) -> str:
+def label(target: str) -> str:
     """A file name for a target: its own, and for a path a digest that keeps two files of one name apart."""
     if not target.endswith(".json"):
         return target

@@ -32,6 +32,7 @@ from nas.scene import (
     set_scene,
     with_targets,
 )
+from nas.settings import settings_of
 from nas.show import targets_of
 from nas.stages import selection, supernet
 from nas.stages.front import cards_of, find, front_of
@@ -96,7 +97,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
            kind: str = "onnx") -> dict[str, Any]:
     """One pick or all in a format of ``FORMATS``, written anew, checked, and measured where that is possible."""
     write, name = FORMATS[kind]
-    config = Config.from_json(run.config, str(run.file("config.json")))
+    config = settings_of(run)
     selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
     place, wanted = find(fronts, arch_id, budget_ms)
@@ -137,5 +138,5 @@ def _finetuning(scene: Scene, fine_tune: bool) -> finetune.Recipe:
     t, n = scene.config.train, len(scene.data.train) + len(scene.data.gate)
     epochs = t.finetune_epochs if t.finetune_epochs is not None else max(finetune.LEAST, -(-finetune.IMAGES // n))
     return finetune.Recipe(epochs if fine_tune else 0, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing,
-                           t.augment or scene.data.augment, 0.5 if t.distill == "kd" else 0.0,
-                           t.accumulate, t.amp)
+                           t.augment or scene.data.augment, 0.0 if t.distill == "none" else 0.5,
+                           t.accumulate, t.amp, t.distill)

@@ -52,7 +52,7 @@ def profile(result: Mapping[str, Any]) -> None:
 def space(result: Mapping[str, Any]) -> None:
     """Its size and its ends; then what it costs, target by target, or what is missing there."""
     names = ("name", "size", "classes", "slots", "archs", "operators", "last_map")
-    ends = {key: " .. ".join(map(_millions, result[key])) for key in ("params", "macs")}
+    ends = {key: " .. ".join(map(millions, result[key])) for key in ("params", "macs")}
     rows([{**{name: result[name] for name in names}, **ends}])
     priced = [one for one in result["targets"] if "smallest_ms" in one]
     if priced:
@@ -85,6 +85,19 @@ def prediction(result: Mapping[str, Any]) -> None:
         line(f"left out: {one['op']} ({one['name']})")
     line(f"{cell(result['ms'])} ms at batch {result['batch']} on {result['target']} ({result['method']}: predicted, "
          "not measured)")
+
+
+def score(result: Mapping[str, Any]) -> None:
+    """Class by class, then all together."""
+    def shown(one: Mapping[str, Any]) -> str:
+        return f"{100 * one['share']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+
+    rows([{"class": one["class"], "images": one["n"], "top-1": shown(one["top1"]) if one["top1"] else "-"}
+          for one in result["classes"]])
+    for name in ("top1", "top5"):
+        if result[name]:
+            line(f"{name[:3]}-{name[3]} {shown(result[name])} of {result['n']} images, {result['split']} split of "
+                 f"{result['data']}")
 
 
 def targets_of(result: Mapping[str, Any]) -> list[str]:

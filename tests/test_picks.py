@@ -17,6 +17,7 @@ from nas import picks
 from nas.config import Config
 from nas.errors import UserError
 from nas.ops.layers import Dropout
+from nas.plan import macs
 from nas.run import Run
 from nas.train import loop
 
@@ -127,3 +128,33 @@ def test_dropout_draws_from_the_generator_that_it_was_given() -> None:
     layer(x)  # without a generator it is nn.Dropout
     assert not torch.equal(before, torch.get_rng_state())
     assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize("method", ["hints", "mutual", "assistant", "born-again"])
+def test_who_teaches_whom_and_it_continues(trained: Made, untuned: Made, tmp_path: Path, method: str,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(Path(trained[0].space), f"train.distill={method}")
+    Run(untuned[1]).write_json("config.json", config.to_json())
+    whole = Path(shutil.copytree(untuned[1], tmp_path / "whole"))
+    taught = dict[str, tuple[list[Any], list[Any] | None]]()
+    own = picks.FineTuning
+
+    def noted(name: str, model: Any, teacher: Any, *more: Any) -> Any:
+        taught[name] = model.keys, teacher.keys if teacher is not None else None
+        return own(name, model, teacher, *more)
+
+    monkeypatch.setattr(picks, "FineTuning", noted)
+    searched(config, whole)
+    size = {name: sum(map(macs, keys)) for name, (keys, _) in taught.items()}
+    delivered = sorted((name for name in taught if "/" not in name), key=lambda name: (-size[name], name))
+    assert len(delivered) >= 2
+    keys, teachers = ([taught[name][i] for name in delivered] for i in (0, 1))
+    if method == "born-again":
+        assert teachers == keys and all(taught[f"{name}/first"] == (taught[name][0], None) for name in delivered)
+    else:
+        assert teachers == [None, *(keys[:-1] if method == "assistant" else [keys[0]] * (len(keys) - 1))]
+    with pytest.raises(KeyboardInterrupt):
+        searched(config, untuned[1], Quiet(stop_at=25))
+    searched(config, untuned[1])
+    assert weights(untuned[1]) == weights(whole)
+    assert not [file for file in untuned[1].rglob("*.pt") if file.name != "supernet.pt"]

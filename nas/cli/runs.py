@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from nas.cli.base import (
     Targets,
     Width,
     app,
+    begun,
     existing,
     rows,
     run_files,
@@ -67,24 +67,16 @@ def search(
     def work() -> dict[str, Any]:
         from nas.config import FREE, default_run_dir, resolve, spread
         from nas.progress import Progress
-        from nas.run import Run
 
         run_files(ops)
         settings = spread(resolve(config, overrides or [], flags), launch.processes())
         path = run or default_run_dir(settings)
         from nas import search as pipeline
 
-        fresh = not path.exists()
-        if fresh:
+        if not path.exists():
             pipeline.refuse(settings)  # before a directory is made
-        here = Run.open(path, settings.to_json(), FREE)
-        try:
-            with here.lock():
-                return pipeline.search(settings, here, Progress())
-        except UserError:
-            if fresh and not here.events("epoch"):
-                shutil.rmtree(path)  # refused before it began: the mended command may use the same directory
-            raise
+        with begun(path, settings.to_json(), FREE) as here:
+            return pipeline.search(settings, here, Progress())
 
     print_result(work, as_json, _show_front)
 

@@ -48,9 +48,12 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
                 return place, [arch_id]
         known = dict.fromkeys(card["id"] for front in fronts.values() for card in cards_of(front))
         raise UserError(f"--arch {arch_id}: no such pick; there are {', '.join(known)}")
-    cards, target = cards_of(fronts[""]), targets_of(fronts[""])[0]
+    cards, targets = cards_of(fronts[""]), targets_of(fronts[""])
     if budget_ms is None:
         return "", [card["id"] for card in cards]
+    if not targets:
+        raise UserError("--budget-ms: this run has no target, so no latency is known; give --arch")
+    target = targets[0]
     within = [card for card in fronts[""]["front"] if ms_of(card, target) <= budget_ms]
     if not within:
         smallest = min(ms_of(card, target) for card in cards)

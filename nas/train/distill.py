@@ -1,10 +1,18 @@
-"""Distillation losses: how a student learns from a teacher's logits."""
+"""How a student learns from a teacher: losses of logits, and the methods that ``train.distill`` names."""
 
 from __future__ import annotations
 
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from nas.subnet import Subnet
 
 ALPHAS = (-1.0, 1.0)  # of AlphaNet: the one punishes a student that is too sure, the other one that misses classes
 CLIP = 5.0  # of AlphaNet: the most that a ratio of probabilities weighs
@@ -45,3 +53,152 @@ def adaptive(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 INPLACE = {"kl": kd, "alpha": adaptive}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a network says of images: ``logits`` [N, classes] and, if asked, ``maps`` [N, C, S, S] by resolution."""
+
+    logits: Tensor
+    maps: tuple[Tensor, ...] = ()
+
+
+class Distiller(nn.Module):
+    """A method: the loss of a student beside a teacher. Its own parameters, if it has any, are trained along.
+
+    ``share`` is the teacher's part of a loss that labels have the rest of, ``smoothing`` that of the labels.
+    """
+
+    reads_maps = False
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, share: float, smoothing: float) -> None:
+        super().__init__()
+        self.share, self.smoothing = share, smoothing
+
+    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+        """A scalar; ``labels`` int64 [N], ``progress`` of the training in [0, 1]."""
+        raise NotImplementedError
+
+    def peer(self) -> nn.Module | None:
+        """The network that stands in for the teacher and learns as well; None where the teacher stays as it is."""
+        return None
+
+    def mixed(self, logits: Tensor, labels: Tensor, taught: Tensor) -> Tensor:
+        return (1 - self.share) * self.by_labels(logits, labels) + self.share * taught
+
+    def by_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+
+
+D = TypeVar("D", bound=type[Distiller])
+METHODS: dict[str, type[Distiller]] = {}
+BEGIN = 1 / 8  # share of the training that `hints` and `fsp` begin with: RepDistiller's 30 of 240 epochs for fsp
+
+
+def method(*names: str) -> Callable[[D], D]:
+    def keep(kind: D) -> D:
+        METHODS.update(dict.fromkeys(names, kind))
+        return kind
+
+    return keep
+
+
+@method("kd", "assistant")
+class Logits(Distiller):
+    """(1 - share) CE(labels) + share T^2 KL(teacher, student) (Hinton et al., arXiv 1503.02531), T = 2.
+
+    ``assistant`` is the same loss in a chain (Mirzadeh et al., arXiv 1902.03393): each network is taught by the next
+    larger one, which was taught so before.
+    """
+
+    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+        return self.mixed(student.logits, labels, kd(student.logits, teacher.logits))
+
+
+@method("born-again")
+class BornAgain(Distiller):
+    """(1 - share) CE(labels) + share CE(softmax of the teacher): one of its own kind (Furlanello et al., 1805.04770).
+
+    The teacher is the same architecture, trained before from the same first weights.
+    """
+
+    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+        taught = F.cross_entropy(student.logits, teacher.logits.detach().softmax(1))
+        return self.mixed(student.logits, labels, taught)
+
+
+@method("hints")
+class Hints(Distiller):
+    """First 1/2 (t - r(s))^2, the mean over the middle map, then as ``kd`` (FitNets, arXiv 1412.6550, section 2).
+
+    r is a learned 1x1 convolution from the student's channels to the teacher's.
+    """
+
+    reads_maps = True
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, share: float, smoothing: float) -> None:
+        super().__init__(student, teacher, share, smoothing)
+        own, theirs = (channels(net) for net in (student, teacher))
+        self.middle = len(own) // 2
+        self.regressor = nn.Conv2d(own[self.middle], theirs[self.middle], 1)
+
+    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+        if progress >= BEGIN:
+            return self.mixed(student.logits, labels, kd(student.logits, teacher.logits))
+        return F.mse_loss(self.regressor(student.maps[self.middle]), teacher.maps[self.middle].detach()) / 2
+
+
+@method("fsp")
+class Flow(Distiller):
+    """First the mean squared difference of the flow matrices, then labels (Yim et al., CVPR 2017, equations 1 and 2).
+
+    Raises ValueError for two networks whose maps have other channels.
+    """
+
+    reads_maps = True
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, share: float, smoothing: float) -> None:
+        super().__init__(student, teacher, share, smoothing)
+        if channels(student) != channels(teacher):
+            raise ValueError(f"fsp: maps of {channels(student)} channels, the teacher's of {channels(teacher)}")
+
+    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+        if progress >= BEGIN:
+            return self.by_labels(student.logits, labels)
+        pairs = zip(itertools.pairwise(student.maps), itertools.pairwise(teacher.maps), strict=True)
+        return torch.stack([F.mse_loss(flow(*own), flow(*theirs).detach()) for own, theirs in pairs]).mean()
+
+
+@method("mutual")
+class Mutual(Distiller):
+    """CE(labels) + KL(peer, student), and the same of the peer, which learns beside it (arXiv 1706.00384, section 3).
+
+    The peer begins as a copy of the teacher; what either says is a constant to the other.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, share: float, smoothing: float) -> None:
+        super().__init__(student, teacher, share, smoothing)
+        self.other = copy.deepcopy(teacher).requires_grad_().train()
+
+    def peer(self) -> nn.Module:
+        return self.other
+
+    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+        both = ((student.logits, teacher.logits), (teacher.logits, student.logits))
+        return torch.stack([self.by_labels(own, labels) + kd(own, other, 1.0) for own, other in both]).sum()
+
+
+def flow(first: Tensor, second: Tensor) -> Tensor:
+    """G_ij = mean over pixels of F1_i F2_j: [N, A, S, S], [N, B, R, R] -> [N, A, B]; the larger map is pooled."""
+    side = min(first.shape[-1], second.shape[-1])
+    one, two = (F.adaptive_avg_pool2d(map_, side).flatten(2) for map_ in (first, second))
+    return one @ two.transpose(1, 2) / side**2
+
+
+def channels(net: nn.Module) -> list[int]:
+    """Of the maps that ``net.features`` gives, finest first; nothing is computed."""
+    assert isinstance(net, Subnet)
+    with torch.device("meta"):
+        trial = copy.deepcopy(net).to("meta").eval()
+        size, in_ch = net.keys[0].size, net.keys[0].in_ch
+        return [map_.shape[1] for map_ in trial.features(torch.empty(1, in_ch, size, size))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.subnet import Subnet
 from nas.train import loop
 from nas.train.data import Data, batches
-from nas.train.distill import kd
+from nas.train.distill import METHODS, Distiller, Said
 from nas.train.stepper import Stepper
 
 IMAGES, LEAST = 2300, 2  # when no epochs are given, a pick sees at least so many images and as many epochs
@@ -31,6 +33,7 @@ class Recipe:
     distill_weight: float = 0.5
     accumulate: int = 1
     amp: str = "none"
+    distill: str = "kd"  # of nas.train.distill.METHODS
 
 
 class FineTuning:
@@ -41,9 +44,17 @@ class FineTuning:
         self.name, self.data, self.recipe, self.seed, self.device = name, data, recipe, seed, device
         self.model = loop.placed(model, device)
         self.teacher = teacher.eval() if teacher is not None and recipe.distill_weight > 0 else None
-        self.optimizer = loop.optimizer(self.model, recipe.lr, recipe.weight_decay)
+        self.distiller: Distiller | None = None
+        if self.teacher is not None:
+            with loop.seeded(seed, name, "distill"):
+                made = METHODS[recipe.distill](model, self.teacher, recipe.distill_weight, recipe.label_smoothing)
+            self.distiller, self.teacher = loop.placed(made, device), made.peer() or self.teacher
+        self.trained: nn.Module = self.model
+        if self.distiller is not None and next(self.distiller.parameters(), None) is not None:
+            self.trained = nn.ModuleList([self.model, self.distiller])
+        self.optimizer = loop.optimizer(self.trained, recipe.lr, recipe.weight_decay)
         self.stepper = Stepper(device, recipe.accumulate, recipe.amp)
-        self.done = 0
+        self.done, self.progress = 0, 0.0
 
     @property
     def finished(self) -> bool:
@@ -54,33 +65,47 @@ class FineTuning:
         recipe, names = self.recipe, (self.seed, self.name, self.done)
         learn = self.data.learn
         steps, total = max(1, len(learn) // recipe.batch), 0.0
-        self.model.train()
+        self.trained.train()
         train = batches(learn, self.data, recipe.batch, generator=loop.generator(*names), augment=recipe.augment)
-        with loop.drawing_from(self.model, loop.generator(*names, "dropout", device=self.device)):
+        with loop.drawing_from(self.trained, loop.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
-                loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / recipe.epochs, recipe.lr))
+                self.progress = (self.done + i / steps) / recipe.epochs
+                loop.set_lr(self.optimizer, loop.one_cycle(self.progress, recipe.lr))
                 batch = images.to(self.device), labels.to(self.device)
-                total += self.stepper.step(self._loss, batch, self.model, self.optimizer)["loss"]
+                total += self.stepper.step(self._loss, batch, self.trained, self.optimizer)["loss"]
                 on_step(i + 1, steps)
         self.done += 1
         return {"epoch": self.done - 1, "loss": round(total / steps, 6)}
 
     def state(self) -> dict[str, Any]:
-        return {"done": self.done, "model": self.model.state_dict(),
-                "optimizer": loop.optimizer_state(self.model, self.optimizer), **self.stepper.state()}
+        beside = {"distiller": self.distiller.state_dict()} if self.distiller and self.trained is not self.model else {}
+        return {"done": self.done, "model": self.model.state_dict(), **beside,
+                "optimizer": loop.optimizer_state(self.trained, self.optimizer), **self.stepper.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        loop.load_optimizer_state(self.model, self.optimizer, state["optimizer"])
+        if self.distiller and "distiller" in state:
+            self.distiller.load_state_dict(state["distiller"])
+        loop.load_optimizer_state(self.trained, self.optimizer, state["optimizer"])
         self.stepper.load(state)
         self.done = state["done"]
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self.stepper.logits(self.model, images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = self.stepper.logits(self.teacher, images)
-            share = self.recipe.distill_weight
-            loss = (1 - share) * loss + share * kd(logits, taught)
+        if self.distiller is None or self.teacher is None:
+            logits = self.stepper.logits(self.model, images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        else:
+            student = self._said(self.model, images)
+            with nullcontext() if self.distiller.peer() else torch.no_grad():
+                teacher = self._said(self.teacher, images)
+            loss = self.distiller.loss(student, teacher, labels, self.progress)
         return loss, {"loss": loss}
+
+    def _said(self, net: nn.Module, images: Tensor) -> Said:
+        if self.distiller is None or not self.distiller.reads_maps:
+            return Said(self.stepper.logits(net, images))
+        assert isinstance(net, Subnet)
+        with self.stepper.casting():
+            maps = net.features(images)
+            logits: Tensor = net.head(maps[-1])
+        return Said(logits.float(), tuple(map_.float() for map_ in maps))

@@ -38,9 +38,12 @@ class Stepper:
 
     def logits(self, net: nn.Module, *inputs: Any) -> Tensor:
         """``net(*inputs)`` in half precision where that is on, always as float32: losses and gates stay outside."""
-        with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
+        with self.casting():
             out: Tensor = net(*inputs)
         return out.float()
+
+    def casting(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
     def step(self, loss_of: LossOf, batch: Batch, module: nn.Module, optimizer: torch.optim.Optimizer,
              beside: Sequence[nn.Parameter] = ()) -> dict[str, float]:

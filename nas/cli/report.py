@@ -1,0 +1,68 @@
+"""A run to look at: its page, or the picture of its front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.base import Json, RunPath, app
+from nas.errors import UserError
+from nas.terminal import print_result
+
+
+@app.command()
+def report(
+    run: RunPath,
+    png: Annotated[bool, typer.Option("--png", help="The picture of the front instead of the page.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="The training curves for TensorBoard instead.")]
+    = False,
+    out: Annotated[Path | None, typer.Option(help="File; default: report.html or report.png in the run (for curves a "
+                                             "folder: tensorboard).")] = None,
+    as_json: Json = False,
+) -> None:
+    """One HTML file of a run, to be opened anywhere: front, networks, latency, pruning, training, conditions.
+
+    Works while the search runs, too: the page is of the run so far.
+    """
+
+    def work() -> dict[str, Any]:
+        from nas.files import write_atomic, write_text
+        from nas.run import Run
+
+        here = Run.existing(run)
+        if png and tensorboard:
+            raise UserError("--png and --tensorboard: give one of the two")
+        if tensorboard:
+            from nas.report.scalars import write_scalars
+
+            folder = out or here.file("tensorboard")
+            return {"file": str(folder), "scalars": write_scalars(here, folder)}
+        file = out or here.file("report.png" if png else "report.html")
+        if file.is_dir():
+            raise UserError(f"--out {file}: a folder; give a file")
+        if png:
+            from nas.report.figures import draw_front
+
+            front = here.read_json("front.json")
+            if not front["target"]:
+                raise UserError(f"{run}: has no target, so there is no latency to draw over")
+            write_atomic(file, lambda picture: draw_front(front, picture))
+            return {"file": str(file), "picks": len(front["front"]) + len(front["dominated"])}
+        from nas.report.page import page
+        from nas.report.story import story
+
+        told = story(here)
+        write_text(file, page(told))
+        return {"file": str(file), "picks": len(told["networks"]), "state": told["state"], "notes": told["notes"]}
+
+    print_result(work, as_json, _show)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from nas import show
+
+    for note in result.get("notes", []):
+        show.line(note)
+    show.line(result["file"])

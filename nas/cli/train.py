@@ -1,0 +1,107 @@
+"""One network: train it from scratch, or say how good a file is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.base import Json, Size, Targets, Width, app, begun
+from nas.errors import UserError
+from nas.terminal import print_result
+
+
+@app.command()
+def train(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE",
+                                                          help="For example train.finetune_lr=0.003.")] = None,
+    arch: Annotated[str | None, typer.Option(help="largest, smallest or random of the space, or an arch.json; default: "
+                                             "the only one of a space that has one.")] = None,
+    space: Annotated[str | None, typer.Option(help="Shipped name or file: see nas spaces. Default: the arch's.")]
+    = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images; default: as many images as a pick of a "
+                                               "search sees.")] = None,
+    target: Targets = None,
+    data: Annotated[str | None, typer.Option(help="digits (default), cifar10, or a folder of images.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Train on at most this many images.")] = None,
+    size: Size = None,
+    width: Width = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
+    train_on: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda: where training runs.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Directory; default: runs/SPACE-train-ARCH-DATA-HEX.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train one network of a space from scratch, as the picks of a search are fine-tuned: a baseline.
+
+    Writes weights, ONNX and a card. The same command continues what was stopped.
+    """
+
+    def work() -> dict[str, Any]:
+        from nas import baseline
+        from nas.config import FREE, resolve
+        from nas.progress import Progress
+        from nas.settings import Baseline, default_run_dir
+
+        given = None if arch is None or arch in baseline.CHOICES else baseline.read_arch(Path(arch))
+        flags = {"arch": given.id if given else arch or _only(), "space": space or (given.space if given else None),
+                 "target": target, "data": data, "data_dir": data_dir, "limit": limit, "width": width, "seed": seed,
+                 "size": size or (given.size if given else None), "train_on": train_on, "threads": threads}
+        passes = [] if epochs is None else [f"train.finetune_epochs={epochs}"]
+        settings = resolve(config, [*passes, *(overrides or [])], flags, Baseline)
+        path = run or default_run_dir(settings)
+        if not path.exists():
+            baseline.refuse(settings)  # before a directory is made
+        with begun(path, settings.to_json(), FREE) as here:
+            return baseline.train(settings, here, given, Progress())
+
+    def _only() -> str:
+        """Of a space with one network; raises UserError where there is a choice."""
+        from nas import genome
+        from nas.plan import Task, layout
+        from nas.space import Space
+
+        if space is None or genome.size(layout(Space.load(space), Task(size or 224, 3, 10))) > 1:
+            raise UserError("--arch: which network? give largest, smallest, random, or an arch.json")
+        return "largest"
+
+    print_result(work, as_json, _show)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx|RUN", help="A file, or a run whose pick is meant.")],
+    arch: Annotated[str | None, typer.Option(help="Id of the pick of a run.")] = None,
+    budget_ms: Annotated[float | None, typer.Option(help="The most accurate pick of a run within this.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, cifar10, or a folder of images; default: that of the run.")]
+    = None,
+    data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
+    split: Annotated[str, typer.Option(help="test, select (choosing was by it), or all images of a folder.")] = "test",
+    size: Size = None,
+    seed: Annotated[int | None, typer.Option(help="Of the splits; default: that of the run, or 0.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say how good an ONNX file is on images: top-1, top-5 and every class, with 95 % intervals."""
+
+    def work() -> dict[str, Any]:
+        from nas.evaluate import evaluate as judge
+
+        return judge(model, arch=arch, budget_ms=budget_ms, data=data, data_dir=data_dir, split=split, size=size,
+                     seed=seed)
+
+    print_result(work, as_json, _show_score)
+
+
+def _show_score(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.score(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.front(result)

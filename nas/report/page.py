@@ -1,0 +1,27 @@
+"""The page of a run: one HTML file that holds its data, its style and its script, and asks the network for nothing."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def page(story: dict[str, Any]) -> str:
+    """HTML of ``nas.report.story.story``. Text of the run is escaped; the page's policy forbids anything from outside.
+
+    Raises ValueError for NaN, which is not JSON.
+    """
+    parts = {"title": html.escape(f"{Path(story['run']).resolve().name} · nas"), "css": _own("page.css"),
+             "plot": _own("plot.js"), "js": _own("page.js"),
+             "story": json.dumps(story, allow_nan=False).replace("<", "\\u003c")}  # no </script> inside a string
+    template, *rest = _own("page.html").split("{{")
+    pieces = (piece.split("}}", 1) for piece in rest)
+    return template + "".join(parts[name] + after for name, after in pieces)
+
+
+def _own(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")

@@ -1,0 +1,221 @@
+"""What a run has to tell so far, as one plain object: the page of ``nas report`` draws it and knows nothing else.
+
+Nothing is written and no lock is taken: a search may be running meanwhile. Every artefact is written atomically, so
+what is there is whole; what is missing or unreadable becomes a note on the page.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nas.arch import SKIP, Arch
+from nas.config import Config
+from nas.errors import UserError
+from nas.latency.costs import Costs
+from nas.latency.costs import load as load_costs
+from nas.plan import Layout, OpKey, Task, layout, macs, params, plan
+from nas.run import Run
+from nas.scene import checked_space, label
+from nas.settings import settings_of
+from nas.show import targets_of
+from nas.train.search_loop import default_epochs
+
+KINDS = {"front": "front", "dominated": "dominated", "too_large": "too large"}
+META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",
+        "validation", "commit", "source")
+
+
+def story(run: Run) -> dict[str, Any]:
+    """Everything that the page shows. Raises UserError for a run whose settings cannot be read."""
+    return _Teller(run, settings_of(run)).tell()
+
+
+class _Teller:
+    def __init__(self, run: Run, config: Config) -> None:
+        self.run, self.config, self.notes = run, config, list[str]()
+        self.data = self._read("data.json")
+        self.layout = self._try(self._layout) if self.data and run.has("space.yaml") else None
+        self.fronts = self._fronts()
+        targets = [*config.target, *(t for _, front in self.fronts for t in targets_of(front))]
+        self.costs = {target: costs for target in dict.fromkeys(targets) if (costs := self._costs(target))}
+        self.known: dict[str, dict[OpKey, float]] = {target: {} for target in self.costs}
+
+    def tell(self) -> dict[str, Any]:
+        run, views, networks = self.run, list[Any](), dict[str, Any]()
+        for place, front in self.fronts:
+            views += [self._try(self._view, place, front, target) for target in targets_of(front) or [""]]
+            networks |= self._try(self._networks, place, front) or {}
+        return {"run": str(run.path), "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+                "state": self._state(), "space": self.config.space, "data": self.data.get("name", self.config.data),
+                "views": [view for view in views if view], "networks": networks, "slots": self._slots(),
+                "pruned": self._try(self._pruned) or [], "epochs": self._events("epoch", "phase", "pruned"),
+                "finetune": self._finetuning(), "judged": self._judged(), "conditions": self._conditions(),
+                "notes": list(dict.fromkeys(self.notes))}
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """An object; empty where it is missing or broken."""
+        return self._try(self._object, name) if self.run.has(name) else {}
+
+    def _object(self, name: str) -> dict[str, Any]:
+        value = self.run.read_json(name)
+        if not isinstance(value, dict):
+            raise UserError(f"{self.run.file(name)}: expected an object")
+        return value
+
+    def _try(self, make: Callable[..., Any], *args: Any) -> Any:
+        """Nothing, and a note, where a file of the run cannot be used."""
+        try:
+            return make(*args)
+        except UserError as error:
+            self.notes.append(str(error))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self.notes.append(f"{self.run.path}: a file is not as nas search wrote it ({error!r})")
+        return {}
+
+    def _layout(self) -> Layout:
+        task = Task(self.data["size"], len(self.data["mean"]), len(self.data["classes"]))
+        return layout(checked_space(self.config, self.run.file("space.yaml")), task, exits=True)
+
+    def _costs(self, target: str) -> Costs | None:
+        name = f"tables/{label(target)}.json"
+        return self._try(load_costs, str(self.run.file(name))) if self.run.has(name) else None
+
+    def _fronts(self) -> list[tuple[str, dict[str, Any]]]:
+        """(place, front) of the search, finished or as far as it is, and of every finished selection."""
+        places = sorted(path.parent.name for path in self.run.path.glob("selections/*/front.json"))
+        found = [(place, self._read(f"{place}front.json")) for place in ("", *(f"selections/{p}/" for p in places))]
+        if not found[0][1] and self.run.has("picks.json"):
+            found[0] = ("", self._try(self._so_far))
+        return [(place, front) for place, front in found if {"front", "target"} <= front.keys()]
+
+    def _so_far(self) -> dict[str, Any]:
+        """What the front will be made of: cards of the picks that are delivered, bare milliseconds of the others."""
+        picks = self.run.read_json("picks.json")
+        points = {b["id"]: self._read(f"archs/{b['id']}/card.json") or {"id": b["id"], "arch": b["arch"], "ms": {
+            b["target"]: b["ms"]}} for b in picks["budgets"]}
+        return {"target": list(self.config.target), "front": list(points.values()), "budgets": picks["budgets"]}
+
+    def _view(self, place: str, front: dict[str, Any], target: str) -> dict[str, Any]:
+        points = [{**_brief(point, target), "kind": name} for kind, name in KINDS.items()
+                  for point in front.get(kind, [])]
+        known = {point["id"]: point for point in points}
+        budgets = [{"budget_ms": b["budget_ms"], "id": b["id"], "ms": b["ms"],
+                    "measured_ms": known.get(b["id"], {}).get("measured_ms")}
+                   for b in front.get("budgets", []) if b.get("target", target) == target]
+        return {"name": f"{place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
+                "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
+                "budgets": budgets}
+
+    def _networks(self, place: str, front: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        """Rows of every network of a front whose arch stands."""
+        archs = {point["id"]: point.get("arch") or self._read(f"{place}archs/{point['id']}/arch.json")
+                 for kind in KINDS for point in front.get(kind, [])}
+        networks = {id: self._try(self._network, arch) for id, arch in archs.items() if arch and self.layout}
+        return {id: rows for id, rows in networks.items() if rows}
+
+    def _network(self, value: Any) -> list[dict[str, Any]]:
+        """Stem, every slot (skipped ones too), exits and head in the order they run, with what each costs."""
+        assert self.layout is not None
+        arch = Arch.from_json(value)
+        plan(self.layout, arch)  # refuses an arch of another space
+        heads = {exit_.slot: exit_.key for exit_ in self.layout.exits}
+        rows: list[tuple[str, OpKey | None]] = [("stem", self.layout.stem)]
+        for slot, op in zip(self.layout.slots, arch.ops, strict=True):
+            rows += [(str(slot.index), None if op == SKIP else slot.key(op))]
+            rows += [(f"exit {slot.index}", heads[slot.index])] if slot.index in arch.exits else []
+        rows.append(("head", self.layout.head))
+        self._price(key for _, key in rows if key)
+        return [self._row(where, key) for where, key in rows]
+
+    def _row(self, where: str, key: OpKey | None) -> dict[str, Any]:
+        if key is None:
+            return {"where": where, "op": "skip"}
+        return {"where": where, "op": str(key.op), "in_ch": key.in_ch, "out_ch": key.out_ch, "stride": key.stride,
+                "size": key.size, "macs": macs(key), "params": params(key),
+                "ms": {target: known[key] for target, known in self.known.items() if key in known}}
+
+    def _price(self, keys: Iterable[OpKey]) -> None:
+        """Looks up what is not known yet; a cost that a table has not is left out, and noted."""
+        wanted = list(dict.fromkeys(keys))
+        for target, costs in self.costs.items():
+            new = [key for key in wanted if key not in self.known[target]]
+            self.known[target].update(zip(new, self._try(costs.ms_many, new), strict=False))
+
+    def _slots(self) -> list[dict[str, Any]]:
+        slots = self.layout.slots if self.layout else ()
+        return [{"stage": slot.stage, "in_ch": slot.in_ch, "out_ch": slot.out_ch, "stride": slot.stride,
+                 "size": slot.size, "branches": [str(branch.op) for branch in slot.branches]} for slot in slots]
+
+    def _pruned(self) -> list[dict[str, Any]]:
+        """Every drop with its evidence: the most that its probability reached at any budget."""
+        return [{**{key: drop[key] for key in ("slot", "op", "kind", "epoch", "threshold")},
+                 "most": max(max(row) for row in drop["probabilities"])}
+                for epoch in self._events("epoch", "phase") for drop in epoch.get("pruned") or []]
+
+    def _events(self, kind: str, must: str, without: str = "") -> list[dict[str, Any]]:
+        """The last line of every epoch: one that was done again after a kill stands twice in the log."""
+        events = {(e.get("phase"), e.get("id"), e.get("epoch")): e for e in self.run.events(kind) if must in e}
+        return [{key: value for key, value in e.items() if key != without} for e in events.values()]
+
+    def _finetuning(self) -> dict[str, list[dict[str, Any]]]:
+        """Loss by epoch of every pick."""
+        events, curves = self._events("finetune", "id"), dict[str, list[dict[str, Any]]]()
+        for event in sorted(events, key=lambda e: e.get("epoch", 0)):
+            curves.setdefault(event["id"], []).append({"epoch": event.get("epoch"), "loss": event.get("loss")})
+        return curves
+
+    def _judged(self) -> list[dict[str, Any]]:
+        """Networks that the selection has judged: held-out loss with inherited weights, and predicted ms."""
+        judged = []
+        for event in self.run.events("judged") if self.layout else []:
+            ms = self._try(self._ms, event.get("arch"))
+            judged.append({"id": event.get("id"), "loss": event.get("loss"), "ms": ms})
+        return judged
+
+    def _ms(self, value: Any) -> dict[str, float]:
+        assert self.layout is not None
+        keys = plan(self.layout, Arch.from_json(value))
+        self._price(keys)
+        return {target: sum(known[key] for key in keys) for target, known in self.known.items()
+                if all(key in known for key in keys)}
+
+    def _state(self) -> str:
+        if self.run.has("front.json"):
+            return "finished"
+        if self.run.has("picks.json"):
+            return "so far: picks are chosen, fine-tuning and export are under way or stopped"
+        sizes, train = self.data.get("sizes"), self.config.train
+        done = len(self._events("epoch", "phase"))
+        if not isinstance(sizes, dict) or not done:
+            return "so far: the supernet has not finished an epoch"
+        given = {"warmup": train.warmup_epochs, "search": train.search_epochs, "settle": train.settle_epochs}
+        total = sum(n if n is not None else default_epochs(phase, sizes.get("train", 1)) for phase, n in given.items())
+        return f"so far: {done} of {total} epochs of the supernet"
+
+    def _conditions(self) -> dict[str, Any]:
+        """Settings, machine, images, targets, hours."""
+        data = {key: value for key, value in self.data.items() if key not in ("mean", "std", "class_counts")}
+        tables = {target: {key: costs.meta[key] for key in META if costs.meta.get(key) is not None}
+                  for target, costs in self.costs.items()}
+        stages = {e["name"]: f"{e.get('seconds')} s" for e in self.run.events("stage") if "name" in e}
+        spent = sum(e["seconds"] for kind in ("epoch", "finetune") for e in self.run.events(kind)
+                    if isinstance(e.get("seconds"), int | float))
+        times = [str(e.get("time", ""))[:19] for e in self.run.events()]
+        hours = {"first line of the log": times[0], "last line": times[-1],
+                 "seconds in training": round(spent)} if times else {}
+        environment = self._read("environment.json")
+        environment["command"] = shlex.join(map(str, environment.get("command", [])))
+        return {"settings": self.config.to_json(), "machine of the run": environment, "images": data,
+                **{f"target {name}": meta for name, meta in tables.items()}, "time": {**hours, **stages}}
+
+
+def _brief(point: dict[str, Any], target: str) -> dict[str, Any]:
+    """A card for one target."""
+    one = {key: value.get(target) if isinstance(value := point.get(key), dict) else value
+           for key in ("ms", "measured_ms", "drift")}
+    names = ("id", "accuracy", "accuracy_se", "select_accuracy", "test_images", "macs", "params", "fine_tuned",
+             "dominated_on_test", "float_accuracy", "max_abs_diff", "exits")
+    return {**{name: point[name] for name in names if point.get(name) is not None}, **one}

@@ -1,0 +1,61 @@
+"""What ``nas train`` is, and which kind of work a run directory holds.
+
+One network has the settings of a search's data and fine-tuning; what only a search has is refused, not ignored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from nas.config import Config, Name, listed, run_dir, safe
+from nas.errors import UserError
+from nas.run import Run
+from nas.space import first_mistake
+
+SEARCH_ONLY = {
+    "": ("budget_ms", "budgets", "sram_kb", "flash_kb", "selector", "evaluations", "init", "prune", "gates"),
+    "train": ("lr", "sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "inplace", "ema", "distill"),
+}
+
+
+class Baseline(Config):
+    """One network of a space, trained from scratch by the recipe of fine-tuning; targets only price and time it."""
+
+    target: Annotated[list[Name], BeforeValidator(listed)] = Field(default=[], max_length=16)
+    arch: Name  # largest, smallest, random, or the id of what was given as a file
+
+    @model_validator(mode="after")
+    def _only_what_acts(self) -> Baseline:
+        for part, keys in SEARCH_ONLY.items():
+            place: BaseModel = getattr(self, part) if part else self
+            for key in keys:
+                if getattr(place, key) != type(place).model_fields[key].get_default():
+                    raise ValueError(f"{f'{part}.' if part else ''}{key} has no effect in nas train: leave it out")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run records: the settings that act."""
+        value = self.model_dump(mode="json")
+        for part, keys in SEARCH_ONLY.items():
+            for key in keys:
+                del (value[part] if part else value)[key]
+        return value
+
+
+def default_run_dir(settings: Baseline) -> Path:
+    """``runs/SPACE-train-ARCH-DATA-HEX``: the same settings find the same directory."""
+    return run_dir(settings, f"train-{safe(settings.arch)}")
+
+
+def settings_of(run: Run) -> Config:
+    """The settings of a search or of a training, as recorded. Raises UserError naming file and key."""
+    value, file = run.config, str(run.file("config.json"))
+    if "arch" not in value:
+        return Config.from_json(value, file)
+    try:
+        return Baseline.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_mistake(error)}") from None

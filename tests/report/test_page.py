@@ -1,0 +1,219 @@
+"""The page of a run: whole, self-contained, honest about what is missing, and alive in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_search import config_of, searched
+from tiny_space import TINY
+
+from nas import cli
+from nas.report.page import page
+from nas.report.story import story
+from nas.run import Run
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+                 if (path := shutil.which(name))), None)
+HOSTILE = "<b id='evil'>&</script><script>alert(1)</script>{{js}}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    space = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    space.write_text(yaml.safe_dump(TINY))
+    path = tmp_path_factory.mktemp("run") / "a <b>run</b>".replace("/", "")
+    searched(config_of(space), path)
+    return path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Run:
+    """A copy to take pieces out of."""
+    return Run(Path(shutil.copytree(finished, tmp_path / finished.name)))
+
+
+class Parsed(HTMLParser):
+    """Tags that are open, all that were seen, and the text of the scripts and of the heading."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.seen, self.inside = list[str](), list[tuple[str, dict[str, str | None]]](), dict[str, str]()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        name = (self.seen[-1][1].get("id") or self.open[-1]) if self.open else ""
+        self.inside[name] = self.inside.get(name, "") + data
+
+
+def ids(told: dict[str, Any]) -> set[str]:
+    return {point["id"] for view in told["views"] for point in view["points"]}
+
+
+def test_the_page_is_whole_and_holds_every_pick(run: Run) -> None:
+    told, front = story(run), run.read_json("front.json")
+    parsed = Parsed(page(told))
+    assert not parsed.open and json.loads(parsed.inside["story"]) == told
+    cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
+    assert ids(told) == set(cards) == set(told["networks"]) and not told["notes"] and told["state"] == "finished"
+    for id, card in cards.items():
+        rows = told["networks"][id]
+        assert [row["where"] for row in rows] == ["stem", "0", "1", "2", "3", "head"]
+        kept = [row for row in rows if row["op"] != "skip"]
+        assert sum(row["ms"]["gpu-v100"] for row in kept) == pytest.approx(card["ms"])
+        assert sum(row["macs"] for row in kept) == card["macs"]
+        assert sum(row["params"] for row in kept) == card["params"]
+    view = told["views"][0]
+    assert [b["budget_ms"] for b in view["budgets"]] == [b["budget_ms"] for b in front["budgets"]]
+    assert [(e["phase"], e["epoch"]) for e in told["epochs"]] == [("warmup", 0), ("search", 0), ("search", 1),
+                                                                  ("settle", 0)]
+    assert {id: len(curve) for id, curve in told["finetune"].items()} == dict.fromkeys(cards, 2)
+    assert {one["id"] for one in told["judged"]} == {e["id"] for e in run.events("judged")}
+    assert told["conditions"]["settings"] == run.config and told["conditions"]["target gpu-v100"]["precision"] == "fp16"
+
+
+def test_what_was_pruned_is_told_with_its_evidence(run: Run) -> None:
+    drop = {"kind": "block", "epoch": 2, "slot": 1, "op": "skip", "threshold": 0.25}
+    run.log("epoch", phase="search", epoch=2, pruned=[{**drop, "probabilities": [[0.1, 0.2], [0.05, 0]]}])
+    assert story(run)["pruned"][-1] == {**drop, "most": 0.2}
+
+
+def test_an_epoch_that_was_done_again_counts_once(run: Run) -> None:
+    run.log("epoch", phase="settle", epoch=0, loss_largest=7.0)
+    assert [e["loss_largest"] for e in story(run)["epochs"] if e["phase"] == "settle"] == [7.0]
+
+
+def test_nothing_comes_from_outside(run: Run) -> None:
+    text = page(story(run))
+    parsed = Parsed(text)
+    assert not [attrs for _, attrs in parsed.seen if {"src", "href", "srcset", "data", "action"} & set(attrs)]
+    own = text.replace(parsed.inside["story"], "")
+    assert set(re.findall(r"https?://[^\"'\s]+", own)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert "url(" not in own and "@import" not in own and "default-src 'none'" in own
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", own)
+
+
+def test_text_of_the_run_is_escaped(run: Run) -> None:
+    told = story(run)
+    told |= {"run": f"/runs/{HOSTILE.replace('/', '')}", "data": HOSTILE, "notes": [HOSTILE]}
+    told["conditions"]["images"]["classes"] = [HOSTILE]
+    parsed = Parsed(page(told))
+    assert not parsed.open and [tag for tag, _ in parsed.seen].count("script") == 3
+    assert "b" not in [tag for tag, _ in parsed.seen] and json.loads(parsed.inside["story"]) == told
+    assert parsed.inside["h1"] == f"{HOSTILE.replace('/', '')} · nas"
+
+
+GONE = {"fine-tuning": (("front.json", "archs"), "picks are chosen"), "supernet": (
+    ("front.json", "picks.json", "archs"), "4 of 4 epochs"), "start": (
+    ("front.json", "picks.json", "archs", "data.json", "space.yaml", "tables", "log.jsonl"), "not finished an epoch")}
+
+
+@pytest.mark.parametrize("stage", GONE)
+def test_a_run_on_its_way_has_a_page_too(run: Run, stage: str) -> None:
+    everything, (names, state) = story(run), GONE[stage]
+    for name in names:
+        path = run.file(name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with run.lock():  # a search holds it all the while
+        told = story(run)
+    assert state in told["state"] and told["state"].startswith("so far") and not told["notes"]
+    assert not Parsed(page(told)).open
+    assert ids(told) == (ids(everything) if stage == "fine-tuning" else set())
+    assert all("accuracy" not in point for view in told["views"] for point in view["points"])
+    assert set(told["networks"]) == ids(told) and bool(told["slots"]) == (stage != "start")
+
+
+@pytest.mark.parametrize("name", ["data.json", "space.yaml", "tables/gpu-v100.json", "front.json", "environment.json"])
+@pytest.mark.parametrize("content", ["", "[1]", "{\"a\": 1}"])
+def test_a_broken_file_is_a_note_on_the_page(run: Run, name: str, content: str) -> None:
+    run.file(name).write_text(content)
+    told = story(run)
+    if (name, content[:1]) not in {("environment.json", "{"), ("front.json", "{")}:  # say nothing, nothing wrong
+        assert told["notes"] and "\n" not in "".join(told["notes"])
+    assert not Parsed(page(told)).open
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    return int(end.value.code or 0)
+
+
+def test_the_command_writes_page_and_picture(run: Run, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()}
+    assert call("report", str(run.path)) == 0
+    assert capfd.readouterr().out == f"{run.path}/report.html\n"
+    assert {p for p in run.path.rglob("*") if p.is_file()} == {*before, run.file("report.html")}
+    assert all(p.stat().st_mtime_ns == when for p, when in before.items())
+    out = tmp_path / "front.png"
+    assert call("report", str(run.path), "--png", "--out", str(out), "--json") == 0
+    assert json.loads(capfd.readouterr().out)["file"] == str(out) and out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    run.file("front.json").unlink()
+    assert call("report", str(run.path), "--png") == 2
+    assert "front.json: missing" in capfd.readouterr().err
+    assert call("report", str(tmp_path / "none")) == 2
+    assert "no such run directory" in capfd.readouterr().err
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[[str, str], tuple[str, list[str]]]:
+    """``browse(html, hash) -> (what the browser made of it, its console)``."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium, or another package of that browser")
+
+    def dump(text: str, fragment: str = "") -> tuple[str, list[str]]:
+        file = tmp_path / "page.html"
+        file.write_text(text)
+        done = subprocess.run(
+            [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             "--enable-logging=stderr", "--window-size=400,900", "--dump-dom", f"{file.as_uri()}{fragment}"],
+            capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    return dump
+
+
+def test_a_browser_draws_it_without_a_word(run: Run, browse: Callable[..., tuple[str, list[str]]]) -> None:
+    told = story(run)
+    told |= {"notes": [HOSTILE], "data": HOSTILE}
+    first = told["views"][0]["points"][0]["id"]
+    dom, console = browse(page(told), f"#{first}")
+    assert console == []
+    body = dom[dom.index("<body"):dom.index('id="story"')]
+    assert "<b " not in body and "&lt;b id=" in body  # shown, not obeyed
+    assert all(f">{id}</button>" in body for id in ids(told)) and f"Network {first}" in body
+    assert f"--arch {first}" in body and "Not measured: no gpu-v100 here" in body
+    assert body.count("<circle") >= 2 * len(ids(told)) and 'class="heat"' in body
+
+
+@pytest.mark.parametrize("stage", GONE)
+def test_a_browser_draws_a_run_on_its_way(run: Run, stage: str, browse: Callable[..., tuple[str, list[str]]]) -> None:
+    for name in GONE[stage][0]:
+        path = run.file(name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    dom, console = browse(page(story(run)))
+    drawn = dom[:dom.index('id="story"')]
+    assert console == [] and ("No picks yet" in drawn) == (stage != "fine-tuning")
+
+
+def test_the_console_would_tell(run: Run, browse: Callable[..., tuple[str, list[str]]]) -> None:
+    broken = page(story(run)).replace("showPruning();", "nothingOfTheKind();", 1)
+    assert any("nothingOfTheKind" in line for line in browse(broken)[1])

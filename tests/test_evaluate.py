@@ -1,0 +1,123 @@
+"""How good a file is: shares and intervals worked out by hand, classes by name, any batch; its own card's accuracy."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from nas import cli
+from nas.errors import UserError
+from nas.evaluate import evaluate, score, wilson
+
+NAMES = ["red", "green", "blue"]
+
+
+def test_wilson_by_hand() -> None:
+    low, high = wilson(8, 10, z=2.0)  # p = 0.8, 1 + z^2/n = 1.4: (0.8 + 0.2 -+ 2 sqrt(0.016 + 0.01)) / 1.4
+    assert (low, high) == pytest.approx(((1 - 2 * math.sqrt(0.026)) / 1.4, (1 + 2 * math.sqrt(0.026)) / 1.4))
+    assert wilson(0, 4)[0] == 0 and wilson(4, 4)[1] == pytest.approx(1)
+    assert wilson(4, 4)[0] == pytest.approx(4 / (4 + 1.959964**2))
+
+
+def test_score_by_hand() -> None:
+    logits = np.log(np.array([[.7, .1, .1, .05, .03, .02], [.1, .6, .1, .1, .05, .05], [.3, .3, .1, .1, .1, .1],
+                              [.3, .3, .2, .1, .06, .04]], np.float32))
+    result = score(logits, np.array([0, 0, 1, 5]), list("abcdef"))
+    assert result["n"] == 4 and result["top1"]["share"] == 0.25  # a tie is the first of equals: the third is wrong
+    assert result["top5"]["share"] == 0.75  # the last one's class is sixth
+    assert result["loss"] == pytest.approx(-math.log(.7 * .1 * .3 * .04) / 4, rel=1e-5)
+    assert result["top1"]["se"] == pytest.approx(math.sqrt(.25 * .75 / 4))
+    assert [(one["class"], one["n"]) for one in result["classes"]] == [("a", 2), ("b", 1), ("c", 0), ("d", 0), ("e", 0),
+                                                                      ("f", 1)]
+    assert [one["top1"] and one["top1"]["share"] for one in result["classes"]] == [.5, 0, None, None, None, 0]
+    assert score(logits[:, :5], np.array([0, 0, 1, 2]), list("abcde"))["top5"] is None
+    with pytest.raises(UserError, match="1 of 1 images give outputs that are no numbers"):
+        score(np.array([[1.0, np.nan]]), np.array([0]), ["a", "b"])
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """Four images of each class of one colour; the last "blue" one is green."""
+    for i, name in enumerate(NAMES):
+        for k in range(4):
+            pixel = np.zeros(3, np.uint8)
+            pixel[1 if (name, k) == ("blue", 3) else i] = 200 + k  # no two images of a class are the same
+            path = tmp_path / "images" / name / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.broadcast_to(pixel, (8, 8, 3)).copy()).save(path)
+    return tmp_path / "images"
+
+
+def model(path: Path, batch: int | str = "N", classes: list[str] | None = None, out: int = 3) -> Path:
+    """The mean of each channel is the score of its colour, in the order of ``classes``."""
+    order = [NAMES.index(name) for name in classes] if classes else [2, 1, 0]  # the data's classes are sorted by name
+    weights = numpy_helper.from_array(np.eye(3, dtype=np.float32)[order][:out], "w")
+    nodes = [helper.make_node("ReduceMean", ["input"], ["mean"], axes=[2, 3], keepdims=0),
+             helper.make_node("Gemm", ["mean", "w"], ["output"], transB=1)]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 3, 8, 8])],
+                              [helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, out])], [weights])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    if classes:
+        helper.set_model_props(made, {"classes": "\n".join(classes), "size": "8", "mean": "0 0 0", "std": "1 1 1"})
+    onnx.save(made, path)
+    return path
+
+
+@pytest.mark.parametrize("classes", [["red", "green", "blue"], ["green", "blue", "red"]])
+@pytest.mark.parametrize("batch", ["N", 1, 5])
+def test_classes_go_by_name_and_any_batch(colours: Path, tmp_path: Path, batch: int | str, classes: list[str]) -> None:
+    result = evaluate(model(tmp_path / "m.onnx", batch, classes), data=str(colours), split="all")
+    assert result["n"] == 12 and result["top1"]["share"] == pytest.approx(11 / 12) and result["top5"] is None
+    assert {one["class"]: one["top1"]["share"] for one in result["classes"]} == {"red": 1, "green": 1, "blue": 0.75}
+
+
+def test_without_metadata_the_data_says_how(colours: Path, tmp_path: Path) -> None:
+    result = evaluate(model(tmp_path / "m.onnx"), data=str(colours), split="all")
+    assert result["top1"]["share"] == pytest.approx(11 / 12)
+
+
+def test_what_does_not_go_together_is_one_line(colours: Path, tmp_path: Path) -> None:
+    data = str(colours)
+    with pytest.raises(UserError, match="not one number for each of the 3 classes"):
+        evaluate(model(tmp_path / "two.onnx", out=2), data=data)
+    (colours / "red").rename(colours / "rad")
+    with pytest.raises(UserError, match="does not know the class 'rad' of these images; did you mean 'red'"):
+        evaluate(model(tmp_path / "m.onnx", classes=NAMES), data=data)
+    with pytest.raises(UserError, match=r"--size 16: .* takes images of 8x8"):
+        evaluate(tmp_path / "m.onnx", data=data, size=16)
+    with pytest.raises(UserError, match="--split tets: did you mean 'test'"):
+        evaluate(tmp_path / "m.onnx", data=data, split="tets")
+    with pytest.raises(UserError, match="no such file or run"):
+        evaluate(tmp_path / "none.onnx", data=data)
+    with pytest.raises(UserError, match="on which images"):
+        evaluate(tmp_path / "m.onnx")
+    with pytest.raises(UserError, match="choose from a run"):
+        evaluate(tmp_path / "m.onnx", arch="a", data=data)
+
+
+def test_a_pick_of_a_run_has_the_accuracy_of_its_card(tmp_path: Path, capfd: pytest.CaptureFixture[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> dict:
+        with pytest.raises(SystemExit) as end:
+            cli.main([*words, "--json"])
+        out, err = capfd.readouterr()
+        assert not end.value.code, err
+        return json.loads(out)
+
+    made = call("train", "--space", "mbconv@0.25", "--arch", "smallest", "--epochs", "1", "--limit", "200", "--threads",
+                "1")
+    result, card = call("evaluate", made["run"]), made["front"][0]
+    assert result["top1"]["share"] == pytest.approx(card["accuracy"]) and result["n"] == card["test_images"]
+    assert result["top1"]["se"] == pytest.approx(card["accuracy_se"])
+    assert sum(one["n"] for one in result["classes"]) == result["n"]
+    select = call("evaluate", made["run"], "--arch", card["id"], "--split", "select")
+    assert select["loss"] > 0 and select["n"] != result["n"]
