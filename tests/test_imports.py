@@ -26,6 +26,7 @@ ROWS = [
     {"picks"},
     {"stages"},
     {"deliver"},
+    {"early"},
     {"search"},
     {"cli"},
     {"__main__"},

@@ -14,11 +14,11 @@ from typing import NoReturn
 import typer
 
 from nas import launch
-from nas.cli import runs, spaces, tables
+from nas.cli import exits, runs, spaces, tables
 from nas.cli.base import app
 from nas.terminal import one_line
 
-__all__ = ["app", "main", "runs", "spaces", "tables"]
+__all__ = ["app", "exits", "main", "runs", "spaces", "tables"]
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

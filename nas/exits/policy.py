@@ -48,6 +48,16 @@ class Policy:
     point: Point
     points: tuple[Point, ...] = ()
 
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Policy:
+        """The inverse of ``to_json``."""
+        def point(one: dict[str, Any]) -> Point:
+            return Point(tuple(map(float, one["thresholds"])), tuple(one["shares"]), one["mean_ms"], one["worst_ms"],
+                         one["accuracy"])
+
+        return Policy(value["kind"], tuple(value["temperatures"]), tuple(value["prefix_ms"]), value["n"],
+                      point(value["point"]), tuple(map(point, value["points"])))
+
     def to_json(self) -> dict[str, Any]:
         """Infinite thresholds as texts, which JSON has."""
         value = asdict(self)

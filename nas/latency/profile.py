@@ -14,7 +14,7 @@ import random
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -85,13 +85,22 @@ def check(run: Run, layout: Layout, table: LatencyTable, device: Device) -> tupl
     The table's yardstick runs beside it, and ``drift`` is how much slower that is now; None, and the milliseconds as
     they are, for a layout that the table has no yardstick of.
     """
-    rng = random.Random(0)
+    ms, drift = check_all({"": run}, layout, table, device)
+    return ms[""], drift
+
+
+def check_all(runs: Mapping[str, Run], layout: Layout, table: LatencyTable,
+              device: Device) -> tuple[dict[str, float], float | None]:
+    """The same of several networks, in the same rounds."""
+    rng, seconds = random.Random(0), CHECKED_S * len(runs)
     with one_torch_thread():
         if "network_ms" not in _known(layout, table):
-            return interleaved({"": run}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS,
-                               warm=WARM_NETWORK)[""].ms, None
-        whole = _whole(layout, table, device, rng)
-        return whole.time({"": run}, CHECKED_S, CHECKED_ROUNDS, warm=WARM_NETWORK)[""].ms, whole.drift
+            timings, drift = interleaved(runs, seconds=seconds, rng=rng, max_rounds=CHECKED_ROUNDS,
+                                         warm=WARM_NETWORK), None
+        else:
+            whole = _whole(layout, table, device, rng)
+            timings, drift = whole.time(runs, seconds, CHECKED_ROUNDS, warm=WARM_NETWORK), whole.drift
+    return {name: timing.ms for name, timing in timings.items()}, drift
 
 
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:

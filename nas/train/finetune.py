@@ -43,7 +43,7 @@ class FineTuning:
         self.teacher = teacher.eval() if teacher is not None and recipe.distill_weight > 0 else None
         self.optimizer = loop.optimizer(self.model, recipe.lr, recipe.weight_decay)
         self.stepper = Stepper(device, recipe.accumulate, recipe.amp)
-        self.done = 0
+        self.done, self.progress = 0, 0.0
 
     @property
     def finished(self) -> bool:
@@ -58,12 +58,17 @@ class FineTuning:
         train = batches(learn, self.data, recipe.batch, generator=loop.generator(*names), augment=recipe.augment)
         with loop.drawing_from(self.model, loop.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
-                loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / recipe.epochs, recipe.lr))
+                self.progress = (self.done + i / steps) / recipe.epochs
+                loop.set_lr(self.optimizer, loop.one_cycle(self.cycle(self.progress), recipe.lr))
                 batch = images.to(self.device), labels.to(self.device)
                 total += self.stepper.step(self._loss, batch, self.model, self.optimizer)["loss"]
                 on_step(i + 1, steps)
         self.done += 1
         return {"epoch": self.done - 1, "loss": round(total / steps, 6)}
+
+    def cycle(self, progress: float) -> float:
+        """How far the learning rate is in its cycle."""
+        return progress
 
     def state(self) -> dict[str, Any]:
         return {"done": self.done, "model": self.model.state_dict(),
