@@ -26,7 +26,8 @@ POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accura
          "onnx": "onnx/a.onnx"}
 RESULT = {"run": "runs/x", "space": "ghost", "target": "cpu", "front": [POINT],
           "budgets": [{"budget_ms": 0.6, "id": "0123456789ab", "ms": 0.5}]}
-VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets"]
+VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets",
+         "exits"]
 Call = Callable[..., tuple[int, str, str]]
 
 

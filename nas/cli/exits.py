@@ -61,9 +61,13 @@ def exits(
                     "lose": lose, "budget_ms": budget_ms, "max_ms": max_ms, "epochs": epochs, "seed": seed,
                     "sha256": _digest(Path(model)), "weights": _digest(weights)}
         if Path(model).is_dir():
-            one = models.pick(Run.existing(model), arch, target, images is None, progress)
+            if data is not None or size is not None or weights is not None:
+                raise UserError("--data, --size and --weights: a run has its own; --images takes other images")
+            one = models.pick(Run.existing(model), arch, target, images is None, progress, data_dir)
             place = out or Path(model) / "exits" / f"{one.name}-{method}"
         else:
+            if arch is not None:
+                raise UserError(f"--arch {arch}: is of a run, and {model} is none")
             one = models.file(model, weights, size, target, lambda side: _images(data, data_dir, side, seed, limit),
                               seed)
             place = out or Path(f"{Path(model).stem}-exits")

@@ -73,9 +73,11 @@ class Model:
     now_ns: Callable[[], int]
 
 
-def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress) -> Model:
+def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,
+         data_dir: str | None = None) -> Model:
     """A finished pick; without ``images`` those of the run are not read. Raises UserError for what is not there."""
-    config = Config.from_json(run.config, str(run.file("config.json")))
+    own_dir = {"data_dir": data_dir} if data_dir else {}
+    config = Config.from_json({**run.config, **own_dir}, str(run.file("config.json")))
     places = ["", *(f"selections/{p.parent.name}/" for p in sorted(run.path.glob("selections/*/front.json")))]
     fronts = {place: run.read_json(f"{place}front.json") for place in places}
     ids = [card["id"] for card in cards_of(fronts[""]) if not card["exits"]]

@@ -15,6 +15,7 @@ from nas.early.serve import CARD, THRESHOLDS, Trained, Wishes, chosen, compared,
 from nas.early.train import load, train, with_exits
 from nas.errors import UserError
 from nas.exits import choice
+from nas.exits.base import Method
 from nas.exits.export import export
 from nas.exits.methods import method as make
 from nas.exits.net import Kept, MultiExit
@@ -55,21 +56,25 @@ def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recip
 
 def export_exits(scene: Scene, card: dict[str, Any], place: str, folder: Path) -> dict[str, Any]:
     """The files of a card with exits, written anew and compared with PyTorch on random inputs."""
-    name = str(Path(card["onnx"]).parent)
-    arch = Arch.from_json(scene.run.read_json(f"{place}archs/{card['of']}/arch.json"))
-    full = _with_all(scene, arch)
-    options = scene.config.exits
-    net = with_exits(scene.layout, full, load_weights(scene, arch, place), scene.seed)
-    method = make(options.method, net, **options.settings)
-    load(method, scene.run, f"{name}/")
+    method, full = rebuilt(scene, card, place)
     kept = [full.exits.index(slot) for slot in card["exits"]]
-    combine = method.net.combine.kept(kept)
-    network = MultiExit(Kept(net, kept), combine).eval()
-    policy = Policy.from_json(scene.run.read_json(f"{name}/{THRESHOLDS}"))
+    network = MultiExit(Kept(method.net.net, kept), method.net.combine.kept(kept)).eval()
+    policy = Policy.from_json(scene.run.read_json(str(Path(card["onnx"]).parent / THRESHOLDS)))
+    arch = replace(full, exits=())
     size, in_ch = scene.layout.task.size, scene.layout.task.in_ch
     written = export(network, folder, in_ch=in_ch, size=size, policy=policy, metadata=metadata_of(scene, arch))
     inputs = torch.randn(RANDOM, in_ch, size, size, generator=torch.Generator().manual_seed(0))
     return {"onnx": str(folder / written["onnx"]), **compared(folder, network, policy, inputs)}
+
+
+def rebuilt(scene: Scene, card: dict[str, Any], place: str) -> tuple[Method, Arch]:
+    """The trained network of a card with exits, with all that it could have, in eval mode; and its arch."""
+    arch = Arch.from_json(scene.run.read_json(f"{place}archs/{card['of']}/arch.json"))
+    full, options = _with_all(scene, arch), scene.config.exits
+    net = with_exits(scene.layout, full, load_weights(scene, arch, place), scene.seed)
+    method = make(options.method, net, **options.settings)
+    load(method, scene.run, f"{Path(card['onnx']).parent}/")
+    return method.eval(), full
 
 
 def _with_all(scene: Scene, arch: Arch) -> Arch:
@@ -99,9 +104,9 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
     own = replace(arch, exits=slots)
     keys = plan(scene.layout, own)
     times = _measured(scene, trained, served, name)
-    shares = np.array(served.crossed.shares)
-    mean, worst = ({t: figure(p) for t, p in pieces.items()} for figure in (
-        lambda p: float(shares @ p.prefix_ms(served.kept)), lambda p: float(p.prefix_ms(served.kept)[-1])))
+    shares, prefixes = np.array(served.crossed.shares), {t: p.prefix_ms(served.kept) for t, p in pieces.items()}
+    mean = {target: float(shares @ prefix) for target, prefix in prefixes.items()}
+    worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
     return {"id": own.id, "of": arch.id, "arch": own.to_json(), "fine_tuned": True,
             "select_accuracy": served.crossed.accuracy, "accuracy": served.test.accuracy,
             "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": one_or_all(mean),

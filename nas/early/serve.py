@@ -153,7 +153,7 @@ def compared(folder: Path, network: MultiExit, made: Policy, images: torch.Tenso
     Raises Disagreement where an exit or a class differs, or a logit by 1e-4 of the largest or more.
     """
     with torch.inference_mode():
-        expected = torch.cat([torch.stack(network(part)) for part in images.split(256)], 1).numpy()
+        expected = torch.cat([torch.stack(network(part)) for part in torch.split(images, 256)], 1).numpy()
     confidence, _ = judged(made, expected, np.zeros(len(images)))
     at = policy.leaving(confidence, made.point.thresholds)
     logits = expected[at, np.arange(len(at))]

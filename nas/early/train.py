@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -16,7 +17,7 @@ from nas.exits.base import Method
 from nas.exits.methods import method as make
 from nas.exits.net import Network
 from nas.plan import Layout
-from nas.progress import Progress
+from nas.progress import Progress, Task
 from nas.run import Run
 from nas.subnet import Subnet, build
 from nas.train import loop
@@ -55,9 +56,9 @@ def train(name: str, net: Network, data: Data, recipe: Recipe, run: Run, place: 
         training.load(checkpoint.load(run, place + CHECKPOINT))
     with progress.task(f"exits of {name}", recipe.epochs, training.done) as task:
         while not training.finished:
-            began, before = time.monotonic(), training.done
+            began = time.monotonic()
             with loop.seeded(seed, name, training.done):
-                record = training.epoch(lambda step, of, before=before: task.advance(before + step / of - task.done))
+                record = training.epoch(partial(_reach, task, training.done))
             run.log("exits", id=name, **record, seconds=round(time.monotonic() - began, 3))
             checkpoint.save(run, place + CHECKPOINT, training.state())
     recalibrate(made, loop.calibration_images(data, 2000, 128, device, seed))
@@ -65,6 +66,10 @@ def train(name: str, net: Network, data: Data, recipe: Recipe, run: Run, place: 
     run.write(place + WEIGHTS, lambda file: file.write(safetensors.torch.save(weights)))
     run.file(place + CHECKPOINT).unlink(missing_ok=True)
     return made.eval()
+
+
+def _reach(task: Task, epochs: int, step: int, of: int) -> None:
+    task.advance(epochs + step / of - task.done)
 
 
 def load(method: Method, run: Run, place: str) -> None:

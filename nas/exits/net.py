@@ -13,9 +13,12 @@ class Network(Protocol):
     """What exits stand on: a ``nas.subnet.Subnet`` with exits, or a ``nas.exits.graft.Grafted`` network."""
 
     exits: nn.ModuleList
-    classes: int
 
-    def stages(self) -> list[tuple[nn.Module, nn.Module]]:
+    @property
+    def classes(self) -> int:
+        """Logits of each head."""
+
+    def stages(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         """The network cut at its exits: what runs up to each exit, and its head; last the rest and the head."""
 
     def logits(self, x: Tensor) -> list[Tensor]:

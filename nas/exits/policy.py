@@ -113,6 +113,19 @@ def curve(calibration: tuple[Array, Array], test: tuple[Array, Array], prefix_ms
     return [outcome(*test, geometric(calibration[0], p / 20), prefix_ms) for p in range(1, POINTS + 1)]
 
 
+def area(points: Sequence[Point], low_ms: float, high_ms: float) -> float:
+    """Mean accuracy over mean latencies from ``low_ms`` to ``high_ms``: at each, that of the best point within it.
+
+    Where no point is, that is 0.
+    """
+    within = sorted(p for p in ((point.mean_ms, point.accuracy) for point in points) if p[0] <= high_ms)
+    total, best, at = 0.0, 0.0, low_ms
+    for ms, accuracy in within:
+        total += best * max(0.0, ms - at)
+        at, best = max(at, ms), max(best, accuracy)
+    return (total + best * (high_ms - at)) / (high_ms - low_ms)
+
+
 def anytime(prefix_ms: Array, deadline_ms: float) -> Array:
     """[exits] thresholds for a deadline: everybody leaves at the deepest exit that is reached by then.
 

@@ -22,7 +22,7 @@ def test_a_commitment_scales_the_logits_and_keeps_the_class() -> None:
     assert combine(2, z, None)[0] is z  # the head speaks for itself
     with torch.no_grad():
         combine.layers[0][2].bias.fill_(-30)  # not committed: whatever the logits, it is as unsure as can be
-    assert combine(0, z, None)[0].softmax(1).amax(1) == pytest.approx([0.25] * 6)
+    assert combine(0, z, None)[0].softmax(1).amax(1).tolist() == pytest.approx([0.25] * 6)
     kept = combine.kept([1])
     assert len(kept.layers) == 1 and torch.equal(kept(0, z, None)[0], combine(1, z, None)[0])
     assert kept(1, z, None)[0] is z
