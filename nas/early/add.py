@@ -52,7 +52,7 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
 
 
 def _served(model: Model, folder: Path, trained: Trained, wishes: Wishes, method: str) -> dict[str, Any]:
-    served = chosen(trained, model.pieces(folder), wishes)
+    served = chosen(trained, model.pieces(), wishes)
     final = model.final(trained, served, folder)
     if final is not served:  # milliseconds of the very file: thresholds for them
         prefix, trunk = np.array(final.policy.prefix_ms), np.zeros(len(trained.select.logits))

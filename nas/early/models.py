@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +19,24 @@ from nas import scene as scenes
 from nas.arch import Arch, Op
 from nas.config import Config
 from nas.deliver import metadata_of
-from nas.early.serve import Clock, Served, Trained, exit_runs, named, repriced
+from nas.early.serve import Clock, Served, Trained, exit_runs, named, repriced, timed_here
 from nas.early.train import with_exits
 from nas.errors import UserError
 from nas.exits import choice
 from nas.exits.choice import Pieces
 from nas.exits.export import BRANCHED, export
 from nas.exits.graft import HIDDEN, Grafted, Part, graft
-from nas.exits.net import Network
+from nas.exits.net import Combine, MultiExit, Network
 from nas.exits.policy import Point, Policy
 from nas.files import nearest
 from nas.latency import costs as cost_models
 from nas.latency.costs import Costs
-from nas.latency.devices import local
 from nas.latency.devices.onnxruntime import clock as clock_of
 from nas.latency.devices.onnxruntime import session, timed
 from nas.latency.kernel_model import KernelModel
 from nas.latency.onnx_shapes import load, opened
 from nas.latency.predict import predict
 from nas.latency.profile import check_all
-from nas.latency.table import LatencyTable
 from nas.latency.timing import Run as Timed
 from nas.latency.timing import interleaved
 from nas.lower.emit import emit
@@ -57,8 +57,8 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Model:
     """A network with fresh exits, what it costs, and on what images; ``data`` without any where they are the user's.
 
-    ``pieces`` and ``final`` give milliseconds before and after exits were chosen; ``clock`` is there where this machine
-    is the target.
+    ``pieces`` gives milliseconds that exits are chosen by, ``final`` those of the file with the exits that are kept, in
+    a folder; ``clock`` is there where this machine is the target.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Model:
     data: Data
     metadata: dict[str, str]
     target: str
-    pieces: Callable[[Path], Pieces]
+    pieces: Callable[[], Pieces]
     final: Callable[[Trained, Served, Path], Served]
     clock: Clock | None
     now_ns: Callable[[], int]
@@ -94,14 +94,11 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
         raise UserError(f"{wanted}: the space {arch.space} has no stride change behind its first slot: no exits")
     plain = load_weights(scene, arch, place)
     own = choice.pieces(plan(at, full), costs.ms_many)
-    device = local(costs.meta) if isinstance(costs, LatencyTable) else None
-    clock: Clock | None = None
-    if isinstance(costs, LatencyTable) and device is not None and device.reads_onnx and not costs.int8_on_cpu:
-        table, here = costs, device
-        clock = lambda runs: check_all(runs, scene.layout, table, here)  # noqa: E731
-    threads = int(costs.meta.get("threads", 1)) if clock else 1
+    here = timed_here(costs)
     return Model(wanted, with_exits(at, full, plain, scene.seed), plain, scene.data, metadata_of(scene, arch),
-                 target, lambda folder: own, lambda trained, served, folder: served, clock, clock_of(threads)[1])
+                 target, lambda: own, lambda trained, served, folder: served,
+                 partial(check_all, layout=scene.layout, table=here[0], device=here[1]) if here else None,
+                 clock_of(1)[1])
 
 
 def file(model: str, weights: Path | None, size: int | None, target: str | None, data: Callable[[int], Data | None],
@@ -135,9 +132,9 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     name, here = Path(model).stem, clock_of(1)[1]
     if costs is None:
         return Model(name, net, net, own, {**named(own, side), "id": name}, "cpu",
-                     lambda folder: _measured_pieces(net, own, proto, here), _timed_prefix(here), _alone, here)
+                     lambda: _measured_pieces(net, own, proto, here), _timed_prefix(here), _alone, here)
     return Model(name, net, net, own, {**named(own, side), "id": name}, str(target),
-                 lambda folder: _predicted_pieces(net, own, costs), lambda trained, served, folder: served, None, here)
+                 lambda: _predicted_pieces(net, own, costs), lambda trained, served, folder: served, None, here)
 
 
 def torchvision_model(name: str, weights: Path | None) -> nn.Module:
@@ -152,8 +149,9 @@ def torchvision_model(name: str, weights: Path | None) -> nn.Module:
     try:
         state = safetensors.torch.load_file(weights) if weights.suffix == ".safetensors" else (
             torch.load(weights, map_location="cpu", weights_only=True))
-        classes = [v.shape[0] for v in state.values() if v.dim() == 1 or v.dim() == 2][-1]
-        made: nn.Module = models.get_model(name, weights=None, num_classes=classes)
+        with torch.device("meta"):
+            last = list(models.get_model(name, weights=None).state_dict())[-1]  # the classifier's bias
+        made: nn.Module = models.get_model(name, weights=None, num_classes=len(state[last]))
         made.load_state_dict(state)
     except Exception as error:  # torch raises many kinds for a broken file
         raise UserError(f"{weights}: not weights of {name}: {' '.join(str(error).split())[:160]}") from None
@@ -177,8 +175,6 @@ def _data(given: Data | None, kept: Mapping[str, str], classes: int, side: int, 
 
 
 def _alone(runs: Mapping[str, Timed]) -> tuple[dict[str, float], float | None]:
-    import random
-
     timings = interleaved(runs, seconds=SECONDS * len(runs), rng=random.Random(0), max_rounds=400, warm=5)
     return {name: timing.ms for name, timing in timings.items()}, None
 
@@ -201,8 +197,6 @@ def _timed_prefix(now_ns: Callable[[], int]) -> Callable[[Trained, Served, Path]
 def _measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Callable[[], int]) -> Pieces:
     """Of the file with all exits, left at each: what it takes beyond the network without exits are the heads, by MACs.
     """
-    from nas.exits.net import Combine, MultiExit
-
     exits = len(net.exits) + 1
     nobody = Point((np.inf,) * (exits - 1) + (-np.inf,), (0.0,) * exits, 0.0, 0.0, 0.0)
     made = Policy("max-softmax", (1.0,) * exits, (0.0,) * exits, 1, nobody)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from nas.arch import Arch
 from nas.deliver import metadata_of, one_or_all
-from nas.early.serve import CARD, THRESHOLDS, Trained, Wishes, chosen, compared, measured, write
+from nas.early.serve import CARD, THRESHOLDS, Trained, Wishes, chosen, compared, measured, timed_here, write
 from nas.early.train import load, train, with_exits
 from nas.errors import UserError
 from nas.exits import choice
@@ -20,7 +21,6 @@ from nas.exits.export import export
 from nas.exits.methods import method as make
 from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import Policy
-from nas.latency.devices import local
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import check_all
 from nas.latency.table import LatencyTable
@@ -62,7 +62,8 @@ def export_exits(scene: Scene, card: dict[str, Any], place: str, folder: Path) -
     policy = Policy.from_json(scene.run.read_json(str(Path(card["onnx"]).parent / THRESHOLDS)))
     arch = replace(full, exits=())
     size, in_ch = scene.layout.task.size, scene.layout.task.in_ch
-    written = export(network, folder, in_ch=in_ch, size=size, policy=policy, metadata=metadata_of(scene, arch))
+    written = export(network, folder, in_ch=in_ch, size=size, policy=policy,
+                     metadata={**metadata_of(scene, arch), "exit_method": scene.config.exits.method})
     inputs = torch.randn(RANDOM, in_ch, size, size, generator=torch.Generator().manual_seed(0))
     return {"onnx": str(folder / written["onnx"]), **compared(folder, network, policy, inputs)}
 
@@ -121,12 +122,10 @@ def _measured(scene: Scene, trained: Trained, served: Any, name: str) -> dict[st
     """``measured_ms`` (mean), ``measured_worst_ms`` and ``drift`` by target, None where that is another machine."""
     found: dict[str, dict[str, Any]] = {}
     for target, costs in scene.costs.items():
-        device = local(costs.meta) if isinstance(costs, LatencyTable) else None
         found[target] = dict.fromkeys(("measured_ms", "measured_worst_ms", "drift"))
-        if isinstance(costs, LatencyTable) and device is not None and device.name == "cpu":
-            table, here = costs, device
-            found[target] = measured(scene.run.file(name), trained, served,
-                                     lambda runs: check_all(runs, scene.layout, table, here),  # noqa: B023
-                                     clock(int(costs.meta["threads"]))[1])
+        if here := timed_here(costs):
+            table, device = here
+            beside = partial(check_all, layout=scene.layout, table=table, device=device)
+            found[target] = measured(scene.run.file(name), trained, served, beside, clock(1)[1])
     return {key: one_or_all({target: one[key] for target, one in found.items()})
             for key in ("measured_ms", "measured_worst_ms", "drift")}

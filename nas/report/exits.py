@@ -7,8 +7,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from nas.exits import policy
 from nas.exits.policy import Point, Policy
@@ -126,14 +128,10 @@ def _example(axes: Any, held_out: HeldOut, image: int, exit_: int) -> None:
 
 
 def _frame(height: int, width: int) -> Any:
-    from matplotlib.patches import Rectangle
-
     return Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="tab:red", lw=3)
 
 
 def _colour(index: int, exits: int) -> Any:
-    from matplotlib import colormaps
-
     return colormaps["viridis"](0.15 + 0.75 * index / max(1, exits - 1))
 
 

@@ -172,7 +172,7 @@ def test_a_torchvision_model_by_its_weights(tmp_path: Path) -> None:
     save_file(squeezenet1_1(num_classes=7).state_dict(), tmp_path / "w.safetensors")
     model = models.file("squeezenet1_1", tmp_path / "w.safetensors", 64, "gpu-v100", lambda side: None, 0)
     assert len(model.net.exits) == 3 and model.net.classes == 7 and model.data.mean == models.IMAGENET[0]
-    own = model.pieces(tmp_path)
+    own = model.pieces()
     assert own.trunk.shape == own.heads.shape == (4,) and (own.trunk > 0).all() and own.heads[-1] == 0
     for name, weights, message in (("squeezenet", None, "did you mean 'squeezenet"),
                                    ("squeezenet1_1", None, "give its trained weights"),

@@ -17,7 +17,7 @@ from nas.exits.export import export
 from nas.exits.graft import Grafted, cuts, graft
 from nas.exits.methods import method, methods
 from nas.exits.net import Kept, MultiExit
-from nas.exits.policy import calibrate, leaving
+from nas.exits.policy import between, calibrate, leaving
 from nas.exits.runtime import confidences
 from nas.latency.onnx_shapes import load, opened
 from nas.lower.onnx import lower, save
@@ -82,10 +82,13 @@ def test_exported_exits_of_a_graph_agree(tmp_path: Path, name: str, kept: tuple[
     policy = calibrate(expected, np.arange(40) % 5, np.arange(len(kept) + 1) + 1.0, 1.5, points=3)
     export(model, tmp_path / "out", in_ch=3, size=16, policy=policy, metadata={"classes": "a"})
     sure = confidences("max-softmax", expected, np.array(policy.temperatures))
-    at = leaving(sure, policy.point.thresholds)
-    assert len(set(at.tolist())) > 1
+    medians = [*between(sure, np.median(sure, axis=1))[:-1], -np.inf]
+    at = leaving(sure, medians)
+    assert len(set(at.tolist())) == len(kept) + 1
     for path in (tmp_path / "out" / "model.onnx", tmp_path / "out"):
-        answer = Runtime(path)(x.numpy())
+        run = Runtime(path)
+        run.thresholds = list(map(float, medians))
+        answer = run(x.numpy())
         assert answer.exits.tolist() == at.tolist()
         np.testing.assert_allclose(answer.logits, expected[at, np.arange(40)], atol=1e-4)
 
