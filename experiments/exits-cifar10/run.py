@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas import genome
+from nas import checkpoint, genome
 from nas.early.train import train
 from nas.errors import UserError
 from nas.exits import policy
@@ -62,43 +62,43 @@ class Bench:
         with loop.seeded("exits-cifar10", seed):
             net = build(self.at, self.arch)
         name, place = f"{method}-{seed}", f"{method}-{seed}/"
-        start = time.perf_counter()
+        work = Run(self.work)
+        if method == PLAIN or method in methods(frozen=True):
+            self.plain(net, seed, work, progress)
         if method == PLAIN:
-            self.plain(net, seed, progress)
             judged = loop.evaluate(net, self.data.test, self.data, CPU)
-            return {"accuracy": [judged.accuracy], "se": judged.accuracy_se, "seconds": time.perf_counter() - start}
-        if method in methods(frozen=True):
-            self.plain(net, seed, progress)  # trained already, or now: its own part says how long that takes
-            start = time.perf_counter()
-        made = train(name, net, self.data, self.recipe, Run(self.work), place, seed, CPU, progress, method=method)
-        seconds = time.perf_counter() - start
+            return {"accuracy": [judged.accuracy], "se": judged.accuracy_se, "seconds": seconds_of(work, name)}
+        made = train(name, net, self.data, self.recipe, work, place, seed, CPU, progress, method=method)
         select, test = (record(made, split, self.data, CPU) for split in (self.data.select, self.data.test))
         divisors = policy.temperatures(select.logits, select.labels)
         sure = [confidences("max-softmax", one.logits, divisors) for one in (select, test)]
         points = policy.curve((sure[0], select.right), (sure[1], test.right), self.mmacs)
-        return {"accuracy": test.right.mean(1).tolist(), "seconds": seconds,
+        return {"accuracy": test.right.mean(1).tolist(), "seconds": seconds_of(work, name),
                 "se": float(np.sqrt(0.25 / len(test.labels))),  # at most
                 "area": policy.area(points, float(self.mmacs[0]), float(self.mmacs[-1])),
                 "curve": [[round(p.mean_ms, 4), round(p.accuracy, 5)] for p in points]}
 
-    def plain(self, net: Subnet, seed: int, progress: Progress) -> None:
-        """The network without its exits, trained once a seed and kept."""
-        path = self.work / f"{PLAIN}-{seed}.pt"
-        own = [*net.stem.parameters(), *net.blocks.parameters(), *net.head.parameters()]
-        if path.is_file():
-            net.load_state_dict(torch.load(path, weights_only=True))
+    def plain(self, net: Subnet, seed: int, work: Run, progress: Progress) -> None:
+        """The network without its exits, trained once a seed and kept; begun anew where it was stopped."""
+        name = f"{PLAIN}-{seed}"
+        if work.has(f"{name}.pt"):
+            net.load_state_dict(checkpoint.load(work, f"{name}.pt")["net"])
+            net.eval()
             return
-        for parameter in net.exits.parameters():
-            parameter.requires_grad_(False)
-        assert all(parameter.requires_grad for parameter in own)
-        tuning = FineTuning(f"{PLAIN}-{seed}", net, None, self.data, self.recipe, seed, CPU)
-        with progress.task(f"{PLAIN} {seed}", self.recipe.epochs) as task:
+        net.exits.requires_grad_(False)
+        tuning, began = FineTuning(name, net, None, self.data, self.recipe, seed, CPU), time.perf_counter()
+        with progress.task(name, self.recipe.epochs) as task:
             while not tuning.finished:
-                task.advance(1, **tuning.epoch())
+                task.advance(1, loss=tuning.epoch()["loss"])
         net.requires_grad_(True)
         loop.recalibrate(net, loop.calibration_images(self.data, 2000, 128, CPU, seed))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(net.state_dict(), path)
+        work.log("exits", id=name, seconds=time.perf_counter() - began)
+        checkpoint.save(work, f"{name}.pt", {"done": tuning.done, "net": net.state_dict()})
+
+
+def seconds_of(work: Run, name: str) -> float:
+    """Of training, over all calls."""
+    return round(sum(float(event["seconds"]) for event in work.events("exits") if event["id"] == name), 1)
 
 
 def table(lines: list[dict[str, Any]]) -> None:
