@@ -8,7 +8,8 @@ RUN is a search with exits (`nas search --exits boost ...`). Of each of its netw
     predicted one and the network without exits, with both accuracies;
 (b) whether the file with If, the segments and PyTorch agree: exit and class of every image, logits;
 (c) what the late path of the file with If takes beyond the same network with all heads as one plain graph;
-(d) the mean latency realised on the test images with thresholds for five budgets from the selection split.
+(d) the mean latency realised on the test images with thresholds for five budgets from the selection split, by MSDNet's
+    rule, which spends a budget (the search leaves over what buys no accuracy).
 
 One thread, its own CPU time. A figure of (a) is the mean over images of the 20th percentile of each image's passes; the
 compared files take turns, image by image. "again" is the same file once more: the noise.
@@ -140,7 +141,8 @@ def report(scene: Any, card: dict[str, Any], options: argparse.Namespace) -> Non
         budget = float(prefix[0] + share * (prefix[-1] - prefix[0]))
         predictions, held_out = select.predictions(kept), test.predictions(kept)
         assert predictions is not None and held_out is not None
-        set_on = policy.calibrate(predictions, select.labels, prefix, budget, kind=made.kind, points=2)
+        set_on = policy.calibrate(predictions, select.labels, prefix, budget, kind=made.kind, rule="geometric",
+                                  points=2)
         point = policy.outcome(confidences(made.kind, held_out, np.array(set_on.temperatures)),
                                held_out.argmax(-1) == test.labels, set_on.point.thresholds, prefix)
         print(f"(d) budget {budget:.4f} ms: {set_on.point.mean_ms:.4f} on {len(select.labels)} selection images, "
