@@ -21,7 +21,8 @@ from nas.space import first_mistake
 
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 # what came after the first runs were made
-LATER = {"": ("sram_kb", "flash_kb"), "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
+LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms"),
+         "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
          "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
 
 
@@ -147,6 +148,27 @@ class Gates(_Strict):
         return self
 
 
+class Exits(_Strict):
+    """Early exits of the picks, added after fine-tuning; ``lose`` points of accuracy (%) are what speed may cost.
+
+    ``settings`` are those of the method (``nas.exits.methods``); None for ``epochs``: as in fine-tuning.
+    """
+
+    method: Literal["none", "boost", "cache", "cascade", "distill", "joint", "weighted", "ztw"] = "none"
+    settings: dict[str, bool | int | float | list[float]] = {}
+    confidence: Literal["max-softmax", "entropy", "patience"] = "max-softmax"
+    rule: Literal["search", "geometric"] = "search"
+    lose: float = Field(default=0.0, ge=0, lt=100)
+    epochs: Epochs = None
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Exits:
+        changed = [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
+        if self.method == "none" and changed:
+            raise ValueError(f"{changed[0]} has no effect without a method; set exits.method=boost, for example")
+        return self
+
+
 class Config(_Strict):
     """One search; no ``budget_ms`` means ``budgets`` of them, geometric over the reachable range."""
 
@@ -159,6 +181,8 @@ class Config(_Strict):
     budgets: int = Field(default=6, ge=1, le=256)
     sram_kb: Kb = None  # of a target that Vela compiles; None: no limit
     flash_kb: Kb = None
+    max_ms: Ms | None = None  # of any image on the first target; with exits budgets bound the mean; None: no limit
+    exits: Exits = Exits()
     selector: Literal["ilp", "evolution", "random"] = "ilp"  # random: best of as many, the control
     evaluations: int = Field(default=36, ge=1, le=1_000_000)
     data: Name = "digits"

@@ -79,7 +79,7 @@ def to_features(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, A
     model, in_ch, size = Backbone(network), scene.data.in_ch, scene.layout.task.size
     maps = [{"name": f"stride{one.stride}", "channels": one.channels, "stride": one.stride} for one in model.maps]
     names = [str(one["name"]) for one in maps]
-    export(model, path, in_ch=in_ch, size=size, metadata={**_metadata(scene, arch), "features": json.dumps(maps)},
+    export(model, path, in_ch=in_ch, size=size, metadata={**metadata_of(scene, arch), "features": json.dumps(maps)},
            outputs=names)
     agreement = check_onnx(path, model, in_ch=in_ch, size=size)
     trunk = plan(scene.layout, arch)[:-1]
@@ -165,7 +165,7 @@ def _memory(scene: Scene, model: nn.Module) -> dict[str, Any]:
 def _write_float(scene: Scene, arch: Arch, model: nn.Module, path: Path) -> dict[str, float]:
     """How far ONNX Runtime is from PyTorch."""
     in_ch, size = scene.data.in_ch, scene.layout.task.size
-    export(model, path, in_ch=in_ch, size=size, metadata=_metadata(scene, arch))
+    export(model, path, in_ch=in_ch, size=size, metadata=metadata_of(scene, arch))
     agreement = check_onnx(path, model, in_ch=in_ch, size=size)
     return {"max_abs_diff": agreement.max_abs_diff, "relative_diff": agreement.relative}
 
@@ -175,11 +175,12 @@ def _write_int8(scene: Scene, arch: Arch, model: nn.Module, path: Path) -> Int8A
     data, size = scene.data, scene.layout.task.size
     bits = min((int(table.meta.get("weight_bits", 8)) for table in _int8_tables(scene)), default=weight_bits())
     graph = quantise(lower(model, in_ch=data.in_ch, size=size), _calibration(scene), bits)
-    save(graph, path, {**_metadata(scene, arch), "precision": "int8", "weight_bits": str(bits)})
+    save(graph, path, {**metadata_of(scene, arch), "precision": "int8", "weight_bits": str(bits)})
     return compare_int8(_running(path), model, normalise(data.select.images[:CHECKED], data))
 
 
-def _metadata(scene: Scene, arch: Arch) -> dict[str, str]:
+def metadata_of(scene: Scene, arch: Arch) -> dict[str, str]:
+    """Of every file of a pick: what a program needs to use it on images, and what it is."""
     data = scene.data
     return {"arch": json.dumps(arch.to_json()), "id": arch.id, "classes": "\n".join(data.classes),
             "input": "NCHW float32", "size": str(scene.layout.task.size), "scale": "pixels / 255", "producer": "nas",

@@ -64,7 +64,7 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     torch.set_num_threads(config.threads or torch.get_num_threads())
     space = _space(config, run)
     data = _images(config, run)
-    plan = layout(space, Task(data.size, data.in_ch, len(data.classes)))
+    plan = layout(space, Task(data.size, data.in_ch, len(data.classes)), exits=config.exits.method != "none")
     costs = {target: _costs(target, run, plan, progress) for target in targets}
     priced = {t: prices(plan, c.ms_many) for t, c in costs.items()}
     footprints = _footprints(limits_of_memory(config), run, plan, costs, progress)
@@ -75,7 +75,8 @@ def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: boo
     """A finished run from its own files, without prices, and without ``images`` unless asked for: enough to export."""
     run_ops.demand(run)
     data = _images(config, run) if images else _described(run)
-    plan = layout(checked_space(config, run.file("space.yaml")), Task(data.size, data.in_ch, len(data.classes)))
+    plan = layout(checked_space(config, run.file("space.yaml")), Task(data.size, data.in_ch, len(data.classes)),
+                  exits=config.exits.method != "none")
     costs = {target: cost_models.load(str(run.file(f"tables/{label(target)}.json"))) for target in targets}
     return Scene(config, run, data, plan, costs, {}, loop.device_of(config.train_on))
 
@@ -89,6 +90,25 @@ def with_targets(scene: Scene, targets: Sequence[str], kept: Layout, progress: P
     priced = {t: scene.prices[t] if t in scene.prices else prices(kept, costs[t].ms_many) for t in targets}
     return replace(scene, costs=costs, prices=priced,
                    footprints=_footprints(memory, scene.run, kept, costs, progress))
+
+
+def with_exit_places(scene: Scene) -> Layout:
+    """The scene's space with an exit before every stride change."""
+    if scene.layout.exits:
+        return scene.layout
+    return layout(checked_space(scene.config, scene.run.file("space.yaml")), scene.layout.task, exits=True)
+
+
+def priced_exits(scene: Scene, at: Layout, target: str, progress: Progress) -> Costs:
+    """The costs of a target that knows the exits of a layout: the run's own, else its file, completed if it is this
+    machine's.
+    """
+    costs = scene.costs.get(target)
+    if costs is None or not all(costs.covers(exit_.key) for exit_ in at.exits if isinstance(costs, LatencyTable)):
+        path = _complete(target, at, progress)
+        progress.note(f"costs of {target}: {path}")
+        costs = cost_models.load(str(path))
+    return costs
 
 
 def problem(scene: Scene, layout: Layout, targets: Sequence[str]) -> Problem:
@@ -136,11 +156,24 @@ def limits_of(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
     one = problem(scene, layout, [target])
     fits = scene.footprints.get(target)
     ends = fits.ends(one) if fits else (one.costs[0].smallest, one.costs[0].largest)
+    ends = _up_to(scene.config, target, ends, budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
             advice = f"raise it{f' or {fits.limits}' if fits else ''}, or search a smaller space (--width)"
             raise UserError(below(one.costs[0], budget, ends[0], advice))
     return sorted(budget_ms) or budgets(one, count, ends)
+
+
+def _up_to(config: Config, target: str, ends: tuple[float, float], budget_ms: Sequence[float]) -> tuple[float, float]:
+    """The range within ``max_ms``, which is of the first target. Raises UserError where that is out of reach."""
+    if config.max_ms is None or target != config.target[0]:
+        return ends
+    if config.max_ms < ends[0]:
+        raise UserError(f"--max-ms {config.max_ms:g} is below the smallest reachable {ends[0]:.4g} ms on {target}; "
+                        "raise it, or search a smaller space (--width)")
+    if over := [budget for budget in budget_ms if budget > config.max_ms]:
+        raise UserError(f"--budget-ms {over[0]:g} is above --max-ms {config.max_ms:g}")
+    return ends[0], min(ends[1], config.max_ms)
 
 
 def checked_space(config: Config, file: Path | None = None) -> Space:

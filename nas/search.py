@@ -14,6 +14,7 @@ from typing import Any
 from nas import deliver
 from nas.arch import Arch
 from nas.config import Config
+from nas.early import picks as picks_exits
 from nas.errors import UserError
 from nas.footprint import UNLIMITED, Memory, within
 from nas.latency.costs import load as load_costs
@@ -60,6 +61,8 @@ def refuse(config: Config) -> None:
 def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     """The whole road; continues where the run stands. Raises UserError for what the user has to mend."""
     scene = set_scene(config, run, config.target, progress)
+    if config.exits.method != "none":
+        picks_exits.refuse(scene)
     limits = {target: limits_of(scene, scene.layout, target, supernet.given_budgets(config, target), config.budgets)
               for target in config.target}
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
@@ -102,15 +105,32 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
     place, wanted = find(fronts, arch_id, budget_ms)
     scene = recorded_scene(config, run, targets_of(fronts[place]), images=kind not in ("onnx", "features"))
-    predicted = {card["id"]: card["ms"] for card in cards_of(fronts[place])}
+    cards = {card["id"]: card for card in cards_of(fronts[place])}
+    if kind != "onnx":
+        wanted = _without_exits(wanted, cards, kind, arch_id)
     files = []
     with progress.task("export", len(wanted)) as task:
         for one in wanted:
+            predicted = cards[one]["ms"]
+            if cards[one]["exits"]:
+                folder = out / one if out else run.file(cards[one]["onnx"]).parent
+                files.append({"id": one, **picks_exits.export_exits(scene, cards[one], place, folder),
+                              "predicted_ms": predicted})
+                task.advance()
+                continue
             arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
             path = out / f"{one}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
-            files.append({"id": one, "predicted_ms": predicted[one], **write(scene, arch, place, path)})
+            files.append({"id": one, "predicted_ms": predicted, **write(scene, arch, place, path)})
             task.advance()
     return {"files": files}
+
+
+def _without_exits(wanted: list[str], cards: dict[str, dict[str, Any]], kind: str, arch_id: str | None) -> list[str]:
+    """Raises UserError where the one that was asked for has exits: those files are float."""
+    if arch_id is not None and cards[arch_id]["exits"]:
+        raise UserError(f"--arch {arch_id}: has early exits, which --format {kind} does not; --arch "
+                        f"{cards[arch_id]['of']} is the same network without")
+    return [one for one in wanted if not cards[one]["exits"]]
 
 
 def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
@@ -128,6 +148,11 @@ def _finish(scene: Scene, training: search_loop.SupernetTraining, picks: dict[st
         for arch in archs.values():
             cards.append(deliver.deliver(scene, arch, place, recipe.epochs > 0))
             task.advance()
+    if scene.config.exits.method != "none" and recipe.epochs:
+        plain = {card["id"]: card for card in cards}
+        found = [picks_exits.exit_card(scene, arch, plain[arch.id], place, recipe, progress)
+                 for arch in archs.values() if plain[arch.id].get("fits", True)]
+        cards += [card for card in found if card is not None]
     front = scene.run.stage(f"{place}front.json", lambda: front_of(scene, cards, picks))
     if not scene.run.has(f"{place}front.png"):
         scene.run.write(f"{place}front.png", lambda file: draw_front(front, file))

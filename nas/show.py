@@ -100,6 +100,21 @@ def score(result: Mapping[str, Any]) -> None:
                  f"{result['data']}")
 
 
+def exits(card: Mapping[str, Any]) -> None:
+    """Where images leave and when, then accuracy and latency with and without exits, then the folder."""
+    measured = card["measured_prefix_ms"] or [None] * len(card["prefix_ms"])
+    names = [f"exit {index}" for index in range(len(card["kept"]))] + ["head"]
+    rows([{"leaves at": name, "images": f"{100 * share:.1f} %", "predicted_ms": ms, "measured_ms": own}
+          for name, share, ms, own in zip(names, card["shares"], card["prefix_ms"], measured, strict=True)])
+    accuracy = _accuracy(card["accuracy"], card["accuracy_se"])
+    line(f"{len(card['kept'])} of {card['candidates']} possible exits kept; accuracy {accuracy} on {card['n']} test "
+         f"images, {_accuracy(card['accuracy_without'], None)} without exits (labels: {card['labels']})")
+    line(f"mean {cell(card['mean_ms'])} ms, worst {cell(card['worst_ms'])} ms predicted on {card['target']}; " + (
+        f"measured here: mean {cell(card['measured_ms'])} ms, worst {cell(card['measured_worst_ms'])} ms"
+        if card["measured_ms"] is not None else f"not measured: no {card['target']} here"))
+    line(str(card["folder"]))
+
+
 def targets_of(result: Mapping[str, Any]) -> list[str]:
     """Of a front, whose ``target`` is one name or a list of several."""
     return result["target"] if isinstance(result["target"], list) else [result["target"]]
@@ -137,6 +152,8 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
     shown = {"id": point["id"], "accuracy": _accuracy(accuracy, error)}
     if point.get("dominated_on_test"):
         shown["accuracy"] += " (dominated)"
+    if point.get("exits"):
+        shown |= {"exits": cell(point["exits"])} | _per_target("worst ms", point.get("worst_ms"))
     shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
     for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
         shown |= _per_target(name, point[key]) if point.get(key) is not None else {}

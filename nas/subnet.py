@@ -53,6 +53,10 @@ class Subnet(nn.Module):
         blocks_before = itertools.accumulate(int(not key.is_exit) for key, _ in inner)
         self.cuts = [n for n, (key, _) in zip(blocks_before, inner, strict=True) if key.is_exit]
 
+    @property
+    def classes(self) -> int:
+        return self.keys[-1].out_ch
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x)[-1])
 

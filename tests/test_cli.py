@@ -27,7 +27,7 @@ POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accura
 RESULT = {"run": "runs/x", "space": "ghost", "target": "cpu", "front": [POINT],
           "budgets": [{"budget_ms": 0.6, "id": "0123456789ab", "ms": 0.5}]}
 VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets",
-         "compare", "report", "train", "evaluate"]
+         "compare", "report", "train", "evaluate", "exits"]
 Call = Callable[..., tuple[int, str, str]]
 
 

@@ -27,6 +27,7 @@ ROWS = [
     {"picks", "report"},
     {"stages"},
     {"deliver"},
+    {"early"},
     {"search", "baseline", "evaluate"},
     {"api", "compare"},
     {"cli"},

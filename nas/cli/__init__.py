@@ -14,11 +14,11 @@ from typing import NoReturn
 import typer
 
 from nas import launch
-from nas.cli import compare, presets, report, runs, spaces, tables, train
+from nas.cli import compare, exits, presets, report, runs, spaces, tables, train
 from nas.cli.base import app
 from nas.terminal import one_line
 
-__all__ = ["app", "compare", "main", "presets", "report", "runs", "spaces", "tables", "train"]
+__all__ = ["app", "compare", "exits", "main", "presets", "report", "runs", "spaces", "tables", "train"]
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -47,6 +47,10 @@ def search(
     seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
     train_on: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda: where training runs.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,
+    exits: Annotated[str | None, typer.Option(help="Early exits of the picks, trained by boost, cache, cascade, "
+                                              "distill, joint, weighted or ztw; --budget-ms then bounds the mean.")]
+    = None,
+    max_ms: Annotated[float | None, typer.Option("--max-ms", help="No image takes longer, predicted.")] = None,
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Drop branches and layers. Default: yes.")]
     = None,
     init: Annotated[str | None, typer.Option(help="A finished run whose supernet this one starts from.")] = None,
@@ -62,7 +66,7 @@ def search(
     flags = {"space": space, "target": target, "budget_ms": budget_ms, "data": data, "data_dir": data_dir,
              "limit": limit, "size": size, "width": width, "only_op": only_op, "selector": selector, "seed": seed,
              "train_on": train_on, "threads": threads, "prune": prune, "init": init, "sram_kb": sram_kb,
-             "flash_kb": flash_kb}
+             "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms}
 
     def work() -> dict[str, Any]:
         from nas.config import FREE, default_run_dir, resolve, spread

@@ -19,9 +19,9 @@ import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nas.exits import runtime
+from nas.exits.graft import emit_segment
 from nas.exits.net import MultiExit
 from nas.exits.policy import Policy
-from nas.lower.emit import OPSET, emit_many
 from nas.lower.onnx import save
 
 BRANCHED, SEGMENT, RUNTIME = "model.onnx", "segment-{}.onnx", "runtime.py"
@@ -55,7 +55,7 @@ def segments(net: MultiExit, *, in_ch: int, size: int, batch: int | str = "N") -
     for segment in net.segments():
         with torch.no_grad():
             made = segment.eval()(*(torch.zeros(1, *shape) for shape in shapes.values()))
-        models.append(emit_many(segment, shapes, ["logits", "map_out", "state_out"][:len(made)], batch))
+        models.append(emit_segment(segment, shapes, ["logits", "map_out", "state_out"][:len(made)], batch))
         shapes = {name: tuple(y.shape[1:]) for name, y in zip(("map", "state"), made[1:], strict=False)}
     return models
 
@@ -66,7 +66,8 @@ def branched(net: MultiExit, policy: Policy, *, in_ch: int, size: int) -> onnx.M
     ``thresholds`` [exits - 1] is an input with a default, so that it can be changed without another file.
     """
     parts, last = list[_Part](), {"input": "input"}
-    for index, model in enumerate(segments(net, in_ch=in_ch, size=size, batch=1)):
+    models = segments(net, in_ch=in_ch, size=size, batch=1)
+    for index, model in enumerate(models):
         parts.append(_Part(model.graph, index, last))
         last = parts[-1].handed
     level = parts[-1].graph([], [])
@@ -81,7 +82,7 @@ def branched(net: MultiExit, policy: Policy, *, in_ch: int, size: int) -> onnx.M
     level.initializer.append(numpy_helper.from_array(thresholds, "thresholds"))
     level.input.extend([helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, in_ch, size, size]),
                         helper.make_tensor_value_info("thresholds", TensorProto.FLOAT, [len(thresholds)])])
-    return helper.make_model(level, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10, producer_name="nas")
+    return helper.make_model(level, opset_imports=models[0].opset_import, ir_version=10, producer_name="nas")
 
 
 class _Part:
@@ -91,7 +92,7 @@ class _Part:
     """
 
     def __init__(self, segment: GraphProto, index: int, read: dict[str, str]) -> None:
-        self.index, names = index, dict(read)
+        self.index, names = index, {**read, "": ""}
         self.classes = segment.output[0].type.tensor_type.shape.dim[1].dim_value
         results = {value.name for value in segment.output}
         self.nodes, self.weights, made = list[NodeProto](), list[TensorProto](), dict[str, str]()
@@ -102,7 +103,7 @@ class _Part:
                 continue
             own = NodeProto()
             own.CopyFrom(node)
-            own.input[:], own.output[:] = inputs, [f"s{index}_{name}" for name in node.output]
+            own.input[:], own.output[:] = inputs, [name and f"s{index}_{name}" for name in node.output]
             own.name = own.output[0]
             self.nodes.append(own)
         for weight in segment.initializer:

@@ -13,19 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.exits import weighted, ztw  # noqa: F401
-from nas.exits.base import Method, method, methods, register, settings
-from nas.exits.net import Additive
-from nas.subnet import Subnet
+from nas.exits import cascade, weighted, ztw  # noqa: F401
+from nas.exits.base import Frozen, Method, method, methods, register, settings
+from nas.exits.net import Additive, Network
 
-__all__ = ["Boost", "Distill", "Joint", "Method", "method", "methods", "register", "settings"]
+__all__ = ["Boost", "Cache", "Distill", "Joint", "Method", "method", "methods", "register", "settings"]
 
 
 @register("joint")
 class Joint(Method):
     """sum_k w_k CE(f_k, y), w_k = 1 (MSDNet, Huang et al., arXiv 1703.09844); ``weights``: one an exit."""
 
-    def __init__(self, net: Subnet, weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(self, net: Network, weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(net, label_smoothing=label_smoothing)
         self.weights = list(weights) if weights is not None else [1.0] * self.exits
         if len(self.weights) != self.exits or min(self.weights) < 0 or sum(self.weights) == 0:
@@ -45,7 +44,7 @@ class Boost(Method):
     that feeds head i has the factor 1 / (N - i), what goes on to the deeper ones N - i - 1.
     """
 
-    def __init__(self, net: Subnet, t: float = 0.5, rescale: bool = True, label_smoothing: float = 0.0) -> None:
+    def __init__(self, net: Network, t: float = 0.5, rescale: bool = True, label_smoothing: float = 0.0) -> None:
         super().__init__(net, Additive(t), label_smoothing)
         if not 0 <= t <= 1:
             raise ValueError(f"t {t:g}: a factor from 0 to 1")
@@ -72,6 +71,30 @@ class Boost(Method):
         return _GradientScale.apply(x, factor) if self.rescale else x
 
 
+@register("cache")
+class Cache(Frozen):
+    """sum_k T^2 KL(q_C || q_k) of softened answers: exits learn to say what the network itself says, without labels.
+
+    Self-distillation of the layer-caching system (Abedi et al., arXiv 2209.08625), whose exits are there for a network
+    that is deployed already; it says neither loss nor temperature, and these are Hinton's (arXiv 1503.02531).
+    """
+
+    labels = False
+
+    def __init__(self, net: Network, temperature: float = 2.0, label_smoothing: float = 0.0) -> None:
+        super().__init__(net, label_smoothing=label_smoothing)
+        if temperature <= 0:
+            raise ValueError("temperature is above 0")
+        self.temperature = temperature
+
+    def loss(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        *exits, head = self(images)
+        taught = F.log_softmax(head.detach() / self.temperature, 1)
+        each = [F.kl_div(F.log_softmax(own / self.temperature, 1), taught, reduction="batchmean", log_target=True)
+                for own in exits]
+        return self.temperature**2 * torch.stack(each).sum()
+
+
 class _GradientScale(torch.autograd.Function):
     """The identity whose gradient is ``factor`` times what comes in."""
 
@@ -96,7 +119,7 @@ class Distill(Method):
     the hint, where the code leaves one out.
     """
 
-    def __init__(self, net: Subnet, alpha: float = 0.3, temperature: float = 3.0, hint: float = 0.03,
+    def __init__(self, net: Network, alpha: float = 0.3, temperature: float = 3.0, hint: float = 0.03,
                  label_smoothing: float = 0.0) -> None:
         super().__init__(net, label_smoothing=label_smoothing)
         if not 0 <= alpha <= 1 or temperature <= 0 or hint < 0:

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
+
 from torch import Tensor, nn
 
-from nas.subnet import Subnet
+
+class Network(Protocol):
+    """What exits stand on: a ``nas.subnet.Subnet`` with exits, or a ``nas.exits.graft.Grafted`` network."""
+
+    exits: nn.ModuleList
+
+    @property
+    def classes(self) -> int:
+        """Logits of each head."""
+
+    def stages(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        """The network cut at its exits: what runs up to each exit, and its head; last the rest and the head."""
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """[N, classes] of every exit in order, and of the head."""
 
 
 class Combine(nn.Module):
@@ -13,6 +31,10 @@ class Combine(nn.Module):
     ``state`` is all that is handed from exit to exit, so that the network can be cut at any of them: [N, width(index)]
     into exit ``index``, None into the first and where the width is 0.
     """
+
+    def kept(self, exits: Sequence[int]) -> Combine | None:
+        """The same for a network with only these of its exits; None where it was not learned for them."""
+        return self
 
     def forward(self, index: int, logits: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits [N, classes] of exit ``index`` -> its prediction [N, classes] (logits again) and the next state."""
@@ -58,19 +80,52 @@ class Segment(nn.Module):
         return (prediction, x) if state is None else (prediction, x, state)
 
 
+def logits_of(stages: Sequence[tuple[nn.Module, nn.Module]], x: Tensor) -> list[Tensor]:
+    """[N, classes] of every head in order."""
+    found = []
+    for trunk, head in stages:
+        x = trunk(x)
+        found.append(head(x))
+    return found
+
+
+def combined(combine: Combine, logits: Sequence[Tensor]) -> list[Tensor]:
+    """Predictions [N, classes] of what each exit says alone."""
+    predictions, state = [], None
+    for index, own in enumerate(logits):
+        prediction, state = combine(index, own, state)
+        predictions.append(prediction)
+    return predictions
+
+
+class Kept(nn.Module):
+    """A network with only these of its exits, in order; the modules are the network's own."""
+
+    def __init__(self, net: Network, exits: Sequence[int]) -> None:
+        super().__init__()
+        stages = net.stages()
+        heads = [stages[index][1] for index in exits]
+        self.exits, self.head, self.classes = nn.ModuleList(heads), stages[-1][1], net.classes
+        bounds = [0, *(index + 1 for index in exits), len(stages)]
+        self.trunks = nn.ModuleList(nn.Sequential(*(trunk for trunk, _ in stages[start:stop]))
+                                    for start, stop in itertools.pairwise(bounds))
+
+    def stages(self) -> list[tuple[nn.Module, nn.Module]]:
+        return list(zip(self.trunks, [*self.exits, self.head], strict=True))
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        return logits_of(self.stages(), x)
+
+
 class MultiExit(nn.Module):
     """[N, in_ch, S, S] -> predictions [N, classes] of every exit in order, the head's last."""
 
-    def __init__(self, net: Subnet, combine: Combine | None = None) -> None:
+    def __init__(self, net: Network, combine: Combine | None = None) -> None:
         super().__init__()
         self.net, self.combine = net, combine or Combine()
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        predictions, state = [], None
-        for index, logits in enumerate(self.net.logits(x)):
-            prediction, state = self.combine(index, logits, state)
-            predictions.append(prediction)
-        return predictions
+        return combined(self.combine, self.net.logits(x))
 
     def segments(self) -> list[Segment]:
         stages = self.net.stages()

@@ -48,6 +48,16 @@ class Policy:
     point: Point
     points: tuple[Point, ...] = ()
 
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Policy:
+        """The inverse of ``to_json``."""
+        def point(one: dict[str, Any]) -> Point:
+            return Point(tuple(map(float, one["thresholds"])), tuple(one["shares"]), one["mean_ms"], one["worst_ms"],
+                         one["accuracy"])
+
+        return Policy(value["kind"], tuple(value["temperatures"]), tuple(value["prefix_ms"]), value["n"],
+                      point(value["point"]), tuple(map(point, value["points"])))
+
     def to_json(self) -> dict[str, Any]:
         """Infinite thresholds as texts, which JSON has."""
         value = asdict(self)
@@ -101,6 +111,19 @@ def geometric(confidence: Array, r: float) -> Array:
 def curve(calibration: tuple[Array, Array], test: tuple[Array, Array], prefix_ms: Array) -> list[Point]:
     """(confidence, right) twice -> accuracy over mean latency on the second, thresholds from the first: r = p / 20."""
     return [outcome(*test, geometric(calibration[0], p / 20), prefix_ms) for p in range(1, POINTS + 1)]
+
+
+def area(points: Sequence[Point], low_ms: float, high_ms: float) -> float:
+    """Mean accuracy over mean latencies from ``low_ms`` to ``high_ms``: at each, that of the best point within it.
+
+    Where no point is, that is 0.
+    """
+    within = sorted(p for p in ((point.mean_ms, point.accuracy) for point in points) if p[0] <= high_ms)
+    total, best, at = 0.0, 0.0, low_ms
+    for ms, accuracy in within:
+        total += best * max(0.0, ms - at)
+        at, best = max(at, ms), max(best, accuracy)
+    return (total + best * (high_ms - at)) / (high_ms - low_ms)
 
 
 def anytime(prefix_ms: Array, deadline_ms: float) -> Array:

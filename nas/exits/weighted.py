@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from nas.exits.base import Method, register
+from nas.exits.net import Network
 from nas.exits.policy import geometric_shares
-from nas.subnet import Subnet
 
 
 @register("weighted")
@@ -26,7 +26,7 @@ class Weighted(Method):
 
     calls: Tensor
 
-    def __init__(self, net: Subnet, strength: float = 0.8, interval: int = 1, r: float = 0.75, hidden: int = 500,
+    def __init__(self, net: Network, strength: float = 0.8, interval: int = 1, r: float = 0.75, hidden: int = 500,
                  inner_lr: float = 0.1, label_smoothing: float = 0.0) -> None:
         super().__init__(net, label_smoothing=label_smoothing)
         if not 0 <= strength < 1 or interval < 1 or r <= 0 or hidden < 1 or inner_lr <= 0:

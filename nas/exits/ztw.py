@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.exits.base import Method, register
-from nas.exits.net import Combine
-from nas.subnet import Subnet
+from nas.exits.base import Frozen, register
+from nas.exits.net import Combine, Network
 
 
 class Cascade(Combine):
@@ -48,35 +49,35 @@ class Cascade(Combine):
             total = state[:, j * self.classes:(j + 1) * self.classes] * share + total
         return total
 
+    def kept(self, exits: Sequence[int]) -> Cascade | None:
+        """The first exits do not know of those behind them; every other one has weights for all below."""
+        if list(exits) != list(range(len(exits))):
+            return None
+        first = Cascade(len(exits) + 1, self.classes)
+        first.load_state_dict({name: self.state_dict()[name] for name in first.state_dict()})
+        return first.train(self.training)
+
     def width(self, index: int, classes: int) -> int:
         return classes * index if index < self.exits - 1 else 0
 
 
 @register("ztw")
-class ZeroTimeWaste(Method):
+class ZeroTimeWaste(Frozen):
     """The network is frozen; first the cascaded heads learn, sum_k CE(p_k, y), then the ensemble on top of them.
 
     ``ensemble`` is the share of the training that is left to the ensemble (in the paper a schedule of its own on stored
     log-probabilities). Heads are those of the network, not the paper's.
     """
 
-    frozen = True
-
-    def __init__(self, net: Subnet, ensemble: float = 0.2, label_smoothing: float = 0.0) -> None:
+    def __init__(self, net: Network, ensemble: float = 0.2, label_smoothing: float = 0.0) -> None:
         if not 0 < ensemble < 1:
             raise ValueError(f"ensemble {ensemble:g}: a share of the training between 0 and 1")
-        combine = Cascade(len(net.exits) + 1, net.keys[-1].out_ch)
+        combine = Cascade(len(net.exits) + 1, net.classes)
         super().__init__(net, combine, label_smoothing)
         self.cascade, self.share = combine, ensemble
-        for part in self._kept():
-            part.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> ZeroTimeWaste:
-        """The frozen part stays in eval mode: its batch norms are not to move."""
-        super().train(mode)
-        for part in self._kept():
-            part.eval()
-        return self
+    def phases(self) -> int:
+        return 2
 
     def loss(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
         heads, losses, state = progress < 1 - self.share, [], None
@@ -85,7 +86,3 @@ class ZeroTimeWaste(Method):
             state = log_p if state is None else torch.cat([state, log_p], 1)
             losses.append(self.hard(log_p if heads else self.cascade.ensemble(index, state.detach()), labels))
         return torch.stack(losses).sum()
-
-    def _kept(self) -> list[nn.Module]:
-        net = self.net.net
-        return [net.stem, net.blocks, net.head]

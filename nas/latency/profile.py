@@ -14,7 +14,7 @@ import random
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from nas.latency.context import Context
 from nas.latency.devices import opened
 from nas.latency.fresh import fresh
 from nas.latency.table import HEADS, OWN, LatencyTable, Row, axis
-from nas.latency.timing import Device, Run, Steady, interleaved
+from nas.latency.timing import Device, Run, Steady, Timing, interleaved
 from nas.ops.own import hashes
 from nas.plan import Layout, OpKey, candidates, macs, plan
 from nas.subnet import Subnet
@@ -93,16 +93,24 @@ def check(prepare: Callable[[], Run], layout: Layout, table: LatencyTable, devic
     The table's yardstick runs beside it, and ``drift`` is how much slower that is now; None, and the milliseconds as
     they are, for a layout that the table has no yardstick of.
     """
-    rng = random.Random(0)
+    ms, drift = check_all(lambda: {"": prepare()}, 1, layout, table, device)
+    return ms[""], drift
+
+
+def check_all(prepare: Callable[[], Mapping[str, Run]], count: int, layout: Layout, table: LatencyTable,
+              device: Device) -> tuple[dict[str, float], float | None]:
+    """The same of ``count`` networks in the same rounds."""
+    rng, seconds = random.Random(0), CHECKED_S * count
     with one_torch_thread():
         if "network_ms" not in _known(layout, table):
-            def alone() -> float:
-                return interleaved({"": prepare()}, seconds=CHECKED_S, rng=rng, max_rounds=CHECKED_ROUNDS,
-                                   warm=WARM_NETWORK)[""].ms
+            def alone() -> dict[str, Timing]:
+                return interleaved(prepare(), seconds=seconds, rng=rng, max_rounds=CHECKED_ROUNDS, warm=WARM_NETWORK)
 
-            return fresh(alone) if device.fresh else alone(), None
-        whole = _whole(layout, table, device, rng)
-        return whole.time(lambda: {"": prepare()}, CHECKED_S, CHECKED_ROUNDS, warm=WARM_NETWORK)[""].ms, whole.drift
+            timings, drift = fresh(alone) if device.fresh else alone(), None
+        else:
+            whole = _whole(layout, table, device, rng)
+            timings, drift = whole.time(prepare, seconds, CHECKED_ROUNDS, warm=WARM_NETWORK), whole.drift
+    return {name: timing.ms for name, timing in timings.items()}, drift
 
 
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:

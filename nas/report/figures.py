@@ -19,6 +19,8 @@ def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
         axes = figure.add_subplot(1, len(targets), number + 1)
         _points(axes, front["dominated"], target, "picks dominated on the selection split", "o", "0.7", "none")
         _points(axes, front["front"], target, "front", "o", "tab:blue", "tab:blue")
+        early = [card for card in (*front["front"], *front["dominated"]) if card.get("exits")]
+        _points(axes, early, target, "with early exits: mean latency", "D", "tab:green", "none")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")

@@ -23,8 +23,11 @@ class ExitTraining(FineTuning):
     def __init__(self, name: str, method: Method, data: Data, recipe: Recipe, seed: int, device: torch.device) -> None:
         super().__init__(name, method, None, data, recipe, seed, device)
 
+    def cycle(self, progress: float) -> float:
+        return self.model.cycle(progress)
+
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.model.loss(images, labels, self.done / self.recipe.epochs)
+        loss = self.model.loss(images, labels, self.progress)
         return loss, {"loss": loss}
 
 

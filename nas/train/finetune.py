@@ -70,12 +70,16 @@ class FineTuning:
         with loop.drawing_from(self.trained, loop.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
                 self.progress = (self.done + i / steps) / recipe.epochs
-                loop.set_lr(self.optimizer, loop.one_cycle(self.progress, recipe.lr))
+                loop.set_lr(self.optimizer, loop.one_cycle(self.cycle(self.progress), recipe.lr))
                 batch = images.to(self.device), labels.to(self.device)
                 total += self.stepper.step(self._loss, batch, self.trained, self.optimizer)["loss"]
                 on_step(i + 1, steps)
         self.done += 1
         return {"epoch": self.done - 1, "loss": round(total / steps, 6)}
+
+    def cycle(self, progress: float) -> float:
+        """How far the learning rate is in its cycle."""
+        return progress
 
     def state(self) -> dict[str, Any]:
         beside = {"distiller": self.distiller.state_dict()} if self.distiller and self.trained is not self.model else {}

@@ -151,12 +151,16 @@ def evaluate_shifted(model: Callable[[Tensor], Tensor], split: Split, data: Data
 
     Figures are means over the views, ``n`` and the standard error those of the split.
     """
-    judged = [evaluate(model, split, data, device)]
-    for view in range(1, -(-images // len(split))):
-        shifted = augmented(split.images, augment, generator(seed, "view", view))
-        judged.append(evaluate(model, Split(shifted, split.labels), data, device))
+    judged = [evaluate(model, view, data, device) for view in views(split, augment, seed, images)]
     right = sum(one.right for one in judged) / len(judged)
     return Judged(sum(one.loss for one in judged) / len(judged), right, len(split))
+
+
+def views(split: Split, augment: str, seed: int, images: int = 1000) -> Iterator[Split]:
+    """The split and, where it is of fewer than ``images``, so many times the same at other shifts."""
+    yield split
+    for view in range(1, -(-images // len(split))):
+        yield Split(augmented(split.images, augment, generator(seed, "view", view)), split.labels)
 
 
 def part_of(split: Split, count: int, *names: object) -> Split:

@@ -130,6 +130,20 @@ def test_the_teacher_is_not_taught() -> None:
     assert all(p.grad is not None for p in net.exits.parameters())
 
 
+def test_exits_learn_what_the_network_says_and_nothing_of_labels() -> None:
+    cache, x = method("cache", network(), temperature=2.0).train(), images(6)
+    with torch.no_grad():
+        z = network().logits(x)  # the backbone of a frozen method is in eval mode; its heads have no batch norm here
+        p = (z[2] / 2).softmax(1)
+    cache.eval()
+    expected = sum(4 * (p * (p / (z[i] / 2).softmax(1)).log()).sum(1).mean() for i in (0, 1))
+    assert torch.allclose(cache.loss(x, LABELS, 0.0), torch.as_tensor(expected), atol=1e-5)
+    assert torch.equal(cache.loss(x, LABELS, 0.0), cache.loss(x, LABELS * 0, 0.0))
+    cache.loss(x, LABELS, 0.0).backward()  # type: ignore[no-untyped-call]
+    learned = {name.split(".")[2] for name, p in cache.named_parameters() if p.grad is not None}
+    assert learned == {"exits"}
+
+
 @pytest.mark.parametrize("name", methods())
 def test_every_method_predicts_as_its_segments_do_and_has_a_loss(name: str) -> None:
     trained, x = method(name, network(), label_smoothing=0.1).eval(), images(3)
@@ -155,6 +169,7 @@ def test_every_method_predicts_as_its_segments_do_and_has_a_loss(name: str) -> N
 def test_settings_are_the_papers(name: str) -> None:
     papers = {"boost": {"t": 0.5, "rescale": True}, "joint": {"weights": None},
               "distill": {"alpha": 0.3, "temperature": 3.0, "hint": 0.03}, "ztw": {"ensemble": 0.2},
+              "cascade": {"hidden": 16}, "cache": {"temperature": 2.0},
               "weighted": {"strength": 0.8, "interval": 1, "r": 0.75, "hidden": 500, "inner_lr": 0.1}}
     assert settings(name) == {**papers[name], "label_smoothing": 0.0}
 
@@ -163,7 +178,8 @@ def test_settings_are_the_papers(name: str) -> None:
     ("bost", {}, "unknown training 'bost'; did you mean 'boost'"), ("boost", {"tt": 1}, "unknown setting 'tt'"),
     ("boost", {"t": 2.0}, "boost: t 2: a factor from 0 to 1"), ("joint", {"weights": [1.0]}, "3 are needed"),
     ("distill", {"alpha": 2.0}, "alpha is a share"), ("ztw", {"ensemble": 1.0}, "ensemble 1: a share"),
-    ("weighted", {"interval": 0}, "interval and hidden from 1"),
+    ("weighted", {"interval": 0}, "interval and hidden from 1"), ("cascade", {"hidden": 0}, "hidden is from 1"),
+    ("cache", {"temperature": 0.0}, "temperature is above 0"),
 ])
 def test_what_cannot_be_trained(name: str, values: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=expected):

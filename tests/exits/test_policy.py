@@ -61,6 +61,16 @@ def test_the_curve_takes_thresholds_from_one_split_and_figures_from_the_other() 
         assert point == outcome(shifted, RIGHT, geometric(SURE, p / 20), MS)
 
 
+def test_the_area_under_a_curve_by_hand() -> None:
+    def at(ms: float, accuracy: float) -> policy.Point:
+        return policy.Point((), (), ms, ms, accuracy)
+
+    # 0.5 from 1 to 2 ms, 0.8 from 2 to 5 (the point at 3 is no better), nothing of the one beyond
+    points = [at(3, 0.7), at(1, 0.5), at(2, 0.8), at(6, 1.0)]
+    assert policy.area(points, 1, 5) == pytest.approx((0.5 * 1 + 0.8 * 3) / 4)
+    assert policy.area([at(3, 0.6)], 1, 5) == pytest.approx(0.3) and policy.area([], 1, 5) == 0
+
+
 def test_a_budget_by_hand() -> None:
     # the first four at exit 1, then 5, 6 and 7 (0.85 and above) at exit 2, three to the head: 0.4 + 0.6 + 1.2 = 2.2 ms
     best = by_search(SURE, RIGHT, MS, 2.2)

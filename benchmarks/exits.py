@@ -1,0 +1,171 @@
+"""Networks with early exits as they are served: latency, agreement and thresholds, on the test images of a run.
+
+    python benchmarks/exits.py RUN [--data-dir DIR] [--images 2000] [--seconds 20]
+
+RUN is a search with exits (`nas search --exits boost ...`). Of each of its networks with exits it prints
+
+(a) the mean latency measured on the exported file, image after image in random order as they would come, beside the
+    predicted one and the network without exits, with both accuracies;
+(b) whether the file with If, the segments and PyTorch agree: exit and class of every image, logits;
+(c) what the late path of the file with If takes beyond the same network with all heads as one plain graph;
+(d) the mean latency realised on the test images with thresholds for five budgets from the selection split, by MSDNet's
+    rule, which spends a budget (the search leaves over what buys no accuracy).
+
+One thread, its own CPU time. A figure of (a) is the mean over images of the 20th percentile of each image's passes; the
+compared files take turns, image by image. "again" is the same file once more: the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.config import Config
+from nas.early.picks import rebuilt
+from nas.early.serve import Trained
+from nas.exits import Runtime, policy
+from nas.exits.net import MultiExit
+from nas.exits.policy import Policy
+from nas.exits.runtime import confidences
+from nas.latency.devices.onnxruntime import session
+from nas.lower.emit import emit_many
+from nas.run import Run
+from nas.scene import recorded_scene
+from nas.show import targets_of
+from nas.train.data import normalise
+
+LOW = 20  # percentile of an image's passes
+BUDGETS = 5
+
+
+class AllHeads(torch.nn.Module):
+    """The same network without branches: every prediction as an output."""
+
+    def __init__(self, net: MultiExit) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.net(x))
+
+
+def passes(calls: dict[str, Any], images: np.ndarray, seconds: float, rng: random.Random) -> dict[str, np.ndarray]:
+    """Milliseconds [n] of each image in each file: a low percentile of as many passes as fit, at least three."""
+    found: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for call in calls.values():
+        for image in images[:50]:
+            call(image[None])
+    end = time.monotonic() + seconds
+    while len(next(iter(found.values()))) < 3 or time.monotonic() < end:
+        for name in calls:
+            found[name].append([0.0] * len(images))
+        for index in rng.sample(range(len(images)), len(images)):
+            for name in rng.sample(list(calls), len(calls)):
+                start = time.thread_time_ns()
+                calls[name](images[index][None])
+                found[name][-1][index] = (time.thread_time_ns() - start) / 1e6
+    return {name: np.percentile(ms, LOW, axis=0) for name, ms in found.items()}
+
+
+def branched(path: Path, thresholds: list[float] | None = None) -> Any:
+    run = Runtime(path)
+    if thresholds is not None:
+        run.thresholds = thresholds
+    own, at = run.sessions[0], np.array(run.thresholds[:-1], np.float32)
+    return lambda image: own.run(["output", "exit"], {"input": image, "thresholds": at})
+
+
+def plain(model: Path | bytes) -> Any:
+    own = session(model)
+    return lambda image: own.run(None, {"input": image})
+
+
+def report(scene: Any, card: dict[str, Any], options: argparse.Namespace) -> None:
+    run, data, rng = scene.run, scene.data, random.Random(0)
+    folder = run.file(card["onnx"]).parent
+    method, full = rebuilt(scene, card, "")
+    kept = [full.exits.index(slot) for slot in card["exits"]]
+    trained = Trained.of(method, data, torch.device("cpu"), "max-softmax")
+    net = trained.network(kept)
+    made = Policy.from_json(run.read_json(f"{Path(card['onnx']).parent}/thresholds.json"))
+    count = min(options.images, len(data.test))
+    chosen = rng.sample(range(len(data.test)), count)
+    images = normalise(data.test.images[chosen], data).contiguous().numpy()
+    labels = data.test.labels[chosen].numpy()
+    print(f"\n{card['id']} ({card['method']}, exits behind slots {card['exits']}), {count} test images")
+
+    with torch.inference_mode():
+        parts = [torch.stack(net(part)) for part in torch.from_numpy(images).split(256)]
+    expected = torch.cat(parts, 1).numpy()
+    sure = confidences(made.kind, expected, np.array(made.temperatures))
+    at = policy.leaving(sure, made.point.thresholds)
+    logits = expected[at, np.arange(count)]
+    for name, path in (("If file", folder / "model.onnx"), ("segments", folder)):
+        answer = Runtime(path)(images)
+        print(f"(b) {name}: {int((answer.exits != at).sum())} other exits, "
+              f"{int((answer.classes != logits.argmax(1)).sum())} other classes, logits within "
+              f"{np.abs(answer.logits - logits).max():.1e}")
+
+    with tempfile.TemporaryDirectory() as temporary:
+        names = [f"logits_{index}" for index in range(len(kept) + 1)]
+        graph = emit_many(AllHeads(net), {"input": (data.in_ch, data.size, data.size)}, names, 1)
+        whole = Path(temporary) / "all.onnx"
+        whole.write_bytes(graph.SerializeToString())
+        never = [np.inf] * len(kept)
+        calls = {"with exits": branched(folder / "model.onnx"), "with exits again": branched(folder / "model.onnx"),
+                 "without": plain(run.file(f"archs/{card['of']}/model.onnx")), "all heads": plain(whole),
+                 "all heads again": plain(whole), "late": branched(folder / "model.onnx", never)}
+        ms = {name: float(own.mean()) for name, own in passes(calls, images, options.seconds, rng).items()}
+    shares = np.bincount(at, minlength=len(kept) + 1) / count
+    predicted = float(shares @ np.array(made.prefix_ms))
+    own = next(c for c in (*options.front["front"], *options.front["dominated"]) if c["id"] == card["of"])
+    right = float((logits.argmax(1) == labels).mean())
+    print(f"(a) mean {ms['with exits']:.4f} ms measured (again {ms['with exits again']:.4f}), {predicted:.4f} "
+          f"predicted ({100 * (predicted / ms['with exits'] - 1):+.1f} %); without exits {ms['without']:.4f} ms: "
+          f"{100 * (1 - ms['with exits'] / ms['without']):.1f} % less; accuracy {100 * right:.2f} % with on these, "
+          f"{100 * card['accuracy']:.2f} % with and {100 * own['accuracy']:.2f} % without on all test images; shares "
+          f"{', '.join(f'{share:.3f}' for share in shares)}")
+    print(f"(c) late path {ms['late']:.4f} ms, all heads as one graph {ms['all heads']:.4f} (again "
+          f"{ms['all heads again']:.4f}): {100 * (ms['late'] / ms['all heads'] - 1):+.1f} %")
+
+    prefix = np.array(made.prefix_ms)
+    select, test = trained.select, trained.test
+    for share in np.linspace(0.15, 0.85, BUDGETS):
+        budget = float(prefix[0] + share * (prefix[-1] - prefix[0]))
+        predictions, held_out = select.predictions(kept), test.predictions(kept)
+        assert predictions is not None and held_out is not None
+        set_on = policy.calibrate(predictions, select.labels, prefix, budget, kind=made.kind, rule="geometric",
+                                  points=2)
+        point = policy.outcome(confidences(made.kind, held_out, np.array(set_on.temperatures)),
+                               held_out.argmax(-1) == test.labels, set_on.point.thresholds, prefix)
+        print(f"(d) budget {budget:.4f} ms: {set_on.point.mean_ms:.4f} on {len(select.labels)} selection images, "
+              f"{point.mean_ms:.4f} on {len(test.labels)} test images ({100 * (point.mean_ms / budget - 1):+.1f} %), "
+              f"accuracy {100 * point.accuracy:.2f} %")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of timing, a network")
+    options = parser.parse_args()
+    run = Run.existing(options.run)
+    config = Config.from_json(run.config | {"data_dir": options.data_dir or run.config["data_dir"]}, str(run.path))
+    options.front = run.read_json("front.json")
+    torch.set_num_threads(1)
+    scene = recorded_scene(config, run, targets_of(options.front), images=True)
+    for card in [*options.front["front"], *options.front["dominated"]]:
+        if card["exits"]:
+            report(scene, card, options)
+
+
+if __name__ == "__main__":
+    main()

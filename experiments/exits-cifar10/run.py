@@ -1,0 +1,162 @@
+"""The methods of exit training on one network at equal epochs: accuracy of every head, budgeted batch, time.
+
+    python experiments/exits-cifar10/run.py --data cifar10 --data-dir DIR
+
+Each part, a method and a seed, appends its line to ``results.jsonl``; the same command skips what stands there and goes
+on inside a part (checkpoints in ``--work``). ``plain`` is the network without exits; ``ztw`` and ``cache`` leave it as
+it is and train heads on it for as many epochs again. ``--table`` prints what stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import random
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas import checkpoint, genome
+from nas.early.train import train
+from nas.errors import UserError
+from nas.exits import policy
+from nas.exits.methods import methods
+from nas.exits.runtime import confidences
+from nas.plan import Layout, Task, layout, macs, plan, prefixes
+from nas.progress import Progress
+from nas.results import keep, standing
+from nas.run import Run
+from nas.space import Space
+from nas.subnet import Subnet, build
+from nas.train import loop
+from nas.train.data import Data, load
+from nas.train.exits import record
+from nas.train.finetune import FineTuning, Recipe
+
+HERE = Path(__file__).resolve().parent
+CPU = torch.device("cpu")
+PLAIN = "plain"
+
+
+class Bench:
+    """The images, the network and the recipe that all methods share."""
+
+    def __init__(self, options: argparse.Namespace, settings: dict[str, Any]) -> None:
+        self.settings, self.work = settings, options.work
+        self.data: Data = load(options.data, data_dir=options.data_dir, size=None, seed=0, limit=options.limit)
+        task = Task(self.data.size, self.data.in_ch, len(self.data.classes))
+        self.at: Layout = layout(Space.load(options.space).scaled(options.width), task, exits=True)
+        drawn = genome.sample(self.at, random.Random(options.arch_seed))
+        self.arch = replace(drawn, exits=tuple(exit_.slot for exit_ in self.at.exits))
+        self.recipe = Recipe(options.epochs, options.batch, options.lr, options.weight_decay, 0.0, self.data.augment,
+                             distill_weight=0.0)
+        self.mmacs = np.array([sum(map(macs, prefix)) for prefix in prefixes(plan(self.at, self.arch))]) / 1e6
+
+    def part(self, method: str, seed: int, progress: Progress) -> dict[str, Any]:
+        """Trains and judges; returns the line."""
+        with loop.seeded("exits-cifar10", seed):
+            net = build(self.at, self.arch)
+        name, place = f"{method}-{seed}", f"{method}-{seed}/"
+        work = Run(self.work)
+        if method == PLAIN or method in methods(frozen=True):
+            self.plain(net, seed, work, progress)
+        if method == PLAIN:
+            judged = loop.evaluate(net, self.data.test, self.data, CPU)
+            return {"accuracy": [judged.accuracy], "se": judged.accuracy_se, "seconds": seconds_of(work, name)}
+        made = train(name, net, self.data, self.recipe, work, place, seed, CPU, progress, method=method)
+        select, test = (record(made, split, self.data, CPU) for split in (self.data.select, self.data.test))
+        divisors = policy.temperatures(select.logits, select.labels)
+        sure = [confidences("max-softmax", one.logits, divisors) for one in (select, test)]
+        points = policy.curve((sure[0], select.right), (sure[1], test.right), self.mmacs)
+        return {"accuracy": test.right.mean(1).tolist(), "seconds": seconds_of(work, name),
+                "se": float(np.sqrt(0.25 / len(test.labels))),  # at most
+                "area": policy.area(points, float(self.mmacs[0]), float(self.mmacs[-1])),
+                "curve": [[round(p.mean_ms, 4), round(p.accuracy, 5)] for p in points]}
+
+    def plain(self, net: Subnet, seed: int, work: Run, progress: Progress) -> None:
+        """The network without its exits, trained once a seed and kept; begun anew where it was stopped."""
+        name = f"{PLAIN}-{seed}"
+        if work.has(f"{name}.pt"):
+            net.load_state_dict(checkpoint.load(work, f"{name}.pt")["net"])
+            net.eval()
+            return
+        net.exits.requires_grad_(False)
+        tuning, began = FineTuning(name, net, None, self.data, self.recipe, seed, CPU), time.perf_counter()
+        with progress.task(name, self.recipe.epochs) as task:
+            while not tuning.finished:
+                task.advance(1, loss=tuning.epoch()["loss"])
+        net.requires_grad_(True)
+        loop.recalibrate(net, loop.calibration_images(self.data, 2000, 128, CPU, seed))
+        work.log("exits", id=name, seconds=time.perf_counter() - began)
+        checkpoint.save(work, f"{name}.pt", {"done": tuning.done, "net": net.state_dict()})
+
+
+def seconds_of(work: Run, name: str) -> float:
+    """Of training, over all calls."""
+    return round(sum(float(event["seconds"]) for event in work.events("exits") if event["id"] == name), 1)
+
+
+def table(lines: list[dict[str, Any]]) -> None:
+    """Means over the seeds, and the range where there are several."""
+    for method in dict.fromkeys(line["method"] for line in lines):
+        own = [line for line in lines if line["method"] == method]
+        heads = np.array([line["accuracy"] for line in own])
+        areas = [line["area"] for line in own if "area" in line]
+        shown = " ".join(f"{100 * mean:.2f} ({100 * low:.2f}-{100 * high:.2f})" for mean, low, high in
+                         zip(heads.mean(0), heads.min(0), heads.max(0), strict=True))
+        area = f"area {100 * np.mean(areas):.2f} ({100 * min(areas):.2f}-{100 * max(areas):.2f})" if areas else ""
+        print(f"{method:9} n={len(own)}  {shown}  {area}  {np.mean([line['seconds'] for line in own]):.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", default=",".join((PLAIN, *methods())), help="comma-separated")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--space", default="ghost")
+    parser.add_argument("--width", type=float, default=0.5)
+    parser.add_argument("--arch-seed", type=int, default=0)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=0.003)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--work", type=Path, default=Path("runs/exits-cifar10"))
+    parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    settings = {key: getattr(options, key) for key in ("space", "width", "arch_seed", "data", "limit", "epochs",
+                                                       "batch", "lr", "weight_decay")}
+    try:
+        run(options, settings)
+    except UserError as error:
+        sys.exit(f"run.py: {error}")
+
+
+def run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    lines = standing(options.out, settings)
+    asked = options.methods.split(",")
+    if unknown := [name for name in asked if name not in (PLAIN, *methods())]:
+        raise UserError(f"--methods {unknown[0]}: known are {', '.join((PLAIN, *methods()))}")
+    if not options.table:
+        bench, done = Bench(options, settings), {(line["method"], line["seed"]) for line in lines}
+        for seed in range(options.seeds):
+            for name in asked:
+                if (name, seed) not in done:
+                    torch.set_num_threads(1)
+                    lines.append({"method": name, "seed": seed, **bench.part(name, seed, Progress()),
+                                  "mmacs": bench.mmacs.round(4).tolist(), "arch": bench.arch.to_json(),
+                                  "settings": settings, "where": {"torch": torch.__version__, "threads": 1,
+                                                                  "python": platform.python_version()}})
+                    keep(options.out, lines)
+    table(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Early exits for a network that is trained already."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.base import Json, Size, app
+from nas.errors import UserError
+from nas.terminal import print_result
+
+
+@app.command()
+def exits(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, an ONNX file, or a torchvision model's name.")],
+    arch: Annotated[str | None, typer.Option(help="Of a run: the id of the pick.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Of a torchvision model: its trained weights.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Any images, without labels: exits learn what the network says.")]
+    = None,
+    data: Annotated[str | None, typer.Option(help="Labelled ones: digits, cifar10, or a folder; default: the run's.")]
+    = None,
+    data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many images.")] = None,
+    size: Size = None,
+    target: Annotated[str | None, typer.Option(help="Device: the run's, or of this machine (cpu).")] = None,
+    method: Annotated[str, typer.Option(help="cache (self-distillation, no labels) or ztw.")] = "cache",
+    confidence: Annotated[str, typer.Option(help="max-softmax, entropy or patience.")] = "max-softmax",
+    lose: Annotated[float, typer.Option(help="Points of accuracy (%) that speed may cost.")] = 0.5,
+    budget_ms: Annotated[float | None, typer.Option(help="Mean latency, in place of --lose.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="No image takes longer.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of the heads; default: 20,000 images.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    train_on: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run, or MODEL-exits.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Add early exits to a trained network. Only their heads learn, also from images without labels."""
+
+    def work() -> dict[str, Any]:
+        from nas.early import models
+        from nas.early.add import add
+        from nas.early.serve import Wishes, checked
+        from nas.exits.runtime import CONFIDENCES
+        from nas.progress import Progress
+        from nas.run import Run
+
+        for value, what in ((budget_ms, "--budget-ms"), (max_ms, "--max-ms")):
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"{what}: {value:g} is not a number of milliseconds above 0")
+        if confidence not in CONFIDENCES:
+            raise UserError(f"--confidence {confidence}: known are {', '.join(CONFIDENCES)}")
+        if images is not None and data is not None:
+            raise UserError("--images and --data: give one of the two")
+        wishes = checked(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
+        progress = Progress()
+        settings = {"model": model, "arch": arch, "images": str(images) if images else None, "data": data,
+                    "limit": limit, "size": size, "target": target, "method": method, "confidence": confidence,
+                    "lose": lose, "budget_ms": budget_ms, "max_ms": max_ms, "epochs": epochs, "seed": seed,
+                    "sha256": _digest(Path(model)), "weights": _digest(weights)}
+        if Path(model).is_dir():
+            if data is not None or size is not None or weights is not None:
+                raise UserError("--data, --size and --weights: a run has its own; --images takes other images")
+            one = models.pick(Run.existing(model), arch, target, images is None, progress, data_dir)
+            place = out or Path(model) / "exits" / f"{one.name}-{method}"
+        else:
+            if arch is not None:
+                raise UserError(f"--arch {arch}: is of a run, and {model} is none")
+            one = models.file(model, weights, size, target, lambda side: _images(data, data_dir, side, seed, limit),
+                              seed)
+            place = out or Path(f"{Path(model).stem}-exits")
+        here = Run.open(place, settings)
+        with here.lock():
+            return add(one, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,
+                       wishes=wishes, train_on=train_on)
+
+    print_result(work, as_json, _show)
+
+
+def _images(name: str | None, data_dir: str | None, side: int, seed: int, limit: int | None) -> Any:
+    from nas.train.data import load
+
+    if name is None:
+        return None
+    return load(name, data_dir=Path(data_dir) if data_dir else None, size=side, seed=seed, limit=limit)
+
+
+def _digest(path: Path | None) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path is not None and path.is_file() else None
+
+
+def _show(card: dict[str, Any]) -> None:
+    from nas import show
+
+    show.exits(card)

@@ -1,0 +1,73 @@
+"""Exits on a network that is trained already: only their heads learn (``nas exits``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.early.models import Model
+from nas.early.serve import CARD, THRESHOLDS, Trained, Wishes, chosen, measured, write
+from nas.early.train import train
+from nas.errors import UserError
+from nas.exits.choice import Pieces
+from nas.exits.methods import method as make
+from nas.exits.methods import methods
+from nas.progress import Progress
+from nas.run import Run
+from nas.train import loop
+from nas.train.data import Data
+from nas.train.finetune import LEAST, Recipe
+from nas.train.unlabeled import answered, unlabeled
+
+IMAGES = 20_000  # that heads learn from when no epochs are given
+BATCH, LR, DECAY = 32, 0.003, 0.0
+
+
+def add(model: Model, run: Run, progress: Progress, *, images: Path | None = None, limit: int | None = None,
+        method: str = "cache", settings: Mapping[str, Any] | None = None, epochs: int | None = None, seed: int = 0,
+        wishes: Wishes = Wishes(), train_on: str = "auto") -> dict[str, Any]:  # noqa: B008
+    """Trains exits for a network, chooses some of them, and writes everything into the run; returns the card.
+
+    With ``images``, a folder of images without labels, accuracies are shares of images on which the answer is the
+    network's own. Raises UserError for methods that would change the network.
+    """
+    known = methods(frozen=True)
+    if method not in known:
+        raise UserError(f"--method {method}: known are {', '.join(known)}; others train the whole network: "
+                        "nas search --exits")
+    data = _data(model, images, seed, limit)
+    heads = make(method, model.net, **(settings or {}))
+    count = epochs if epochs is not None else max(LEAST, heads.phases(), -(-IMAGES // len(data.learn)))
+    recipe = Recipe(count, min(BATCH, len(data.learn)), LR, DECAY, 0.0, data.augment)
+    device = loop.device_of(train_on)
+    made = train(model.name, model.net, data, recipe, run, "", seed, device, progress, method=method, settings=settings)
+    card = run.stage(CARD, lambda: {
+        "id": model.name, "method": method, "epochs": count, "target": model.target,
+        "labels": "the network's answers" if images else "the images'",
+        **_served(model, run.path, Trained.of(made, data, device, wishes.kind), wishes, method)})
+    return {**card, "folder": str(run.path)}
+
+
+def _served(model: Model, folder: Path, trained: Trained, wishes: Wishes, method: str) -> dict[str, Any]:
+    served = chosen(trained, model.pieces(), wishes)
+    final = model.final(trained, served, folder)
+    if final is not served:  # milliseconds of the very file: thresholds for them
+        prefix, trunk = np.array(final.policy.prefix_ms), np.zeros(len(trained.select.logits))
+        trunk[[*served.kept, -1]] = np.diff(np.r_[0.0, prefix])
+        served = chosen(trained, Pieces(trunk, np.zeros(len(trunk))), wishes, served.kept)
+    card = write(folder, trained, served, {**model.metadata, "exit_method": method})
+    times: dict[str, Any] = dict.fromkeys(("measured_ms", "measured_worst_ms", "measured_prefix_ms", "drift"))
+    if model.clock is not None:
+        times = measured(folder, trained, served, model.clock, model.now_ns)
+    return {"candidates": len(trained.select.logits) - 1, **card, **times, "thresholds": THRESHOLDS}
+
+
+def _data(model: Model, images: Path | None, seed: int, limit: int | None) -> Data:
+    if images is not None:
+        return answered(unlabeled(images, model.data, seed, limit), model.plain, loop.device_of("cpu"))
+    if not len(model.data.learn):
+        raise UserError("--data or --images: which images? --images FOLDER takes any, without labels")
+    return model.data

@@ -1,0 +1,244 @@
+"""Networks that exits are added to: a pick of a run, an ONNX file, or a torchvision model with its weights."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import safetensors.torch
+import torch
+from torch import nn
+
+from nas import scene as scenes
+from nas.arch import Arch, Op
+from nas.config import Config
+from nas.deliver import metadata_of
+from nas.early.serve import Clock, Served, Trained, exit_runs, named, repriced, timed_here
+from nas.early.train import with_exits
+from nas.errors import UserError
+from nas.exits import choice
+from nas.exits.choice import Pieces
+from nas.exits.export import BRANCHED, export
+from nas.exits.graft import HIDDEN, Grafted, Part, graft
+from nas.exits.net import Combine, MultiExit, Network
+from nas.exits.policy import Point, Policy
+from nas.files import nearest
+from nas.latency import costs as cost_models
+from nas.latency.costs import Costs
+from nas.latency.devices.onnxruntime import clock as clock_of
+from nas.latency.devices.onnxruntime import session, timed
+from nas.latency.fresh import fresh
+from nas.latency.kernel_model import KernelModel
+from nas.latency.onnx_shapes import load, opened
+from nas.latency.predict import predict
+from nas.latency.profile import check_all
+from nas.latency.timing import Run as Timed
+from nas.latency.timing import interleaved
+from nas.lower.emit import emit
+from nas.lower.onnx import export as export_onnx
+from nas.lower.onnx import save
+from nas.picks import load_weights
+from nas.plan import OpKey, macs, plan
+from nas.progress import Progress
+from nas.run import Run
+from nas.stages.front import cards_of, find
+from nas.train.data import Data, recorded
+
+SECONDS = 2.0  # an exit, timed without a table's yardstick
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with fresh exits, what it costs, and on what images; ``data`` without any where they are the user's.
+
+    ``pieces`` gives milliseconds that exits are chosen by, ``final`` those of the file with the exits that are kept, in
+    a folder; ``clock`` is there where this machine is the target.
+    """
+
+    name: str
+    net: Network
+    plain: Callable[[torch.Tensor], torch.Tensor]
+    data: Data
+    metadata: dict[str, str]
+    target: str
+    pieces: Callable[[], Pieces]
+    final: Callable[[Trained, Served, Path], Served]
+    clock: Clock | None
+    now_ns: Callable[[], int]
+
+
+def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,
+         data_dir: str | None = None) -> Model:
+    """A finished pick; without ``images`` those of the run are not read. Raises UserError for what is not there."""
+    own_dir = {"data_dir": data_dir} if data_dir else {}
+    config = Config.from_json({**run.config, **own_dir}, str(run.file("config.json")))
+    places = ["", *(f"selections/{p.parent.name}/" for p in sorted(run.path.glob("selections/*/front.json")))]
+    fronts = {place: run.read_json(f"{place}front.json") for place in places}
+    ids = [card["id"] for card in cards_of(fronts[""]) if not card["exits"]]
+    if arch_id is None and len(ids) != 1:
+        raise UserError(f"{run.path}: which pick? --arch takes one of {', '.join(ids)}")
+    place, (wanted,) = find(fronts, arch_id or ids[0], None)
+    target = target or config.target[0]
+    scene = scenes.recorded_scene(config, run, [target] if target in config.target else config.target[:1], images)
+    arch = Arch.from_json(run.read_json(f"{place}archs/{wanted}/arch.json"))
+    at = scenes.with_exit_places(scene)
+    costs = scenes.priced_exits(scene, at, target, progress)
+    full = replace(arch, exits=tuple(exit_.slot for exit_ in at.exits))
+    if not full.exits:
+        raise UserError(f"{wanted}: the space {arch.space} has no stride change behind its first slot: no exits")
+    plain = load_weights(scene, arch, place)
+    own = choice.pieces(plan(at, full), costs.ms_many)
+    here = timed_here(costs)
+    return Model(wanted, with_exits(at, full, plain, scene.seed), plain, scene.data, metadata_of(scene, arch),
+                 target, lambda: own, lambda trained, served, folder: served,
+                 partial(check_all, layout=scene.layout, table=here[0], device=here[1]) if here else None,
+                 clock_of(1)[1])
+
+
+def file(model: str, weights: Path | None, size: int | None, target: str | None, data: Callable[[int], Data | None],
+         seed: int) -> Model:
+    """An ONNX file, or a torchvision model by name with a file of its weights; ``data`` gives images of a size.
+
+    Costs are measured here, or come from the target's kernel model. Raises UserError for what has no exits or costs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(model)
+        if not model.endswith(".onnx"):
+            path = Path(folder) / "model.onnx"
+            export_onnx(torchvision_model(model, weights), path, in_ch=3, size=size or 224, metadata={})
+        elif weights is not None:
+            raise UserError("--weights: an ONNX file has its own")
+        _, entry, shapes = load(path, size)
+        proto = opened(path, size)[0]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = graft(proto, entry, shapes)
+    except UserError as error:
+        raise UserError(f"{model}: {error}") from None
+    kept = {p.key: p.value for p in proto.metadata_props}
+    side = shapes[entry][2]
+    own = _data(data(side), kept, net.classes, side, model)
+    costs = None if target in (None, "cpu") else cost_models.load(str(cost_models.find(str(target))))
+    if costs is not None and not isinstance(costs, KernelModel):
+        raise UserError(f"--target {target}: has rows for operators of search spaces; for {model} give cpu (this "
+                        "machine) or a kernel model, such as gpu-v100")
+    name, here = Path(model).stem, clock_of(1)[1]
+    if costs is None:
+        return Model(name, net, net, own, {**named(own, side), "id": name}, "cpu",
+                     lambda: _measured_pieces(net, own, proto, here), _timed_prefix(here), _alone, here)
+    return Model(name, net, net, own, {**named(own, side), "id": name}, str(target),
+                 lambda: _predicted_pieces(net, own, costs), lambda trained, served, folder: served, None, here)
+
+
+def torchvision_model(name: str, weights: Path | None) -> nn.Module:
+    """Raises UserError for an unknown name and for weights that are missing or of another network."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UserError(f"{name}: neither a run, nor an ONNX file, nor a model of torchvision; {nearest(name, known)}")
+    if weights is None:
+        raise UserError(f"{name}: give its trained weights: --weights FILE (.pth or .safetensors)")
+    try:
+        state = safetensors.torch.load_file(weights) if weights.suffix == ".safetensors" else (
+            torch.load(weights, map_location="cpu", weights_only=True))
+        with torch.device("meta"):
+            last = list(models.get_model(name, weights=None).state_dict())[-1]  # the classifier's bias
+        made: nn.Module = models.get_model(name, weights=None, num_classes=len(state[last]))
+        made.load_state_dict(state)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise UserError(f"{weights}: not weights of {name}: {' '.join(str(error).split())[:160]}") from None
+    return made.eval()
+
+
+def _data(given: Data | None, kept: Mapping[str, str], classes: int, side: int, model: str) -> Data:
+    """Images as the network wants them: mean and deviation of its own metadata, else ImageNet's, else the data's."""
+    names = tuple(kept["classes"].split("\n")) if kept.get("classes", "").count("\n") == classes - 1 else None
+    mean, std = (tuple(map(float, kept[key].split())) if key in kept else None for key in ("mean", "std"))
+    if given is None:
+        return recorded({"name": model, "classes": names or map(str, range(classes)), "size": side,
+                         "mean": mean or IMAGENET[0], "std": std or IMAGENET[1]})
+    if len(given.classes) != classes:
+        raise UserError(f"{model}: {classes} classes, the images have {len(given.classes)}; give --images for ones "
+                        "without labels")
+    if names is not None and names != given.classes:
+        raise UserError(f"{model}: its classes are {', '.join(names[:4])} ..., those of the images "
+                        f"{', '.join(given.classes[:4])} ...: name the folders as the network names its classes")
+    return replace(given, mean=mean or IMAGENET[0], std=std or IMAGENET[1])
+
+
+def _alone(prepare: Callable[[], Mapping[str, Timed]], count: int) -> tuple[dict[str, float], float | None]:
+    timings = fresh(lambda: interleaved(prepare(), seconds=SECONDS * count, rng=random.Random(0), max_rounds=400,
+                                        warm=5))
+    return {name: timing.ms for name, timing in timings.items()}, None
+
+
+def _timed_prefix(now_ns: Callable[[], int]) -> Callable[[Trained, Served, Path], Served]:
+    """Leaving at each exit of the very file, in place of what its pieces add up to."""
+
+    def final(trained: Trained, served: Served, folder: Path) -> Served:
+        export(trained.network(served.kept), folder, in_ch=trained.data.in_ch, size=trained.data.size,
+               policy=served.policy, metadata={})
+        side = trained.data.size
+        images = np.random.default_rng(0).standard_normal((8, 3, side, side), dtype=np.float32)
+        exits = len(served.policy.prefix_ms)
+        ms, _ = _alone(lambda: exit_runs(folder / BRANCHED, images, np.zeros(8, int), exits, now_ns), exits)
+        return repriced(served, np.maximum.accumulate([ms[f"exit {index}"] for index in range(exits)]).tolist())
+
+    return final
+
+
+def _measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Callable[[], int]) -> Pieces:
+    """Of the file with all exits, left at each: what it takes beyond the network without exits are the heads, by MACs.
+    """
+    exits = len(net.exits) + 1
+    nobody = Point((np.inf,) * (exits - 1) + (-np.inf,), (0.0,) * exits, 0.0, 0.0, 0.0)
+    made = Policy("max-softmax", (1.0,) * exits, (0.0,) * exits, 1, nobody)
+    with tempfile.TemporaryDirectory() as folder:
+        export(MultiExit(net, Combine()).eval(), Path(folder), in_ch=3, size=data.size, policy=made, metadata={})
+        images = np.random.default_rng(0).standard_normal((8, 3, data.size, data.size), dtype=np.float32)
+
+        def prepare() -> dict[str, Timed]:
+            runs = exit_runs(Path(folder) / BRANCHED, images, np.zeros(8, int), exits, now_ns)
+            return {**runs, "plain": timed(session(plain.SerializeToString()), 1, now_ns)}
+
+        ms, _ = _alone(prepare, exits + 1)
+    prefix = np.maximum.accumulate([ms[f"exit {index}"] for index in range(exits)])
+    work = np.array(_macs(net, data), float)
+    over = max(prefix[-1] - ms["plain"], 0.02 * ms["plain"])
+    heads = np.r_[over * work / work.sum(), 0.0]
+    return Pieces(np.maximum(np.diff(np.r_[0.0, prefix]) - heads, 1e-6), heads)
+
+
+def _predicted_pieces(net: Grafted, data: Data, costs: Costs) -> Pieces:
+    """By the target's kernel model, part by part."""
+    with tempfile.TemporaryDirectory() as name:
+        path, x = Path(name) / "part.onnx", torch.zeros(1, 3, data.size, data.size)
+        trunk, heads = [], []
+        for part, head in net.stages():
+            assert isinstance(part, Part)
+            save(part.model, path, {})
+            trunk.append(float(predict(path, costs)["ms"]))
+            x = part(x)
+            heads.append(0.0)
+            if not isinstance(head, nn.Identity):
+                save(emit(head, in_ch=x.shape[1], size=x.shape[2]), path, {})
+                heads[-1] = float(predict(path, costs)["ms"])
+    return Pieces(np.array(trunk), np.array(heads))
+
+
+def _macs(net: Grafted, data: Data) -> list[int]:
+    """Of each exit's head."""
+    found, x = [], torch.zeros(1, data.in_ch, data.size, data.size)
+    for part in list(net.parts)[:-1]:
+        x = part(x)
+        found.append(macs(OpKey(Op.of("exit_head", hidden=HIDDEN), x.shape[1], net.classes, 1, x.shape[2])))
+    return found

@@ -1,0 +1,131 @@
+"""Early exits of the picks of a search: trained after fine-tuning, in the front where they pay."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.arch import Arch
+from nas.deliver import metadata_of, one_or_all
+from nas.early.serve import CARD, THRESHOLDS, Trained, Wishes, chosen, compared, measured, timed_here, write
+from nas.early.train import load, train, with_exits
+from nas.errors import UserError
+from nas.exits import choice
+from nas.exits.base import Method
+from nas.exits.export import export
+from nas.exits.methods import method as make
+from nas.exits.net import Kept, MultiExit
+from nas.exits.policy import Policy
+from nas.latency.devices.onnxruntime import clock
+from nas.latency.profile import check_all
+from nas.latency.table import LatencyTable
+from nas.picks import folder_of, load_weights
+from nas.plan import macs, params, plan
+from nas.progress import Progress
+from nas.scene import Scene
+from nas.train import loop
+from nas.train.finetune import Recipe
+
+FOLDER = "exits/"  # of a pick's
+RANDOM = 64  # inputs on which an export without images is compared with PyTorch
+
+
+def refuse(scene: Scene) -> None:
+    """Raises UserError for a space without places for exits and for targets whose files have none."""
+    if not scene.layout.exits:
+        raise UserError(f"--exits {scene.config.exits.method}: {scene.layout.space} has no stride change behind its "
+                        f"first slot at {scene.layout.task.size} pixels")
+    int8 = [t for t, costs in scene.costs.items() if isinstance(costs, LatencyTable) and costs.int8_on_cpu]
+    if int8:
+        raise UserError(f"--exits {scene.config.exits.method}: files with exits are float, and {int8[0]} is int8")
+
+
+def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recipe: Recipe,
+              progress: Progress) -> dict[str, Any] | None:
+    """Trains and writes the exits of a pick whose card is ``plain``; None where no exits keep within the limits."""
+    name = folder_of(place, arch) + FOLDER
+    card: dict[str, Any] | None = scene.run.stage(name + CARD, lambda: _card(scene, arch, plain, name, place, recipe,
+                                                                             progress))
+    return card
+
+
+def export_exits(scene: Scene, card: dict[str, Any], place: str, folder: Path) -> dict[str, Any]:
+    """The files of a card with exits, written anew and compared with PyTorch on random inputs."""
+    method, full = rebuilt(scene, card, place)
+    kept = [full.exits.index(slot) for slot in card["exits"]]
+    network = MultiExit(Kept(method.net.net, kept), method.net.combine.kept(kept)).eval()
+    policy = Policy.from_json(scene.run.read_json(str(Path(card["onnx"]).parent / THRESHOLDS)))
+    arch = replace(full, exits=())
+    size, in_ch = scene.layout.task.size, scene.layout.task.in_ch
+    written = export(network, folder, in_ch=in_ch, size=size, policy=policy,
+                     metadata={**metadata_of(scene, arch), "exit_method": scene.config.exits.method})
+    inputs = torch.randn(RANDOM, in_ch, size, size, generator=torch.Generator().manual_seed(0))
+    return {"onnx": str(folder / written["onnx"]), **compared(folder, network, policy, inputs)}
+
+
+def rebuilt(scene: Scene, card: dict[str, Any], place: str) -> tuple[Method, Arch]:
+    """The trained network of a card with exits, with all that it could have, in eval mode; and its arch."""
+    arch = Arch.from_json(scene.run.read_json(f"{place}archs/{card['of']}/arch.json"))
+    full, options = _with_all(scene, arch), scene.config.exits
+    net = with_exits(scene.layout, full, load_weights(scene, arch, place), scene.seed)
+    method = make(options.method, net, **options.settings)
+    load(method, scene.run, f"{Path(card['onnx']).parent}/")
+    return method.eval(), full
+
+
+def _with_all(scene: Scene, arch: Arch) -> Arch:
+    return replace(arch, exits=tuple(exit_.slot for exit_ in scene.layout.exits))
+
+
+def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str, recipe: Recipe,
+          progress: Progress) -> dict[str, Any] | None:
+    options, data, full = scene.config.exits, scene.data, _with_all(scene, arch)
+    net = with_exits(scene.layout, full, load_weights(scene, arch, place), scene.seed)
+    learned = replace(recipe, epochs=options.epochs if options.epochs is not None else max(1, recipe.epochs))
+    method = train(arch.id, loop.placed(net, scene.device), data, learned, scene.run, name, scene.seed, scene.device,
+                   progress, method=options.method, settings=options.settings)
+    views = list(loop.views(data.select, scene.config.train.augment or data.augment, scene.seed))
+    trained = Trained.of(method, data, scene.device, options.confidence, views)
+    pieces = {target: choice.pieces(plan(scene.layout, full), costs.ms_many) for target, costs in scene.costs.items()}
+    first = next(iter(pieces))
+    wishes = Wishes(options.confidence, options.rule, None, options.lose / 100, plain["select_accuracy"],
+                    scene.config.max_ms)
+    try:
+        served = chosen(trained, pieces[first], wishes)
+    except UserError as error:
+        progress.note(f"{arch.id}: {error}")
+        return None
+    written = write(scene.run.file(name), trained, served, {**metadata_of(scene, arch), "exit_method": options.method})
+    slots = tuple(full.exits[index] for index in served.kept)
+    own = replace(arch, exits=slots)
+    keys = plan(scene.layout, own)
+    times = _measured(scene, trained, served, name)
+    shares, prefixes = np.array(served.crossed.shares), {t: p.prefix_ms(served.kept) for t, p in pieces.items()}
+    mean = {target: float(shares @ prefix) for target, prefix in prefixes.items()}
+    worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
+    return {"id": own.id, "of": arch.id, "arch": own.to_json(), "fine_tuned": True,
+            "select_accuracy": served.crossed.accuracy, "accuracy": served.test.accuracy,
+            "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": one_or_all(mean),
+            "worst_ms": one_or_all(worst), **times, "relative_diff": written["relative_diff"],
+            "macs": sum(macs(key) for key in keys), "params": sum(params(key) for key in keys), "exits": list(slots),
+            "onnx": f"{name}{written['onnx']}", "method": options.method, "shares": written["shares"],
+            "prefix_ms": written["prefix_ms"], "test_mean_ms": written["mean_ms"], "cuts": written["cuts"],
+            "provenance": plain["provenance"]}
+
+
+def _measured(scene: Scene, trained: Trained, served: Any, name: str) -> dict[str, Any]:
+    """``measured_ms`` (mean), ``measured_worst_ms`` and ``drift`` by target, None where that is another machine."""
+    found: dict[str, dict[str, Any]] = {}
+    for target, costs in scene.costs.items():
+        found[target] = dict.fromkeys(("measured_ms", "measured_worst_ms", "drift"))
+        if here := timed_here(costs):
+            table, device = here
+            beside = partial(check_all, layout=scene.layout, table=table, device=device)
+            found[target] = measured(scene.run.file(name), trained, served, beside, clock(1)[1])
+    return {key: one_or_all({target: one[key] for target, one in found.items()})
+            for key in ("measured_ms", "measured_worst_ms", "drift")}

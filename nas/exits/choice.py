@@ -1,0 +1,165 @@
+"""Which of the exits that a network could have are kept: all subsets, on what its exits said of held-out images."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.errors import UserError
+from nas.exits import policy
+from nas.exits.net import Combine, combined
+from nas.exits.policy import Point
+from nas.exits.runtime import confidences
+from nas.plan import OpKey
+
+Array = np.ndarray[Any, Any]
+COARSE = 24  # mean latencies that are tried for each subset
+FINE = 1e-9
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Milliseconds of what runs between two exits, ``trunk`` [exits], and of their heads, ``heads`` [exits].
+
+    The network's own head is the last exit.
+    """
+
+    trunk: Array
+    heads: Array
+
+    @property
+    def plain_ms(self) -> float:
+        """Of the network without its exits."""
+        return float(self.trunk.sum() + self.heads[-1])
+
+    def prefix_ms(self, kept: Sequence[int]) -> Array:
+        """[kept + 1] ms of leaving at each exit that is kept, those passed included, and of the head."""
+        at = [*kept, len(self.heads) - 1]
+        return np.asarray(np.cumsum(self.trunk)[at] + np.cumsum(self.heads[at]))
+
+
+def pieces(keys: Sequence[OpKey], price: Callable[[Iterable[OpKey]], list[float]]) -> Pieces:
+    """Of a plan with all its exits, by ``Costs.ms_many``, which raises UserError for unknown costs."""
+    trunk, heads = [0.0], list[float]()
+    for key, ms in zip(keys, price(keys), strict=True):
+        if key.is_exit or key is keys[-1]:
+            heads.append(ms)
+            trunk.append(0.0)
+        else:
+            trunk[-1] += ms
+    return Pieces(np.array(trunk[:-1]), np.array(heads))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the exits alone say of held-out images, ``logits`` [exits, n, classes], with their ``labels`` [n]."""
+
+    logits: Array
+    labels: Array
+    combine: Combine
+    kind: str = "max-softmax"
+    tempered: bool = True
+
+    def predictions(self, kept: Sequence[int]) -> Array | None:
+        """[kept + 1, n, classes] of the network with these exits; None where it cannot do without the others."""
+        combine = self.combine.kept(kept)
+        if combine is None:
+            return None
+        own = [torch.from_numpy(self.logits[index]) for index in (*kept, len(self.logits) - 1)]
+        with torch.no_grad():
+            return torch.stack(combined(combine.eval(), own)).numpy()
+
+    def sure(self, predictions: Array) -> tuple[Array, Array]:
+        """(confidence, right) [exits, n]."""
+        divisors = policy.temperatures(predictions, self.labels) if self.tempered else None
+        return confidences(self.kind, predictions, divisors), predictions.argmax(-1) == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """Of the network's own head, which has no say in the exits below."""
+        return float((self.logits[-1].argmax(-1) == self.labels).mean())
+
+
+def subsets(exits: int) -> Iterator[tuple[int, ...]]:
+    """Of the exits before the head, one at least: few first."""
+    for count in range(1, exits + 1):
+        yield from itertools.combinations(range(exits), count)
+
+
+def choose(said: Said, pieces: Pieces, *, budget_ms: float | None = None, accuracy: float = 0.0,
+           max_ms: float | None = None) -> tuple[tuple[int, ...], Point]:
+    """The exits to keep, and what thresholds for them give on these images.
+
+    With ``budget_ms`` the most accurate within that mean latency; without, the fastest on average that is at least as
+    right as ``accuracy``, and where none is, the most accurate. No image takes longer than ``max_ms``. Every subset is
+    tried, each with thresholds by MSDNet's rule, and the best with searched ones.
+    Raises UserError where ``max_ms`` or ``budget_ms`` leaves nothing.
+    """
+    found = []
+    for kept in subsets(len(said.logits) - 1):
+        predictions, prefix = said.predictions(kept), pieces.prefix_ms(kept)
+        if predictions is None or (max_ms is not None and prefix[-1] > max_ms + FINE):
+            continue
+        if budget_ms is None or prefix[0] <= budget_ms:
+            found += [(kept, point) for point in _points(said.sure(predictions), prefix, budget_ms)]
+    if not found:
+        first = pieces.trunk[0] + pieces.heads[0]
+        raise UserError(f"exits: none fit: leaving at the first takes {first:.4g} ms, the whole network with one exit "
+                        f"at least {pieces.plain_ms + pieces.heads[:-1].min():.4g} ms")
+    if budget_ms is not None:
+        return max(found, key=lambda one: (one[1].accuracy, -one[1].mean_ms))
+    enough = [one for one in found if one[1].accuracy >= accuracy - FINE]
+    if not enough:
+        return max(found, key=lambda one: (one[1].accuracy, -one[1].mean_ms))
+    return min(enough, key=lambda one: (one[1].mean_ms, -one[1].accuracy))
+
+
+def crossed(said: Said, kept: Sequence[int], prefix_ms: Array, budget_ms: float) -> Point:
+    """What thresholds for a budget give on images that they were not set on: each half by those of the other.
+
+    ``thresholds`` are those of the first half, ``shares``, ``mean_ms`` and ``accuracy`` means over both.
+    """
+    predictions = said.predictions(kept)
+    assert predictions is not None
+    sure, right = said.sure(predictions)
+    halves = slice(0, None, 2), slice(1, None, 2)
+    points = []
+    for own, other in (halves, halves[::-1]):
+        set_on = policy.by_search(sure[:, own], right[:, own], prefix_ms, budget_ms)
+        points.append(policy.outcome(sure[:, other], right[:, other], set_on.thresholds, prefix_ms))
+    n = [sure[:, part].shape[1] for part in halves[::-1]]
+    mean = {name: np.average([getattr(p, name) for p in points], axis=0, weights=n)
+            for name in ("shares", "mean_ms", "accuracy")}
+    return Point(points[0].thresholds, tuple(map(float, mean["shares"])), float(mean["mean_ms"]),
+                 max(p.worst_ms for p in points), float(mean["accuracy"]))
+
+
+def cheapest(sure: Array, right: Array, prefix_ms: Array, accuracy: float) -> Point:
+    """The smallest mean latency whose searched thresholds are at least as right as ``accuracy``; else the most right.
+
+    By bisection of the budget: more of it is never less accurate on these images.
+    """
+    low, high = float(prefix_ms[0]), float(prefix_ms[-1])
+    best = policy.by_search(sure, right, prefix_ms, high)
+    for _ in range(6):
+        middle = (low + high) / 2
+        point = policy.by_search(sure, right, prefix_ms, middle)
+        if point.accuracy >= accuracy - FINE:
+            best, high = (point if point.mean_ms <= best.mean_ms or best.accuracy < accuracy else best), middle
+        else:
+            low = middle
+    return best
+
+
+def _points(sure: tuple[Array, Array], prefix_ms: Array, budget_ms: float | None) -> Iterator[Point]:
+    if budget_ms is not None:
+        yield policy.by_search(*sure, prefix_ms, budget_ms)
+        return
+    for budget in np.linspace(prefix_ms[0], prefix_ms[-1], COARSE):
+        yield policy.by_rule(*sure, prefix_ms, float(budget))
+    yield policy.by_search(*sure, prefix_ms, float(prefix_ms[-1]))

@@ -1,0 +1,55 @@
+"""Images without labels, for exits that learn from the network itself: its answers stand in for what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nas.errors import UserError
+from nas.train import loop
+from nas.train.data import Data, Split, eval_batches
+from nas.train.folder import SUFFIXES, decoded
+
+LEAST = 30  # images: fewer can neither be learned from nor set thresholds
+HELD_OUT = 0.2  # of the images, for thresholds, and as many to report on
+
+
+def unlabeled(folder: Path, like: Data, seed: int, limit: int | None = None) -> Data:
+    """Any images under a folder, at the size, mean and deviation of ``like``; their labels are 0 until ``answered``.
+
+    60 % to learn from, 20 % for thresholds (``select``) and 20 % to report on (``test``). Raises UserError for a folder
+    that is missing or has too few.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--images {folder}: no such folder")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    order = torch.randperm(len(files), generator=loop.generator(seed, "unlabeled"))[:limit].tolist()
+    if len(order) < LEAST:
+        raise UserError(f"--images {folder}: {len(order)} images; at least {LEAST} are needed")
+    held_out = max(1, round(HELD_OUT * len(order)))
+    pixels = decoded([files[index] for index in order], like.size)
+    whole = Split(pixels, torch.zeros(len(order), dtype=torch.int64))
+    learn = whole.part(2 * held_out, len(whole))
+    return Data(name=folder.resolve().name, classes=like.classes, size=like.size, mean=like.mean, std=like.std,
+                learn=learn, train=learn, gate=learn.part(0, 0), select=whole.part(0, held_out),
+                test=whole.part(held_out, 2 * held_out), source={"from": str(folder), "images": len(order)},
+                indices={}, augment=like.augment)
+
+
+def answered(data: Data, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Data:
+    """The same with the network's own answers as labels: accuracy is then agreement with it."""
+
+    def asked(split: Split) -> Split:
+        if not len(split):
+            return split
+        with torch.inference_mode():
+            found = [network(images.to(device)).argmax(1).cpu() for images, _ in eval_batches(split, data, 128)]
+        return Split(split.images, torch.from_numpy(np.concatenate([one.numpy() for one in found])))
+
+    learn = asked(data.learn)
+    return Data(**{**vars(data), "learn": learn, "train": learn.part(0, len(data.train)),
+                   "gate": learn.part(len(data.train), len(learn)), "select": asked(data.select),
+                   "test": asked(data.test)})

@@ -1,0 +1,191 @@
+"""Exits in a search and on finished networks: points of the front, folders that serve, kills, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_search import Quiet, config_of, searched
+from tiny_space import TINY
+
+from nas import search as pipeline
+from nas.arch import Arch
+from nas.early import models
+from nas.early.add import add
+from nas.early.serve import CLASSES, THRESHOLDS, Wishes
+from nas.errors import UserError
+from nas.exits import Runtime
+from nas.run import Run
+from nas.train.data import load, normalise
+
+OPTIONS = ["exits.method=joint", "exits.epochs=2", "exits.lose=5"]
+FILES = {"model.onnx", "segment-0.onnx", "segment-1.onnx", "runtime.py", "curve.png", "shares.png",
+         "first-and-last.png", THRESHOLDS, CLASSES, "exits.safetensors", "card.json"}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("run") / "whole"
+    return path, searched(config_of(space_file, *OPTIONS), path)
+
+
+def cards(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*result["front"], *result["dominated"]]
+
+
+def test_a_front_has_points_with_and_without_exits_and_says_which(finished: tuple[Path, dict[str, Any]]) -> None:
+    path, result = finished
+    plain, early = ([card for card in cards(result) if bool(card["exits"]) is wanted] for wanted in (False, True))
+    assert plain and len(early) == len(plain)
+    at = {card["id"]: card for card in plain}
+    for card in early:
+        own = at[card["of"]]
+        assert card["exits"] == [1] and card["id"] != own["id"] and card["worst_ms"] > own["ms"]
+        assert card["prefix_ms"][0] <= card["ms"] <= card["worst_ms"] == pytest.approx(card["prefix_ms"][-1])
+        assert sum(card["shares"]) == pytest.approx(1) and card["measured_ms"] is None  # no V100 here
+        folder = path / Path(card["onnx"]).parent
+        assert {p.name for p in folder.iterdir()} == FILES
+        assert all((folder / name).read_bytes()[:8] == PNG for name in FILES if name.endswith(".png"))
+        full = json.loads((folder / "card.json").read_text())
+        assert Arch.from_json(full["arch"]).id == card["id"] and full["relative_diff"] < 1e-4
+    assert all(card["ms"] == card["worst_ms"] for card in plain)
+    assert {b["id"] for b in result["budgets"]} == set(at)
+
+
+def test_what_the_runtime_says_is_what_the_card_says(finished: tuple[Path, dict[str, Any]]) -> None:
+    path, result = finished
+    card = next(card for card in cards(result) if card["exits"])
+    data = load("digits", data_dir=None, size=16, seed=0, limit=160)
+    for file in (path / card["onnx"], (path / card["onnx"]).parent):
+        run = Runtime(file)
+        answer = run(normalise(data.test.images, data).numpy())
+        assert np.mean(answer.classes == data.test.labels.numpy()) == pytest.approx(card["accuracy"])
+        assert run.counts / len(data.test) == pytest.approx(card["shares"])
+        assert run.names == [str(n) for n in range(10)]
+
+
+def test_interrupted_it_ends_the_same(finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path) -> None:
+    result, kills = None, 0
+    while result is None:
+        try:
+            result = searched(config_of(space_file, *OPTIONS), tmp_path / "broken", Quiet(stop_at=60))
+        except KeyboardInterrupt:
+            kills += 1
+            assert kills < 30
+    assert kills >= 1
+    assert {k: v for k, v in result.items() if k != "run"} == {k: v for k, v in finished[1].items() if k != "run"}
+
+
+def test_export_writes_exits_anew(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    run, card = Run.existing(finished[0]), next(card for card in cards(finished[1]) if card["exits"])
+    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet())["files"]  # type: ignore[arg-type]
+    assert file["relative_diff"] < 1e-4 and file["predicted_ms"] == card["ms"] and file["compared"] == 64
+    old = onnx.load(finished[0] / card["onnx"]).SerializeToString()
+    assert onnx.load(file["onnx"]).SerializeToString() == old
+    assert (tmp_path / card["id"] / "runtime.py").is_file()
+    with pytest.raises(UserError, match=f"has early exits, which --format tflite does not; --arch {card['of']}"):
+        pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")  # type: ignore[arg-type]
+
+
+def test_max_ms_bounds_the_worst_case(finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path) -> None:
+    limit = sorted(card["worst_ms"] for card in cards(finished[1]))[-1] * 0.8
+    result = searched(config_of(space_file, *OPTIONS, f"max_ms={limit}"), tmp_path / "run")
+    assert cards(result) and all(card["worst_ms"] <= limit for card in cards(result))
+    for more, message in ((f"max_ms={limit / 1000}", r"--max-ms .* is below the smallest reachable"),
+                          (f"budget_ms=[{2 * limit}]", r"--budget-ms .* is above --max-ms")):
+        asked = [f"max_ms={limit}", more] if "budget" in more else [more]
+        with pytest.raises(UserError, match=message):
+            searched(config_of(space_file, *asked), tmp_path / more.split("=")[0])
+
+
+def test_heads_for_a_finished_pick_without_labels(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    path, result = finished
+    plain = next(card for card in result["front"] + result["dominated"] if not card["exits"])
+    before = (path / "archs" / plain["id"] / "weights.safetensors").read_bytes()
+    pictures(tmp_path / "any", 60)
+    model = models.pick(Run.existing(path), plain["id"], None, False, Quiet())  # type: ignore[arg-type]
+    run = Run.open(tmp_path / "out", {})
+    card = add(model, run, Quiet(), images=tmp_path / "any", epochs=2, wishes=Wishes(lose=0.3))  # type: ignore[arg-type]
+    assert card["accuracy_without"] == 1.0 and card["labels"] == "the network's answers" and card["n"] == 12
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES and card["kept"] == [0]
+    assert card["select_accuracy"] <= 1 and card["measured_ms"] is None
+    assert (path / "archs" / plain["id"] / "weights.safetensors").read_bytes() == before
+    with pytest.raises(UserError, match="--method boost: known are cache, ztw"):
+        add(model, run, Quiet(), method="boost")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--data or --images"):
+        add(model, run, Quiet())  # type: ignore[arg-type]
+
+
+def pictures(folder: Path, n: int) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for index in range(n):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+
+
+def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """A pick's file as if it were somebody else's, priced by a kernel model."""
+    plain = next(card for card in cards(finished[1]) if not card["exits"])
+    source = str(finished[0] / plain["onnx"])
+    data = load("digits", data_dir=None, size=16, seed=0, limit=160)
+    model = models.file(source, None, None, "gpu-v100", lambda side: data, 0)
+    assert model.name == "model" and model.data.mean == pytest.approx(data.mean, rel=1e-5)
+    run = Run.open(tmp_path / "out", {})
+    card = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))  # type: ignore[arg-type]
+    assert card["accuracy_without"] == pytest.approx(plain["accuracy"]) and card["kept"] == [0]
+    assert card["mean_ms"] <= card["worst_ms"] and card["target"] == "gpu-v100"
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES
+    again = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))  # type: ignore[arg-type]
+    assert again == card
+    with pytest.raises(UserError, match="--target cpu-emerald-rapids: has rows for operators of search spaces"):
+        models.file(source, None, None, "cpu-emerald-rapids", lambda side: data, 0)
+    with pytest.raises(UserError, match=r"10 classes, the images have 4"):
+        models.file(source, None, None, None, lambda side: _four(data), 0)
+
+
+def _four(data: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(data, classes=("a", "b", "c", "d"))
+
+
+def test_a_torchvision_model_by_its_weights(tmp_path: Path) -> None:
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(0)
+    save_file(squeezenet1_1(num_classes=7).state_dict(), tmp_path / "w.safetensors")
+    model = models.file("squeezenet1_1", tmp_path / "w.safetensors", 64, "gpu-v100", lambda side: None, 0)
+    assert len(model.net.exits) == 3 and model.net.classes == 7 and model.data.mean == models.IMAGENET[0]
+    own = model.pieces()
+    assert own.trunk.shape == own.heads.shape == (4,) and (own.trunk > 0).all() and own.heads[-1] == 0
+    for name, weights, message in (("squeezenet", None, "did you mean 'squeezenet"),
+                                   ("squeezenet1_1", None, "give its trained weights"),
+                                   ("resnet18", tmp_path / "w.safetensors", "not weights of resnet18")):
+        with pytest.raises(UserError, match=message):
+            models.file(name, weights, 64, None, lambda side: None, 0)
+
+
+def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> None:
+    flat = {**TINY, "stages": [{"out": 8, "depth": 2, "stride": 1}]}
+    (tmp_path / "flat.yaml").write_text(yaml.safe_dump(flat))
+    with pytest.raises(UserError, match="--exits joint: tiny has no stride change behind its first slot"):
+        searched(config_of(tmp_path / "flat.yaml", *OPTIONS), tmp_path / "run")
+    with pytest.raises(UserError, match="epochs has no effect without a method"):
+        config_of(space_file, "exits.epochs=3")
+    assert "exits" not in config_of(space_file).to_json() and "max_ms" not in config_of(space_file).to_json()
