@@ -77,7 +77,8 @@ def timed(name: str, shape: tuple[int, int], kinds: int, n: int) -> None:
     taken = []
     for seed in range(n):
         scores, costs = instance(*shape, kinds, seed)
-        shares = np.random.default_rng(1000 + seed).uniform(*ENDS) * np.random.default_rng(seed).uniform(0.95, 1.05, kinds)
+        rng = np.random.default_rng(1000 + seed)
+        shares = rng.uniform(*ENDS) * rng.uniform(0.95, 1.05, kinds)  # all of them bind, more or less
         taken.append(seconds_of(scores, costs, limits_at(costs, shares)))
     print(f"{name}, {shape[0]} slots of {shape[1]}, {kinds} limit{'s' * (kinds > 1)}: median {np.median(taken):.2f} s, "
           f"largest {max(taken):.2f} s, n = {n}", flush=True)

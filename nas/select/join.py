@@ -2,13 +2,14 @@
 
 With multipliers ``y >= 0`` for the limits, a network's regret is a bound ``L(y)`` plus the sum of its choices' reduced
 regrets (each 0 or more) plus ``y`` times the room it leaves. So all networks within ``t`` of the bound consist of
-choices of reduced regret ``t`` at most, few and small ones; they are listed half by half and joined (Horowitz and Sahni,
-JACM 1974). The best that is found within ``t`` is the optimum, whatever else there is: the proof needs no tree.
+choices of reduced regret ``t`` at most, few and small ones; they are listed half by half and joined (Horowitz and
+Sahni, JACM 1974). The best that is found within ``t`` is the optimum, whatever else there is: the proof needs no tree.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ _FIRST, _GROWTH = 10**4, 12  # networks in reach at first, and how many times mo
 
 @dataclass(frozen=True)
 class Additive:
-    """Least sum of ``regret[slot][choice]`` (smallest 0) with each sum of ``use[row][slot][choice]`` <= ``room[row]``."""
+    """Least sum of ``regret[slot][choice]`` with the sum of ``use[row][slot][choice]`` <= ``room[row]`` for each row."""
 
     regret: Sequence[np.ndarray]
     use: Sequence[Sequence[np.ndarray]]
@@ -40,11 +41,11 @@ def least(problem: Additive) -> list[int] | None:
     for slot, regret in enumerate(problem.regret):
         priced = regret + sum(y * row[slot] for y, row in zip(multipliers, problem.use, strict=True))
         reduced.append(priced - priced.min())
-    reach, everything = 0.0, sum(float(row.max()) for row in reduced)
+    reach = -1.0
     for aim in itertools.accumulate(itertools.repeat(_GROWTH), lambda n, times: n * times, initial=_FIRST):
-        before, reach = reach, _reach(reduced, min(aim, MOST), everything)
+        before, reach = reach, _reach(reduced, min(aim, MOST))
         found = _joined(problem, reduced, multipliers, reach) if reach > before else None
-        if found is not None or aim >= MOST or reach >= everything:
+        if found is not None or aim >= MOST or reach == math.inf:
             return found
     return None
 
@@ -60,11 +61,14 @@ def _multipliers(problem: Additive) -> np.ndarray | None:
     return np.maximum(0.0, -answer.ineqlin.marginals) if answer.status == 0 else None
 
 
-def _reach(reduced: Sequence[np.ndarray], most: float, everything: float) -> float:
-    """The largest sum of reduced regrets, by halving, within which a histogram counts at most ``most`` networks."""
-    if _count(reduced, everything) <= most:
-        return everything
-    low, high = 0.0, everything
+def _reach(reduced: Sequence[np.ndarray], most: float) -> float:
+    """The largest sum of reduced regrets, by halving, within which a histogram counts at most ``most`` networks.
+
+    Infinite where that is all of them.
+    """
+    if math.prod(len(row) for row in reduced) <= most:
+        return math.inf
+    low, high = 0.0, sum(float(row.max()) for row in reduced)
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if _count(reduced, middle) <= most else (low, middle)
@@ -94,7 +98,8 @@ class _Half:
     ways: np.ndarray  # [way, slot of this half]
 
 
-def _joined(problem: Additive, reduced: Sequence[np.ndarray], multipliers: np.ndarray, reach: float) -> list[int] | None:
+def _joined(problem: Additive, reduced: Sequence[np.ndarray], multipliers: np.ndarray,
+            reach: float) -> list[int] | None:
     least_use = np.array([[float(row[slot].min()) for slot in range(len(reduced))] for row in problem.use])
     left, right = (_half(problem, reduced, slots, reach, least_use) for slots in _split(reduced, reach))
     best, pair = reach * (1 + 1e-12), None

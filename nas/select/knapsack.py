@@ -1,8 +1,9 @@
 """Multiple-choice knapsack, proven optimal: one choice a slot, the best sum of scores, hard limits on additive costs.
 
-Solved by HiGHS (Huangfu & Hall, Math. Prog. Comp. 2018) through ``scipy.optimize.milp``, under several limits at once by
-``nas.select.join`` where that gets there. Both work to tolerances, the limits here are exact: rows are scaled so that the tolerance is about 1e-9 of the room, and an answer whose exact cost
-is over a limit is cut off and the rest solved again.
+Solved by HiGHS (Huangfu & Hall, Math. Prog. Comp. 2018) through ``scipy.optimize.milp``, under several limits at once
+by ``nas.select.join`` where that gets there. Both work to tolerances, the limits here are exact: rows are scaled so
+that the tolerance is about 1e-9 of the room, and an answer whose exact cost is over a limit is cut off and the rest
+solved again.
 """
 
 from __future__ import annotations
