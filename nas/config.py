@@ -157,7 +157,8 @@ class Config(_Strict):
     budgets: int = Field(default=6, ge=1, le=256)
     sram_kb: Kb = None  # of a target that Vela compiles; None: no limit
     flash_kb: Kb = None
-    selector: Literal["ilp", "evolution", "random"] = "ilp"  # random: best of as many, the control
+    selector: Literal["ilp", "auto", "evolution", "random"] = "ilp"  # auto: the ILP on the scores that rank best;
+    # random: best of as many, the control
     evaluations: int = Field(default=36, ge=1, le=1_000_000)
     data: Name = "digits"
     data_dir: Name | None = None

@@ -31,6 +31,10 @@ def front(result: Mapping[str, Any]) -> None:
     if result["budgets"]:
         rows([{"budget_ms": one["budget_ms"], "pick": one["id"], "predicted_ms": one["ms"]}
               for one in result["budgets"]])
+    for target, ids in result.get("fronts", {}).items():
+        line(f"front of {target}: {', '.join(ids)}")
+    if result.get("fronts"):
+        line(f"on several fronts: {', '.join(result['on_several']) or 'none'}")
     for target in _unmeasured(result):
         line(f"not measured: no {target} here")
     for one in result.get("too_large", []):

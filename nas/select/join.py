@@ -25,7 +25,7 @@ _FIRST, _GROWTH = 10**4, 12  # networks in reach at first, and how many times mo
 
 @dataclass(frozen=True)
 class Additive:
-    """Least sum of ``regret[slot][choice]`` with the sum of ``use[row][slot][choice]`` <= ``room[row]`` for each row."""
+    """Least sum of ``regret[slot][choice]`` where that of ``use[row][slot][choice]`` is at most ``room[row]``."""
 
     regret: Sequence[np.ndarray]
     use: Sequence[Sequence[np.ndarray]]

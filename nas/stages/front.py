@@ -19,11 +19,15 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
     """
     targets = list(scene.costs)
 
+    def of_target(cards: Sequence[dict[str, Any]], by: str, t: str) -> list[str]:
+        return [p.id for p in pareto_front(Point(c["id"], ms_of(c, t), c[by]) for c in cards)]
+
     def best(cards: Sequence[dict[str, Any]], by: str) -> set[str]:
-        return {p.id for t in targets for p in pareto_front(Point(c["id"], ms_of(c, t), c[by]) for c in cards)}
+        return {id for t in targets for id in of_target(cards, by, t)}
 
     delivered, cards = cards, [card for card in cards if card.get("fits", True)]
     kept = best(cards, "select_accuracy")
+    fronts = {target: of_target(cards, "select_accuracy", target) for target in targets}
     on_test = best([card for card in cards if card["id"] in kept], "accuracy")
     brief = [{key: value for key, value in card.items() if key not in ("arch", "provenance")} for card in delivered]
     shown = sorted(brief, key=lambda card: ms_of(card, targets[0]))
@@ -36,8 +40,15 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
     return {"space": scene.layout.space, "target": targets if len(targets) > 1 else targets[0],
             "front": [card for card in shown if card["id"] in kept],
             "dominated": [card for card in shown if card["id"] not in kept], "budgets": budgets,
-            **({"too_large": large} if large else {}),
-            "share_of_slots": _shares(cards), "rank_agreement": picks["rank_agreement"]}
+            **({"too_large": large} if large else {}), **(_per_device(fronts) if len(targets) > 1 else {}),
+            "share_of_slots": _shares(cards), "rank_agreement": picks["rank_agreement"],
+            "held_out": picks.get("held_out", {})}
+
+
+def _per_device(fronts: dict[str, list[str]]) -> dict[str, Any]:
+    """Ids of each target's own front by ms, and of the networks that are on several."""
+    ids = dict.fromkeys(id for front in fronts.values() for id in front)
+    return {"fronts": fronts, "on_several": [id for id in ids if sum(id in f for f in fronts.values()) > 1]}
 
 
 def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: float | None) -> tuple[str, list[str]]:
