@@ -99,6 +99,8 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
     shown = {"id": point["id"], "accuracy": _accuracy(accuracy, error)}
     if point.get("dominated_on_test"):
         shown["accuracy"] += " (dominated)"
+    if point.get("within_error_of"):
+        shown["accuracy"] += f" (no more than {point['within_error_of']} but for chance)"
     shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
     for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
         shown |= _per_target(name, point[key]) if point.get(key) is not None else {}

@@ -1,6 +1,8 @@
 """Selection for several devices: a front each, what is on several, the best under all limits at once."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from nas import show
 from nas.errors import UserError
 from nas.run import Run
 from nas.stages.bounds import Bounds
+from nas.stages.front import _mark_ties
 from nas.terminal import named_budgets
 
 TARGETS = ["gpu-v100", "gpu-v100-b32"]
@@ -88,3 +91,30 @@ def test_budgets_by_name() -> None:
             named_budgets([text])
     with pytest.raises(UserError, match="cpu is given twice"):
         named_budgets(["cpu=1", "cpu=2"])
+
+
+def test_points_within_the_error_of_a_faster_one_are_marked() -> None:
+    def card(id: str, ms: float, accuracy: float, error: float) -> dict[str, Any]:
+        return {"id": id, "ms": ms, "select_accuracy": accuracy, "select_accuracy_se": error}
+
+    cards = [card("a", 1.0, 0.80, 0.03), card("b", 2.0, 0.84, 0.03), card("c", 3.0, 0.90, 0.03)]
+    _mark_ties(cards, "any")
+    # errors of differences: 0.042; b is 0.04 above a; c is 0.06 above b
+    assert [card.get("within_error_of") for card in cards] == [None, "a", None]
+    older = [{"id": "a", "ms": 1.0, "select_accuracy": 0.8}, {"id": "b", "ms": 2.0, "select_accuracy": 0.81}]
+    _mark_ties(older, "any")
+    assert not any("within_error_of" in card for card in older)
+
+
+@pytest.mark.slow
+def test_two_workers_choose_what_one_process_chooses(finished: Run, tmp_path: Path) -> None:
+    alone = select(finished, TARGETS[:1], [], points=4)
+    events = len(finished.events("judged"))
+    other = tmp_path / "copy"
+    shutil.copytree(finished.path, other, ignore=shutil.ignore_patterns("selections", "lock"))
+    log = [e for e in finished.events() if e["event"] != "judged"]
+    (other / "log.jsonl").write_text("".join(f"{json.dumps(e)}\n" for e in log))
+    storage = f"sqlite:///{tmp_path / 'all.db'}"
+    shared = select(Run.existing(other), TARGETS[:1], [], points=4, storage=storage, workers=2)
+    assert {k: v for k, v in shared.items() if k != "run"} == {k: v for k, v in alone.items() if k != "run"}
+    assert 0 < len(Run.existing(other).events("judged")) <= events

@@ -86,6 +86,9 @@ def select(
     sram_kb: SramKb = None,
     flash_kb: FlashKb = None,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Fine-tune the picks, too: takes longer.")] = False,
+    storage: Annotated[str | None, typer.Option(help="Share the evaluations: sqlite:///FILE, a PostgreSQL or MySQL "
+                                                "URL, or journal:FILE.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes here that evaluate, with --storage.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Pick anew for other devices or budgets. Takes minutes: the supernet is not trained again."""
@@ -101,9 +104,23 @@ def select(
             if len(together) == 1 and targets[0] in together:  # a budget of the only one there is
                 budgets, together = sorted({*budgets, *together.values()}), {}
             return pipeline.select(here, targets, budgets, progress, fine_tune, Memory(sram_kb, flash_kb),
-                                   Bounds.of(max_params, max_macs, together), points)
+                                   Bounds.of(max_params, max_macs, together), points, storage, workers)
 
     print_result(work, as_json, _show_front)
+
+
+@app.command()
+def judge(
+    run: RunPath,
+    storage: Annotated[str, typer.Option(help="As given to nas select.")],
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Evaluate networks for a nas select --storage of the same run, here or elsewhere, until interrupted."""
+    from nas import search as pipeline
+    from nas.progress import Progress
+    from nas.run import Run
+
+    pipeline.judge(Run.existing(run), storage, Progress(), parent)  # no lock: it only reads
 
 
 @app.command()

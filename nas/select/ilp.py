@@ -78,7 +78,7 @@ def select_ilp(problem: Problem, limits_list: Sequence[Limits], scores_for: Scor
 
 def select_auto(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge, evaluations: int,
                 rng: random.Random) -> list[list[Arch]]:
-    """As ``select_ilp``, but each round takes the scores that rank best what they have not seen (``nas.select.models``).
+    """As ``select_ilp``, but each round takes the scores that rank best what they have not seen (``models.best``).
 
     One-swap losses around the network that scores best at the largest budget join in where they cost no more than a
     third of the evaluations; they count as such.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
     fitting = {card["id"] for card in cards}
     for card in shown:
         card["dominated_on_test"] = card["id"] in kept - on_test
+    _mark_ties([card for card in shown if card["id"] in kept], targets[0])
     budgets = [{key: value for key, value in b.items() if key != "arch"} for b in picks["budgets"]
                if b["id"] in fitting]
     shown, large = ([card for card in shown if (card["id"] in fitting) is wanted] for wanted in (True, False))
@@ -43,6 +45,20 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
             **({"too_large": large} if large else {}), **(_per_device(fronts) if len(targets) > 1 else {}),
             "share_of_slots": _shares(cards), "rank_agreement": picks["rank_agreement"],
             "held_out": picks.get("held_out", {})}
+
+
+def _mark_ties(front: list[dict[str, Any]], target: str) -> None:
+    """``within_error_of``: the fastest of the faster ones whose selection accuracy is not above it by more than chance.
+
+    That is, whose accuracy is less than a standard error of the difference below; runs before this have no errors.
+    """
+    for card in front:
+        for other in front:  # by ascending ms
+            error = math.hypot(card.get("select_accuracy_se", 0.0), other.get("select_accuracy_se", 0.0))
+            if ms_of(other, target) < ms_of(card, target) and \
+                    card["select_accuracy"] - other["select_accuracy"] < error:
+                card["within_error_of"] = other["id"]
+                break
 
 
 def _per_device(fronts: dict[str, list[str]]) -> dict[str, Any]:

@@ -16,8 +16,12 @@ from nas.scene import Scene
 from nas.select import get as selector
 from nas.select import models
 from nas.select import scores as fits
+from nas.select.evaluation import Evaluation
 from nas.select.problem import Limits, Problem, Scores
 from nas.stages.bounds import NOTHING, Bounds, all_bounds, bounded
+from nas.stages.supernet import SUPERNET
+from nas.stages.workers import Crew, study_name
+from nas.stages.workers import judge as serve_evaluations
 from nas.supernet.gates import RELAXATIONS, position
 from nas.train import loop, search_loop
 
@@ -27,10 +31,10 @@ CALIBRATED_ON = 256  # training images for its batch norm statistics
 
 
 def choose(scene: Scene, training: search_loop.SupernetTraining, limits: dict[str, list[float]], place: str,
-           progress: Progress, asked: Bounds = NOTHING) -> dict[str, Any]:
+           progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> dict[str, Any]:
     """Asks the selector, target by target and then for all budgets of ``asked`` together.
 
-    Every network judged stays in the log and is never judged again.
+    Every network judged, by this process or by the workers of ``crew``, stays in the log and is never judged again.
     """
     config, kept = scene.config, within(training.supernet.layout, scene.footprints)
     parts = [([target], [{target: bound} for bound in bounds]) for target, bounds in limits.items()]
@@ -42,7 +46,7 @@ def choose(scene: Scene, training: search_loop.SupernetTraining, limits: dict[st
     for targets, of_ms in parts:
         one, name = bounded(scene, kept, targets, asked), " and ".join(targets)
         with progress.task(f"select for {name}", config.evaluations) as task:
-            judge = Judge(scene, training, task)
+            judge = Judge(scene, training, task, crew)
             ask, scores = selector(config.selector), gate_scores(training, one, targets, scene)
             limited = [{**ms, **all_bounds(scene, targets, asked)} for ms in of_ms]
             ranked = ask(one, limited, scores, judge, config.evaluations, random.Random(scene.seed))
@@ -92,11 +96,22 @@ def gate_scores(training: search_loop.SupernetTraining, problem: Problem, target
     return scores_for
 
 
+def evaluations_of(scene: Scene) -> str:
+    """The name of this supernet's evaluations in a storage."""
+    return study_name(scene.run, SUPERNET, JUDGED_ON, CALIBRATED_ON, scene.seed)
+
+
+def serve(scene: Scene, training: search_loop.SupernetTraining, storage: str, parent: int | None) -> None:
+    """Judges what waits in the storage."""
+    serve_evaluations(storage, evaluations_of(scene), Judge(scene, training, None).evaluate, parent)
+
+
 class Judge:
     """Held-out loss of networks with inherited weights; remembers in the run's log what was judged."""
 
-    def __init__(self, scene: Scene, training: search_loop.SupernetTraining, task: Any) -> None:
-        self.scene, self.training, self.task = scene, training, task
+    def __init__(self, scene: Scene, training: search_loop.SupernetTraining, task: Any,
+                 crew: Crew | None = None) -> None:
+        self.scene, self.training, self.task, self.crew = scene, training, task, crew
         self.split = loop.part_of(scene.data.select, JUDGED_ON, scene.seed, "judge")
         events = scene.run.events("judged")
         self.known = {e["id"]: float(e["loss"]) for e in events}
@@ -104,16 +119,23 @@ class Judge:
         self.asked: dict[Arch, float] = {}
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
-        return [self._loss(arch) for arch in archs]
+        new = [arch for arch in archs if arch.id not in self.known]
+        for arch, found in self.crew.evaluated(new) if self.crew else ((arch, self.evaluate(arch)) for arch in new):
+            self.known[arch.id], self.accuracies[arch.id] = found.loss, found.figures["accuracy"]
+            self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), loss=found.loss, **found.figures)
+            self._shown(arch)
+        for arch in archs:
+            if arch not in self.asked:
+                self._shown(arch)
+        return [self.known[arch.id] for arch in archs]
 
-    def _loss(self, arch: Arch) -> float:
-        if arch.id not in self.known:
-            judged = self.training.judge(arch, self.split, CALIBRATED_ON)
-            self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), loss=judged.loss, accuracy=judged.accuracy)
-            self.known[arch.id], self.accuracies[arch.id] = judged.loss, judged.accuracy
+    def evaluate(self, arch: Arch) -> Evaluation:
+        judged = self.training.judge(arch, self.split, CALIBRATED_ON)
+        return Evaluation(judged.loss, {"accuracy": judged.accuracy, "accuracy_se": judged.accuracy_se})
+
+    def _shown(self, arch: Arch) -> None:
         self.asked[arch] = self.known[arch.id]
         self.task.advance(1, loss=self.known[arch.id])
-        return self.known[arch.id]
 
     def agreement(self, problem: Problem, training: search_loop.SupernetTraining, target: str, bounds: Sequence[float],
                   scene: Scene) -> float | None:
