@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,10 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
 
     def chosen() -> dict[str, Any]:
-        with Crew(run, storage, workers, selection.evaluations_of(scene)) if storage else nullcontext() as crew:
+        crews: AbstractContextManager[Crew | None] = nullcontext()
+        if storage:
+            crews = Crew(run, storage, workers, selection.evaluations_of(scene))
+        with crews as crew:
             return selection.choose(scene, training, limits, place, progress, bounds, crew)
 
     picks = run.stage(f"{place}picks.json", chosen)

@@ -86,14 +86,13 @@ def select_auto(problem: Problem, limits_list: Sequence[Limits], scores_for: Sco
     ledger = Ledger(problem, judge, evaluations)
     gates = [scores_for(limits) for limits in limits_list]
     first = first_round(problem, limits_list, gates, math.ceil(FIRST * evaluations), rng)
-    base = solve(gates[-1], problem.costs, limits_list[-1], admits=problem.admitted)
-    around = models.swaps(problem, base[0]) if base else []
-    swapped = base and 3 * len(around) <= evaluations
-    if swapped:
-        ledger.judge([base[0], *around])
-    ledger.judge(first[:max(1, math.ceil(FIRST * evaluations) - (len(around) if swapped else 0))])
-    swaps = {models.SWAPS: models.swap_scores(problem, base[0], ledger.losses)} if swapped and \
-        math.isfinite(ledger.losses.get(tuple(base[0]), math.inf)) else {}
+    swaps: dict[str, Scores] = {}
+    for base in solve(gates[-1], problem.costs, limits_list[-1], admits=problem.admitted):  # one, or none is admitted
+        around = models.swaps(problem, base)
+        if 3 * (1 + len(around)) <= evaluations and ledger.judge([base, *around]) and base in ledger \
+                and math.isfinite(ledger.losses[tuple(base)]):
+            swaps[models.SWAPS] = models.swap_scores(problem, base, ledger.losses)
+    ledger.judge(first[:max(1, ledger.left - math.floor((1 - FIRST) * evaluations))])
     width = max(1, min(MOST, math.ceil(ledger.left / 2 / len(limits_list))))
     judged = 1
     while ledger.left and judged:

@@ -23,13 +23,19 @@ Fit = Callable[[Sequence[Arch], Sequence[float]], Scores]
 
 def candidates(problem: Problem, priors: Mapping[str, Scores]) -> dict[str, Fit]:
     """By name, from judged networks to scores: each prior as it is, a fit on it, and a fit on nothing."""
-    fits: dict[str, Fit] = {FIT: lambda archs, losses: ridge(problem, archs, losses)}
+    fits = {FIT: _fitted(problem, None)}
     for name, prior in priors.items():
         if any(np.ptp(row) > 0 for row in prior):
-            fits[name] = lambda archs, losses, prior=prior: prior  # type: ignore[misc]
-            fits[f"{FIT} on {name}"] = lambda archs, losses, prior=prior: ridge(  # type: ignore[misc]
-                problem, archs, losses, prior=prior)
+            fits[name], fits[f"{FIT} on {name}"] = _given(prior), _fitted(problem, prior)
     return fits
+
+
+def _given(scores: Scores) -> Fit:
+    return lambda archs, losses: scores
+
+
+def _fitted(problem: Problem, prior: Scores | None) -> Fit:
+    return lambda archs, losses: ridge(problem, archs, losses, prior=prior)
 
 
 def held_out(problem: Problem, fit: Fit, archs: Sequence[Arch], losses: Sequence[float]) -> np.ndarray:

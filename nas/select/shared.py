@@ -44,7 +44,7 @@ class Board:
         """By id of the network; what was complete first, where there are two."""
         done: dict[str, Evaluation] = {}
         for trial in self._trials(TrialState.COMPLETE):
-            done.setdefault(trial.user_attrs[_ID], Evaluation(float(trial.values[0]), trial.user_attrs[_FIGURES]))
+            done.setdefault(trial.user_attrs[_ID], Evaluation((trial.values or [math.inf])[0], trial.user_attrs[_FIGURES]))
         return done
 
     def archs(self) -> dict[str, Arch]:

@@ -34,9 +34,11 @@ class Crew:
     def __enter__(self) -> Crew:
         log = self.run.file("workers.log").open("ab")
         command = [sys.executable, "-m", "nas", "judge", str(self.run.path), "--storage", self.url, "--parent"]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        environment = {"OMP_NUM_THREADS": str(max(1, cores // self.count)), **os.environ}
         with log:
             self._children = [subprocess.Popen([*command, str(os.getpid())], stdout=log, stderr=log,
-                                               stdin=subprocess.DEVNULL) for _ in range(self.count)]
+                                               stdin=subprocess.DEVNULL, env=environment) for _ in range(self.count)]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +31,11 @@ def evaluate(arch):
         log.write(f"{os.getpid()} {arch.id}\\n")
     time.sleep(0.15)
     return Evaluation(int(arch.id, 16) % 1000 / 1000, {"accuracy": 0.5})
-board, idle = Board(sys.argv[1], "test"), 0
-while idle < 40:
-    idle = 0 if board.work(evaluate, str(os.getpid())) else idle + 1
-    time.sleep(0.02)
+board = Board(sys.argv[1], "test")
+open(f"{sys.argv[2]}.{os.getpid()}", "w").close()
+while os.getppid() == int(sys.argv[3]):
+    if not board.work(evaluate, str(os.getpid())):
+        time.sleep(0.02)
 """
 
 
@@ -108,8 +110,12 @@ def test_a_storage_that_is_not_there_is_one_line() -> None:
 def killed_in_the_middle(url: str, archs: list[Arch], log: Path) -> dict[str, float]:
     """Four workers, one of them killed while it evaluates; returns what was found."""
     board = Board(url, "test")
-    workers = [subprocess.Popen([sys.executable, "-c", WORKER, url, str(log)]) for _ in range(4)]
+    workers = [subprocess.Popen([sys.executable, "-c", WORKER, url, str(log), str(os.getpid())]) for _ in range(4)]
     try:
+        while len(list(log.parent.glob(f"{log.name}.*"))) < 4:  # all are ready
+            assert all(worker.poll() is None for worker in workers)
+            time.sleep(0.05)
+
         def watch() -> None:
             started = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
             if len(started) >= 8 and all(worker.poll() is None for worker in workers):
