@@ -44,7 +44,8 @@ class Board:
         """By id of the network; what was complete first, where there are two."""
         done: dict[str, Evaluation] = {}
         for trial in self._trials(TrialState.COMPLETE):
-            done.setdefault(trial.user_attrs[_ID], Evaluation((trial.values or [math.inf])[0], trial.user_attrs[_FIGURES]))
+            [loss] = trial.values or [math.inf]
+            done.setdefault(trial.user_attrs[_ID], Evaluation(loss, trial.user_attrs[_FIGURES]))
         return done
 
     def archs(self) -> dict[str, Arch]:
