@@ -8,15 +8,18 @@ a worker that is gone does, is posted again; of two results for one network the 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -37,6 +40,8 @@ class Board:
     def __init__(self, url: str, name: str) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
         self._storage = _opened(url)
+        # SQLite knows no SELECT FOR UPDATE: two processes may both read that a trial waits
+        self._lock = Path(f"{url.partition('///')[2]}.lock") if url.startswith("sqlite") else None
         self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
         self._id = self._storage.get_study_id_from_name(name)
 
@@ -76,7 +81,8 @@ class Board:
 
     def work(self, evaluate: Callable[[Arch], Evaluation], worker: str) -> bool:
         """Takes one network that waits, if there is one, and evaluates it; says whether there was."""
-        trial = next(filter(self._taken, self._trials(TrialState.WAITING)), None)
+        with self._alone():
+            trial = next(filter(self._taken, self._trials(TrialState.WAITING)), None)
         if trial is None:
             return False
         number = trial._trial_id
@@ -113,6 +119,16 @@ class Board:
         ended.sort(key=lambda trial: (trial.datetime_complete is None, trial.datetime_complete, trial.number))
         return [*(trial for trial in found if trial.state != TrialState.COMPLETE), *ended]
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Where the database cannot, a lock beside its file lets one process at a time take a trial."""
+        if self._lock is None:
+            yield
+            return
+        with self._lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def _taken(self, trial: FrozenTrial) -> bool:
         try:
             return self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
@@ -143,6 +159,7 @@ class Board:
 
 def _opened(url: str) -> BaseStorage:
     """Raises UserError for a URL that no storage answers to."""
+    warnings.filterwarnings("ignore", category=ExperimentalWarning, module="optuna|nas.select.shared")  # heartbeats
     try:
         if url.startswith("journal:"):
             return JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
