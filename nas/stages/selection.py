@@ -154,7 +154,8 @@ class Judge:
 
         Gates are asked at the largest budget. Empty where too few were judged to say.
         """
-        archs = [arch for arch, loss in self.asked.items() if np.isfinite(loss)]
+        finite = (arch for arch, loss in self.asked.items() if np.isfinite(loss))
+        archs = sorted(finite, key=lambda arch: arch.id)  # the parts are then those of an uninterrupted call
         losses, fits = [self.asked[arch] for arch in archs], models.candidates(problem, {models.GATES: gates})
         by_loss = models.agreements(problem, fits, archs, losses)
         by_accuracy = models.agreements(problem, fits, archs, losses, [self.accuracies[arch.id] for arch in archs])
