@@ -187,7 +187,8 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     code, out, _ = call("export", "run", "--arch", "a", "--out", "there", "--format", "tflite")
     assert code == 0 and "a.onnx" in out and "1e-06" in out
     assert asked == [(Path("run"), ["cpu", "other"], [], False, {}, {}, None, None, 1),
-                     (Path("run"), ["npu"], [1.0, 2.0], True, {"--sram-kb": 256, "--flash-kb": 99.5}, {}, None, None, 1),
+                     (Path("run"), ["npu"], [1.0, 2.0], True, {"--sram-kb": 256, "--flash-kb": 99.5}, {}, None,
+                      None, 1),
                      (Path("run"), ["cpu", "other"], [], False, {}, {"--max-params": 9000.0, "together":
                       {"cpu": 2.0, "other": 1.0}}, 50, "sqlite:///all.db", 4),
                      (None, 2.0, None, "onnx"), ("a", None, Path("there"), "tflite")]
