@@ -183,7 +183,8 @@ class Config(_Strict):
     flash_kb: Kb = None
     max_ms: Ms | None = None  # of any image on the first target; with exits budgets bound the mean; None: no limit
     exits: Exits = Exits()
-    selector: Literal["ilp", "evolution", "random"] = "ilp"  # random: best of as many, the control
+    selector: Literal["ilp", "auto", "evolution", "random"] = "ilp"  # auto: the ILP on the scores that rank best;
+    # random: best of as many, the control
     evaluations: int = Field(default=36, ge=1, le=1_000_000)
     data: Name = "digits"
     data_dir: Name | None = None

@@ -128,7 +128,8 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
     ms = one_or_all(predicted(scene, arch))
     memory = _memory(scene, model)
     return {"id": arch.id, "arch": arch.to_json(), "fine_tuned": fine_tuned,
-            "select_accuracy": select.accuracy, "select_loss": select.loss, "accuracy": test.accuracy,
+            "select_accuracy": select.accuracy, "select_accuracy_se": select.accuracy_se, "select_loss": select.loss,
+            "accuracy": test.accuracy,
             "accuracy_se": test.accuracy_se, "test_images": test.n, "ms": ms, "worst_ms": ms,
             **_timed(scene, model, files), **differences, "macs": sum(macs(key) for key in keys),
             "params": sum(params(key) for key in keys), "exits": [], "onnx": name + ONNX, **int8, **memory,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ from nas.scene import (
 from nas.settings import settings_of
 from nas.show import targets_of
 from nas.stages import selection, supernet
+from nas.stages.bounds import NOTHING, Bounds, reachable
 from nas.stages.front import cards_of, find, front_of
+from nas.stages.workers import Crew
 from nas.train import augment, finetune, loop, search_loop
 from nas.train.ranks import joined
 
@@ -72,12 +75,16 @@ def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progress: Progress,
-           fine_tune: bool = False, memory: Memory = UNLIMITED) -> dict[str, Any]:
+           fine_tune: bool = False, memory: Memory = UNLIMITED, bounds: Bounds = NOTHING,
+           points: int | None = None, storage: str | None = None, workers: int = 1) -> dict[str, Any]:
     """New picks from the run's supernet for other devices or budgets, with inherited weights unless ``fine_tune``.
 
-    Limits of ``memory`` that are not given are those of the run, if all targets are its own.
+    ``budget_ms`` are those of the first target; where there are none, a front is ``points`` budgets over its range.
+    Limits of ``memory`` that are not given are those of the run, if all targets are its own. With a ``storage`` so many
+    ``workers`` share the evaluations.
     """
     config = Config.from_json(run.config, str(run.file("config.json")))
+    bounds.check(targets)
     if not run.has("picks.json"):
         raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
     scene = set_scene(config, run, config.target, progress)
@@ -85,15 +92,31 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     limited = _memory(config, targets, memory)
     scene = with_targets(scene, targets, training.supernet.layout, progress, limited)
     kept = within(training.supernet.layout, scene.footprints)
-    limits = {t: limits_of(scene, kept, t, budget_ms if t == targets[0] else [], config.budgets) for t in targets}
+    limits = {t: reachable(scene, kept, t, budget_ms if t == targets[0] else [], points or config.budgets, bounds)
+              for t in targets}
     unseen = [target for target in targets if target not in config.target]
     if unseen:
         progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
-    asked = [limits, fine_tune, *([limited.given] if limited.given else [])]
+    asked = [limits, fine_tune, *(given for given in (limited.given, bounds.given) if given)]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
-    picks = run.stage(f"{place}picks.json", lambda: selection.choose(scene, training, limits, place, progress))
+
+    def chosen() -> dict[str, Any]:
+        crews: AbstractContextManager[Crew | None] = nullcontext()
+        if storage:
+            crews = Crew(run, storage, workers, selection.evaluations_of(scene))
+        with crews as crew:
+            return selection.choose(scene, training, limits, place, progress, bounds, crew)
+
+    picks = run.stage(f"{place}picks.json", chosen)
     return _finish(scene, training, picks, place, fine_tune, progress)
+
+
+def judge(run: Run, storage: str, progress: Progress, parent: int | None = None) -> None:
+    """A worker: evaluates what a ``select`` of the same run, here or elsewhere, puts into the storage."""
+    config = Config.from_json(run.config, str(run.file("config.json")))
+    scene = set_scene(config, run, config.target, progress)
+    selection.serve(scene, supernet.trained(scene), storage, parent)
 
 
 def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,

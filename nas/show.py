@@ -31,6 +31,10 @@ def front(result: Mapping[str, Any]) -> None:
     if result["budgets"]:
         rows([{"budget_ms": one["budget_ms"], "pick": one["id"], "predicted_ms": one["ms"]}
               for one in result["budgets"]])
+    for target, ids in result.get("fronts", {}).items():
+        line(f"front of {target}: {', '.join(ids)}")
+    if result.get("fronts"):
+        line(f"on several fronts: {', '.join(result['on_several']) or 'none'}")
     for target in _unmeasured(result):
         line(f"not measured: no {target} here")
     for one in result.get("too_large", []):
@@ -154,6 +158,8 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
         shown["accuracy"] += " (dominated)"
     if point.get("exits"):
         shown |= {"exits": cell(point["exits"])} | _per_target("worst ms", point.get("worst_ms"))
+    if point.get("within_error_of"):
+        shown["accuracy"] += f" (no more than {point['within_error_of']} but for chance)"
     shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
     for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
         shown |= _per_target(name, point[key]) if point.get(key) is not None else {}

@@ -44,6 +44,29 @@ def checked_budgets(values: list[float] | None) -> list[float]:
     return sorted(set(values or []))
 
 
+def named_budgets(texts: list[str] | None) -> tuple[list[float], dict[str, float]]:
+    """``2.0`` is a budget of the first target, ``cpu=2.0`` of the target named: (the former sorted, the latter).
+
+    Raises UserError for what is no time and for a target that is named twice.
+    """
+    plain: list[float] = []
+    named: dict[str, float] = {}
+    for text in texts or []:
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise UserError(f"--budget-ms {text}: write a number of milliseconds, or TARGET=MS") from None
+        checked_budgets([value])
+        if name in named:
+            raise UserError(f"--budget-ms {text}: {name} is given twice")
+        if name:
+            named[name] = value
+        else:
+            plain.append(value)
+    return checked_budgets(plain), named
+
+
 def checked_width(value: float | None) -> float:
     """1 where none is given. Raises UserError for an absurd one."""
     if value is not None and not 0.05 <= value <= 8:

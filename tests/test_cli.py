@@ -20,6 +20,7 @@ from nas.errors import UserError
 from nas.files import shipped
 from nas.footprint import Memory
 from nas.run import Run
+from nas.stages.bounds import Bounds
 
 POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accuracy_se": 0.0123, "ms": 0.5,
          "worst_ms": 0.5, "measured_ms": None, "macs": 12_340_000, "params": 560_000, "exits": [],
@@ -173,8 +174,9 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     files = {"files": [{"id": "a", "onnx": "a.onnx", "max_abs_diff": 1e-6, "predicted_ms": 0.5, "measured_ms": None}]}
 
     def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any, fine_tune: bool,
-               memory: Memory) -> dict[str, Any]:
-        asked.append((run.path, targets, budget_ms, fine_tune, memory.given))
+               memory: Memory, bounds: Bounds, points: int | None, storage: str | None,
+               workers: int) -> dict[str, Any]:
+        asked.append((run.path, targets, budget_ms, fine_tune, memory.given, bounds.given, points, storage, workers))
         return RESULT
 
     def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Any,
@@ -186,11 +188,16 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     assert json.loads(call("select", "run", "--json")[1]) == RESULT
     call("select", "run", "--target", "npu", "--budget-ms", "2", "--budget-ms", "1", "--fine-tune",
          "--sram-kb", "256", "--flash-kb", "99.5")
+    call("select", "run", "--budget-ms", "cpu=2", "--budget-ms", "other=1", "--max-params", "9000", "--budgets", "50",
+         "--storage", "sqlite:///all.db", "--workers", "4")
     assert json.loads(call("export", "run", "--json", "--budget-ms", "2")[1]) == files
     code, out, _ = call("export", "run", "--arch", "a", "--out", "there", "--format", "tflite")
     assert code == 0 and "a.onnx" in out and "1e-06" in out
-    assert asked == [(Path("run"), ["cpu", "other"], [], False, {}),
-                     (Path("run"), ["npu"], [1.0, 2.0], True, {"--sram-kb": 256, "--flash-kb": 99.5}),
+    assert asked == [(Path("run"), ["cpu", "other"], [], False, {}, {}, None, None, 1),
+                     (Path("run"), ["npu"], [1.0, 2.0], True, {"--sram-kb": 256, "--flash-kb": 99.5}, {}, None,
+                      None, 1),
+                     (Path("run"), ["cpu", "other"], [], False, {}, {"--max-params": 9000.0, "together":
+                      {"cpu": 2.0, "other": 1.0}}, 50, "sqlite:///all.db", 4),
                      (None, 2.0, None, "onnx"), ("a", None, Path("there"), "tflite")]
     assert call("export", "run", "--features")[0] == 0 and asked[-1] == (None, None, None, "features")
     code, _, err = call("export", "run", "--features", "--format", "tflite")

@@ -25,7 +25,7 @@ from nas.cli.base import (
     run_files,
 )
 from nas.errors import UserError
-from nas.terminal import checked_budgets, print_result
+from nas.terminal import checked_budgets, named_budgets, print_result
 
 
 @app.command()
@@ -43,7 +43,7 @@ def search(
     size: Size = None,
     width: Width = None,
     only_op: Annotated[str | None, typer.Option(help="Only this operator of the space.")] = None,
-    selector: Annotated[str | None, typer.Option(help="ilp (default), evolution, or random.")] = None,
+    selector: Annotated[str | None, typer.Option(help="ilp (default), auto, evolution, or random.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
     train_on: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda: where training runs.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,
@@ -89,26 +89,52 @@ def search(
 def select(
     run: RunPath,
     target: Targets = None,
-    budget_ms: Budgets = None,
+    budget_ms: Annotated[list[str] | None, typer.Option(help="Latency budget of the first target, once or more; "
+                         "TARGET=MS of several targets: the best network under all of them, too.")] = None,
+    points: Annotated[int | None, typer.Option("--budgets", min=1, max=256, help="Points of a front without budgets; "
+                                               "default: as the search had.")] = None,
+    max_params: Annotated[float | None, typer.Option(min=1, help="No pick has more parameters.")] = None,
+    max_macs: Annotated[float | None, typer.Option(min=1, help="No pick has more multiply-adds.")] = None,
     sram_kb: SramKb = None,
     flash_kb: FlashKb = None,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Fine-tune the picks, too: takes longer.")] = False,
+    storage: Annotated[str | None, typer.Option(help="Share the evaluations: sqlite:///FILE, a PostgreSQL or MySQL "
+                                                "URL, or journal:FILE.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes here that evaluate, with --storage.")] = 1,
     ops: Ops = None,
     as_json: Json = False,
 ) -> None:
-    """Pick anew for another device or budget. Takes minutes: the supernet is not trained again."""
+    """Pick anew for other devices or budgets. Takes minutes: the supernet is not trained again."""
 
     def work() -> dict[str, Any]:
-        budgets = checked_budgets(budget_ms)
+        budgets, together = named_budgets(budget_ms)
         run_files(ops)
         with existing(run) as (here, progress):
             from nas import search as pipeline
             from nas.footprint import Memory
+            from nas.stages.bounds import Bounds
 
-            return pipeline.select(here, target or list(here.config["target"]), budgets, progress, fine_tune,
-                                   Memory(sram_kb, flash_kb))
+            targets = target or list(here.config["target"])
+            if len(together) == 1 and targets[0] in together:  # a budget of the only one there is
+                budgets, together = sorted({*budgets, *together.values()}), {}
+            return pipeline.select(here, targets, budgets, progress, fine_tune, Memory(sram_kb, flash_kb),
+                                   Bounds.of(max_params, max_macs, together), points, storage, workers)
 
     print_result(work, as_json, _show_front)
+
+
+@app.command()
+def judge(
+    run: RunPath,
+    storage: Annotated[str, typer.Option(help="As given to nas select.")],
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Evaluate networks for a nas select --storage of the same run, here or elsewhere, until interrupted."""
+    from nas import search as pipeline
+    from nas.progress import Progress
+    from nas.run import Run
+
+    pipeline.judge(Run.existing(run), storage, Progress(), parent)  # no lock: it only reads
 
 
 @app.command()

@@ -6,10 +6,11 @@ from nas.errors import UserError
 from nas.files import nearest
 from nas.select.control import select_random
 from nas.select.evolution import select_evolution
-from nas.select.ilp import select_ilp
+from nas.select.ilp import select_auto, select_ilp
 from nas.select.problem import Selector
 
-SELECTORS: dict[str, Selector] = {"ilp": select_ilp, "evolution": select_evolution, "random": select_random}
+SELECTORS: dict[str, Selector] = {"ilp": select_ilp, "auto": select_auto, "evolution": select_evolution,
+                                  "random": select_random}
 
 
 def get(name: str) -> Selector:

@@ -1,8 +1,9 @@
 """Multiple-choice knapsack, proven optimal: one choice a slot, the best sum of scores, hard limits on additive costs.
 
-Solved by HiGHS (Huangfu & Hall, Math. Prog. Comp. 2018) through ``scipy.optimize.milp``. HiGHS works to tolerances, the
-limits here are exact: rows are scaled so that the tolerance is about 1e-9 of the room, and an answer whose exact cost
-is over a limit is cut off and the rest solved again.
+Solved by HiGHS (Huangfu & Hall, Math. Prog. Comp. 2018) through ``scipy.optimize.milp``, under several limits at once
+by ``nas.select.join`` where that gets there. Both work to tolerances, the limits here are exact: rows are scaled so
+that the tolerance is about 1e-9 of the room, and an answer whose exact cost is over a limit is cut off and the rest
+solved again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from nas.errors import UserError
+from nas.select import join
 from nas.select.problem import Cost, Scores
 
 Pick = tuple[int, ...]
@@ -37,13 +40,18 @@ def every(pick: Sequence[int]) -> bool:
 
 @dataclass
 class Knapsack:
-    """Scores, exact upper limits (``Cost.name`` -> value), and the picks that are not wanted (``banned``)."""
+    """Scores, exact upper limits (``Cost.name`` -> value), and the picks that are not wanted (``banned``).
+
+    An answer is the optimum, proven, unless HiGHS was stopped after ``seconds``; then it lies ``gap`` at most below it.
+    """
 
     scores: Scores
     costs: Sequence[Cost]
     limits: Mapping[str, float]
     banned: frozenset[Pick] = frozenset()
     admits: Callable[[Pick], bool] = every  # expensive: asked last
+    seconds: float = math.inf  # of one call of HiGHS
+    gap: float = 0.0  # in units of the scores: the largest of all answers so far
     _excluded: list[Pick] = field(default_factory=list)
     _over: int = 0
     _refused: int = 0
@@ -92,7 +100,15 @@ class Knapsack:
 
     def _solve(self, capped: Sequence[Cost], ends: Sequence[End], cuts: Sequence[Cut], tight: bool) -> Pick | None:
         rows = [*(_upper(cost, self.limits[cost.name], tight) for cost in capped), *map(_lower, ends)]
-        return _solve(self.scores, self._kept(capped, [cost for cost, _ in ends], cuts), rows, cuts)
+        kept = self._kept(capped, [cost for cost, _ in ends], cuts)
+        kept = [ops[_possible(ops, slot, rows)] for slot, ops in enumerate(kept)]
+        if not all(len(ops) for ops in kept):
+            return None
+        pick = _joined(self.scores, kept, rows, cuts) if len(capped) > 1 and not ends else None
+        if pick is None:
+            pick, gap = _solve(self.scores, kept, rows, cuts, self.seconds)
+            self.gap = max(self.gap, gap)
+        return pick
 
     def _kept(self, capped: Sequence[Cost], floored: Sequence[Cost], cuts: Sequence[Cut]) -> list[np.ndarray]:
         """Choices that no other one dominates. One that a cut names dominates nothing: taking it may cost overlap."""
@@ -155,23 +171,46 @@ def _dominates(score: np.ndarray, costs: Sequence[np.ndarray]) -> np.ndarray:
     return result
 
 
-def _solve(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cuts: Sequence[Cut]) -> Pick | None:
-    """One binary a kept choice. Raises RuntimeError unless HiGHS proves optimality or that nothing is feasible."""
-    kept = [ops[_possible(ops, slot, rows)] for slot, ops in enumerate(kept)]
-    if not all(len(ops) for ops in kept):
-        return None
+def _joined(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cuts: Sequence[Cut]) -> Pick | None:
+    """The optimum under several upper limits; None where it is not found so, though there may be one."""
+    regret, scale = _regret(scores, kept)
+    use = [[row.values[slot][ops] for slot, ops in enumerate(kept)] for row in rows]
+    same = [[(ops == pick[slot]).astype(float) for slot, ops in enumerate(kept)] for pick, _ in cuts]
+    room = np.array([*(row.high for row in rows), *(float(most) for _, most in cuts)])
+    with _silent():
+        found = join.least(join.Additive([row * scale for row in regret], [*use, *same], room))
+    return None if found is None else tuple(int(ops[i]) for ops, i in zip(kept, found, strict=True))
+
+
+def _solve(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cuts: Sequence[Cut],
+           seconds: float) -> tuple[Pick | None, float]:
+    """One binary a kept choice; the pick and by how much of the score it may miss the optimum.
+
+    Raises RuntimeError unless HiGHS proves optimality or that nothing is feasible, or is stopped after ``seconds``;
+    UserError where it has no network by then.
+    """
     slots = np.repeat(np.arange(len(kept)), [len(ops) for ops in kept])
     ops = np.concatenate(kept)
-    regret = np.concatenate([row[o].max() - row[o] for row, o in zip(scores, kept, strict=True)])
-    scale = 1e4 / (sum(regret[slots == slot].max() for slot in range(len(kept))) or 1.0)
+    regret, scale = _regret(scores, kept)
+    limit = {"time_limit": seconds} if math.isfinite(seconds) else {}
     with _silent():
-        result = milp(regret * scale, integrality=np.ones(len(ops)), bounds=Bounds(0, 1),
-                      constraints=_constraints(slots, ops, rows, cuts), options={"mip_rel_gap": 0, "disp": False})
+        result = milp(np.concatenate(regret) * scale, integrality=np.ones(len(ops)), bounds=Bounds(0, 1),
+                      constraints=_constraints(slots, ops, rows, cuts),
+                      options={"mip_rel_gap": 0, "disp": False, **limit})
     if result.status == 2:
-        return None
-    if result.status != 0 or result.x is None:
+        return None, 0.0
+    if result.status == 1 and result.x is None:
+        raise UserError(f"the selection found no network within its limits in {seconds:g} s; give fewer limits at once")
+    if result.status not in (0, 1) or result.x is None:
         raise RuntimeError(f"HiGHS ended without a proof (status {result.status}): {result.message}")
-    return tuple(int(ops[slots == slot][np.argmax(result.x[slots == slot])]) for slot in range(len(kept)))
+    gap = max(0.0, float(result.fun - result.mip_dual_bound)) / scale if result.status == 1 else 0.0
+    return tuple(int(ops[slots == slot][np.argmax(result.x[slots == slot])]) for slot in range(len(kept))), gap
+
+
+def _regret(scores: Scores, kept: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:
+    """Per slot what a choice scores less than the best, and the factor that makes the largest sum of them 10,000."""
+    regret = [row[ops].max() - row[ops] for row, ops in zip(scores, kept, strict=True)]
+    return regret, 1e4 / (sum(row.max() for row in regret) or 1.0)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,25 +20,51 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
     """
     targets = list(scene.costs)
 
+    def of_target(cards: Sequence[dict[str, Any]], by: str, t: str) -> list[str]:
+        return [p.id for p in pareto_front(Point(c["id"], ms_of(c, t), c[by]) for c in cards)]
+
     def best(cards: Sequence[dict[str, Any]], by: str) -> set[str]:
-        return {p.id for t in targets for p in pareto_front(Point(c["id"], ms_of(c, t), c[by]) for c in cards)}
+        return {id for t in targets for id in of_target(cards, by, t)}
 
     delivered, cards = cards, [card for card in cards if card.get("fits", True)]
     kept = best(cards, "select_accuracy")
+    fronts = {target: of_target(cards, "select_accuracy", target) for target in targets}
     on_test = best([card for card in cards if card["id"] in kept], "accuracy")
     brief = [{key: value for key, value in card.items() if key not in ("arch", "provenance")} for card in delivered]
     shown = sorted(brief, key=lambda card: ms_of(card, targets[0]))
     fitting = {card["id"] for card in cards}
     for card in shown:
         card["dominated_on_test"] = card["id"] in kept - on_test
+    _mark_ties([card for card in shown if card["id"] in kept], targets[0])
     budgets = [{key: value for key, value in b.items() if key != "arch"} for b in picks["budgets"]
                if b["id"] in fitting]
     shown, large = ([card for card in shown if (card["id"] in fitting) is wanted] for wanted in (True, False))
     return {"space": scene.layout.space, "target": targets if len(targets) > 1 else targets[0],
             "front": [card for card in shown if card["id"] in kept],
             "dominated": [card for card in shown if card["id"] not in kept], "budgets": budgets,
-            **({"too_large": large} if large else {}),
-            "share_of_slots": _shares(cards), "rank_agreement": picks["rank_agreement"]}
+            **({"too_large": large} if large else {}), **(_per_device(fronts) if len(targets) > 1 else {}),
+            "share_of_slots": _shares(cards), "rank_agreement": picks["rank_agreement"],
+            "held_out": picks.get("held_out", {})}
+
+
+def _mark_ties(front: list[dict[str, Any]], target: str) -> None:
+    """``within_error_of``: the fastest of the faster ones whose selection accuracy is not above it by more than chance.
+
+    That is, whose accuracy is less than a standard error of the difference below; runs before this have no errors.
+    """
+    for card in front:
+        for other in front:  # by ascending ms
+            error = math.hypot(card.get("select_accuracy_se", 0.0), other.get("select_accuracy_se", 0.0))
+            if ms_of(other, target) < ms_of(card, target) and \
+                    card["select_accuracy"] - other["select_accuracy"] < error:
+                card["within_error_of"] = other["id"]
+                break
+
+
+def _per_device(fronts: dict[str, list[str]]) -> dict[str, Any]:
+    """Ids of each target's own front by ms, and of the networks that are on several."""
+    ids = dict.fromkeys(id for front in fronts.values() for id in front)
+    return {"fronts": fronts, "on_several": [id for id in ids if sum(id in f for f in fronts.values()) > 1]}
 
 
 def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: float | None) -> tuple[str, list[str]]:

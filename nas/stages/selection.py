@@ -12,10 +12,16 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.footprint import within
 from nas.progress import Progress
-from nas.scene import Scene, memory_bounds, problem
+from nas.scene import Scene
 from nas.select import get as selector
+from nas.select import models
 from nas.select import scores as fits
+from nas.select.evaluation import Evaluation
 from nas.select.problem import Limits, Problem, Scores
+from nas.stages.bounds import NOTHING, Bounds, all_bounds, bounded
+from nas.stages.supernet import SUPERNET
+from nas.stages.workers import Crew, study_name
+from nas.stages.workers import judge as serve_evaluations
 from nas.supernet.gates import RELAXATIONS, position
 from nas.train import loop, search_loop
 
@@ -25,72 +31,116 @@ CALIBRATED_ON = 256  # training images for its batch norm statistics
 
 
 def choose(scene: Scene, training: search_loop.SupernetTraining, limits: dict[str, list[float]], place: str,
-           progress: Progress) -> dict[str, Any]:
-    """Asks the selector, target by target; every network judged stays in the log and is never judged again."""
+           progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> dict[str, Any]:
+    """Asks the selector, target by target and then for all budgets of ``asked`` together.
+
+    Every network judged, by this process or by the workers of ``crew``, stays in the log and is never judged again.
+    """
     config, kept = scene.config, within(training.supernet.layout, scene.footprints)
+    parts = [([target], [{target: bound} for bound in bounds]) for target, bounds in limits.items()]
+    if len(asked.together) > 1:
+        parts.append((list(asked.together), [asked.together]))
     budgets: list[dict[str, Any]] = []
     agreement: dict[str, Any] = {}
-    for target, bounds in limits.items():
-        one = problem(scene, kept, [target])
-        with progress.task(f"select for {target}", config.evaluations) as task:
-            judge = Judge(scene, training, task)
-            ask, scores = selector(config.selector), gate_scores(training, one, target, scene)
-            limited = [{target: b, **memory_bounds(scene, target)} for b in bounds]
-            ranked = ask(one, limited, scores, judge, config.evaluations,
-                            random.Random(scene.seed))
-        for bound, archs in zip(bounds, ranked, strict=True):
-            if target in scene.footprints and not archs:
-                raise UserError(scene.footprints[target].nothing(f" within {bound:.6g} ms"))
+    held_out: dict[str, Any] = {}
+    for targets, of_ms in parts:
+        one, name = bounded(scene, kept, targets, asked), " and ".join(targets)
+        with progress.task(f"select for {name}", config.evaluations) as task:
+            judge = Judge(scene, training, task, crew)
+            ask, scores = selector(config.selector), gate_scores(training, one, targets, scene)
+            limited = [{**ms, **all_bounds(scene, targets, asked)} for ms in of_ms]
+            ranked = ask(one, limited, scores, judge, config.evaluations, random.Random(scene.seed))
+        for ms, archs in zip(of_ms, ranked, strict=True):
+            if not archs and scene.footprints:
+                raise UserError(scene.footprints[targets[0]].nothing(f" within {_listed(ms)}"))
             if archs:
-                best = next((arch for arch in archs if one.cost(arch, target) >= USED * bound), archs[0])
-                budgets.append({"target": target, "budget_ms": bound, "id": best.id, "arch": best.to_json(),
-                                "ms": one.cost(best, target)})
-        agreement[target] = judge.agreement(one, training, target, bounds, scene)
-    scene.run.log("selection", place=place, rank_agreement=agreement)
-    return {"budgets": budgets, "rank_agreement": agreement, "selector": config.selector}
+                budgets.append(_pick(one, ms, archs))
+        if len(targets) == 1:
+            bounds = [ms[name] for ms in of_ms]
+            agreement[name] = judge.agreement(one, training, name, bounds, scene)
+            held_out[name] = judge.held_out(one, scores(limited[-1]))
+    scene.run.log("selection", place=place, rank_agreement=agreement, held_out=held_out)
+    return {"budgets": budgets, "rank_agreement": agreement, "held_out": held_out, "selector": config.selector}
 
 
-def gate_scores(training: search_loop.SupernetTraining, problem: Problem, target: str, scene: Scene) -> Any:
-    """The gates' log-probabilities at a budget; a target that the gates do not know is asked at its own range."""
+def _pick(problem: Problem, ms: dict[str, float], archs: Sequence[Arch]) -> dict[str, Any]:
+    """The first that takes its share of some budget; one budget is a number, several together are an object."""
+    best = next((arch for arch in archs if any(problem.cost(arch, t) >= USED * bound for t, bound in ms.items())),
+                archs[0])
+    found, together = {target: problem.cost(best, target) for target in ms}, len(ms) > 1
+    target = next(iter(ms))
+    return {"target": list(ms) if together else target, "budget_ms": ms if together else ms[target], "id": best.id,
+            "arch": best.to_json(), "ms": found if together else found[target]}
+
+
+def _listed(ms: dict[str, float]) -> str:
+    return " and ".join(f"{bound:.6g} ms" + (f" on {target}" if len(ms) > 1 else "") for target, bound in ms.items())
+
+
+def gate_scores(training: search_loop.SupernetTraining, problem: Problem, targets: Sequence[str], scene: Scene) -> Any:
+    """The gates' log-probabilities at a budget, the mean over several; targets that they do not know are asked at
+    their own range."""
     seen = list(scene.config.target)
-    index = seen.index(target) if target in seen else 0
 
     def scores_for(limits: Limits) -> Scores:
         if training.recipe.relaxation not in RELAXATIONS:
             return tuple(np.zeros(len(ops)) for ops in problem.allowed)
-        ends = training.gates.ranges[index] if target in seen else (problem.costs[0].smallest, problem.costs[0].largest)
-        table = training.gates.log_scores(position(limits[target], *ends), index)
-        return tuple(np.array([max(row[op], -50.0) for op in ops])
-                     for row, ops in zip(table, problem.allowed, strict=True))
+        tables = []
+        for target in targets:
+            index, cost = seen.index(target) if target in seen else 0, problem.named(target)
+            ends = training.gates.ranges[index] if target in seen else (cost.smallest, cost.largest)
+            tables.append(training.gates.log_scores(position(limits[target], *ends), index))
+        return tuple(np.mean([[max(row[op], -50.0) for op in ops] for row in rows], axis=0)
+                     for ops, *rows in zip(problem.allowed, *tables, strict=True))
 
     return scores_for
+
+
+def evaluations_of(scene: Scene) -> str:
+    """The name of this supernet's evaluations in a storage."""
+    return study_name(scene.run, SUPERNET, JUDGED_ON, CALIBRATED_ON, scene.seed)
+
+
+def serve(scene: Scene, training: search_loop.SupernetTraining, storage: str, parent: int | None) -> None:
+    """Judges what waits in the storage."""
+    serve_evaluations(storage, evaluations_of(scene), Judge(scene, training, None).evaluate, parent)
 
 
 class Judge:
     """Held-out loss of networks with inherited weights; remembers in the run's log what was judged."""
 
-    def __init__(self, scene: Scene, training: search_loop.SupernetTraining, task: Any) -> None:
-        self.scene, self.training, self.task = scene, training, task
+    def __init__(self, scene: Scene, training: search_loop.SupernetTraining, task: Any,
+                 crew: Crew | None = None) -> None:
+        self.scene, self.training, self.task, self.crew = scene, training, task, crew
         self.split = loop.part_of(scene.data.select, JUDGED_ON, scene.seed, "judge")
-        self.known = {e["id"]: float(e["loss"]) for e in scene.run.events("judged")}
+        events = scene.run.events("judged")
+        self.known = {e["id"]: float(e["loss"]) for e in events}
+        self.accuracies = {e["id"]: float(e["accuracy"]) for e in events}
         self.asked: dict[Arch, float] = {}
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
-        return [self._loss(arch) for arch in archs]
+        new = [arch for arch in archs if arch.id not in self.known]
+        for arch, found in self.crew.evaluated(new) if self.crew else ((arch, self.evaluate(arch)) for arch in new):
+            self.known[arch.id], self.accuracies[arch.id] = found.loss, found.figures["accuracy"]
+            self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), loss=found.loss, **found.figures)
+            self._shown(arch)
+        for arch in archs:
+            if arch not in self.asked:
+                self._shown(arch)
+        return [self.known[arch.id] for arch in archs]
 
-    def _loss(self, arch: Arch) -> float:
-        if arch.id not in self.known:
-            judged = self.training.judge(arch, self.split, CALIBRATED_ON)
-            self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), loss=judged.loss, accuracy=judged.accuracy)
-            self.known[arch.id] = judged.loss
+    def evaluate(self, arch: Arch) -> Evaluation:
+        judged = self.training.judge(arch, self.split, CALIBRATED_ON)
+        return Evaluation(judged.loss, {"accuracy": judged.accuracy, "accuracy_se": judged.accuracy_se})
+
+    def _shown(self, arch: Arch) -> None:
         self.asked[arch] = self.known[arch.id]
         self.task.advance(1, loss=self.known[arch.id])
-        return self.known[arch.id]
 
     def agreement(self, problem: Problem, training: search_loop.SupernetTraining, target: str, bounds: Sequence[float],
                   scene: Scene) -> float | None:
         """Mean over the budgets of Kendall's tau between the gates' scores and the losses of networks near them."""
-        taus, scores_for = [], gate_scores(training, problem, target, scene)
+        taus, scores_for = [], gate_scores(training, problem, [target], scene)
         for bound in bounds:
             near = [arch for arch in self.asked if 0.8 * bound <= problem.cost(arch, target) <= bound]
             if len(near) >= 4:
@@ -98,3 +148,16 @@ class Judge:
                 taus.append(fits.rank_agreement(scores_for({target: bound}), problem, near, losses))
         finite = [tau for tau in taus if np.isfinite(tau)]
         return round(float(np.mean(finite)), 4) if finite else None
+
+    def held_out(self, problem: Problem, gates: Scores) -> dict[str, Any]:
+        """Kendall's tau of each kind of scores with the loss and the accuracy of networks that they were made without.
+
+        Gates are asked at the largest budget. Empty where too few were judged to say.
+        """
+        finite = (arch for arch, loss in self.asked.items() if np.isfinite(loss))
+        archs = sorted(finite, key=lambda arch: arch.id)  # the parts are then those of an uninterrupted call
+        losses, fits = [self.asked[arch] for arch in archs], models.candidates(problem, {models.GATES: gates})
+        by_loss = models.agreements(problem, fits, archs, losses)
+        by_accuracy = models.agreements(problem, fits, archs, losses, [self.accuracies[arch.id] for arch in archs])
+        return {name: {"n": len(archs), "loss": round(by_loss[name], 4), "accuracy": round(by_accuracy[name], 4)}
+                for name in by_loss}

@@ -1,0 +1,82 @@
+"""Workers of a selection: processes that judge networks of one run, through a storage that they share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.run import Run
+from nas.select.evaluation import Evaluation
+
+IDLE_S = 0.2  # between two looks for work
+
+
+class Crew:
+    """``with Crew(run, url, 4, name) as crew``: four workers here, and whoever else runs ``nas judge`` on the storage.
+
+    A worker that ends is not replaced, but what it was at is given to another. Raises UserError once none is left.
+    """
+
+    def __init__(self, run: Run, url: str, workers: int, name: str) -> None:
+        from nas.select.shared import Board
+
+        self.run, self.url, self.count, self._board = run, url, workers, Board(url, name)
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Crew:
+        log = self.run.file("workers.log").open("ab")
+        command = [sys.executable, "-m", "nas", "judge", str(self.run.path), "--storage", self.url, "--parent"]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        environment = {"OMP_NUM_THREADS": str(max(1, cores // self.count)), **os.environ}
+        with log:
+            self._children = [subprocess.Popen([*command, str(os.getpid())], stdout=log, stderr=log,
+                                               stdin=subprocess.DEVNULL, env=environment) for _ in range(self.count)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self._children:
+            child.terminate()
+        for child in self._children:
+            child.wait()
+            self._board.release(label(child.pid))
+
+    def evaluated(self, archs: Sequence[Arch]) -> Iterator[tuple[Arch, Evaluation]]:
+        yield from self._board.evaluated(archs, self._watch)
+
+    def _watch(self) -> None:
+        for child in [child for child in self._children if child.poll() is not None]:
+            self._board.release(label(child.pid))
+            self._children.remove(child)
+        if not self._children:
+            raise UserError(f"{self.run.file('workers.log')}: all workers have ended; it says why, and the same "
+                            "command continues")
+
+
+def label(pid: int) -> str:
+    """Of a worker on this machine."""
+    return f"{socket.gethostname()}:{pid}"
+
+
+def study_name(run: Run, supernet: str, *judging: Any) -> str:
+    """Of the evaluations of one supernet, judged in one way: what others wrote into the storage is not ours."""
+    digest = hashlib.sha256(run.file(supernet).read_bytes())
+    digest.update(repr(judging).encode())
+    return f"nas-{digest.hexdigest()[:16]}"
+
+
+def judge(url: str, name: str, evaluate: Callable[[Arch], Evaluation], parent: int | None) -> None:
+    """Evaluates whatever waits in the storage, until interrupted, or until the ``parent`` is gone."""
+    from nas.select.shared import Board
+
+    board = Board(url, name)
+    while parent is None or os.getppid() == parent:
+        if not board.work(evaluate, label(os.getpid())):
+            time.sleep(IDLE_S)

@@ -1,0 +1,170 @@
+"""Workers on one storage: nothing lost, nothing counted twice, also where one is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nas import genome
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.plan import Layout
+from nas.select.evaluation import Evaluation
+from nas.select.shared import TRIES, Board
+
+WORKER = """
+import os, sys, time
+from nas.select.evaluation import Evaluation
+from nas.select.shared import Board
+def evaluate(arch):
+    with open(sys.argv[2], "a") as log:
+        log.write(f"{os.getpid()} {arch.id}\\n")
+    time.sleep(0.15)
+    return Evaluation(int(arch.id, 16) % 1000 / 1000, {"accuracy": 0.5})
+board = Board(sys.argv[1], "test")
+open(f"{sys.argv[2]}.{os.getpid()}", "w").close()
+while os.getppid() == int(sys.argv[3]):
+    if not board.work(evaluate, str(os.getpid())):
+        time.sleep(0.02)
+"""
+
+
+def drawn(layout: Layout, n: int) -> list[Arch]:
+    rng = random.Random(0)
+    return list(dict.fromkeys(genome.sample(layout, rng) for _ in range(2 * n)))[:n]
+
+
+def loss_of(arch: Arch) -> float:
+    return int(arch.id, 16) % 1000 / 1000
+
+
+@pytest.fixture(params=["sqlite", "journal"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'all.db'}" if request.param == "sqlite" else f"journal:{tmp_path / 'all.journal'}"
+
+
+def test_each_network_is_evaluated_once_and_kept(url: str, tiny: Layout) -> None:
+    archs = drawn(tiny, 4)
+    board, asked = Board(url, "one"), list[str]()
+
+    def evaluate(arch: Arch) -> Evaluation:
+        asked.append(arch.id)
+        return Evaluation(loss_of(arch), {"accuracy": 0.25})
+
+    board.post(archs[:3])
+    board.post(archs)
+    assert [board.work(evaluate, "me") for _ in range(5)] == [True] * 4 + [False]
+    assert sorted(asked) == sorted(arch.id for arch in archs)
+    again = Board(url, "one")
+    found = list(again.evaluated(archs, lambda: pytest.fail("nothing to wait for")))
+    assert [(arch, one.loss, one.figures) for arch, one in found] == [
+        (arch, loss_of(arch), {"accuracy": 0.25}) for arch in archs]
+    assert again.archs() == {arch.id: arch for arch in archs}
+    assert Board(url, "another supernet").results() == {}
+
+
+def test_what_a_worker_was_at_when_it_went_is_taken_over(url: str, tiny: Layout) -> None:
+    [arch] = drawn(tiny, 1)
+    board, other = Board(url, "one"), Board(url, "one")
+    board.post([arch])
+
+    def gone(arch: Arch) -> Evaluation:
+        other.release("gone")  # taken for dead while it is at work
+        other.post([arch])
+        assert other.work(lambda arch: Evaluation(1.0, {}), "other")
+        return Evaluation(2.0, {})
+
+    assert board.work(gone, "gone")
+    assert other.results()[arch.id].loss == 1.0 and not board.work(gone, "gone")
+
+
+def test_a_network_that_fails_is_tried_again_and_then_refused(url: str, tiny: Layout) -> None:
+    [arch] = drawn(tiny, 1)
+    board = Board(url, "one")
+
+    def fails(arch: Arch) -> Evaluation:
+        raise ValueError("no memory")
+
+    for _ in range(TRIES):
+        board.post([arch])
+        assert board.work(fails, "me")
+    with pytest.raises(UserError, match=f"{arch.id}: {TRIES} evaluations of it failed: ValueError: no memory"):
+        board.post([arch])
+
+
+def test_a_storage_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"--storage sqlite:////nowhere/at/all\.db: .*write sqlite"):
+        Board("sqlite:////nowhere/at/all.db", "one")
+
+
+def killed_in_the_middle(url: str, archs: list[Arch], log: Path) -> dict[str, float]:
+    """Four workers, one of them killed while it evaluates; returns what was found."""
+    board = Board(url, "test")
+    workers = [subprocess.Popen([sys.executable, "-c", WORKER, url, str(log), str(os.getpid())]) for _ in range(4)]
+    try:
+        while len(list(log.parent.glob(f"{log.name}.*"))) < 4:  # all are ready
+            assert all(worker.poll() is None for worker in workers)
+            time.sleep(0.05)
+
+        def watch() -> None:
+            started = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+            if len(started) >= 8 and all(worker.poll() is None for worker in workers):
+                victim = next(worker for worker in workers if str(worker.pid) == started[-1][0])
+                os.kill(victim.pid, signal.SIGKILL)
+            for worker in workers:
+                if worker.poll() is not None:
+                    board.release(str(worker.pid))
+
+        found = {arch.id: one.loss for arch, one in board.evaluated(archs, watch)}
+        assert any(worker.poll() == -signal.SIGKILL for worker in workers)
+        return found
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def check(url: str, archs: list[Arch], log: Path) -> None:
+    found = killed_in_the_middle(url, archs, log)
+    assert found == {arch.id: loss_of(arch) for arch in archs}  # as one worker would have
+    assert len({line.split()[0] for line in log.read_text().splitlines()}) == 4
+    begun = [line.split()[1] for line in log.read_text().splitlines()]
+    assert len(begun) <= len(archs) + 1  # only what was killed was begun twice
+    assert len(Board(url, "test").results()) == len(archs)
+
+
+def test_four_workers_one_killed_on_sqlite(tmp_path: Path, tiny: Layout) -> None:
+    check(f"sqlite:///{tmp_path / 'all.db'}", drawn(tiny, 40), tmp_path / "log")
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    pytest.importorskip("psycopg", reason="no PostgreSQL driver (pip install 'psycopg[binary]')")
+    found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+    if found is None:
+        pytest.skip("no PostgreSQL server here (Debian: apt-get install postgresql)")
+    if os.getuid() == 0:
+        pytest.skip("PostgreSQL does not start as root")
+    place, folder = Path(found).parent, Path(tempfile.mkdtemp())
+    subprocess.run([place / "initdb", "-D", folder / "db", "-A", "trust", "-U", "nas"], check=True, capture_output=True)
+    subprocess.run([place / "pg_ctl", "-D", folder / "db", "-w", "-l", folder / "log", "-o",
+                    f"-c listen_addresses='' -k {folder}", "start"], check=True)
+    try:
+        yield f"postgresql+psycopg://nas@/postgres?host={folder}"
+    finally:
+        subprocess.run([place / "pg_ctl", "-D", folder / "db", "-m", "immediate", "stop"], check=True)
+        shutil.rmtree(folder)
+
+
+def test_four_workers_one_killed_on_postgresql(postgresql: str, tmp_path: Path, tiny: Layout) -> None:
+    check(postgresql, drawn(tiny, 40), tmp_path / "log")
