@@ -16,7 +16,6 @@ Every function raises ``nas.errors.UserError``, one line, for what the caller ha
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +110,10 @@ def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | No
     words = [f"{key}={value}" for key, value in (settings or {}).items()]
     resolved = spread(resolve(Path(config) if config else None, words, flags), processes())
     path = Path(run) if run else default_run_dir(resolved)
-    return _front(path, begin(resolved, path, progress or Progress()))
+    if not path.exists():
+        pipeline.refuse(resolved)  # before a directory is made
+    with Run.begun(path, resolved.to_json(), FREE) as here:
+        return _front(path, pipeline.search(resolved, here, progress or Progress()))
 
 
 def select(run: Path | str, target: str | Sequence[str] = (), budget_ms: Sequence[float] = (), *,
@@ -133,21 +135,6 @@ def export(run: Path | str, arch: str | None = None, budget_ms: float | None = N
     with here.lock():
         done = pipeline.export(here, arch, budget_ms, Path(out) if out else None, progress or Progress(), format)
     return [Path(file.get("onnx") or file["tflite"]) for file in done["files"]]
-
-
-def begin(settings: Config, path: Path, progress: Progress) -> dict[str, Any]:
-    """``nas.search.search`` in a run directory, new or continued; one that was refused before it began is removed."""
-    fresh = not path.exists()
-    if fresh:
-        pipeline.refuse(settings)  # before a directory is made
-    run = Run.open(path, settings.to_json(), FREE)
-    try:
-        with run.lock():
-            return pipeline.search(settings, run, progress)
-    except UserError:
-        if fresh and not run.events("epoch"):
-            shutil.rmtree(path)  # so that the mended command may use the same directory
-        raise
 
 
 def _front(run: Path, found: Mapping[str, Any]) -> Front:

@@ -64,6 +64,23 @@ class Run:
                 raise UserError(f"{run.path}: {what}; nas search makes one and prints it")
         return run
 
+    @staticmethod
+    @contextlib.contextmanager
+    def begun(path: Path | str, config: dict[str, Any], free: Collection[str] = ()) -> Iterator[Run]:
+        """``open``, locked; one that is refused before anything was trained leaves no directory behind.
+
+        So the mended command may use the same directory.
+        """
+        fresh = not Path(path).exists()
+        run = Run.open(path, config, free)
+        try:
+            with run.lock():
+                yield run
+        except UserError:
+            if fresh and not run.events("epoch") and not run.events("finetune"):
+                shutil.rmtree(run.path)
+            raise
+
     @property
     def config(self) -> dict[str, Any]:
         value = self.read_json(CONFIG)

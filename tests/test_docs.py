@@ -1,20 +1,29 @@
-"""The how-tos: every file in them is written, every command in them is run, as a new user would, on a tiny schedule."""
+"""The pages by task: every file in them is written, every command in them is run, as a new user would.
+
+On a tiny schedule, and with a tiny space of the same families in place of the shipped ones.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from own_ops import forget, forgotten
+from PIL import Image
 from tiny_search import SHORT
+from tiny_space import TINY
 
 from nas import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
-HOW_TOS = sorted(DOCS.glob("add-*.md"))
+OTHERS = {"exits", "spaces", "backbones"}  # whose own tests read them
+HOW_TOS = [page for page in sorted(DOCS.glob("*.md")) if "```bash" in page.read_text() and page.stem not in OTHERS]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FEW = ["--limit", "120", "--threads", "1"]
 SCHEDULE = {"search": [*SHORT[:-2], "budgets=2", "evaluations=6", *FEW],  # added to what the page says
@@ -31,30 +40,51 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 def commands(text: str) -> Iterator[list[str]]:
     for line in text.splitlines():
         program, *words = shlex.split(line, comments=True)
-        assert program == "nas"
+        if program != "nas":
+            assert program == "python"
+            yield [program, *words]
+            continue
+        for flag, value in (("--space", "shipped.yaml"), ("--size", "16")):
+            for at in [i for i, word in enumerate(words) if word == flag and words[i + 1] in ("ghost", "mbconv", "32")]:
+                words[at + 1] = value
         small = SCHEDULE.get(words[0], [])
         if small and "--size" not in words:
             small = [*small, "--size", "16"]
-        yield [*words, *small]
+        yield ["nas", *words, *small]
 
 
 def run(words: list[str]) -> int:
+    if words[0] == "python":
+        return subprocess.run([sys.executable, *words[1:]]).returncode
     forget()  # as a process of its own begins
     with pytest.raises(SystemExit) as end:
-        cli.main(words)
+        cli.main(words[1:])
     return int(end.value.code or 0)
 
 
-@pytest.mark.parametrize("page", HOW_TOS, ids=lambda page: page.stem)
-def test_a_how_to_works_as_it_stands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                     capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user stands: with photos of three colours, and a space as small as a test needs."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nas.latency.bench.SECONDS_A_GRAPH", 0.01)
+    monkeypatch.setattr("nas.latency.bench.SECONDS_A_NETWORK", 0.01)
+    (tmp_path / "shipped.yaml").write_text(yaml.safe_dump(TINY))
+    for colour in ("red", "green", "blue"):
+        (tmp_path / "photos" / colour).mkdir(parents=True)
+        for i in range(30):
+            shade = tuple(255 - 2 * i if channel == colour else 60 + i for channel in ("red", "green", "blue"))
+            Image.new("RGB", (20, 20), shade).save(tmp_path / "photos" / colour / f"{i}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", HOW_TOS, ids=lambda page: page.stem)
+def test_a_how_to_works_as_it_stands(page: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ran = 0
     with forgotten():
         for language, text in blocks(page):
             if language == "bash":
                 for words in commands(text):
-                    assert run(words) == 0, f"nas {shlex.join(words)}: {capfd.readouterr().err[-1000:]}"
+                    assert run(words) == 0, f"{shlex.join(words)}: {capfd.readouterr().err[-1000:]}"
                     ran += 1
             else:
                 name = re.match(r"# (\S+)\n", text)
@@ -69,7 +99,7 @@ def test_what_the_how_tos_promise_of_their_length() -> None:
     assert len(operator.splitlines()) <= 40 and len(space.splitlines()) <= 25
 
 
-@pytest.mark.parametrize("page", HOW_TOS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from nas.errors import UserError
 
 app = typer.Typer(help="Efficient vision backbones for a given device: measured latency, hard budgets, ONNX out.",
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -49,22 +46,6 @@ def existing(path: Path) -> Iterator[tuple[Any, Any]]:
     run = Run.existing(path)
     with run.lock():
         yield run, Progress()
-
-
-@contextlib.contextmanager
-def begun(path: Path, settings: dict[str, Any], free: Sequence[str] = ()) -> Iterator[Any]:
-    """A run that is new or continues, locked; one that is refused before it began leaves no directory behind."""
-    from nas.run import Run
-
-    fresh = not path.exists()
-    run = Run.open(path, settings, free)
-    try:
-        with run.lock():
-            yield run
-    except UserError:
-        if fresh and not run.events("epoch") and not run.events("finetune"):
-            shutil.rmtree(path)  # the mended command may use the same directory
-        raise
 
 
 def rows(values: Sequence[dict[str, Any]]) -> None:

@@ -19,7 +19,6 @@ from nas.cli.base import (
     Targets,
     Width,
     app,
-    begun,
     existing,
     rows,
     run_files,
@@ -71,6 +70,7 @@ def search(
     def work() -> dict[str, Any]:
         from nas.config import FREE, default_run_dir, resolve, spread
         from nas.progress import Progress
+        from nas.run import Run
 
         run_files(ops)
         settings = spread(resolve(config, overrides or [], flags), launch.processes())
@@ -79,7 +79,7 @@ def search(
 
         if not path.exists():
             pipeline.refuse(settings)  # before a directory is made
-        with begun(path, settings.to_json(), FREE) as here:
+        with Run.begun(path, settings.to_json(), FREE) as here:
             return pipeline.search(settings, here, Progress())
 
     print_result(work, as_json, _show_front)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.base import Json, Size, Targets, Width, app, begun
+from nas.cli.base import Json, Size, Targets, Width, app
 from nas.errors import UserError
 from nas.terminal import print_result
 
@@ -44,6 +44,7 @@ def train(
         from nas import baseline
         from nas.config import FREE, resolve
         from nas.progress import Progress
+        from nas.run import Run
         from nas.settings import Baseline, default_run_dir
 
         given = None if arch is None or arch in baseline.CHOICES else baseline.read_arch(Path(arch))
@@ -55,7 +56,7 @@ def train(
         path = run or default_run_dir(settings)
         if not path.exists():
             baseline.refuse(settings)  # before a directory is made
-        with begun(path, settings.to_json(), FREE) as here:
+        with Run.begun(path, settings.to_json(), FREE) as here:
             return baseline.train(settings, here, given, Progress())
 
     def _only() -> str:
