@@ -68,6 +68,16 @@ def test_the_others_have_the_published_figures(name: str, parameters: float, mul
     assert multiply_adds is None or sum(map(macs, keys)) == pytest.approx(multiply_adds, rel=within)
 
 
+@pytest.mark.parametrize(("name", "size", "parameters", "multiply_adds"), [
+    ("gpunet_0", 320, 11.9e6, 3.31e9), ("gpunet_1", 288, 12.7e6, 3.37e9)])
+def test_gpunets_have_the_published_figures_at_their_sizes(name: str, size: int, parameters: float,
+                                                           multiply_adds: float) -> None:
+    at = layout(Space.load(name), Task(size, 3, 1000))
+    keys = plan(at, genome.smallest(at))
+    assert sum(map(params, keys)) == pytest.approx(parameters, rel=0.005)
+    assert sum(map(macs, keys)) == pytest.approx(multiply_adds, rel=0.005)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_one_network_in_scalars(name: str) -> None:
     file = yaml.safe_load((folder("search_spaces") / "presets" / f"{name}.yaml").read_text())
