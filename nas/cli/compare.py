@@ -47,11 +47,11 @@ def compare(
     def work() -> dict[str, Any]:
         run_files(ops)
         from nas import compare as comparison
-        from nas.config import FREE, resolve
+        from nas.config import FREE, Config, resolve
         from nas.progress import Progress
         from nas.run import Run
 
-        configs = [resolve(None, overrides or [], {**flags, "space": name}) for name in spaces]
+        configs: list[Config] = [resolve(None, overrides or [], {**flags, "space": name}) for name in spaces]
         settings = comparison.settings(configs, networks)
         path = run or comparison.default_run_dir(settings)
         fresh = not path.exists()

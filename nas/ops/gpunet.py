@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nas.ops.layers import ConvBN, SqueezeExcite, activation, conv_slices, se_slices, start_at_zero
+from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices, start_at_zero
 from nas.ops.mbconv import MBConv
 from nas.ops.registry import Block, Ranges, Slices, register
 
@@ -63,6 +63,4 @@ class IRB(MBConv):
 
     def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0,
                  act: str = "relu") -> None:
-        super().__init__(in_ch, out_ch, stride, hidden, kernel, se)
-        for part in (self.expand, self.depthwise):
-            part.act = activation(act)
+        super().__init__(in_ch, out_ch, stride, hidden, kernel, se, act=act)
