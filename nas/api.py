@@ -1,4 +1,4 @@
-"""The whole road from Python: what the verbs of the command line do, with results as objects.
+"""The road from Python: what ``nas search``, ``nas select`` and ``nas export`` do, with results as objects.
 
     from nas import api
 
@@ -12,12 +12,13 @@
     network = found.front[0].network()              # a torch module with its trained weights
 
 Every function raises ``nas.errors.UserError``, one line, for what the caller has to mend; progress goes to stderr.
+Operators of your own are loaded first: ``nas.ops.own.load([Path("my_ops.py")])``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import nn
 
 from nas import search as pipeline
 from nas.arch import Arch
-from nas.config import FREE, Config, default_run_dir, resolve, spread
+from nas.config import FREE, default_run_dir, resolve, spread
 from nas.errors import UserError
 from nas.footprint import Memory
 from nas.latency.costs import Costs, load
@@ -34,7 +35,9 @@ from nas.picks import load_weights
 from nas.progress import Progress
 from nas.run import Run
 from nas.scene import recorded_scene
+from nas.settings import settings_of
 from nas.space import Space
+from nas.stages.bounds import Bounds
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,19 @@ class Pick:
     fine_tuned: bool
     run: Path
     folder: Path
-
-    @property
-    def onnx(self) -> Path:
-        """Weights inside; checked against PyTorch."""
-        return self.folder / "model.onnx"
+    onnx: Path
+    exits: tuple[int, ...] = ()
 
     def network(self) -> nn.Module:
-        """In evaluation mode; input [N, channels, size, size], output logits [N, classes]."""
+        """In evaluation mode; input [N, channels, size, size], output logits [N, classes].
+
+        Raises UserError for a pick with early exits: ``nas.exits.Runtime`` serves its files.
+        """
+        if self.exits:
+            raise UserError(f"{self.id}: has early exits; nas.exits.Runtime({str(self.folder)!r}) serves it")
         run = Run.existing(self.run)
         place = self.folder.parent.parent.relative_to(self.run).as_posix()
-        config = Config.from_json(run.config, str(run.file("config.json")))
-        return load_weights(recorded_scene(config, run, list(self.ms), images=False), self.arch,
+        return load_weights(recorded_scene(settings_of(run), run, list(self.ms), images=False), self.arch,
                             "" if place == "." else f"{place}/")
 
 
@@ -107,7 +111,9 @@ def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | No
     ``flags`` are those of ``nas search`` (``space``, ``target``, ``budget_ms``, ...), ``settings`` every other by its
     dotted name (``{"train.lr": 0.05}``).
     """
-    words = [f"{key}={value}" for key, value in (settings or {}).items()]
+    words = [f"{key}={value}" for key, value in (settings or {}).items() if value is not None]
+    if "exits" in flags:
+        flags["exits.method"] = flags.pop("exits")
     resolved = spread(resolve(Path(config) if config else None, words, flags), processes())
     path = Path(run) if run else default_run_dir(resolved)
     if not path.exists():
@@ -117,20 +123,27 @@ def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | No
 
 
 def select(run: Path | str, target: str | Sequence[str] = (), budget_ms: Sequence[float] = (), *,
-           fine_tune: bool = False, sram_kb: float | None = None, flash_kb: float | None = None,
-           progress: Progress | None = None) -> Front:
-    """Picks anew from the supernet of a finished run, for other targets or budgets (of the first target)."""
+           together: Mapping[str, float] | None = None, max_params: float | None = None,
+           max_macs: float | None = None, points: int | None = None, fine_tune: bool = False,
+           sram_kb: float | None = None, flash_kb: float | None = None, progress: Progress | None = None) -> Front:
+    """Picks anew from the supernet of a finished run, for other targets or budgets (of the first target).
+
+    ``together``: budgets by target, for one network under all of them as well; ``points`` of a front without budgets.
+    """
     here = Run.existing(run)
     targets = [target] if isinstance(target, str) else list(target)
     with here.lock():
         found = pipeline.select(here, targets or list(here.config["target"]), budget_ms, progress or Progress(),
-                                fine_tune, Memory(sram_kb, flash_kb))
+                                fine_tune, Memory(sram_kb, flash_kb),
+                                Bounds.of(max_params, max_macs, dict(together or {})), points)
     return _front(here.path, found)
 
 
 def export(run: Path | str, arch: str | None = None, budget_ms: float | None = None, out: Path | str | None = None,
            format: str = "onnx", progress: Progress | None = None) -> list[Path]:
     """Writes one pick, or all, as ``onnx``, ``int8-onnx`` or ``tflite``; every file is checked. Returns the files."""
+    if format not in pipeline.FORMATS:
+        raise UserError(f"format {format}: known are {', '.join(pipeline.FORMATS)}")
     here = Run.existing(run)
     with here.lock():
         done = pipeline.export(here, arch, budget_ms, Path(out) if out else None, progress or Progress(), format)
@@ -144,10 +157,11 @@ def _front(run: Path, found: Mapping[str, Any]) -> Front:
         return dict(value) if isinstance(value, Mapping) else dict.fromkeys(targets, value)
 
     def pick(card: Mapping[str, Any]) -> Pick:
-        folder = (run / card["onnx"]).parent
-        arch = Arch.from_json(Run(run).read_json(str(folder.relative_to(run) / "arch.json")))
-        return Pick(card["id"], arch, by_target(card["ms"]), by_target(card["measured_ms"]), card["accuracy"],
-                    card["accuracy_se"], card["select_accuracy"], card["macs"], card["params"], card["fine_tuned"],
-                    run, folder)
+        onnx = run / card["onnx"]
+        own = onnx.parent.parent if card["exits"] else onnx.parent  # exits lie in a folder of the network's
+        arch = Arch.from_json(Run(run).read_json((own / "arch.json").relative_to(run).as_posix()))
+        return Pick(card["id"], replace(arch, exits=tuple(card["exits"])), by_target(card["ms"]),
+                    by_target(card["measured_ms"]), card["accuracy"], card["accuracy_se"], card["select_accuracy"],
+                    card["macs"], card["params"], card["fine_tuned"], run, onnx.parent, onnx, tuple(card["exits"]))
 
     return Front(run, tuple(targets), tuple(map(pick, found["front"])), tuple(map(pick, found["dominated"])))

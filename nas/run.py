@@ -73,13 +73,13 @@ class Run:
         """
         fresh = not Path(path).exists()
         run = Run.open(path, config, free)
-        try:
-            with run.lock():
+        with run.lock():  # whoever fails to get it removes nothing: another process has begun
+            try:
                 yield run
-        except UserError:
-            if fresh and not run.events("epoch") and not run.events("finetune"):
-                shutil.rmtree(run.path)
-            raise
+            except UserError:
+                if fresh and not run.events("epoch") and not run.events("finetune"):
+                    shutil.rmtree(run.path)
+                raise
 
     @property
     def config(self) -> dict[str, Any]:
@@ -111,7 +111,8 @@ class Run:
                 file.write(f"{os.getpid()}\n")
                 file.flush()
                 for left_over in self.path.rglob(".*.tmp"):  # of a write that a kill cut short
-                    left_over.unlink(missing_ok=True)
+                    if next(p for p in left_over.parents if p == self.path or (p / CONFIG).is_file()) == self.path:
+                        left_over.unlink(missing_ok=True)  # not of a run inside this one, with a lock of its own
             yield
 
     def file(self, name: str) -> Path:

@@ -156,7 +156,7 @@ def limits_of(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
     one = problem(scene, layout, [target])
     fits = scene.footprints.get(target)
     ends = fits.ends(one) if fits else (one.costs[0].smallest, one.costs[0].largest)
-    ends = _up_to(scene.config, target, ends, budget_ms)
+    ends = up_to_max(scene.config, target, ends, budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
             advice = f"raise it{f' or {fits.limits}' if fits else ''}, or search a smaller space (--width)"
@@ -164,7 +164,8 @@ def limits_of(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
     return sorted(budget_ms) or budgets(one, count, ends)
 
 
-def _up_to(config: Config, target: str, ends: tuple[float, float], budget_ms: Sequence[float]) -> tuple[float, float]:
+def up_to_max(config: Config, target: str, ends: tuple[float, float],
+              budget_ms: Sequence[float]) -> tuple[float, float]:
     """The range within ``max_ms``, which is of the first target. Raises UserError where that is out of reach."""
     if config.max_ms is None or target != config.target[0]:
         return ends

@@ -92,8 +92,9 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     limited = _memory(config, targets, memory)
     scene = with_targets(scene, targets, training.supernet.layout, progress, limited)
     kept = within(training.supernet.layout, scene.footprints)
-    limits = {t: reachable(scene, kept, t, budget_ms if t == targets[0] else [], points or config.budgets, bounds)
-              for t in targets}
+    named = {t: [ms] for t, ms in bounds.together.items()} if len(bounds.together) == 1 else {}
+    limits = {t: reachable(scene, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
+                           points or config.budgets, bounds) for t in targets}
     unseen = [target for target in targets if target not in config.target]
     if unseen:
         progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")

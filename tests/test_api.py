@@ -83,3 +83,17 @@ def test_a_refused_search_leaves_no_directory(folder: Path) -> None:
         api.search(SETTINGS, space=str(folder / "tiny.yaml"), target="gpu-v100", size=16, limit=160, threads=1,
                    budget_ms=[1e-6], run=folder / "refused", progress=Quiet())  # type: ignore[arg-type]
     assert not (folder / "refused").exists()
+
+
+def test_a_pick_with_exits(folder: Path) -> None:
+    found = api.search(SETTINGS, space=str(folder / "tiny.yaml"), target="gpu-v100", size=16, limit=160, threads=1,
+                       exits="joint", run=folder / "exits", progress=Quiet())  # type: ignore[arg-type]
+    picks = [pick for pick in (*found.front, *found.dominated) if pick.exits]
+    assert picks and all(pick.onnx.is_file() and pick.arch.exits == pick.exits for pick in picks)
+    with pytest.raises(UserError, match=r"has early exits; nas\.exits\.Runtime"):
+        picks[0].network()
+
+
+def test_an_unknown_format_is_named(found: api.Front, folder: Path) -> None:
+    with pytest.raises(UserError, match="format png: known are onnx"):
+        api.export(folder / "run", format="png", progress=Quiet())  # type: ignore[arg-type]

@@ -202,7 +202,7 @@ def test_macs_and_parameters_agree_with_fvcore(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "params_m", "macs_g"), [  # of the released code, counted (docs: exits 2.3; the
-    ("g_ghost_regnetx_032", 10.51, 1.802), ("g-ghost-regnetx-040", 15.73, 2.228),  # paper has 10.5 M, 1.8 G and so on)
+    ("g_ghost_regnetx_032", 10.51, 1.802), ("g_ghost_regnetx_040", 15.73, 2.228),  # paper has 10.5 M, 1.8 G and so on)
     ("g_ghost_regnetx_080", 24.59, 4.150)])
 def test_parameters_and_macs_of_the_published_g_ghosts(name: str, params_m: float, macs_g: float) -> None:
     at = layout(Space.load(str(folder("search_spaces") / "presets" / f"{name}.yaml")), Task(224, 3, 1000))

@@ -236,3 +236,30 @@ def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Permission denied"):
         Run.open(tmp_path / "run", CONFIG)
     tmp_path.chmod(0o700)
+
+
+def test_a_refused_beginning_leaves_nothing_and_a_second_one_removes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such space"), Run.begun(tmp_path / "a", CONFIG):
+        raise UserError("no such space")
+    assert not (tmp_path / "a").exists()
+    with Run.begun(tmp_path / "a", CONFIG) as first:
+        # as of a process that began at the same moment, and so found no directory either
+        second = Run.begun(tmp_path / "a", CONFIG)
+        with pytest.raises(UserError, match="in use by process"), second:
+            pass
+        assert first.has("config.json")
+        first.log("epoch", loss=1.0)
+    with pytest.raises(UserError, match="later"), Run.begun(tmp_path / "a", CONFIG):
+        raise UserError("later")
+    assert (tmp_path / "a" / "config.json").is_file()
+
+
+def test_a_lock_mends_its_own_run_and_not_one_inside(tmp_path: Path) -> None:
+    run, inner = Run.open(tmp_path / "run", CONFIG), Run.open(tmp_path / "run" / "exits" / "a", CONFIG)
+    for place in (run.path / "archs", inner.path / "deep"):
+        place.mkdir()
+        (place / ".x.tmp").write_bytes(b"half")
+    with run.lock():
+        assert not (run.path / "archs" / ".x.tmp").exists() and (inner.path / "deep" / ".x.tmp").exists()
+    with inner.lock():
+        assert not (inner.path / "deep" / ".x.tmp").exists()

@@ -63,6 +63,24 @@ def test_parameters_and_macs_are_hard_limits(finished: Run) -> None:
     assert all(c["params"] <= most and c["macs"] <= macs for c in [*held["front"], *held["dominated"]])
 
 
+def test_a_named_budget_of_one_target_is_that_target_s(finished: Run) -> None:
+    whole = select(finished, TARGETS, [], points=3)
+    ms = sorted(b["budget_ms"] for b in whole["budgets"] if b["target"] == TARGETS[1])[1]
+    result = select(finished, TARGETS, [], bounds=Bounds.of(together={TARGETS[1]: ms}), points=2)
+    assert [b["budget_ms"] for b in result["budgets"] if b["target"] == TARGETS[1]] == [ms]
+    assert len([b for b in result["budgets"] if b["target"] == TARGETS[0]]) == 2
+
+
+def test_the_run_s_worst_case_holds_beside_other_limits(finished: Run, tmp_path: Path) -> None:
+    other = tmp_path / "copy"
+    shutil.copytree(finished.path, other, ignore=shutil.ignore_patterns("selections", "lock"))
+    ends = sorted(b["budget_ms"] for b in json.loads((other / "picks.json").read_text())["budgets"])
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "max_ms": ends[-2]}))
+    result = select(Run.existing(other), TARGETS[:1], [], bounds=Bounds.of(1e9), points=3)
+    assert max(b["ms"] for b in result["budgets"]) <= max(b["budget_ms"] for b in result["budgets"]) <= ends[-2]
+
+
 def test_what_cannot_be_met_names_the_smallest_that_can(finished: Run) -> None:
     with pytest.raises(UserError, match=r"^--max-params 10 is below the smallest reachable \d+ parameters: "):
         select(finished, TARGETS[:1], [], bounds=Bounds.of(max_params=10))

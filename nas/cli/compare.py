@@ -58,13 +58,13 @@ def compare(
         if fresh:
             comparison.check(configs)  # before a directory is made
         here = Run.open(path, settings, FREE)
-        try:
-            with here.lock():
+        with here.lock():
+            try:
                 return comparison.compare(configs, networks, here, Progress())
-        except UserError:
-            if fresh and not here.has("budgets.json"):
-                shutil.rmtree(path)  # refused before it began: the mended command may use the same directory
-            raise
+            except UserError:
+                if fresh and not here.has("budgets.json"):
+                    shutil.rmtree(path)  # refused before it began: the mended command may use the same directory
+                raise
 
     print_result(work, as_json, _show)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -54,4 +55,13 @@ def _answer(work: Callable[[], Any], sender: Connection) -> None:
     try:
         sender.send((True, work()))
     except Exception as error:
-        sender.send((False, error))
+        sender.send((False, _portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """One that can be sent: not every library's can."""
+    try:
+        pickle.loads(pickle.dumps(error))  # of this process's own making
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

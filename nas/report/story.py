@@ -102,9 +102,13 @@ class _Teller:
         points = [{**_brief(point, target), "kind": name} for kind, name in KINDS.items()
                   for point in front.get(kind, [])]
         known = {point["id"]: point for point in points}
-        budgets = [{"budget_ms": b["budget_ms"], "id": b["id"], "ms": b["ms"],
+        own = front.get("fronts", {}).get(target)  # of this device, where there are several
+        for point in points:
+            if own is not None and point["kind"] == KINDS["front"] and point["id"] not in own:
+                point["kind"] = KINDS["dominated"]
+        budgets = [{"budget_ms": _of(b["budget_ms"], target), "id": b["id"], "ms": _of(b["ms"], target),
                     "measured_ms": known.get(b["id"], {}).get("measured_ms")}
-                   for b in front.get("budgets", []) if b.get("target", target) == target]
+                   for b in front.get("budgets", []) if target in _listed(b.get("target", target))]
         return {"name": f"{place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
                 "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
                 "budgets": budgets}
@@ -212,10 +216,18 @@ class _Teller:
                 **{f"target {name}": meta for name, meta in tables.items()}, "time": {**hours, **stages}}
 
 
+def _of(value: Any, target: str) -> Any:
+    """Of one target, where there are several."""
+    return value.get(target) if isinstance(value, dict) else value
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
 def _brief(point: dict[str, Any], target: str) -> dict[str, Any]:
     """A card for one target."""
-    one = {key: value.get(target) if isinstance(value := point.get(key), dict) else value
-           for key in ("ms", "measured_ms", "drift")}
+    one = {key: _of(point.get(key), target) for key in ("ms", "measured_ms", "drift")}
     names = ("id", "accuracy", "accuracy_se", "select_accuracy", "test_images", "macs", "params", "fine_tuned",
              "dominated_on_test", "float_accuracy", "max_abs_diff", "exits")
     return {**{name: point[name] for name in names if point.get(name) is not None}, **one}

@@ -12,7 +12,7 @@ from nas.arch import Op
 from nas.errors import UserError
 from nas.files import nearest
 from nas.plan import Layout, OpKey, Slot, macs, params
-from nas.scene import Scene, limits_of, memory_bounds, problem
+from nas.scene import Scene, limits_of, memory_bounds, problem, up_to_max
 from nas.select.ilp import below, solve
 from nas.select.problem import Cost, Problem, budgets
 
@@ -69,12 +69,14 @@ def reachable(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
         return limits_of(scene, layout, target, budget_ms, count)
     one, limits = bounded(scene, layout, [target], bounds), all_bounds(scene, [target], bounds)
     ms = one.costs[0]
-    ends = [ms.of(solve(scores, one.costs, limits)[0]) for scores in (tuple(-row for row in ms.per_op), ms.per_op)]
+    least, most = (ms.of(solve(scores, one.costs, limits)[0])
+                   for scores in (tuple(-row for row in ms.per_op), ms.per_op))
+    ends = up_to_max(scene.config, target, (least, most), budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
             within = " and ".join(f"{name} {value:g}" for name, value in bounds.counts.items())
             raise UserError(below(ms, budget, ends[0], f"with {within}; raise one of them"))
-    return sorted(budget_ms) or budgets(one, count, (ends[0], ends[1]))
+    return sorted(budget_ms) or budgets(one, count, ends)
 
 
 def _count(layout: Layout, name: str) -> Cost:

@@ -39,7 +39,10 @@ def choose(scene: Scene, training: search_loop.SupernetTraining, limits: dict[st
     config, kept = scene.config, within(training.supernet.layout, scene.footprints)
     parts = [([target], [{target: bound} for bound in bounds]) for target, bounds in limits.items()]
     if len(asked.together) > 1:
-        parts.append((list(asked.together), [asked.together]))
+        together = dict(asked.together)
+        if config.max_ms is not None and (first := config.target[0]) in together:
+            together[first] = min(together[first], config.max_ms)
+        parts.append((list(together), [together]))
     budgets: list[dict[str, Any]] = []
     agreement: dict[str, Any] = {}
     held_out: dict[str, Any] = {}

@@ -45,3 +45,14 @@ def test_an_interrupt_ends_the_work() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - began < 10
+
+
+def test_an_error_that_cannot_be_sent_is_told() -> None:
+    class Local(Exception):
+        """Of no module: it cannot be pickled."""
+
+    def wrong() -> None:
+        raise Local("odd")
+
+    with pytest.raises(RuntimeError if FORKS else Local, match="odd"):
+        fresh(wrong)
