@@ -134,6 +134,19 @@ def test_a_profile_prices_whole_networks_exactly(tiny: Layout, tmp_path: Path) -
     assert sum(table.ms_many(keys)) == pytest.approx(whole)
 
 
+def test_in_processes_of_its_own_a_profile_finds_the_same(tiny: Layout, tmp_path: Path) -> None:
+    apart = Clockwork()
+    apart.fresh = True
+    results = [profile(tiny, tmp_path / f"{name}.json", device=device, validate=3)
+               for name, device in (("here", Clockwork()), ("apart", apart))]
+    here, there = (LatencyTable.load(tmp_path / f"{name}.json") for name in ("here", "apart"))
+    rows = [{key: row.ms for key, row in table.rows.items()} for table in (here, there)]
+    assert rows[1] == pytest.approx(rows[0])
+    assert there.meta["yardsticks"] == here.meta["yardsticks"]
+    assert results[0]["validation"]["mape"] == results[1]["validation"]["mape"] == pytest.approx(0, abs=1e-9)
+    assert len(apart.measured) < 5  # all but a few were prepared in other processes
+
+
 def test_a_second_profile_measures_nothing_and_remeasure_everything(tiny: Layout, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     rows = profile(tiny, path, device=Clockwork())["measured"]
