@@ -21,6 +21,12 @@ from nas.terminal import one_line
 __all__ = ["app", "compare", "exits", "main", "presets", "report", "runs", "spaces", "tables", "train"]
 
 
+# as nas --help lists them: the road first, then what else there is to do with a run, with models, with tables
+VERBS = ("profile", "search", "select", "export", "report", "judge", "exits", "train", "compare", "evaluate", "measure",
+         "predict", "sample", "validate", "spaces", "presets", "targets")
+app.registered_commands.sort(key=lambda command: VERBS.index(command.callback.__name__))  # type: ignore[union-attr]
+
+
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Exits with 0, or with 2 and one line on stderr, or with 130 when interrupted."""
     words = list(sys.argv[1:] if args is None else args)
