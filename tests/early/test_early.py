@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nas.early.add import add
 from nas.early.serve import CLASSES, THRESHOLDS, Wishes
 from nas.errors import UserError
 from nas.exits import Runtime
+from nas.files import write_json
 from nas.run import Run
 from nas.train.data import load, normalise
 
@@ -101,6 +103,28 @@ def test_export_writes_exits_anew(finished: tuple[Path, dict[str, Any]], tmp_pat
     assert (tmp_path / card["id"] / "runtime.py").is_file()
     with pytest.raises(UserError, match=f"has early exits, which --format tflite does not; --arch {card['of']}"):
         pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")  # type: ignore[arg-type]
+
+
+def test_formats_without_exits_choose_among_picks_without(finished: tuple[Path, dict[str, Any]],
+                                                          tmp_path: Path) -> None:
+    """Where exits are best within a budget, and where all picks have them."""
+    whole = tmp_path / "run"
+    shutil.copytree(finished[0], whole)
+    front = json.loads((whole / "front.json").read_text())
+    for card in cards(front):
+        card["select_accuracy"] = 1.0 if card["exits"] else card["select_accuracy"]
+    early, plain = ([c for c in cards(front) if bool(c["exits"]) is wanted] for wanted in (True, False))
+    write_json(whole / "front.json", {**front, "front": early, "dominated": plain})  # exits dominate what is without
+    budget = max(card["ms"] for card in plain)
+    best = max(plain, key=lambda card: (card["select_accuracy"], -card["ms"]))
+    run, quiet = Run.existing(whole), Quiet()
+    (file,) = pipeline.export(run, None, budget, tmp_path / "out", quiet, "features")["files"]  # type: ignore[arg-type]
+    assert file["id"] == best["id"] and Path(file["onnx"]).is_file()
+    files = pipeline.export(run, None, None, tmp_path / "all", quiet, "features")["files"]  # type: ignore[arg-type]
+    assert {file["id"] for file in files} == {card["id"] for card in plain}
+    write_json(whole / "front.json", {**front, "front": early, "dominated": []})
+    with pytest.raises(UserError, match="--format features: has no early exits, and all picks"):
+        pipeline.export(run, None, None, tmp_path / "out", quiet, "features")  # type: ignore[arg-type]
 
 
 def test_max_ms_bounds_the_worst_case(finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path) -> None:
