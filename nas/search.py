@@ -91,6 +91,8 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     training = supernet.trained(scene)
     limited = _memory(config, targets, memory)
     scene = with_targets(scene, targets, training.supernet.layout, progress, limited)
+    if fine_tune and config.exits.method != "none":
+        picks_exits.refuse(scene)
     kept = within(training.supernet.layout, scene.footprints)
     named = {t: [ms] for t, ms in bounds.together.items()} if len(bounds.together) == 1 else {}
     limits = {t: reachable(scene, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
@@ -127,11 +129,11 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     config = settings_of(run)
     selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
+    if kind != "onnx":
+        fronts = {place: _without_exits(front, kind, arch_id) for place, front in fronts.items()}
     place, wanted = find(fronts, arch_id, budget_ms)
     scene = recorded_scene(config, run, targets_of(fronts[place]), images=kind not in ("onnx", "features"))
     cards = {card["id"]: card for card in cards_of(fronts[place])}
-    if kind != "onnx":
-        wanted = _without_exits(wanted, cards, kind, arch_id)
     files = []
     with progress.task("export", len(wanted)) as task:
         for one in wanted:
@@ -149,12 +151,20 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     return {"files": files}
 
 
-def _without_exits(wanted: list[str], cards: dict[str, dict[str, Any]], kind: str, arch_id: str | None) -> list[str]:
-    """Raises UserError where the one that was asked for has exits: those files are float."""
-    if arch_id is not None and cards[arch_id]["exits"]:
-        raise UserError(f"--arch {arch_id}: has early exits, which --format {kind} does not; --arch "
-                        f"{cards[arch_id]['of']} is the same network without")
-    return [one for one in wanted if not cards[one]["exits"]]
+def _without_exits(front: dict[str, Any], kind: str, arch_id: str | None) -> dict[str, Any]:
+    """A front whose picks have no exits: the files of those are float. One that exits dominate is as good as another.
+
+    Raises UserError where the one that was asked for has exits, and where all have.
+    """
+    for card in cards_of(front):
+        if card["exits"] and card["id"] == arch_id:
+            raise UserError(f"--arch {arch_id}: has early exits, which --format {kind} does not; --arch "
+                            f"{card['of']} is the same network without")
+    plain = [card for card in cards_of(front) if not card["exits"]]
+    if not plain:
+        raise UserError(f"--format {kind}: has no early exits, and all picks of this run have; --format onnx writes "
+                        "them")
+    return {**front, "front": plain, "dominated": []}
 
 
 def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:

@@ -20,6 +20,14 @@ SEARCH_ONLY = {
     "train": ("lr", "sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "inplace", "ema", "distill"),
 }
 
+# What other commands record, by a key that searches and trainings do not have.
+OTHERS = {
+    "spaces": "made by nas compare, not by nas search or nas train: see its compare.json and compare.png; the same nas "
+              "compare command prints them",
+    "model": "made by nas exits, not by nas search or nas train: see its card.json and pictures; its "
+             "runtime.py runs it",
+}
+
 
 class Baseline(Config):
     """One network of a space, trained from scratch by the recipe of fine-tuning; targets only price and time it."""
@@ -51,8 +59,14 @@ def default_run_dir(settings: Baseline) -> Path:
 
 
 def settings_of(run: Run) -> Config:
-    """The settings of a search or of a training, as recorded. Raises UserError naming file and key."""
+    """The settings of a search or of a training, as recorded.
+
+    Raises UserError naming file and key, or the command whose directory it is where that is another.
+    """
     value, file = run.config, str(run.file("config.json"))
+    for key, what in OTHERS.items():
+        if key in value:
+            raise UserError(f"{run.path}: {what}")
     if "arch" not in value:
         return Config.from_json(value, file)
     try:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nas.cli.base import Json, Size, app
 from nas.errors import UserError
 from nas.terminal import print_result
+
+if TYPE_CHECKING:
+    from nas.run import Run
+
+WISHES = ("confidence", "lose", "budget_ms", "max_ms")  # what exits are chosen by, once their heads are trained
 
 
 @app.command()
@@ -41,7 +48,7 @@ def exits(
 
     def work() -> dict[str, Any]:
         from nas.early import models
-        from nas.early.add import add
+        from nas.early.add import add, refuse
         from nas.early.serve import Wishes, checked
         from nas.exits.runtime import CONFIDENCES
         from nas.progress import Progress
@@ -54,6 +61,7 @@ def exits(
             raise UserError(f"--confidence {confidence}: known are {', '.join(CONFIDENCES)}")
         if images is not None and data is not None:
             raise UserError("--images and --data: give one of the two")
+        refuse(method)
         wishes = checked(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
         progress = Progress()
         settings = {"model": model, "arch": arch, "images": str(images) if images else None, "data": data,
@@ -71,12 +79,31 @@ def exits(
             one = models.file(model, weights, size, target, lambda side: _images(data, data_dir, side, seed, limit),
                               seed)
             place = out or Path(f"{Path(model).stem}-exits")
-        here = Run.open(place, settings)
-        with here.lock():
+        with _begun(place, settings) as here:
             return add(one, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,
                        wishes=wishes, train_on=train_on)
 
     print_result(work, as_json, _show)
+
+
+@contextmanager
+def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
+    """The folder, locked. Heads do not depend on wishes, which are free until there is a card; all is before an epoch.
+
+    So a command that was refused, or that found no exits within its limits, does not stand in the way of a mended one.
+    """
+    from nas.early.serve import CARD
+    from nas.run import CONFIG, Run
+
+    run = Run(place)
+    try:
+        if not run.has(CONFIG):
+            Run.open(place, settings)
+        with run.lock():  # before what others began with is changed
+            free = () if run.has(CARD) else WISHES if run.events("exits") else tuple(settings)
+            yield Run.open(place, settings, free)
+    except UserError as error:
+        raise UserError(str(error).replace("--run", "--out")) from None  # as the flag is called here
 
 
 def _images(name: str | None, data_dir: str | None, side: int, seed: int, limit: int | None) -> Any:

@@ -13,6 +13,7 @@ from nas.early.serve import CARD, THRESHOLDS, Trained, Wishes, chosen, measured,
 from nas.early.train import train
 from nas.errors import UserError
 from nas.exits.choice import Pieces
+from nas.exits.export import check
 from nas.exits.methods import method as make
 from nas.exits.methods import methods
 from nas.progress import Progress
@@ -32,12 +33,10 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
     """Trains exits for a network, chooses some of them, and writes everything into the run; returns the card.
 
     With ``images``, a folder of images without labels, accuracies are shares of images on which the answer is the
-    network's own. Raises UserError for methods that would change the network.
+    network's own. Raises UserError as ``refuse`` does, and for a network that files with exits cannot hold.
     """
-    known = methods(frozen=True)
-    if method not in known:
-        raise UserError(f"--method {method}: known are {', '.join(known)}; others train the whole network: "
-                        "nas search --exits")
+    refuse(method)
+    check(model.net, in_ch=model.data.in_ch, size=model.data.size)
     data = _data(model, images, seed, limit)
     heads = make(method, model.net, **(settings or {}))
     count = epochs if epochs is not None else max(LEAST, heads.phases(), -(-IMAGES // len(data.learn)))
@@ -49,6 +48,14 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
         "labels": "the network's answers" if images else "the images'",
         **_served(model, run.path, Trained.of(made, data, device, wishes.kind), wishes, method)})
     return {**card, "folder": str(run.path)}
+
+
+def refuse(method: str) -> None:
+    """Raises UserError for a method that is not known or would change the network."""
+    known = methods(frozen=True)
+    if method not in known:
+        raise UserError(f"--method {method}: known are {', '.join(known)}; others train the whole network: "
+                        "nas search --exits")
 
 
 def _served(model: Model, folder: Path, trained: Trained, wishes: Wishes, method: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from torch import nn
 
 from nas import scene as scenes
 from nas.arch import Arch, Op
-from nas.config import Config
 from nas.deliver import metadata_of
 from nas.early.serve import Clock, Served, Trained, exit_runs, named, repriced, timed_here
 from nas.early.train import with_exits
@@ -38,6 +37,7 @@ from nas.latency.kernel_model import KernelModel
 from nas.latency.onnx_shapes import load, opened
 from nas.latency.predict import predict
 from nas.latency.profile import check_all
+from nas.latency.table import LatencyTable
 from nas.latency.timing import Run as Timed
 from nas.latency.timing import interleaved
 from nas.lower.emit import emit
@@ -47,6 +47,7 @@ from nas.picks import load_weights
 from nas.plan import OpKey, macs, plan
 from nas.progress import Progress
 from nas.run import Run
+from nas.settings import settings_of
 from nas.stages.front import cards_of, find
 from nas.train.data import Data, recorded
 
@@ -76,20 +77,33 @@ class Model:
 
 def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,
          data_dir: str | None = None) -> Model:
-    """A finished pick; without ``images`` those of the run are not read. Raises UserError for what is not there."""
-    own_dir = {"data_dir": data_dir} if data_dir else {}
-    config = Config.from_json({**run.config, **own_dir}, str(run.file("config.json")))
+    """A finished pick; without ``images`` those of the run are not read.
+
+    Raises UserError for what is not there, and for a target whose files are int8.
+    """
+    config = settings_of(run)
+    if data_dir:
+        config = config.model_copy(update={"data_dir": data_dir})
+    if not target and not config.target:
+        raise UserError(f"--target: {run.path} has none; give one")
     places = ["", *(f"selections/{p.parent.name}/" for p in sorted(run.path.glob("selections/*/front.json")))]
     fronts = {place: run.read_json(f"{place}front.json") for place in places}
     ids = [card["id"] for card in cards_of(fronts[""]) if not card["exits"]]
+    if not ids:
+        raise UserError(f"{run.path}: no pick without exits, which others could be added to")
     if arch_id is None and len(ids) != 1:
         raise UserError(f"{run.path}: which pick? --arch takes one of {', '.join(ids)}")
     place, (wanted,) = find(fronts, arch_id or ids[0], None)
+    of = next(card for card in cards_of(fronts[place]) if card["id"] == wanted)
+    if of["exits"]:
+        raise UserError(f"--arch {wanted}: has exits already; --arch {of['of']} is the same network without")
     target = target or config.target[0]
     scene = scenes.recorded_scene(config, run, [target] if target in config.target else config.target[:1], images)
     arch = Arch.from_json(run.read_json(f"{place}archs/{wanted}/arch.json"))
     at = scenes.with_exit_places(scene)
     costs = scenes.priced_exits(scene, at, target, progress)
+    if isinstance(costs, LatencyTable) and costs.int8_on_cpu:
+        raise UserError(f"--target {target}: files with exits are float, and {target} is int8")
     full = replace(arch, exits=tuple(exit_.slot for exit_ in at.exits))
     if not full.exits:
         raise UserError(f"{wanted}: the space {arch.space} has no stride change behind its first slot: no exits")
@@ -117,6 +131,8 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
             raise UserError("--weights: an ONNX file has its own")
         _, entry, shapes = load(path, size)
         proto = opened(path, size)[0]
+    if len(shapes[entry]) != 4 or shapes[entry][1] != 3 or shapes[entry][2] != shapes[entry][3]:
+        raise UserError(f"{model}: its input is {list(shapes[entry])}, expected [N, 3, S, S]")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from nas.early.train import load, train, with_exits
 from nas.errors import UserError
 from nas.exits import choice
 from nas.exits.base import Method
-from nas.exits.export import export
+from nas.exits.export import check, export
 from nas.exits.methods import method as make
 from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import Policy
@@ -47,7 +48,9 @@ def refuse(scene: Scene) -> None:
 
 def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recipe: Recipe,
               progress: Progress) -> dict[str, Any] | None:
-    """Trains and writes the exits of a pick whose card is ``plain``; None where no exits keep within the limits."""
+    """Trains and writes the exits of a pick whose card is ``plain``; None where no exits keep within the limits, and
+    where their files cannot be made or differ from PyTorch.
+    """
     name = folder_of(place, arch) + FOLDER
     card: dict[str, Any] | None = scene.run.stage(name + CARD, lambda: _card(scene, arch, plain, name, place, recipe,
                                                                              progress))
@@ -86,6 +89,11 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
           progress: Progress) -> dict[str, Any] | None:
     options, data, full = scene.config.exits, scene.data, _with_all(scene, arch)
     net = with_exits(scene.layout, full, load_weights(scene, arch, place), scene.seed)
+    try:
+        check(net, in_ch=data.in_ch, size=data.size)
+    except UserError as error:
+        progress.note(f"{arch.id}: no exits: {error}")
+        return None
     learned = replace(recipe, epochs=options.epochs if options.epochs is not None else max(1, recipe.epochs))
     method = train(arch.id, loop.placed(net, scene.device), data, learned, scene.run, name, scene.seed, scene.device,
                    progress, method=options.method, settings=options.settings)
@@ -93,14 +101,15 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
     trained = Trained.of(method, data, scene.device, options.confidence, views)
     pieces = {target: choice.pieces(plan(scene.layout, full), costs.ms_many) for target, costs in scene.costs.items()}
     first = next(iter(pieces))
-    wishes = Wishes(options.confidence, options.rule, None, options.lose / 100, plain["select_accuracy"],
-                    scene.config.max_ms)
+    limit = scene.config.max_ms if first == scene.config.target[0] else None  # that is of the run's first target
+    wishes = Wishes(options.confidence, options.rule, None, options.lose / 100, plain["select_accuracy"], limit)
     try:
         served = chosen(trained, pieces[first], wishes)
-    except UserError as error:
-        progress.note(f"{arch.id}: {error}")
+        written = write(scene.run.file(name), trained, served, {**metadata_of(scene, arch),
+                                                                "exit_method": options.method})
+    except UserError as error:  # of this pick: the others and the search go on
+        progress.note(f"{arch.id}: no exits: {error}")
         return None
-    written = write(scene.run.file(name), trained, served, {**metadata_of(scene, arch), "exit_method": options.method})
     slots = tuple(full.exits[index] for index in served.kept)
     own = replace(arch, exits=slots)
     keys = plan(scene.layout, own)
@@ -109,13 +118,19 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
     mean = {target: float(shares @ prefix) for target, prefix in prefixes.items()}
     worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
     return {"id": own.id, "of": arch.id, "arch": own.to_json(), "fine_tuned": True,
-            "select_accuracy": served.crossed.accuracy, "accuracy": served.test.accuracy,
+            "select_accuracy": served.crossed.accuracy,
+            "select_accuracy_se": _error(served.crossed.accuracy, len(data.select)), "accuracy": served.test.accuracy,
             "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": one_or_all(mean),
             "worst_ms": one_or_all(worst), **times, "relative_diff": written["relative_diff"],
             "macs": sum(macs(key) for key in keys), "params": sum(params(key) for key in keys), "exits": list(slots),
             "onnx": f"{name}{written['onnx']}", "method": options.method, "shares": written["shares"],
             "prefix_ms": written["prefix_ms"], "test_mean_ms": written["mean_ms"], "cuts": written["cuts"],
             "provenance": plain["provenance"]}
+
+
+def _error(accuracy: float, n: int) -> float:
+    """Standard error of a share of ``n`` images; their views are no further images."""
+    return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
 def _measured(scene: Scene, trained: Trained, served: Any, name: str) -> dict[str, Any]:

@@ -18,10 +18,12 @@ import onnx
 import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from nas.errors import UserError
 from nas.exits import runtime
 from nas.exits.graft import emit_segment
-from nas.exits.net import MultiExit
+from nas.exits.net import Combine, MultiExit, Network
 from nas.exits.policy import Policy
+from nas.lower.emit import NoRule
 from nas.lower.onnx import save
 
 BRANCHED, SEGMENT, RUNTIME = "model.onnx", "segment-{}.onnx", "runtime.py"
@@ -33,7 +35,7 @@ def export(net: MultiExit, folder: Path, *, in_ch: int, size: int, policy: Polic
     """Writes ``model.onnx``, ``segment-0.onnx`` ... and ``runtime.py``, which runs either, into ``folder``.
 
     Returns their names and ``cuts``: what is handed over behind each exit, if the segments run on two machines.
-    Raises nas.lower.emit.NoRule for a network with calls that have no rule there.
+    Raises UserError for a network with calls that have no rule in nas.lower.emit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = segments(net, in_ch=in_ch, size=size)
@@ -46,16 +48,32 @@ def export(net: MultiExit, folder: Path, *, in_ch: int, size: int, policy: Polic
     return {"onnx": BRANCHED, "segments": names, "runtime": RUNTIME, "cuts": [_cut(part) for part in parts[:-1]]}
 
 
+def check(net: Network, *, in_ch: int, size: int) -> None:
+    """Raises UserError, as ``export`` would, for a network that is not trained yet and stays as it is."""
+    whole = MultiExit(net, Combine())
+    modes = [(module, module.training) for module in whole.modules()]
+    try:
+        segments(whole.eval(), in_ch=in_ch, size=size)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def segments(net: MultiExit, *, in_ch: int, size: int, batch: int | str = "N") -> list[onnx.ModelProto]:
     """One graph a segment: ``input``, or ``map`` and ``state``, -> ``logits``, ``map_out`` and ``state_out``.
 
-    The last has ``logits`` alone, and ``state`` is there where the exits of the network build on each other.
+    The last has ``logits`` alone, and ``state`` is there where the exits of the network build on each other. Raises
+    UserError as ``export`` does.
     """
     models, shapes = [], {"input": (in_ch, size, size)}
     for segment in net.segments():
         with torch.no_grad():
             made = segment.eval()(*(torch.zeros(1, *shape) for shape in shapes.values()))
-        models.append(emit_segment(segment, shapes, ["logits", "map_out", "state_out"][:len(made)], batch))
+        try:
+            models.append(emit_segment(segment, shapes, ["logits", "map_out", "state_out"][:len(made)], batch))
+        except NoRule as error:
+            raise UserError(f"exits: no rule for {error} in nas/lower/emit.py: files with exits cannot hold it"
+                            ) from None
         shapes = {name: tuple(y.shape[1:]) for name, y in zip(("map", "state"), made[1:], strict=False)}
     return models
 

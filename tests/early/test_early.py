@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,22 @@ from safetensors.torch import save_file
 from tiny_search import Quiet, config_of, searched
 from tiny_space import TINY
 
+from nas import baseline, cli
 from nas import search as pipeline
 from nas.arch import Arch
-from nas.early import models
+from nas.config import resolve
+from nas.early import models, picks
 from nas.early.add import add
 from nas.early.serve import CLASSES, THRESHOLDS, Wishes
 from nas.errors import UserError
 from nas.exits import Runtime
+from nas.files import write_json
+from nas.latency.table import LatencyTable
+from nas.lower.onnx import export as export_onnx
 from nas.run import Run
+from nas.settings import Baseline
 from nas.train.data import load, normalise
+from nas.verify import Disagreement
 
 OPTIONS = ["exits.method=joint", "exits.epochs=2", "exits.lose=5"]
 FILES = {"model.onnx", "segment-0.onnx", "segment-1.onnx", "runtime.py", "curve.png", "shares.png",
@@ -56,6 +66,8 @@ def test_a_front_has_points_with_and_without_exits_and_says_which(finished: tupl
     at = {card["id"]: card for card in plain}
     for card in early:
         own = at[card["of"]]
+        n, a = len(load("digits", data_dir=None, size=16, seed=0, limit=160).select), card["select_accuracy"]
+        assert card["select_accuracy_se"] == pytest.approx((a * (1 - a) / n) ** 0.5)
         assert card["exits"] == [1] and card["id"] != own["id"] and card["worst_ms"] > own["ms"]
         assert card["prefix_ms"][0] <= card["ms"] <= card["worst_ms"] == pytest.approx(card["prefix_ms"][-1])
         assert sum(card["shares"]) == pytest.approx(1) and card["measured_ms"] is None  # no V100 here
@@ -101,6 +113,93 @@ def test_export_writes_exits_anew(finished: tuple[Path, dict[str, Any]], tmp_pat
     assert (tmp_path / card["id"] / "runtime.py").is_file()
     with pytest.raises(UserError, match=f"has early exits, which --format tflite does not; --arch {card['of']}"):
         pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")  # type: ignore[arg-type]
+
+
+def test_one_pick_whose_files_differ_leaves_the_others_and_the_search(
+        finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    done = [tmp_path / "run" / Path(c["onnx"]).parent / "card.json" for c in cards(finished[1]) if c["exits"]]
+    for file in (*done, tmp_path / "run" / "front.json"):
+        file.unlink()
+    write, calls = picks.write, list[Path]()
+
+    def differing(folder: Path, *rest: Any) -> dict[str, Any]:
+        calls.append(folder)
+        if len(calls) == 1:
+            raise Disagreement("model.onnx: differs")
+        return write(folder, *rest)
+
+    monkeypatch.setattr(picks, "write", differing)
+    progress = Quiet()
+    result = searched(config_of(space_file, *OPTIONS), tmp_path / "run", progress)
+    left = [card for card in cards(finished[1]) if card["exits"] and Path(card["onnx"]).parent.parent.name
+            != calls[0].parent.name]
+    assert {c["id"] for c in cards(result) if c["exits"]} == {c["id"] for c in left} and len(left) == len(done) - 1
+    assert any("no exits: model.onnx: differs" in note for note in progress.notes)
+
+
+def test_int8_targets_are_refused(finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, int8 = Run.existing(finished[0]), LatencyTable("cpu-int8", {"device": "cpu", "precision": "int8"})
+    monkeypatch.setattr(models.scenes, "priced_exits", lambda *rest: int8)
+    plain = next(card["id"] for card in cards(finished[1]) if not card["exits"])
+    with pytest.raises(UserError, match="--target gpu-v100: files with exits are float, and gpu-v100 is int8"):
+        models.pick(run, plain, None, False, Quiet())  # type: ignore[arg-type]
+
+    def with_int8(scene: Any, *rest: Any) -> Any:
+        return replace(scene, costs={"cpu-int8": int8})
+
+    monkeypatch.setattr(pipeline, "with_targets", with_int8)
+    with pytest.raises(UserError, match="--exits joint: files with exits are float, and cpu-int8 is int8"):
+        pipeline.select(run, ["cpu-int8"], [], Quiet(), fine_tune=True)  # type: ignore[arg-type]
+    assert not (finished[0] / "selections").exists()
+
+
+def test_exits_are_not_added_to_exits(finished: tuple[Path, dict[str, Any]]) -> None:
+    early = next(card for card in cards(finished[1]) if card["exits"])
+    with pytest.raises(UserError, match=f"--arch {early['id']}: has exits already; --arch {early['of']} is the same"):
+        models.pick(Run.existing(finished[0]), early["id"], None, False, Quiet())  # type: ignore[arg-type]
+
+
+def test_a_baseline_takes_exits_for_a_target(space_file: Path, tmp_path: Path) -> None:
+    flags = {"space": str(space_file), "arch": "smallest", "size": 16, "limit": 160, "threads": 1}
+    settings = resolve(None, ["train.finetune_epochs=1", "train.batch=16"], flags, Baseline)
+    run, quiet = Run.open(tmp_path / "run", settings.to_json()), Quiet()
+    baseline.train(settings, run, None, quiet)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"--target: .*run has none; give one"):
+        models.pick(run, None, None, False, quiet)  # type: ignore[arg-type]
+    model = models.pick(run, None, "gpu-v100", True, quiet)  # type: ignore[arg-type]
+    assert model.target == "gpu-v100" and len(model.net.exits) == 1 and len(model.data.learn)
+
+
+def test_a_file_of_one_channel_is_refused(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+                              torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
+    export_onnx(net, tmp_path / "gray.onnx", in_ch=1, size=16, metadata={})
+    with pytest.raises(UserError, match=r"gray.onnx: its input is \[1, 1, 16, 16\], expected \[N, 3, S, S\]"):
+        models.file(str(tmp_path / "gray.onnx"), None, None, "gpu-v100", lambda side: None, 0)
+
+
+def test_formats_without_exits_choose_among_picks_without(finished: tuple[Path, dict[str, Any]],
+                                                          tmp_path: Path) -> None:
+    """Where exits are best within a budget, and where all picks have them."""
+    whole = tmp_path / "run"
+    shutil.copytree(finished[0], whole)
+    front = json.loads((whole / "front.json").read_text())
+    for card in cards(front):
+        card["select_accuracy"] = 1.0 if card["exits"] else card["select_accuracy"]
+    early, plain = ([c for c in cards(front) if bool(c["exits"]) is wanted] for wanted in (True, False))
+    write_json(whole / "front.json", {**front, "front": early, "dominated": plain})  # exits dominate what is without
+    budget = max(card["ms"] for card in plain)
+    best = max(plain, key=lambda card: (card["select_accuracy"], -card["ms"]))
+    run, quiet = Run.existing(whole), Quiet()
+    (file,) = pipeline.export(run, None, budget, tmp_path / "out", quiet, "features")["files"]  # type: ignore[arg-type]
+    assert file["id"] == best["id"] and Path(file["onnx"]).is_file()
+    files = pipeline.export(run, None, None, tmp_path / "all", quiet, "features")["files"]  # type: ignore[arg-type]
+    assert {file["id"] for file in files} == {card["id"] for card in plain}
+    write_json(whole / "front.json", {**front, "front": early, "dominated": []})
+    with pytest.raises(UserError, match="--format features: has no early exits, and all picks"):
+        pipeline.export(run, None, None, tmp_path / "out", quiet, "features")  # type: ignore[arg-type]
 
 
 def test_max_ms_bounds_the_worst_case(finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path) -> None:
@@ -160,8 +259,6 @@ def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path
 
 
 def _four(data: Any) -> Any:
-    from dataclasses import replace
-
     return replace(data, classes=("a", "b", "c", "d"))
 
 
@@ -179,6 +276,39 @@ def test_a_torchvision_model_by_its_weights(tmp_path: Path) -> None:
                                    ("resnet18", tmp_path / "w.safetensors", "not weights of resnet18")):
         with pytest.raises(UserError, match=message):
             models.file(name, weights, 64, None, lambda side: None, 0)
+
+
+def test_a_command_that_was_refused_does_not_block_the_mended_one(
+        finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str]) -> None:
+    plain = next(card for card in cards(finished[1]) if not card["exits"])
+    pictures(tmp_path / "any", 40)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(finished[0] / plain["onnx"], "net.onnx")
+
+    def call(*more: str) -> tuple[int, str]:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as end:
+                cli.main(["exits", "net.onnx", "--target", "gpu-v100", "--epochs", "1", "--lose", "60", *more])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return int(end.value.code or 0), capfd.readouterr().err
+
+    code, errors = call("--images", "any", "--method", "boost")
+    assert code == 2 and "--method boost: known are" in errors and not Path("net-exits").exists()
+    code, errors = call()
+    assert code == 2 and "--data or --images" in errors
+    code, errors = call("--images", "any", "--max-ms", "0.00001")
+    assert code == 2 and Path("net-exits/exits.safetensors").exists(), errors
+    trained = Path("net-exits/exits.safetensors").stat().st_mtime_ns
+    code, errors = call("--images", "any", "--seed", "1")
+    assert code == 2 and "net-exits: began with seed = 0, now 1; give another --out" in errors
+    assert call("--images", "any", "--max-ms", "5")[0] == 0
+    assert Path("net-exits/exits.safetensors").stat().st_mtime_ns == trained
+    assert json.loads(Path("net-exits/config.json").read_text())["max_ms"] == 5
+    code, errors = call("--images", "any")
+    assert code == 2 and "began with max_ms = 5.0, now null; give another --out" in errors
 
 
 def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ import pytest
 import torch
 from three_exits import images, network
 
+from nas.early.serve import compared
+from nas.errors import UserError
 from nas.exits import Runtime
 from nas.exits import policy as policies
-from nas.exits.export import branched, export, segments
+from nas.exits.export import branched, check, export, segments
 from nas.exits.methods import method, methods
 from nas.exits.net import MultiExit
 from nas.exits.policy import Policy, calibrate, leaving
 from nas.exits.runtime import DriftWarning, confidences
 from nas.train.data import load, normalise
+from nas.verify import Disagreement
 
 MS = np.array([1.0, 2.0, 3.0])
 LABELS = torch.arange(64) % 4
@@ -75,6 +79,40 @@ def test_file_segments_and_pytorch_agree(tmp_path: Path, name: str, kind: str) -
             assert run.counts.tolist() == np.bincount(at, minlength=3).tolist()
         left += np.bincount(at, minlength=3) > 0
     assert left.min() >= 2  # or the comparison says little
+
+
+class Summed(torch.nn.Module):
+    """Something that ``nas.lower.emit`` has no rule for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.cumsum(1)
+
+
+def test_an_operator_without_a_rule_is_told_before_training_and_in_one_line() -> None:
+    subnet = network()
+    check(subnet, in_ch=3, size=16)
+    head = subnet.stages()[0][1]
+    head.classifier = torch.nn.Sequential(head.classifier, Summed())
+    subnet.train()
+    with pytest.raises(UserError, match=r"exits: no rule for .*cumsum.* in nas/lower/emit.py: files with exits cannot"):
+        check(subnet, in_ch=3, size=16)
+    assert subnet.training  # as it was
+
+
+def test_within_rounding_of_a_threshold_either_exit_is_right(tmp_path: Path) -> None:
+    """The file's threshold is a little below the confidence of an image, PyTorch's a little above."""
+    model, policy = made(tmp_path)
+    x = images(60)
+    sure = float(confidences("max-softmax", predictions(model, x), np.array(policy.temperatures))[0, 7])
+
+    def at(threshold: float) -> Policy:
+        return replace(policy, point=replace(policy.point, thresholds=(threshold, 0.9, -np.inf)))
+
+    export(model, tmp_path, in_ch=3, size=16, policy=at(sure - 2e-6), metadata={})
+    found = compared(tmp_path, model, at(sure + 2e-6), x)
+    assert found["compared"] == 60 and 1 <= found["at_threshold"] < 10 and found["relative_diff"] < 1e-4
+    with pytest.raises(Disagreement, match=r"1 of 60 images leave elsewhere .* \(not counting 0 within rounding"):
+        compared(tmp_path, model, at(sure + 2e-5), x)
 
 
 def test_they_agree_on_digits(tmp_path: Path) -> None:
