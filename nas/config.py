@@ -21,7 +21,7 @@ from nas.space import first_mistake
 
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 # what came after the first runs were made
-LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms"),
+LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective"),
          "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
          "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
 
@@ -183,8 +183,9 @@ class Config(_Strict):
     flash_kb: Kb = None
     max_ms: Ms | None = None  # of any image on the first target; with exits budgets bound the mean; None: no limit
     exits: Exits = Exits()
-    selector: Literal["ilp", "auto", "evolution", "random"] = "ilp"  # auto: the ILP on the scores that rank best;
-    # random: best of as many, the control
+    selector: Literal["ilp", "auto", "evolution", "bayes", "random"] = "ilp"  # auto: the ILP on the scores that rank
+    # best; random: best of as many, the control
+    objective: Literal["loss", "mnas-soft", "mnas-hard"] = "loss"  # of evolution and bayes; mnas: MnasNet's reward
     evaluations: int = Field(default=36, ge=1, le=1_000_000)
     data: Name = "digits"
     data_dir: Name | None = None
@@ -196,6 +197,13 @@ class Config(_Strict):
     prune: Literal[True, False, "blocks", "layers"] = True  # or these alone; widths that lost go with either
     train: Training = Training()
     gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Config:
+        if self.objective != "loss" and self.selector not in ("evolution", "bayes"):
+            raise ValueError(f"objective={self.objective} has no effect with selector={self.selector}; set "
+                             "selector=evolution or bayes")
+        return self
 
     @field_validator("target")
     @classmethod

@@ -16,7 +16,8 @@ from nas.run import Run
 from nas.space import first_mistake
 
 SEARCH_ONLY = {
-    "": ("budget_ms", "budgets", "sram_kb", "flash_kb", "selector", "evaluations", "init", "prune", "gates"),
+    "": ("budget_ms", "budgets", "sram_kb", "flash_kb", "selector", "objective", "evaluations", "init",
+         "prune", "gates"),
     "train": ("lr", "sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "inplace", "ema", "distill"),
 }
 

@@ -79,7 +79,9 @@ def test_values_have_the_types_of_yaml() -> None:
     ([], {**CPU, "budget_ms": [1.0, 0.0]}, ["--budget-ms", "greater than 0"]),
     ([], {**CPU, "budget_ms": [float("inf")]}, ["--budget-ms", "finite"]),
     (["prune=leaves"], CPU, ["prune=leaves", "'blocks' or 'layers'"]),
-    ([], {**CPU, "selector": "magic"}, ["--selector", "'ilp', 'auto', 'evolution' or 'random'", "'magic'"]),
+    ([], {**CPU, "selector": "magic"}, ["--selector", "'evolution', 'bayes' or 'random'", "'magic'"]),
+    (["objective=mnas-soft"], CPU, ["mnas-soft has no effect with selector=ilp", "evolution or bayes"]),
+    (["objective=mnas", "selector=bayes"], CPU, ["objective=mnas", "'mnas-soft' or 'mnas-hard'"]),
     ([], {**CPU, "train_on": "tpu"}, ["--train-on", "'tpu'"]),
     ([], {**CPU, "limit": 0}, ["--limit", "(got 0)"]),
 ])

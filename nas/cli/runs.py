@@ -42,7 +42,7 @@ def search(
     size: Size = None,
     width: Width = None,
     only_op: Annotated[str | None, typer.Option(help="Only this operator of the space.")] = None,
-    selector: Annotated[str | None, typer.Option(help="ilp (default), auto, evolution, or random.")] = None,
+    selector: Annotated[str | None, typer.Option(help="ilp (default), auto, evolution, bayes, or random.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
     train_on: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda: where training runs.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from nas.errors import UserError
 from nas.files import nearest
+from nas.select.bayes import select_bayes
 from nas.select.control import select_random
 from nas.select.evolution import select_evolution
 from nas.select.ilp import select_auto, select_ilp
+from nas.select.objective import OBJECTIVES
 from nas.select.problem import Selector
 
 SELECTORS: dict[str, Selector] = {"ilp": select_ilp, "auto": select_auto, "evolution": select_evolution,
-                                  "random": select_random}
+                                  "bayes": select_bayes, "random": select_random}
+WEIGHED = {"evolution": select_evolution, "bayes": select_bayes}  # those with a choice of objective
 
 
-def get(name: str) -> Selector:
-    """Raises UserError for an unknown name."""
+def get(name: str, objective: str = "loss") -> Selector:
+    """Raises UserError for an unknown name, and for an objective that the selector does not have."""
     if name not in SELECTORS:
         raise UserError(f"--selector {name}: no such selector; {nearest(name, SELECTORS)}")
-    return SELECTORS[name]
+    if objective == "loss":
+        return SELECTORS[name]
+    if name not in WEIGHED or objective not in OBJECTIVES:
+        raise UserError(f"objective={objective}: not of --selector {name}; evolution and bayes have "
+                        f"{', '.join(OBJECTIVES)}")
+    return partial(WEIGHED[name], weights=OBJECTIVES[objective])

@@ -1,78 +1,100 @@
 """Selection by NSGA-II (Deb et al., IEEE TEC 2002) on held-out loss and milliseconds, seeded by the ILP's answers.
 
-The algorithm is Optuna's ``NSGAIISampler``. A slot is two parameters, its branch and the position of its width among
-those of the branch, so that crossover and mutation treat branches alike however many widths each admits.
+Tournament, constrained domination and survival are those of Optuna's ``NSGAIISampler``. A slot is one parameter, so
+that crossover hands over whole operators with their widths; mutation is on the values of operators.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import random
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
-from optuna.trial import Trial
+from optuna.samplers import NSGAIISampler
 
 from nas.arch import Arch
-from nas.select.ilp import first_round
+from nas.select.ilp import first_round, in_turn
+from nas.select.objective import LOSS, Weights, ranked, reward, told, used
 from nas.select.problem import Judge, Ledger, Limits, Problem, ScoresFor, random_within
+from nas.select.studies import VIOLATIONS, quiet, unwarned, violations
 
-_VIOLATION = "violation"
 _REFUSED = 1.0  # of a network that is not admitted, as if it were twice a budget
+_FRUITLESS = 8  # generations without a new network, after which there are hardly any
 
 
 def select_evolution(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge,
-                     evaluations: int, rng: random.Random) -> list[list[Arch]]:
-    """Per budget, the networks judged that lie within it, lowest loss first; ``evaluations`` are judged in all.
+                     evaluations: int, rng: random.Random, weights: Weights = LOSS) -> list[list[Arch]]:
+    """Per budget, the networks judged that lie within it, best first; ``evaluations`` are judged in all.
 
     The first generation is half the ILP's answers to ``scores_for``, half random near the budgets. What lies outside
-    every budget, or is not admitted, is never judged, only marked as violating. Raises UserError for a budget that
-    cannot be met.
+    every budget, or is not admitted, is never judged, only marked as violating. With ``weights`` of MnasNet's reward
+    (``objective.OBJECTIVES``) there is one population a budget, on the reward alone. Raises UserError for a budget
+    that cannot be met.
     """
     ledger = Ledger(problem, judge, evaluations)
     size = max(8, min(50, evaluations // 8))
     seeds = first_round(problem, limits_list, [scores_for(limits) for limits in limits_list], size, rng)
-    with _quiet():
-        _evolve(_Coding.of(problem), ledger, limits_list, seeds, size, rng)
-    return [ledger.ranked(limits) for limits in limits_list]
+    with quiet():
+        _evolve(_populations(ledger, limits_list, size, rng, weights), ledger, limits_list, seeds, size, rng)
+    return [ranked(ledger, limits, weights) for limits in limits_list]
 
 
-def _evolve(coding: _Coding, ledger: Ledger, limits_list: Sequence[Limits], seeds: Sequence[Sequence[int]], size: int,
-            rng: random.Random) -> None:
-    study = optuna.create_study(directions=["minimize", "minimize"], sampler=_sampler(size, rng))
+@dataclass(frozen=True)
+class _Population:
+    """``values`` of a network and its loss are what is minimised."""
+
+    study: optuna.Study
+    values: Callable[[Sequence[int], float], list[float]]
+
+
+def _populations(ledger: Ledger, limits_list: Sequence[Limits], size: int, rng: random.Random,
+                 weights: Weights) -> list[_Population]:
+    """One for all budgets, on loss and ms; with a reward, which has a budget, one for each."""
+    problem = ledger.problem
+
+    def population(objectives: int, values: Callable[[Sequence[int], float], list[float]]) -> _Population:
+        with unwarned():
+            study = optuna.create_study(directions=["minimize"] * objectives, sampler=_Sampler(problem, size, rng))
+        return _Population(study, values)
+
+    def rewarded(limits: Limits) -> Callable[[Sequence[int], float], list[float]]:
+        return lambda pick, loss: [reward(loss, used(problem, pick, limits), weights)]
+
+    if weights == LOSS:
+        return [population(2, lambda pick, loss: [loss, problem.costs[0].of(pick)])]
+    return [population(1, rewarded(limits)) for limits in limits_list]
+
+
+def _evolve(populations: Sequence[_Population], ledger: Ledger, limits_list: Sequence[Limits],
+            seeds: Sequence[Sequence[int]], size: int, rng: random.Random) -> None:
     idle = 0
-    while ledger.left and idle < 8:
-        for seed in seeds:
-            study.enqueue_trial(coding.params(seed))
-        judged = _generation(study, coding, ledger, limits_list, size)
+    while ledger.left and idle < _FRUITLESS:
+        for population in populations:
+            for seed in seeds:
+                population.study.enqueue_trial({_name(slot): index for slot, index in enumerate(seed)})
+        judged = _generation(populations, ledger, limits_list, size)
         # a generation of nothing but known networks has converged: fresh blood for the next
         idle = 0 if judged else idle + 1
         drawn = (random_within(ledger.problem, rng.choice(limits_list), rng) for _ in range(0 if judged else size // 2))
         seeds = [pick for pick in drawn if pick is not None]
 
 
-def _sampler(size: int, rng: random.Random) -> optuna.samplers.NSGAIISampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # constraints_func: experimental in Optuna 4, its successor exists from 5 only
-        return optuna.samplers.NSGAIISampler(population_size=size, seed=rng.getrandbits(31),
-                                             constraints_func=lambda trial: (trial.user_attrs[_VIOLATION],))
-
-
-def _generation(study: optuna.Study, coding: _Coding, ledger: Ledger, limits_list: Sequence[Limits], size: int) -> int:
-    """One population asked, judged in one call and told; returns how many of it were new."""
-    trials = [study.ask() for _ in range(size)]
-    picks = [coding.indices(trial) for trial in trials]
-    violations = [_violation(ledger.problem, pick, limits_list) for pick in picks]
-    judged = ledger.judge([pick for pick, violation in zip(picks, violations, strict=True) if violation <= 0])
-    worst = max((loss for loss in ledger.losses.values() if math.isfinite(loss)), default=0.0)
-    for trial, pick, violation in zip(trials, picks, violations, strict=True):
-        trial.set_user_attr(_VIOLATION, violation)
-        loss = ledger.losses.get(tuple(pick), math.inf)
-        study.tell(trial, [loss if math.isfinite(loss) else worst + 1.0, ledger.problem.costs[0].of(pick)])
+def _generation(populations: Sequence[_Population], ledger: Ledger, limits_list: Sequence[Limits], size: int) -> int:
+    """One generation of each asked, judged in one call and told; returns how many of all were new."""
+    problem = ledger.problem
+    asked = [[population.study.ask() for _ in range(size)] for population in populations]
+    # as integers, which uniform crossover only ever swaps: Optuna compares hundreds of categories one by one
+    picks = [[[trial.suggest_int(_name(slot), 0, len(ops) - 1) for slot, ops in enumerate(problem.allowed)]
+              for trial in trials] for trials in asked]
+    misses = [[_violation(problem, pick, limits_list) for pick in own] for own in picks]
+    judged = ledger.judge(in_turn([[pick for pick, miss in zip(own, missed, strict=True) if miss <= 0]
+                                   for own, missed in zip(picks, misses, strict=True)]))
+    for population, trials, own, missed in zip(populations, asked, picks, misses, strict=True):
+        for trial, pick, miss in zip(trials, own, missed, strict=True):
+            trial.set_user_attr(VIOLATIONS, [miss])
+            population.study.tell(trial, population.values(pick, told(ledger, pick)))
     return judged
 
 
@@ -87,46 +109,52 @@ def _excess(value: float, bound: float) -> float:
     return 0.0 if value <= bound else max((value - bound) / max(bound, 1e-12), 1e-12)
 
 
-@dataclass(frozen=True)
-class _Coding:
-    """Between indices and Optuna's parameters ``s3.branch`` and ``s3.width``; ``steps`` positions for the widths."""
-
-    branches: tuple[tuple[tuple[int, ...], ...], ...]
-    steps: tuple[int, ...]
-
-    @staticmethod
-    def of(problem: Problem) -> _Coding:
-        return _Coding(problem.branches, tuple(max(map(len, groups)) for groups in problem.branches))
-
-    def indices(self, trial: Trial) -> list[int]:
-        pick = []
-        for slot, (groups, steps) in enumerate(zip(self.branches, self.steps, strict=True)):
-            group = groups[trial.suggest_categorical(f"s{slot}.branch", range(len(groups)))]
-            position = trial.suggest_int(f"s{slot}.width", 0, steps - 1)
-            pick.append(group[_rescale(position, steps, len(group))])
-        return pick
-
-    def params(self, pick: Sequence[int]) -> dict[str, int]:
-        params = {}
-        for slot, (groups, steps, index) in enumerate(zip(self.branches, self.steps, pick, strict=True)):
-            branch = next(i for i, group in enumerate(groups) if index in group)
-            position = groups[branch].index(index)
-            params[f"s{slot}.branch"] = branch
-            params[f"s{slot}.width"] = _rescale(position, len(groups[branch]), steps)
-        return params
+def _name(slot: int) -> str:
+    return f"s{slot}.op"
 
 
-def _rescale(position: int, steps: int, to: int) -> int:
-    """The nearest of ``to`` positions; there and back is the same for ``to`` at least ``steps``."""
-    return round(position * (to - 1) / (steps - 1)) if steps > 1 else 0
+class _Sampler(NSGAIISampler):
+    """Children by Optuna's crossover, and mutated here.
+
+    One that is known stays: its loss costs nothing, and twice in a population a good network has more children.
+    """
+
+    def __init__(self, problem: Problem, size: int, rng: random.Random) -> None:
+        super().__init__(population_size=size, mutation_prob=0.0, seed=rng.getrandbits(31),
+                         constraints_func=violations)
+        self._problem, self._random = problem, random.Random(rng.getrandbits(31))
+
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
+        child = super().sample_relative(study, trial, search_space)
+        if not child:
+            return child
+        # a slot without a choice is no parameter of Optuna's
+        pick = [child.get(_name(slot), 0) for slot in range(len(self._problem.allowed))]
+        changed = mutated(self._problem, pick, self._random)
+        return {name: index for slot, index in enumerate(changed) if (name := _name(slot)) in child}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> int:
+        """Of the first generation, where the seeds are too few: branch uniform, then width."""
+        slot = next(i for i in range(len(self._problem.allowed)) if _name(i) == param_name)
+        return self._random.choice(self._random.choice(self._problem.branches[slot]))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna's log of every trial off, for as long as this lasts."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
+def mutated(problem: Problem, pick: Sequence[int], rng: random.Random) -> list[int]:
+    """Each slot changed with a chance of 1 / slots."""
+    return [_changed(problem, slot, index, rng) if rng.random() * len(pick) < 1 else index
+            for slot, index in enumerate(pick)]
+
+
+def _changed(problem: Problem, slot: int, index: int, rng: random.Random) -> int:
+    """Another width of the same branch, or another branch at the hidden width that is nearest; each half the time."""
+    ops, groups = problem.allowed[slot], problem.branches[slot]
+    own = next(group for group in groups if index in group)
+    widths, others = [i for i in own if i != index], [group for group in groups if group is not own]
+    if widths and (not others or rng.random() < 0.5):
+        return rng.choice(widths)
+    if not others:
+        return index
+    group, hidden = rng.choice(others), ops[index].get("hidden")
+    if not isinstance(hidden, int) or ops[group[0]].get("hidden") is None:
+        return rng.choice(group)
+    return min(group, key=lambda i: abs(int(ops[i].get("hidden") or 0) - hidden))

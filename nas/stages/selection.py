@@ -50,7 +50,7 @@ def choose(scene: Scene, training: search_loop.SupernetTraining, limits: dict[st
         one, name = bounded(scene, kept, targets, asked), " and ".join(targets)
         with progress.task(f"select for {name}", config.evaluations) as task:
             judge = Judge(scene, training, task, crew)
-            ask, scores = selector(config.selector), gate_scores(training, one, targets, scene)
+            ask, scores = selector(config.selector, config.objective), gate_scores(training, one, targets, scene)
             limited = [{**ms, **all_bounds(scene, targets, asked)} for ms in of_ms]
             ranked = ask(one, limited, scores, judge, config.evaluations, random.Random(scene.seed))
         for ms, archs in zip(of_ms, ranked, strict=True):

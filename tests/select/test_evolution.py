@@ -1,18 +1,22 @@
 from __future__ import annotations
 
-import itertools
 import logging
 import random
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import optuna
 import pytest
 from truths import Additive, smooth_truth
 
+from nas.arch import Arch, Op
 from nas.errors import UserError
 from nas.select import SELECTORS, get
-from nas.select.evolution import _rescale, select_evolution
-from nas.select.problem import Limits, Problem, Scores, budgets
+from nas.select.evolution import mutated, select_evolution
+from nas.select.ilp import solve
+from nas.select.objective import OBJECTIVES, reward
+from nas.select.problem import Cost, Limits, Problem, Scores, budgets
 
 
 def flat(problem: Problem) -> Scores:
@@ -62,9 +66,44 @@ def test_infeasible_budgets_are_refused_first(problem: Problem) -> None:
     assert judge.asked == []
 
 
-def test_widths_survive_the_coding() -> None:
-    for few, many in itertools.combinations_with_replacement(range(1, 30), 2):
-        assert [_rescale(_rescale(i, few, many), many, few) for i in range(few)] == list(range(few))
+def test_the_ilps_answers_are_judged_first(problem: Problem) -> None:
+    scores = smooth_truth(problem, 9)
+    limits: list[Limits] = [{"gpu": 1.7}, {"gpu": 2.2}]
+    asked: list[Arch] = []
+
+    def judge(archs: Sequence[Arch]) -> list[float]:
+        asked.extend(archs)
+        return [1.0] * len(archs)
+
+    select_evolution(problem, limits, lambda _: scores, judge, 8, random.Random(0))
+    seeds = [solve(scores, problem.costs, bound, k=2, at_least={"gpu": 0.9 * bound["gpu"]}) for bound in limits]
+    assert [problem.indices(arch) for arch in asked[:4]] == [seeds[0][0], seeds[1][0], seeds[0][1], seeds[1][1]]
+
+
+def test_mutation_changes_a_width_or_the_operator_at_the_nearest_width(problem: Problem) -> None:
+    pick, rng = [3] * len(problem.allowed), random.Random(0)
+    kinds: Counter[str] = Counter()
+    for _ in range(600):
+        child = mutated(problem, pick, rng)
+        for ops, groups, before, after in zip(problem.allowed, problem.branches, pick, child, strict=True):
+            old, new = ops[before], ops[after]
+            if old.without("hidden") == new.without("hidden"):
+                kinds["width" if old != new else "same"] += 1
+                continue
+            kinds["operator"] += 1
+            group = next(group for group in groups if after in group)
+            if isinstance(old.get("hidden"), int) and isinstance(new.get("hidden"), int):
+                gaps = [abs(int(ops[i].get("hidden") or 0) - int(old.get("hidden") or 0)) for i in group]
+                assert gaps[group.index(after)] == min(gaps)
+    # one slot in four is changed, half the time each way
+    assert kinds["width"] + kinds["operator"] == pytest.approx(600, rel=0.15) and sum(kinds.values()) == 2400
+    assert 0.7 < kinds["width"] / kinds["operator"] < 1.4
+
+
+def test_a_slot_without_a_choice_stays_as_it_is(problem: Problem) -> None:
+    costs = (Cost("gpu", "ms", 0.1, tuple(np.ones(1) for _ in problem.allowed)),)
+    one = Problem(problem.layout, tuple((Op.of("skip"),) for _ in problem.allowed), costs)
+    assert {tuple(mutated(one, [0] * 4, random.Random(i))) for i in range(20)} == {(0,) * 4}
 
 
 @pytest.mark.filterwarnings("error")
@@ -79,3 +118,41 @@ def test_selectors_by_name() -> None:
     assert {name: get(name) for name in SELECTORS} == SELECTORS
     with pytest.raises(UserError, match="--selector evolutoin: no such selector; did you mean 'evolution'"):
         get("evolutoin")
+    with pytest.raises(UserError, match="objective=mnas-soft: not of --selector ilp; evolution and bayes have loss, m"):
+        get("ilp", "mnas-soft")
+
+
+def positive(problem: Problem) -> Scores:
+    return tuple(row + 1 for row in smooth_truth(problem, 5))
+
+
+@pytest.mark.parametrize(("loss", "used", "soft", "hard"), [
+    (2.0, 1.0, 2.0, 2.0), (2.0, 0.5, 2 * 0.5**0.07, 2.0), (2.0, 1.5, 2 * 1.5**0.07, 3.0)])
+def test_mnasnets_reward_by_hand(loss: float, used: float, soft: float, hard: float) -> None:
+    found = [reward(loss, used, OBJECTIVES[name]) for name in ("loss", "mnas-soft", "mnas-hard")]
+    assert found == pytest.approx([loss, soft, hard])
+    assert abs(1.05 * 2**-0.07 - 1) < 1e-3  # the paper's choice: 5 % for twice the milliseconds
+
+
+@pytest.mark.parametrize(("selector", "evaluations"), [("evolution", 40), ("bayes", 12)])
+def test_a_soft_reward_ranks_by_loss_and_milliseconds_within_the_budget(problem: Problem, selector: str,
+                                                                        evaluations: int) -> None:
+    judge, limits = Additive(problem, positive(problem)), [{"gpu": 1.8}, {"gpu": 2.4}]
+    ask = get(selector, "mnas-soft")
+    ranked = ask(problem, limits, lambda _: flat(problem), judge, evaluations, random.Random(0))
+    assert len(judge.asked) == evaluations
+    for bound, archs in zip(limits, ranked, strict=True):
+        assert all(problem.fits(problem.indices(arch), bound) for arch in archs)
+        rewards = [judge.loss(arch) * (problem.cost(arch, "gpu") / bound["gpu"])**0.07 for arch in archs]
+        assert rewards == sorted(rewards) and len(rewards) > 4
+
+
+def test_evolution_on_the_reward_finds_its_optimum(problem: Problem, picks: list[list[int]]) -> None:
+    judge, limits = Additive(problem, positive(problem)), {"gpu": 2.4}
+    [ranked] = get("evolution", "mnas-soft")(problem, [limits], lambda _: flat(problem), judge, 300, random.Random(0))
+
+    def value(arch: Arch) -> float:
+        return judge.loss(arch) * (problem.cost(arch, "gpu") / 2.4)**0.07
+
+    within = [problem.arch(pick) for pick in picks if problem.fits(pick, limits)]
+    assert ranked[0].id == min(within, key=value).id != min(within, key=judge.loss).id
