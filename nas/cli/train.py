@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.base import Json, Size, Targets, Width, app
+from nas.cli.base import Json, Ops, Size, Targets, Width, app, run_files
 from nas.errors import UserError
 from nas.terminal import print_result
 
@@ -32,6 +32,7 @@ def train(
     train_on: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda: where training runs.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    ops: Ops = None,
     run: Annotated[Path | None, typer.Option(help="Directory; default: runs/SPACE-train-ARCH-DATA-HEX.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -47,8 +48,9 @@ def train(
         from nas.run import Run
         from nas.settings import Baseline, default_run_dir
 
+        run_files(ops)
         given = None if arch is None or arch in baseline.CHOICES else baseline.read_arch(Path(arch))
-        flags = {"arch": given.id if given else arch or _only(), "space": space or (given.space if given else None),
+        flags = {"arch": given.id if given else arch, "space": space or (given.space if given else None),
                  "target": target, "data": data, "data_dir": data_dir, "limit": limit, "width": width, "seed": seed,
                  "size": size or (given.size if given else None), "train_on": train_on, "threads": threads}
         passes = [] if epochs is None else [f"train.finetune_epochs={epochs}"]
