@@ -49,25 +49,32 @@ def train(
         from nas.settings import Baseline, default_run_dir
 
         run_files(ops)
-        given = None if arch is None or arch in baseline.CHOICES else baseline.read_arch(Path(arch))
-        flags = {"arch": given.id if given else arch, "space": space or (given.space if given else None),
-                 "target": target, "data": data, "data_dir": data_dir, "limit": limit, "width": width, "seed": seed,
-                 "size": size or (given.size if given else None), "train_on": train_on, "threads": threads}
+        flags = {"arch": arch, "space": space, "target": target, "data": data, "data_dir": data_dir, "limit": limit,
+                 "width": width, "seed": seed, "size": size, "train_on": train_on, "threads": threads}
         passes = [] if epochs is None else [f"train.finetune_epochs={epochs}"]
         settings = resolve(config, [*passes, *(overrides or [])], flags, Baseline)
+        given = None
+        if not settings.arch:
+            settings = settings.model_copy(update={"arch": _only(settings)})
+        elif settings.arch not in baseline.CHOICES:
+            given = baseline.read_arch(Path(settings.arch))
+            own = {"space": given.space, "size": given.size}
+            asked = settings.model_fields_set
+            settings = settings.model_copy(update={
+                "arch": given.id, **{key: value for key, value in own.items() if key not in asked}})
         path = run or default_run_dir(settings)
         if not path.exists():
             baseline.refuse(settings)  # before a directory is made
         with Run.begun(path, settings.to_json(), FREE) as here:
             return baseline.train(settings, here, given, Progress())
 
-    def _only() -> str:
+    def _only(settings: Any) -> str:
         """Of a space with one network; raises UserError where there is a choice."""
         from nas import genome
         from nas.plan import Task, layout
-        from nas.space import Space
+        from nas.scene import checked_space
 
-        if space is None or genome.size(layout(Space.load(space), Task(size or 224, 3, 10))) > 1:
+        if genome.size(layout(checked_space(settings), Task(settings.size or 224, 3, 10))) > 1:
             raise UserError("--arch: which network? give largest, smallest, random, or an arch.json")
         return "largest"
 
