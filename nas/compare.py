@@ -97,8 +97,8 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
               for row in scene.run.stage("networks.json", partial(_drawn, scene, one, grid, networks))]
              for scene, one in zip(scenes, problems, strict=True)]
     if not any(row for rows in drawn for row in rows):
-        raise UserError(f"--budget-ms: no network of any of the spaces was found that takes {100 * CLOSE:.0f} to 100 % of "
-                        f"{', '.join(f'{bound:.4g}' for bound in grid)} ms on {target}: give others")
+        raise UserError(f"--budget-ms: no network of any of the spaces was found that takes {100 * CLOSE:.0f} to 100 % "
+                        f"of {', '.join(f'{bound:.4g}' for bound in grid)} ms on {target}: give others")
     parts = []
     for scene, one, archs in zip(scenes, problems, drawn, strict=True):
         if missing := networks * len(grid) - sum(map(len, archs)):

@@ -32,9 +32,8 @@ def check(op: Op, in_ch: int, out_ch: int, stride: int, narrowest: int | None = 
         torch.manual_seed(0)
         block, x = build(op, in_ch, out_ch, stride), torch.randn(2, in_ch, SIDE, SIDE)
         _check_training(block.train(), x, out_ch, stride, where)
-        if narrowest is not None:
-            if block.max_hidden != op.get("hidden"):
-                raise UserError(f"{where}: self.max_hidden is {block.max_hidden}; set it to hidden in __init__")
+        if narrowest is not None and block.max_hidden != op.get("hidden"):
+            raise UserError(f"{where}: self.max_hidden is {block.max_hidden}; set it to hidden in __init__")
         narrower = [op.with_knobs(hidden=narrowest)] if narrowest is not None else []
         if narrower or largest not in (None, op):
             wide = settled(build(largest or op, in_ch, out_ch, stride))
