@@ -59,8 +59,9 @@ def settings_of(run: Run) -> Config:
         return Config.from_json(value, file)
     for part, keys in RECORDED.items():  # they had no effect, whatever they were
         place = value.get(part) if part else value
-        for key in keys if isinstance(place, dict) else ():
-            place.pop(key, None)
+        if isinstance(place, dict):
+            for key in keys:
+                place.pop(key, None)
     try:
         return Baseline.model_validate(value)
     except ValidationError as error:
