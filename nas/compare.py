@@ -93,10 +93,14 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
     target = configs[0].target[0]
     problems = [problem(scene, scene.layout, [target]) for scene in scenes]
     grid = run.stage("budgets.json", lambda: _grid(configs[0], scenes, problems))
+    drawn = [[[Arch.from_json(value) for value in row]
+              for row in scene.run.stage("networks.json", partial(_drawn, scene, one, grid, networks))]
+             for scene, one in zip(scenes, problems, strict=True)]
+    if not any(row for rows in drawn for row in rows):
+        raise UserError(f"--budget-ms: no network of any of the spaces was found that takes {100 * CLOSE:.0f} to 100 % "
+                        f"of {', '.join(f'{bound:.4g}' for bound in grid)} ms on {target}: give others")
     parts = []
-    for scene, one in zip(scenes, problems, strict=True):
-        drawn = scene.run.stage("networks.json", partial(_drawn, scene, one, grid, networks))
-        archs = [[Arch.from_json(value) for value in row] for row in drawn]
+    for scene, one, archs in zip(scenes, problems, drawn, strict=True):
         if missing := networks * len(grid) - sum(map(len, archs)):
             progress.note(f"{scene.layout.space}: {missing} networks fewer than asked: it has no more at these budgets")
         parts.append(_part(scene, one, grid, archs, progress))
@@ -124,6 +128,10 @@ def _grid(config: Config, scenes: Sequence[Scene], problems: Sequence[Problem]) 
     for scene in scenes if config.budget_ms else ():
         limits_of(scene, scene.layout, target, config.budget_ms, 1)  # refuses what a space cannot reach
     if config.budget_ms:
+        most = max(one.costs[0].largest for one in problems)
+        if idle := next((budget for budget in config.budget_ms if CLOSE * budget > most), None):
+            raise UserError(f"--budget-ms {idle:g}: no network of these spaces takes more than {most:.4g} ms on "
+                            f"{target}, and one drawn for a budget takes {100 * CLOSE:.0f} % of it at least: lower it")
         return config.budget_ms
     low = max(one.costs[0].smallest for one in problems) * INSIDE
     high = min(one.costs[0].largest for one in problems) / INSIDE

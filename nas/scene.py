@@ -65,7 +65,7 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     space = _space(config, run)
     data = _images(config, run)
     plan = layout(space, Task(data.size, data.in_ch, len(data.classes)), exits=config.exits.method != "none")
-    costs = {target: _costs(target, run, plan, progress) for target in targets}
+    costs = {target: _costs(target, config, run, plan, progress) for target in targets}
     priced = {t: prices(plan, c.ms_many) for t, c in costs.items()}
     footprints = _footprints(limits_of_memory(config), run, plan, costs, progress)
     return Scene(config, run, data, within(plan, footprints), costs, priced, device, footprints)
@@ -86,7 +86,8 @@ def with_targets(scene: Scene, targets: Sequence[str], kept: Layout, progress: P
 
     ``memory`` are the limits from here on, in place of those of the run.
     """
-    costs = {t: scene.costs[t] if t in scene.costs else _costs(t, scene.run, kept, progress) for t in targets}
+    costs = {t: scene.costs[t] if t in scene.costs else _costs(t, scene.config, scene.run, kept, progress)
+             for t in targets}
     priced = {t: scene.prices[t] if t in scene.prices else prices(kept, costs[t].ms_many) for t in targets}
     return replace(scene, costs=costs, prices=priced,
                    footprints=_footprints(memory, scene.run, kept, costs, progress))
@@ -106,6 +107,7 @@ def priced_exits(scene: Scene, at: Layout, target: str, progress: Progress) -> C
     costs = scene.costs.get(target)
     if costs is None or not all(costs.covers(exit_.key) for exit_ in at.exits if isinstance(costs, LatencyTable)):
         path = _complete(target, at, progress)
+        _require(path, scene.config, at)
         progress.note(f"costs of {target}: {path}")
         costs = cost_models.load(str(path))
     return costs
@@ -237,14 +239,22 @@ def _same_data(run: Run, data: Data) -> None:
                         f"{data.source['fingerprint']}); give another --run, or put the images back")
 
 
-def _costs(target: str, run: Run, plan: Layout, progress: Progress) -> Costs:
+def _costs(target: str, config: Config, run: Run, plan: Layout, progress: Progress) -> Costs:
     """The run's copy of the target's file; at first use it is found, completed if it is this machine's, and copied."""
     name = f"tables/{label(target)}.json"
     if not run.has(name) or _lacks(cost_models.load(str(run.file(name))), plan):
         path = _complete(target, plan, progress)
+        _require(path, config, plan)
         progress.note(f"costs of {target}: {path}")
         run.write(name, lambda file: file.write(path.read_bytes()))
     return cost_models.load(str(run.file(name)))
+
+
+def _require(path: Path, config: Config, plan: Layout) -> None:
+    """Raises UserError where a table lacks rows, with the command for its own file: that of the run is a copy."""
+    if isinstance(table := cost_models.load(str(path)), LatencyTable):
+        width = f" --width {config.width:g}" if config.width != 1 else ""
+        table.require(candidates(plan), config.space + width, plan.task.size)
 
 
 def label(target: str) -> str:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from nas import deliver
 from nas.arch import Arch
@@ -119,6 +122,8 @@ def judge(run: Run, storage: str, progress: Progress, parent: int | None = None)
     """A worker: evaluates what a ``select`` of the same run, here or elsewhere, puts into the storage."""
     config = Config.from_json(run.config, str(run.file("config.json")))
     scene = set_scene(config, run, config.target, progress)
+    if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     selection.serve(scene, supernet.trained(scene), storage, parent)
 
 

@@ -15,11 +15,12 @@ from nas.errors import UserError
 from nas.run import Run
 from nas.space import first_mistake
 
-SEARCH_ONLY = {
+SEARCH_ONLY = {  # refused, and not recorded
     "": ("budget_ms", "budgets", "sram_kb", "flash_kb", "selector", "objective", "evaluations", "init",
          "prune", "gates"),
     "train": ("lr", "sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "inplace", "ema", "distill"),
 }
+RECORDED = {"": ("max_ms", "exits"), "train": ("attend", "attend_to")}  # refused, but earlier runs recorded them
 
 # What other commands record, by a key that searches and trainings do not have.
 OTHERS = {
@@ -34,13 +35,14 @@ class Baseline(Config):
     """One network of a space, trained from scratch by the recipe of fine-tuning; targets only price and time it."""
 
     target: Annotated[list[Name], BeforeValidator(listed)] = Field(default=[], max_length=16)
-    arch: Name  # largest, smallest, random, or the id of what was given as a file
+    # largest, smallest, random, a file, in a run its id; empty: the only one of the space
+    arch: Annotated[str, Field(max_length=4096)] = ""
 
     @model_validator(mode="after")
     def _only_what_acts(self) -> Baseline:
-        for part, keys in SEARCH_ONLY.items():
+        for part in SEARCH_ONLY:
             place: BaseModel = getattr(self, part) if part else self
-            for key in keys:
+            for key in (*SEARCH_ONLY[part], *RECORDED[part]):
                 if getattr(place, key) != type(place).model_fields[key].get_default():
                     raise ValueError(f"{f'{part}.' if part else ''}{key} has no effect in nas train: leave it out")
         return self
@@ -70,6 +72,11 @@ def settings_of(run: Run) -> Config:
             raise UserError(f"{run.path}: {what}")
     if "arch" not in value:
         return Config.from_json(value, file)
+    for part, keys in RECORDED.items():  # they had no effect, whatever they were
+        place = value.get(part) if part else value
+        if isinstance(place, dict):
+            for key in keys:
+                place.pop(key, None)
     try:
         return Baseline.model_validate(value)
     except ValidationError as error:

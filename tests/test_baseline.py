@@ -18,7 +18,7 @@ from nas.errors import UserError
 from nas.plan import Layout, macs, params, plan
 from nas.report.story import story
 from nas.run import Run
-from nas.settings import Baseline
+from nas.settings import Baseline, settings_of
 
 SETTINGS = ["train.finetune_epochs=3", "train.batch=16"]
 
@@ -111,10 +111,22 @@ def test_its_run_can_be_reported(whole: Path) -> None:
 
 @pytest.mark.parametrize(("more", "flags", "message"), [
     (["budgets=3"], {}, "budgets has no effect in nas train"), (["train.ema=0.9"], {}, "train.ema has no effect"),
-    (["train.lr=0.1"], {}, "train.lr has no effect"), (["gates.lr=0.1"], {}, "gates has no effect")])
+    (["train.lr=0.1"], {}, "train.lr has no effect"), (["gates.lr=0.1"], {}, "gates has no effect"),
+    (["max_ms=2.0"], {}, "max_ms has no effect"), (["exits.method=boost"], {}, "exits has no effect"),
+    (["train.attend=best-up"], {}, "train.attend has no effect"), (["train.attend_to=4"], {}, "attend_to has no")])
 def test_settings_of_a_search_are_refused(space_file: Path, more: list[str], flags: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         settings(space_file, *more, **flags)
+
+
+@pytest.mark.parametrize("earlier", [
+    {"max_ms": 2.0, "exits": {"method": "boost"}, "train": {"attend": "best-up", "attend_to": 4}}, {}])
+def test_runs_that_recorded_what_had_no_effect_are_read(space_file: Path, tmp_path: Path, earlier: dict) -> None:
+    config = settings(space_file)
+    recorded = config.to_json()
+    assert recorded["max_ms"] is None and recorded["train"]["attend"] == "none"  # as before: such runs go on
+    recorded |= {**earlier, "train": recorded["train"] | earlier.get("train", {})}
+    assert settings_of(Run.open(tmp_path / "run", recorded)) == config
 
 
 def test_an_arch_of_another_space_is_refused(space_file: Path, tmp_path: Path) -> None:
@@ -162,3 +174,26 @@ def test_a_space_of_one_network_needs_no_name(tmp_path: Path, capfd: pytest.Capt
                           "--threads", "1", "--json")
     assert code == 0, err
     assert json.loads(out)["space"] == "one"
+
+
+def test_a_config_file_names_space_and_network(whole: Path, space_file: Path, tmp_path: Path,
+                                               capfd: pytest.CaptureFixture[str],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[tuple[Baseline, Arch | None]] = []
+    monkeypatch.setattr(baseline, "train", lambda settings, run, given, progress: asked.append((settings, given)) or {
+        "run": str(run.path), "space": "tiny", "target": [], "front": [], "dominated": [], "budgets": []})
+    arch = next(whole.glob("archs/*/arch.json"))
+    for name, more in (("smallest", {"space": str(space_file), "size": 16}),
+                       (str(arch), {"space": str(space_file)})):
+        Path("settings.yaml").write_text(yaml.safe_dump({"arch": name, **more}))
+        code, _, err = call(capfd, "train", "--config", "settings.yaml", "--json")
+        assert code == 0, err
+    (first, none), (second, given) = asked
+    assert (first.arch, first.space, first.size, none) == ("smallest", str(space_file), 16, None)
+    assert given and (second.arch, second.space, second.size) == (given.id, str(space_file), given.size)
+    assert given.id == arch.parent.name
+    assert call(capfd, "train", "arch=random", f"space={space_file}", "--json")[0] == 0
+    assert asked[-1][0].arch == "random"
+    Path("settings.yaml").write_text(yaml.safe_dump({"space": str(space_file)}))
+    assert "--arch: which network?" in call(capfd, "train", "--config", "settings.yaml")[2]

@@ -128,6 +128,18 @@ def test_the_grid_lies_in_what_all_spaces_reach() -> None:
         comparison._grid(config, scenes, problems)
 
 
+def test_a_budget_above_what_any_space_takes_is_refused(files: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--budget-ms 50: no network of these spaces takes more than 0\.\d+ ms on"):
+        compared(files, tmp_path / "loose", budget_ms=[0.12, 50.0])
+
+
+def test_where_no_network_is_found_it_is_said(files: list[str], tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "random_within", lambda *_: None)
+    with pytest.raises(UserError, match=r"no network .* takes 90 to 100 % of 0\.12, 0\.2 ms on gpu-v100: give others"):
+        compared(files, tmp_path / "none")
+
+
 def test_a_budget_that_one_space_cannot_meet_is_refused(files: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"0\.0001"):
         compared(files, tmp_path / "tight", budget_ms=[0.0001])

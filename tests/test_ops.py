@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nas.arch import Op, Value
 from nas.errors import UserError
-from nas.ops import build, deployed, families, family, register, sliced, take_width
+from nas.ops import build, deployed, families, family, register, registry, sliced, take_width
 from nas.ops.g_ghost import complicated
 from nas.ops.ghost import Ghost
 from nas.ops.layers import shuffled
@@ -196,6 +196,38 @@ def test_deployed_leaves_alone_what_trains_as_it_is_deployed() -> None:
     network.append(build(Op.of("rep"), 8, 8, 1))
     names = set(network.state_dict())
     assert isinstance(deployed(network)[2], nn.Sequential) and set(network.state_dict()) == names  # type: ignore[index]
+
+
+class Nested(Block):
+    """Holds a shipped block that is deployed in another form."""
+
+    def __init__(self, in_ch: int, out_ch: int, stride: int) -> None:
+        super().__init__()
+        self.inner = build(Op.of("rep"), in_ch, out_ch, stride)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.inner(x))
+
+
+class Fused(Nested):
+    """The same with a form of its own, whose children have the names of those that it replaces."""
+
+    def deploy(self) -> nn.Module:
+        return nn.Sequential(*self.inner.deploy(), nn.Identity())
+
+
+def test_blocks_inside_blocks_are_deployed_and_those_of_a_form_of_their_own_are_not(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._FAMILIES, "nested", Nested)
+    key = OpKey(Op.of("nested"), 8, 8, 1, 9)
+    alone, inside = (deployed(whole) for whole in (Nested(8, 8, 1), nn.Sequential(Nested(8, 8, 1))))
+    convolution = 9 * 8 * 8 + 8
+    assert params(key) == convolution == sum(p.numel() for p in inside.parameters())
+    assert macs(key) == 81 * 9 * 8 * 8 and isinstance(alone, Nested) and not isinstance(alone.inner, Block)
+    whole = nn.Sequential(Fused(8, 8, 1))
+    assert [type(part) for part in deployed(whole)[0]] == [nn.Conv2d, nn.ReLU, nn.Identity]  # type: ignore[index]
+    assert isinstance(whole[0].inner, Block)  # the given one stays
 
 
 def test_a_ghost_of_ratio_4_makes_a_quarter_of_its_maps_by_convolution() -> None:

@@ -104,6 +104,59 @@ def test_an_operator_that_breaks_the_contract_is_found_before_training(ops: Path
         checked(space)
 
 
+SINGLE = '''
+import torch
+from torch import nn
+from nas.ops import Block, register
+from nas.ops.layers import ConvBN
+
+
+@register("single")
+class Single(Block):
+    elastic = ("kernel",)
+
+    def __init__(self, in_ch, out_ch, stride, kernel=3):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.conv = ConvBN(in_ch, out_ch, kernel, stride, act="none")
+
+    def forward(self, x):
+        return self.conv(x)
+
+    def deploy(self):
+        conv, norm = self.conv
+        one = nn.Conv2d(conv.in_channels, conv.out_channels, self.kernel, self.stride, self.kernel // 2,
+                        device=conv.weight.device)
+        with torch.no_grad():
+            factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+            one.weight.copy_(conv.weight * factor[:, None, None, None])
+            one.bias.copy_(norm.bias - norm.running_mean * factor)
+        return one
+'''
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ("", "", None),
+    (" - norm.running_mean * factor", "", r"deploy\(\) computes something else than the trained form in eval mode"),
+    ("return one\n", "return one.weight\n", r"deploy: "),
+    ("self.conv(x)", "self.conv(x) * self.kernel", r"deploy\(\) computes"),
+    ('ConvBN(in_ch, out_ch, kernel, stride, act="none")',
+     'nn.Sequential(ConvBN(in_ch, out_ch, 3, stride)) if kernel == 3 else ConvBN(in_ch, out_ch, kernel, stride)',
+     r"single\(kernel=3\) at 8->8 .*: kernel=3: a smaller value of an elastic knob"),
+])
+def test_elastic_knobs_and_deployed_forms_are_tried_where_there_is_no_hidden_width(
+        ops: Path, space: Path, old: str, new: str, expected: str | None) -> None:
+    assert old in SINGLE
+    ops.write_text(SINGLE.replace(old, new) if old else SINGLE)
+    own.load([ops])
+    space.write_text(yaml.safe_dump({**TINY, "name": "own", "ops": {"single": {"kernel": [3, 5]}}}))
+    if expected is None:
+        assert checked(space)["slots"] == 4
+        return
+    with pytest.raises(UserError, match=expected):
+        checked(space)
+
+
 def test_a_check_says_how_large_a_space_is_and_what_it_costs(ops: Path, space: Path) -> None:
     """By hand: double has 9 * in * hidden + 2 * hidden + hidden * out + 2 * out parameters.
 
@@ -197,4 +250,5 @@ def test_what_a_table_lacks_is_counted_with_the_command_that_makes_it(tmp_path: 
     LatencyTable("t", {"device": "cpu", "align": 8}, [row]).save(tmp_path / "t.json")
     result = check.check(str(file), Task(16, 3, 4), [str(tmp_path / "t.json")], Quiet())  # type: ignore[arg-type]
     (costs,) = result["targets"]
-    assert costs["missing"] > 0 and costs["do"] == f"nas profile --device cpu --space {file} --size 16"
+    assert costs["missing"] > 0
+    assert costs["do"] == f"nas profile --device cpu --space {file} --size 16 --out {tmp_path / 't.json'}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.base import Json, Size, app
+from nas.cli.base import Json, Ops, Size, app, run_files
 from nas.errors import UserError
 from nas.terminal import print_result
 
@@ -42,6 +42,7 @@ def exits(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     train_on: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run, or MODEL-exits.")] = None,
+    ops: Ops = None,
     as_json: Json = False,
 ) -> None:
     """Add early exits to a trained network. Only their heads learn, also from images without labels."""
@@ -54,6 +55,7 @@ def exits(
         from nas.progress import Progress
         from nas.run import Run
 
+        run_files(ops)
         for value, what in ((budget_ms, "--budget-ms"), (max_ms, "--max-ms")):
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{what}: {value:g} is not a number of milliseconds above 0")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.base import Json, RunPath, app
+from nas.cli.base import Json, Ops, RunPath, app, run_files
 from nas.errors import UserError
 from nas.terminal import print_result
 
@@ -20,6 +20,7 @@ def report(
     = False,
     out: Annotated[Path | None, typer.Option(help="File; default: report.html or report.png in the run (for curves a "
                                              "folder: tensorboard).")] = None,
+    ops: Ops = None,
     as_json: Json = False,
 ) -> None:
     """One HTML file of a run, to be opened anywhere: front, networks, latency, pruning, training, conditions.
@@ -31,6 +32,7 @@ def report(
         from nas.files import write_atomic, write_text
         from nas.run import Run
 
+        run_files(ops)
         here = Run.existing(run)
         if png and tensorboard:
             raise UserError("--png and --tensorboard: give one of the two")

@@ -128,12 +128,14 @@ def judge(
     run: RunPath,
     storage: Annotated[str, typer.Option(help="As given to nas select.")],
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+    ops: Ops = None,
 ) -> None:
     """Evaluate networks for a nas select --storage of the same run, here or elsewhere, until interrupted."""
     from nas import search as pipeline
     from nas.progress import Progress
     from nas.run import Run
 
+    run_files(ops)
     pipeline.judge(Run.existing(run), storage, Progress(), parent)  # no lock: it only reads
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.base import Json, Size, Targets, Width, app
+from nas.cli.base import Json, Ops, Size, Targets, Width, app, run_files
 from nas.errors import UserError
 from nas.terminal import print_result
 
@@ -32,6 +32,7 @@ def train(
     train_on: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda: where training runs.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of training; default: all cores.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    ops: Ops = None,
     run: Annotated[Path | None, typer.Option(help="Directory; default: runs/SPACE-train-ARCH-DATA-HEX.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -47,25 +48,33 @@ def train(
         from nas.run import Run
         from nas.settings import Baseline, default_run_dir
 
-        given = None if arch is None or arch in baseline.CHOICES else baseline.read_arch(Path(arch))
-        flags = {"arch": given.id if given else arch or _only(), "space": space or (given.space if given else None),
-                 "target": target, "data": data, "data_dir": data_dir, "limit": limit, "width": width, "seed": seed,
-                 "size": size or (given.size if given else None), "train_on": train_on, "threads": threads}
+        run_files(ops)
+        flags = {"arch": arch, "space": space, "target": target, "data": data, "data_dir": data_dir, "limit": limit,
+                 "width": width, "seed": seed, "size": size, "train_on": train_on, "threads": threads}
         passes = [] if epochs is None else [f"train.finetune_epochs={epochs}"]
         settings = resolve(config, [*passes, *(overrides or [])], flags, Baseline)
+        given = None
+        if not settings.arch:
+            settings = settings.model_copy(update={"arch": _only(settings)})
+        elif settings.arch not in baseline.CHOICES:
+            given = baseline.read_arch(Path(settings.arch))
+            own = {"space": given.space, "size": given.size}
+            asked = settings.model_fields_set
+            settings = settings.model_copy(update={
+                "arch": given.id, **{key: value for key, value in own.items() if key not in asked}})
         path = run or default_run_dir(settings)
         if not path.exists():
             baseline.refuse(settings)  # before a directory is made
         with Run.begun(path, settings.to_json(), FREE) as here:
             return baseline.train(settings, here, given, Progress())
 
-    def _only() -> str:
+    def _only(settings: Any) -> str:
         """Of a space with one network; raises UserError where there is a choice."""
         from nas import genome
         from nas.plan import Task, layout
-        from nas.space import Space
+        from nas.scene import checked_space
 
-        if space is None or genome.size(layout(Space.load(space), Task(size or 224, 3, 10))) > 1:
+        if genome.size(layout(checked_space(settings), Task(settings.size or 224, 3, 10))) > 1:
             raise UserError("--arch: which network? give largest, smallest, random, or an arch.json")
         return "largest"
 

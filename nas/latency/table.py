@@ -20,7 +20,7 @@ from scipy.optimize import isotonic_regression
 
 from nas.arch import Op
 from nas.errors import UserError
-from nas.files import write_text
+from nas.files import folder, write_text
 from nas.ops.own import hashes
 from nas.plan import OpKey
 from nas.space import first_mistake
@@ -134,17 +134,36 @@ class LatencyTable:
         group, position = axis(key, self.align)
         curve = self._all_curves().get(group)
         if curve is None or not curve[0][0] <= position <= curve[0][-1]:
-            between = "" if curve is None else f" (measured from {curve[0][0]} to {curve[0][-1]} only)"
-            raise UserError(f"{key}: not in the table {self.path or self.name}{between}; "
-                            f"run: {self.command('SPACE', 'SIZE')}"
-                            f"{' --exits' if key.is_exit else ''}")
+            raise self._unknown(key, "SPACE", "SIZE")
         return float(np.interp(position, *curve))
 
+    def require(self, keys: Iterable[OpKey], space: str, size: int) -> None:
+        """Raises UserError for the first key that ``ms`` has no answer to, with the command for that space."""
+        for key in keys:
+            if not self.covers(key):
+                raise self._unknown(key, space, size)
+
+    def _unknown(self, key: OpKey, space: str, size: int | str) -> UserError:
+        group, _ = axis(key, self.align)
+        curve = self._all_curves().get(group)
+        between = "" if curve is None else f" (measured from {curve[0][0]} to {curve[0][-1]} only)"
+        return UserError(f"{key}: not in the table {self.path or self.name}{between}; run: {self.command(space, size)}"
+                         f"{' --exits' if key.is_exit else ''}")
+
     def command(self, space: str, size: int | str) -> str:
-        """What fills in the rows that a space lacks."""
-        device = "cpu --precision int8" if self.int8_on_cpu else self.meta["device"]
-        device += ".ini" if "vela_ini" in self.meta else ""  # a board is known by its file
-        return f"nas profile --device {device} --space {space} --size {size}"
+        """What fills in the rows that a space lacks, under the conditions of those that are there."""
+        device, precision = str(self.meta["device"]), self.meta.get("precision")
+        threads, batch = (int(self.meta.get(key) or 1) for key in ("threads", "batch"))
+        words = [f"nas profile --device {device}{'.ini' if 'vela_ini' in self.meta else ''}"]  # a board: by its file
+        chosen = precision if device.startswith(("cpu", "gpu")) and precision != "fp32" else None  # an NPU has one
+        words += [f"--{key} {value}" for key, value, usual in (
+            ("precision", chosen, None), ("threads", threads, 1), ("batch", batch, 1)) if value != usual]
+        words += [f"--space {space} --size {size}"]
+        usual_path = Path("latency_tables", file_name(device, chosen, threads, batch)).resolve()  # of nas profile
+        path = self.path.resolve() if self.path else usual_path
+        if path != usual_path and path.parent != folder("latency_tables").resolve():
+            words.append(f"--out {self.path}")
+        return " ".join(words)
 
     def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
         return [self.ms(key) for key in keys]
@@ -170,6 +189,12 @@ class LatencyTable:
                 points[group].append((position, row.ms))
             self._curves = {group: _curve(sorted(p)) for group, p in points.items()}
         return self._curves
+
+
+def file_name(device: str, precision: str | None = None, threads: int = 1, batch: int = 1) -> str:
+    """``cpu.json`` for the usual case (fp32, batch 1, one thread), else such as ``cpu-int8-b8-t2.json``."""
+    name = device if precision in (None, "fp32") else f"{device}-{precision}"
+    return f"{name}.json" if (threads, batch) == (1, 1) else f"{name}-b{batch}-t{threads}.json"
 
 
 def axis(key: OpKey, align: int) -> Axis:

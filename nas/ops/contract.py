@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nas.arch import Op
 from nas.errors import UserError
-from nas.ops.registry import Block, build, sliced, take_width
+from nas.ops.registry import Block, build, deployed, sliced, take_width
 
 SIDE = 9  # of the maps that it is tried on: odd, so that a stride has to round up
 T = TypeVar("T")
@@ -23,6 +23,8 @@ def check(op: Op, in_ch: int, out_ch: int, stride: int, narrowest: int | None = 
           largest: Op | None = None) -> None:
     """Tries an operator at a shape; ``narrowest`` is its smallest hidden width, ``largest`` holds its weights.
 
+    Gradients, then the slice of ``largest`` that it is (and that at ``narrowest``), then the form that is deployed.
+
     Raises UserError naming operator, shape and what to do. Random numbers of the caller are left as they are.
     """
     where = f"operator {op} at {in_ch}->{out_ch} stride {stride}"
@@ -30,12 +32,20 @@ def check(op: Op, in_ch: int, out_ch: int, stride: int, narrowest: int | None = 
         torch.manual_seed(0)
         block, x = build(op, in_ch, out_ch, stride), torch.randn(2, in_ch, SIDE, SIDE)
         _check_training(block.train(), x, out_ch, stride, where)
-        if narrowest is not None:
-            if block.max_hidden != op.get("hidden"):
-                raise UserError(f"{where}: self.max_hidden is {block.max_hidden}; set it to hidden in __init__")
-            wide = _settled(build(largest or op, in_ch, out_ch, stride))
-            for narrow in (op.with_knobs(hidden=narrowest), op):
-                _check_slice(wide, _settled(build(narrow, in_ch, out_ch, stride)), x, f"{where}: hidden={narrowest}")
+        if narrowest is not None and block.max_hidden != op.get("hidden"):
+            raise UserError(f"{where}: self.max_hidden is {block.max_hidden}; set it to hidden in __init__")
+        narrower = [op.with_knobs(hidden=narrowest)] if narrowest is not None else []
+        if narrower or largest not in (None, op):
+            wide = settled(build(largest or op, in_ch, out_ch, stride))
+            for one in (*narrower, op):
+                _check_slice(wide, settled(build(one, in_ch, out_ch, stride)), x,
+                             f"{where}: {_part(one, largest or op)}")
+        _check_deployed(settled(build(op, in_ch, out_ch, stride)), x, where)
+
+
+def _part(op: Op, of: Op) -> str:
+    """Which part of another's weights an operator is: the knobs that differ."""
+    return ", ".join(f"{knob}={value}" for knob, value in op.knobs if of.get(knob) != value) or "as a whole"
 
 
 def _check_training(block: Block, x: Tensor, out_ch: int, stride: int, where: str) -> None:
@@ -59,10 +69,27 @@ def _check_slice(wide: Block, narrow: Block, x: Tensor, where: str) -> None:
             take_width(wide, narrow)
             return sliced(wide, narrow.max_hidden, x, narrow), narrow(x)
 
-    advice = "slices(hidden) has to name, for every submodule, the channels that the narrower copy has"
+    advice = ("slices(hidden) has to name, for every submodule, the channels that the narrower copy has"
+              if narrow.max_hidden != wide.max_hidden else
+              "a smaller value of an elastic knob has the submodules of the largest one or fewer, with the centre of "
+              "each kernel and the first channels; else leave the knob out of elastic")
     shared, own = _tried(cut, f"{where}: {advice}")
     if not torch.allclose(shared, own, rtol=1e-4, atol=1e-5):
         raise UserError(f"{where}: the slice computes something else than the narrower copy; {advice}")
+
+
+def _check_deployed(block: Block, x: Tensor, where: str) -> None:
+    """What is deployed computes what was trained, batch norms and all."""
+    def forms() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return block(x), deployed(block).eval()(x)
+
+    trained, form = _tried(forms, f"{where}: deploy")
+    close = 1e-4 * float(trained.abs().max())
+    if not (isinstance(form, Tensor) and form.shape == trained.shape
+            and torch.allclose(form, trained, rtol=0, atol=close)):
+        raise UserError(f"{where}: deploy() computes something else than the trained form in eval mode: fold batch "
+                        "norms in with their running mean and variance")
 
 
 def _tried(work: Callable[[], T], what: str) -> T:
@@ -73,7 +100,7 @@ def _tried(work: Callable[[], T], what: str) -> T:
         raise UserError(f"{what}: {type(error).__name__}: {text[:200]}") from error
 
 
-def _settled(block: Block) -> Block:
+def settled(block: Block) -> Block:
     """In eval mode, with batch norms that are no identity, as after training."""
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):

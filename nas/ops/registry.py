@@ -118,14 +118,17 @@ def deployed(module: nn.Module) -> nn.Module:
     """The module with every block as it is deployed; itself where none trains in another form."""
     if not any(type(part).deploy is not Block.deploy for part in module.modules() if isinstance(part, Block)):
         return module
-    if isinstance(module, Block):
-        return module.deploy()
-    whole = copy.deepcopy(module)
-    for path, part in list(whole.named_modules()):
-        if isinstance(part, Block):
-            parent, _, name = path.rpartition(".")
-            setattr(whole.get_submodule(parent), name, part.deploy())
-    return whole
+    return _deploy(copy.deepcopy(module))
+
+
+def _deploy(module: nn.Module) -> nn.Module:
+    """From the top down: a block that has another form stands for all it holds, any other part keeps its place."""
+    if isinstance(module, Block) and (form := module.deploy()) is not module:
+        return form
+    for name, part in module._modules.items():
+        if part is not None:
+            module._modules[name] = _deploy(part)
+    return module
 
 
 def sliced(wide: Block, hidden: int | None, x: Tensor, like: Block | None = None) -> Tensor:

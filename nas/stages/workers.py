@@ -13,6 +13,7 @@ from typing import Any
 
 from nas.arch import Arch
 from nas.errors import UserError
+from nas.ops import own
 from nas.run import Run
 from nas.select.evaluation import Evaluation
 
@@ -34,10 +35,10 @@ class Crew:
     def __enter__(self) -> Crew:
         log = self.run.file("workers.log").open("ab")
         command = [sys.executable, "-m", "nas", "judge", str(self.run.path), "--storage", self.url, "--parent"]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        environment = {"OMP_NUM_THREADS": str(max(1, cores // self.count)), **os.environ}
+        files = [part for one in own.loaded() for part in ("--ops", str(one.path))]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, _cores() // self.count))}
         with log:
-            self._children = [subprocess.Popen([*command, str(os.getpid())], stdout=log, stderr=log,
+            self._children = [subprocess.Popen([*command, str(os.getpid()), *files], stdout=log, stderr=log,
                                                stdin=subprocess.DEVNULL, env=environment) for _ in range(self.count)]
         return self
 
@@ -58,6 +59,11 @@ class Crew:
         if not self._children:
             raise UserError(f"{self.run.file('workers.log')}: all workers have ended; it says why, and the same "
                             "command continues")
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def label(pid: int) -> str:

@@ -58,6 +58,25 @@ def test_an_unknown_cost_names_key_table_and_command() -> None:
         table().ms(key("stem"))
 
 
+@pytest.mark.parametrize(("meta", "file", "command"), [
+    ({"device": "cpu", "precision": "fp32", "threads": 2, "batch": 8}, "latency_tables/cpu-b8-t2.json",
+     "nas profile --device cpu --threads 2 --batch 8 --space ghost --size 32"),
+    ({"device": "cpu", "precision": "int8"}, "mine.json",
+     "nas profile --device cpu --precision int8 --space ghost --size 32 --out mine.json"),
+    ({"device": "gpu-ort", "precision": "fp16"}, "latency_tables/other.json",
+     "nas profile --device gpu-ort --precision fp16 --space ghost --size 32 --out latency_tables/other.json"),
+    ({"device": "ethos-u55-128", "precision": "int8"}, None,
+     "nas profile --device ethos-u55-128 --space ghost --size 32")])
+def test_the_command_for_what_lacks_has_the_conditions_of_the_table(
+        meta: dict[str, object], file: str | None, command: str, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    t = LatencyTable("t", meta, path=Path(file) if file else None)
+    assert t.command("ghost", 32) == command
+    with pytest.raises(UserError, match=f"stem 8->8 .*; run: {command}$"):
+        t.require([key("stem")], "ghost", 32)
+
+
 def test_knots_hold_both_ends_of_every_alignment() -> None:
     assert knot_widths([8, 16, 24], 32) == [8, 16, 24]
     assert knot_widths(list(range(24, 145, 8)), 32) == [24, 32, 48, 88, 128, 136, 144]

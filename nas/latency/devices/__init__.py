@@ -8,6 +8,7 @@ from typing import Any
 from nas.errors import UserError
 from nas.files import nearest
 from nas.latency.bench import Estimator
+from nas.latency.table import file_name as file_name
 from nas.latency.timing import Device, Timing, repeated
 
 SAME = ("processor", "runtime", "runtime_version")  # what makes a table one of this machine
@@ -19,12 +20,6 @@ def own() -> dict[str, tuple[str, str]]:
 
     pairs = [("cpu", p) for p in onnxruntime.PRECISIONS] + [(g, p) for g in cuda.RUNTIMES for p in cuda.PRECISIONS]
     return {Path(file_name(*pair)).stem: pair for pair in pairs}
-
-
-def file_name(device: str, precision: str | None = None, threads: int = 1, batch: int = 1) -> str:
-    """``cpu.json`` for the usual case (fp32, batch 1, one thread), else such as ``cpu-int8-b8-t2.json``."""
-    name = device if precision in (None, "fp32") else f"{device}-{precision}"
-    return f"{name}.json" if (threads, batch) == (1, 1) else f"{name}-b{batch}-t{threads}.json"
 
 
 def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = None) -> Device | Estimator:
