@@ -190,6 +190,32 @@ def test_a_block_of_linear_branches_is_deployed_as_one_convolution(op: str, kern
         assert params(key) == kernel**2 * in_ch * out_ch + out_ch
 
 
+def test_a_form_that_is_made_where_one_stands_can_be_priced_without_weights() -> None:
+    class Plain(nn.Conv2d):
+        """Makes its layer as a user would: with no word of a device."""
+
+    class Two(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+        def deploy(self) -> nn.Module:
+            one = Plain(4, 4, 1, bias=False)
+            with torch.no_grad():
+                one.weight.copy_(self.a.weight + self.b.weight)
+            return one
+
+    with torch.device("meta"):
+        form = deployed(nn.Sequential(Two()))
+    assert isinstance(form[0], Plain) and form[0].weight.is_meta  # type: ignore[index]
+    real = nn.Sequential(Two())
+    x = images(1, 4, 3, 3)
+    assert torch.allclose(deployed(real)(x), real(x), atol=1e-6)
+
+
 def test_deployed_leaves_alone_what_trains_as_it_is_deployed() -> None:
     network = nn.Sequential(build(Op.of("mbconv", hidden=8), 8, 8, 1), nn.ReLU())
     assert deployed(network) is network

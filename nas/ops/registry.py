@@ -118,7 +118,8 @@ def deployed(module: nn.Module) -> nn.Module:
     """The module with every block as it is deployed; itself where none trains in another form."""
     if not any(type(part).deploy is not Block.deploy for part in module.modules() if isinstance(part, Block)):
         return module
-    return _deploy(copy.deepcopy(module))
+    with torch.device(next(module.parameters()).device):  # where a ``deploy`` makes its layers, meta too
+        return _deploy(copy.deepcopy(module))
 
 
 def _deploy(module: nn.Module) -> nn.Module:
