@@ -159,7 +159,7 @@ def _point(point: Mapping[str, Any]) -> dict[str, Any]:
     if point.get("exits"):
         shown |= {"exits": cell(point["exits"])} | _per_target("worst ms", point.get("worst_ms"))
     if point.get("within_error_of"):
-        shown["accuracy"] += f" (no more than {point['within_error_of']} but for chance)"
+        shown["accuracy"] += f" (tied with {point['within_error_of']} in selection)"
     shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
     for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
         shown |= _per_target(name, point[key]) if point.get(key) is not None else {}
