@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +33,16 @@ def standing(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 def keep(path: Path, lines: list[dict[str, Any]]) -> None:
     """All lines, each with its ``settings``; atomic."""
     write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Around a whole script: what its user has to mend is one line and exit code 2, an interrupt is 130."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None

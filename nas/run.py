@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -66,10 +66,11 @@ class Run:
 
     @staticmethod
     @contextlib.contextmanager
-    def begun(path: Path | str, config: dict[str, Any], free: Collection[str] = ()) -> Iterator[Run]:
+    def begun(path: Path | str, config: dict[str, Any], free: Collection[str] = (),
+              worth: Sequence[str] = ()) -> Iterator[Run]:
         """``open``, locked; one that is refused before anything was trained leaves no directory behind.
 
-        So the mended command may use the same directory.
+        So the mended command may use the same directory. A run that has an artefact of ``worth`` is kept, too.
         """
         fresh = not Path(path).exists()
         run = Run.open(path, config, free)
@@ -77,7 +78,7 @@ class Run:
             try:
                 yield run
             except UserError:
-                if fresh and not run.events("epoch") and not run.events("finetune"):
+                if fresh and not (run.events("epoch") or run.events("finetune") or any(map(run.has, worth))):
                     shutil.rmtree(run.path)
                 raise
 

@@ -1,7 +1,10 @@
 """What most tests share: one thread, a tiny space of two stages, 16-pixel inputs."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from tiny_space import TINY
 
 from nas.plan import Layout, Task, layout
@@ -16,6 +19,13 @@ def one_thread() -> None:
 @pytest.fixture
 def tiny_space() -> Space:
     return Space.parse(TINY, "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
 
 
 @pytest.fixture

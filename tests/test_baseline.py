@@ -23,13 +23,6 @@ from nas.settings import Baseline, settings_of
 SETTINGS = ["train.finetune_epochs=3", "train.batch=16"]
 
 
-@pytest.fixture(scope="module")
-def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return path
-
-
 def settings(space_file: Path, *more: str, **flags: object) -> Baseline:
     given = {"space": str(space_file), "arch": "largest", "size": 16, "limit": 160, "threads": 1, **flags}
     return resolve(None, [*SETTINGS, *more], given, Baseline)

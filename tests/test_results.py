@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nas.errors import UserError
-from nas.results import keep, standing
+from nas.results import keep, standing, told
 
 SETTINGS = {"epochs": 2, "seed": 0}
 
@@ -27,3 +27,13 @@ def test_a_line_of_something_else_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text + "\n")
     with pytest.raises(UserError, match=r"results.jsonl: line 1: not of this experiment"):
         standing(path, SETTINGS)
+
+
+def test_a_script_ends_as_a_verb_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, code, said in ((UserError("--run x: no such run"), 2, "error: --run x: no such run\n"),
+                              (KeyboardInterrupt(), 130, "interrupted; the same command continues\n")):
+        with pytest.raises(SystemExit) as end, told():
+            raise error
+        assert end.value.code == code and capsys.readouterr().err == said
+    with pytest.raises(ZeroDivisionError), told():
+        raise ZeroDivisionError

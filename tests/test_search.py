@@ -16,23 +16,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from tiny_search import SHORT, Quiet, config_of, searched
-from tiny_space import TINY
 
 from nas import checkpoint
 from nas import search as pipeline
 from nas.errors import UserError
 from nas.run import Run
 from nas.stages import supernet
-
-
-@pytest.fixture(scope="module")
-def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import platform
 import random
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from nas.exits.methods import methods
 from nas.exits.runtime import confidences
 from nas.plan import Layout, Task, layout, macs, plan, prefixes
 from nas.progress import Progress
-from nas.results import keep, standing
+from nas.results import keep, standing, told
 from nas.run import Run
 from nas.space import Space
 from nas.subnet import Subnet, build
@@ -133,10 +132,8 @@ def main() -> None:
     options = parser.parse_args()
     settings = {key: getattr(options, key) for key in ("space", "width", "arch_seed", "data", "limit", "epochs",
                                                        "batch", "lr", "weight_decay")}
-    try:
+    with told():
         run(options, settings)
-    except UserError as error:
-        sys.exit(f"run.py: {error}")
 
 
 def run(options: argparse.Namespace, settings: dict[str, Any]) -> None:

@@ -16,7 +16,6 @@ import os
 import platform
 import random
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,7 +29,7 @@ from nas.config import Config
 from nas.errors import UserError
 from nas.plan import macs, params, plan
 from nas.progress import Progress
-from nas.results import keep, standing
+from nas.results import keep, standing, told
 from nas.run import Run
 from nas.scene import Scene, problem, set_scene
 from nas.select.problem import Problem, random_within
@@ -225,14 +224,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    try:
+    with told():
         measure(options, settings_of(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from nas.latency import costs as cost_models
 from nas.latency.table import LatencyTable
 from nas.plan import Task, candidates, layout
 from nas.progress import Progress
-from nas.results import keep, standing
+from nas.results import keep, standing, told
 from nas.run import Run
 from nas.scene import checked_space
 from nas.select.pareto import Point, hypervolume
@@ -365,14 +365,8 @@ def _interrupt(*_: Any) -> None:
 def main() -> None:
     options = arguments()
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with told():
         measure(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

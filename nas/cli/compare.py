@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nas.cli.base import Budgets, Json, Ops, Size, Target, Width, app, run_files
-from nas.errors import UserError
 from nas.terminal import print_result
 
 
@@ -54,17 +52,10 @@ def compare(
         configs: list[Config] = [resolve(None, overrides or [], {**flags, "space": name}) for name in spaces]
         settings = comparison.settings(configs, networks)
         path = run or comparison.default_run_dir(settings)
-        fresh = not path.exists()
-        if fresh:
+        if not path.exists():
             comparison.check(configs)  # before a directory is made
-        here = Run.open(path, settings, FREE)
-        with here.lock():
-            try:
-                return comparison.compare(configs, networks, here, Progress())
-            except UserError:
-                if fresh and not here.has("budgets.json"):
-                    shutil.rmtree(path)  # refused before it began: the mended command may use the same directory
-                raise
+        with Run.begun(path, settings, FREE, worth=["budgets.json"]) as here:
+            return comparison.compare(configs, networks, here, Progress())
 
     print_result(work, as_json, _show)
 

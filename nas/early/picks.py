@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -119,7 +118,8 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
     worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
     return {"id": own.id, "of": arch.id, "arch": own.to_json(), "fine_tuned": True,
             "select_accuracy": served.crossed.accuracy,
-            "select_accuracy_se": _error(served.crossed.accuracy, len(data.select)), "accuracy": served.test.accuracy,
+            "select_accuracy_se": loop.standard_error(served.crossed.accuracy, len(data.select)),
+            "accuracy": served.test.accuracy,
             "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": one_or_all(mean),
             "worst_ms": one_or_all(worst), **times, "relative_diff": written["relative_diff"],
             "macs": sum(macs(key) for key in keys), "params": sum(params(key) for key in keys), "exits": list(slots),
@@ -127,10 +127,6 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
             "prefix_ms": written["prefix_ms"], "test_mean_ms": written["mean_ms"], "cuts": written["cuts"],
             "provenance": plain["provenance"]}
 
-
-def _error(accuracy: float, n: int) -> float:
-    """Standard error of a share of ``n`` images; their views are no further images."""
-    return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
 def _measured(scene: Scene, trained: Trained, served: Any, name: str) -> dict[str, Any]:

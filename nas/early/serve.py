@@ -28,6 +28,7 @@ from nas.latency.timing import Run as Timed
 from nas.report import exits as figures
 from nas.train.data import Data, Split, normalise
 from nas.train.exits import record
+from nas.train.loop import standard_error
 from nas.verify import MAX_RELATIVE, Disagreement
 
 THRESHOLDS, CLASSES, CARD = "thresholds.json", "classes.txt", "card.json"
@@ -147,7 +148,7 @@ def figures_of(trained: Trained, served: Served) -> dict[str, Any]:
     test, n = served.test, len(trained.test.labels)
     return {"kept": list(served.kept), "select_accuracy": served.crossed.accuracy,
             "select_accuracy_without": trained.select.accuracy, "accuracy": test.accuracy,
-            "accuracy_se": float(np.sqrt(test.accuracy * (1 - test.accuracy) / n)),
+            "accuracy_se": standard_error(test.accuracy, n),
             "accuracy_without": trained.test.accuracy, "n": n, "shares": list(test.shares), "mean_ms": test.mean_ms,
             "calibrated_ms": served.policy.point.mean_ms, "worst_ms": test.worst_ms,
             "prefix_ms": list(served.policy.prefix_ms), "confidence": served.policy.kind}

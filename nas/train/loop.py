@@ -36,7 +36,12 @@ class Judged:
     @property
     def accuracy_se(self) -> float:
         """Standard error of the accuracy (binomial)."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
+        return standard_error(self.accuracy, self.n)
+
+
+def standard_error(accuracy: float, n: int) -> float:
+    """Of an accuracy on ``n`` images (binomial); views of them are no further images."""
+    return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
 def seed_of(*names: object) -> int:

@@ -4,29 +4,19 @@ import itertools
 import logging
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import optuna
 import pytest
-from truths import Additive, smooth_truth
+from truths import Additive, chosen_by, flat, smooth_truth
 
 from nas.errors import UserError
 from nas.select.bayes import Coding, rescale, select_bayes
 from nas.select.control import select_random
-from nas.select.problem import Cost, Limits, Problem, Scores
+from nas.select.problem import Cost, Limits, Problem
 
-
-def flat(problem: Problem) -> Scores:
-    return tuple(np.zeros(len(ops)) for ops in problem.allowed)
-
-
-def run(problem: Problem, judge: Additive, limits: list[Limits], evaluations: int, seed: int) -> list[list[str]]:
-    chosen = select_bayes(problem, limits, lambda _: flat(problem), judge, evaluations, random.Random(seed))
-    for bound, archs in zip(limits, chosen, strict=True):
-        losses = [judge.loss(arch) for arch in archs]
-        assert losses == sorted(losses)
-        assert all(problem.fits(problem.indices(arch), bound) for arch in archs)
-    return [[arch.id for arch in archs] for archs in chosen]
+run = partial(chosen_by, select_bayes)
 
 
 def test_few_evaluations_come_nearer_to_the_optimum_than_random_ones(problem: Problem, picks: list[list[int]]) -> None:

@@ -4,11 +4,12 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import optuna
 import pytest
-from truths import Additive, smooth_truth
+from truths import Additive, chosen_by, flat, smooth_truth
 
 from nas.arch import Arch, Op
 from nas.errors import UserError
@@ -18,18 +19,7 @@ from nas.select.ilp import solve
 from nas.select.objective import OBJECTIVES, reward
 from nas.select.problem import Cost, Limits, Problem, Scores, budgets
 
-
-def flat(problem: Problem) -> Scores:
-    return tuple(np.zeros(len(ops)) for ops in problem.allowed)
-
-
-def run(problem: Problem, judge: Additive, limits: list[Limits], evaluations: int, seed: int) -> list[list[str]]:
-    chosen = select_evolution(problem, limits, lambda _: flat(problem), judge, evaluations, random.Random(seed))
-    for bound, archs in zip(limits, chosen, strict=True):
-        losses = [judge.loss(arch) for arch in archs]
-        assert losses == sorted(losses)
-        assert all(problem.fits(problem.indices(arch), bound) for arch in archs)
-    return [[arch.id for arch in archs] for archs in chosen]
+run = partial(chosen_by, select_evolution)
 
 
 def test_reaches_the_optimum_of_an_additive_loss(problem: Problem, picks: list[list[int]]) -> None:

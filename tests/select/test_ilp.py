@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from truths import Additive, smooth_truth, table
+from truths import Additive, flat, smooth_truth, table
 
 from nas.errors import UserError
 from nas.plan import Layout, Slot
@@ -184,10 +184,6 @@ def test_what_the_solver_prints_from_c_goes_nowhere(capfd: pytest.CaptureFixture
     libc.printf(b"after\n")
     libc.fflush(None)
     assert capfd.readouterr() == ("before\nafter\n", "")
-
-
-def flat(problem: Problem) -> Scores:
-    return tuple(np.zeros(len(ops)) for ops in problem.allowed)
 
 
 def test_selection_finds_the_optimum_of_an_additive_loss(problem: Problem, picks: list[list[int]]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
 
 from nas.arch import Arch
 from nas.plan import Layout
-from nas.select.problem import Problem, Scores
+from nas.select.problem import Limits, Problem, Scores, Selector
 
 
 def table(layout: Layout, seed: int) -> Scores:
@@ -43,3 +44,19 @@ def smooth_truth(problem: Problem, seed: int) -> Scores:
         truth.append(np.array([offsets[op.without("hidden")] - gain * np.log1p(int(op.get("hidden") or 0) / slot.in_ch)
                                for op in ops]))
     return tuple(truth)
+
+
+def flat(problem: Problem) -> Scores:
+    """Scores that say nothing."""
+    return tuple(np.zeros(len(ops)) for ops in problem.allowed)
+
+
+def chosen_by(select: Selector, problem: Problem, judge: Additive, limits: list[Limits], evaluations: int,
+              seed: int) -> list[list[str]]:
+    """Ids of what a selector chooses without scores, checked: best first, and within the limits."""
+    chosen = select(problem, limits, lambda _: flat(problem), judge, evaluations, random.Random(seed))
+    for bound, archs in zip(limits, chosen, strict=True):
+        losses = [judge.loss(arch) for arch in archs]
+        assert losses == sorted(losses)
+        assert all(problem.fits(problem.indices(arch), bound) for arch in archs)
+    return [[arch.id for arch in archs] for archs in chosen]
