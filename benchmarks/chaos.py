@@ -33,8 +33,9 @@ import torch
 import torchvision  # noqa: F401  all that a search loads is loaded once, before any fork
 import yaml
 
+import nas.evaluate
 import nas.progress
-import nas.report.figures
+import nas.search
 from nas import cli, results
 from nas.latency import bench, profile
 from nas.latency.table import LatencyTable
@@ -191,8 +192,10 @@ def different_files(folder: Path, whole: Path) -> list[str]:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Bytes by name; of a card without what says where and by which command it was made."""
+    """Bytes by name; of a card without what says where and by which command it was made, of a checkpoint its values."""
     def content(file: Path) -> bytes:
+        if file.suffix == ".pt":  # the same values are pickled in more than one way
+            return plain(torch.load(file, map_location="cpu", weights_only=True))
         if file.name != "card.json":
             return file.read_bytes()
         card = json.loads(file.read_bytes())
@@ -200,6 +203,12 @@ def contents(path: Path) -> dict[str, bytes]:
 
     return {file.relative_to(path).as_posix(): content(file) for file in path.rglob("*")
             if file.is_file() and file.name not in OWN}
+
+
+def plain(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return b"".join(repr(key).encode() + plain(part) for key, part in value.items())
+    return value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
 
 
 def rows(folder: Path) -> dict[str, float]:

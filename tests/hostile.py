@@ -29,8 +29,8 @@ LEAVES = st.one_of(st.none(), st.booleans(), st.sampled_from(TEXTS), st.sampled_
 VALUES = LEAVES | st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
     st.text(max_size=4), inner, max_size=3), max_leaves=4) | st.integers(20, 200).map(lambda depth: _nested(depth))
 SNIPPETS = (b"\x00", b"\xff\xfe", b"[" * 20_000, b"{", b"}", b"]", b'"', b"\n", b"\r", b"\t", b",", b";", b"=",
-            b"1e999", b"NaN", b"-", b"&a [*a]", b"*a", b"!!python/name:os.system x", b"? [a]\n: 1\n", b"<<: 1\n", b"- ", b"%",
-            b"2001-99-99", b"1:30", b"0o7", b"9" * 5000, b"${x}", b"#")
+            b"1e999", b"NaN", b"-", b"&a [*a]", b"*a", b"!!python/name:os.system x", b"? [a]\n: 1\n", b"<<: 1\n",
+            b"- ", b"%", b"2001-99-99", b"1:30", b"0o7", b"9" * 5000, b"${x}", b"#")
 
 
 def _nested(depth: int) -> Any:
