@@ -303,8 +303,15 @@ def _checked(settings: dict[str, tuple[Any, str]], kind: type[C]) -> C:
         return kind.model_validate(nested)
     except ValidationError as error:
         key, _, mistake = first_mistake(error).partition(": ")
-        origin = next((where for known, (_, where) in settings.items() if f"{key}.".startswith(f"{known}.")), key)
-        raise UserError(f"{origin}: {mistake}") from None
+        raise UserError(f"{_origin(settings, key, mistake)}: {mistake}") from None
+
+
+def _origin(settings: Mapping[str, tuple[Any, str]], key: str, mistake: str) -> str:
+    """Where the value was written; of a mistake in a whole group, that of the setting that it names first."""
+    above = (where for known, (_, where) in settings.items() if f"{key}.".startswith(f"{known}."))
+    first = mistake.split(" ", 1)[0]
+    named = (where for known, (_, where) in settings.items() if f".{known}".endswith(f".{first}"))
+    return next(above, None) or next(named, key)
 
 
 def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:

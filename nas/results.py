@@ -16,11 +16,11 @@ from nas.files import write_text
 def standing(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines of an earlier call. Raises UserError where they were made with other settings or are not ours."""
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
             line = json.loads(text)
-            old = line["settings"]
-        except (ValueError, TypeError, KeyError):
+            old = dict(line["settings"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise UserError(f"{path}: line {number}: not of this experiment; give another --out") from None
         for key in dict.fromkeys([*settings, *old]):
             if old.get(key) != settings.get(key):
