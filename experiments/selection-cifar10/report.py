@@ -152,8 +152,8 @@ def main() -> None:
         draw(bench, lines, options.figure)
         ms, accuracy = bench.reference
         print(f"{len(bench.ms):,} networks. Hypervolume of the front found, chosen by loss on the images seen, in "
-              f"accuracy on the unseen ones over predicted ms; reference {ms:.4g} ms and {100 * accuracy:.1f} %; in % of the "
-              f"best front there is ({best:.5f}), mean +- standard deviation over seeds. All networks judged: "
+              f"accuracy on the unseen ones over predicted ms; reference {ms:.4g} ms, {100 * accuracy:.1f} %; in % of "
+              f"the best front there is ({best:.5f}), mean +- standard deviation over seeds. All networks judged: "
               f"{100 * bench.value(every, -bench.judged.loss) / best:.2f} %. Figure: {options.figure}\n")
         print(table(lines, best), "\n")
     if any(line["part"].startswith("held-out") for line in full):

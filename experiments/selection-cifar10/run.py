@@ -226,12 +226,13 @@ def measure(options: argparse.Namespace) -> None:
         write_text(PROBLEM, json.dumps(describe(scene, training)))
     stored = Stored.read()
     tree = Tree(scene, training, stored)
-    names = [*(f"held-out {i}" for i in range(HELD_OUT // AT_ONCE)), *(f"ilp {n}" for n in EVALUATIONS)]
+    names = [*(f"ilp {n}" for n in EVALUATIONS), *(f"held-out {i}" for i in range(HELD_OUT // AT_ONCE))]
     todo: list[tuple[Path, Any, Callable[[Any], dict[str, Any]]]] = [
         *((JUDGED, part, tree.line) for part in range(CHOICES ** (FREE - FREE // 2))),
         *((FULL, name, lambda name: on_full(scene, training, stored, name)) for name in names)]
-    left = [one for one in todo if one[1] not in {line["part"] for line in lines[one[0]]}]
-    with Progress().task("parts", len(todo), len(todo) - len(left)) as task:
+    left = [one for one in todo if one[0].stem in options.only
+            and one[1] not in {line["part"] for line in lines[one[0]]}]
+    with Progress().task("parts", len(left)) as task:
         for path, part, made in left[:options.parts]:
             lines[path].append(made(part) | {"settings": settings})
             keep(path, lines[path])
@@ -242,6 +243,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="a finished search")
     parser.add_argument("--data-dir", help="where its images lie now")
+    parser.add_argument("--only", nargs="+", default=[JUDGED.stem, FULL.stem], choices=[JUDGED.stem, FULL.stem])
     parser.add_argument("--parts", type=int, help="only the next so many parts")
     return parser.parse_args()
 
