@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lookup import looked_up
 from rivals import POPULATIONS, Oracle, SpentError, ofa_evolution, optuna_nsga2, optuna_tpe, pymoo_nsga2
 from stored import HERE, JUDGED, PROBLEM, Array, Judged, Pick, Stored, judged, picks
 
@@ -30,6 +31,7 @@ from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Limits, Scores, budgets
 
 EVALUATIONS = (50, 100, 300)
+BUDGETS = 6  # of nas search, where none is given
 OFA = {"population_size": 100, "arch_mutate_prob": 0.1, "parent_ratio": 0.25, "mutation_ratio": 0.5,
        "max_time_budget": 50}  # the package's own, but for fewer generations: known networks cost nothing
 Search = Callable[[Oracle, Sequence[float], int], None]
@@ -38,12 +40,11 @@ Search = Callable[[Oracle, Sequence[float], int], None]
 class Bench:
     """The restricted space with what was judged of it; ``reference`` is its largest ms and its lowest accuracy."""
 
-    def __init__(self, stored: Stored, figures: Judged, count: int) -> None:
+    def __init__(self, stored: Stored, figures: Judged) -> None:
         self.stored, self.judged, self.problem = stored, figures, stored.restricted
         self.row = {pick: i for i, pick in enumerate(picks(stored))}
         self.losses = {pick: float(figures.loss[i]) for pick, i in self.row.items()}
         self.ms = np.array([self.problem.costs[0].of(pick) for pick in self.row])
-        self.budgets = budgets(self.problem, count)
         self.reference = float(self.ms.max()), float(figures.unseen_accuracy.min())
 
     def value(self, found: Sequence[int], by: Array, at: Array | None = None) -> float:
@@ -53,10 +54,10 @@ class Bench:
         return hypervolume((Point(p.id, p.ms, float(at[int(p.id)])) for p in kept), *self.reference)
 
 
-def ours(selector: str, gates: bool = True) -> Callable[[Bench], Search]:
-    """A selector of the product, for the budgets that it would choose itself."""
+def ours(selector: str, count: int = BUDGETS, gates: bool = True) -> Callable[[Bench], Search]:
+    """A selector of the product, for as many budgets as ``count``, which it spaces itself."""
     def of(bench: Bench) -> Search:
-        def search(oracle: Oracle, bounds: Sequence[float], seed: int) -> None:
+        def search(oracle: Oracle, _: Sequence[float], seed: int) -> None:
             problem = oracle.problem
 
             def scores_for(limits: Limits) -> Scores:
@@ -66,8 +67,9 @@ def ours(selector: str, gates: bool = True) -> Callable[[Bench], Search]:
             def judge(archs: Sequence[Arch]) -> list[float]:
                 return [oracle.loss([pick[slot] for slot in oracle.free]) for pick in map(problem.indices, archs)]
 
-            SELECTORS[selector](problem, [{"ms": ms} for ms in bounds], scores_for, judge, oracle.evaluations,
-                                random.Random(seed))
+            limits: list[Limits] = [{"ms": ms} for ms in budgets(problem, count)]
+            with looked_up(problem, list(bench.row)):
+                SELECTORS[selector](problem, limits, scores_for, judge, oracle.evaluations, random.Random(seed))
 
         return search
 
@@ -79,8 +81,9 @@ def theirs(search: Search) -> Callable[[Bench], Search]:
 
 
 METHODS: dict[str, Callable[[Bench], Search]] = {
-    "ilp": ours("ilp"), "ilp, no gates": ours("ilp", gates=False), "auto": ours("auto"),
-    "evolution": ours("evolution"), "random": ours("random"),
+    "ilp, 12 budgets": ours("ilp", 12), "ilp, 6 budgets": ours("ilp"),
+    "ilp, 12 budgets, no gates": ours("ilp", 12, gates=False), "auto, 12 budgets": ours("auto", 12),
+    "random": ours("random"),
     **{f"pymoo NSGA-II, {n}": theirs(pymoo_nsga2(n)) for n in POPULATIONS},
     **{f"Optuna NSGA-II, {n}": theirs(optuna_nsga2(n)) for n in POPULATIONS},
     "Optuna TPE": theirs(optuna_tpe()),
@@ -98,7 +101,7 @@ def measure(bench: Bench, method: str, seed: int) -> dict[str, Any]:
         if not whole or not method.startswith(GROWING):
             oracle = Oracle(bench.problem, bench.losses, n)
             with contextlib.suppress(SpentError):
-                search(oracle, bench.budgets, seed)
+                search(oracle, budgets(bench.problem, BUDGETS), seed)
             whole = list(oracle.asked)
         rows = [bench.row[pick] for pick in whole[:n]]
         spent[n], by_loss[n] = len(rows), round(bench.value(rows, -bench.judged.loss), 7)
@@ -109,10 +112,10 @@ def measure(bench: Bench, method: str, seed: int) -> dict[str, Any]:
 
 
 def replay(options: argparse.Namespace) -> None:
-    bench = Bench(*judged(), options.budgets)
+    bench = Bench(*judged())
     settings = {"judged": hashlib.sha256(JUDGED.read_bytes()).hexdigest()[:12],
                 "problem": hashlib.sha256(PROBLEM.read_bytes()).hexdigest()[:12],
-                "budgets": options.budgets, "reference": [round(value, 6) for value in bench.reference],
+                "reference": [round(value, 6) for value in bench.reference],
                 "networks": len(bench.ms)}
     lines = standing(options.out, settings)
     done = {(line["method"], line["seed"]) for line in lines}
@@ -130,7 +133,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=HERE / "replay.jsonl")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--budgets", type=int, default=6, help="of methods that have budgets; 6 is that of nas search")
     options = parser.parse_args()
     if unknown := [name for name in options.methods if name not in METHODS]:
         parser.error(f"--methods {unknown[0]}: no such method; {nearest(unknown[0], METHODS)}")

@@ -23,7 +23,7 @@ from nas.select import models
 from nas.select.problem import budgets
 from nas.select.scores import totals
 
-OURS = "ilp"
+OURS = "ilp, 12 budgets"
 RESAMPLES = 2000
 FAMILIES = ("pymoo NSGA-II", "Optuna NSGA-II", "OFA evolution")  # of several populations the best is shown
 Lines = list[dict[str, Any]]
@@ -146,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     stored, lines, full = Stored.read(), read_lines(options.results), read_lines(FULL)
     if lines:
-        bench = Bench(*judged(), lines[0]["settings"]["budgets"])
+        bench = Bench(*judged())
         every = range(len(bench.ms))
         best = bench.value(every, bench.judged.unseen_accuracy)
         draw(bench, lines, options.figure)
