@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from replay import EVALUATIONS, Bench
+from replay import EVALUATIONS, METHODS, Bench
+from rivals import Oracle
 from scipy.stats import kendalltau
 from stored import FULL, HERE, Array, Stored, column_of, judged, read_lines
 
@@ -25,6 +26,7 @@ from nas.select.scores import totals
 
 OURS = "ilp, 12 budgets"
 RESAMPLES = 2000
+HELD_OUT = 200  # of the restricted space
 FAMILIES = ("pymoo NSGA-II", "Optuna NSGA-II", "OFA evolution")  # of several populations the best is shown
 Lines = list[dict[str, Any]]
 
@@ -97,7 +99,15 @@ def agreement(stored: Stored, lines: Lines) -> str:
             for name, fit in models.candidates(stored.full, {models.GATES: gates}).items():
                 if name != models.GATES:
                     predictors[f"{name}, {len(archs)} judged"] = totals(fit(archs, losses), picks)
-    drawn = np.random.default_rng(0).integers(0, len(picks), (RESAMPLES, len(picks)))
+    heading = (f"{len(picks)} random networks of the full space, {seen + unseen} images; accuracy "
+               f"{100 * accuracy.min():.1f} .. {100 * accuracy.max():.1f} %, standard deviation "
+               f"{100 * accuracy.std():.1f} points")
+    return "\n".join([heading, "", *taus(predictors, accuracy, loss)])
+
+
+def taus(predictors: dict[str, Array], accuracy: Array, loss: Array) -> list[str]:
+    """Rows of Markdown: Kendall's tau of each with accuracy and negative loss, and its bootstrap 95 % interval."""
+    drawn = np.random.default_rng(0).integers(0, len(loss), (RESAMPLES, len(loss)))
     rows = ["| score | tau, accuracy | tau, loss |", "|---|---|---|"]
     for name, score in predictors.items():
         cells = []
@@ -105,10 +115,36 @@ def agreement(stored: Stored, lines: Lines) -> str:
             low, high = np.nanpercentile([kendalltau(score[i], truth[i]).statistic for i in drawn], (2.5, 97.5))
             cells.append(f"{kendalltau(score, truth).statistic:.2f} [{low:.2f}, {high:.2f}]")
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    heading = (f"{len(picks)} random networks of the full space, {seen + unseen} images; accuracy "
-               f"{100 * accuracy.min():.1f} .. {100 * accuracy.max():.1f} %, standard deviation "
-               f"{100 * accuracy.std():.1f} points")
-    return "\n".join([heading, "", *rows])
+    return rows
+
+
+def agreement_restricted(bench: Bench) -> str:
+    """As ``agreement``, over random networks of the restricted space that none of the fits has seen; seed 0."""
+    problem, stored, figures, asked = bench.problem, bench.stored, bench.judged, {}
+    for n in EVALUATIONS:
+        oracle = Oracle(problem, bench.losses, n)
+        METHODS[OURS](bench)(oracle, [], 0)
+        asked[n] = list(oracle.asked)
+    known = {pick for picks in asked.values() for pick in picks}
+    unknown = [pick for pick in bench.row if pick not in known]
+    chosen = np.random.default_rng(0).permutation(len(unknown))[:HELD_OUT]
+    picks = [unknown[i] for i in chosen]
+    rows = np.array([bench.row[pick] for pick in picks])
+    whole = [[own[i] for own, i in zip(stored.choices, pick, strict=True)] for pick in picks]
+    predictors = {name: column_of(stored, name, whole) for name in ("macs", "params", "ms")}
+    predictors["loss on the images seen"] = -figures.loss[rows]
+    bounds = budgets(problem)
+    gates = stored.gates({"ms": bounds[len(bounds) // 2]}, restricted=True)
+    predictors["gates"] = totals(gates, picks)
+    for n, own in asked.items():
+        archs, losses = [problem.arch(pick) for pick in own], [bench.losses[pick] for pick in own]
+        for name, fit in models.candidates(problem, {models.GATES: gates}).items():
+            if name != models.GATES:
+                predictors[f"{name}, {n} judged"] = totals(fit(archs, losses), picks)
+    accuracy, loss = figures.unseen_accuracy[rows], figures.unseen_loss[rows]
+    heading = (f"{len(picks)} random networks of the restricted space that no fit has seen, on the unseen images; "
+               f"accuracy {100 * accuracy.min():.1f} .. {100 * accuracy.max():.1f} %")
+    return "\n".join([heading, "", *taus(predictors, accuracy, loss)])
 
 
 def draw(bench: Bench, lines: Lines, path: Path) -> None:
@@ -156,6 +192,7 @@ def main() -> None:
               f"the best front there is ({best:.5f}), mean +- standard deviation over seeds. All networks judged: "
               f"{100 * bench.value(every, -bench.judged.loss) / best:.2f} %. Figure: {options.figure}\n")
         print(table(lines, best), "\n")
+        print(agreement_restricted(bench), "\n")
     if any(line["part"].startswith("held-out") for line in full):
         print(agreement(stored, full))
 
