@@ -30,15 +30,17 @@ def solve(scores: Scores, costs: Sequence[Cost], limits: Limits, *, k: int = 1, 
           admits: Callable[[Sequence[int]], bool] = every) -> list[list[int]]:
     """The ``k`` best networks within the limits, best first; fewer if no more exist, or too few of them are admitted.
 
-    Each shares at most ``overlap`` of its choices with every earlier one, and none is in ``avoid``. ``at_least`` (name
-    -> value) is dropped from the first answer on that it makes impossible. Costs are ``Cost.of``, limits exact. Raises
-    UserError if nothing is within the limits, with the smallest reachable value.
+    Each shares at most ``overlap`` of its choices with every earlier one, counted over the slots that have several, and
+    none is in ``avoid``. ``at_least`` (name -> value) is dropped from the first answer on that it makes impossible.
+    Costs are ``Cost.of``, limits exact. Raises UserError if nothing is within the limits, with the smallest reachable
+    value.
     """
     named = {cost.name: cost for cost in costs}
     _refuse(named, limits)
     knapsack = Knapsack(scores, costs, limits, frozenset(map(tuple, avoid)), admits)
     lower = [(named[name], low) for name, low in (at_least or {}).items()]
-    most = min(len(scores) - 1, math.floor(overlap * len(scores) + 1e-9))
+    free = sum(len(row) > 1 for row in scores)  # what pruning left alone is the same in all and says nothing
+    most = len(scores) - free + min(free - 1, math.floor(overlap * free + 1e-9))
     found: list[Pick] = []
     while len(found) < k:
         cuts: list[Cut] = [(pick, most) for pick in found]

@@ -75,14 +75,14 @@ def test_equals_brute_force_on_drawn_numbers(case: tuple[Scores, list[Cost], dic
 def test_diverse_answers_equal_brute_force(case: tuple[Scores, list[Cost], dict[str, float]], k: int) -> None:
     scores, costs, limits = case
     answers = solve(scores, costs, limits, k=k, overlap=0.5)
-    most = min(len(scores) - 1, len(scores) // 2)
+    free = [slot for slot, row in enumerate(scores) if len(row) > 1]
     left = [list(p) for p in itertools.product(*(range(len(row)) for row in scores))
             if all(cost.of(p) <= limits[cost.name] for cost in costs)]
     spread = sum(float(np.ptp(row)) for row in scores)
     for answer in answers:
         assert answer in left
         assert total(scores, answer) >= max(total(scores, p) for p in left) - 1e-6 * spread
-        left = [p for p in left if sum(a == b for a, b in zip(p, answer, strict=True)) <= most]
+        left = [p for p in left if p != answer and sum(p[slot] == answer[slot] for slot in free) <= len(free) / 2]
     assert len(answers) == k or not left
 
 
@@ -94,6 +94,14 @@ def test_diverse_answers_are_apart_and_in_order(problem: Problem, tiny: Layout) 
     assert values == sorted(values, reverse=True)
     for a, b in itertools.combinations(answers, 2):
         assert sum(x == y for x, y in zip(a, b, strict=True)) <= 2
+
+
+def test_slots_without_a_choice_do_not_count_as_overlap() -> None:
+    """Four slots of two choices: half of them may be equal, whatever stands in the six that are decided."""
+    scores = (*(np.array([0.0, -weight]) for weight in (1.0, 2.0, 4.0, 8.0)), *[np.zeros(1)] * 6)
+    cost = Cost("ms", "ms", 0.0, tuple(np.ones(len(row)) for row in scores))
+    answers = solve(scores, [cost], {"ms": 10.0}, k=3, overlap=0.5)
+    assert [pick[:4] for pick in answers] == [[0, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]]
 
 
 def test_a_budget_on_a_networks_exact_cost_is_met(problem: Problem, picks: list[list[int]]) -> None:

@@ -1,0 +1,160 @@
+"""Other people's searches on the restricted space, behind one interface: an ``Oracle`` is asked until it is spent.
+
+They get what they need to be themselves: loss and ms as two objectives (NSGA-II, TPE), or loss within a budget (OFA).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from stored import Array, Pick
+
+from nas.select.problem import Problem
+from nas.select.studies import quiet, unwarned
+
+POPULATIONS = (10, 20, 50)  # of NSGA-II; the published 100 and 50 are more than the fewest evaluations
+TRIALS = 20  # at most so many trials an evaluation: known networks cost nothing, and a search may have converged
+
+
+class SpentError(Exception):
+    """No evaluation is left."""
+
+
+class Oracle:
+    """Losses of networks of the restricted space; each different one costs an evaluation."""
+
+    def __init__(self, problem: Problem, losses: dict[Pick, float], evaluations: int) -> None:
+        self.problem, self.evaluations = problem, evaluations
+        self.free = [slot for slot, ops in enumerate(problem.allowed) if len(ops) > 1]
+        self.asked: dict[Pick, float] = {}
+        self._losses = losses
+        self._ms = {pick: problem.costs[0].of(pick) for pick in losses}
+
+    def loss(self, free: Sequence[int]) -> float:
+        """Of a network given by its choices in the free slots. Raises SpentError where it would cost too much."""
+        pick = self.whole(free)
+        if pick not in self.asked:
+            if len(self.asked) >= self.evaluations:
+                raise SpentError
+            self.asked[pick] = self._losses[pick]
+        return self.asked[pick]
+
+    def ms(self, free: Sequence[int]) -> float:
+        return self._ms[self.whole(free)]
+
+    def whole(self, free: Sequence[int]) -> Pick:
+        pick = [0] * len(self.problem.allowed)
+        for slot, choice in zip(self.free, free, strict=True):
+            pick[slot] = int(choice)
+        return tuple(pick)
+
+    def sizes(self) -> list[int]:
+        return [len(self.problem.allowed[slot]) for slot in self.free]
+
+
+def pymoo_nsga2(population: int) -> Callable[[Oracle, Sequence[float], int], None]:
+    """pymoo's NSGA-II (Blank and Deb, IEEE Access 2020) as its documentation sets it up for integers.
+
+    Choices are ordered by ms. Raises ImportError where pymoo is not installed.
+    """
+    def search(oracle: Oracle, budgets: Sequence[float], seed: int) -> None:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.evaluator import Evaluator
+        from pymoo.core.problem import Problem as Plane
+        from pymoo.core.termination import NoTermination
+        from pymoo.operators.crossover.sbx import SBX
+        from pymoo.operators.mutation.pm import PM
+        from pymoo.operators.repair.rounding import RoundingRepair
+        from pymoo.operators.sampling.rnd import IntegerRandomSampling
+        from pymoo.problems.static import StaticProblem
+
+        plane = Plane(n_var=len(oracle.free), n_obj=2, xl=0, xu=np.array(oracle.sizes()) - 1, vtype=int)
+        algorithm = NSGA2(population, sampling=IntegerRandomSampling(), eliminate_duplicates=True,
+                          crossover=SBX(prob=1.0, eta=3.0, vtype=float, repair=RoundingRepair()),
+                          mutation=PM(prob=1.0, eta=3.0, vtype=float, repair=RoundingRepair()))
+        algorithm.setup(plane, termination=NoTermination(), seed=seed, verbose=False)
+        for _ in range(TRIALS * oracle.evaluations // population):
+            asked = algorithm.ask()
+            if asked is None or not len(asked):
+                return
+            found = np.array([[oracle.loss(free), oracle.ms(free)] for free in asked.get("X")])
+            Evaluator().eval(StaticProblem(plane, F=found), asked)
+            algorithm.tell(infills=asked)
+
+    return search
+
+
+def optuna_nsga2(population: int) -> Callable[[Oracle, Sequence[float], int], None]:
+    return _study(lambda seed: optuna.samplers.NSGAIISampler(population_size=population, seed=seed))
+
+
+def optuna_tpe() -> Callable[[Oracle, Sequence[float], int], None]:
+    return _study(lambda seed: optuna.samplers.TPESampler(seed=seed))
+
+
+def _study(sampler: Callable[[int], Any]) -> Callable[[Oracle, Sequence[float], int], None]:
+    def search(oracle: Oracle, budgets: Sequence[float], seed: int) -> None:
+        with quiet(), unwarned():
+            study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler(seed))
+            for _ in range(TRIALS * oracle.evaluations):
+                trial = study.ask()
+                free = [trial.suggest_categorical(f"s{slot}", range(size)) for slot, size in enumerate(oracle.sizes())]
+                study.tell(trial, [oracle.loss(free), oracle.ms(free)])
+
+    return search
+
+
+def ofa_evolution(settings: dict[str, Any]) -> Callable[[Oracle, Sequence[float], int], None]:
+    """Evolution of Once-for-All (Cai et al., ICLR 2020) from the authors' package: a search for each budget in turn.
+
+    Each has an equal share of the evaluations. Raises ImportError where the package is not installed.
+    """
+    def search(oracle: Oracle, budgets: Sequence[float], seed: int) -> None:
+        from ofa.nas.search_algorithm import EvolutionFinder
+
+        random.seed(seed)  # the package draws from the global ones
+        np.random.seed(seed)
+        total = oracle.evaluations
+        for number, budget in enumerate(budgets, 1):
+            oracle.evaluations = number * total // len(budgets)
+            try:
+                EvolutionFinder(_Efficiency(oracle), _Accuracy(oracle), **settings).run_evolution_search(budget)
+            except SpentError:
+                continue
+
+    return search
+
+
+class _Efficiency:
+    """What ``EvolutionFinder`` asks for milliseconds."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+
+    def get_efficiency(self, arch: dict[str, list[int]]) -> float:
+        return self.oracle.ms(arch["op"])
+
+
+class _Accuracy:
+    """What ``EvolutionFinder`` asks for accuracies: negative losses; and its ``arch_encoder``."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle, self.arch_encoder = oracle, self
+
+    def predict_acc(self, archs: Sequence[dict[str, list[int]]]) -> Array:
+        return np.array([-self.oracle.loss(arch["op"]) for arch in archs])
+
+    def random_sample_arch(self) -> dict[str, list[int]]:
+        return {"op": [random.randrange(size) for size in self.oracle.sizes()]}
+
+    def mutate_resolution(self, arch: dict[str, list[int]], probability: float) -> None:
+        """There is one resolution."""
+
+    def mutate_arch(self, arch: dict[str, list[int]], probability: float) -> None:
+        for slot, size in enumerate(self.oracle.sizes()):
+            if random.random() < probability:
+                arch["op"][slot] = random.randrange(size)
