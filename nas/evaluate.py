@@ -40,8 +40,8 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
     if model.is_dir():
         run = Run.existing(model)
         config, model = settings_of(run), _pick(run, arch, budget_ms)
-        size = None if config.sizes else config.size  # of several, the file's own
-        own = {"data": config.data, "data_dir": config.data_dir, "size": size, "seed": config.seed}
+        own = {"data": config.data, "data_dir": config.data_dir, "seed": config.seed,
+               "size": None if config.sizes else config.side}  # of several, the file's own
         limit = config.limit if data is None else None
         given = {key: own[key] if value is None and (data is None or key != "size") else value
                  for key, value in given.items()}

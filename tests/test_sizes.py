@@ -160,7 +160,7 @@ def test_the_size_is_told_wherever_a_pick_is(finished: tuple[Run, dict[str, Any]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["id", "size"]
     for card in result["front"]:
-        assert [line.split()[1] for line in lines if line.startswith(card["id"])] == [str(card["size"])]
+        assert [line.split()[1] for line in lines if line.split()[:1] == [card["id"]]] == [str(card["size"])]
     told = story(run)
     assert not told["notes"]
     for view in told["views"]:
@@ -178,11 +178,11 @@ def test_interrupted_at_many_moments_it_ends_with_the_same_front(
     kills, result = 0, None
     while result is None:
         try:
-            result = searched(settings(space_file, target), tmp_path / "broken", Quiet(stop_at=17))
+            result = searched(settings(space_file, target), tmp_path / "broken", Quiet(stop_at=31))
         except KeyboardInterrupt:
             kills += 1
             assert kills < 60
-    assert kills >= 4
+    assert kills >= 3  # what is judged again from the log counts as steps, too: 24 of them
     assert {**result, "run": ""} == {**finished[1], "run": ""}
 
 

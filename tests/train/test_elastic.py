@@ -89,18 +89,16 @@ def test_sizes_are_drawn_alike(tiny: Layout, data: Data) -> None:
 
 def test_a_choice_goes_only_if_it_lost_at_every_size(tiny: Layout) -> None:
     priced = [prices(resized(tiny, size), by_macs) for size in SIZES]
-    gates = Gates(tiny, priced, [ends(one) for one in priced])
-    with torch.no_grad():
-        gates.theta[1, 2, 1] = -20.0  # branch 1 of slot 2 loses at 16 pixels alone
-        gates.theta[0, 2, 2] = -20.0  # and branch 2 at both
-    dropped = Pruner(grid=(-1.0, 0.0, 1.0)).check(gates, 1.0, 0)
-    ops = [str(branch.op) for branch in tiny.slots[2].branches]
-    assert ops[2] in [one["op"] for one in dropped if one["slot"] == 2]
-    assert ops[1] not in [one["op"] for one in dropped if one["slot"] == 2]
-    assert all(len(one["probabilities"]) == len(SIZES) for one in dropped)
-    kept = survivors(gates, (-1.0, 0.0, 1.0))
-    for size, one in zip(SIZES, priced, strict=True):  # the smallest latency of each size stays in reach
-        assert all(min(row, key=row.__getitem__) in ops for row, ops in zip(one.ms, kept, strict=True)), size
+    for row, lost in ((0, True), (1, False), (2, False)):  # of theta: all sizes, 16 pixels, 8 pixels
+        gates = Gates(tiny, priced, [ends(one) for one in priced])
+        with torch.no_grad():
+            gates.theta[row, 2, 1] = -20.0
+        dropped = Pruner(grid=(-1.0, 0.0, 1.0)).check(gates, 1.0, 0)
+        assert [one["op"] for one in dropped if one["slot"] == 2] == [str(tiny.slots[2].branches[1].op)] * lost
+        assert all(len(one["probabilities"]) == len(SIZES) for one in dropped)
+        kept = survivors(gates, (-1.0, 0.0, 1.0))
+        for one in priced:  # the smallest latency of each size stays in reach
+            assert all(min(row, key=row.__getitem__) in ops for row, ops in zip(one.ms, kept, strict=True))
 
 
 def test_continued_it_is_bit_equal(tiny: Layout, data: Data) -> None:
