@@ -18,8 +18,8 @@ from nas.select import get as selector
 from nas.select import models
 from nas.select import scores as fits
 from nas.select.evaluation import Evaluation
-from nas.select.problem import Limits, Problem, Scores
-from nas.stages.bounds import NOTHING, Bounds, all_bounds, askings, bounded
+from nas.select.problem import Limits, Problem, Scores, ScoresFor
+from nas.stages.bounds import NOTHING, Asking, Bounds, all_bounds, askings, bounded
 from nas.stages.supernet import SUPERNET
 from nas.stages.workers import Crew, study_name
 from nas.stages.workers import judge as serve_evaluations
@@ -55,27 +55,36 @@ def choose(scene: Scene, training: search_loop.SupernetTraining, limits: dict[st
         ranked: list[list[Arch]] = [[] for _ in of_ms]
         losses: dict[Arch, float] = {}
         for asking in askings(list(problems.values()), limited):
-            one, scores = asking.problem, gate_scores(training, asking.problem, targets, scene)
-            name = " and ".join(targets) + (f" at {one.layout.task.size} pixels" if scene.others else "")
-            with progress.task(f"select for {name}", config.evaluations) as task:
-                judge = Judge(scene, training, task, crew)
-                answers = selector(config.selector, config.objective)(
-                    one, asking.limits, scores, judge, config.evaluations, random.Random(scene.seed))
+            name = " and ".join(targets) + (f" at {asking.problem.layout.task.size} pixels" if scene.others else "")
+            answers, judge, scores = _answers(scene, training, asking, targets, name, progress, crew)
             losses |= judge.asked
             for indices, archs in zip(asking.budgets, answers, strict=True):
                 for index in indices:
                     ranked[index] += archs
             if len(targets) == 1:
-                bounds = [limits[targets[0]] for limits in asking.limits]
-                agreement[name] = judge.agreement(one, training, targets[0], bounds, scene)
-                held_out[name] = judge.held_out(one, scores(asking.limits[-1]))
+                bounds = [one[targets[0]] for one in asking.limits]
+                agreement[name] = judge.agreement(asking.problem, training, targets[0], bounds, scene)
+                held_out[name] = judge.held_out(asking.problem, scores(asking.limits[-1]))
         for ms, archs in zip(of_ms, ranked, strict=True):
             if not archs and scene.footprints:
                 raise UserError(scene.footprints[targets[0]].nothing(f" within {_listed(ms)}"))
+            if scene.others:  # of several sizes, by loss; what is not a number comes last
+                archs = sorted(archs, key=lambda arch: (not np.isfinite(losses[arch]), losses[arch]))
             if archs:
-                budgets.append(_pick(problems, ms, sorted(archs, key=losses.__getitem__) if scene.others else archs))
+                budgets.append(_pick(problems, ms, archs))
     scene.run.log("selection", place=place, rank_agreement=agreement, held_out=held_out)
     return {"budgets": budgets, "rank_agreement": agreement, "held_out": held_out, "selector": config.selector}
+
+
+def _answers(scene: Scene, training: search_loop.SupernetTraining, asking: Asking, targets: Sequence[str], name: str,
+             progress: Progress, crew: Crew | None) -> tuple[list[list[Arch]], Judge, ScoresFor]:
+    """Of the selector, for each of the limits asked for; who judged for it, and the scores that it began with."""
+    config, scores = scene.config, gate_scores(training, asking.problem, targets, scene)
+    with progress.task(f"select for {name}", config.evaluations) as task:
+        judge = Judge(scene, training, task, crew)
+        ask = selector(config.selector, config.objective)
+        answers = ask(asking.problem, asking.limits, scores, judge, config.evaluations, random.Random(scene.seed))
+    return answers, judge, scores
 
 
 def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence[Arch]) -> dict[str, Any]:
