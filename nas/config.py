@@ -234,13 +234,15 @@ class Config(_Strict):
     def _of_one_size(self) -> Config:
         """Refuses what is not there for several sizes."""
         for name in ("sram_kb", "flash_kb"):
-            if self.sizes and getattr(self, name) is not None:
-                raise ValueError(f"{name} is not there for several sizes: give one size, or leave {name} out")
-        if self.sizes and self.exits.method != "none":
-            raise ValueError("exits are not there for several sizes: give one size, or add exits to a pick afterwards "
-                             "(nas exits)")
+            if self.sizes and (given := getattr(self, name)) is not None:
+                raise ValueError(f"{name}={given:g} is not there for several sizes (size={self.sizes}): give one size, "
+                                 f"or leave {name} out")
+        if self.sizes and (method := self.exits.method) != "none":
+            raise ValueError(f"exits.method={method} is not there for several sizes (size={self.sizes}): give one "
+                             "size, or add exits to a pick afterwards (nas exits)")
         if self.sizes and self.objective != "loss":
-            raise ValueError(f"objective={self.objective} is not there for several sizes: leave it out")
+            raise ValueError(f"objective={self.objective} is not there for several sizes (size={self.sizes}): leave it "
+                             "out")
         return self
 
     @property
@@ -339,6 +341,8 @@ def _checked(settings: dict[str, tuple[Any, str]], kind: type[C]) -> C:
         return kind.model_validate(nested)
     except ValidationError as error:
         key, _, mistake = first_mistake(error).partition(": ")
+        if key == "file":  # of settings that do not go together: the text names them
+            raise UserError(mistake.rpartition(" (got ")[0]) from None
         origin = next((where for known, (_, where) in settings.items() if f"{key}.".startswith(f"{known}.")), key)
         raise UserError(f"{origin}: {mistake}") from None
 

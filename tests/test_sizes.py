@@ -78,9 +78,10 @@ def test_one_size_is_recorded_as_before_and_several_are_a_setting(space_file: Pa
 
 @pytest.mark.parametrize(("size", "more", "expected"), [
     ([16, 7, 16], [], "a whole number from 8 to 1024"), ([16, 16], [], "every size once"),
-    ([16, 8.5], [], "a whole number"), ([8, 16], ["exits={method: boost}"], "exits are not there for several sizes"),
-    ([8, 16], ["sram_kb=200.0"], "sram_kb is not there for several sizes"),
-    ([8, 16], ["selector=bayes", "objective=mnas-soft"], "objective=mnas-soft is not there for several sizes")])
+    ([16, 8.5], [], "a whole number"),
+    ([8, 16], ["exits={method: boost}"], r"^exits.method=boost is not there for several sizes \(size=\[16, 8\]\)"),
+    ([8, 16], ["sram_kb=200.0"], r"^sram_kb=200 is not there for several sizes \(size=\[16, 8\]\): give one size"),
+    ([8, 16], ["selector=bayes", "objective=mnas-soft"], "^objective=mnas-soft is not there for several sizes")])
 def test_what_is_not_there_is_refused(size: Any, more: list[str], expected: str) -> None:
     with pytest.raises(UserError, match=expected) as error:
         resolve(None, more, {"target": ["cpu"], "size": size})
