@@ -71,8 +71,8 @@ class Pick:
             raise UserError(f"{self.id}: has early exits; nas.exits.Runtime({str(self.folder)!r}) serves it")
         run = Run.existing(self.run)
         place = self.folder.parent.parent.relative_to(self.run).as_posix()
-        return load_weights(recorded_scene(settings_of(run), run, list(self.ms), images=False), self.arch,
-                            "" if place == "." else f"{place}/")
+        scene = recorded_scene(settings_of(run), run, list(self.ms), images=False)
+        return load_weights(scene.at(self.arch.size), self.arch, "" if place == "." else f"{place}/")
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ def default_run_dir(settings: dict[str, Any]) -> Path:
 def check(configs: Sequence[Config]) -> None:
     """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
     for config in configs:
+        if config.sizes:
+            raise UserError(f"size={config.sizes}: spaces are compared at one size")
         refuse(config)
 
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nas.errors import UserError
 from nas.files import nearest
 from nas.space import first_mistake
+from nas.yaml_text import parsed
 
+SIDES = (8, 1024)
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 # what came after the first runs were made
 LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective"),
@@ -33,6 +34,17 @@ class _Strict(BaseModel):
 def listed(value: Any) -> Any:
     """One value stands for a list of one."""
     return [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+
+
+def sides(value: Any) -> Any:
+    """Of ``size``: None, one side, or several, the largest first. Raises ValueError."""
+    given = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    for side in given:
+        if isinstance(side, bool) or not isinstance(side, int) or not SIDES[0] <= side <= SIDES[1]:
+            raise ValueError(f"an input side is a whole number from {SIDES[0]} to {SIDES[1]}, or a list of these")
+    if len(given) > 16 or len(set(given)) < len(given):
+        raise ValueError("every size once, and at most 16 of them")
+    return sorted(given, reverse=True) if len(given) > 1 else given[0] if given else None
 
 
 Epochs = Annotated[int, Field(ge=0, le=100_000)] | None  # None: from the number of images
@@ -175,7 +187,8 @@ class Config(_Strict):
     space: Name = "ghost"
     only_op: Name | None = None
     width: float = Field(default=1.0, ge=0.05, le=8)
-    size: int | None = Field(default=None, ge=8, le=1024)  # input side; None: the data's own
+    # input side; None: the data's own; several: searched along with the network
+    size: Annotated[int | list[int] | None, BeforeValidator(sides)] = None
     target: Annotated[list[Name], Field(min_length=1, max_length=16), BeforeValidator(listed)]
     budget_ms: Annotated[list[Ms], Field(max_length=256), BeforeValidator(listed)] = []
     budgets: int = Field(default=6, ge=1, le=256)
@@ -216,6 +229,31 @@ class Config(_Strict):
     @classmethod
     def _sorted(cls, values: list[float]) -> list[float]:
         return sorted({float(value) for value in values})
+
+    @model_validator(mode="after")
+    def _of_one_size(self) -> Config:
+        """Refuses what is not there for several sizes."""
+        for name in ("sram_kb", "flash_kb"):
+            if self.sizes and (given := getattr(self, name)) is not None:
+                raise ValueError(f"{name}={given:g} is not there for several sizes (size={self.sizes}): give one size, "
+                                 f"or leave {name} out")
+        if self.sizes and (method := self.exits.method) != "none":
+            raise ValueError(f"exits.method={method} is not there for several sizes (size={self.sizes}): give one "
+                             "size, or add exits to a pick afterwards (nas exits)")
+        if self.sizes and self.objective != "loss":
+            raise ValueError(f"objective={self.objective} is not there for several sizes (size={self.sizes}): leave it "
+                             "out")
+        return self
+
+    @property
+    def sizes(self) -> list[int]:
+        """Where input size is searched, those that are; else none."""
+        return self.size if isinstance(self.size, list) else []
+
+    @property
+    def side(self) -> int | None:
+        """Of the images that are loaded: the largest size."""
+        return self.size[0] if isinstance(self.size, list) else self.size
 
     def to_json(self) -> dict[str, Any]:
         """What a run records. Settings of ``LATER`` are left out at their default, so that earlier runs can go on."""
@@ -303,7 +341,10 @@ def _checked(settings: dict[str, tuple[Any, str]], kind: type[C]) -> C:
         return kind.model_validate(nested)
     except ValidationError as error:
         key, _, mistake = first_mistake(error).partition(": ")
-        raise UserError(f"{_origin(settings, key, mistake)}: {mistake}") from None
+        origin = _origin(settings, key, mistake)
+        if key == "file":  # of settings that do not go together: the text names them
+            mistake = mistake.rpartition(" (got ")[0]
+        raise UserError(mistake if origin == "file" else f"{origin}: {mistake}") from None
 
 
 def _origin(settings: Mapping[str, tuple[Any, str]], key: str, mistake: str) -> str:
@@ -325,7 +366,7 @@ def _from_overrides(overrides: Sequence[str], kind: type[Config]) -> Iterator[tu
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"{text!r}: write key=value, for example train.lr=0.1")
-        nested = _parsed(value, text)
+        nested = parsed(value, text)
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         yield from ((name, leaf, text) for name, leaf in _leaves(nested, kind, text))
@@ -337,7 +378,7 @@ def _from_file(path: Path, kind: type[Config]) -> Iterator[tuple[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"--config {path}: cannot be read: {reason}") from None
-    value = _parsed(text, str(path))
+    value = parsed(text, str(path))
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{path}: expected keys and values, got {type(value).__name__}")
     yield from _leaves(value or {}, kind, str(path))
@@ -358,32 +399,6 @@ def _leaves(value: dict[Any, Any], model: type[BaseModel], where: str, above: st
             yield from _leaves(part, inner, where, f"{key}.")
         else:
             raise UserError(f"{where}: {key}: expected {', '.join(inner.model_fields)}, got {part!r}")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-                              list("-+.0123456789"))
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark and "\n" in text else ""
-        raise UserError(f"{where}:{line} is not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
-    except (ValueError, TypeError, RecursionError, AttributeError, OverflowError) as error:
-        raise UserError(f"{where}: is not YAML: {type(error).__name__}") from None
 
 
 def safe(name: str) -> str:

@@ -127,7 +127,7 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
         select, test = _judged(scene, _running(files["int8"]), torch.device("cpu"))
     ms = one_or_all(predicted(scene, arch))
     memory = _memory(scene, model)
-    return {"id": arch.id, "arch": arch.to_json(), "fine_tuned": fine_tuned,
+    return {"id": arch.id, "arch": arch.to_json(), "size": arch.size, "fine_tuned": fine_tuned,
             "select_accuracy": select.accuracy, "select_accuracy_se": select.accuracy_se, "select_loss": select.loss,
             "accuracy": test.accuracy,
             "accuracy_se": test.accuracy_se, "test_images": test.n, "ms": ms, "worst_ms": ms,

@@ -40,7 +40,8 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
     if model.is_dir():
         run = Run.existing(model)
         config, model = settings_of(run), _pick(run, arch, budget_ms)
-        own = {"data": config.data, "data_dir": config.data_dir, "size": config.size, "seed": config.seed}
+        own = {"data": config.data, "data_dir": config.data_dir, "seed": config.seed,
+               "size": None if config.sizes else config.side}  # of several, the file's own
         limit = config.limit if data is None else None
         given = {key: own[key] if value is None and (data is None or key != "size") else value
                  for key, value in given.items()}

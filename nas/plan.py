@@ -130,6 +130,36 @@ def layout(space: Space, task: Task, exits: bool = False) -> Layout:
     return Layout(space.name, task, stem, tuple(slots), head, tuple(_exits(space, task, slots)) if exits else ())
 
 
+def layouts(space: Space, task: Task, sizes: Sequence[int], exits: bool = False) -> dict[int, Layout]:
+    """The walk at every size, the largest first; at that of the task where there are no ``sizes``.
+
+    Weights are shared over sizes, so the strides must be. Raises UserError where they are not, with the range that
+    goes with the largest size.
+    """
+    most = max(sizes, default=task.size)
+    strides = _strides(space, most)
+    for size in sizes:
+        if size < LAST_MAP or _strides(space, size) != strides:
+            fits = [side for side in range(LAST_MAP, most) if _strides(space, side) == strides]
+            raise UserError(f"--size {size}: {space.name} has other strides there than at {most}, so they cannot share "
+                            f"weights; sizes from {min(fits, default=most)} on go with {most}")
+    return {size: layout(space, replace(task, size=size), exits)
+            for size in sorted(sizes or [task.size], reverse=True)}
+
+
+def resized(layout: Layout, size: int) -> Layout:
+    """What is left of a layout at another input side of the same strides: the walk's maps, the layout's branches."""
+    if size == layout.task.size:
+        return layout
+    sides = list(itertools.accumulate((slot.stride for slot in layout.slots), lambda side, stride: -(-side // stride),
+                                      initial=-(-size // layout.stem.stride)))
+    return replace(
+        layout, task=replace(layout.task, size=size), stem=replace(layout.stem, size=size),
+        slots=tuple(replace(slot, size=side) for slot, side in zip(layout.slots, sides, strict=False)),
+        head=replace(layout.head, size=sides[-1]),
+        exits=tuple(replace(one, key=replace(one.key, size=sides[one.slot + 1])) for one in layout.exits))
+
+
 def plan(layout: Layout, arch: Arch) -> list[OpKey]:
     """Operators of a network in the order they run: stem, every slot that is not skipped, each exit's head, head.
 

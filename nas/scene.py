@@ -23,7 +23,7 @@ from nas.latency.devices import local, opened, own
 from nas.latency.devices.ethos_u import EthosU, of_table
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Device
-from nas.plan import Layout, Task, candidates, layout
+from nas.plan import Layout, Task, candidates, layout, layouts, resized
 from nas.progress import Progress
 from nas.run import Run
 from nas.select.ilp import below
@@ -37,8 +37,9 @@ from nas.train.data import Data, description, load, recorded
 class Scene:
     """A run's settings and inputs. ``costs`` and ``prices`` are keyed by target, in the order given.
 
-    ``footprints`` are those of every target where there is a limit of SRAM or flash; then ``layout`` has only choices
-    that fit on all of them.
+    Where input size is searched, layout, data and prices are those of the largest, and ``others`` are the scenes of the
+    other sizes, largest first: what is done for one network is done in the scene of its size. ``footprints`` are those
+    of every target where there is a limit of SRAM or flash; then ``layout`` has only choices that fit on all of them.
     """
 
     config: Config
@@ -49,10 +50,25 @@ class Scene:
     prices: dict[str, Prices]
     device: torch.device
     footprints: dict[str, Footprints] = field(default_factory=dict)
+    others: dict[int, Scene] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    @property
+    def size(self) -> int:
+        """The input side."""
+        return self.layout.task.size
+
+    @property
+    def every(self) -> list[Scene]:
+        """The scene at each input size, the largest first."""
+        return [self, *self.others.values()]
+
+    def at(self, size: int) -> Scene:
+        """The scene of an input size; of one that is none of its own, itself: it refuses the network."""
+        return self.others.get(size, self)
 
 
 def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progress) -> Scene:
@@ -64,21 +80,22 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     torch.set_num_threads(config.threads or torch.get_num_threads())
     space = _space(config, run)
     data = _images(config, run)
-    plan = layout(space, Task(data.size, data.in_ch, len(data.classes)), exits=config.exits.method != "none")
-    costs = {target: _costs(target, config, run, plan, progress) for target in targets}
-    priced = {t: prices(plan, c.ms_many) for t, c in costs.items()}
-    footprints = _footprints(limits_of_memory(config), run, plan, costs, progress)
-    return Scene(config, run, data, within(plan, footprints), costs, priced, device, footprints)
+    plans = _layouts(space, data, config)
+    costs = {target: _costs(target, config, run, list(plans.values()), progress) for target in targets}
+    footprints = _footprints(limits_of_memory(config), run, plans[data.size], costs, progress)
+    return _one([Scene(config, run, data.at(size), within(plan, footprints), costs,
+                       {t: prices(plan, c.ms_many) for t, c in costs.items()}, device, footprints)
+                 for size, plan in plans.items()])
 
 
 def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Scene:
     """A finished run from its own files, without prices, and without ``images`` unless asked for: enough to export."""
     run_ops.demand(run)
     data = _images(config, run) if images else _described(run)
-    plan = layout(checked_space(config, run.file("space.yaml")), Task(data.size, data.in_ch, len(data.classes)),
-                  exits=config.exits.method != "none")
+    plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
     costs = {target: cost_models.load(str(run.file(f"tables/{label(target)}.json"))) for target in targets}
-    return Scene(config, run, data, plan, costs, {}, loop.device_of(config.train_on))
+    device = loop.device_of(config.train_on)
+    return _one([Scene(config, run, data.at(size), plan, costs, {}, device) for size, plan in plans.items()])
 
 
 def with_targets(scene: Scene, targets: Sequence[str], kept: Layout, progress: Progress, memory: Memory) -> Scene:
@@ -86,11 +103,24 @@ def with_targets(scene: Scene, targets: Sequence[str], kept: Layout, progress: P
 
     ``memory`` are the limits from here on, in place of those of the run.
     """
-    costs = {t: scene.costs[t] if t in scene.costs else _costs(t, scene.config, scene.run, kept, progress)
-             for t in targets}
-    priced = {t: scene.prices[t] if t in scene.prices else prices(kept, costs[t].ms_many) for t in targets}
-    return replace(scene, costs=costs, prices=priced,
-                   footprints=_footprints(memory, scene.run, kept, costs, progress))
+    plans = {at.size: resized(kept, at.size) for at in scene.every}
+    costs = {t: scene.costs[t] if t in scene.costs else _costs(t, scene.config, scene.run, list(plans.values()),
+                                                               progress) for t in targets}
+    footprints = _footprints(memory, scene.run, kept, costs, progress)
+    return _one([replace(at, costs=costs, footprints=footprints, prices={
+        t: at.prices[t] if t in at.prices else prices(plans[at.size], costs[t].ms_many) for t in targets})
+        for at in scene.every])
+
+
+def _one(scenes: Sequence[Scene]) -> Scene:
+    """The first, of the largest size, with those of the other sizes."""
+    first, *others = scenes
+    return replace(first, others={one.size: one for one in others})
+
+
+def _layouts(space: Space, data: Data, config: Config) -> dict[int, Layout]:
+    task = Task(data.size, data.in_ch, len(data.classes))
+    return layouts(space, task, config.sizes, exits=config.exits.method != "none")
 
 
 def with_exit_places(scene: Scene) -> Layout:
@@ -151,13 +181,14 @@ def _footprints(memory: Memory, run: Run, layout: Layout, costs: dict[str, Costs
 
 
 def limits_of(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[float], count: int) -> list[float]:
-    """The budgets of one target: those given, or ``count`` geometric ones over its reachable range.
+    """The budgets of one target: those given, or ``count`` geometric ones over what it reaches at some input size.
 
     Raises UserError for a budget that is out of reach, and where no network fits into the target's memory.
     """
-    one = problem(scene, layout, [target])
+    every = [problem(at, resized(layout, at.size), [target]) for at in scene.every]
+    one = min(every, key=lambda one: one.costs[0].smallest)
     fits = scene.footprints.get(target)
-    ends = fits.ends(one) if fits else (one.costs[0].smallest, one.costs[0].largest)
+    ends = fits.ends(one) if fits else (one.costs[0].smallest, max(one.costs[0].largest for one in every))
     ends = up_to_max(scene.config, target, ends, budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
@@ -214,7 +245,7 @@ def _space(config: Config, run: Run) -> Space:
 
 def _images(config: Config, run: Run) -> Data:
     data_dir = Path(config.data_dir) if config.data_dir else None
-    data = load(config.data, data_dir=data_dir, size=config.size, seed=config.seed, limit=config.limit)
+    data = load(config.data, data_dir=data_dir, size=config.side, seed=config.seed, limit=config.limit)
     _same_data(run, data)
     return data
 
@@ -239,12 +270,13 @@ def _same_data(run: Run, data: Data) -> None:
                         f"{data.source['fingerprint']}); give another --run, or put the images back")
 
 
-def _costs(target: str, config: Config, run: Run, plan: Layout, progress: Progress) -> Costs:
+def _costs(target: str, config: Config, run: Run, plans: Sequence[Layout], progress: Progress) -> Costs:
     """The run's copy of the target's file; at first use it is found, completed if it is this machine's, and copied."""
     name = f"tables/{label(target)}.json"
-    if not run.has(name) or _lacks(cost_models.load(str(run.file(name))), plan):
-        path = _complete(target, plan, progress)
-        _require(path, config, plan)
+    if not run.has(name) or any(_lacks(cost_models.load(str(run.file(name))), plan) for plan in plans):
+        for plan in plans:
+            path = _complete(target, plan, progress)
+            _require(path, config, plan)
         progress.note(f"costs of {target}: {path}")
         run.write(name, lambda file: file.write(path.read_bytes()))
     return cost_models.load(str(run.file(name)))

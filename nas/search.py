@@ -93,6 +93,9 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     scene = set_scene(config, run, config.target, progress)
     training = supernet.trained(scene)
     limited = _memory(config, targets, memory)
+    if config.sizes and limited.given:
+        raise UserError(f"{next(iter(limited.given))}: is not there for a run of several "
+                        f"input sizes ({', '.join(map(str, config.sizes))})")
     scene = with_targets(scene, targets, training.supernet.layout, progress, limited)
     if fine_tune and config.exits.method != "none":
         picks_exits.refuse(scene)
@@ -151,7 +154,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
                 continue
             arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
             path = out / f"{one}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
-            files.append({"id": one, "predicted_ms": predicted, **write(scene, arch, place, path)})
+            files.append({"id": one, "predicted_ms": predicted, **write(scene.at(arch.size), arch, place, path)})
             task.advance()
     return {"files": files}
 
@@ -181,11 +184,13 @@ def _finish(scene: Scene, training: search_loop.SupernetTraining, picks: dict[st
             progress: Progress) -> dict[str, Any]:
     archs = {b["id"]: Arch.from_json(b["arch"]) for b in picks["budgets"]}
     recipe = _finetuning(scene, fine_tune)
-    train_picks(scene, training, list(archs.values()), place, recipe, progress)
+    for at in scene.every:  # of one size at a time: a teacher sees the images that its students see
+        if of_size := [arch for arch in archs.values() if arch.size == at.size]:
+            train_picks(at, training, of_size, place, recipe, progress)
     cards = []
     with progress.task("export", len(archs)) as task:
         for arch in archs.values():
-            cards.append(deliver.deliver(scene, arch, place, recipe.epochs > 0))
+            cards.append(deliver.deliver(scene.at(arch.size), arch, place, recipe.epochs > 0))
             task.advance()
     if scene.config.exits.method != "none" and recipe.epochs:
         plain = {card["id"]: card for card in cards}

@@ -45,6 +45,8 @@ class Baseline(Config):
             for key in (*SEARCH_ONLY[part], *RECORDED[part]):
                 if getattr(place, key) != type(place).model_fields[key].get_default():
                     raise ValueError(f"{f'{part}.' if part else ''}{key} has no effect in nas train: leave it out")
+        if self.sizes:
+            raise ValueError(f"size: one network is of one size, not of {', '.join(map(str, self.sizes))}")
         return self
 
     def to_json(self) -> dict[str, Any]:

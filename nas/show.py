@@ -26,10 +26,11 @@ def rows(values: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = No
 
 def front(result: Mapping[str, Any]) -> None:
     """The picks of a search or a selection, then what was chosen for each budget, then the run directory."""
-    points = [_point(point) for point in result["front"]]
+    points = [_point(point, bool(result.get("sizes"))) for point in result["front"]]
     rows(points, [name for name in dict.fromkeys(key for point in points for key in point)])
     if result["budgets"]:
-        rows([{"budget_ms": one["budget_ms"], "pick": one["id"], "predicted_ms": one["ms"]}
+        rows([{"budget_ms": one["budget_ms"], "pick": one["id"],
+               **({"size": one["size"]} if result.get("sizes") else {}), "predicted_ms": one["ms"]}
               for one in result["budgets"]])
     for target, ids in result.get("fronts", {}).items():
         line(f"front of {target}: {', '.join(ids)}")
@@ -151,9 +152,9 @@ def _unmeasured(result: Mapping[str, Any]) -> list[str]:
     return [target for target in targets if all(value is None for value in values[target])]
 
 
-def _point(point: Mapping[str, Any]) -> dict[str, Any]:
+def _point(point: Mapping[str, Any], sizes: bool) -> dict[str, Any]:
     accuracy, error = point.get("accuracy"), point.get("accuracy_se")
-    shown = {"id": point["id"], "accuracy": _accuracy(accuracy, error)}
+    shown = {"id": point["id"], **({"size": point["size"]} if sizes else {}), "accuracy": _accuracy(accuracy, error)}
     if point.get("dominated_on_test"):
         shown["accuracy"] += " (dominated)"
     if point.get("exits"):

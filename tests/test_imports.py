@@ -13,7 +13,7 @@ import pytest
 NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
     {"nas", "errors"},  # "nas" is the package itself: its version
-    {"files", "arch", "terminal", "launch"},
+    {"files", "arch", "terminal", "launch", "yaml_text"},
     {"space", "run", "progress", "show", "results"},
     {"config", "ops"},
     {"plan", "settings"},

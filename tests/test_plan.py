@@ -15,7 +15,7 @@ from nas.arch import SKIP, Arch, Op
 from nas.errors import UserError
 from nas.files import folder, shipped
 from nas.ops import build, deployed
-from nas.plan import Layout, OpKey, Task, candidates, layout, macs, params, plan, prefixes, restrict
+from nas.plan import Layout, OpKey, Task, candidates, layout, layouts, macs, params, plan, prefixes, resized, restrict
 from nas.space import Space
 from nas.subnet import Subnet
 
@@ -238,3 +238,23 @@ def test_restricting_keeps_what_is_named(tiny: Layout) -> None:
     assert left.slots[3] == tiny.slots[3] and left.fixed == tiny.fixed
     with pytest.raises(ValueError, match="slot 2 would be empty"):
         restrict(tiny, [*keep[:2], [SKIP], keep[3]])
+
+
+@pytest.mark.parametrize("name", shipped("search_spaces", ".yaml"))
+def test_a_layout_resized_is_the_walk_at_that_size(name: str) -> None:
+    space, task = Space.load(name), Task(224, 3, 10)
+    exits = space.exit is not None
+    assert layouts(space, task, [], exits) == {224: layout(space, task, exits)}
+    walks = layouts(space, task, [160, 224, 201], exits)
+    assert list(walks) == [224, 201, 160]  # the largest first
+    for size, walk in walks.items():
+        assert walk == layout(space, replace(task, size=size), exits) == resized(walks[224], size)
+        keep = [slot.ops[::2] for slot in walk.slots]
+        assert resized(restrict(walks[224], keep), size) == restrict(walk, keep)
+
+
+def test_sizes_share_strides(tiny_space: Space) -> None:
+    """Strides 1, 1, 2: from 7 pixels on the last map is 4x4 or larger, below the 2 becomes 1."""
+    assert list(layouts(tiny_space, Task(16, 3, 4), [7, 16])) == [16, 7]
+    with pytest.raises(UserError, match=r"--size 6: tiny has other strides .*sizes from 7 on go with 16"):
+        layouts(tiny_space, Task(16, 3, 4), [6, 16])

@@ -14,7 +14,6 @@ from nas.cli.base import (
     Json,
     Ops,
     RunPath,
-    Size,
     SramKb,
     Targets,
     Width,
@@ -39,7 +38,8 @@ def search(
     data: Annotated[str | None, typer.Option(help="digits (default), cifar10, or a folder of images.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
     limit: Annotated[int | None, typer.Option(help="Train on at most this many images.")] = None,
-    size: Size = None,
+    size: Annotated[list[int] | None, typer.Option(help="Input side in pixels; twice or more: searched as well, the "
+                                                   "images are of the largest. Default: the data's own.")] = None,
     width: Width = None,
     only_op: Annotated[str | None, typer.Option(help="Only this operator of the space.")] = None,
     selector: Annotated[str | None, typer.Option(help="ilp (default), auto, evolution, bayes, or random.")] = None,

@@ -74,7 +74,7 @@ def train(
         from nas.plan import Task, layout
         from nas.scene import checked_space
 
-        if genome.size(layout(checked_space(settings), Task(settings.size or 224, 3, 10))) > 1:
+        if genome.size(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
             raise UserError("--arch: which network? give largest, smallest, random, or an arch.json")
         return "largest"
 

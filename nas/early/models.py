@@ -100,6 +100,7 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     target = target or config.target[0]
     scene = scenes.recorded_scene(config, run, [target] if target in config.target else config.target[:1], images)
     arch = Arch.from_json(run.read_json(f"{place}archs/{wanted}/arch.json"))
+    scene = scene.at(arch.size)
     at = scenes.with_exit_places(scene)
     costs = scenes.priced_exits(scene, at, target, progress)
     if isinstance(costs, LatencyTable) and costs.int8_on_cpu:

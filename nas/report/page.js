@@ -11,7 +11,7 @@ const hue = op => colour(families.indexOf(family(op)));
 let view = story.views[0], chosen = null;
 
 function describe(p) {
-  return `${p.id}\n${accuracy(p)} on test\n${short(p.ms)} ms predicted, ${isNumber(p.measured_ms) ? short(p.measured_ms) + " ms measured" : "not measured"}\n` +
+  return `${p.id}${p.size ? `, input ${p.size}²` : ""}\n${accuracy(p)} on test\n${short(p.ms)} ms predicted, ${isNumber(p.measured_ms) ? short(p.measured_ms) + " ms measured" : "not measured"}\n` +
     `${millions(p.macs)} MACs, ${millions(p.params)} parameters${p.kind === "front" ? "" : "\n" + p.kind}`;
 }
 
@@ -62,6 +62,7 @@ function showFront() {
   });
   const columns = [
     { name: "id", of: p => make("button", { class: "link", type: "button" }, p.id) },
+    ...(view.points.some(p => p.size) ? [{ name: "size", number: true, of: p => `${p.size}²` }] : []),
     { name: "accuracy", number: true, of: accuracy }, { name: "predicted ms", number: true, of: p => short(p.ms) },
     { name: "measured ms", number: true, of: p => short(p.measured_ms) }, { name: "MACs", number: true, of: p => millions(p.macs) },
     { name: "parameters", number: true, of: p => millions(p.params) },

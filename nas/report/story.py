@@ -16,7 +16,7 @@ from nas.config import Config
 from nas.errors import UserError
 from nas.latency.costs import Costs
 from nas.latency.costs import load as load_costs
-from nas.plan import Layout, OpKey, Task, layout, macs, params, plan
+from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
 from nas.run import Run
 from nas.scene import checked_space, label
 from nas.settings import settings_of
@@ -37,7 +37,8 @@ class _Teller:
     def __init__(self, run: Run, config: Config) -> None:
         self.run, self.config, self.notes = run, config, list[str]()
         self.data = self._read("data.json")
-        self.layout = self._try(self._layout) if self.data and run.has("space.yaml") else None
+        self.layouts: dict[int, Layout] = self._try(self._layouts) if self.data and run.has("space.yaml") else {}
+        self.layout = next(iter(self.layouts.values()), None)  # of the largest input size, where there are several
         self.fronts = self._fronts()
         targets = [*config.target, *(t for _, front in self.fronts for t in targets_of(front))]
         self.costs = {target: costs for target in dict.fromkeys(targets) if (costs := self._costs(target))}
@@ -75,9 +76,14 @@ class _Teller:
             self.notes.append(f"{self.run.path}: a file is not as nas search wrote it ({error!r})")
         return {}
 
-    def _layout(self) -> Layout:
+    def _layouts(self) -> dict[int, Layout]:
         task = Task(self.data["size"], len(self.data["mean"]), len(self.data["classes"]))
-        return layout(checked_space(self.config, self.run.file("space.yaml")), task, exits=True)
+        return layouts(checked_space(self.config, self.run.file("space.yaml")), task, self.config.sizes, exits=True)
+
+    def _at(self, arch: Arch) -> Layout:
+        """The layout of an arch's input size."""
+        assert self.layout is not None
+        return self.layouts.get(arch.size, self.layout)
 
     def _costs(self, target: str) -> Costs | None:
         name = f"tables/{label(target)}.json"
@@ -93,13 +99,15 @@ class _Teller:
 
     def _so_far(self) -> dict[str, Any]:
         """What the front will be made of: cards of the picks that are delivered, bare milliseconds of the others."""
-        picks = self.run.read_json("picks.json")
-        points = {b["id"]: self._read(f"archs/{b['id']}/card.json") or {"id": b["id"], "arch": b["arch"], "ms": {
-            b["target"]: b["ms"]}} for b in picks["budgets"]}
-        return {"target": list(self.config.target), "front": list(points.values()), "budgets": picks["budgets"]}
+        picks, sizes = self.run.read_json("picks.json"), self.config.sizes
+        points = {b["id"]: self._read(f"archs/{b['id']}/card.json") or {
+            "id": b["id"], "arch": b["arch"], "size": b["arch"]["size"], "ms": {b["target"]: b["ms"]}}
+            for b in picks["budgets"]}
+        return {"target": list(self.config.target), **({"sizes": sizes} if sizes else {}),
+                "front": list(points.values()), "budgets": picks["budgets"]}
 
     def _view(self, place: str, front: dict[str, Any], target: str) -> dict[str, Any]:
-        points = [{**_brief(point, target), "kind": name} for kind, name in KINDS.items()
+        points = [{**_brief(point, target, "sizes" in front), "kind": name} for kind, name in KINDS.items()
                   for point in front.get(kind, [])]
         known = {point["id"]: point for point in points}
         own = front.get("fronts", {}).get(target)  # of this device, where there are several
@@ -122,15 +130,15 @@ class _Teller:
 
     def _network(self, value: Any) -> list[dict[str, Any]]:
         """Stem, every slot (skipped ones too), exits and head in the order they run, with what each costs."""
-        assert self.layout is not None
         arch = Arch.from_json(value)
-        plan(self.layout, arch)  # refuses an arch of another space
-        heads = {exit_.slot: exit_.key for exit_ in self.layout.exits}
-        rows: list[tuple[str, OpKey | None]] = [("stem", self.layout.stem)]
-        for slot, op in zip(self.layout.slots, arch.ops, strict=True):
+        at = self._at(arch)
+        plan(at, arch)  # refuses an arch of another space
+        heads = {exit_.slot: exit_.key for exit_ in at.exits}
+        rows: list[tuple[str, OpKey | None]] = [("stem", at.stem)]
+        for slot, op in zip(at.slots, arch.ops, strict=True):
             rows += [(str(slot.index), None if op == SKIP else slot.key(op))]
             rows += [(f"exit {slot.index}", heads[slot.index])] if slot.index in arch.exits else []
-        rows.append(("head", self.layout.head))
+        rows.append(("head", at.head))
         self._price(key for _, key in rows if key)
         return [self._row(where, key) for where, key in rows]
 
@@ -180,8 +188,8 @@ class _Teller:
         return judged
 
     def _ms(self, value: Any) -> dict[str, float]:
-        assert self.layout is not None
-        keys = plan(self.layout, Arch.from_json(value))
+        arch = Arch.from_json(value)
+        keys = plan(self._at(arch), arch)
         self._price(keys)
         return {target: sum(known[key] for key in keys) for target, known in self.known.items()
                 if all(key in known for key in keys)}
@@ -225,9 +233,9 @@ def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _brief(point: dict[str, Any], target: str) -> dict[str, Any]:
-    """A card for one target."""
+def _brief(point: dict[str, Any], target: str, sizes: bool) -> dict[str, Any]:
+    """A card for one target; with its input size, where there are several."""
     one = {key: _of(point.get(key), target) for key in ("ms", "measured_ms", "drift")}
     names = ("id", "accuracy", "accuracy_se", "select_accuracy", "test_images", "macs", "params", "fine_tuned",
-             "dominated_on_test", "float_accuracy", "max_abs_diff", "exits")
+             "dominated_on_test", "float_accuracy", "max_abs_diff", "exits", *(["size"] if sizes else []))
     return {**{name: point[name] for name in names if point.get(name) is not None}, **one}

@@ -11,13 +11,22 @@ import numpy as np
 from nas.arch import Op
 from nas.errors import UserError
 from nas.files import nearest
-from nas.plan import Layout, OpKey, Slot, macs, params
+from nas.plan import Layout, OpKey, Slot, macs, params, resized
 from nas.scene import Scene, limits_of, memory_bounds, problem, up_to_max
 from nas.select.ilp import below, solve
-from nas.select.problem import Cost, Problem, budgets
+from nas.select.problem import Cost, Limits, Problem, budgets
 
 PARAMS, MACS = "--max-params", "--max-macs"  # costs are named as a user limits them
 _COUNTS: dict[str, tuple[str, Callable[[OpKey], int]]] = {PARAMS: ("parameters", params), MACS: ("MACs", macs)}
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the selection of one input size is asked for: limits, and which budgets (their indices) each stands for."""
+
+    problem: Problem
+    limits: list[Limits]
+    budgets: list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -67,16 +76,52 @@ def reachable(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
     """
     if not bounds.counts:
         return limits_of(scene, layout, target, budget_ms, count)
-    one, limits = bounded(scene, layout, [target], bounds), all_bounds(scene, [target], bounds)
-    ms = one.costs[0]
-    least, most = (ms.of(solve(scores, one.costs, limits)[0])
-                   for scores in (tuple(-row for row in ms.per_op), ms.per_op))
+    limits = all_bounds(scene, [target], bounds)
+    every = within_reach([bounded(at, resized(layout, at.size), [target], bounds) for at in scene.every], limits)
+    ms = every[0].costs[0]
+    least = min(one.costs[0].of(fastest(one, limits)) for one in every)
+    most = max(one.costs[0].of(solve(one.costs[0].per_op, one.costs, limits)[0]) for one in every)
     ends = up_to_max(scene.config, target, (least, most), budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
             within = " and ".join(f"{name} {value:g}" for name, value in bounds.counts.items())
             raise UserError(below(ms, budget, ends[0], f"with {within}; raise one of them"))
-    return sorted(budget_ms) or budgets(one, count, ends)
+    return sorted(budget_ms) or budgets(every[0], count, ends)
+
+
+def askings(problems: Sequence[Problem], limits_list: Sequence[Limits]) -> list[Asking]:
+    """One for each problem: of several, one an input size, each is asked for what it can reach, and for nothing twice.
+
+    A budget above the largest network of a size is that network's cost there. Raises UserError for limits that no size
+    can keep.
+    """
+    if len(problems) == 1:
+        return [Asking(problems[0], list(limits_list), [[index] for index in range(len(limits_list))])]
+    asked: list[dict[tuple[tuple[str, float], ...], list[int]]] = [{} for _ in problems]
+    for index, limits in enumerate(limits_list):
+        for one in within_reach(problems, limits):
+            own = tuple((name, min(value, one.largest(name))) for name, value in limits.items())
+            asked[problems.index(one)].setdefault(own, []).append(index)
+    return [Asking(one, [dict(limits) for limits in own], list(own.values()))
+            for one, own in zip(problems, asked, strict=True) if own]
+
+
+def within_reach(problems: Sequence[Problem], limits: Limits) -> list[Problem]:
+    """Those, one an input size, with a network within the limits; where none has one, UserError of the last."""
+    found = []
+    for one in problems:
+        try:
+            fastest(one, limits)
+            found.append(one)
+        except UserError:
+            if not found and one is problems[-1]:
+                raise
+    return found
+
+
+def fastest(problem: Problem, limits: Limits) -> list[int]:
+    """Of the least first cost. Raises UserError where nothing is within the limits."""
+    return solve(tuple(-row for row in problem.costs[0].per_op), problem.costs, limits)[0]
 
 
 def _count(layout: Layout, name: str) -> Cost:

@@ -40,6 +40,7 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
                if b["id"] in fitting]
     shown, large = ([card for card in shown if (card["id"] in fitting) is wanted] for wanted in (True, False))
     return {"space": scene.layout.space, "target": targets if len(targets) > 1 else targets[0],
+            **({"sizes": [at.size for at in scene.every]} if scene.others else {}),
             "front": [card for card in shown if card["id"] in kept],
             "dominated": [card for card in shown if card["id"] not in kept], "budgets": budgets,
             **({"too_large": large} if large else {}), **(_per_device(fronts) if len(targets) > 1 else {}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,15 @@ import numpy as np
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.footprint import within
+from nas.plan import resized
 from nas.progress import Progress
 from nas.scene import Scene
 from nas.select import get as selector
 from nas.select import models
 from nas.select import scores as fits
 from nas.select.evaluation import Evaluation
-from nas.select.problem import Limits, Problem, Scores
-from nas.stages.bounds import NOTHING, Bounds, all_bounds, bounded
+from nas.select.problem import Limits, Problem, Scores, ScoresFor
+from nas.stages.bounds import NOTHING, Asking, Bounds, all_bounds, askings, bounded
 from nas.stages.supernet import SUPERNET
 from nas.stages.workers import Crew, study_name
 from nas.stages.workers import judge as serve_evaluations
@@ -34,7 +35,9 @@ def choose(scene: Scene, training: search_loop.SupernetTraining, limits: dict[st
            progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> dict[str, Any]:
     """Asks the selector, target by target and then for all budgets of ``asked`` together.
 
-    Every network judged, by this process or by the workers of ``crew``, stays in the log and is never judged again.
+    Where input size is searched, each size has a selection of its own (one ILP a size), and a budget's pick is the best
+    of them all. Every network judged, by this process or by the workers of ``crew``, stays in the log and is never
+    judged again.
     """
     config, kept = scene.config, within(training.supernet.layout, scene.footprints)
     parts = [([target], [{target: bound} for bound in bounds]) for target, bounds in limits.items()]
@@ -47,33 +50,53 @@ def choose(scene: Scene, training: search_loop.SupernetTraining, limits: dict[st
     agreement: dict[str, Any] = {}
     held_out: dict[str, Any] = {}
     for targets, of_ms in parts:
-        one, name = bounded(scene, kept, targets, asked), " and ".join(targets)
-        with progress.task(f"select for {name}", config.evaluations) as task:
-            judge = Judge(scene, training, task, crew)
-            ask, scores = selector(config.selector, config.objective), gate_scores(training, one, targets, scene)
-            limited = [{**ms, **all_bounds(scene, targets, asked)} for ms in of_ms]
-            ranked = ask(one, limited, scores, judge, config.evaluations, random.Random(scene.seed))
+        problems = {at.size: bounded(at, resized(kept, at.size), targets, asked) for at in scene.every}
+        limited = [{**ms, **all_bounds(scene, targets, asked)} for ms in of_ms]
+        ranked: list[list[Arch]] = [[] for _ in of_ms]
+        losses: dict[Arch, float] = {}
+        for asking in askings(list(problems.values()), limited):
+            name = " and ".join(targets) + (f" at {asking.problem.layout.task.size} pixels" if scene.others else "")
+            answers, judge, scores = _answers(scene, training, asking, targets, name, progress, crew)
+            losses |= judge.asked
+            for indices, archs in zip(asking.budgets, answers, strict=True):
+                for index in indices:
+                    ranked[index] += archs
+            if len(targets) == 1:
+                bounds = [one[targets[0]] for one in asking.limits]
+                agreement[name] = judge.agreement(asking.problem, training, targets[0], bounds, scene)
+                held_out[name] = judge.held_out(asking.problem, scores(asking.limits[-1]))
         for ms, archs in zip(of_ms, ranked, strict=True):
             if not archs and scene.footprints:
                 raise UserError(scene.footprints[targets[0]].nothing(f" within {_listed(ms)}"))
+            if scene.others:  # of several sizes, by loss; what is not a number comes last
+                archs = sorted(archs, key=lambda arch: (not np.isfinite(losses[arch]), losses[arch]))
             if archs:
-                budgets.append(_pick(one, ms, archs))
-        if len(targets) == 1:
-            bounds = [ms[name] for ms in of_ms]
-            agreement[name] = judge.agreement(one, training, name, bounds, scene)
-            held_out[name] = judge.held_out(one, scores(limited[-1]))
+                budgets.append(_pick(problems, ms, archs))
     scene.run.log("selection", place=place, rank_agreement=agreement, held_out=held_out)
     return {"budgets": budgets, "rank_agreement": agreement, "held_out": held_out, "selector": config.selector}
 
 
-def _pick(problem: Problem, ms: dict[str, float], archs: Sequence[Arch]) -> dict[str, Any]:
+def _answers(scene: Scene, training: search_loop.SupernetTraining, asking: Asking, targets: Sequence[str], name: str,
+             progress: Progress, crew: Crew | None) -> tuple[list[list[Arch]], Judge, ScoresFor]:
+    """Of the selector, for each of the limits asked for; who judged for it, and the scores that it began with."""
+    config, scores = scene.config, gate_scores(training, asking.problem, targets, scene)
+    with progress.task(f"select for {name}", config.evaluations) as task:
+        judge = Judge(scene, training, task, crew)
+        ask = selector(config.selector, config.objective)
+        answers = ask(asking.problem, asking.limits, scores, judge, config.evaluations, random.Random(scene.seed))
+    return answers, judge, scores
+
+
+def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence[Arch]) -> dict[str, Any]:
     """The first that takes its share of some budget; one budget is a number, several together are an object."""
-    best = next((arch for arch in archs if any(problem.cost(arch, t) >= USED * bound for t, bound in ms.items())),
-                archs[0])
-    found, together = {target: problem.cost(best, target) for target in ms}, len(ms) > 1
+    def cost(arch: Arch, target: str) -> float:
+        return problems[arch.size].cost(arch, target)
+
+    best = next((arch for arch in archs if any(cost(arch, t) >= USED * bound for t, bound in ms.items())), archs[0])
+    found, together = {target: cost(best, target) for target in ms}, len(ms) > 1
     target = next(iter(ms))
     return {"target": list(ms) if together else target, "budget_ms": ms if together else ms[target], "id": best.id,
-            "arch": best.to_json(), "ms": found if together else found[target]}
+            "size": best.size, "arch": best.to_json(), "ms": found if together else found[target]}
 
 
 def _listed(ms: dict[str, float]) -> str:
@@ -90,7 +113,8 @@ def gate_scores(training: search_loop.SupernetTraining, problem: Problem, target
             return tuple(np.zeros(len(ops)) for ops in problem.allowed)
         tables = []
         for target in targets:
-            index, cost = seen.index(target) if target in seen else 0, problem.named(target)
+            columns, cost = training.columns(problem.layout.task.size), problem.named(target)
+            index = columns[seen.index(target) if target in seen else 0]
             ends = training.gates.ranges[index] if target in seen else (cost.smallest, cost.largest)
             tables.append(training.gates.log_scores(position(limits[target], *ends), index))
         return tuple(np.mean([[max(row[op], -50.0) for op in ops] for row in rows], axis=0)

@@ -105,10 +105,23 @@ def training_of(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALO
                                 t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune,
                                 g.latency, g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp,
                                 g.widths, t.attend, t.attend_to)
-    ranges = [_range(problem(scene, scene.layout, [target]).costs[0], limits[target]) for target in config.target]
-    grid = sorted({position(b, *bounds) for t, bounds in zip(config.target, ranges, strict=True) for b in limits[t]})
-    return search_loop.SupernetTraining(scene.layout, data, [scene.prices[target] for target in config.target], ranges,
-                                        tuple(grid), recipe, scene.seed, scene.device, group)
+    _refuse_idle(scene, limits)
+    columns = [(at, target) for at in scene.every for target in config.target]
+    ranges = [_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]
+    grid = sorted({position(b, *bounds) for (_, t), bounds in zip(columns, ranges, strict=True) for b in limits[t]})
+    return search_loop.SupernetTraining(scene.layout, data, [at.prices[target] for at, target in columns], ranges,
+                                        tuple(grid), recipe, scene.seed, scene.device, group,
+                                        [at.size for at, _ in columns])
+
+
+def _refuse_idle(scene: Scene, limits: dict[str, list[float]]) -> None:
+    """Raises UserError for an input size at which no network is within any budget: it would be trained for nothing."""
+    for at in scene.every if scene.others else ():
+        least = {target: problem(at, at.layout, [target]).costs[0].smallest for target in limits}
+        if all(least[target] > max(budgets) for target, budgets in limits.items()):
+            target = next(iter(limits))
+            raise UserError(f"--size {at.size}: its smallest network takes {least[target]:.4g} ms on {target}, above "
+                            "every budget: leave this size out, or raise --budget-ms")
 
 
 def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:

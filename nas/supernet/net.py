@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nas.arch import SKIP, Arch, Op
 from nas.decision import Decision
 from nas.ops import Block, build, take_width
-from nas.plan import Layout, OpKey, restrict
+from nas.plan import Layout, OpKey, resized, restrict
 from nas.subnet import Subnet
 from nas.subnet import build as build_subnet
 from nas.supernet.shared import SharedSlot
@@ -46,8 +46,11 @@ class Supernet(nn.Module):
                 shared.drop(op)
 
     def inherit(self, arch: Arch) -> Subnet:
-        """A plain network with this supernet's weights and BN statistics; equals ``self(x, one_hot(arch))`` in eval."""
-        subnet = build_subnet(self.layout, arch)
+        """A plain network with this supernet's weights and BN statistics; equals ``self(x, one_hot(arch))`` in eval.
+
+        Of any input size: no weight depends on it.
+        """
+        subnet = build_subnet(resized(self.layout, arch.size), arch)
         subnet.stem.load_state_dict(self.stem.state_dict())
         subnet.head.load_state_dict(self.head.state_dict())
         live = [(shared, op) for shared, op in zip(self._shared(), arch.ops, strict=True) if op != SKIP]

@@ -37,6 +37,7 @@ class Errand:
     grid: tuple[float, ...]
     recipe: Recipe
     state: bytes
+    sizes: tuple[int, ...]
     ops: tuple[tuple[str, str], ...]  # files of the user's own operators, with their hashes
 
 
@@ -54,7 +55,7 @@ def begin(config: Config, training: SupernetTraining, progress: Progress) -> Non
     torch.save(training.state(), buffer)
     ranks.first(Errand(config, training.data.source["fingerprint"], training.layout, tuple(training.prices),
                        tuple(training.gates.ranges), training.pruner.grid, training.recipe, buffer.getvalue(),
-                       tuple((str(one.path.resolve()), one.sha256) for one in own.loaded())))
+                       tuple(training.sizes), tuple((str(one.path.resolve()), one.sha256) for one in own.loaded())))
 
 
 def follow() -> NoReturn:
@@ -77,12 +78,12 @@ def _training(errand: Errand, ranks: Ranks) -> SupernetTraining:
             raise UserError(f"process {ranks.rank}: --ops {file}: another file than the first process has")
         own.load([file])
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    data = load(config.data, data_dir=Path(config.data_dir) if config.data_dir else None, size=config.size,
+    data = load(config.data, data_dir=Path(config.data_dir) if config.data_dir else None, size=config.side,
                 seed=config.seed, limit=config.limit)
     if data.source["fingerprint"] != errand.images:
         raise UserError(f"process {ranks.rank}: other images than the first process has (fingerprint "
                         f"{data.source['fingerprint']}, there {errand.images}); give every machine the same")
     training = SupernetTraining(errand.layout, data, errand.prices, errand.ranges, errand.grid, errand.recipe,
-                                config.seed, loop.device_of(config.train_on), ranks)
+                                config.seed, loop.device_of(config.train_on), ranks, errand.sizes)
     training.load(torch.load(io.BytesIO(errand.state), map_location="cpu", weights_only=True))
     return training

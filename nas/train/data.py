@@ -11,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from nas.config import SIDES
 from nas.errors import UserError
 from nas.files import nearest
 from nas.train import augment as augmentation
@@ -27,7 +29,6 @@ from nas.train.sources import Indices, Source, cifar10, digits
 HELD_OUT, MOST_HELD_OUT = 0.1, 5000  # gate and select each
 FEW, ENOUGH = 300, 1000  # a front cannot be told apart on fewer: data of at least ENOUGH give up to a fifth
 TEST = 0.2  # where the source has no test split
-SIDES = (8, 1024)
 MEMORY = 0.6  # of what is free
 BUILT_IN = ("digits", "cifar10")
 
@@ -72,6 +73,10 @@ class Data:
     @property
     def in_ch(self) -> int:
         return 3
+
+    def at(self, size: int) -> Data:
+        """The same images for networks of another input side: batches of them are resized, they are not kept twice."""
+        return self if size == self.size else replace(self, size=size)
 
 
 def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit: int | None = None) -> Data:
@@ -188,13 +193,25 @@ def quotas(counts: Indices, total: int, keep: int) -> Indices:
 
 
 def normalise(images: torch.Tensor, data: Data, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 [B, C, H, W] -> ``dtype``, channels_last, mean 0 and deviation 1 over the train split."""
+    """uint8 [B, C, H, W] -> ``dtype``, channels_last, mean 0 and deviation 1 over the train split, at the data's size.
+    """
     count, channels, height, width = images.shape
     # lines of width * channels numbers: the layout stays channels_last and the arithmetic vectorises
     lines = images.permute(0, 2, 3, 1).reshape(count * height, width * channels).float()
     shift, scale = (torch.tensor(v, device=images.device).repeat(width) for v in (data.mean, data.std))
     lines.sub_(shift * 255).mul_(1 / (scale * 255))
-    return lines.view(count, height, width, channels).permute(0, 3, 1, 2).to(dtype)
+    return resized(lines.view(count, height, width, channels).permute(0, 3, 1, 2), data.size).to(dtype)
+
+
+def resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """float32 [B, C, H, W] -> [B, C, size, size], channels_last: bilinear with antialiasing, as images are read.
+
+    Elastic resolution resizes the batch (Once-for-All, arXiv 1908.09791, section 3.3: a size is drawn for each).
+    """
+    if images.shape[-1] == size:
+        return images
+    scaled = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def batches(

@@ -3,6 +3,8 @@
 Weights follow the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142): the dearest network
 learns from labels, a random and the cheapest one from it; between two such steps a random one learns from labels. Gates
 learn on their own split (``bilevel``: DARTS' first order, arXiv 1806.09055) or with the weights on both (``single``).
+Of several input sizes each step draws one, for weights and gates alike, and resizes its batches to it (elastic
+resolution, Once-for-All, arXiv 1908.09791); prices and budgets are then those of that size, the gates the same.
 Randomness is drawn from (seed, phase, epoch), so that a run continued from an epoch's checkpoint ends bit-equal.
 """
 
@@ -30,7 +32,7 @@ from nas.supernet.prune import Pruner, survivors
 from nas.supernet.width import closing_gap
 from nas.train import loop
 from nas.train.attentive import attend
-from nas.train.data import Data, batches
+from nas.train.data import Data, batches, resized
 from nas.train.distill import INPLACE
 from nas.train.ema import Average
 from nas.train.ranks import ALONE, Ranks
@@ -72,16 +74,18 @@ class Recipe:
 class SupernetTraining:
     """Everything that changes while the supernet trains; ``state`` and ``load`` make it resumable between epochs.
 
-    With several ``ranks`` each has one of these: they draw the same, compute their own part of every batch, and stay
-    equal. Raises UserError where a split has no two images for every micro-batch (``recipe.accumulate``).
+    ``prices`` and ``ranges`` are one a target. Where input size is searched they are one a target and size, ``sizes``
+    is that of each, and ``layout`` and ``data`` are those of the largest. With several ``ranks`` each has one of these:
+    they draw the same, compute their own part of every batch, and stay equal. Raises UserError where a split has no two
+    images for every micro-batch (``recipe.accumulate``).
     """
 
     def __init__(self, layout: Layout, data: Data, prices: Sequence[Prices], ranges: Sequence[tuple[float, float]],
                  grid: tuple[float, ...], recipe: Recipe, seed: int, device: torch.device,
-                 ranks: Ranks = ALONE) -> None:
+                 ranks: Ranks = ALONE, sizes: Sequence[int] = ()) -> None:
         _check_parts(data, recipe.accumulate)
         self.layout, self.data, self.recipe, self.seed, self.device = layout, data, recipe, seed, device
-        self.prices = prices
+        self.prices, self.sizes = prices, tuple(sizes) or (layout.task.size,) * len(prices)
         self.stepper = Stepper(device, recipe.accumulate, recipe.amp, ranks, apart=True)
         with loop.seeded(seed, "weights"):
             net = Supernet(layout)
@@ -124,10 +128,14 @@ class SupernetTraining:
 
     def judge(self, arch: Arch, split: Any, calibration: int) -> loop.Judged:
         """Takes a network out, recomputes its BN statistics on training images, judges it."""
-        subnet = loop.placed(self.inherit(arch), self.device)
-        images = loop.calibration_images(self.data, calibration, 128, self.device, self.seed)
+        subnet, data = loop.placed(self.inherit(arch), self.device), self.data.at(arch.size)
+        images = loop.calibration_images(data, calibration, 128, self.device, self.seed)
         loop.recalibrate(subnet, images)
-        return loop.evaluate(subnet, split, self.data, self.device)
+        return loop.evaluate(subnet, split, data, self.device)
+
+    def columns(self, size: int) -> list[int]:
+        """Which of the prices, ranges and gates are those of an input size, target by target."""
+        return [column for column, own in enumerate(self.sizes) if own == size]
 
     def inherit(self, arch: Arch) -> Subnet:
         """A network with the weights that count: the averaged ones, where an average is kept. BN is not recomputed."""
@@ -177,17 +185,20 @@ class SupernetTraining:
         train = batches(self.data.train, self.data, recipe.batch, generator=loop.generator(*names, "train"),
                         augment=recipe.augment, share=self.stepper.ranks.share)
         gate = self._gate_batches(names)
-        steps = max(1, len(self.data.train) // recipe.batch)
+        steps, choices = max(1, len(self.data.train) // recipe.batch), list(dict.fromkeys(self.sizes))
         sums: dict[str, list[float]] = {}
         self.supernet.train()
         for i, (images, labels) in enumerate(train):
             within = (index + i / steps) / max(1, recipe.epochs[phase])
             loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / len(self.schedule), recipe.lr))
+            size = rng.choice(choices) if len(choices) > 1 else self.data.size
+            images = resized(images, size)
             sandwich = recipe.sandwich_every and i % recipe.sandwich_every == 0
             step = self._sandwich_step if sandwich else self._random_step
             figures = step(phase, within, images.to(self.device), labels.to(self.device), rng, coins)
             if phase == "search" and recipe.relaxation in RELAXATIONS and i % recipe.gate_every == 0:
                 held_out = next(gate)
+                held_out = resized(held_out[0], size), held_out[1]
                 if recipe.update == "single":
                     held_out = torch.cat([held_out[0], images]), torch.cat([held_out[1], labels])
                 figures |= self._gate_step(within, held_out, rng, coins)
@@ -241,7 +252,7 @@ class SupernetTraining:
         dearest network's until then: branches learn beside neighbours that have learned something.
         """
         if phase == "search" and self.recipe.relaxation in RELAXATIONS and rng.random() < 0.5:
-            return draw(self.gates, self._soft(within, rng), coins)
+            return draw(self.gates, self._soft(within, rng, batch[0].shape[-1]), coins)
         live = self.supernet.layout
         if phase != "warmup" and self.recipe.attend != "none":
             return one_hot(attend(live, self.prices[0], rng, self.recipe.attend_to,
@@ -257,13 +268,15 @@ class SupernetTraining:
             loss = float(F.cross_entropy(self._logits(images, one_hot(arch)), labels))
         return self.stepper.ranks.mean({"loss": loss})["loss"]
 
-    def _soft(self, within: float, rng: random.Random) -> Soft:
-        target = rng.randrange(len(self.gates.ranges))
-        return self.gates.at(rng.uniform(-1, 1), target, closing_gap(within))
+    def _soft(self, within: float, rng: random.Random, size: int) -> Soft:
+        """The gates at a random budget of a random target, at the input size of the step."""
+        columns = self.columns(size)
+        column = columns[rng.randrange(len(columns))]
+        return self.gates.at(rng.uniform(-1, 1), column, closing_gap(within))
 
     def _gate_step(self, within: float, batch: tuple[Tensor, Tensor], rng: random.Random,
                    coins: torch.Generator) -> dict[str, float]:
-        soft = self._soft(within, rng)
+        soft = self._soft(within, rng, batch[0].shape[-1])
         high, low = self.recipe.tau
         tau = high * (low / high) ** within
         decision = RELAXATIONS[self.recipe.relaxation](self.gates, soft, tau, coins)

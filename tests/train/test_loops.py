@@ -145,7 +145,7 @@ class AsBefore(SupernetTraining):
     def _gate_step(self, within: float, batch: tuple[Tensor, Tensor], rng: random.Random,
                    coins: torch.Generator) -> dict[str, float]:
         high, low = self.recipe.tau
-        soft = self._soft(within, rng)
+        soft = self._soft(within, rng, batch[0].shape[-1])
         decision = RELAXATIONS[self.recipe.relaxation](self.gates, soft, high * (low / high) ** within, coins)
         loss = F.cross_entropy(self.supernet(batch[0], decision), batch[1])
         for parameter, gradient in zip(self.gates.parameters(), torch.autograd.grad(
@@ -226,7 +226,7 @@ def test_single_level_learns_from_both_splits_at_once(tiny: Layout, data: Data) 
     for step in range(2):
         (rng, coins), again = ((random.Random(step), torch.Generator().manual_seed(step)) for _ in range(2))
         run._gate_step(0.5, (images, labels), rng, coins)
-        decision = RELAXATIONS["two-path"](twin.gates, twin._soft(0.5, again[0]), 2.0 * 0.15**0.5, again[1])
+        decision = RELAXATIONS["two-path"](twin.gates, twin._soft(0.5, again[0], 16), 2.0 * 0.15**0.5, again[1])
         twin.optimizer.zero_grad()
         twin.gate_optimizer.zero_grad()
         F.cross_entropy(twin.supernet(images, decision), labels).backward()

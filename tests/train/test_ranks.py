@@ -67,10 +67,12 @@ def trained(config: Config, path: Path, progress: Any = None) -> SupernetTrainin
         return supernet.train(scene, limits, group, progress)
 
 
-def test_two_processes_equal_two_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [16, [16, 8]], ids=str)
+def test_two_processes_equal_two_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: object) -> None:
     space = tmp_path / "tiny.yaml"  # with dropout: each micro-batch has its own, whoever computes it
     space.write_text(yaml.safe_dump({**TINY, "head": {"op": "head(hidden=16, dropout_percent=20)"}}))
-    config = config_of(space, "train.accumulate=2", "train.ema=0.5")
+    settings = config_of(space, "train.accumulate=2", "train.ema=0.5").to_json()
+    config = Config.from_json({**settings, "size": size}, "test")
     one = trained(config, tmp_path / "one")
     monkeypatch.setattr(supernet, "CHECKPOINT_EVERY_S", 0.0)
     with another_process(monkeypatch) as second, pytest.raises(KeyboardInterrupt):
