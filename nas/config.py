@@ -233,7 +233,14 @@ class Config(_Strict):
         try:
             return Config.model_validate(value)
         except ValidationError as error:
-            raise UserError(f"{file}: {first_mistake(error)}") from None
+            raise UserError(f"{file}: {recorded_mistake(error)}") from None
+
+
+def recorded_mistake(error: ValidationError) -> str:
+    """Of settings that a run has recorded: a key that is not known here was in another version."""
+    mistake = first_mistake(error)
+    other = "; a run of another version: use the nas that its environment.json names"
+    return mistake + other if mistake.endswith(": unknown key") else mistake
 
 
 C = TypeVar("C", bound=Config)

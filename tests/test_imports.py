@@ -14,6 +14,7 @@ NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
     {"nas", "errors"},  # "nas" is the package itself: its version
     {"files", "arch", "terminal", "launch"},
+    {"artefacts"},
     {"space", "run", "progress", "show", "results"},
     {"config", "ops"},
     {"plan", "settings"},
