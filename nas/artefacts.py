@@ -6,7 +6,6 @@ Only what is read by name is here; further keys stand as they are.
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -20,21 +19,14 @@ class _Kept(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-def _inside(path: str) -> str:
-    if not path or "\0" in path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise ValueError("not the path of a file in the run")
-    return path
-
-
 def _genotype(value: dict[str, Any]) -> dict[str, Any]:
     Arch.from_json(value)
     return value
 
 
-Number = float  # an int is one, too
 Share = Annotated[float, Field(ge=0, le=1)]
 Id = Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=64)]
-Inside = Annotated[str, AfterValidator(_inside)]
+File = Annotated[str, Field(pattern=r"^(selections/[^/\0]+/)?archs/[\w.\-]+/(exits/)?[\w.\-]+\.onnx$")]
 Genotype = Annotated[dict[str, Any], AfterValidator(_genotype)]
 Ms = Annotated[float, Field(gt=0)]
 ByTarget = Ms | dict[str, Ms]  # a number where there is one target
@@ -48,7 +40,7 @@ class Card(_Kept):
     of: Id | None = None
     arch: Genotype | None = None
     ms: ByTarget | None
-    measured_ms: Ms | dict[str, Ms | None] | None = None
+    measured_ms: Ms | dict[str, Ms | None] | None
     select_accuracy: Share
     select_accuracy_se: Annotated[float, Field(ge=0)] = 0.0
     accuracy: Share
@@ -58,14 +50,21 @@ class Card(_Kept):
     fine_tuned: bool
     fits: bool = True
     exits: list[int]
-    onnx: Inside
-    int8_onnx: Inside | None = None
+    onnx: File
+    int8_onnx: File | None = None
 
     @model_validator(mode="after")
     def _of_one(self) -> Card:
-        if self.exits and self.of is None:
-            raise ValueError("of: missing: whose exits they are")
+        if bool(self.exits) != ("/exits/" in self.onnx) or (self.exits and self.of is None):
+            raise ValueError("exits, of and onnx do not go together")
         return self
+
+
+class Large(Card):
+    """A card whose network needs more memory than there is."""
+
+    sram_kb: Any
+    flash_kb: Any
 
 
 class Budget(_Kept):
@@ -83,7 +82,7 @@ class Front(_Kept):
     target: Text | list[Text]
     front: list[Card]
     dominated: list[Card]
-    too_large: list[Card] = []
+    too_large: list[Large] = []
     budgets: list[Budget]
     fronts: dict[str, list[Id]] = {}
     on_several: list[Id] = []
@@ -91,6 +90,8 @@ class Front(_Kept):
     @model_validator(mode="after")
     def _priced(self) -> Front:
         targets = [self.target] if isinstance(self.target, str) else self.target
+        if self.fronts and "on_several" not in self.model_fields_set:
+            raise ValueError("on_several: missing")
         for card in (*self.front, *self.dominated):
             known = card.ms if isinstance(card.ms, dict) else dict.fromkeys(targets[:1] if card.ms else [])
             if missing := [target for target in targets if target not in known]:

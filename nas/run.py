@@ -131,7 +131,7 @@ class Run:
         """Raises UserError for a file that is missing, truncated, not JSON, or not what it should hold."""
         path, again = self.file(name), "delete it and give the same command: it is made again"
         try:
-            value = json.loads(path.read_bytes())
+            value = json.loads(path.read_bytes(), parse_constant=_refuse, parse_float=_finite)
         except FileNotFoundError:
             raise UserError(f"{path}: missing; this run is not that far; give its nas search command again") from None
         except OSError as error:
@@ -289,10 +289,18 @@ def _mend(file: BinaryIO) -> None:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _refuse(text)
 
 
 def _plain(value: Any) -> Any:

@@ -84,8 +84,8 @@ def test_a_disk_that_is_full_at_any_file(finished: tuple[Path, dict[str, Any]], 
             assert line and "No space left on device" in line and disk.refused[-1] in line
             assert not list(path.rglob("*.tmp")) and refusals < 40
             assert all(json.loads(file.read_bytes()) is not None for file in path.rglob("*.json"))
-    files_of_all_stages = {"config.json", "log.jsonl", "supernet.pt", "picks.json", "finetune.pt", "weights.safetensors",
-                           "model.onnx", "card.json", "front.json", "front.png"}
+    files_of_all_stages = {"config.json", "log.jsonl", "supernet.pt", "picks.json", "finetune.pt", "card.json",
+                           "weights.safetensors", "model.onnx", "front.json", "front.png"}
     assert refusals == len(disk.refused) >= 15 and files_of_all_stages <= set(disk.refused)
     assert comparable(result) == comparable(finished[1]) and weights(path) == weights(finished[0])
 

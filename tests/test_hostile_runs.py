@@ -210,7 +210,7 @@ def networks(draw: st.DrawFn, content: bytes) -> bytes:
         onnx.helper.set_model_props(model, draw(METADATA))
     elif what == "shape":
         dims = graph.input[0].type.tensor_type.shape.dim
-        dims[draw(st.integers(0, len(dims) - 1))].dim_value = draw(st.sampled_from((-1, 0, 1, 3, 7, 10**6)))
+        dims[draw(st.integers(0, len(dims) - 1))].dim_value = draw(st.sampled_from((-1, 0, 1, 3, 7, 10_000)))
     elif what == "node":
         one.op_type = draw(st.sampled_from(("Relu", "Conv", "", "Nothing", "If", "Reshape", "Shape", "Add")))
     elif what == "attribute":
@@ -242,7 +242,7 @@ def test_a_network(finished: Run, tmp_path_factory: pytest.TempPathFactory, draw
         file.size(None), file.statistics(), file.columns([str(i) for i in range(10)])
 
     read_or_refused(evaluated, "broken.onnx", "--size")
-    read_or_refused(lambda: onnxruntime.timed(onnxruntime.session(path), 1, lambda: 0)(), "broken.onnx", "model")
+    read_or_refused(lambda: onnxruntime.Cpu().load(path)(), "broken.onnx", "model")
     found = read_or_refused(lambda: predict(path, V100, 16, allow_unknown=True), "broken.onnx")
     assert found is None or 0 <= found["ms"] < math.inf
 
