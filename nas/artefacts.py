@@ -26,7 +26,7 @@ def _genotype(value: dict[str, Any]) -> dict[str, Any]:
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Id = Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=64)]
-File = Annotated[str, Field(pattern=r"^(selections/[^/\0]+/)?archs/[\w.\-]+/(exits/)?[\w.\-]+\.onnx$")]
+File = Annotated[str, Field(pattern=r"^(selections/[^/.\x00][^/\x00]*/)?archs/\w[\w.\-]*/(exits/)?\w[\w.\-]*\.onnx$")]
 Genotype = Annotated[dict[str, Any], AfterValidator(_genotype)]
 Ms = Annotated[float, Field(gt=0)]
 ByTarget = Ms | dict[str, Ms]  # a number where there is one target
@@ -165,14 +165,13 @@ class ExitPolicy(_Kept):
         return self
 
 
-_PLACE = r"(selections/[^/]+/)?"
-_KINDS: list[tuple[re.Pattern[str], TypeAdapter[Any]]] = [
-    (re.compile(pattern), TypeAdapter(kind)) for pattern, kind in (
-        (f"{_PLACE}front\\.json", Front), (f"{_PLACE}picks\\.json", Picks), (r"arch\.json", Genotype),
-        (f"{_PLACE}archs/[^/]+/arch\\.json", Genotype), (f"{_PLACE}archs/[^/]+/card\\.json", Card),
-        (f"{_PLACE}archs/[^/]+/exits/card\\.json", Card | None),  # None: no exits keep within the limits
-        (f"{_PLACE}archs/[^/]+/exits/thresholds\\.json", ExitPolicy),
-        (r"data\.json", Images), (r"splits\.json", Splits))]
+_ARCH = r"(selections/[^/]+/)?archs/[^/]+/"
+_FILES: tuple[tuple[str, Any], ...] = (
+    (r"(selections/[^/]+/)?front\.json", Front), (r"(selections/[^/]+/)?picks\.json", Picks), (r"arch\.json", Genotype),
+    (f"{_ARCH}arch\\.json", Genotype), (f"{_ARCH}card\\.json", Card),
+    (f"{_ARCH}exits/card\\.json", Card | None),  # None: no exits keep within the limits
+    (f"{_ARCH}exits/thresholds\\.json", ExitPolicy), (r"data\.json", Images), (r"splits\.json", Splits))
+_KINDS = [(re.compile(pattern), TypeAdapter[Any](kind)) for pattern, kind in _FILES]
 
 
 def mistake(name: str, value: Any) -> str | None:

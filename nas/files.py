@@ -77,7 +77,8 @@ def _of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.filename is None or Path(error.filename).parent == path.parent:
+            error.filename = str(path)
         raise
 
 

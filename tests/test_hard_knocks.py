@@ -209,7 +209,7 @@ for file in sys.argv[2:]:
     pixels = np.arange(3 * 16 * 16, dtype=np.float32).reshape(3, 16, 16) % 256
     logits = session.run(None, {"input": ((pixels / 255 - mean) / std)[None]})[0]
     print(metadata["classes"].split("\\n")[int(logits.argmax())], float(logits.sum()))
-print(sorted(name for name in ("torch", "nas", "onnx", "scipy", "site") if name in sys.modules))
+print(sorted(name for name in ("torch", "nas", "onnx", "scipy") if name in sys.modules))
 """
 
 

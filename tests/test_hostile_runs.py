@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_search import Quiet, config_of, searched
 
-from nas import api, artefacts, deliver, scene, show
+from nas import api, artefacts, scene, show
 from nas import search as pipeline
 from nas.arch import Arch
 from nas.early import models
@@ -41,14 +41,9 @@ V100 = costs.load("gpu-v100")
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory: pytest.TempPathFactory, space_file: Path) -> Path:
-    return space_file
-
-
-@pytest.fixture(scope="module")
-def finished(space: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     path = tmp_path_factory.mktemp("runs") / "hostile"
-    searched(config_of(space, "exits.method=boost"), path)
+    searched(config_of(space_file, "exits.method=boost"), path)
     return Run.existing(path)
 
 
@@ -124,7 +119,7 @@ def test_a_log(finished: Run, drawn: st.DataObject) -> None:
 
 @slowly_tried
 @given(drawn=st.data())
-def test_a_whole_command(finished: Run, space: Path, drawn: st.DataObject) -> None:
+def test_a_whole_command(finished: Run, space_file: Path, drawn: st.DataObject) -> None:
     restore = put_back(finished.path)
     kinds = (".json", ".yaml", ".jsonl", ".safetensors", ".pt")
     files = sorted(path for path in finished.path.rglob("*") if path.suffix in kinds)
@@ -134,7 +129,7 @@ def test_a_whole_command(finished: Run, space: Path, drawn: st.DataObject) -> No
     is_json = file.suffix == ".json" and len(content) < 100_000
     file.write_bytes(drawn.draw(json_files(json.loads(content)) if is_json else torn(content)))
     commands: dict[str, Callable[[], Any]] = {
-        "search": lambda: searched(config_of(space, "exits.method=boost"), finished.path),
+        "search": lambda: searched(config_of(space_file, "exits.method=boost"), finished.path),
         "export": lambda: pipeline.export(finished, plain, None, None, Quiet()),  # type: ignore[arg-type]
         "export exits": lambda: pipeline.export(finished, early, None, None, Quiet()),  # type: ignore[arg-type]
         "evaluate": lambda: evaluate(finished.path, arch=plain),
@@ -272,5 +267,5 @@ def test_the_thresholds_in_a_network_with_exits(finished: Run, tmp_path_factory:
 def test_the_fronts_of_the_experiments_are_as_runs_should_be() -> None:
     files = sorted(Path(__file__).parent.parent.glob("experiments/*/*.json"))
     checked = [file for file in files if file.name in ("front.json", "picks.json")]
-    assert len(checked) >= 4 and deliver.CARD == "card.json"
+    assert len(checked) >= 4
     assert [artefacts.mistake(file.name, json.loads(file.read_bytes())) for file in checked] == [None] * len(checked)
