@@ -37,7 +37,7 @@ from nas.scene import (
     set_scene,
     with_targets,
 )
-from nas.settings import settings_of
+from nas.settings import searched, settings_of
 from nas.show import targets_of
 from nas.stages import selection, supernet
 from nas.stages.bounds import NOTHING, Bounds, reachable
@@ -86,7 +86,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     Limits of ``memory`` that are not given are those of the run, if all targets are its own. With a ``storage`` so many
     ``workers`` share the evaluations.
     """
-    config = Config.from_json(run.config, str(run.file("config.json")))
+    config = searched(run)
     bounds.check(targets)
     if not run.has("picks.json"):
         raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
@@ -120,7 +120,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
 
 def judge(run: Run, storage: str, progress: Progress, parent: int | None = None) -> None:
     """A worker: evaluates what a ``select`` of the same run, here or elsewhere, puts into the storage."""
-    config = Config.from_json(run.config, str(run.file("config.json")))
+    config = searched(run)
     scene = set_scene(config, run, config.target, progress)
     if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))

@@ -60,6 +60,15 @@ def default_run_dir(settings: Baseline) -> Path:
     return run_dir(settings, f"train-{safe(settings.arch)}")
 
 
+def searched(run: Run) -> Config:
+    """Those of a run that has a supernet. Raises UserError as ``settings_of``, and for a run of ``nas train``."""
+    settings = settings_of(run)
+    if isinstance(settings, Baseline):
+        raise UserError(f"{run.path}: made by nas train: one network, no supernet to select from; give a run of nas "
+                        "search")
+    return settings
+
+
 def settings_of(run: Run) -> Config:
     """The settings of a search or of a training, as recorded.
 

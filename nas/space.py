@@ -188,7 +188,8 @@ def mistakes(error: ValidationError) -> list[str]:
 def _text(mistake: Any) -> str:
     key = ".".join(str(part) for part in mistake["loc"] if part not in _NOT_KEYS) or "file"
     if mistake["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
+        split = key.endswith(")") and "(" not in key.rpartition(".")[2]  # {op: stem(kernel=3, act=relu)}
+        return f"{key}: unknown key{'; within { } an operator with commas needs quotes' if split else ''}"
     if mistake["type"] == "missing":
         return f"{key}: missing"
     got = repr(mistake["input"])

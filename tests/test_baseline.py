@@ -18,7 +18,7 @@ from nas.errors import UserError
 from nas.plan import Layout, macs, params, plan
 from nas.report.story import story
 from nas.run import Run
-from nas.settings import Baseline, settings_of
+from nas.settings import Baseline, searched, settings_of
 
 SETTINGS = ["train.finetune_epochs=3", "train.batch=16"]
 
@@ -119,7 +119,10 @@ def test_runs_that_recorded_what_had_no_effect_are_read(space_file: Path, tmp_pa
     recorded = config.to_json()
     assert recorded["max_ms"] is None and recorded["train"]["attend"] == "none"  # as before: such runs go on
     recorded |= {**earlier, "train": recorded["train"] | earlier.get("train", {})}
-    assert settings_of(Run.open(tmp_path / "run", recorded)) == config
+    run = Run.open(tmp_path / "run", recorded)
+    assert settings_of(run) == config
+    with pytest.raises(UserError, match=r"run: made by nas train: one network, no supernet to select from"):
+        searched(run)
 
 
 def test_an_arch_of_another_space_is_refused(space_file: Path, tmp_path: Path) -> None:

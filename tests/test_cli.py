@@ -336,6 +336,19 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
     assert (process.returncode, out, err) == (130, "", "nas: interrupted: the same command continues\n")
 
 
+def test_an_interrupted_import_is_an_interrupt(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def importing(*_: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None  # as numpy does
+
+    pretend(monkeypatch, "nas.latency.costs", targets=importing)
+    assert call("targets") == (130, "", "nas: interrupted: the same command continues\n")
+    pretend(monkeypatch, "nas.latency.costs", targets=raiser(UserError("x")))
+    assert call("targets") == (2, "", "nas: x\n")
+
+
 def test_python_m_nas() -> None:
     done = subprocess.run([sys.executable, "-m", "nas", "nope"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("nas: No such command")

@@ -60,6 +60,7 @@ def test_shipped_spaces_load_and_lay_out(name: str) -> None:
     (changed(("stem", "out"), 0), "stem.out: "),
     (changed(("stem", "out"), "8"), "stem.out: "),
     (changed(("stem", "kernel"), 3), "stem.kernel: unknown key"),
+    (changed(("stem", "act=relu)"), None), r"stem\.act=relu\): unknown key; within { } an operator with commas needs"),
     (changed(("stem", "op"), "stem(kernel=3"), "stem.op: "),
     (changed(("stem", "op"), "stme(kernel=3)"), "did you mean 'stem'"),
     (changed(("stem", "op"), "stem(kernels=3)"), "unknown knob 'kernels'"),

@@ -34,6 +34,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         # PyTorch's idle threads spin long by default: beside any other load a step then takes 12 times as long
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # left alone in the background of a shell
+        signal.signal(signal.SIGINT, _interrupt)
     if not launch.leads():  # torchrun's other processes help to train; the first alone reads settings, writes, prints
         launch.go_when_told()
         if words[:1] == ["search"] and not {"-h", "--help"} & set(words):
@@ -41,20 +43,27 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
             crew.follow()
         sys.exit(0)
+    _seen.clear()
     try:
         code = app(args=words or ["--help"], prog_name="nas", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
-        text = one_line(error)
-        if text is None or os.environ.get("NAS_DEBUG") == "1":
-            raise
-        print(f"nas: {text}", file=sys.stderr)
-        sys.exit(2)
+        if not _seen:  # numpy makes an ImportError of an interrupt while it is being imported
+            text = one_line(error)
+            if text is None or os.environ.get("NAS_DEBUG") == "1":
+                raise
+            print(f"nas: {text}", file=sys.stderr)
+            sys.exit(2)
+        code = 130
     if code == 130:
         print("nas: interrupted: the same command continues", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+_seen: list[int] = []  # signals that asked to stop
+
+
 def _interrupt(signum: int, frame: object) -> NoReturn:
+    _seen.append(signum)
     raise KeyboardInterrupt

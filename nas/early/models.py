@@ -36,7 +36,7 @@ from nas.latency.fresh import fresh
 from nas.latency.kernel_model import KernelModel
 from nas.latency.onnx_shapes import load, opened
 from nas.latency.predict import predict
-from nas.latency.profile import check_all
+from nas.latency.profile import check_all, one_torch_thread
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Run as Timed
 from nas.latency.timing import interleaved
@@ -192,8 +192,9 @@ def _data(given: Data | None, kept: Mapping[str, str], classes: int, side: int, 
 
 
 def _alone(prepare: Callable[[], Mapping[str, Timed]], count: int) -> tuple[dict[str, float], float | None]:
-    timings = fresh(lambda: interleaved(prepare(), seconds=SECONDS * count, rng=random.Random(0), max_rounds=400,
-                                        warm=5))
+    with one_torch_thread():
+        timings = fresh(lambda: interleaved(prepare(), seconds=SECONDS * count, rng=random.Random(0), max_rounds=400,
+                                            warm=5))
     return {name: timing.ms for name, timing in timings.items()}, None
 
 

@@ -2,8 +2,8 @@
 
 Rows come from a bench (``nas.latency.bench``) in chunks of random composition and are saved chunk by chunk: a run that
 is killed continues where it was. On a device that is timed, every chunk has references (``nas.latency.context``) and a
-yardstick of its own, so that hours of different load fit together (``nas.latency.timing``); and its rows are corrected,
-affinely in (sum, number of operators), so that folded into the rows the correction leaves ``sum == whole`` exact.
+yardstick of its own, so that hours of different load fit together (``nas.latency.timing``); and its rows are corrected
+(``nas.latency.correction``).
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from nas.errors import UserError
 from nas.latency.agreement import agreement, kendall, mape, note
 from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator
 from nas.latency.context import Context
+from nas.latency.correction import correct
 from nas.latency.devices import opened
 from nas.latency.fresh import fresh
-from nas.latency.table import HEADS, OWN, LatencyTable, Row, axis
+from nas.latency.table import HEADS, OWN, LatencyTable, Row
 from nas.latency.timing import Device, Run, Steady, Timing, interleaved
 from nas.ops.own import hashes
 from nas.plan import Layout, OpKey, candidates, macs, plan
@@ -261,29 +262,9 @@ def _raw(table: LatencyTable, rows: Iterable[Row]) -> LatencyTable:
 
 
 def _correct(bench: Bench, layout: Layout, table: LatencyTable, seed: str) -> dict[str, Any]:
-    """Fits ``whole = scale * sum + per_op_ms * operators`` on random networks and folds it into the layout's rows."""
-    groups = {axis(key, table.align)[0] for key in candidates(layout)}
-    rows = [row for key, row in table.rows.items() if axis(key, table.align)[0] in groups]
-    raw = _raw(table, rows)
     plans = _plans(layout, FITTED_ON, seed)
     measured = np.mean(bench.networks(plans), axis=0)
-    sums = np.array([sum(raw.ms_many(keys)) for keys in plans])
-    counts = np.array([len(keys) for keys in plans])
-    scale, per_op_ms = fit(sums, counts, measured, smallest_ms=min(row.raw_ms for row in rows))
-    table.add(row.model_copy(update={"ms": scale * row.raw_ms + per_op_ms}) for row in rows)
-    after = scale * sums + per_op_ms * counts
-    return {"scale": scale, "per_op_ms": per_op_ms, "n": len(plans), "mape_before": mape(sums, measured),
-            "bias_before": float(np.mean(sums / measured - 1)), "mape_after": mape(after, measured),
-            "drift": bench.drift}
-
-
-def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, smallest_ms: float) -> tuple[float, float]:
-    """Least relative squares; the scale alone where an affine fit would be absurd or make a row free."""
-    matrix = np.stack([sums, counts], 1) / measured[:, None]
-    scale, per_op_ms = np.linalg.lstsq(matrix, np.ones(len(measured)), rcond=None)[0]
-    if not (0.5 <= scale <= 2 and scale * smallest_ms + per_op_ms > 0.1 * smallest_ms):
-        return float(np.median(measured / sums)), 0.0
-    return float(scale), float(per_op_ms)
+    return {**correct(table, _label(layout), candidates(layout), plans, measured), "drift": bench.drift}
 
 
 def _validation(bench: Bench, layout: Layout, table: LatencyTable, n: int, seed: str) -> dict[str, Any]:

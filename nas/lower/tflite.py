@@ -30,6 +30,7 @@ SHARED = ("Concat", "Slice", "Flatten", "Reshape", "GlobalAveragePool", "ReduceM
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 ONES = (1, 1)
 UNIT = Quantization.of(1 / 256, -128)  # of what lies between 0 and 1
+HAIR = 1 / 512  # half a step: ONNX Runtime's sigmoid gives 1.0000001, too
 
 
 def lower(module: nn.Module, *, in_ch: int, size: int, calibration: Iterable[Tensor] | None = None) -> bytes:
@@ -135,7 +136,7 @@ def _scales(steps: Sequence[Step], maps: dict[str, Map]) -> dict[str, Quantizati
     for name, members in group.items():
         low, high = min(maps[m].low for m in members), max(maps[m].high for m in members)
         fixed = sorted(members & unit)
-        if fixed and (low < 0 or high > 1):
+        if fixed and (low < -HAIR or high > 1 + HAIR):
             raise _unknown(f"that joins {fixed[0]}, between 0 and 1, with a wider map")
         scale = scale_of(low, high)
         scales[name] = UNIT if fixed else Quantization.of(scale, round(-128 - low / scale))

@@ -13,6 +13,7 @@ from nas.progress import Progress, Task
 from nas.run import Run
 from nas.scene import Scene, limits_of, problem
 from nas.select.problem import Cost
+from nas.settings import searched
 from nas.supernet.gates import position
 from nas.train import crew, search_loop
 from nas.train.ranks import ALONE, Ranks
@@ -60,7 +61,7 @@ def _within(task: Task, epoch: int) -> Callable[[int, int], None]:
 
 def _start_from(other: Run, scene: Scene, training: search_loop.SupernetTraining, progress: Progress) -> None:
     """Takes over the weights of an earlier run's supernet: everything of equal name and shape."""
-    old = Config.from_json(other.config, str(other.file("config.json")))
+    old = searched(other)
     if not other.has("picks.json"):
         raise UserError(f"--init {other.path}: that run has not finished its supernet")
     recorded, own_splits = other.read_json("data.json"), scene.data.indices

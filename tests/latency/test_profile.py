@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from torch import nn
 
@@ -15,7 +14,7 @@ from nas.latency import bench as bench_module
 from nas.latency import profile as profile_module
 from nas.latency.bench import Clocked
 from nas.latency.context import Context, Map
-from nas.latency.profile import fit, profile
+from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady, interleaved, summary
 from nas.ops.layers import ConvBN
@@ -209,13 +208,6 @@ def test_an_unstable_row_is_tried_again_and_then_flagged(tiny: Layout, tmp_path:
     assert table.rows[tiny.stem].how == "flagged"
     assert sum(type(block).__name__ == "Stem" for block in device.measured) == profile_module.ATTEMPTS
     assert sum(row.how == "flagged" for row in table.rows.values()) == 1
-
-
-def test_the_fit_finds_an_affine_law_and_refuses_an_absurd_one() -> None:
-    sums, counts = np.array([1.0, 2.0, 4.0, 3.0]), np.array([4, 6, 5, 9])
-    assert fit(sums, counts, 1.2 * sums + 0.05 * counts, 0.1) == pytest.approx((1.2, 0.05))
-    assert fit(sums, counts, 1.2 * sums - 0.1 * counts, 0.01)[1] == 0.0  # a row of 0.01 ms would cost less than nothing
-    assert fit(sums, counts, 9 * sums, 0.1) == pytest.approx((9.0, 0.0))
 
 
 def test_rounds_are_interleaved_and_the_first_runs_of_a_burst_are_not_counted() -> None:

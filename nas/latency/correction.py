@@ -1,0 +1,80 @@
+"""What whole networks cost beyond the sum of their rows, folded into the rows.
+
+Inside a network data is warmer or colder than between two convolutions, and a run has a cost of its own: ``whole =
+scale * sum + per_op_ms * operators``, fitted for each layout (a space at a size) and folded into its rows, so that the
+sum stays the whole. Layouts of one table share operators (ghost and mbconv a hundred at each size), and a row has one
+figure: the correction that it already stands on stays, since networks of that layout were what it was fitted on, and
+the fit of a later layout is of what its networks cost beside those rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from nas.latency.agreement import mape
+from nas.latency.table import Group, LatencyTable, Row, axis
+from nas.plan import OpKey
+
+LEAST_SHARE = 1 / 3  # of the networks' ms must be free to be corrected, or the fit magnifies their noise
+
+
+def correct(table: LatencyTable, label: str, keys: list[OpKey], plans: list[list[OpKey]],
+            measured: np.ndarray) -> dict[str, Any]:
+    """Folds a correction into the rows of ``keys``; returns ``scale``, ``per_op_ms`` and how far off sums were before.
+
+    ``measured``: milliseconds of ``plans``, random networks of those operators. ``table.meta["corrections"]`` has the
+    corrections of other labels; with ``of`` in the result it is that of another label, as too few rows were free.
+    """
+    def group(key: OpKey) -> Group:
+        return axis(key, table.align)[0]
+
+    mine = {group(key) for key in keys}
+    rows = [row for key, row in table.rows.items() if group(key) in mine]
+    others = {name: value for name, value in table.meta["corrections"].items()
+              if name != label and value and "of" not in value}
+    taken = {group(row.key): name for row in rows for name, value in others.items() if _stands_on(row, value)}
+    free = [row for row in rows if group(row.key) not in taken]
+    table.add(_corrected(row, others[taken[group(row.key)]]) for row in rows if group(row.key) in taken)
+    table.add(row.model_copy(update={"ms": row.raw_ms}) for row in free)
+    fixed, sums, counts = np.array([[
+        sum(table.ms_many(key for key in plan if group(key) in taken)),
+        sum(table.ms_many(key for key in plan if group(key) not in taken)),
+        sum(group(key) not in taken for key in plan)] for plan in plans]).T
+    raw = LatencyTable(table.name, table.meta, [row.model_copy(update={"ms": row.raw_ms}) for row in rows])
+    before = np.array([sum(raw.ms_many(plan)) for plan in plans])
+    found: dict[str, Any]
+    if taken and np.mean(sums / (sums + fixed)) < LEAST_SHARE:
+        most, _ = Counter(taken[group(row.key)] for row in rows if group(row.key) in taken).most_common(1)[0]
+        found = {"of": most, **{name: others[most][name] for name in ("scale", "per_op_ms")}}
+    else:
+        scale, per_op_ms = fit(sums, counts, measured, fixed, smallest_ms=min(row.raw_ms for row in free))
+        found = {"scale": scale, "per_op_ms": per_op_ms}
+    table.add(_corrected(row, found) for row in free)
+    after = np.array([sum(table.ms_many(plan)) for plan in plans])
+    return {**found, "n": len(plans), "mape_before": mape(before, measured),
+            "bias_before": float(np.mean(before / measured - 1)), "mape_after": mape(after, measured)}
+
+
+def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, fixed: np.ndarray | float = 0.0, *,
+        smallest_ms: float) -> tuple[float, float]:
+    """Scale and ms an operator by least relative squares of ``fixed + scale * sums + per_op_ms * counts``.
+
+    The scale alone where an affine fit would be absurd or make a row free.
+    """
+    matrix, rest = np.stack([sums, counts], 1) / measured[:, None], measured - fixed
+    scale, per_op_ms = np.linalg.lstsq(matrix, rest / measured, rcond=None)[0]
+    if not (0.5 <= scale <= 2 and scale * smallest_ms + per_op_ms > 0.1 * smallest_ms):
+        return float(np.median(rest / sums)), 0.0
+    return float(scale), float(per_op_ms)
+
+
+def _corrected(row: Row, correction: dict[str, Any]) -> Row:
+    return row.model_copy(update={"ms": correction["scale"] * row.raw_ms + correction["per_op_ms"]})
+
+
+def _stands_on(row: Row, correction: dict[str, Any]) -> bool:
+    """Exactly, as JSON keeps every digit."""
+    return row.ms == _corrected(row, correction).ms
