@@ -8,16 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nas.errors import UserError
-from nas.files import nearest
 from nas.space import first_mistake
-from nas.yaml_text import parsed
+from nas.written import from_file, from_flags, from_overrides
 
 SIDES = (8, 1024)
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
@@ -271,7 +270,14 @@ class Config(_Strict):
         try:
             return Config.model_validate(value)
         except ValidationError as error:
-            raise UserError(f"{file}: {first_mistake(error)}") from None
+            raise UserError(f"{file}: {recorded_mistake(error)}") from None
+
+
+def recorded_mistake(error: ValidationError) -> str:
+    """Of settings that a run has recorded: a key that is not known here was in another version."""
+    mistake = first_mistake(error)
+    other = "; a run of another version: use the nas that its environment.json names"
+    return mistake + other if mistake.endswith(": unknown key") else mistake
 
 
 C = TypeVar("C", bound=Config)
@@ -285,9 +291,9 @@ def resolve(config_file: Path | None, overrides: Sequence[str], flags: Mapping[s
     """
     settings: dict[str, tuple[Any, str]] = {}  # dotted key -> value and where it was written
     if config_file is not None:
-        settings.update((key, (value, f"{config_file}: {key}")) for key, value in _from_file(config_file, kind))
+        settings.update((key, (value, f"{config_file}: {key}")) for key, value in from_file(config_file, kind))
     given: dict[str, tuple[Any, str]] = {}
-    for key, value, origin in [*_from_flags(flags), *_from_overrides(overrides, kind)]:
+    for key, value, origin in [*from_flags(flags), *from_overrides(overrides, kind)]:
         if key in given:
             raise UserError(f"{key}: given twice, {given[key][1]} and {origin}")
         given[key] = (value, origin)
@@ -353,52 +359,6 @@ def _origin(settings: Mapping[str, tuple[Any, str]], key: str, mistake: str) -> 
     first = mistake.split(" ", 1)[0]
     named = (where for known, (_, where) in settings.items() if f".{known}".endswith(f".{first}"))
     return next(above, None) or next(named, key)
-
-
-def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    for key, value in flags.items():
-        if value is not None:
-            yield key, value, f"--{'no-' if value is False else ''}{key.replace('_', '-')}"
-
-
-def _from_overrides(overrides: Sequence[str], kind: type[Config]) -> Iterator[tuple[str, Any, str]]:
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"{text!r}: write key=value, for example train.lr=0.1")
-        nested = parsed(value, text)
-        for part in reversed(key.strip().split(".")):
-            nested = {part: nested}
-        yield from ((name, leaf, text) for name, leaf in _leaves(nested, kind, text))
-
-
-def _from_file(path: Path, kind: type[Config]) -> Iterator[tuple[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"--config {path}: cannot be read: {reason}") from None
-    value = parsed(text, str(path))
-    if value is not None and not isinstance(value, dict):
-        raise UserError(f"{path}: expected keys and values, got {type(value).__name__}")
-    yield from _leaves(value or {}, kind, str(path))
-
-
-def _leaves(value: dict[Any, Any], model: type[BaseModel], where: str, above: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every setting; raises UserError for a key that the models do not have."""
-    for name, part in value.items():
-        key = f"{above}{name}"
-        field = model.model_fields.get(str(name))
-        if field is None:
-            known = [f"{above}{known}" for known in model.model_fields]
-            raise UserError(f"{where}: {key}: unknown key; {nearest(key, known)}")
-        inner = field.annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            yield key, part
-        elif isinstance(part, dict):
-            yield from _leaves(part, inner, where, f"{key}.")
-        else:
-            raise UserError(f"{where}: {key}: expected {', '.join(inner.model_fields)}, got {part!r}")
 
 
 def safe(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from nas.latency.devices.onnxruntime import session
 from nas.run import Run
 from nas.settings import settings_of
 from nas.stages.front import cards_of, find
-from nas.train.data import Data, Split, load, normalise
+from nas.train.data import Data, Split, load, normalise, statistics
 
 BATCH = 256
 Z95 = 1.959964  # two-sided 95 % of a normal distribution
@@ -129,17 +130,20 @@ class _File:
             raise UserError(f"{path}: missing; nas export writes it anew")
         self.path, self.session = path, session(path, torch.get_num_threads())
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+        names = [output.name for output in self.session.get_outputs()]
+        if len(self.session.get_inputs()) != 1 or not names:
+            raise UserError(f"{path}: has {len(self.session.get_inputs())} inputs and {len(names)} outputs, expected "
+                            "one input [N, 3, S, S] and the classes")
         self.entry = self.session.get_inputs()[0]
         shape = self.entry.shape
         if len(shape) != 4 or self.entry.type != "tensor(float)" or (isinstance(shape[1], int) and shape[1] != 3):
             raise UserError(f"{path}: its input is {self.entry.type} {shape}, expected float [N, 3, S, S]")
-        names = [output.name for output in self.session.get_outputs()]
         self.output = "output" if "output" in names else names[0]
 
     def size(self, asked: int | None) -> int:
         """The side of its images."""
-        side = self.entry.shape[2]
-        own = side if isinstance(side, int) else int(self.metadata.get("size", 0)) or asked
+        side, text = self.entry.shape[2], self.metadata.get("size", "")
+        own = side if isinstance(side, int) else int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else asked
         if own is None:
             raise UserError(f"--size: {self.path} leaves open how large its images are")
         if asked is not None and asked != own:
@@ -147,11 +151,8 @@ class _File:
         return int(own)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and deviation of the images that it was trained on, where it says so."""
-        if not {"mean", "std"} <= self.metadata.keys():
-            return None
-        mean, std = (tuple(map(float, self.metadata[key].split())) for key in ("mean", "std"))
-        return mean, std
+        """Mean and deviation of the images that it was trained on, where it says so. Raises UserError for nonsense."""
+        return statistics(self.metadata, self.path)
 
     def columns(self, classes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """Which output is meant by each class of the data, and the names of all outputs."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +52,11 @@ def resolve(kind: str, name: str, suffix: str) -> Path:
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls ``write(file)`` on a temporary neighbour, then renames it: readers see the old file or the new one."""
+    with _of(path):
+        _write(path, write)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -62,6 +68,17 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _of(path: Path) -> Iterator[None]:
+    """A full disk says nothing of the file, and a directory that may not be written names the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or Path(error.filename).parent == path.parent:
+            error.filename = str(path)
         raise
 
 

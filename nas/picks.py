@@ -80,8 +80,8 @@ def load_weights(scene: Scene, arch: Arch, place: str, file: str = WEIGHTS) -> S
     model = build(scene.layout, arch)
     try:
         model.load_state_dict(safetensors.torch.load(path.read_bytes()))
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except Exception as error:  # of whatever kind a broken file makes
+        reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not the weights of {arch.id} ({reason}); delete it, then the same command") from None
     return model.eval()
 
@@ -140,7 +140,7 @@ def _prepared(scene: Scene, training: Origin, arch: Arch, place: str, recipe: Re
     own = arch.id if file == WEIGHTS else f"{arch.id}/first"
     tuning = FineTuning(own, model, teacher, data, recipe, scene.seed, scene.device)
     if run.has(name + CHECKPOINTS[file]):
-        tuning.load(checkpoint.load(run, name + CHECKPOINTS[file]))
+        checkpoint.resume(run, name + CHECKPOINTS[file], tuning.load)
     else:
         loop.recalibrate(model, loop.calibration_images(data, 1000, 128, scene.device, scene.seed))
     return tuning

@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nas import __version__
+from nas import __version__, artefacts
 from nas.errors import UserError
 from nas.files import write_atomic, write_json
 
@@ -51,6 +51,7 @@ class Run:
                 raise UserError(f"{run.path}: a file, not a run directory; give another with --run")
             if not run.has(CONFIG):
                 run._create(config)
+        run._of_this_format()
         run._agree(config, free)
         return run
 
@@ -62,6 +63,7 @@ class Run:
             if not run.has(CONFIG):
                 what = "not a run directory (no config.json)" if run.path.exists() else "no such run directory"
                 raise UserError(f"{run.path}: {what}; nas search makes one and prints it")
+        run._of_this_format()
         return run
 
     @staticmethod
@@ -126,17 +128,20 @@ class Run:
             return self.file(name).is_file()
 
     def read_json(self, name: str) -> Any:
-        """Raises UserError for a file that is missing, truncated or not JSON."""
-        path = self.file(name)
+        """Raises UserError for a file that is missing, truncated, not JSON, or not what it should hold."""
+        path, again = self.file(name), "delete it and give the same command: it is made again"
         try:
-            return json.loads(path.read_bytes())
+            value = json.loads(path.read_bytes(), parse_constant=_refuse, parse_float=_finite)
         except FileNotFoundError:
             raise UserError(f"{path}: missing; this run is not that far; give its nas search command again") from None
         except OSError as error:
             raise _refused(path, error) from None
         except (ValueError, RecursionError):
-            what = "start a new run" if name == CONFIG else "delete it and give the same command: it is made again"
+            what = "start a new run" if name == CONFIG else again
             raise UserError(f"{path}: truncated or not JSON; {what}") from None
+        if mistake := artefacts.mistake(name, value):
+            raise UserError(f"{path}: {mistake}; put it back, or {again}")
+        return value
 
     def write_json(self, name: str, value: Any) -> None:
         with _disk(self.file(name)):
@@ -192,6 +197,16 @@ class Run:
                 self.write_json(ENVIRONMENT, environment())
                 self.write_json(CONFIG, config)
 
+    def _of_this_format(self) -> None:
+        """Raises UserError for a run of a newer nas, whose files this one may misread."""
+        here: Any = None
+        with contextlib.suppress(UserError):  # missing or broken: it is only for people
+            here = self.read_json(ENVIRONMENT)
+        made = here if isinstance(here, dict) else {}
+        if (found := made.get("format", artefacts.FORMAT)) != artefacts.FORMAT:
+            raise UserError(f"{self.path}: format {found} of a run, made by nas {made.get('nas')}; this is nas "
+                            f"{__version__}, which knows format {artefacts.FORMAT}: use that version")
+
     def _agree(self, config: dict[str, Any], free: Collection[str]) -> None:
         old, new = _flat(self.config), _flat(json.loads(json.dumps(config)))
         changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
@@ -208,6 +223,7 @@ def environment() -> dict[str, Any]:
     """Where and with what a run is made."""
     return {
         "nas": __version__,
+        "format": artefacts.FORMAT,
         "revision": _revision(),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
@@ -273,10 +289,18 @@ def _mend(file: BinaryIO) -> None:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _refuse(text)
 
 
 def _plain(value: Any) -> Any:

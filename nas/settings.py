@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from nas.config import Config, Name, listed, run_dir, safe
+from nas.config import Config, Name, listed, recorded_mistake, run_dir, safe
 from nas.errors import UserError
 from nas.run import Run
-from nas.space import first_mistake
 
 SEARCH_ONLY = {  # refused, and not recorded
     "": ("budget_ms", "budgets", "sram_kb", "flash_kb", "selector", "objective", "evaluations", "init",
@@ -91,4 +90,4 @@ def settings_of(run: Run) -> Config:
     try:
         return Baseline.model_validate(value)
     except ValidationError as error:
-        raise UserError(f"{file}: {first_mistake(error)}") from None
+        raise UserError(f"{file}: {recorded_mistake(error)}") from None

@@ -14,7 +14,8 @@ NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
     {"nas", "errors"},  # "nas" is the package itself: its version
     {"files", "arch", "terminal", "launch", "yaml_text"},
-    {"space", "run", "progress", "show", "results"},
+    {"artefacts"},
+    {"space", "run", "progress", "show", "results", "written"},
     {"config", "ops"},
     {"plan", "settings"},
     {"decision", "subnet", "genome"},
@@ -86,7 +87,10 @@ def test_no_cycles() -> None:
     assert order[0] in ("nas", "nas.errors")
 
 
-@pytest.mark.parametrize("name", ["errors", "files", "arch", "space", "run", "config", "progress", "show", "cli"])
+NO_TORCH = ["errors", "files", "arch", "artefacts", "space", "run", "config", "progress", "show", "cli"]
+
+
+@pytest.mark.parametrize("name", NO_TORCH)
 def test_these_need_no_torch(name: str) -> None:
     code = f"import sys, nas.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

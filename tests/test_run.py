@@ -109,11 +109,11 @@ def test_the_lock_is_given_back_after_an_error_and_sweeps_torn_writes(tmp_path: 
 
 def test_a_moved_run_is_the_same_run(tmp_path: Path) -> None:
     run = Run.open(tmp_path / "a", CONFIG)
-    run.stage("front.json", lambda: [1])
+    run.stage("done.json", lambda: [1])
     shutil.move(run.path, tmp_path / "b")
     assert all(str(tmp_path) not in file.read_text() for file in (tmp_path / "b").iterdir())
     moved = Run.open(tmp_path / "b", CONFIG)
-    assert moved.stage("front.json", lambda: pytest.fail("made twice")) == [1]
+    assert moved.stage("done.json", lambda: pytest.fail("made twice")) == [1]
 
 
 def test_a_stage_is_made_once_and_looks_the_same_before_and_after(tmp_path: Path) -> None:
@@ -208,13 +208,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     run = Run.open(small_disk / "run", CONFIG)
-    run.write_json("front.json", [1])
+    run.write_json("done.json", [1])
     with pytest.raises(UserError, match="No space left"):
         run.write("weights.bin", lambda file: file.write(bytes(200_000)))
     with pytest.raises(UserError, match="No space left"):
         for _ in range(200):
             run.log("epoch", text="x" * 1000)
-    assert run.read_json("front.json") == [1] and not run.has("weights.bin")
+    assert run.read_json("done.json") == [1] and not run.has("weights.bin")
     assert all(event["event"] == "epoch" for event in run.events())
     (small_disk / "run" / "log.jsonl").unlink()
     run.log("goes on")

@@ -49,7 +49,7 @@ from nas.progress import Progress
 from nas.run import Run
 from nas.settings import settings_of
 from nas.stages.front import cards_of, find
-from nas.train.data import Data, recorded
+from nas.train.data import Data, recorded, statistics
 
 SECONDS = 2.0  # an exit, timed without a table's yardstick
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -179,7 +179,7 @@ def torchvision_model(name: str, weights: Path | None) -> nn.Module:
 def _data(given: Data | None, kept: Mapping[str, str], classes: int, side: int, model: str) -> Data:
     """Images as the network wants them: mean and deviation of its own metadata, else ImageNet's, else the data's."""
     names = tuple(kept["classes"].split("\n")) if kept.get("classes", "").count("\n") == classes - 1 else None
-    mean, std = (tuple(map(float, kept[key].split())) if key in kept else None for key in ("mean", "std"))
+    mean, std = statistics(kept, Path(model)) or (None, None)
     if given is None:
         return recorded({"name": model, "classes": names or map(str, range(classes)), "size": side,
                          "mean": mean or IMAGENET[0], "std": std or IMAGENET[1]})

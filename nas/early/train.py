@@ -53,7 +53,7 @@ def train(name: str, net: Network, data: Data, recipe: Recipe, run: Run, place: 
         return made.to(device).eval()
     training = ExitTraining(name, made, data, recipe, seed, device)
     if run.has(place + CHECKPOINT):
-        training.load(checkpoint.load(run, place + CHECKPOINT))
+        checkpoint.resume(run, place + CHECKPOINT, training.load)
     with progress.task(f"exits of {name}", recipe.epochs, training.done) as task:
         while not training.finished:
             began = time.monotonic()
@@ -77,7 +77,7 @@ def load(method: Method, run: Run, place: str) -> None:
     path = run.file(place + WEIGHTS)
     try:
         method.net.load_state_dict(safetensors.torch.load(path.read_bytes()))
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except Exception as error:  # of whatever kind a broken file makes
+        reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not the weights of these exits ({reason}); delete it, then the same command"
                         ) from None

@@ -49,19 +49,22 @@ class Runtime:
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
-        """Raises ValueError for a file without exits, FileNotFoundError for a folder without segments."""
+        """Raises ValueError for a file without exits or with broken ones, FileNotFoundError without segments."""
         path = Path(path)
         files = _segments(path) if path.is_dir() else [path]
         self.sessions = [_session(file, threads) for file in files]
         metadata = self.sessions[0].get_modelmeta().custom_metadata_map
         if KEY not in metadata:
             raise ValueError(f"{files[0]}: no early exits in its metadata")
-        self.policy = json.loads(metadata[KEY])
+        self.policy = _policy(metadata[KEY], files[0])
         self.names = metadata.get("classes", "").split("\n")
         self.exits = len(self.policy["prefix_ms"])
         self.segmented = path.is_dir()
         if self.segmented and len(files) != self.exits:
             raise FileNotFoundError(f"{path}: {len(files)} segments of {self.exits}")
+        given = {value.name: value.shape for value in self.sessions[0].get_overridable_initializers()}
+        if not self.segmented and given.get("thresholds") != [self.exits - 1]:
+            raise ValueError(f"{path}: its thresholds {given.get('thresholds')} are not those of {self.exits} exits")
         self._set(self.policy["point"])
 
     @property
@@ -190,6 +193,29 @@ def confidences(kind: str, logits: Array, temperatures: Array | None = None) -> 
         sure, before = confidence(kind, own, 1.0 if temperatures is None else float(temperatures[index]), before)
         found.append(sure)
     return np.stack(found)
+
+
+def _policy(text: str, path: Path) -> dict[str, Any]:
+    """Of the metadata, its numbers as floats. Raises ValueError for what the export did not write."""
+    try:
+        policy = json.loads(text)
+        prefix, temperatures = ([*map(float, policy[key])] for key in ("prefix_ms", "temperatures"))
+        point, *points = (_point(one, len(prefix)) for one in (policy["point"], *policy["points"]))
+        images = int(policy["n"])
+        if policy["kind"] not in CONFIDENCES or len(temperatures) != len(prefix) or images < 1 or not (
+                all(0 < value < math.inf for value in (*prefix, *temperatures))):
+            raise ValueError("kind, temperatures, prefix_ms or n")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: early exits: not as they were exported ({error!r})") from None
+    return {**policy, "prefix_ms": prefix, "temperatures": temperatures, "n": images, "point": point, "points": points}
+
+
+def _point(one: dict[str, Any], exits: int) -> dict[str, Any]:
+    thresholds, shares = ([*map(float, one[key])] for key in ("thresholds", "shares"))
+    mean_ms, accuracy = float(one["mean_ms"]), float(one["accuracy"])
+    if len(thresholds) != exits or len(shares) != exits or any(map(math.isnan, (*thresholds, *shares, mean_ms))):
+        raise ValueError("thresholds or shares")
+    return {**one, "thresholds": thresholds, "shares": shares, "mean_ms": mean_ms, "accuracy": accuracy}
 
 
 def _segments(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from nas.errors import UserError
 from nas.files import folder, nearest
 from nas.latency.kernel_model import KernelModel
-from nas.latency.table import LatencyTable, read_json
+from nas.latency.table import LatencyTable, of_this_format, read_json
 from nas.plan import OpKey
 
 LOCAL = Path("latency_tables")  # of the user, looked at before the shipped ones
@@ -52,7 +52,7 @@ def find(target: str) -> Path:
 def load(target: str) -> Costs:
     """Raises UserError for an unknown target and for a file that is not sound."""
     path = find(target)
-    value = read_json(path)
+    value = of_this_format(read_json(path), path)
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind == "table":
         return LatencyTable.load(path)

@@ -105,7 +105,7 @@ class _Tracer:
 
 def _conv(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
     weight, how = tracer.shapes.get(node.input[1], ()), attributes(node)
-    if len(maps) > 1 or len(weight) != 4:
+    if len(maps) > 1 or len(weight) != 4 or min(*weight, *how.get("strides", [1]), how.get("group", 1)) < 1:
         return False
     return tracer.add("conv", node, maps, kernel=math.sqrt(math.prod(weight[2:])), groups=how.get("group", 1),
                       stride=max(how.get("strides", [1])))

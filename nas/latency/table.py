@@ -86,7 +86,7 @@ class LatencyTable:
     @staticmethod
     def load(path: Path) -> LatencyTable:
         """Raises UserError, in one line with file and row, for anything that is not a whole and sound table."""
-        value = read_json(path)
+        value = of_this_format(read_json(path), path)
         if not isinstance(value, dict) or set(value) != {"kind", "meta", "name", "rows"} or value["kind"] != "table":
             raise UserError(f"{path}: not a latency table: expected the keys kind (\"table\"), name, meta and rows")
         name, meta, rows = value["name"], value["meta"], value["rows"]
@@ -247,6 +247,13 @@ def read_json(path: Path, maker: str = "nas profile") -> Any:
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read: {reason}; delete it and run {maker} to make it anew") from None
+
+
+def of_this_format(value: Any, path: Path) -> Any:
+    """The content of a table or a kernel model. Raises UserError for a format that is not ours: ours states none."""
+    if isinstance(value, dict) and "format" in value:
+        raise UserError(f"{path}: format {value['format']!r}, of another version of nas: use that, or make it anew")
+    return value
 
 
 def _row(value: Any, where: str) -> Row:

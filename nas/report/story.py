@@ -50,10 +50,13 @@ class _Teller:
             views += [self._try(self._view, place, front, target) for target in targets_of(front) or [""]]
             networks |= self._try(self._networks, place, front) or {}
         return {"run": str(run.path), "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-                "state": self._state(), "space": self.config.space, "data": self.data.get("name", self.config.data),
+                "state": self._try(self._state) or "not known", "space": self.config.space,
+                "data": self.data.get("name", self.config.data),
                 "views": [view for view in views if view], "networks": networks, "slots": self._slots(),
-                "pruned": self._try(self._pruned) or [], "epochs": self._events("epoch", "phase", "pruned"),
-                "finetune": self._finetuning(), "judged": self._judged(), "conditions": self._conditions(),
+                "pruned": self._try(self._pruned) or [],
+                "epochs": self._try(self._events, "epoch", "phase", "pruned") or [],
+                "finetune": self._try(self._finetuning), "judged": self._try(self._judged) or [],
+                "conditions": self._try(self._conditions),
                 "notes": list(dict.fromkeys(self.notes))}
 
     def _read(self, name: str) -> dict[str, Any]:

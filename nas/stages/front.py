@@ -82,6 +82,8 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
     if not targets:
         raise UserError("--budget-ms: this run has no target, so no latency is known; give --arch")
     target = targets[0]
+    if not cards:
+        raise UserError("--budget-ms: this run has no pick that fits")
     within = [card for card in fronts[""]["front"] if ms_of(card, target) <= budget_ms]
     if not within:
         smallest = min(ms_of(card, target) for card in cards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from nas.errors import UserError
 from nas.footprint import within
 from nas.plan import resized
 from nas.progress import Progress
+from nas.run import Run
 from nas.scene import Scene
 from nas.select import get as selector
 from nas.select import models
@@ -140,10 +142,20 @@ class Judge:
                  crew: Crew | None = None) -> None:
         self.scene, self.training, self.task, self.crew = scene, training, task, crew
         self.split = loop.part_of(scene.data.select, JUDGED_ON, scene.seed, "judge")
-        events = scene.run.events("judged")
-        self.known = {e["id"]: float(e["loss"]) for e in events}
-        self.accuracies = {e["id"]: float(e["accuracy"]) for e in events}
+        before = self.remembered(scene.run)
+        self.known = {id: loss for id, (loss, _) in before.items()}
+        self.accuracies = {id: accuracy for id, (_, accuracy) in before.items()}
         self.asked: dict[Arch, float] = {}
+
+    @staticmethod
+    def remembered(run: Run) -> dict[str, tuple[float, float]]:
+        """(loss, accuracy) of what was judged before, by id; of a line that is not as it was written nothing is known.
+        """
+        known = {}
+        for event in run.events("judged"):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                known[str(event["id"])] = float(event["loss"]), float(event["accuracy"])
+        return known
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         new = [arch for arch in archs if arch.id not in self.known]

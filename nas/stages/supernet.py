@@ -26,7 +26,7 @@ def train(scene: Scene, limits: dict[str, list[float]], group: Ranks,
               progress: Progress) -> search_loop.SupernetTraining:
     training, run = training_of(scene, limits, group), scene.run
     if run.has(SUPERNET):
-        _resume(training, run)
+        checkpoint.resume(run, SUPERNET, training.load)
     elif scene.config.init:
         _start_from(Run.existing(scene.config.init), scene, training, progress)
     crew.begin(scene.config, training, progress)
@@ -50,22 +50,13 @@ def trained(scene: Scene) -> search_loop.SupernetTraining:
     config = scene.config
     limits = {t: limits_of(scene, scene.layout, t, given_budgets(config, t), config.budgets) for t in config.target}
     training = training_of(scene, limits)
-    _resume(training, scene.run)
+    checkpoint.resume(scene.run, SUPERNET, training.load)
     return training
 
 
 def _within(task: Task, epoch: int) -> Callable[[int, int], None]:
     """Moves a task that counts epochs along with the steps of one of them."""
     return lambda step, of: task.advance(epoch + step / of - task.done)
-
-
-def _resume(training: search_loop.SupernetTraining, run: Run) -> None:
-    try:
-        training.load(checkpoint.load(run, SUPERNET))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{run.file(SUPERNET)}: not of this search; delete it: the supernet is trained again") from None
 
 
 def _start_from(other: Run, scene: Scene, training: search_loop.SupernetTraining, progress: Progress) -> None:

@@ -101,9 +101,11 @@ def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def load_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes over what is there for the parameters that are left."""
+    """Takes over what is there for the parameters that are left. Raises ValueError for moments of another shape."""
     for name, p in module.named_parameters():
         if name in state:
+            if any(isinstance(v, Tensor) and v.dim() and v.shape != p.shape for v in state[name].values()):
+                raise ValueError(f"optimizer state of {name} is of another shape")
             optimizer.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v for k, v in state[name].items()}
 
 

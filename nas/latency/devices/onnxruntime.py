@@ -46,8 +46,13 @@ class Cpu:
         return _run(model.SerializeToString(), self.threads, self.batch)
 
     def load(self, path: Path) -> Run:
-        """A finished ONNX file. Raises UserError for one that ONNX Runtime does not load."""
-        return _run(path, self.threads, self.batch)
+        """A finished ONNX file. Raises UserError for one that ONNX Runtime does not load, or does not run."""
+        run = _run(path, self.threads, self.batch)
+        try:
+            run()
+        except Exception as error:  # its own classes have no public base
+            raise UserError(f"{path}: ONNX Runtime: {' '.join(str(error).split())[:200]}") from None
+        return run
 
     def conditions(self) -> dict[str, Any]:
         return conditions(self.threads, self.batch, self.precision)
@@ -91,7 +96,10 @@ def clock(threads: int) -> tuple[str, Callable[[], int]]:
 
 def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[], int]) -> Run:
     """One plain ``session.run`` on fixed random input, as deployed: copies of in- and output are part of it."""
-    entry = session.get_inputs()[0]
+    entries = session.get_inputs()
+    if len(entries) != 1:
+        raise UserError(f"model: has {len(entries)} inputs, expected one")
+    entry = entries[0]
     feeds = {entry.name: np.random.default_rng(0).standard_normal(float_shape(entry, batch), dtype=np.float32)}
 
     def run() -> float:
@@ -106,7 +114,7 @@ def float_shape(entry: Any, batch: int | None = None) -> list[int]:
     """Of an in- or output of a session, at ``batch`` where that is open. Raises UserError for what is not float."""
     open_batch = bool(entry.shape) and not isinstance(entry.shape[0], int)
     sides: list[Any] = [batch, *entry.shape[1:]] if open_batch else list(entry.shape)
-    shape = [side for side in sides if isinstance(side, int)]
+    shape = [side for side in sides if isinstance(side, int) and side > 0]
     if len(shape) < len(sides) or entry.type != "tensor(float)":
         raise UserError(f"model: {entry.name} is {entry.type} {entry.shape}: only the batch may be left open, and it "
                         "must be float")
