@@ -187,7 +187,7 @@ def test_a_pick_that_its_training_made_too_large_is_named_and_not_in_the_front(
     cards = [card("small", 1.0, 0.8, True), card("large", 2.0, 0.9, False)]
     picks = {"budgets": [{"target": TARGET, "budget_ms": 2.0, "id": c["id"], "ms": c["ms"]} for c in cards],
              "rank_agreement": {}}
-    place = SimpleNamespace(costs={TARGET: None}, layout=SimpleNamespace(space="tiny"))
+    place = SimpleNamespace(costs={TARGET: None}, layout=SimpleNamespace(space="tiny"), others={})
     front = front_of(place, cards, picks)  # type: ignore[arg-type]
     assert [c["id"] for c in front["front"]] == [b["id"] for b in front["budgets"]] == ["small"]
     assert [c["id"] for c in front["too_large"]] == ["large"] and front["dominated"] == []

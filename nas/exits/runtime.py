@@ -203,7 +203,7 @@ def _policy(text: str, path: Path) -> dict[str, Any]:
         point, *points = (_point(one, len(prefix)) for one in (policy["point"], *policy["points"]))
         images = int(policy["n"])
         if policy["kind"] not in CONFIDENCES or len(temperatures) != len(prefix) or images < 1 or not (
-                all(0 < value < math.inf for value in (*prefix, *temperatures))):
+                all(0 < value < math.inf for value in temperatures) and all(0 <= ms < math.inf for ms in prefix)):
             raise ValueError("kind, temperatures, prefix_ms or n")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: early exits: not as they were exported ({error!r})") from None
