@@ -15,7 +15,6 @@ SWITCHES = [{}, {"se": 1}, {"act": "hswish"}, {"act": "silu"}, {"act": "relu6"},
             {"groups": 2}, {"group_width": 4}, {"ratio": 4}, {"mix": 0}, {"hidden": 26}, {"features": 24}]
 CASES = [(name, switch) for name in families() if name != "skip" for switch in SWITCHES
          if set(switch) <= set(knobs_of(name))]
-NPU_SIZES = dict.fromkeys(("ghost", "mbconv", "mcu", "rep", "ran"), (32, 224))  # what the Ethos-U tables cover
 
 
 def built(name: str, switch: dict, shape: tuple[int, int, int]) -> Block:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from batch_norms import scrambled
-from registry_cases import NPU_SIZES
 from tiny_search import Quiet, searched
 
 from nas import genome
@@ -41,8 +40,8 @@ def test_every_space_is_searched_for_a_gpu(space: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("space", [name for name in SPACES if 32 in NPU_SIZES.get(name, ())])
-def test_every_space_with_rows_is_searched_for_an_npu(space: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("space", ["ghost", "mbconv", "mcu", "ran", "rep"])  # the others are not made for one
+def test_a_space_is_searched_for_an_npu(space: str, tmp_path: Path) -> None:
     check(smoke(space, tmp_path / "run", "ethos-u55-128"), tmp_path / "run")
 
 
