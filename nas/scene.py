@@ -91,7 +91,7 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
 def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Scene:
     """A finished run from its own files, without prices, and without ``images`` unless asked for: enough to export."""
     run_ops.demand(run)
-    data = _images(config, run) if images else _described(run)
+    data = _images(config, run) if images else recorded(run.read_json("data.json"))
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
     costs = {target: cost_models.load(str(run.file(f"tables/{label(target)}.json"))) for target in targets}
     device = loop.device_of(config.train_on)
@@ -250,21 +250,12 @@ def _images(config: Config, run: Run) -> Data:
     return data
 
 
-def _described(run: Run) -> Data:
-    described = run.read_json("data.json")
-    try:
-        return recorded(described)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.file('data.json')}: not as nas search wrote it ({error!r}); put it back") from None
-
-
 def _same_data(run: Run, data: Data) -> None:
     """Splits and provenance, recorded at the start; raises UserError if the images changed since."""
     if not run.has("data.json"):
         run.write_json("splits.json", data.indices)
         run.write_json("data.json", description(data))
-    described = run.read_json("data.json")
-    before = described.get("fingerprint") if isinstance(described, dict) else None
+    before = run.read_json("data.json")["fingerprint"]
     if before != data.source["fingerprint"]:
         raise UserError(f"{run.path}: began with other images (fingerprint {before}, now "
                         f"{data.source['fingerprint']}); give another --run, or put the images back")
@@ -273,12 +264,15 @@ def _same_data(run: Run, data: Data) -> None:
 def _costs(target: str, config: Config, run: Run, plans: Sequence[Layout], progress: Progress) -> Costs:
     """The run's copy of the target's file; at first use it is found, completed if it is this machine's, and copied."""
     name = f"tables/{label(target)}.json"
-    if not run.has(name) or any(_lacks(cost_models.load(str(run.file(name))), plan) for plan in plans):
-        for plan in plans:
-            path = _complete(target, plan, progress)
-            _require(path, config, plan)
-        progress.note(f"costs of {target}: {path}")
-        run.write(name, lambda file: file.write(path.read_bytes()))
+    if run.has(name):
+        kept = cost_models.load(str(run.file(name)))
+        if not any(_lacks(kept, plan) for plan in plans):
+            return kept
+    for plan in plans:
+        path = _complete(target, plan, progress)
+        _require(path, config, plan)
+    progress.note(f"costs of {target}: {path}")
+    run.write(name, lambda file: file.write(path.read_bytes()))
     return cost_models.load(str(run.file(name)))
 
 

@@ -88,10 +88,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     """
     config = searched(run)
     bounds.check(targets)
-    if not run.has("picks.json"):
-        raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
-    scene = set_scene(config, run, config.target, progress)
-    training = supernet.trained(scene)
+    scene, training = supernet.finished(run, config, progress)
     limited = _memory(config, targets, memory)
     if config.sizes and limited.given:
         raise UserError(f"{next(iter(limited.given))}: is not there for a run of several "

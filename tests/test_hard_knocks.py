@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from tiny_search import SHORT, Quiet, config_of, searched
+from tiny_search import SHORT, Quiet, comparable, config_of, searched, weights
 
 from nas import api, cli, files
 from nas import run as runs
@@ -33,14 +33,6 @@ from nas.terminal import one_line
 def finished(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("run") / "whole"
     return path, searched(config_of(space_file), path)
-
-
-def comparable(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != "run"}
-
-
-def weights(path: Path) -> dict[str, bytes]:
-    return {file.parent.name: file.read_bytes() for file in path.glob("archs/*/weights.safetensors")}
 
 
 class FullDisk:

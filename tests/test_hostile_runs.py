@@ -36,6 +36,7 @@ from nas.run import Run
 from nas.settings import settings_of
 from nas.stages import supernet
 from nas.stages.front import cards_of, find
+from nas.train.data import recorded
 
 V100 = costs.load("gpu-v100")
 
@@ -74,7 +75,7 @@ def shown(run: Run) -> None:
 READERS: dict[str, Callable[[Run, Any], Any]] = {
     "front.json": lambda run, value: shown(run),
     "picks.json": lambda run, value: [Arch.from_json(b["arch"]).id for b in run.read_json("picks.json")["budgets"]],
-    "data.json": lambda run, value: scene._described(run),
+    "data.json": lambda run, value: recorded(run.read_json("data.json")),
     "splits.json": lambda run, value: set(run.read_json("splits.json")["train"]),
     "config.json": lambda run, value: settings_of(run),
     "environment.json": lambda run, value: Run.existing(run.path),

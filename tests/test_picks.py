@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_search import Quiet, config_of, searched
+from tiny_search import Quiet, config_of, searched, weights
 from tiny_space import TINY
 from torch import Tensor, nn
 
@@ -59,10 +59,6 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.set_num_threads(1)
 
     monkeypatch.setattr("nas.search.train_picks", on_two)
-
-
-def weights(run: Path) -> dict[str, bytes]:
-    return {file.parent.name: file.read_bytes() for file in run.glob("archs/*/weights.safetensors")}
 
 
 def test_side_by_side_ends_as_one_after_the_other(trained: Made, untuned: Made, two_threads: None,

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_search import SHORT, Quiet, config_of, searched
+from tiny_search import SHORT, Quiet, comparable, config_of, searched
 
 from nas import checkpoint
 from nas import search as pipeline
@@ -30,10 +30,6 @@ from nas.stages import supernet
 def finished(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("run") / "whole"
     return path, searched(config_of(space_file), path)
-
-
-def comparable(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != "run"}
 
 
 def test_every_pick_is_within_its_budget_and_the_front_has_no_dominated_point(

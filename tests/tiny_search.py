@@ -43,3 +43,13 @@ def searched(config: Config, path: Path, progress: Any = None) -> dict[str, Any]
     run = Run.open(path, config.to_json())
     with run.lock():
         return pipeline.search(config, run, progress or Quiet())
+
+
+def comparable(result: dict[str, Any]) -> dict[str, Any]:
+    """What two runs of the same settings share."""
+    return {key: value for key, value in result.items() if key != "run"}
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """The file of each pick."""
+    return {file.parent.name: file.read_bytes() for file in run.glob("archs/*/weights.safetensors")}

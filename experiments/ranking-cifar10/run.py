@@ -25,16 +25,16 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
-from nas.config import Config
 from nas.errors import UserError
 from nas.plan import macs, params, plan
 from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run import Run
-from nas.scene import Scene, problem, set_scene
+from nas.scene import Scene, problem
 from nas.select.problem import Problem, random_within
+from nas.settings import searched
 from nas.stages.selection import CALIBRATED_ON, JUDGED_ON
-from nas.stages.supernet import SUPERNET, trained
+from nas.stages.supernet import SUPERNET, finished
 from nas.subnet import build
 from nas.train import loop
 from nas.train.data import Data
@@ -100,15 +100,12 @@ class Bench:
 
 
 def supernet(run_dir: Path, data_dir: str | None) -> tuple[Scene, SupernetTraining]:
-    """The scene and the settled supernet of a finished search. Raises UserError for a run that is not that far."""
+    """Of a finished search, with its images in ``data_dir``. Raises UserError for a run that is not that far."""
     run = Run.existing(run_dir)
-    own = run.config
-    config = Config.from_json(own | {"data_dir": data_dir or own.get("data_dir")}, str(run.file("config.json")))
-    if not run.has("picks.json"):
-        raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
-    scene = set_scene(config, run, config.target, Progress())
+    config = searched(run)
+    found = finished(run, config.model_copy(update={"data_dir": data_dir or config.data_dir}), Progress())
     torch.set_num_threads(1)
-    return scene, trained(scene)
+    return found
 
 
 def draw(problem: Problem, groups: int, size: int, seed: int) -> list[Part]:
@@ -143,7 +140,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     if not run.has(SUPERNET):
         raise UserError(f"{run.file(SUPERNET)}: missing; give its nas search command again first")
     digest = hashlib.sha256(run.file(SUPERNET).read_bytes()).hexdigest()[:12]
-    target = Config.from_json(run.config, str(run.file("config.json"))).target[0]
+    target = searched(run).target[0]
     return {"supernet": digest, "data": run.read_json("data.json")["fingerprint"], "target": target,
             "images": options.images, "epochs": options.epochs, "batch": options.batch, "lr": options.lr,
             "weight_decay": options.weight_decay, "label_smoothing": options.label_smoothing,

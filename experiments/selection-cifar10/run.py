@@ -26,18 +26,18 @@ from torch.nn import functional as F
 
 from nas import genome
 from nas.arch import SKIP, Arch
-from nas.config import Config
 from nas.errors import UserError
 from nas.files import write_text
 from nas.plan import OpKey, Slot, macs, params
 from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run import Run
-from nas.scene import Scene, problem, set_scene
+from nas.scene import Scene, problem
 from nas.select import SELECTORS
 from nas.select.problem import Limits, budgets
+from nas.settings import searched
 from nas.stages.selection import CALIBRATED_ON, JUDGED_ON, gate_scores
-from nas.stages.supernet import SUPERNET, trained
+from nas.stages.supernet import SUPERNET, finished
 from nas.train import loop
 from nas.train.data import Split, eval_batches
 from nas.train.search_loop import SupernetTraining
@@ -50,15 +50,12 @@ BATCH = 256
 
 
 def supernet(run_dir: Path, data_dir: str | None) -> tuple[Scene, SupernetTraining]:
-    """The scene and the settled supernet of a finished search, as the run's own files have them."""
+    """Of a finished search, with its images in ``data_dir``. Raises UserError for a run that is not that far."""
     run = Run.existing(run_dir)
-    own = run.config
-    config = Config.from_json(own | {"data_dir": data_dir or own.get("data_dir")}, str(run.file("config.json")))
-    if not run.has("picks.json"):
-        raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
-    scene = set_scene(config, run, config.target[:1], Progress())
+    config = searched(run)
+    found = finished(run, config.model_copy(update={"data_dir": data_dir or config.data_dir}), Progress())
     torch.set_num_threads(1)
-    return scene, trained(scene)
+    return found
 
 
 def describe(scene: Scene, training: SupernetTraining) -> dict[str, Any]:

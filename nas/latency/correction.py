@@ -32,22 +32,23 @@ def correct(table: LatencyTable, label: str, keys: list[OpKey], plans: list[list
         return axis(key, table.align)[0]
 
     mine = {group(key) for key in keys}
-    rows = [row for key, row in table.rows.items() if group(key) in mine]
+    rows = [(at, row) for key, row in table.rows.items() if (at := group(key)) in mine]
     others = {name: value for name, value in table.meta["corrections"].items()
               if name != label and value and "of" not in value}
-    taken = {group(row.key): name for row in rows for name, value in others.items() if _stands_on(row, value)}
-    free = [row for row in rows if group(row.key) not in taken]
-    table.add(_corrected(row, others[taken[group(row.key)]]) for row in rows if group(row.key) in taken)
-    table.add(row.model_copy(update={"ms": row.raw_ms}) for row in free)
-    fixed, sums, counts = np.array([[
-        sum(table.ms_many(key for key in plan if group(key) in taken)),
-        sum(table.ms_many(key for key in plan if group(key) not in taken)),
-        sum(group(key) not in taken for key in plan)] for plan in plans]).T
-    raw = LatencyTable(table.name, table.meta, [row.model_copy(update={"ms": row.raw_ms}) for row in rows])
+    taken = {at: name for at, row in rows for name, value in others.items() if _stands_on(row, value)}
+    stands = [(taken[at], row) for at, row in rows if at in taken]
+    free = [row for at, row in rows if at not in taken]
+    raw = LatencyTable(table.name, table.meta, [_uncorrected(row) for _, row in rows])
     before = np.array([sum(raw.ms_many(plan)) for plan in plans])
+    table.add(_corrected(row, others[name]) for name, row in stands)
+    table.add(map(_uncorrected, free))
+    split = [([key for key in plan if group(key) in taken], [key for key in plan if group(key) not in taken])
+             for plan in plans]
+    fixed, sums, counts = np.array([[sum(table.ms_many(theirs)), sum(table.ms_many(ours)), len(ours)]
+                                    for theirs, ours in split]).T
     found: dict[str, Any]
     if taken and np.mean(sums / (sums + fixed)) < LEAST_SHARE:
-        most, _ = Counter(taken[group(row.key)] for row in rows if group(row.key) in taken).most_common(1)[0]
+        most, _ = Counter(name for name, _ in stands).most_common(1)[0]
         found = {"of": most, **{name: others[most][name] for name in ("scale", "per_op_ms")}}
     else:
         scale, per_op_ms = fit(sums, counts, measured, fixed, smallest_ms=min(row.raw_ms for row in free))
@@ -73,6 +74,10 @@ def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, fixed: np.nd
 
 def _corrected(row: Row, correction: dict[str, Any]) -> Row:
     return row.model_copy(update={"ms": correction["scale"] * row.raw_ms + correction["per_op_ms"]})
+
+
+def _uncorrected(row: Row) -> Row:
+    return row.model_copy(update={"ms": row.raw_ms})
 
 
 def _stands_on(row: Row, correction: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from nas.config import Config
 from nas.errors import UserError
 from nas.progress import Progress, Task
 from nas.run import Run
-from nas.scene import Scene, limits_of, problem
+from nas.scene import Scene, limits_of, problem, set_scene
 from nas.select.problem import Cost
 from nas.settings import searched
 from nas.supernet.gates import position
@@ -44,6 +44,14 @@ def train(scene: Scene, limits: dict[str, list[float]], group: Ranks,
                     checkpoint.save(run, SUPERNET, training.state())
                     saved = time.monotonic()
     return training
+
+
+def finished(run: Run, config: Config, progress: Progress) -> tuple[Scene, search_loop.SupernetTraining]:
+    """The scene and the settled supernet of a search. Raises UserError for a run that is not that far."""
+    if not run.has("picks.json"):
+        raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
+    scene = set_scene(config, run, config.target, progress)
+    return scene, trained(scene)
 
 
 def trained(scene: Scene) -> search_loop.SupernetTraining:
