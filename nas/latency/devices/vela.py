@@ -1,16 +1,20 @@
 """Arm's compiler for Ethos-U NPUs (Vela, package ``ethos-u-vela``), in a process of its own.
 
 Vela ends the process that it runs in on input that it cannot read (a segmentation fault), so it runs in a worker: a
-crash there is an error here. The worker imports nothing but Vela, starts in a fraction of a second and ends with us.
+crash there is an error here. The worker is this file run as a script: a spawn of ``multiprocessing`` would import the
+package (PyTorch with it, seconds) and the user's main script once more. It starts in a fraction of a second and ends
+with us.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any
 
 VERSION = "5.2"  # its Python interface is not documented: what is written here is that of this one
@@ -40,7 +44,7 @@ class Vela:
     """A worker that compiles TFLite files; it is started where it is needed, and again after a crash."""
 
     def __init__(self) -> None:
-        self._worker: tuple[Any, Connection] | None = None
+        self._worker: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     def compile(self, architecture: str, model: bytes, config: str, options: str) -> Report:
         """``config`` and ``options`` as Vela reads them. Raises VelaError."""
@@ -52,9 +56,8 @@ class Vela:
             answer = connection.recv()
         except (EOFError, OSError):
             process.kill()
-            process.join()
             self._worker = None
-            raise VelaError(f"Vela died of it (exit status {process.exitcode})") from None
+            raise VelaError(f"Vela died of it (exit status {process.wait()})") from None
         if isinstance(answer, str):
             raise VelaError(f"Vela: {answer}")
         return Report(*answer)
@@ -64,16 +67,16 @@ class Vela:
         if self._worker is not None:
             process, connection = self._worker
             connection.close()
-            process.join()
+            process.wait()
             self._worker = None
 
 
-def _start() -> tuple[Any, Connection]:
-    spawn = multiprocessing.get_context("spawn")  # a fork would take PyTorch's threads along, half of each
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
+def _start() -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = Pipe()
+    with theirs:
+        handle = theirs.fileno()
+        process = subprocess.Popen([sys.executable, __file__, str(handle)], pass_fds=[handle],
+                                   stdin=subprocess.DEVNULL)
     return process, ours
 
 
@@ -109,3 +112,8 @@ def _report(compiled: Any) -> tuple[Any, ...]:
 def _columns(table: Any, *names: str) -> list[tuple[Any, ...]]:
     where = [list(table.header).index(name) for name in names]
     return [tuple(row[i] for i in where) for row in table.data]
+
+
+if __name__ == "__main__":
+    sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]  # its files are no packages
+    _serve(Connection(int(sys.argv[1])))
