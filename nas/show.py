@@ -71,6 +71,26 @@ def space(result: Mapping[str, Any]) -> None:
             line(f"{one['target']}: {one['error']}")
 
 
+def costs_of_spaces(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Titles and, space by space, its size and the ends of what its networks cost; a dash where rows are missing."""
+    titles = ["space", "slots", "networks", "parameters", "multiply-adds",
+              *(f"ms, {one['target']}" for one in results[0]["targets"])]
+
+    def ends(low: float, high: float, unit: str = "") -> str:
+        return " .. ".join(f"{end:.0f}" if end >= 1000 else cell(end) for end in (low, high)) + unit
+
+    return titles, [[result["name"], str(result["slots"]), result["archs"],
+                     *(ends(*(end / 1e6 for end in result[key]), " M") for key in ("params", "macs")),
+                     *(ends(one["smallest_ms"], one["largest_ms"]) if "smallest_ms" in one else "-"
+                       for one in result["targets"])] for result in results]
+
+
+def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """A table of a documentation page."""
+    for row in (titles, ["---"] * len(titles), *cells):
+        line("| " + " | ".join(row) + " |")
+
+
 def comparison(result: Mapping[str, Any]) -> None:
     """Budget by budget the spaces beside each other, then each front's hypervolume, then the run directory."""
     columns = {part["space"]: part["budgets"] for part in result["spaces"]}

@@ -116,6 +116,8 @@ def test_every_verb_explains_itself(call: Call, verb: str) -> None:
     (["validate", "none.json", "file"], "--table"),
     (["spaces", "--size", "0"], "--size"),
     (["spaces", "--ops", "my.py"], "--ops: goes with --check FILE"),
+    (["spaces", "--markdown"], "--markdown: goes with --target"),
+    (["spaces", "--target", "gpu-v200"], "gpu-v200"),
     (["spaces", "--check", "none.yaml"], "none.yaml: no such file"),
     (["search", "--target", "gpu-v100", "--ops", "none.py"], "--ops none.py: cannot be read: No such file"),
     (["compare", "--spaces", "ghost", "--spaces", "mbconv"], "--target"),
@@ -288,6 +290,11 @@ def test_spaces_and_targets_are_lists_with_name_first(call: Call, monkeypatch: p
     ghost = next(value for value in values if value["name"] == "ghost")
     assert (ghost["slots"], ghost["last_map"], ghost["depth"]) == (16, 4, [1, 2, 2, 4, 2, 5])
     assert "10^" in call("spaces")[1]
+    code, out, _ = call("spaces", "--target", "gpu-v100", "--size", "32", "--classes", "10", "--json")
+    assert code == 0 and [value["name"] for value in json.loads(out)] == shipped("search_spaces", ".yaml")
+    assert all(0 < one["smallest_ms"] < one["largest_ms"] for value in json.loads(out) for one in value["targets"])
+    code, out, _ = call("spaces", "--target", "gpu-v100", "--size", "32", "--classes", "10")
+    assert code == 0 and "ms, gpu-v100" in out and "ghost" in out
     pretend(monkeypatch, "nas.latency.costs", targets=lambda: [{"name": "cpu", "rows": 3}])
     assert json.loads(call("targets", "--json")[1]) == [{"name": "cpu", "rows": 3}]
     pretend(monkeypatch, "nas.latency.costs", targets=lambda: [])

@@ -138,9 +138,13 @@ def test_fixed_widths_scale_to_the_divisor() -> None:
     assert "hidden=1792" in Space.load("mobilenet_v2@1.4").head.op
 
 
-def test_the_table_of_the_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "folder_"), [
+    ("presets", "search_spaces/presets"),
+    pytest.param("spaces", "search_spaces", marks=pytest.mark.slow)])  # every operator of every space: half a minute
+def test_a_table_of_the_docs_is_what_its_command_prints(capsys: pytest.CaptureFixture[str], command: str,
+                                                        folder_: str) -> None:
     text = DOCS.read_text()
-    (line,) = [line for line in text.splitlines() if line.startswith("    nas presets")]
+    (line,) = [line for line in text.splitlines() if line.startswith(f"    nas {command} ")]
     app(args=line.split()[1:], standalone_mode=False)
     table = capsys.readouterr().out
-    assert table.count("\n") == 2 + len(PRESETS) and f"\n\n{table}\n" in text
+    assert table.count("\n") == 2 + len(shipped(folder_, ".yaml")) and f"\n\n{table}\n" in text

@@ -63,11 +63,9 @@ def _shown(preset: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show_markdown(presets: list[dict[str, Any]]) -> None:
-    from nas.show import line
+    from nas import show
 
     titles = ["network", "parameters", "multiply-adds", *(f"ms, {target}" for target in presets[0]["ms"])]
-    line("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
-    for one in presets:
-        ms = ("-" if value is None else f"{value:.3f}" for value in one["ms"].values())
-        cells = f"`{one['name']}`", f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M", *ms
-        line("| " + " | ".join(cells) + " |")
+    show.markdown(titles, [[f"`{one['name']}`", f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M",
+                            *("-" if value is None else f"{value:.3f}" for value in one["ms"].values())]
+                           for one in presets])

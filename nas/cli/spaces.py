@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -20,25 +21,38 @@ def spaces(
     classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 1000,
     target: Targets = None,
     ops: Ops = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/spaces.md; goes with --target.")]
+    = False,
     as_json: Json = False,
 ) -> None:
-    """List the shipped search spaces (known networks: nas presets), or check one. Nothing is trained or measured."""
+    """List the shipped search spaces (known networks: nas presets), with --target what they cost there; or check one.
+
+    Nothing is trained or measured.
+    """
 
     def work() -> Any:
         from nas.files import shipped
 
-        if check is None:
-            if target or ops:
-                raise UserError(f"{'--target' if target else '--ops'}: goes with --check FILE")
+        if ops and check is None:
+            raise UserError("--ops: goes with --check FILE")
+        if markdown and (check is not None or not target):
+            raise UserError("--markdown: goes with --target, and not with --check")
+        if check is None and not target:
             return [_space(name, size) for name in shipped("search_spaces", ".yaml")]
         run_files(ops)
         from nas.check import check as examine
+        from nas.latency.costs import load
         from nas.plan import Task
         from nas.progress import Progress
 
-        return examine(check, Task(size, 3, classes), target or [], Progress())
+        task, progress = Task(size, 3, classes), Progress()
+        if check is not None:
+            return examine(check, task, target or [], progress)
+        for name in target or []:
+            load(name)  # one that is no target is said once, not in every row
+        return [examine(name, task, target or [], progress) for name in shipped("search_spaces", ".yaml")]
 
-    print_result(work, as_json, rows if check is None else _show_check)
+    print_result(work, as_json, _shown(check, target, markdown))
 
 
 def _space(name: str, size: int) -> dict[str, Any]:
@@ -55,7 +69,20 @@ def _space(name: str, size: int) -> dict[str, Any]:
             "file": str(resolve("search_spaces", name, ".yaml"))}
 
 
-def _show_check(result: dict[str, Any]) -> None:
-    from nas import show
+def _shown(check: str | None, target: list[str] | None, markdown: bool) -> Callable[[Any], None]:
+    """How the answer is printed: one space, a list of them with or without costs, or the table of the docs."""
+    if check is None and not target:
+        return rows
 
-    show.space(result)
+    def show(result: Any) -> None:
+        from nas import show
+
+        if check is not None:
+            show.space(result)
+        elif markdown:
+            show.markdown(*show.costs_of_spaces(result))
+        else:
+            titles, cells = show.costs_of_spaces(result)
+            show.rows([dict(zip(titles, row, strict=True)) for row in cells])
+
+    return show

@@ -166,6 +166,9 @@ def test_shipped_tables_cover_the_shipped_spaces_in_whole_cycles(target: str) ->
         for size in (224, 32):
             keys = candidates(layout(Space.load(space), Task(size, 3, 10), exits=True))
             assert table.missing(keys) == [], (space, size)
+    for preset in shipped("search_spaces/presets", ".yaml"):
+        for size, classes in ((224, 1000), (32, 10)):
+            assert table.missing(candidates(layout(Space.load(preset), Task(size, 3, classes)))) == [], (preset, size)
     cycles = [row.ms * table.meta["core_clock_mhz"] * 1e3 for row in table.rows.values()]
     assert max(abs(value - round(value)) for value in cycles) < 1e-6 and min(cycles) > 100
     assert (table.meta["system_config"], table.meta["memory_mode"]) == (TARGETS[target].system_config, "Shared_Sram")
