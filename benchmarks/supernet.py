@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from nas.arch import SKIP, Arch
 from nas.config import Training
-from nas.decision import one_hot, prices
+from nas.decision import largest, one_hot, prices
 from nas.latency import costs
 from nas.latency.timing import Run, Timing, summary
 from nas.ops import build
@@ -43,7 +43,7 @@ from nas.supernet.net import Supernet
 from nas.supernet.prune import GRID
 from nas.train import loop
 from nas.train.data import batches, load
-from nas.train.search_loop import Recipe, SupernetTraining, largest
+from nas.train.search_loop import Recipe, SupernetTraining
 
 CPU = torch.device("cpu")
 Step = Callable[[], None]

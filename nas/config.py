@@ -22,7 +22,7 @@ SIDES = (8, 1024)
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 # what came after the first runs were made
 LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective"),
-         "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
+         "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to", "largest_first", "blockwise"),
          "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
 
 
@@ -61,6 +61,8 @@ class Training(_Strict):
     finetune_lr: float = Field(default=0.002, gt=0, le=100)
     weight_decay: float = Field(default=0.02, ge=0, le=1)
     sandwich_every: int = Field(default=2, ge=0, le=1000)  # steps between two of the largest, the costliest; 0: never
+    largest_first: Fraction = 0.0  # share of the warm-up in which the largest network alone learns
+    blockwise: Fraction = 0.0  # and the share, after it, in which choices learn what the largest's blocks do
     warmup_epochs: Epochs = None
     search_epochs: Epochs = None
     settle_epochs: Epochs = None
@@ -74,6 +76,13 @@ class Training(_Strict):
     ema: Fraction = 0.0  # decay of the supernet's averaged weights, which are then those judged and inherited; 0: none
     accumulate: int = Field(default=1, ge=1, le=65_536)  # parts a batch is computed in: memory of one, statistics, too
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"  # half precision in training; auto: on a GPU
+
+    @model_validator(mode="after")
+    def _parts_of_the_warmup(self) -> Training:
+        if self.largest_first + self.blockwise > 1:
+            raise ValueError(f"largest_first {self.largest_first:g} and blockwise {self.blockwise:g} are shares of one "
+                             "warm-up: together at most 1")
+        return self
 
     @model_validator(mode="after")
     def _equal_parts(self) -> Training:

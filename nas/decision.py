@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nas.arch import Arch, Op
-from nas.plan import Layout, OpKey, candidates
+from nas.plan import Layout, OpKey, Slot, candidates
 
 Weight = Tensor | float
 
@@ -49,6 +49,20 @@ def prices(layout: Layout, ms: Callable[[list[OpKey]], list[float]]) -> Prices:
     known[None] = 0.0
     table = tuple({op: known[slot.key(op)] for op in slot.ops} for slot in layout.slots)
     return Prices(sum(known[key] for key in layout.fixed), table)
+
+
+def largest(layout: Layout, prices: Prices) -> Arch:
+    """The network that costs most, each operator at its largest width."""
+    return _picked(layout, lambda slot: max((b.ops[-1] for b in slot.branches), key=prices.ms[slot.index].__getitem__))
+
+
+def smallest(layout: Layout, prices: Prices) -> Arch:
+    """The network that costs least."""
+    return _picked(layout, lambda slot: min(slot.ops, key=lambda op: prices.ms[slot.index][op]))
+
+
+def _picked(layout: Layout, pick: Callable[[Slot], Op]) -> Arch:
+    return Arch(layout.space, layout.task.size, tuple(pick(slot) for slot in layout.slots))
 
 
 def one_hot(arch: Arch) -> Decision:

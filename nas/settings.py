@@ -17,7 +17,8 @@ from nas.run import Run
 SEARCH_ONLY = {  # refused, and not recorded
     "": ("budget_ms", "budgets", "sram_kb", "flash_kb", "selector", "objective", "evaluations", "init",
          "prune", "gates"),
-    "train": ("lr", "sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "inplace", "ema", "distill"),
+    "train": ("lr", "sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "inplace", "ema", "distill",
+              "largest_first", "blockwise"),
 }
 RECORDED = {"": ("max_ms", "exits"), "train": ("attend", "attend_to")}  # refused, but earlier runs recorded them
 

@@ -76,11 +76,11 @@ def costs_of_spaces(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], li
     titles = ["space", "slots", "networks", "parameters", "multiply-adds",
               *(f"ms, {one['target']}" for one in results[0]["targets"])]
 
-    def ends(low: float, high: float, unit: str = "") -> str:
-        return " .. ".join(f"{end:.0f}" if end >= 1000 else cell(end) for end in (low, high)) + unit
+    def ends(*two: float, unit: str = "") -> str:
+        return " .. ".join(f"{end:.0f}" if end >= 1000 else cell(end) for end in two) + unit
 
     return titles, [[result["name"], str(result["slots"]), result["archs"],
-                     *(ends(*(end / 1e6 for end in result[key]), " M") for key in ("params", "macs")),
+                     *(ends(*(end / 1e6 for end in result[key]), unit=" M") for key in ("params", "macs")),
                      *(ends(one["smallest_ms"], one["largest_ms"]) if "smallest_ms" in one else "-"
                        for one in result["targets"])] for result in results]
 

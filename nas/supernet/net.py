@@ -37,6 +37,14 @@ class Supernet(nn.Module):
             x = slot(x, choices)
         return self.head(x)
 
+    def maps(self, x: Tensor, decision: Decision) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """As ``forward``, with what went into each slot and came out of it."""
+        x, passed = self.stem(x), []
+        for slot, choices in zip(self.slots, decision.slots, strict=True):
+            before, x = x, slot(x, choices)
+            passed.append((before, x))
+        return self.head(x), passed
+
     def keep(self, ops: Sequence[Sequence[Op]]) -> None:
         """Prunes to ``ops`` per slot: the layout shrinks, and branches without a width left are freed."""
         self.layout = restrict(self.layout, ops)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from nas import launch
-from nas.decision import Decision, one_hot
+from nas.decision import Decision, largest, one_hot, smallest
 from nas.errors import UserError
 from nas.plan import Layout
 from nas.supernet.gates import Gates, full
 from nas.supernet.net import Supernet
 from nas.train.data import free_bytes
-from nas.train.search_loop import SupernetTraining, largest, smallest
+from nas.train.search_loop import SupernetTraining
 
 OF_WEIGHTS = 4  # copies: weights, gradients, and Adam's two moments
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from nas import genome
 from nas.arch import SKIP, Arch
-from nas.decision import Decision, Prices, one_hot
+from nas.decision import Decision, Prices, largest, one_hot, smallest
 from nas.errors import UserError
-from nas.plan import Layout, Slot, enumerated
+from nas.plan import Layout, enumerated
 from nas.subnet import Subnet
 from nas.supernet.gates import RELAXATIONS, Gates, Soft, draw
 from nas.supernet.latency_terms import TERMS
@@ -32,6 +32,7 @@ from nas.supernet.prune import Pruner, survivors
 from nas.supernet.width import closing_gap
 from nas.train import loop
 from nas.train.attentive import attend
+from nas.train.blockwise import blockwise
 from nas.train.data import Data, batches, resized
 from nas.train.distill import INPLACE
 from nas.train.ema import Average
@@ -69,6 +70,8 @@ class Recipe:
     widths: str = "pair"
     attend: str = "none"
     attend_to: int = 3
+    largest_first: float = 0.0  # shares of the warm-up
+    blockwise: float = 0.0
 
 
 class SupernetTraining:
@@ -193,8 +196,7 @@ class SupernetTraining:
             loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / len(self.schedule), recipe.lr))
             size = rng.choice(choices) if len(choices) > 1 else self.data.size
             images = resized(images, size)
-            sandwich = recipe.sandwich_every and i % recipe.sandwich_every == 0
-            step = self._sandwich_step if sandwich else self._random_step
+            step = self._step_of(phase, i, within)
             figures = step(phase, within, images.to(self.device), labels.to(self.device), rng, coins)
             if phase == "search" and recipe.relaxation in RELAXATIONS and i % recipe.gate_every == 0:
                 held_out = next(gate)
@@ -207,6 +209,21 @@ class SupernetTraining:
             on_step(i + 1, steps)
         means = self.stepper.ranks.mean({name: sum(values) / len(values) for name, values in sums.items()})
         return {name: round(value, 6) for name, value in means.items()}
+
+    def _step_of(self, phase: str, i: int, within: float) -> Callable[..., dict[str, float]]:
+        recipe = self.recipe
+        if phase == "warmup" and within < recipe.largest_first + recipe.blockwise:
+            return self._warm_step
+        sandwich = recipe.sandwich_every and i % recipe.sandwich_every == 0
+        return self._sandwich_step if sandwich else self._random_step
+
+    def _warm_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
+                   coins: torch.Generator) -> dict[str, float]:
+        """The dearest network learns, first alone, then with a random choice of each slot that learns what it does."""
+        live = self.supernet.layout
+        dearest, smoothing = one_hot(largest(live, self.prices[0])), self.recipe.label_smoothing
+        drawn = None if within < self.recipe.largest_first else one_hot(genome.sample(live, rng))
+        return self._weight_step(blockwise(self.supernet, self.stepper, dearest, drawn, smoothing), images, labels)
 
     def _sandwich_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                        coins: torch.Generator) -> dict[str, float]:
@@ -248,8 +265,8 @@ class SupernetTraining:
                batch: tuple[Tensor, Tensor]) -> Decision:
         """A random network of what is alive; in the search half of the time one drawn from the gates.
 
-        In the warm-up each slot is drawn with a probability that rises from 0 to 1 over its first half, and is the
-        dearest network's until then: branches learn beside neighbours that have learned something.
+        In the warm-up each slot is drawn with a probability that rises from 0 to 1 over the first half of what is left
+        of it, and is the dearest network's until then: branches learn beside neighbours that have learned something.
         """
         if phase == "search" and self.recipe.relaxation in RELAXATIONS and rng.random() < 0.5:
             return draw(self.gates, self._soft(within, rng, batch[0].shape[-1]), coins)
@@ -257,9 +274,11 @@ class SupernetTraining:
         if phase != "warmup" and self.recipe.attend != "none":
             return one_hot(attend(live, self.prices[0], rng, self.recipe.attend_to,
                                   lambda arch: self._loss_now(arch, batch), self.recipe.attend == "worst-up"))
-        if phase != "warmup" or within >= 0.5:
+        before = self.recipe.largest_first + self.recipe.blockwise
+        chance = 2 * (within - before) / (1 - before) if phase == "warmup" and before < 1 else 1.0
+        if chance >= 1:
             return one_hot(genome.sample(live, rng))
-        return one_hot(genome.mutate(live, largest(live, self.prices[0]), rng, probability=2 * within))
+        return one_hot(genome.mutate(live, largest(live, self.prices[0]), rng, probability=chance))
 
     def _loss_now(self, arch: Arch, batch: tuple[Tensor, Tensor]) -> float:
         """On what of the batch is in memory at once; the same on all ranks, and no draw of PyTorch's moves."""
@@ -361,20 +380,6 @@ def _check_parts(data: Data, accumulate: int) -> None:
 def default_epochs(phase: str, images: int) -> int:
     """Passes over a train split of ``images``, where the user gave none."""
     return max(LEAST[phase], -(-IMAGES[phase] // images))
-
-
-def largest(layout: Layout, prices: Prices) -> Arch:
-    """The network that costs most, each operator at its largest width."""
-    return _arch(layout, lambda slot: max((b.ops[-1] for b in slot.branches), key=prices.ms[slot.index].__getitem__))
-
-
-def smallest(layout: Layout, prices: Prices) -> Arch:
-    """The network that costs least."""
-    return _arch(layout, lambda slot: min(slot.ops, key=lambda op: prices.ms[slot.index][op]))
-
-
-def _arch(layout: Layout, pick: Callable[[Slot], Any]) -> Arch:
-    return Arch(layout.space, layout.task.size, tuple(pick(slot) for slot in layout.slots))
 
 
 def _live(gates: Gates) -> list[list[Any]]:

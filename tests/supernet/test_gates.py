@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from nas.arch import SKIP
-from nas.decision import Prices, as_float, expected_ms, one_hot, prices
+from nas.decision import Prices, as_float, expected_ms, largest, one_hot, prices, smallest
 from nas.plan import Layout, OpKey, enumerated, macs, plan
 from nas.supernet.gates import Gates, draw, full, gumbel, two_path
 from nas.supernet.prune import GRID, Pruner, survivors
 from nas.supernet.width import bracket, closing_gap, interpolate, share
-from nas.train.search_loop import largest, smallest
 
 
 def by_macs(keys: list[OpKey]) -> list[float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nas import genome
 from nas.config import Gates as Settings
-from nas.decision import one_hot, prices
+from nas.decision import largest, one_hot, prices, smallest
 from nas.errors import UserError
 from nas.plan import Layout, OpKey, macs
 from nas.subnet import build
@@ -24,7 +24,7 @@ from nas.train import finetune, loop
 from nas.train.data import Data
 from nas.train.distill import kd
 from nas.train.ema import Average
-from nas.train.search_loop import Recipe, SupernetTraining, largest, smallest
+from nas.train.search_loop import Recipe, SupernetTraining
 from nas.train.stepper import Stepper
 
 CPU = torch.device("cpu")
@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "default": {}, **{name: term(name) for name in ("dual", "fbnet", "proxyless", "mnas")},
     "enumerated": {"widths": "enumerated"},
     "best-up": {"attend": "best-up"}, "worst-up": {"attend": "worst-up", "attend_to": 2},
+    "largest-first": {"largest_first": 1.0}, "blockwise": {"largest_first": 0.3, "blockwise": 0.4},
     "single-level": {"update": "single"}, "alpha": {"inplace": "alpha"}, "ema": {"ema": 0.9},
     "all": {**term("dual"), "update": "single", "inplace": "alpha", "ema": 0.9, "relaxation": "gumbel"}}
 

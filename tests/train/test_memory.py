@@ -5,12 +5,11 @@ import torch
 from test_loops import data, training  # noqa: F401  (data is a fixture)
 from torch import nn
 
-from nas.decision import one_hot
+from nas.decision import largest, one_hot
 from nas.errors import UserError
 from nas.plan import Layout
 from nas.train import memory
 from nas.train.data import Data
-from nas.train.search_loop import largest
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -17,12 +17,13 @@ from tiny_space import TINY
 
 from nas import launch
 from nas.config import Config
+from nas.decision import largest
 from nas.run import Run
 from nas.scene import limits_of, set_scene
 from nas.stages import supernet
 from nas.train import loop
 from nas.train.ranks import ALONE, Ranks, joined
-from nas.train.search_loop import SupernetTraining, largest
+from nas.train.search_loop import SupernetTraining
 
 ROOT = Path(__file__).parent.parent.parent
 
