@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import queue
@@ -52,6 +53,7 @@ BEYOND, CHANCE = 1.2, 0.1  # reference of the hypervolume: ms in largest budgets
 LEARNT = 3  # forwards that a forward with its backward counts as
 PATHS = 2  # of a gate step (two-path)
 SANDWICH = 3  # networks of a sandwich step
+BLOCKWISE = 2  # of a step in which choices learn from the largest network's blocks
 ENTRY = (2, 1000, 500)  # networks of the entry test, gate images and training images (batch norm) of each
 INHERITED = ("environment.json", "space.yaml", "data.json", "splits.json", SUPERNET)  # what a control takes over
 
@@ -100,8 +102,10 @@ def cost_of(config: Config, sizes: Sizes, judged: int, supernet_alone: bool = Fa
     t, g = config.train, config.gates
     warmup, search, settle = (epochs or 0 for epochs in (t.warmup_epochs, t.search_epochs, t.settle_epochs))
     steps = max(1, sizes.train // t.batch)
-    sandwiches = -(-steps // t.sandwich_every) if t.sandwich_every else 0
-    networks = (warmup + search + settle) * (SANDWICH * sandwiches + steps - sandwiches)
+    before = [math.ceil(round(share * warmup * steps, 6)) for share in (t.largest_first, t.largest_first + t.blockwise)]
+    later = range(before[1], (warmup + search + settle) * steps)  # steps after the two beginnings of the warm-up
+    sandwiches = sum(t.sandwich_every > 0 and step % steps % t.sandwich_every == 0 for step in later)
+    networks = before[0] + BLOCKWISE * (before[1] - before[0]) + len(later) + (SANDWICH - 1) * sandwiches
     gate_steps = 0 if supernet_alone or g.relaxation == "single" else search * -(-steps // g.every)
     entry = ENTRY[0] * (min(ENTRY[1], sizes.gate) + min(ENTRY[2], sizes.train)) if warmup else 0
     return Cost(LEARNT * networks * min(t.batch, sizes.train), LEARNT * PATHS * gate_steps * min(t.batch, sizes.gate),
@@ -124,6 +128,7 @@ class Bench:
         self.settings: dict[str, Any] = {
             "table": hashlib.sha256(table.read_bytes()).hexdigest()[:12] if table.is_file() else "", "space": "ghost",
             "width": options.width, "limit": options.limit, "epochs": options.epochs, "batch": options.batch,
+            "largest_first": options.largest_first, "blockwise": options.blockwise,
             "sandwich_every": options.sandwich_every, "gates_every": options.gates_every,
             "evaluations": options.evaluations, "finetune_epochs": options.finetune_epochs}
         ends = _ends(self.config(OURS, 0, [1.0]), Task(data.size, data.in_ch, len(data.classes)))
@@ -151,7 +156,8 @@ class Bench:
                 left, own = ours.total - search * an_epoch, single
             evaluations = left // self.sizes.evaluation
         if method != SPOS:
-            own = [*own, f"train.sandwich_every={s['sandwich_every']}", f"gates.every={s['gates_every']}"]
+            own = [*own, *(f"train.{key}={s[key]}" for key in ("sandwich_every", "largest_first", "blockwise")),
+                   f"gates.every={s['gates_every']}"]
         return _resolved(
             own, f"train.batch={s['batch']}", f"width={s['width']}", f"limit={s['limit']}", f"seed={seed}",
             f"evaluations={evaluations}",
@@ -299,7 +305,8 @@ def _read(run: Run, config: Config, sizes: Sizes, trained: Run) -> dict[str, Any
 def _own(config: Config) -> dict[str, Any]:
     """What methods differ in."""
     value = config.to_json()
-    train = {key: value["train"][key] for key in ("sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs")}
+    keys = ("sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "largest_first", "blockwise")
+    train = {key: value["train"].get(key, 0.0) for key in keys}
     gates = {key: value["gates"].get(key, default) for key, default in (("relaxation", None), ("widths", "pair"))}
     return {**{key: value[key] for key in ("selector", "evaluations", "prune")}, **train, **gates}
 
@@ -344,8 +351,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="searches beside each other, a core each")
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--limit", type=int, default=10_000, help="images of train, gate and select together")
-    parser.add_argument("--epochs", type=int, nargs=3, default=[1, 2, 1], metavar=("WARMUP", "SEARCH", "SETTLE"))
+    parser.add_argument("--epochs", type=int, nargs=3, default=[2, 2, 0], metavar=("WARMUP", "SEARCH", "SETTLE"))
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--largest-first", type=float, default=0.6, help="share of the warm-up")
+    parser.add_argument("--blockwise", type=float, default=0.4, help="share of the warm-up, after that")
     parser.add_argument("--sandwich-every", type=int, default=4)
     parser.add_argument("--gates-every", type=int, default=2)
     parser.add_argument("--evaluations", type=int, default=36)
