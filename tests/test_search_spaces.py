@@ -40,7 +40,7 @@ def test_every_space_is_searched_for_a_gpu(space: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", [space for space in SPACES if space not in ("gpunet", "resnet")])  # of 56 and 121 M
 def test_a_space_is_searched_for_an_npu(space: str, tmp_path: Path) -> None:
     check(smoke(space, tmp_path / "run", "ethos-u55-128"), tmp_path / "run")
 
