@@ -49,6 +49,7 @@ def sides(value: Any) -> Any:
 Epochs = Annotated[int, Field(ge=0, le=100_000)] | None  # None: from the number of images
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Ms = Annotated[float, Field(gt=0)]
 Kb = Annotated[float, Field(ge=1)] | None  # of 1024 bytes
 
@@ -61,8 +62,8 @@ class Training(_Strict):
     finetune_lr: float = Field(default=0.002, gt=0, le=100)
     weight_decay: float = Field(default=0.02, ge=0, le=1)
     sandwich_every: int = Field(default=2, ge=0, le=1000)  # steps between two of the largest, the costliest; 0: never
-    largest_first: Fraction = 0.0  # share of the warm-up in which the largest network alone learns
-    blockwise: Fraction = 0.0  # and the share, after it, in which choices learn what the largest's blocks do
+    largest_first: Share = 0.0  # share of the warm-up in which the largest network alone learns
+    blockwise: Share = 0.0  # and the share, after it, in which choices learn what the largest's blocks do
     warmup_epochs: Epochs = None
     search_epochs: Epochs = None
     settle_epochs: Epochs = None
@@ -79,7 +80,7 @@ class Training(_Strict):
 
     @model_validator(mode="after")
     def _parts_of_the_warmup(self) -> Training:
-        if self.largest_first + self.blockwise > 1:
+        if self.largest_first + self.blockwise > 1 + 1e-9:
             raise ValueError(f"largest_first {self.largest_first:g} and blockwise {self.blockwise:g} are shares of one "
                              "warm-up: together at most 1")
         return self

@@ -71,7 +71,20 @@ def space(result: Mapping[str, Any]) -> None:
             line(f"{one['target']}: {one['error']}")
 
 
-def costs_of_spaces(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def spaces(results: Sequence[Mapping[str, Any]]) -> None:
+    """What all spaces have and cost; a last line where a target lacks rows."""
+    titles, cells = _costs_of_spaces(results)
+    rows([dict(zip(titles, row, strict=True)) for row in cells])
+    if lacking := [one["target"] for result in results for one in result["targets"] if "smallest_ms" not in one]:
+        line(f"-: not known; nas spaces --check NAME --target {lacking[0]} says what is missing")
+
+
+def table_of_spaces(results: Sequence[Mapping[str, Any]]) -> None:
+    """The same for a documentation page."""
+    markdown(*_costs_of_spaces(results))
+
+
+def _costs_of_spaces(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Titles and, space by space, its size and the ends of what its networks cost; a dash where rows are missing."""
     titles = ["space", "slots", "networks", "parameters", "multiply-adds",
               *(f"ms, {one['target']}" for one in results[0]["targets"])]

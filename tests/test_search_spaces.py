@@ -1,4 +1,4 @@
-"""Every shipped space: weights shared exactly, and searched to the end for a GPU and for an NPU."""
+"""Every shipped space: weights shared exactly, searched to the end for a GPU and, but for the largest, for an NPU."""
 
 import random
 from pathlib import Path

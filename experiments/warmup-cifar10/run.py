@@ -2,9 +2,10 @@
 
     python experiments/warmup-cifar10/run.py --data-dir DIR
 
-Every part, one way of training with one seed, trains a supernet for as many images through one network as the others,
-takes the same random networks out of it, judges them, fine-tunes each alike and judges it again; it appends its line to
-``results.jsonl``. The same command goes on with what is missing. At the end the table is printed.
+Every part, one way of training with one seed, trains a supernet for as many images through one network as the others
+("no supernet": none), takes the same random networks out of it, judges them, fine-tunes each alike and judges it again;
+it appends its line to ``results.jsonl``. The same command goes on with what is missing; at the end the table is
+printed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from nas.train.search_loop import Recipe, SupernetTraining
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
 CALIBRATED_ON = 500
-# (epochs of warm-up, shares of it): 3 networks a batch of each epoch, half of them in a step of two
+# (epochs of warm-up, shares of it): networks a batch, times epochs, are 1.5 x 2, 1 x 3 and (1 + 2) / 2 x 2
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "random and sandwich": (2, {}),
     "largest alone": (3, {"largest_first": 1.0}),
@@ -137,6 +138,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--finetune-lr", type=float, default=0.002)
     options = parser.parse_args()
+    if options.networks < 2:
+        parser.error(f"--networks {options.networks}: a spread needs 2 at least")
     torch.set_num_threads(1)
     with told():
         settings = {key: getattr(options, key) for key in ("space", "target", "limit", "networks", "batch",

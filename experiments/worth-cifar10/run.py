@@ -199,6 +199,7 @@ class Bench:
                 "longest_search_s": round(longest, 1),
                 "branches": [one["branches"] for one in searched],
                 "rank_agreement": [one["rank_agreement"] for one in searched],
+                "held_out": [one["held_out"] for one in searched],
                 "supernet": [one["supernet"] for one in searched], "data": searched[0]["data"],
                 "own": _own(next(iter(self.searches(part).values()))), "settings": self.settings,
                 "where": {"torch": torch.__version__, "python": platform.python_version()}}
@@ -294,7 +295,8 @@ def _read(run: Run, config: Config, sizes: Sizes, trained: Run) -> dict[str, Any
     selected = [e["seconds"] for e in run.events("stage") if e["name"] == "picks.json"]
     judged = len({e["id"] for e in run.events("judged")})
     alive = [e["branches"] for e in trained.events("epoch") if "branches" in e]
-    return {"picks": picks, "rank_agreement": front["rank_agreement"][config.target[0]], "judged": {"n": judged},
+    return {"picks": picks, "rank_agreement": front["rank_agreement"][config.target[0]],
+            "held_out": front["held_out"][config.target[0]], "judged": {"n": judged},
             "seconds": {"supernet": round(sum(epochs.values()), 1), "selection": round(sum(selected), 1),
                         "finetune": round(sum(tuned.values()), 1)},
             "image_forwards": dataclasses.asdict(cost_of(config, sizes, judged, supernet_alone=trained != run)),

@@ -18,7 +18,7 @@ def spaces(
     check: Annotated[str | None, typer.Option("--check", metavar="FILE", help="Say what this space is and costs, or "
                                               "name every mistake of it.")] = None,
     size: Annotated[int, typer.Option(help="Input side in pixels.")] = 224,
-    classes: Annotated[int, typer.Option(min=1, help="Outputs of the head.")] = 1000,
+    classes: Annotated[int, typer.Option(min=1, help="Outputs of the head, for --check and --target.")] = 1000,
     target: Targets = None,
     ops: Ops = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/spaces.md; goes with --target.")]
@@ -27,7 +27,7 @@ def spaces(
 ) -> None:
     """List the shipped search spaces (known networks: nas presets), with --target what they cost there; or check one.
 
-    Nothing is trained or measured.
+    Nothing is trained or measured. A dash stands where a target lacks rows: --check NAME says which.
     """
 
     def work() -> Any:
@@ -71,18 +71,10 @@ def _space(name: str, size: int) -> dict[str, Any]:
 
 def _shown(check: str | None, target: list[str] | None, markdown: bool) -> Callable[[Any], None]:
     """How the answer is printed: one space, a list of them with or without costs, or the table of the docs."""
-    if check is None and not target:
+    from nas import show
+
+    if check is not None:
+        return show.space
+    if not target:
         return rows
-
-    def show(result: Any) -> None:
-        from nas import show
-
-        if check is not None:
-            show.space(result)
-        elif markdown:
-            show.markdown(*show.costs_of_spaces(result))
-        else:
-            titles, cells = show.costs_of_spaces(result)
-            show.rows([dict(zip(titles, row, strict=True)) for row in cells])
-
-    return show
+    return show.table_of_spaces if markdown else show.spaces

@@ -2,7 +2,8 @@
 
 Blockwise supervision (DNA, arXiv 1911.13053; LANA, arXiv 2107.10624): a choice gets the map that the largest network
 has in front of the slot and learns the one behind it. All slots learn at once for the price of one network, none of
-them through another that has learned nothing yet.
+them through another that has learned nothing yet. Unlike there, the teacher shares its weights with the students and
+goes on learning itself, from labels.
 """
 
 from __future__ import annotations

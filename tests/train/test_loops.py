@@ -203,6 +203,19 @@ def test_every_option_changes_what_is_learned(tiny: Layout, data: Data) -> None:
     assert len(set(figures.values())) == len(OPTIONS), figures
 
 
+def test_the_warm_up_begins_with_the_largest_then_blockwise(tiny: Layout, data: Data) -> None:
+    """Shares are of the whole warm-up; what is left ramps from the largest network to random ones, as without them."""
+    run = training(tiny, data, largest_first=0.5, blockwise=0.25, sandwich_every=2)
+    kinds = [run._step_of("warmup", i, i / 8).__name__ for i in range(8)]
+    assert kinds == ["_warm_step"] * 6 + ["_sandwich_step", "_random_step"]
+    assert [run._step_of("search", i, 0.0).__name__ for i in range(2)] == ["_sandwich_step", "_random_step"]
+    first = run._drawn("warmup", 0.75, random.Random(0), torch.Generator(), (torch.zeros(1), torch.zeros(1)))
+    assert first == one_hot(largest(tiny, run.prices[0]))
+    keys = [set(run.epoch()) for run in (run, training(tiny, data, largest_first=1.0))]
+    assert {"blockwise", "loss_largest"} <= keys[0]
+    assert "loss_largest" in keys[1] and not {"blockwise", "kd_random", "loss_random"} & keys[1]
+
+
 def test_without_a_sandwich_every_step_is_of_one_random_network(tiny: Layout, data: Data) -> None:
     record = training(tiny, data, sandwich_every=0, relaxation="single").epoch()
     assert "loss_random" in record and "loss_largest" not in record

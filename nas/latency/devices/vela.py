@@ -8,7 +8,6 @@ with us.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -72,11 +71,11 @@ class Vela:
 
 
 def _start() -> tuple[subprocess.Popen[bytes], Connection]:
-    ours, theirs = Pipe()
+    ours, theirs = Pipe()  # the C++ core prints its warnings to the other streams; what they say is in the report
     with theirs:
         handle = theirs.fileno()
         process = subprocess.Popen([sys.executable, __file__, str(handle)], pass_fds=[handle],
-                                   stdin=subprocess.DEVNULL)
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return process, ours
 
 
@@ -84,9 +83,6 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked us is interrupted, and we end with them
     from ethosu import regor
 
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)  # the C++ core prints its warnings; what they say is in the report
-    os.dup2(silence, 2)
     while True:
         try:
             architecture, model, config, options = connection.recv()
@@ -115,5 +111,6 @@ def _columns(table: Any, *names: str) -> list[tuple[Any, ...]]:
 
 
 if __name__ == "__main__":
-    sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]  # its files are no packages
+    here = Path(__file__).resolve().parent  # its files are no packages, although one is called onnxruntime
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
     _serve(Connection(int(sys.argv[1])))
