@@ -76,4 +76,4 @@ def test_maps_end_in_what_forward_gives(net: Supernet) -> None:
     logits, maps = net.eval().maps(IMAGES, arch)
     assert torch.equal(logits, net(IMAGES, arch)) and len(maps) == len(net.slots)
     assert all(torch.equal(maps[i][1], maps[i + 1][0]) for i in range(len(maps) - 1))
-    assert torch.equal(net.head(maps[-1][1]), logits)  # type: ignore[operator]
+    assert torch.equal(net.head(maps[-1][1]), logits)
