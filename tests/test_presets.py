@@ -69,7 +69,7 @@ def test_the_others_have_the_published_figures(name: str, parameters: float, mul
 
 
 @pytest.mark.parametrize(("name", "size", "parameters", "multiply_adds"), [
-    ("gpunet_0", 320, 11.9e6, 3.31e9), ("gpunet_1", 288, 12.7e6, 3.37e9)])
+    ("gpunet_0", 320, 11.9e6, 3.31e9), ("gpunet_1", 288, 12.7e6, 3.37e9), ("gpunet_2", 384, 25798704, 8708618240)])
 def test_gpunets_have_the_published_figures_at_their_sizes(name: str, size: int, parameters: float,
                                                            multiply_adds: float) -> None:
     at = layout(Space.load(name), Task(size, 3, 1000))

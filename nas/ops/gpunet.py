@@ -1,14 +1,15 @@
 """GPUNet's layers (Wang et al., CVPR 2022, arXiv 2205.00841, table 1): convolution, fused inverted residual, and IRB.
 
-Knobs: ``act`` (relu, silu: Swish, or hswish), ``kernel``, and of the inverted residuals ``hidden`` (expanded width) and
-``se``. A fused one expands by a dense convolution in place of a 1x1 and a depthwise: more MACs in fewer launches.
+Knobs: ``act`` (relu, silu: Swish, or hswish), ``kernel``, and of the inverted residuals ``hidden`` (expanded width),
+``se`` and ``se_from`` (as in ``mbconv``). A fused one expands by a dense convolution in place of a 1x1 and a depthwise:
+more MACs in fewer launches.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices, start_at_zero
+from nas.ops.layers import ConvBN, conv_slices, se_slices, squeeze_excite, start_at_zero
 from nas.ops.mbconv import MBConv
 from nas.ops.registry import Block, Ranges, Slices, register
 
@@ -34,11 +35,11 @@ class FusedIRB(Block):
     elastic = ("kernel", "se")
 
     def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0,
-                 act: str = "relu") -> None:
+                 act: str = "relu", se_from: str = "hidden") -> None:
         super().__init__()
         self.max_hidden = hidden
         self.expand = ConvBN(in_ch, hidden, kernel, stride, act=act)
-        self.se = SqueezeExcite(hidden) if se else None
+        self.se = squeeze_excite(in_ch, hidden, se_from) if se else None
         self.project = ConvBN(hidden, out_ch, act="none")
         self.residual = stride == 1 and in_ch == out_ch
         if self.residual:

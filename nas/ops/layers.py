@@ -128,6 +128,17 @@ class SqueezeExcite(nn.Module):
         return x * (F.hardsigmoid(scale) if self.hard else torch.sigmoid(scale))
 
 
+def squeeze_excite(in_ch: int, hidden: int, se_from: str, step: int = 4) -> SqueezeExcite:
+    """That of an inverted residual: a quarter of ``hidden`` wide, or, ``se_from=input``, of its input (as EfficientNet's).
+
+    Raises ValueError for another ``se_from``.
+    """
+    if se_from not in ("hidden", "input"):
+        raise ValueError(f"se_from {se_from}: it is hidden or input")
+    squeezed = max(1, round(in_ch / 4)) if se_from == "input" else 0
+    return SqueezeExcite(hidden, step, squeezed, hard=not squeezed)
+
+
 def shuffled(x: Tensor, groups: int) -> Tensor:
     """Channels so that a grouped convolution sees an equal part of every group before it (Zhang et al., ShuffleNet).
 

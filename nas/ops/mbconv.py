@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, parts_of, se_slices, shuffled, start_at_zero
+from nas.ops.layers import ConvBN, conv_slices, parts_of, se_slices, shuffled, squeeze_excite, start_at_zero
 from nas.ops.registry import Block, Slices, register
 
 
@@ -29,13 +29,10 @@ class MBConv(Block):
             raise ValueError(f"hidden {hidden} is no multiple of {groups}x{groups}: {groups} groups exchange parts")
         if not expand and (hidden != in_ch or groups > 1):
             raise ValueError(f"hidden {hidden} without an expansion: it must be the {in_ch} input channels, one group")
-        if se_from not in ("hidden", "input"):
-            raise ValueError(f"se_from {se_from}: it is hidden or input")
         self.max_hidden, self.groups = hidden, groups
         self.expand = ConvBN(in_ch, hidden, act=act, groups=groups) if expand else None
         self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True, act=act)
-        squeezed = max(1, round(in_ch / 4)) if se_from == "input" else 0
-        self.se = SqueezeExcite(hidden, se_step, squeezed, hard=not squeezed) if se else None
+        self.se = squeeze_excite(in_ch, hidden, se_from, se_step) if se else None
         self.project = ConvBN(hidden, out_ch, act="none", groups=groups)
         self.residual = stride == 1 and in_ch == out_ch
         if self.residual:
