@@ -129,7 +129,7 @@ class SqueezeExcite(nn.Module):
 
 
 def squeeze_excite(in_ch: int, hidden: int, se_from: str, step: int = 4) -> SqueezeExcite:
-    """That of an inverted residual: a quarter of ``hidden`` wide, or, ``se_from=input``, of its input (as EfficientNet's).
+    """That of an inverted residual: a quarter of ``hidden`` wide, or of its input (``se_from=input``, EfficientNet).
 
     Raises ValueError for another ``se_from``.
     """
