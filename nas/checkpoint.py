@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -13,9 +13,8 @@ from nas.run import Run
 
 
 def save(run: Run, name: str, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()  # torch.save into a file turns a full disk into an error of its own
-    torch.save(state, buffer)
-    run.write(name, lambda file: file.write(buffer.getbuffer()))
+    """Atomic, and without a copy of the state in memory. Raises UserError for a disk that is full."""
+    run.write(name, lambda file: _Streamed(file).take(state))
 
 
 def load(run: Run, name: str) -> dict[str, Any]:
@@ -41,3 +40,29 @@ def resume(run: Run, name: str, load_into: Callable[[dict[str, Any]], None]) -> 
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{run.file(name)}: not of this search ({type(error).__name__}: {reason}); delete it and give "
                         "the same command: that stage starts again") from error
+
+
+class _Streamed:
+    """A file for ``torch.save``, which turns a full disk into an error of its own: this one says the disk's."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.refused: OSError | None = None
+
+    def take(self, state: dict[str, Any]) -> None:
+        try:
+            torch.save(state, cast(IO[bytes], self))
+        except RuntimeError:
+            if self.refused is not None:
+                raise self.refused from None
+            raise
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.refused = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from nas import checkpoint
 from nas.errors import UserError
 from nas.run import Run
 
@@ -211,6 +213,8 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     run.write_json("done.json", [1])
     with pytest.raises(UserError, match="No space left"):
         run.write("weights.bin", lambda file: file.write(bytes(200_000)))
+    with pytest.raises(UserError, match=r"state\.pt: No space left"):  # PyTorch's word for it is another
+        checkpoint.save(run, "state.pt", {"done": 1, "weights": torch.zeros(50_000)})
     with pytest.raises(UserError, match="No space left"):
         for _ in range(200):
             run.log("epoch", text="x" * 1000)
