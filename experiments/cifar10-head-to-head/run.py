@@ -1,0 +1,145 @@
+"""The picks of a search against known networks of equal latency: every one from scratch, by the same recipe.
+
+    nas profile --device cpu --space ghost --width 0.5 --size 32 --validate 20
+    nas search --config experiments/cifar10-head-to-head/search.yaml --data-dir DIR --run SEARCH
+    python experiments/cifar10-head-to-head/run.py --search SEARCH --data-dir DIR
+    python experiments/cifar10-head-to-head/run.py --search SEARCH --data-dir DIR --measure
+    python experiments/cifar10-head-to-head/report.py
+
+Every part is one network with one seed, trained by ``nas train`` in a directory of its own under ``--work``; it appends
+its line to ``results.jsonl``, and the same command goes on with what was stopped. Without ``--search`` only the known
+networks are trained. ``--measure`` times the ONNX files of all networks in one interleaved run, each file loaded twice,
+so that the figure has its noise floor, and writes ``latency.json``: on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.errors import UserError
+from nas.files import write_json
+from nas.latency.devices.onnxruntime import Cpu
+from nas.latency.timing import interleaved
+from nas.progress import Progress
+from nas.results import keep, standing, told
+from nas.run import Run
+
+HERE = Path(__file__).resolve().parent
+KNOWN = ("ghostnet@0.25", "mobilenet_v2@0.25", "mobilenet_v2@0.5", "mobilenet_v3_small@0.5", "mobilenet_v3_small@1.0",
+         "resnet18@0.125", "resnet18@0.1875", "resnet18@0.25")  # 0.28 to 0.74 ms where the picks take 0.3 to 0.8
+FIRST, SECOND = "first", "second"  # sessions of one file
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """``pick`` is the directory of a network that the search delivered; else ``name`` is a preset with its width."""
+
+    name: str
+    pick: Path | None = None
+
+    @property
+    def given(self) -> list[str]:
+        return ["--space", self.name] if self.pick is None else ["--arch", str(self.pick / "arch.json")]
+
+
+def picks(search: Path) -> tuple[list[Network], dict[str, dict[str, Any]]]:
+    """Those of the budgets, fastest first, and what the search says of each. Raises UserError for a run without."""
+    run = Run(search)
+    if not run.has("front.json"):
+        raise UserError(f"--search {search}: has no front.json; is the search at its end?")
+    front = run.read_json("front.json")
+    cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
+    chosen = sorted({budget["id"] for budget in front["budgets"]}, key=lambda name: cards[name]["ms"])
+    supernet = sum(event["seconds"] for event in run.events("epoch"))
+    selection = sum(event["seconds"] for event in run.events("stage") if event["name"] == "picks.json")
+    said = {}
+    for name in chosen:
+        own = sum(event["seconds"] for event in run.events("finetune") if event["id"] == name)
+        said[name] = {"ms": cards[name]["ms"], "accuracy": cards[name]["accuracy"],
+                      "search_s": round(supernet + selection, 1), "finetune_s": round(own, 1)}
+    return [Network(name, search / "archs" / name) for name in chosen], said
+
+
+def trained(network: Network, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The line of one part. Raises UserError with the reason of a training that failed."""
+    run = Run(options.work / f"{network.name}-seed{seed}")
+    command = [sys.executable, "-m", "nas", "train", *network.given, "--data", "cifar10", "--epochs",
+               str(options.epochs), "--seed", str(seed), "--threads", "1", "--run", str(run.path),
+               f"train.batch={options.batch}"]
+    command += ["--data-dir", str(options.data_dir)] if options.data_dir else []
+    command += ["--limit", str(options.limit)] if options.limit else []
+    log = options.work / f"{run.path.name}.log"
+    with log.open("ab") as file:
+        own = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, stdout=file, stderr=file, env=own, check=False)
+    if done.returncode:
+        said = log.read_text(errors="replace").splitlines()
+        raise UserError(f"{run.path.name}: nas train ended with code {done.returncode}: {said[-1] if said else ''}")
+    (card,) = run.read_json("front.json")["front"]
+    seconds = {event["epoch"]: event["seconds"] for event in run.events("finetune")}
+    return {"network": network.name, "pick": network.pick is not None, "seed": seed, "accuracy": card["accuracy"],
+            "params": card["params"], "macs": card["macs"], "seconds": round(sum(seconds.values()), 1),
+            "where": {"torch": torch.__version__, "python": platform.python_version()}}
+
+
+def measured(networks: list[Network], options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of every network: two sessions of its ONNX file, all interleaved. Raises UserError if one lacks."""
+    files = {one.name: next((options.work / f"{one.name}-seed0" / "archs").glob("*/model.onnx"), None)
+             for one in networks}
+    if lacking := [name for name, file in files.items() if file is None]:
+        raise UserError(f"--measure: {', '.join(lacking)}: not trained yet; the command without --measure does that")
+    device = Cpu()
+    runs = {f"{name} {turn}": device.load(file) for turn in (FIRST, SECOND) for name, file in files.items() if file}
+    timings = interleaved(runs, seconds=options.measure_s, rng=random.Random(0), max_rounds=1000)
+    ms = {name: [timings[f"{name} {turn}"].ms for turn in (FIRST, SECOND)] for name in files}
+    return {"ms": {name: round(statistics.fmean(pair), 5) for name, pair in ms.items()},
+            "second_over_first": {name: round(pair[1] / pair[0], 4) for name, pair in ms.items()},
+            "runs": min(timing.n for timing in timings.values()), "conditions": device.conditions()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--search", type=Path, help="run directory of the finished search")
+    parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies")
+    parser.add_argument("--work", type=Path, default=Path("runs/head-to-head"), help="holds the run directories")
+    parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--limit", type=int, help="images; default: all")
+    parser.add_argument("--known", nargs="*", default=list(KNOWN), metavar="PRESET@WIDTH")
+    parser.add_argument("--measure", action="store_true", help="times the networks instead of training them")
+    parser.add_argument("--measure-s", type=float, default=60.0)
+    options = parser.parse_args()
+    with told():
+        searched, said = picks(options.search) if options.search else ([], {})
+        networks = [*map(Network, options.known), *searched]
+        if options.measure:
+            write_json(HERE / "latency.json", {**measured(networks, options), "delivered": said})
+            return
+        settings = {"epochs": options.epochs, "batch": options.batch, "limit": options.limit}
+        lines = standing(options.out, settings)
+        stand = {(line["network"], line["seed"]) for line in lines}
+        left = [(one, seed) for seed in range(options.seeds) for one in networks if (one.name, seed) not in stand]
+        options.work.mkdir(parents=True, exist_ok=True)
+        with Progress().task("networks", len(left)) as task:
+            for network, seed in left:
+                line = trained(network, seed, options) | {"settings": settings}
+                lines = [*standing(options.out, settings), line]  # read again: another call may train others
+                keep(options.out, lines)
+                task.advance(accuracy=line["accuracy"], seconds=line["seconds"])
+
+
+if __name__ == "__main__":
+    main()
