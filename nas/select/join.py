@@ -4,6 +4,7 @@ With multipliers ``y >= 0`` for the limits, a network's regret is a bound ``L(y)
 regrets (each 0 or more) plus ``y`` times the room it leaves. So all networks within ``t`` of the bound consist of
 choices of reduced regret ``t`` at most, few and small ones; they are listed half by half and joined (Horowitz and
 Sahni, JACM 1974). The best that is found within ``t`` is the optimum, whatever else there is: the proof needs no tree.
+``t`` grows from round to round; what a round finds too far out to be proven limits all that the next one looks at.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
-MOST = 250_000_000  # networks whose reduced regrets are within reach, as a histogram counts them; about 15 s
+MOST = 250_000_000  # networks whose reduced regrets are within reach, as a histogram counts them
 _BINS = 256
-_CHUNK = 2**17  # pairs of halves looked at in one go
-_ROUNDING = 1e-12  # share of what is summed
+_CHUNK = 2**17  # pairs of halves looked at in one go, few enough for the processor's cache
+_ROUNDING = 1e-12  # share of what is summed; sums of 100 numbers are right to a hundredth of it
 _FIRST, _GROWTH = 10**4, 12  # networks in reach at first, and how many times more next
 
 
 @dataclass(frozen=True)
 class Additive:
-    """Least sum of ``regret[slot][choice]`` where that of ``use[row][slot][choice]`` is at most ``room[row]``."""
+    """Least sum of ``regret[slot][choice]`` where that of ``use[row][slot][choice]`` is at most ``room[row]``.
+
+    Sums round otherwise in another order, so one that is over the room by 1e-12 of what is summed counts as within: who
+    needs a limit exact checks the answer, cuts it off and asks again, as ``Knapsack.best`` does.
+    """
 
     regret: Sequence[np.ndarray]
     use: Sequence[Sequence[np.ndarray]]
@@ -34,16 +39,12 @@ class Additive:
 
 
 def least(problem: Additive) -> list[int] | None:
-    """The optimum, proven; None where nothing is known, as where too much is within reach or nothing is feasible.
-
-    Sums round otherwise in another order, so a limit may be passed by ``_ROUNDING`` of what is summed: whoever needs it
-    exact checks the answer and cuts it off. All bounds have as much slack, so that nothing better is passed over.
-    """
+    """The optimum, proven; None where nothing is known, as where too much is within reach or nothing is feasible."""
     multipliers = _multipliers(problem)
     if multipliers is None:
         return None
-    room = problem.room + _ROUNDING * (np.abs(problem.room) + [sum(np.abs(use).max() for use in row)
-                                                               for row in problem.use])
+    summed = np.array([sum(float(np.abs(use).max()) for use in row) for row in problem.use])
+    room = problem.room + _ROUNDING * (np.abs(problem.room) + summed)
     priced = [regret + sum(y * row[slot] for y, row in zip(multipliers, problem.use, strict=True))
               for slot, regret in enumerate(problem.regret)]
     bound = float(sum(row.min() for row in priced) - multipliers @ room)
@@ -51,7 +52,7 @@ def least(problem: Additive) -> list[int] | None:
     join = _Join([problem.regret, *problem.use], room, [row - row.min() for row in priced], multipliers, bound, slack)
     reach, best, pick = -1.0, math.inf, None
     for aim in itertools.accumulate(itertools.repeat(_GROWTH), lambda n, times: n * times, initial=_FIRST):
-        # nothing beyond the best so far is of use: it is the last reach
+        # within the regret of the best so far all that could be better is found: no round needs to reach further
         before, reach = reach, min(_reach(join.reduced, min(aim, MOST)), best - bound)
         if reach > before:
             best, pick = join.within(reach, best, pick)
@@ -104,8 +105,8 @@ class _Half:
 
     sums: np.ndarray
     used: np.ndarray  # [row, way]; the first row is the regret
-    steps: list[tuple[int, np.ndarray, np.ndarray]]  # slot; per way of so many slots the way it goes on from, its choice
-    order: np.ndarray
+    steps: list[tuple[int, np.ndarray, np.ndarray]]  # slot; of each way to it, the way before and the choice
+    order: np.ndarray  # [way]; its number in the last of the steps
 
     def choices(self, way: int) -> Iterator[tuple[int, int]]:
         """The choice in each slot of this half."""
@@ -119,16 +120,16 @@ class _Half:
 class _Join:
     """What all rounds share. The regret is the first of the rows: with a network in hand it is one more limit."""
 
-    rows: Sequence[Sequence[np.ndarray]]
-    room: np.ndarray  # without that of the first row
-    reduced: Sequence[np.ndarray]
-    multipliers: np.ndarray
-    bound: float
-    slack: float
+    rows: Sequence[Sequence[np.ndarray]]  # [row][slot][choice]
+    room: np.ndarray  # of all rows but the first
+    reduced: Sequence[np.ndarray]  # [slot][choice]
+    multipliers: np.ndarray  # of all rows but the first
+    bound: float  # no network's regret is less
+    slack: float  # more than what a sum of regrets is off by rounding, so that nothing better is passed over
 
     def within(self, reach: float, best: float, pick: list[int] | None) -> tuple[float, list[int] | None]:
-        """The least regret within ``reach`` of the bound and its network, or one beyond that is below ``best``."""
-        # a network that is found beyond the reach limits the next one, if it is not too far
+        """The least regret and its network, proven if within ``reach`` of the bound; what was given if none is less."""
+        # what is beyond the reach may limit the next one, if it is not too far
         goal = min(best, self.bound + 2 * reach)
         room = np.array([goal + self.slack, *self.room])
         left, right = (self._half(slots, reach, room) for slots in _split(self.reduced, reach))
@@ -141,12 +142,10 @@ class _Join:
         for start, stop in itertools.pairwise(_blocks(len(right.sums))):
             order = start + np.argsort(right.used[row, start:stop], kind="stable")
             used = right.used[row, order]
-            at = 0
-            while True:
+            at, end = 0, len(left.sums)
+            while at < end:
                 rest = goal - self.bound + self.slack - right.sums[start]
                 end = int(np.searchsorted(left.sums, min(rest, reach + self.slack - right.sums[start]), side="right"))
-                if at >= end:
-                    break
                 own = slice(at, min(end, at + _CHUNK))
                 high = room[row] - left.used[row, own]
                 low = high - (rest - left.sums[own]) / price if price > 0 else np.full(len(high), -np.inf)
@@ -159,12 +158,11 @@ class _Join:
                 for i, most in enumerate(room):
                     near = left.used[i, one] + right.used[i, other] <= most
                     one, other = one[near], other[near]
-                if len(one):
-                    regret = left.used[0, one] + right.used[0, other]
+                regret = left.used[0, one] + right.used[0, other]
+                if len(one) and regret.min() < goal:
                     lowest = int(np.argmin(regret))
-                    if regret[lowest] < goal:
-                        goal, pair = float(regret[lowest]), (int(one[lowest]), int(other[lowest]))
-                        room[0] = goal
+                    goal, pair = float(regret[lowest]), (int(one[lowest]), int(other[lowest]))
+                    room[0] = goal
         if pair is None:
             return best, pick
         chosen = dict([*left.choices(pair[0]), *right.choices(pair[1])])
@@ -181,8 +179,8 @@ class _Join:
             counts = np.searchsorted(self.reduced[slot][ops], reach + self.slack - sums, side="right")
             before, choice = _ranges(np.zeros(len(counts), int), counts)
             choice = ops[choice]
-            for row, most, other in zip(range(len(room)), room, rest, strict=True):
-                near = used[row, before] + self.rows[row][slot][choice] <= most - other
+            for i, row in enumerate(self.rows):
+                near = used[i, before] + row[slot][choice] + rest[i] <= room[i]
                 before, choice = before[near], choice[near]
             sums = sums[before] + self.reduced[slot][choice]
             used = used[:, before] + np.array([row[slot] for row in self.rows])[:, choice]
