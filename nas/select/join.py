@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
-MOST = 250_000_000  # networks whose reduced regrets are within reach, as a histogram counts them
+MOST = 2_500_000_000  # networks whose reduced regrets are within reach, as a histogram counts them
 _BINS = 256
 _CHUNK = 2**17  # pairs of halves looked at in one go, few enough for the processor's cache
 _ROUNDING = 1e-12  # share of what is summed; sums of 100 numbers are right to a hundredth of it
