@@ -4,28 +4,34 @@ With multipliers ``y >= 0`` for the limits, a network's regret is a bound ``L(y)
 regrets (each 0 or more) plus ``y`` times the room it leaves. So all networks within ``t`` of the bound consist of
 choices of reduced regret ``t`` at most, few and small ones; they are listed half by half and joined (Horowitz and
 Sahni, JACM 1974). The best that is found within ``t`` is the optimum, whatever else there is: the proof needs no tree.
+``t`` grows from round to round; what a round finds too far out to be proven limits all that the next one looks at.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
-MOST = 250_000_000  # networks whose reduced regrets are within reach, as a histogram counts them; about 15 s
+MOST = 2_500_000_000  # networks whose reduced regrets are within reach, as a histogram counts them
 _BINS = 256
-_CHUNK = 2**21  # pairs of halves looked at in one go
+_CHUNK = 2**17  # pairs of halves looked at in one go, few enough for the processor's cache
+_ROUNDING = 1e-12  # share of what is summed; sums of 100 numbers are right to a hundredth of it
 _FIRST, _GROWTH = 10**4, 12  # networks in reach at first, and how many times more next
 
 
 @dataclass(frozen=True)
 class Additive:
-    """Least sum of ``regret[slot][choice]`` where that of ``use[row][slot][choice]`` is at most ``room[row]``."""
+    """Least sum of ``regret[slot][choice]`` where that of ``use[row][slot][choice]`` is at most ``room[row]``.
+
+    Sums round otherwise in another order, so one that is over the room by 1e-12 of what is summed counts as within: who
+    needs a limit exact checks the answer, cuts it off and asks again, as ``Knapsack.best`` does.
+    """
 
     regret: Sequence[np.ndarray]
     use: Sequence[Sequence[np.ndarray]]
@@ -37,16 +43,23 @@ def least(problem: Additive) -> list[int] | None:
     multipliers = _multipliers(problem)
     if multipliers is None:
         return None
-    reduced = []
-    for slot, regret in enumerate(problem.regret):
-        priced = regret + sum(y * row[slot] for y, row in zip(multipliers, problem.use, strict=True))
-        reduced.append(priced - priced.min())
-    reach = -1.0
+    summed = np.array([sum(float(np.abs(use).max()) for use in row) for row in problem.use])
+    room = problem.room + _ROUNDING * (np.abs(problem.room) + summed)
+    priced = [regret + sum(y * row[slot] for y, row in zip(multipliers, problem.use, strict=True))
+              for slot, regret in enumerate(problem.regret)]
+    bound = float(sum(row.min() for row in priced) - multipliers @ room)
+    slack = _ROUNDING * float(sum(np.abs(row).max() for row in priced) + multipliers @ np.abs(room))
+    join = _Join([problem.regret, *problem.use], room, [row - row.min() for row in priced], multipliers, bound, slack)
+    reach, best, pick = -1.0, math.inf, None
     for aim in itertools.accumulate(itertools.repeat(_GROWTH), lambda n, times: n * times, initial=_FIRST):
-        before, reach = reach, _reach(reduced, min(aim, MOST))
-        found = _joined(problem, reduced, multipliers, reach) if reach > before else None
-        if found is not None or aim >= MOST or reach == math.inf:
-            return found
+        # within the regret of the best so far all that could be better is found: no round needs to reach further
+        before, reach = reach, min(_reach(join.reduced, min(aim, MOST)), best - bound)
+        if reach > before:
+            best, pick = join.within(reach, best, pick)
+        if best - bound <= reach:
+            return pick
+        if aim >= MOST or reach == math.inf:
+            return None
     return None
 
 
@@ -64,12 +77,14 @@ def _multipliers(problem: Additive) -> np.ndarray | None:
 def _reach(reduced: Sequence[np.ndarray], most: float) -> float:
     """The largest sum of reduced regrets, by halving, within which a histogram counts at most ``most`` networks.
 
-    Infinite where that is all of them.
+    Infinite where that is all of them, below 0 where the ties at 0 are more.
     """
     if math.prod(len(row) for row in reduced) <= most:
         return math.inf
+    if _count(reduced, 0.0) > most:
+        return -1.0
     low, high = 0.0, sum(float(row.max()) for row in reduced)
-    for _ in range(40):
+    for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if _count(reduced, middle) <= most else (low, middle)
     return low
@@ -77,14 +92,10 @@ def _reach(reduced: Sequence[np.ndarray], most: float) -> float:
 
 def _count(reduced: Sequence[np.ndarray], reach: float) -> float:
     """Networks whose reduced regrets sum to ``reach`` at most, each rounded down to one of the bins: none is missed."""
-    counts = np.zeros(_BINS + 1)
-    counts[0] = 1.0
+    counts = np.ones(1)
     for row in reduced:
         bins = np.minimum((row[row <= reach] / (reach or 1.0) * _BINS).astype(int), _BINS)
-        moved = np.zeros(_BINS + 1)
-        for step, times in zip(*np.unique(bins, return_counts=True), strict=True):
-            moved[step:] += times * counts[:_BINS + 1 - step]
-        counts = moved
+        counts = np.convolve(counts, np.bincount(bins))[:_BINS + 1]
     return float(counts.sum())
 
 
@@ -92,40 +103,104 @@ def _count(reduced: Sequence[np.ndarray], reach: float) -> float:
 class _Half:
     """All ways through some of the slots within reach, by ascending sum of reduced regrets."""
 
-    slots: list[int]
     sums: np.ndarray
-    used: np.ndarray  # [row, way]
-    ways: np.ndarray  # [way, slot of this half]
+    used: np.ndarray  # [row, way]; the first row is the regret
+    steps: list[tuple[int, np.ndarray, np.ndarray]]  # slot; of each way to it, the way before and the choice
+    order: np.ndarray  # [way]; its number in the last of the steps
+
+    def choices(self, way: int) -> Iterator[tuple[int, int]]:
+        """The choice in each slot of this half."""
+        at = int(self.order[way])
+        for slot, before, choice in reversed(self.steps):
+            yield slot, int(choice[at])
+            at = int(before[at])
 
 
-def _joined(problem: Additive, reduced: Sequence[np.ndarray], multipliers: np.ndarray,
-            reach: float) -> list[int] | None:
-    least_use = np.array([[float(row[slot].min()) for slot in range(len(reduced))] for row in problem.use])
-    left, right = (_half(problem, reduced, slots, reach, least_use) for slots in _split(reduced, reach))
-    best, pair = reach * (1 + 1e-12), None
-    at = 0
-    while at < len(left.sums) and len(right.sums):
-        # ways of the right half that each of the next ways of the left half can be joined with
-        counts = np.searchsorted(right.sums, best - left.sums[at:at + _CHUNK], side="right")
-        ends = np.cumsum(counts)
-        taken = max(1, int(np.searchsorted(ends, _CHUNK, side="right")))
-        counts = counts[:taken]
-        first = np.repeat(np.arange(at, at + taken), counts)
-        second = np.arange(len(first)) - np.repeat(ends[:taken] - counts, counts)
-        at += taken
-        for row, room in enumerate(problem.room):
-            within = left.used[row, first] + right.used[row, second] <= room
-            first, second = first[within], second[within]
-        if len(first):
-            spare = problem.room[:, None] - left.used[:, first] - right.used[:, second]
-            over = left.sums[first] + right.sums[second] + multipliers @ spare
-            lowest = int(np.argmin(over))
-            if over[lowest] <= best:
-                best, pair = float(over[lowest]), (int(first[lowest]), int(second[lowest]))
-    if pair is None:
-        return None
-    chosen = dict(zip([*left.slots, *right.slots], [*left.ways[pair[0]], *right.ways[pair[1]]], strict=True))
-    return [int(chosen[slot]) for slot in range(len(reduced))]
+@dataclass(frozen=True)
+class _Join:
+    """What all rounds share. The regret is the first of the rows: with a network in hand it is one more limit."""
+
+    rows: Sequence[Sequence[np.ndarray]]  # [row][slot][choice]
+    room: np.ndarray  # of all rows but the first
+    reduced: Sequence[np.ndarray]  # [slot][choice]
+    multipliers: np.ndarray  # of all rows but the first
+    bound: float  # no network's regret is less
+    slack: float  # more than what a sum of regrets is off by rounding, so that nothing better is passed over
+
+    def within(self, reach: float, best: float, pick: list[int] | None) -> tuple[float, list[int] | None]:
+        """The least regret and its network, proven if within ``reach`` of the bound; what was given if none is less."""
+        # what is beyond the reach may limit the next one, if it is not too far
+        goal = min(best, self.bound + 2 * reach)
+        room = np.array([goal + self.slack, *self.room])
+        left, right = (self._half(slots, reach, room) for slots in _split(self.reduced, reach))
+        if not len(left.sums) or not len(right.sums):
+            return best, pick
+        # room that is left counts as regret, so a way needs one that uses nearly all it leaves of the dearest limit
+        row = 1 + int(np.argmax(self.multipliers * np.ptp(right.used[1:], axis=1)))
+        price = float(self.multipliers[row - 1])
+        pair = None
+        for start, stop in itertools.pairwise(_blocks(len(right.sums))):
+            order = start + np.argsort(right.used[row, start:stop], kind="stable")
+            used = right.used[row, order]
+            at, end = 0, len(left.sums)
+            while at < end:
+                rest = goal - self.bound + self.slack - right.sums[start]
+                end = int(np.searchsorted(left.sums, min(rest, reach + self.slack - right.sums[start]), side="right"))
+                own = slice(at, min(end, at + _CHUNK))
+                high = room[row] - left.used[row, own]
+                low = high - (rest - left.sums[own]) / price if price > 0 else np.full(len(high), -np.inf)
+                first = np.searchsorted(used, low, side="left")
+                counts = np.maximum(0, np.searchsorted(used, high, side="right") - first)
+                taken = max(1, int(np.searchsorted(np.cumsum(counts), _CHUNK, side="right")))
+                one, other = _ranges(first[:taken], counts[:taken])
+                one, other = one + at, order[other]
+                at += taken
+                for i, most in enumerate(room):
+                    near = left.used[i, one] + right.used[i, other] <= most
+                    one, other = one[near], other[near]
+                regret = left.used[0, one] + right.used[0, other]
+                if len(one) and regret.min() < goal:
+                    lowest = int(np.argmin(regret))
+                    goal, pair = float(regret[lowest]), (int(one[lowest]), int(other[lowest]))
+                    room[0] = goal
+        if pair is None:
+            return best, pick
+        chosen = dict([*left.choices(pair[0]), *right.choices(pair[1])])
+        return goal, [chosen[slot] for slot in range(len(self.reduced))]
+
+    def _half(self, slots: list[int], reach: float, room: np.ndarray) -> _Half:
+        least = np.array([[float(row[slot].min()) for slot in range(len(self.reduced))] for row in self.rows])
+        rest = least.sum(axis=1)
+        sums, used = np.zeros(1), np.zeros((len(self.rows), 1))
+        steps = []
+        for slot in slots:
+            rest = rest - least[:, slot]
+            ops = np.argsort(self.reduced[slot], kind="stable")
+            counts = np.searchsorted(self.reduced[slot][ops], reach + self.slack - sums, side="right")
+            before, choice = _ranges(np.zeros(len(counts), int), counts)
+            choice = ops[choice]
+            for i, row in enumerate(self.rows):
+                near = used[i, before] + row[slot][choice] + rest[i] <= room[i]
+                before, choice = before[near], choice[near]
+            sums = sums[before] + self.reduced[slot][choice]
+            used = used[:, before] + np.array([row[slot] for row in self.rows])[:, choice]
+            steps.append((slot, before, choice))
+        order = np.argsort(sums, kind="stable")
+        return _Half(sums[order], used[:, order], steps, order)
+
+
+def _ranges(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs ``(i, j)`` of each i with the ``counts[i]`` numbers j from ``first[i]`` on."""
+    one = np.repeat(np.arange(len(counts)), counts)
+    return one, np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+
+
+def _blocks(n: int) -> list[int]:
+    """Bounds of blocks that grow, so that few of them are looked at where little is left to add."""
+    bounds = [0]
+    while bounds[-1] < n:
+        bounds.append(min(n, max(64, 4 * bounds[-1])))
+    return bounds
 
 
 def _split(reduced: Sequence[np.ndarray], reach: float) -> tuple[list[int], list[int]]:
@@ -143,23 +218,3 @@ def _split(reduced: Sequence[np.ndarray], reach: float) -> tuple[list[int], list
         halves[side].append(slot)
         weight[side] += weight_of[slot]
     return halves
-
-
-def _half(problem: Additive, reduced: Sequence[np.ndarray], slots: list[int], reach: float,
-          least_use: np.ndarray) -> _Half:
-    rest = least_use.sum(axis=1)
-    sums, used = np.zeros(1), np.zeros((len(problem.room), 1))
-    ways = np.zeros((1, 0), np.int32)
-    for slot in slots:
-        near = np.flatnonzero(reduced[slot] <= reach)
-        rest = rest - least_use[:, slot]
-        use = np.array([row[slot][near] for row in problem.use])
-        total = (sums[:, None] + reduced[slot][near]).ravel()
-        spent = (used[:, :, None] + use[:, None, :]).reshape(len(use), -1)
-        # sums in another order may round otherwise, hence the slack; what is returned is checked exactly
-        kept = np.flatnonzero((total <= reach) & (spent + rest[:, None] <= problem.room[:, None] + 1e-6).all(axis=0))
-        before, choice = np.divmod(kept, len(near))
-        sums, used = total[kept], spent[:, kept]
-        ways = np.hstack([ways[before], near[choice, None].astype(np.int32)])
-    order = np.argsort(sums, kind="stable")
-    return _Half(slots, sums[order], used[:, order], ways[order])

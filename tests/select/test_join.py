@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nas.errors import UserError
 from nas.select import join
 from nas.select.ilp import solve
-from nas.select.join import Additive, least
+from nas.select.join import Additive, _Join, least
 from nas.select.knapsack import Knapsack
 from nas.select.problem import Cost
 
@@ -60,6 +60,52 @@ def test_by_hand() -> None:
     assert least(Additive(regrets, use, np.array([6.0, 9.0]))) == [0, 0]
     assert least(Additive(regrets, use, np.array([2.0, 9.0]))) == [1, 1]
     assert least(Additive(regrets, use, np.array([2.0, 4.0]))) is None
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems())
+def test_many_rounds_in_small_chunks_equal_exhaustive_search(problem: Additive) -> None:
+    """Rounds that reach little further than the last, as in spaces too large to count out."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"_FIRST": 2, "_GROWTH": 3, "_CHUNK": 7}.items():
+            patch.setattr(join, name, value)
+        found, possible = least(problem), within(problem)
+    assert (found is None) == (not possible)
+    if found is not None:
+        assert regret(problem, found) == pytest.approx(min(regret(problem, pick) for pick in possible), abs=1e-9)
+        assert tuple(found) in possible
+
+
+@pytest.mark.parametrize("uses", [(0.2, 0.5), (0.5, 0.2), (0.3, 0.6), *itertools.permutations((0.1, 0.2, 0.3)),
+                                  *itertools.permutations((0.1, 0.3, 0.4, 0.6))])
+def test_what_uses_all_room_is_within_in_whatever_order_it_is_summed(uses: tuple[float, ...]) -> None:
+    """(0.2 + 0.5) - 0.2 < 0.5 and 0.1 + 0.2 + 0.3 > 0.3 + 0.2 + 0.1: a range of what is used must not lose it."""
+    regrets, use = [np.array([0.0, 1.0]) for _ in uses], [np.array([part, 0.0]) for part in uses]
+    none = [np.zeros(2) for _ in uses]
+    every = [0] * len(uses)
+    for room in (sum(sorted(uses)), sum(sorted(uses, reverse=True))):
+        assert least(Additive(regrets, [use, none], np.array([room, 0.0]))) == every
+        assert sum(least(Additive(regrets, [use, none], np.array([room - 1e-6, 0.0]))) or every) == 1
+        lone = Additive([row[:1] for row in regrets], [[row[:1] for row in use]] * 2, np.array([room, room]))
+        assert least(lone) == every
+
+
+def test_no_way_through_half_of_the_slots() -> None:
+    """Each slot has a choice within the limits and each limit is met, but never both in the second slot."""
+    use = [[np.zeros(2), np.array([0.0, 2.0])], [np.zeros(2), np.array([2.0, 0.0])]]
+    assert least(Additive([np.array([0.0, 1.0])] * 2, use, np.array([1.5, 1.5]))) is None
+
+
+def test_more_equal_scores_than_can_be_listed_are_left_to_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3^8 networks of the same score: none is nearer to the bound than another, so no reach holds few of them."""
+    monkeypatch.setattr(join, "MOST", 1000)
+    monkeypatch.setattr(_Join, "within", None)  # listing them would take the memory of a larger space
+    scores = tuple(np.zeros(3) for _ in range(8))
+    costs = [Cost(name, "ms", 0.0, tuple(np.array(row) for _ in range(8)))
+             for name, row in (("a", [1.0, 2.0, 3.0]), ("b", [3.0, 2.0, 1.0]))]
+    assert least(Additive(scores, [cost.per_op for cost in costs], np.array([16.0, 16.0]))) is None
+    pick = Knapsack(scores, costs, {"a": 16.0, "b": 16.0}).best([], [])
+    assert pick is not None and [cost.of(pick) for cost in costs] == [16.0, 16.0]
 
 
 def four_limits(seed: int) -> tuple[tuple[np.ndarray, ...], list[Cost], dict[str, float]]:
