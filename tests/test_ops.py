@@ -375,7 +375,7 @@ def test_a_head_classifies_what_it_embeds(op: str) -> None:
     ("stem(act=gelu)", "unknown activation 'gelu'; known: relu, relu6, hswish, silu, none"),
     ("mbconv(hidden=16, expand=0)", "hidden 16 without an expansion: it must be the 8 input channels"),
     ("mbconv(hidden=8, se=1, se_step=0)", "multiples of 0"), ("mbconv(hidden=8, se_from=output)", "hidden or input"),
-    ("basic(hidden=0)", "0 channels"),
+    ("fused_irb(hidden=8, se_from=output)", "hidden or input"), ("basic(hidden=0)", "0 channels"),
     ("regnet(hidden=12, group_width=8)", "12 channels are not a multiple of group_width 8"),
 ])
 def test_an_operator_that_cannot_be_built(op: str, expected: str) -> None:

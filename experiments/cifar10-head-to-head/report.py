@@ -15,10 +15,12 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nas.errors import UserError
 from nas.files import write_atomic
+from nas.results import told
 
 HERE = Path(__file__).resolve().parent
-MARKERS = {"ghostnet": "s", "mobilenet_v2": "D", "mobilenet_v3_small": "^", "resnet18": "v"}
+MARKERS = "sD^v<>ph*"
 
 
 Front = list[tuple[float, float]]  # (measured ms, mean accuracy in %), fastest first
@@ -56,11 +58,11 @@ def front(lines: list[dict[str, Any]], latency: dict[str, Any], names: list[str]
 
 
 def between(picks: Front, ms: float) -> float | None:
-    """Accuracy of the picks at ``ms``, linear between two; None outside of their range."""
+    """Accuracy of the picks at ``ms``, linear between two; the slowest's for slower ones, None for faster than all."""
     for (left, low), (right, high) in itertools.pairwise(picks):
         if left <= ms <= right:
             return low + (high - low) * (ms - left) / (right - left)
-    return None
+    return picks[-1][1] if ms > picks[-1][0] else None
 
 
 def spread(values: list[float]) -> str:
@@ -68,28 +70,29 @@ def spread(values: list[float]) -> str:
 
 
 def draw(lines: list[dict[str, Any]], latency: dict[str, Any], path: Path) -> None:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     picks = front(lines, latency, list(latency["delivered"]))
     axes.plot(*zip(*picks, strict=True), "o-", color="C0", label="picks of the search, from scratch", zorder=3)
     delivered = sorted((latency["ms"][name], 100 * said["accuracy"]) for name, said in latency["delivered"].items())
     axes.plot(*zip(*delivered, strict=True), "o--", color="C0", mfc="none", label="picks: inherited, fine-tuned")
-    for number, (family, marker) in enumerate(MARKERS.items(), 1):
-        names = [name for name in by_ms(latency) if name.split("@")[0] == family]
-        if not names:
-            continue
+    known = [name for name in by_ms(latency) if name not in latency["delivered"]]
+    families = sorted({name.partition("@")[0] for name in known})
+    for number, (family, marker) in enumerate(zip(families, itertools.cycle(MARKERS), strict=False), 1):
+        names = [name for name in known if name.partition("@")[0] == family]
         points = front(lines, latency, names)
         axes.plot(*zip(*points, strict=True), marker=marker, ls=":", color=f"C{number}", label=family)
         for name, point in zip(names, points, strict=True):
-            axes.annotate(name.split("@")[1], point, textcoords="offset points", xytext=(5, -9), fontsize=8,
+            axes.annotate(name.partition("@")[2], point, textcoords="offset points", xytext=(5, -9), fontsize=8,
                           color=f"C{number}")
     for name, ms in latency["ms"].items():  # every seed
         own = [100 * line["accuracy"] for line in lines if line["network"] == name]
         axes.plot([ms] * len(own), own, ".", color="0.6", ms=3, zorder=1)
     axes.set(xlabel="measured ms (ONNX Runtime, 1 thread, batch 1)", ylabel="CIFAR-10 test accuracy, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.margins(x=0.08)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
@@ -99,10 +102,19 @@ def main() -> None:
     parser.add_argument("--latency", type=Path, default=HERE / "latency.json")
     parser.add_argument("--figure", type=Path, default=HERE / "head-to-head.png")
     options = parser.parse_args()
-    lines = [json.loads(text) for text in options.results.read_text().splitlines()]
-    latency = json.loads(options.latency.read_text())
-    print(table(lines, latency))
-    draw(lines, latency, options.figure)
+    with told():
+        for file in (options.results, options.latency):
+            if not file.is_file():
+                raise UserError(f"{file}: no such file; run.py writes it, results.jsonl without and latency.json with "
+                                "--measure")
+        lines = [json.loads(text) for text in options.results.read_text().splitlines()]
+        latency = json.loads(options.latency.read_text())
+        if not latency["delivered"]:
+            raise UserError(f"{options.latency}: has no picks; run.py --measure with --search writes them")
+        if lacking := set(latency["ms"]) - {line["network"] for line in lines}:
+            raise UserError(f"{options.results}: no line of {', '.join(sorted(lacking))}; run.py trains them")
+        print(table(lines, latency))
+        draw(lines, latency, options.figure)
 
 
 if __name__ == "__main__":

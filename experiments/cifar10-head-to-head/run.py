@@ -9,7 +9,8 @@
 Every part is one network with one seed, trained by ``nas train`` in a directory of its own under ``--work``; it appends
 its line to ``results.jsonl``, and the same command goes on with what was stopped. Without ``--search`` only the known
 networks are trained. ``--measure`` times the ONNX files of all networks in one interleaved run, each file loaded twice,
-so that the figure has its noise floor, and writes ``latency.json``: on a machine that does nothing else.
+so that the figure has its noise floor, and writes ``latency.json``, which names the networks that ``report.py`` shows:
+on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -61,13 +62,12 @@ def picks(search: Path) -> tuple[list[Network], dict[str, dict[str, Any]]]:
     front = run.read_json("front.json")
     cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
     chosen = sorted({budget["id"] for budget in front["budgets"]}, key=lambda name: cards[name]["ms"])
-    supernet = sum(event["seconds"] for event in run.events("epoch"))
-    selection = sum(event["seconds"] for event in run.events("stage") if event["name"] == "picks.json")
-    said = {}
-    for name in chosen:
-        own = sum(event["seconds"] for event in run.events("finetune") if event["id"] == name)
-        said[name] = {"ms": cards[name]["ms"], "accuracy": cards[name]["accuracy"],
-                      "search_s": round(supernet + selection, 1), "finetune_s": round(own, 1)}
+    epochs = {(event["phase"], event["epoch"]): event["seconds"] for event in run.events("epoch")}  # repeated: once
+    tuned = {(event["id"], event["epoch"]): event["seconds"] for event in run.events("finetune")}
+    selection = [event["seconds"] for event in run.events("stage") if event["name"] == "picks.json"]
+    searched = round(sum(epochs.values()) + sum(selection), 1)
+    said = {name: {"ms": cards[name]["ms"], "accuracy": cards[name]["accuracy"], "search_s": searched,
+                   "finetune_s": round(sum(s for (own, _), s in tuned.items() if own == name), 1)} for name in chosen}
     return [Network(name, search / "archs" / name) for name in chosen], said
 
 
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies")
     parser.add_argument("--work", type=Path, default=Path("runs/head-to-head"), help="holds the run directories")
     parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
+    parser.add_argument("--latency", type=Path, default=HERE / "latency.json", help="where --measure writes")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
@@ -126,7 +127,7 @@ def main() -> None:
         searched, said = picks(options.search) if options.search else ([], {})
         networks = [*map(Network, options.known), *searched]
         if options.measure:
-            write_json(HERE / "latency.json", {**measured(networks, options), "delivered": said})
+            write_json(options.latency, {**measured(networks, options), "delivered": said})
             return
         settings = {"epochs": options.epochs, "batch": options.batch, "limit": options.limit}
         lines = standing(options.out, settings)

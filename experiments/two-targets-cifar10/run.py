@@ -22,6 +22,7 @@ from typing import Any
 from scipy.stats import ttest_rel
 
 from nas.errors import UserError
+from nas.latency import costs
 from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run import Run
@@ -64,7 +65,7 @@ def part(pruned: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     points = [Point(pick["id"], pick["ms"], pick["accuracy"]) for pick in picks]
     alive = [event["branches"] for event in run.events("epoch") if "branches" in event]
     return {"pruned_for": pruned, "seed": seed, "hypervolume": round(hypervolume(points, *reference), 6),
-            "picks": picks, "branches": alive[-1]}
+            "picks": picks, "branches": alive[-1] if alive else None}
 
 
 def show(lines: list[dict[str, Any]]) -> None:
@@ -74,7 +75,7 @@ def show(lines: list[dict[str, Any]]) -> None:
     print("| seed | pruned for A and B | pruned for A | lost | branches left |\n|---|---|---|---|---|")
     pairs = [(found[TOGETHER, seed], found[ALONE, seed]) for seed in seeds]
     for both, alone in pairs:
-        lost = 1 - alone["hypervolume"] / both["hypervolume"]
+        lost = (both["hypervolume"] - alone["hypervolume"]) / max(both["hypervolume"], 1e-9)
         print(f"| {both['seed']} | {both['hypervolume']:.4f} | {alone['hypervolume']:.4f} | {100 * lost:+.1f} % "
               f"| {both['branches']} and {alone['branches']} |")
     if len(pairs) > 1:
@@ -98,8 +99,8 @@ def main() -> None:
     with told():
         if not options.a.is_file():
             raise UserError(f"--a {options.a}: no such file; nas profile makes it")
-        table = hashlib.sha256(options.a.read_bytes()).hexdigest()[:12]
-        settings = {"a": table, "b": options.b, "space": options.space, "width": options.width,
+        tables = [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in (options.a, costs.find(options.b))]
+        settings = {"a": tables[0], "b": [options.b, tables[1]], "space": options.space, "width": options.width,
                     "limit": options.limit, "budget_ms": sorted(options.budget_ms), "recipe": list(RECIPE)}
         lines = standing(options.out, settings)
         stand = {(line["pruned_for"], line["seed"]) for line in lines}

@@ -54,7 +54,8 @@ def spent(methods: dict[str, Lines]) -> str:
         cells += [f"{f / 1e3:.0f}" for f in (*(forwards[key] for key in ("weights", "gates", "judging")),
                                              sum(forwards.values()))]
         cells.append(f"{statistics.fmean(line['judged'] for line in lines):.0f}")
-        cells += [_known(lines, "branches", "{:.0f}"), _known(lines, "rank_agreement", "{:.2f}")]
+        gates = lines[0]["own"]["relaxation"] != "single"
+        cells += [_known(lines, "branches", "{:.0f}"), _known(lines, "rank_agreement", "{:.2f}") if gates else "-"]
         rows.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -39,7 +39,7 @@ class FusedIRB(Block):
         super().__init__()
         self.max_hidden = hidden
         self.expand = ConvBN(in_ch, hidden, kernel, stride, act=act)
-        self.se = squeeze_excite(in_ch, hidden, se_from) if se else None
+        self.se = squeeze_excite(in_ch, hidden, se, se_from)
         self.project = ConvBN(hidden, out_ch, act="none")
         self.residual = stride == 1 and in_ch == out_ch
         if self.residual:

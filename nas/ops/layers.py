@@ -128,15 +128,15 @@ class SqueezeExcite(nn.Module):
         return x * (F.hardsigmoid(scale) if self.hard else torch.sigmoid(scale))
 
 
-def squeeze_excite(in_ch: int, hidden: int, se_from: str, step: int = 4) -> SqueezeExcite:
-    """That of an inverted residual: a quarter of ``hidden`` wide, or of its input (``se_from=input``, EfficientNet).
+def squeeze_excite(in_ch: int, hidden: int, se: int, se_from: str, step: int = 4) -> SqueezeExcite | None:
+    """Of an inverted residual with ``se``: a quarter of ``hidden`` wide, or of its input (EfficientNet, GPUNet).
 
-    Raises ValueError for another ``se_from``.
+    Raises ValueError for a ``se_from`` that is neither, with or without ``se``.
     """
     if se_from not in ("hidden", "input"):
         raise ValueError(f"se_from {se_from}: it is hidden or input")
     squeezed = max(1, round(in_ch / 4)) if se_from == "input" else 0
-    return SqueezeExcite(hidden, step, squeezed, hard=not squeezed)
+    return SqueezeExcite(hidden, step, squeezed, hard=not squeezed) if se else None
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:

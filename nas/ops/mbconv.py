@@ -32,7 +32,7 @@ class MBConv(Block):
         self.max_hidden, self.groups = hidden, groups
         self.expand = ConvBN(in_ch, hidden, act=act, groups=groups) if expand else None
         self.depthwise = ConvBN(hidden, hidden, kernel, stride, depthwise=True, act=act)
-        self.se = squeeze_excite(in_ch, hidden, se_from, se_step) if se else None
+        self.se = squeeze_excite(in_ch, hidden, se, se_from, se_step)
         self.project = ConvBN(hidden, out_ch, act="none", groups=groups)
         self.residual = stride == 1 and in_ch == out_ch
         if self.residual:

@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 MOST = 2_500_000_000  # networks whose reduced regrets are within reach, as a histogram counts them
 _BINS = 256
 _CHUNK = 2**17  # pairs of halves looked at in one go, few enough for the processor's cache
+_PAIRS = 200_000_000  # of a round, some 2 s: 13 times what five limits on 10^105 networks ever asked for (n = 48)
 _ROUNDING = 1e-12  # share of what is summed; sums of 100 numbers are right to a hundredth of it
 _FIRST, _GROWTH = 10**4, 12  # networks in reach at first, and how many times more next
 
@@ -53,9 +54,12 @@ def least(problem: Additive) -> list[int] | None:
     reach, best, pick = -1.0, math.inf, None
     for aim in itertools.accumulate(itertools.repeat(_GROWTH), lambda n, times: n * times, initial=_FIRST):
         # within the regret of the best so far all that could be better is found: no round needs to reach further
-        before, reach = reach, min(_reach(join.reduced, min(aim, MOST)), best - bound)
+        before, reach = reach, min(_reach(join.reduced, min(aim, MOST), slack), best - bound)
         if reach > before:
-            best, pick = join.within(reach, best, pick)
+            try:
+                best, pick = join.within(reach, best, pick)
+            except _TooManyPairs:
+                return None
         if best - bound <= reach:
             return pick
         if aim >= MOST or reach == math.inf:
@@ -74,19 +78,20 @@ def _multipliers(problem: Additive) -> np.ndarray | None:
     return np.maximum(0.0, -answer.ineqlin.marginals) if answer.status == 0 else None
 
 
-def _reach(reduced: Sequence[np.ndarray], most: float) -> float:
+def _reach(reduced: Sequence[np.ndarray], most: float, slack: float) -> float:
     """The largest sum of reduced regrets, by halving, within which a histogram counts at most ``most`` networks.
 
-    Infinite where that is all of them, below 0 where the ties at 0 are more.
+    Infinite where that is all of them, below 0 where the ties at 0 are more; what is less than ``slack`` further out
+    counts as within, as it does where networks are listed: equal scores have reduced regrets of 1e-13, not of 0.
     """
     if math.prod(len(row) for row in reduced) <= most:
         return math.inf
-    if _count(reduced, 0.0) > most:
+    if _count(reduced, slack) > most:
         return -1.0
     low, high = 0.0, sum(float(row.max()) for row in reduced)
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if _count(reduced, middle) <= most else (low, middle)
+        low, high = (middle, high) if _count(reduced, middle + slack) <= most else (low, middle)
     return low
 
 
@@ -97,6 +102,10 @@ def _count(reduced: Sequence[np.ndarray], reach: float) -> float:
         bins = np.minimum((row[row <= reach] / (reach or 1.0) * _BINS).astype(int), _BINS)
         counts = np.convolve(counts, np.bincount(bins))[:_BINS + 1]
     return float(counts.sum())
+
+
+class _TooManyPairs(Exception):
+    pass
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,10 @@ class _Join:
     slack: float  # more than what a sum of regrets is off by rounding, so that nothing better is passed over
 
     def within(self, reach: float, best: float, pick: list[int] | None) -> tuple[float, list[int] | None]:
-        """The least regret and its network, proven if within ``reach`` of the bound; what was given if none is less."""
+        """The least regret and its network, proven if within ``reach`` of the bound; what was given if none is less.
+
+        Raises _TooManyPairs, as where a limit that no network keeps is not known to the relaxation.
+        """
         # what is beyond the reach may limit the next one, if it is not too far
         goal = min(best, self.bound + 2 * reach)
         room = np.array([goal + self.slack, *self.room])
@@ -138,7 +150,7 @@ class _Join:
         # room that is left counts as regret, so a way needs one that uses nearly all it leaves of the dearest limit
         row = 1 + int(np.argmax(self.multipliers * np.ptp(right.used[1:], axis=1)))
         price = float(self.multipliers[row - 1])
-        pair = None
+        pair, looked_at = None, 0
         for start, stop in itertools.pairwise(_blocks(len(right.sums))):
             order = start + np.argsort(right.used[row, start:stop], kind="stable")
             used = right.used[row, order]
@@ -152,6 +164,9 @@ class _Join:
                 first = np.searchsorted(used, low, side="left")
                 counts = np.maximum(0, np.searchsorted(used, high, side="right") - first)
                 taken = max(1, int(np.searchsorted(np.cumsum(counts), _CHUNK, side="right")))
+                looked_at += int(counts[:taken].sum())
+                if looked_at > _PAIRS:
+                    raise _TooManyPairs
                 one, other = _ranges(first[:taken], counts[:taken])
                 one, other = one + at, order[other]
                 at += taken
@@ -162,7 +177,7 @@ class _Join:
                 if len(one) and regret.min() < goal:
                     lowest = int(np.argmin(regret))
                     goal, pair = float(regret[lowest]), (int(one[lowest]), int(other[lowest]))
-                    room[0] = goal
+                    room[0] = goal  # exactly: what is compared with it are the very sums it comes from
         if pair is None:
             return best, pick
         chosen = dict([*left.choices(pair[0]), *right.choices(pair[1])])

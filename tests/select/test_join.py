@@ -108,6 +108,26 @@ def test_more_equal_scores_than_can_be_listed_are_left_to_the_tree(monkeypatch: 
     assert pick is not None and [cost.of(pick) for cost in costs] == [16.0, 16.0]
 
 
+def test_nearly_equal_scores_are_as_equal_ones() -> None:
+    """Scores and costs linear in a width: priced by the duals they differ by 1e-13, and 16^14 networks are near."""
+    width = 8.0 * np.arange(1, 17)
+    costs = [Cost(name, "ms", 0.0, (width * each,) * 14) for name, each in (("a", 0.00317), ("b", 0.0217))]
+    limits = {cost.name: 0.43 * cost.largest for cost in costs}
+    scores = (width * 0.0013,) * 14
+    pick = Knapsack(scores, costs, limits).best([], [])
+    # 14 x 16 x 0.43 = 96.32 steps of the width are within both limits: 96 of them
+    assert pick is not None and sum(pick) + 14 == 96
+
+
+def test_a_limit_that_no_network_keeps_ends_after_so_many_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of even numbers, between 7 and 7: the relaxation knows nothing against it."""
+    even = [np.array([0.0, 2.0, 4.0])] * 4
+    problem = Additive([np.array([0.0, 0.3, 0.1])] * 4, [even, [-row for row in even]], np.array([7.0, -7.0]))
+    assert least(problem) is None
+    monkeypatch.setattr(join, "_PAIRS", 0)
+    assert least(problem) is None and least(Additive(problem.regret, [even] * 2, np.array([7.0, 7.0]))) is None
+
+
 def four_limits(seed: int) -> tuple[tuple[np.ndarray, ...], list[Cost], dict[str, float]]:
     rng = np.random.default_rng(seed)
     scores = tuple(rng.normal(size=12) for _ in range(6))
