@@ -364,10 +364,10 @@ def _checked(settings: dict[str, tuple[Any, str]], kind: type[C]) -> C:
 
 
 def _origin(settings: Mapping[str, tuple[Any, str]], key: str, mistake: str) -> str:
-    """Where the value was written; of a mistake in a whole group, that of the setting that it names first."""
+    """Where the value was written; of a mistake in a whole group, that of the setting that it names, or one in it."""
     above = (where for known, (_, where) in settings.items() if f"{key}.".startswith(f"{known}."))
     first = mistake.split(" ", 1)[0]
-    named = (where for known, (_, where) in settings.items() if f".{known}".endswith(f".{first}"))
+    named = (where for known, (_, where) in settings.items() if f".{first}." in f".{known}.")
     return next(above, None) or next(named, key)
 
 

@@ -54,6 +54,7 @@ def test_values_have_the_types_of_yaml() -> None:
     (["width={a: 1, a: 2}"], CPU, ["not YAML", "stands twice"]),
     (["gates.tau_end=9"], CPU, ["tau_end 9 is above tau_start 2"]),
     (["gates.latency=lambda"], CPU, ["gates.latency=lambda", "'projection'", "'dual'", "'mnas'", "'lambda'"]),
+    (["gates.dual.rho=2"], CPU, ["gates.dual.rho", "dual has no effect with latency=projection"]),
     (["gates.fbnet.alpha=0.5"], CPU, ["fbnet has no effect with latency=projection", "gates.latency=fbnet"]),
     (["gates.latency=fbnet", "gates.fbnet.alpha=0"], CPU, ["gates.fbnet.alpha=0", "greater than 0"]),
     (["gates.latency=fbnet", "gates.fbnet.gamma=1"], CPU, ["gates.fbnet.gamma: unknown key", "gates.fbnet.beta"]),

@@ -60,8 +60,10 @@ def _samples(path: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for number, item in enumerate(items, 1):
         name, ms = (item.get("id"), item.get("ms")) if isinstance(item, dict) else (None, 0)
-        if not isinstance(name, str) or name in found:
-            raise UserError(f"{path}: sample {number}: id {name!r} is {'there twice' if name in found else 'no text'}")
+        if not isinstance(name, str):
+            raise UserError(f"{path}: sample {number}: id {name!r} is no text")
+        if name in found:
+            raise UserError(f"{path}: sample {number}: id {name!r} is there twice")
         if isinstance(ms, bool) or not isinstance(ms, int | float) or not ms > 0:
             raise UserError(f"{path}: sample {number}: ms {ms!r} is not a number above 0")
         found[name] = float(ms)

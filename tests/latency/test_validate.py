@@ -107,6 +107,7 @@ def test_a_mistake_in_the_measurements_is_one_line(content: str | bytes, message
     ('[{"id": "a", "ms": 0}]', "sample 1: ms 0 is not a number above 0"),
     ('[{"id": "a", "ms": "1"}]', "sample 1: ms '1' is not"), ('[{"id": "a", "ms": true}]', "sample 1: ms True is not"),
     ('[{"id": "a", "ms": NaN}]', "NaN is not a number"), ('[{"ms": 1}]', "sample 1: id None is no text"),
+    ('[{"id": ["a"], "ms": 1}]', "sample 1: id ['a'] is no text"),
     ('[{"id": "a", "ms": 1}, {"id": "a", "ms": 1}]', "sample 2: id 'a' is there twice"), ("[1]", "sample 1: id None"),
 ])
 def test_a_mistake_in_the_samples_is_one_line(content: str, message: str) -> None:
