@@ -129,7 +129,7 @@ class SqueezeExcite(nn.Module):
 
 
 def squeeze_excite(in_ch: int, hidden: int, se: int, se_from: str, step: int = 4) -> SqueezeExcite | None:
-    """Of an inverted residual with ``se``: a quarter of ``hidden`` wide, or of its input (EfficientNet, GPUNet).
+    """Of a block with ``se``: a quarter of ``hidden`` wide, or of its input (EfficientNet, GPUNet, RegNetY).
 
     Raises ValueError for a ``se_from`` that is neither, with or without ``se``.
     """

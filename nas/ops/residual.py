@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.ops.layers import ConvBN, SqueezeExcite, conv_slices, se_slices, start_at_zero
+from nas.ops.layers import ConvBN, conv_slices, se_slices, squeeze_excite, start_at_zero
 from nas.ops.registry import Block, Ranges, Slices, register
 
 
@@ -54,7 +54,7 @@ class RegNet(Block):
         self.max_hidden = hidden
         self.reduce = ConvBN(in_ch, hidden)
         self.spatial = ConvBN(hidden, hidden, kernel, stride, group_width=group_width)
-        self.se = SqueezeExcite(hidden, squeezed=max(1, round(in_ch / 4)), hard=False) if se else None
+        self.se = squeeze_excite(in_ch, hidden, se, "input")
         self.project = ConvBN(hidden, out_ch, act="none")
         self.shortcut = _shortcut(in_ch, out_ch, stride)
         start_at_zero(self.project)
