@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +35,20 @@ def standing(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 def keep(path: Path, lines: list[dict[str, Any]]) -> None:
     """All lines, each with its ``settings``; atomic."""
     write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def nas(log: Path, *words: str) -> bytes:
+    """What a ``nas`` command prints, on one thread; what it says on the way is appended to ``log``.
+
+    Raises UserError with the last line of that where it fails.
+    """
+    with log.open("ab") as file:
+        done = subprocess.run([sys.executable, "-m", "nas", *words], stdout=subprocess.PIPE, stderr=file, check=False,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        said = log.read_text(errors="replace").splitlines()
+        raise UserError(f"{log.stem}: nas {words[0]} ended with code {done.returncode}: {said[-1] if said else ''}")
+    return done.stdout
 
 
 @contextmanager

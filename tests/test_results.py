@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nas.errors import UserError
-from nas.results import keep, standing, told
+from nas.results import keep, nas, standing, told
 
 SETTINGS = {"epochs": 2, "seed": 0}
 
@@ -37,3 +37,9 @@ def test_a_script_ends_as_a_verb_does(capsys: pytest.CaptureFixture[str]) -> Non
         assert end.value.code == code and capsys.readouterr().err == said
     with pytest.raises(ZeroDivisionError), told():
         raise ZeroDivisionError
+
+
+def test_a_command_prints_its_answer_or_is_refused_with_its_last_word(tmp_path: Path) -> None:
+    assert b"gpu-v100" in nas(tmp_path / "part.log", "targets", "--json")
+    with pytest.raises(UserError, match=r"part: nas spaces ended with code 2: nas: .*--nosuch"):
+        nas(tmp_path / "part.log", "spaces", "--nosuch")

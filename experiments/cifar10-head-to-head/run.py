@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import platform
 import random
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from nas.files import write_json
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.timing import interleaved
 from nas.progress import Progress
-from nas.results import keep, standing, told
+from nas.results import keep, nas, standing, told
 from nas.run import Run
 
 HERE = Path(__file__).resolve().parent
@@ -74,18 +71,11 @@ def picks(search: Path) -> tuple[list[Network], dict[str, dict[str, Any]]]:
 def trained(network: Network, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The line of one part. Raises UserError with the reason of a training that failed."""
     run = Run(options.work / f"{network.name}-seed{seed}")
-    command = [sys.executable, "-m", "nas", "train", *network.given, "--data", "cifar10", "--epochs",
-               str(options.epochs), "--seed", str(seed), "--threads", "1", "--run", str(run.path),
-               f"train.batch={options.batch}"]
-    command += ["--data-dir", str(options.data_dir)] if options.data_dir else []
-    command += ["--limit", str(options.limit)] if options.limit else []
-    log = options.work / f"{run.path.name}.log"
-    with log.open("ab") as file:
-        own = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, stdout=file, stderr=file, env=own, check=False)
-    if done.returncode:
-        said = log.read_text(errors="replace").splitlines()
-        raise UserError(f"{run.path.name}: nas train ended with code {done.returncode}: {said[-1] if said else ''}")
+    images = ["--data-dir", str(options.data_dir)] if options.data_dir else []
+    images += ["--limit", str(options.limit)] if options.limit else []
+    nas(options.work / f"{run.path.name}.log", "train", *network.given, "--data", "cifar10", *images, "--epochs",
+        str(options.epochs), "--seed", str(seed), "--threads", "1", "--run", str(run.path),
+        f"train.batch={options.batch}")
     (card,) = run.read_json("front.json")["front"]
     seconds = {event["epoch"]: event["seconds"] for event in run.events("finetune")}
     return {"network": network.name, "pick": network.pick is not None, "seed": seed, "accuracy": card["accuracy"],

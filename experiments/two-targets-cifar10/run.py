@@ -13,9 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from scipy.stats import ttest_rel
 from nas.errors import UserError
 from nas.latency import costs
 from nas.progress import Progress
-from nas.results import keep, standing, told
+from nas.results import keep, nas, standing, told
 from nas.run import Run
 from nas.select.pareto import Point, hypervolume
 
@@ -34,17 +31,6 @@ BEYOND, CHANCE = 1.2, 0.1  # reference of the hypervolume: ms in largest budgets
 RECIPE = ("train.batch=64", "train.warmup_epochs=2", "train.largest_first=0.6", "train.blockwise=0.4",
           "train.search_epochs=2", "train.settle_epochs=0", "train.finetune_epochs=1", "train.sandwich_every=4",
           "gates.every=2", "train.distill=none", "evaluations=36", "budgets=1")
-
-
-def nas(log: Path, *words: str) -> bytes:
-    """What a ``nas`` command prints. Raises UserError with the last line of its log where it fails."""
-    with log.open("ab") as file:
-        done = subprocess.run([sys.executable, "-m", "nas", *words], stdout=subprocess.PIPE, stderr=file, check=False,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        said = log.read_text(errors="replace").splitlines()
-        raise UserError(f"{log.stem}: nas {words[0]} ended with code {done.returncode}: {said[-1] if said else ''}")
-    return done.stdout
 
 
 def part(pruned: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
