@@ -44,9 +44,11 @@ from nas.supernet.prune import GRID
 from nas.train import loop
 from nas.train.data import batches, load
 from nas.train.search_loop import Recipe, SupernetTraining
+from nas.train.stepper import Stepper
 
 CPU = torch.device("cpu")
 Step = Callable[[], None]
+Loss = tuple[Tensor, dict[str, Tensor]]
 
 
 def main() -> None:
@@ -106,10 +108,13 @@ def pair_step(plan: Layout, images: Tensor, labels: Tensor) -> Step:
     optimizer, gate_optimizer = loop.optimizer(net, 1e-4, 0.0), torch.optim.Adam(gates.parameters(), 1e-4)
     rng, noise = random.Random(0), torch.Generator().manual_seed(0)
 
+    def loss(images: Tensor, labels: Tensor) -> Loss:
+        decision = gumbel(gates, gates.at(rng.uniform(-1, 1), gap_share=1.0), 1.0, noise)
+        return F.cross_entropy(net(images, decision), labels), {}
+
     def step() -> None:
         gate_optimizer.zero_grad(set_to_none=True)
-        decision = gumbel(gates, gates.at(rng.uniform(-1, 1), gap_share=1.0), 1.0, noise)
-        loop.step(F.cross_entropy(net(images, decision), labels), net, optimizer)
+        Stepper(CPU).step(loss, (images, labels), net, optimizer, beside=[*gates.parameters()])
         gate_optimizer.step()
 
     return step
@@ -123,7 +128,14 @@ def path_step(plan: Layout, hidden: int, images: Tensor, labels: Tensor) -> Step
 
 def plain_step(net: nn.Module, images: Tensor, labels: Tensor) -> Step:
     optimizer = loop.optimizer(net.train(), 1e-4, 0.0)
-    return lambda: loop.step(F.cross_entropy(net(images), labels), net, optimizer)
+
+    def loss(images: Tensor, labels: Tensor) -> Loss:
+        return F.cross_entropy(net(images), labels), {}
+
+    def step() -> None:
+        Stepper(CPU).step(loss, (images, labels), net, optimizer)
+
+    return step
 
 
 class Enumerated(nn.Module):
@@ -210,11 +222,13 @@ class Alone:
 
     def step(self) -> None:
         start = time.thread_time()
-        images, labels = next(self.batches)
-        loss = F.cross_entropy(self.net(images), labels, label_smoothing=self.run.recipe.label_smoothing)
-        loop.step(loss, self.net, self.optimizer)
+        batch = next(self.batches)
+        Stepper(CPU).step(self._loss, batch, self.net, self.optimizer)
         self.seconds += time.thread_time() - start
-        self.images += len(labels)
+        self.images += len(batch[1])
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Loss:
+        return F.cross_entropy(self.net(images), labels, label_smoothing=self.run.recipe.label_smoothing), {}
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         data, recipe = self.run.data, self.run.recipe

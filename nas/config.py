@@ -24,6 +24,7 @@ FREE = ("data_dir",)  # where the same images lie; may change between two calls 
 LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective"),
          "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to", "largest_first", "blockwise"),
          "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
+BEFORE = {"gates": {"granularity": "space"}}  # what runs did that do not record these: not what the default is now
 
 
 class _Strict(BaseModel):
@@ -141,6 +142,7 @@ class Gates(_Strict):
     latency: Literal["projection", "dual", "fbnet", "proxyless", "mnas"] = "projection"
     update: Literal["bilevel", "single"] = "bilevel"  # single: gates and weights learn from one loss on both splits
     widths: Literal["pair", "enumerated"] = "pair"  # enumerated: each width a choice of its own, for comparisons
+    granularity: Literal["target", "space"] = "target"  # target: no width where a wider one costs no more on any
     dual: Dual = Dual()
     fbnet: FBNet = FBNet()
     proxyless: Proxyless = Proxyless()
@@ -278,9 +280,17 @@ class Config(_Strict):
     def from_json(value: Any, file: str) -> Config:
         """A run's ``config.json``. Raises UserError naming file and key."""
         try:
-            return Config.model_validate(value)
+            return Config.model_validate(as_before(value))
         except ValidationError as error:
             raise UserError(f"{file}: {recorded_mistake(error)}") from None
+
+
+def as_before(value: Any) -> Any:
+    """Recorded settings with those of ``BEFORE`` where they are missing."""
+    if not isinstance(value, dict):
+        return value
+    parts = {name: usual | value[name] for name, usual in BEFORE.items() if isinstance(value.get(name), dict)}
+    return value | parts
 
 
 def recorded_mistake(error: ValidationError) -> str:

@@ -6,14 +6,14 @@ from the gates, one-hot ones from an ``Arch``. ``Prices`` are the milliseconds o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nas.arch import Arch, Op
-from nas.plan import Layout, OpKey, Slot, candidates
+from nas.plan import Branch, Layout, OpKey, Slot, candidates
 
 Weight = Tensor | float
 
@@ -49,6 +49,21 @@ def prices(layout: Layout, ms: Callable[[list[OpKey]], list[float]]) -> Prices:
     known[None] = 0.0
     table = tuple({op: known[slot.key(op)] for op in slot.ops} for slot in layout.slots)
     return Prices(sum(known[key] for key in layout.fixed), table)
+
+
+def efficient(layout: Layout, every: Sequence[Prices]) -> list[list[Op]]:
+    """Operators per slot but for widths that no device has a reason for: a wider one of the branch costs no more.
+
+    What a device computes with full lanes (16 channels of AVX-512, 32 of a GPU's tile) so comes from its prices.
+    ``every`` are those of all targets and input sizes: a width stays that any of them has a reason for.
+    """
+    return [[op for branch in slot.branches for i, op in enumerate(branch.ops)
+             if any(_pays(branch, i, prices.ms[slot.index]) for prices in every)] for slot in layout.slots]
+
+
+def _pays(branch: Branch, width: int, ms: dict[Op, float]) -> bool:
+    own, *wider = (ms[op] for op in branch.ops[width:])
+    return all(own < other for other in wider)
 
 
 def largest(layout: Layout, prices: Prices) -> Arch:

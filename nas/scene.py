@@ -12,7 +12,7 @@ import torch
 
 from nas import run_ops
 from nas.config import Config
-from nas.decision import Prices, prices
+from nas.decision import Prices, efficient, prices
 from nas.errors import UserError
 from nas.files import resolve
 from nas.footprint import Footprints, Memory, within
@@ -23,7 +23,7 @@ from nas.latency.devices import local, opened, own
 from nas.latency.devices.ethos_u import EthosU, of_table
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Device
-from nas.plan import Layout, Task, candidates, layout, layouts, resized
+from nas.plan import Layout, Task, candidates, layout, layouts, resized, restrict
 from nas.progress import Progress
 from nas.run import Run
 from nas.select.ilp import below
@@ -82,9 +82,16 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     data = _images(config, run)
     plans = _layouts(space, data, config)
     costs = {target: _costs(target, config, run, list(plans.values()), progress) for target in targets}
-    footprints = _footprints(limits_of_memory(config), run, plans[data.size], costs, progress)
-    return _one([Scene(config, run, data.at(size), within(plan, footprints), costs,
-                       {t: prices(plan, c.ms_many) for t, c in costs.items()}, device, footprints)
+    priced = {size: {t: prices(plan, c.ms_many) for t, c in costs.items()} for size, plan in plans.items()}
+    memory = limits_of_memory(config)
+    if config.gates.granularity == "target" and not memory.given:  # under a limit of memory a narrower one may be it
+        keep = efficient(plans[data.size], [one for each in priced.values() for one in each.values()])
+        if dropped := sum(len(slot.ops) - len(ops) for slot, ops in zip(plans[data.size].slots, keep, strict=True)):
+            progress.note(f"{dropped} of {dropped + sum(map(len, keep))} choices are left out: hidden widths beside "
+                          "which a wider one takes no longer on any target (gates.granularity=space keeps them)")
+        plans = {size: restrict(plan, keep) for size, plan in plans.items()}
+    footprints = _footprints(memory, run, plans[data.size], costs, progress)
+    return _one([Scene(config, run, data.at(size), within(plan, footprints), costs, priced[size], device, footprints)
                  for size, plan in plans.items()])
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from nas.config import Config, Name, listed, recorded_mistake, run_dir, safe
+from nas.config import Config, Gates, Name, listed, recorded_mistake, run_dir, safe
 from nas.errors import UserError
 from nas.run import Run
 
@@ -37,6 +37,7 @@ class Baseline(Config):
     target: Annotated[list[Name], BeforeValidator(listed)] = Field(default=[], max_length=16)
     # largest, smallest, random, a file, in a run its id; empty: the only one of the space
     arch: Annotated[str, Field(max_length=4096)] = ""
+    gates: Gates = Gates(granularity="space")  # there are none, and any width may be asked for
 
     @model_validator(mode="after")
     def _only_what_acts(self) -> Baseline:

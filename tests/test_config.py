@@ -154,12 +154,18 @@ def test_the_fingerprint_is_of_the_settings_not_of_how_they_were_said(tmp_path: 
 def test_settings_that_came_later_leave_earlier_runs_what_they_were() -> None:
     config = resolve(None, ["train.lr=0.1"], CPU)
     value = config.to_json()
-    assert set(value["gates"]) == {"relaxation", "lr", "tau_start", "tau_end", "every"}
+    assert set(value["gates"]) == {"relaxation", "lr", "tau_start", "tau_end", "every", "granularity"}
     assert not {"inplace", "ema"} & set(value["train"]) and Config.from_json(value, "x") == config
     chosen = resolve(None, ["train.ema=0.9", "gates={latency: dual, dual: {rho: 0}}"], CPU)
     value = chosen.to_json()
     assert value["train"]["ema"] == 0.9 and value["gates"]["dual"] == {"lr": 0.05, "rho": 0.0}
     assert Config.from_json(value, "x") == chosen and fingerprint(chosen) != fingerprint(config)
+
+
+def test_a_run_that_does_not_say_its_granularity_had_every_width_of_its_space() -> None:
+    value = resolve(None, [], CPU).to_json()
+    assert value["gates"].pop("granularity") == "target"
+    assert Config.from_json(value, "x").gates.granularity == "space"
 
 
 def test_terms_get_their_own_settings() -> None:

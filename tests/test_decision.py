@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from nas import genome
 from nas.arch import SKIP, Op
-from nas.decision import Choice, Decision, arch_of, choice_of, expected_ms, one_hot, op_of, prices
-from nas.plan import Layout, OpKey, plan
+from nas.decision import Choice, Decision, Prices, arch_of, choice_of, efficient, expected_ms, one_hot, op_of, prices
+from nas.plan import Layout, OpKey, Slot, plan
 
 
 def ms(keys: list[OpKey]) -> list[float]:
@@ -60,3 +61,34 @@ def test_the_gradient_of_the_expected_ms_is_the_prices(tiny: Layout) -> None:
     each = [[known.ms[i][op] for op in pair] for i, pair in enumerate(ops)]
     assert weights.grad is not None and torch.allclose(weights.grad, torch.tensor(each, dtype=torch.float64))
     assert total.item() == pytest.approx(known.fixed + sum(map(sum, each)) / 2)
+
+
+def by_width(ms: dict[int, float]) -> Callable[[Layout], Prices]:
+    """What an operator costs by its hidden width alone; skip nothing."""
+    def of(layout: Layout) -> Prices:
+        return Prices(0.0, tuple({op: ms.get(int(op.get("hidden") or 0), 0.0) for op in s.ops} for s in layout.slots))
+    return of
+
+
+def left(tiny: Layout, *every: dict[int, float]) -> list[int]:
+    """Widths that are left in the first slot (8, 16 and 24), which must be the same in each of its branches."""
+    def of(slot: Slot, ops: list[Op]) -> set[tuple[object, ...]]:
+        return {tuple(op.get("hidden") for op in ops if op.without("hidden") == b.op) for b in slot.branches
+                if b.op != SKIP}
+
+    kept = efficient(tiny, [by_width(ms)(tiny) for ms in every])
+    (found,) = of(tiny.slots[0], kept[0])
+    assert SKIP in kept[0]
+    return [width for width in found if isinstance(width, int)]
+
+
+def test_a_width_goes_where_a_wider_one_costs_no_more(tiny: Layout) -> None:
+    assert left(tiny, {8: 1, 16: 2, 24: 3}) == [8, 16, 24]
+    assert left(tiny, {8: 2, 16: 2, 24: 3}) == [16, 24]  # equal: the wider one
+    assert left(tiny, {8: 1, 16: 4, 24: 3}) == [8, 24]
+    assert left(tiny, {8: 5, 16: 4, 24: 3}) == [24]  # the widest always stays
+
+
+def test_a_width_stays_where_one_target_or_size_has_a_reason_for_it(tiny: Layout) -> None:
+    assert left(tiny, {8: 1, 16: 4, 24: 3}, {8: 2, 16: 2, 24: 3}) == [8, 16, 24]
+    assert left(tiny, {8: 1, 16: 4, 24: 3}, {8: 1, 16: 3, 24: 3}) == [8, 24]

@@ -46,7 +46,8 @@ HERE = Path(__file__).resolve().parent
 OURS, RANDOM, SPOS = "ours", "random-same-supernet", "spos"
 EACH, EACH_SHORT = "one-search-per-budget", "one-search-per-budget-short"
 ABLATIONS: dict[str, list[str]] = {"no-block-pruning": ["prune=layers"], "no-layer-pruning": ["prune=blocks"],
-                                   "enumerated-widths": ["gates.widths=enumerated"]}
+                                   "enumerated-widths": ["gates.widths=enumerated"],
+                                   "all-widths": ["gates.granularity=space"]}
 METHODS = (OURS, SPOS, *ABLATIONS, RANDOM, EACH_SHORT, EACH)
 LOWEST, HIGHEST = 1.3, 0.7  # smallest and largest budget, of the ends of the space's range
 BEYOND, CHANCE = 1.2, 0.1  # reference of the hypervolume: ms in largest budgets, and the accuracy of guessing
@@ -309,7 +310,8 @@ def _own(config: Config) -> dict[str, Any]:
     value = config.to_json()
     keys = ("sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "largest_first", "blockwise")
     train = {key: value["train"].get(key, 0.0) for key in keys}
-    gates = {key: value["gates"].get(key, default) for key, default in (("relaxation", None), ("widths", "pair"))}
+    gates = {key: value["gates"].get(key, default) for key, default in (("relaxation", None), ("widths", "pair"),
+                                                              ("granularity", "space"))}
     return {**{key: value[key] for key in ("selector", "evaluations", "prune")}, **train, **gates}
 
 
