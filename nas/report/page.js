@@ -225,6 +225,7 @@ const CURVES = [
   ["Supernet: distilled from the largest", { kd_random: "random", kd_smallest: "smallest" }],
   ["Gates: entropy", { gate_entropy: "entropy (nats a slot)" }],
   ["Gates: share of skip", { skip_share: "share" }],
+  ["Norm of the gradients", { grad_norm: "weights", gate_grad_norm: "gates" }],
   ["Candidates left", { branches: "branches" }],
 ];
 

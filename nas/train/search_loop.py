@@ -37,7 +37,7 @@ from nas.train.data import Data, batches, resized
 from nas.train.distill import INPLACE
 from nas.train.ema import Average
 from nas.train.ranks import ALONE, Ranks
-from nas.train.stepper import LossOf, Stepper, micro
+from nas.train.stepper import LossOf, Stepper, finite, micro
 
 PHASES = ("warmup", "search", "settle")
 IMAGES = {"warmup": 3400, "search": 1700, "settle": 1700}  # when no epochs are given: at least so many images
@@ -310,7 +310,9 @@ class SupernetTraining:
         p = soft.p.detach().clamp(min=1e-12)
         entropy = float(-(p * p.log()).sum(-1).mean())
         residual = abs(soft.expected_ms / soft.budget_ms - 1)
-        return {**figures, "gate_entropy": entropy, "budget_residual": residual}
+        norm = nn.utils.get_total_norm([p.grad for p in self.gates.parameters() if p.grad is not None])
+        return {**figures, "gate_entropy": entropy, "budget_residual": residual,
+                **finite("gate_grad_norm", float(norm))}
 
     def _bilevel(self, loss_of: LossOf, images: Tensor, labels: Tensor) -> dict[str, float]:
         """Gates alone learn, from images that the weights never learn from."""

@@ -6,6 +6,7 @@ of a micro-batch, and everything else is that of the whole batch. Which process 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -47,7 +48,8 @@ class Stepper:
 
     def step(self, loss_of: LossOf, batch: Batch, module: nn.Module, optimizer: torch.optim.Optimizer,
              beside: Sequence[nn.Parameter] = ()) -> dict[str, float]:
-        """One step with gradients clipped; ``batch`` is this process's part. Returns the means of its figures.
+        """One step with gradients clipped; ``batch`` is this process's part. Returns the means of its figures, and the
+        norm of the gradients before they were clipped, unless half precision overflowed.
 
         ``beside`` get their gradients of the same loss, for a step of their own. Raises UserError when the loss is not
         a number any more.
@@ -65,10 +67,10 @@ class Stepper:
             for p in beside:
                 p.grad = None
         self.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(used, CLIP)
+        norm = float(nn.utils.clip_grad_norm_(used, CLIP))
         self.scaler.step(optimizer)
         self.scaler.update()
-        return figures
+        return figures | finite("grad_norm", norm)
 
     def gradients(self, loss_of: LossOf, batch: Batch, parameters: Sequence[nn.Parameter]
                   ) -> tuple[bool, dict[str, float]]:
@@ -124,6 +126,11 @@ class Stepper:
         for gradient in gradients:
             gradient /= self.scaler.get_scale()
         return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def finite(name: str, value: float) -> dict[str, float]:
+    """A figure to log, if it is a number."""
+    return {name: value} if math.isfinite(value) else {}
 
 
 def half(amp: str, device: torch.device) -> torch.dtype | None:

@@ -318,6 +318,8 @@ def test_the_phases_learn_and_the_layout_shrinks(tiny: Layout, data: Data) -> No
     assert any(d["op"] == str(loser.op) and d["slot"] == 2 for d in records[1]["pruned"] + records[2]["pruned"])
     assert loser.op not in [branch.op for branch in run.supernet.layout.slots[2].branches]
     assert "entry_passed" in records[0] and records[1]["budget_residual"] < 1e-3
+    assert all(record["grad_norm"] > 0 for record in records)
+    assert [("gate_grad_norm" in record) for record in records] == [record["phase"] == "search" for record in records]
     assert records[-1]["loss_largest"] < records[0]["loss_largest"]
     arch = genome.sample(run.supernet.layout, random.Random(0))
     assert run.judge(arch, data.select, 32).n == 32

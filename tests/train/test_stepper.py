@@ -15,7 +15,7 @@ from nas.plan import Layout
 from nas.train import loop
 from nas.train.data import Data
 from nas.train.ranks import Ranks
-from nas.train.stepper import Stepper, half, micro
+from nas.train.stepper import Stepper, finite, half, micro
 
 BATCH = (torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4)
 
@@ -103,6 +103,19 @@ def test_processes_and_micro_batches() -> None:
 def test_half_precision_is_for_a_gpu_unless_asked_for() -> None:
     assert half("auto", CPU) is None and half("none", torch.device("cuda")) is None
     assert half("bf16", CPU) == torch.bfloat16 and half("fp16", CPU) == torch.float16
+
+
+def test_the_norm_of_the_gradients_is_logged_as_it_was_before_clipping() -> None:
+    net = nn.Linear(2, 1, bias=False)
+
+    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return net(images).sum(), {}
+
+    batch = torch.tensor([[30.0, 40.0]]), torch.tensor([0])  # the gradient: 50 long, clipped to 5
+    figures = Stepper(CPU).step(loss_of, batch, net, torch.optim.SGD(net.parameters(), 0.0))
+    assert figures == {"grad_norm": pytest.approx(50)} and net.weight.grad is not None
+    assert float(net.weight.grad.norm()) == pytest.approx(5)
+    assert finite("norm", float("inf")) == {} == finite("norm", float("nan"))
 
 
 @pytest.mark.parametrize("update", ["bilevel", "single"])
