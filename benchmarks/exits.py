@@ -102,7 +102,7 @@ def report(scene: Any, card: dict[str, Any], options: argparse.Namespace) -> Non
     print(f"\n{card['id']} ({card['method']}, exits behind slots {card['exits']}), {count} test images")
 
     with torch.inference_mode():
-        parts = [torch.stack(net(part)) for part in torch.from_numpy(images).split(256)]
+        parts = [torch.stack(net(part)) for part in torch.from_numpy(images).split(256)]  # type: ignore[no-untyped-call]
     expected = torch.cat(parts, 1).numpy()
     sure = confidences(made.kind, expected, np.array(made.temperatures))
     at = policy.leaving(sure, made.point.thresholds)

@@ -44,7 +44,7 @@ def main() -> None:
         model = load_weights(scene, Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json")), "")
         file = tflite.lower(model, in_ch=data.in_ch, size=data.size, calibration=calibration)
         with torch.inference_mode():
-            wanted = torch.cat([model(part) for part in images.split(256)]).numpy()
+            wanted = torch.cat([model(part) for part in images.split(256)]).numpy()  # type: ignore[no-untyped-call]
         got = run_tflite(file, images)
         interpreter = Interpreter(model_content=file)
         interpreter.allocate_tensors()

@@ -129,7 +129,7 @@ def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: 
     line = np.polyfit([_macs(keys) for keys in others], fitted_on, 1)
     raw = LatencyTable(table.name, table.meta,
                        [row.model_copy(update={"ms": row.raw_ms}) for row in table.rows.values()])
-    sums, sums_of_others, sizes, sizes_of_others = (np.array([of(keys) for keys in group]) for of in (
+    sums, sums_of_others, sizes, sizes_of_others = (np.array([of(keys) for keys in group]) for of in (  # type: ignore[no-untyped-call]
         lambda keys: _grouped(plan_, keys, lambda key: [table.ms(key)]),
         lambda keys: _grouped(plan_, keys, lambda key: [macs(key) / 1e9, _moved(key) / 1e9, 1e-3]),
     ) for group in (nets, others))
@@ -180,7 +180,7 @@ def _regressed(x: np.ndarray, ms: np.ndarray, new: np.ndarray, prior: float) -> 
 
 def _alone(device: Cpu, keys: set[OpKey], steady: Steady) -> dict[OpKey, float]:
     """Every operator as a graph of its own, in rounds of a hundred."""
-    ordered, result = sorted(keys, key=str), {}
+    ordered, result = sorted(keys, key=str), dict[OpKey, float]()
     for start in range(0, len(ordered), 100):
         part = ordered[start : start + 100]
         timings = steady.time(lambda part=part: {  # type: ignore[misc]

@@ -313,7 +313,7 @@ def our_step(nets: Sequence[Subnet], images: Tensor, labels: Tensor, first: bool
     """``first``: with our nearest to OFA's first block, which has no expansion; ours has a 1x1 convolution more."""
     plan = layout(Space.parse(yaml.safe_load(MOBILENET_V3)), Task(images.shape[-1], 3, 10))
     net, decisions = loop.placed(Supernet(plan), CPU).train(), [one_hot(arch_of(plan, one, first)) for one in nets]
-    return accumulated(net, [lambda decision=decision: net(images, decision) for decision in decisions], labels)
+    return accumulated(net, [partial(net, images, decision) for decision in decisions], labels)
 
 
 def arch_of(plan: Layout, subnet: Subnet, first: bool) -> Arch:
@@ -356,7 +356,7 @@ def accumulated(net: nn.Module, forwards: Sequence[Callable[[], Tensor]], labels
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         for forward in forwards:
-            F.cross_entropy(forward(), labels).backward()
+            F.cross_entropy(forward(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step

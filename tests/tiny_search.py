@@ -40,9 +40,10 @@ def config_of(space_file: Path, *more: str, target: str = "gpu-v100") -> Config:
 
 
 def searched(config: Config, path: Path, progress: Any = None) -> dict[str, Any]:
+    shown: Any = progress or Quiet()
     run = Run.open(path, config.to_json())
     with run.lock():
-        return pipeline.search(config, run, progress or Quiet())
+        return pipeline.search(config, run, shown)
 
 
 def comparable(result: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Kept(nn.Sequential):
         self.outputs: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         self.outputs.append(y)
         return y
 

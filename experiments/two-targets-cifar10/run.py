@@ -65,8 +65,8 @@ def show(lines: list[dict[str, Any]]) -> None:
         print(f"| {both['seed']} | {both['hypervolume']:.4f} | {alone['hypervolume']:.4f} | {100 * lost:+.1f} % "
               f"| {both['branches']} and {alone['branches']} |")
     if len(pairs) > 1:
-        both, alone = zip(*[(one["hypervolume"], other["hypervolume"]) for one, other in pairs], strict=True)
-        print(f"\npaired t-test over {len(pairs)} seeds: p = {ttest_rel(both, alone).pvalue:.2f}")
+        volumes = zip(*[(both["hypervolume"], alone["hypervolume"]) for both, alone in pairs], strict=True)
+        print(f"\npaired t-test over {len(pairs)} seeds: p = {ttest_rel(*volumes).pvalue:.2f}")
 
 
 def main() -> None:

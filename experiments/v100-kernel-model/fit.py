@@ -94,7 +94,7 @@ def shapes(rows: list[Kernel], setting: Setting) -> Shapes:
 
 def wider_pairs(rows: list[Kernel], n: int, rng: np.random.Generator) -> tuple[list[Kernel], list[Kernel]]:
     """Shapes around the rows, and the same with more input or output channels: the second should not be cheaper."""
-    narrow, wide = [], []
+    narrow, wide = list[Kernel](), list[Kernel]()
     for index in rng.integers(0, len(rows), n):
         k = rows[index]
         jitter, grow, size = np.exp(rng.uniform(-0.5, 0.5, 2)), float(np.exp(rng.uniform(0, 0.5))), k.size_in
@@ -146,11 +146,11 @@ def train(rows: Rows, seed: int, epochs: int, monotone: float, width: int, batch
         for chosen in torch.randperm(len(rows.x), generator=generator).split(batch)[: len(rows.x) // batch]:
             pair = torch.randint(0, len(rows.rise), (batch // 4,), generator=generator)
             out = net(torch.cat([rows.x[chosen], rows.narrow[pair], rows.wide[pair]]))[:, 0]
-            own, narrow, wide = out.split([batch, batch // 4, batch // 4])
+            own, narrow, wide = out.split([batch, batch // 4, batch // 4])  # type: ignore[no-untyped-call]
             loss = nn.functional.smooth_l1_loss(own, rows.y[chosen], beta=0.03)
             loss = loss + monotone * torch.relu(narrow - wide - rows.rise[pair]).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return net

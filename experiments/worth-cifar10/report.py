@@ -42,6 +42,29 @@ def table(methods: dict[str, Lines]) -> str:
     return "\n".join(rows)
 
 
+def inherited(methods: dict[str, Lines]) -> str:
+    """Markdown: mean over the budgets of accuracy after fine-tuning and of test loss before, and differences to ours.
+
+    Empty for results of before the loss was recorded.
+    """
+    ours = {line["seed"]: line for line in methods.get(OURS, [])}
+    if any("mean_inherited_loss" not in line for lines in methods.values() for line in lines):
+        return ""
+    rows = ["| method | n | accuracy, % | minus ours, by seed | mean minus ours | inherited loss | minus ours, by seed "
+            "| mean minus ours |", f"|{'---|' * 8}"]
+    for method, lines in methods.items():
+        cells = [str(len(lines))]
+        for key, unit, form in (("mean_accuracy", 100, "{:.2f}"), ("mean_inherited_loss", 1, "{:.4f}")):
+            paired = [(line["seed"], unit * (line[key] - ours[line["seed"]][key])) for line in lines
+                      if line["seed"] in ours and method != OURS]
+            signed = form.replace(":", ":+")
+            cells += [spread([unit * line[key] for line in lines], form),
+                      ", ".join(f"{seed}: {signed.format(gap)}" for seed, gap in paired) or "-",
+                      spread([gap for _, gap in paired], signed)]
+        rows.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def spent(methods: dict[str, Lines]) -> str:
     """Markdown: seconds, thousands of image-forwards, networks judged and branches left, means over seeds."""
     rows = ["| method | supernet, s | selection, s | longest search, s | fine-tuning, s | weights, k | gates, k "
@@ -127,7 +150,7 @@ def main() -> None:
     ms, accuracy = next(iter(methods.values()))[0]["settings"]["reference"]
     print(f"Hypervolume in ms x accuracy of the test split, reference {ms:g} ms and {accuracy:g}; mean +- standard "
           f"deviation over n seeds; accuracies in %. Figure: {figure}\n")
-    print(f"{table(methods)}\n\n{spent(methods)}")
+    print("\n\n".join(part for part in (table(methods), inherited(methods), spent(methods)) if part))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from nas.arch import Arch
 from nas.config import Config, resolve
 from nas.errors import UserError
 from nas.files import nearest, write_json
@@ -39,7 +40,8 @@ from nas.run import Run
 from nas.scene import checked_space
 from nas.select.pareto import Point, hypervolume
 from nas.stages.selection import CALIBRATED_ON, JUDGED_ON
-from nas.stages.supernet import SUPERNET
+from nas.stages.supernet import SUPERNET, finished
+from nas.train import loop
 from nas.train.data import load
 
 HERE = Path(__file__).resolve().parent
@@ -196,6 +198,7 @@ class Bench:
         return {"method": part.method, "seed": part.seed, "picks": picks,
                 "hypervolume": round(hypervolume(points, *self.settings["reference"]), 6),
                 "mean_accuracy": round(sum(pick["accuracy"] for pick in picks) / len(picks), 6),
+                "mean_inherited_loss": round(sum(pick["inherited_loss"] for pick in picks) / len(picks), 6),
                 "seconds": sums("seconds"), "image_forwards": sums("image_forwards"), "judged": sums("judged")["n"],
                 "longest_search_s": round(longest, 1),
                 "branches": [one["branches"] for one in searched],
@@ -211,7 +214,8 @@ class Bench:
             _take_over(ours.path, run.path, config)
         if not run.has("front.png"):  # the last artefact
             self._search(run, config, core)
-        return _read(run, config, self.sizes, trained=ours if part.method == RANDOM else run)
+        return _read(run, config, self.sizes, trained=ours if part.method == RANDOM else run,
+                     inherited=_inherited(run, config))
 
     def _search(self, run: Run, config: Config, core: int) -> None:
         """``nas search`` on one core, on from where it stands. Raises UserError with its reason."""
@@ -284,12 +288,22 @@ def _take_over(ours: Path, path: Path, config: Config) -> None:
     aside.rename(path)
 
 
-def _read(run: Run, config: Config, sizes: Sizes, trained: Run) -> dict[str, Any]:
+def _inherited(run: Run, config: Config) -> dict[str, loop.Judged]:
+    """Of every pick before its fine-tuning, on the test split; nothing was chosen by it."""
+    scene, training = finished(run, config, Progress())
+    archs = {Arch.from_json(pick["arch"]) for pick in run.read_json("picks.json")["budgets"]}
+    return {arch.id: training.judge(arch, scene.data.test, CALIBRATED_ON) for arch in archs}
+
+
+def _read(run: Run, config: Config, sizes: Sizes, trained: Run,
+          inherited: dict[str, loop.Judged]) -> dict[str, Any]:
     """Picks, seconds and image-forwards of a search; ``trained`` is the run that its supernet comes from."""
     front = run.read_json("front.json")
     cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
     picks = [{"budget_ms": b["budget_ms"], "id": b["id"], "ms": round(b["ms"], 6),
-              **{key: round(cards[b["id"]][key], 6) for key in ("accuracy", "accuracy_se", "select_accuracy")}}
+              **{key: round(cards[b["id"]][key], 6) for key in ("accuracy", "accuracy_se", "select_accuracy")},
+              "inherited_loss": round(inherited[b["id"]].loss, 6),
+              "inherited_accuracy": round(inherited[b["id"]].accuracy, 6)}
              for b in front["budgets"]]
     epochs = {(e["phase"], e["epoch"]): e["seconds"] for e in trained.events("epoch")}  # a repeated one counts once
     tuned = {(e["id"], e["epoch"]): e["seconds"] for e in run.events("finetune")}
