@@ -31,11 +31,11 @@ from torch import Tensor, nn
 
 from nas.arch import SKIP, Arch
 from nas.config import Training
-from nas.decision import largest, one_hot, prices
+from nas.decision import efficient, largest, one_hot, prices
 from nas.latency import costs
 from nas.latency.timing import Run, Timing, summary
 from nas.ops import build
-from nas.plan import Layout, OpKey, Task, layout, macs
+from nas.plan import Layout, OpKey, Task, layout, macs, restrict
 from nas.space import Space
 from nas.subnet import build as build_subnet
 from nas.supernet.gates import Gates, gumbel
@@ -204,10 +204,11 @@ def training(options: argparse.Namespace, epochs: dict[str, int], **more: Any) -
     data = load("digits", data_dir=None, size=options.size, seed=0)
     plan = layout(Space.load("ghost").scaled(options.width), Task(options.size, 3, len(data.classes)))
     priced = prices(plan, costs.load("gpu-v100").ms_many)
+    plan = restrict(plan, efficient(plan, [priced]))
     low, high = (priced.fixed + sum(pick(row.values()) for row in priced.ms) for pick in (min, max))
     usual = Training()
     recipe = Recipe(epochs, options.batch, usual.lr, usual.weight_decay, usual.label_smoothing, data.augment,
-                    usual.sandwich_every, **more)
+                    usual.sandwich_every, largest_first=usual.largest_first, blockwise=usual.blockwise, **more)
     return SupernetTraining(plan, data, [priced], [(1.03 * low, 0.9 * high)], GRID, recipe, 0, CPU)
 
 

@@ -22,9 +22,11 @@ SIDES = (8, 1024)
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 # what came after the first runs were made
 LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective"),
-         "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to", "largest_first", "blockwise"),
+         "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
          "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
-BEFORE = {"gates": {"granularity": "space"}}  # what runs did that do not record these: not what the default is now
+# what runs did that do not record these: not what the default is now
+BEFORE: dict[str, dict[str, Any]] = {"train": {"largest_first": 0.0, "blockwise": 0.0},
+                                     "gates": {"granularity": "space"}}
 
 
 class _Strict(BaseModel):
@@ -63,8 +65,8 @@ class Training(_Strict):
     finetune_lr: float = Field(default=0.002, gt=0, le=100)
     weight_decay: float = Field(default=0.02, ge=0, le=1)
     sandwich_every: int = Field(default=2, ge=0, le=1000)  # steps between two of the largest, the costliest; 0: never
-    largest_first: Share = 0.0  # share of the warm-up in which the largest network alone learns
-    blockwise: Share = 0.0  # and the share, after it, in which choices learn what the largest's blocks do
+    largest_first: Share = 0.6  # share of the warm-up in which the largest network alone learns
+    blockwise: Share = 0.4  # and the share, after it, in which choices learn what the largest's blocks do
     warmup_epochs: Epochs = None
     search_epochs: Epochs = None
     settle_epochs: Epochs = None

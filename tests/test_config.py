@@ -162,10 +162,12 @@ def test_settings_that_came_later_leave_earlier_runs_what_they_were() -> None:
     assert Config.from_json(value, "x") == chosen and fingerprint(chosen) != fingerprint(config)
 
 
-def test_a_run_that_does_not_say_its_granularity_had_every_width_of_its_space() -> None:
+def test_a_run_that_does_not_name_what_is_the_default_now_was_without_it() -> None:
     value = resolve(None, [], CPU).to_json()
     assert value["gates"].pop("granularity") == "target"
-    assert Config.from_json(value, "x").gates.granularity == "space"
+    assert (value["train"].pop("largest_first"), value["train"].pop("blockwise")) == (0.6, 0.4)
+    before = Config.from_json(value, "x")
+    assert (before.gates.granularity, before.train.largest_first, before.train.blockwise) == ("space", 0, 0)
 
 
 def test_terms_get_their_own_settings() -> None:

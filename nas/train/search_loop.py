@@ -1,7 +1,8 @@
 """Training of the supernet in three phases: warm-up (weights), search (weights, gates, pruning), settle (survivors).
 
-Weights follow the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142): the dearest network
-learns from labels, a random and the cheapest one from it; between two such steps a random one learns from labels. Gates
+Weights begin with the dearest network alone and blockwise (``nas.train.blockwise``, shares of the warm-up), then follow
+the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142): the dearest network learns from labels, a
+random and the cheapest one from it; between two such steps a random one learns from labels. Gates
 learn on their own split (``bilevel``: DARTS' first order, arXiv 1806.09055) or with the weights on both (``single``).
 Of several input sizes each step draws one, for weights and gates alike, and resizes its batches to it (elastic
 resolution, Once-for-All, arXiv 1908.09791); prices and budgets are then those of that size, the gates the same.
