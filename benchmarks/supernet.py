@@ -207,8 +207,9 @@ def training(options: argparse.Namespace, epochs: dict[str, int], **more: Any) -
     plan = restrict(plan, efficient(plan, [priced]))
     low, high = (priced.fixed + sum(pick(row.values()) for row in priced.ms) for pick in (min, max))
     usual = Training()
+    first, then = usual.beginning(trained=False)
     recipe = Recipe(epochs, options.batch, usual.lr, usual.weight_decay, usual.label_smoothing, data.augment,
-                    usual.sandwich_every, largest_first=usual.largest_first, blockwise=usual.blockwise, **more)
+                    usual.sandwich_every, largest_first=first, blockwise=then, **more)
     return SupernetTraining(plan, data, [priced], [(1.03 * low, 0.9 * high)], GRID, recipe, 0, CPU)
 
 

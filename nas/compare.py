@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from nas.arch import Arch
+from nas.artefacts import as_earlier
 from nas.config import FREE, Config
 from nas.deliver import deliver
 from nas.errors import UserError
@@ -118,8 +119,9 @@ def _scenes(configs: Sequence[Config], run: Run, progress: Progress) -> list[Sce
     """A run of its own for each space inside the comparison's; they share the images."""
     scenes: list[Scene] = []
     for config in configs:
-        place = run.file(f"spaces/{checked_space(config).name}")
-        scene = set_scene(config, Run.open(place, config.to_json(), FREE), config.target, progress)
+        place, kept = run.file(f"spaces/{checked_space(config).name}"), as_earlier(config.to_json())
+        whole = Config.from_json(kept, str(place))  # every width: spaces are compared, not what is searched of them
+        scene = set_scene(whole, Run.open(place, kept, FREE), config.target, progress)
         scenes.append(replace(scene, data=scenes[0].data) if scenes else scene)
     return scenes
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nas.artefacts import with_earlier
 from nas.errors import UserError
 from nas.space import first_mistake
 from nas.written import from_file, from_flags, from_overrides
@@ -24,9 +25,6 @@ FREE = ("data_dir",)  # where the same images lie; may change between two calls 
 LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective"),
          "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
          "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
-# what runs did that do not record these: not what the default is now
-BEFORE: dict[str, dict[str, Any]] = {"train": {"largest_first": 0.0, "blockwise": 0.0},
-                                     "gates": {"granularity": "space"}}
 
 
 class _Strict(BaseModel):
@@ -65,8 +63,8 @@ class Training(_Strict):
     finetune_lr: float = Field(default=0.002, gt=0, le=100)
     weight_decay: float = Field(default=0.02, ge=0, le=1)
     sandwich_every: int = Field(default=2, ge=0, le=1000)  # steps between two of the largest, the costliest; 0: never
-    largest_first: Share = 0.6  # share of the warm-up in which the largest network alone learns
-    blockwise: Share = 0.4  # and the share, after it, in which choices learn what the largest's blocks do
+    largest_first: Share | None = None  # share of the warm-up in which the largest network learns alone, and, after it,
+    blockwise: Share | None = None  # in which choices learn what the largest's blocks do; None: see ``beginning``
     warmup_epochs: Epochs = None
     search_epochs: Epochs = None
     settle_epochs: Epochs = None
@@ -83,10 +81,22 @@ class Training(_Strict):
 
     @model_validator(mode="after")
     def _parts_of_the_warmup(self) -> Training:
-        if self.largest_first + self.blockwise > 1 + 1e-9:
-            raise ValueError(f"largest_first {self.largest_first:g} and blockwise {self.blockwise:g} are shares of one "
-                             "warm-up: together at most 1")
+        first, then = self.largest_first or 0.0, self.blockwise or 0.0
+        if first + then > 1 + 1e-9:
+            raise ValueError(f"largest_first {first:g} and blockwise {then:g} are shares of one warm-up: together at "
+                             "most 1")
         return self
+
+    def beginning(self, trained: bool) -> tuple[float, float]:
+        """The shares of largest_first and blockwise. Of weights that are trained already: none unless they were given;
+        else together all of it, 0.6 and 0.4, or what a share that was given leaves.
+        """
+        first, then = self.largest_first, self.blockwise
+        if first is None and then is None:
+            return (0.0, 0.0) if trained else (0.6, 0.4)
+        if first is None or then is None:
+            return (min(0.6, 1 - then), then) if then is not None else (first or 0.0, min(0.4, 1 - (first or 0.0)))
+        return first, then
 
     @model_validator(mode="after")
     def _equal_parts(self) -> Training:
@@ -282,17 +292,9 @@ class Config(_Strict):
     def from_json(value: Any, file: str) -> Config:
         """A run's ``config.json``. Raises UserError naming file and key."""
         try:
-            return Config.model_validate(as_before(value))
+            return Config.model_validate(with_earlier(value) if isinstance(value, dict) else value)
         except ValidationError as error:
             raise UserError(f"{file}: {recorded_mistake(error)}") from None
-
-
-def as_before(value: Any) -> Any:
-    """Recorded settings with those of ``BEFORE`` where they are missing."""
-    if not isinstance(value, dict):
-        return value
-    parts = {name: usual | value[name] for name, usual in BEFORE.items() if isinstance(value.get(name), dict)}
-    return value | parts
 
 
 def recorded_mistake(error: ValidationError) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nas.arch import Arch, Op
-from nas.plan import Branch, Layout, OpKey, Slot, candidates
+from nas.plan import Layout, OpKey, Slot, candidates
 
 Weight = Tensor | float
 
@@ -52,18 +52,17 @@ def prices(layout: Layout, ms: Callable[[list[OpKey]], list[float]]) -> Prices:
 
 
 def efficient(layout: Layout, every: Sequence[Prices]) -> list[list[Op]]:
-    """Operators per slot but for widths that no device has a reason for: a wider one of the branch costs no more.
+    """Operators per slot but for widths that nobody has a reason for: a wider one of the branch costs no more.
 
     What a device computes with full lanes (16 channels of AVX-512, 32 of a GPU's tile) so comes from its prices.
-    ``every`` are those of all targets and input sizes: a width stays that any of them has a reason for.
+    ``every`` are those of all targets and input sizes: the wider one must cost no more by any of them.
     """
     return [[op for branch in slot.branches for i, op in enumerate(branch.ops)
-             if any(_pays(branch, i, prices.ms[slot.index]) for prices in every)] for slot in layout.slots]
+             if not any(_no_dearer(wider, op, slot, every) for wider in branch.ops[i + 1:])] for slot in layout.slots]
 
 
-def _pays(branch: Branch, width: int, ms: dict[Op, float]) -> bool:
-    own, *wider = (ms[op] for op in branch.ops[width:])
-    return all(own < other for other in wider)
+def _no_dearer(wider: Op, op: Op, slot: Slot, every: Sequence[Prices]) -> bool:
+    return all(prices.ms[slot.index][wider] <= prices.ms[slot.index][op] for prices in every)
 
 
 def largest(layout: Layout, prices: Prices) -> Arch:

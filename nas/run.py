@@ -208,7 +208,7 @@ class Run:
                             f"{__version__}, which knows format {artefacts.FORMAT}: use that version")
 
     def _agree(self, config: dict[str, Any], free: Collection[str]) -> None:
-        old, new = _flat(self.config), _flat(json.loads(json.dumps(config)))
+        old, new = (_flat(artefacts.with_earlier(one)) for one in (self.config, json.loads(json.dumps(config))))
         changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
         refused = [key for key in changed if key.split(".")[0] not in free]
         if refused:

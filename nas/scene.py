@@ -86,7 +86,8 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     memory = limits_of_memory(config)
     if config.gates.granularity == "target" and not memory.given:  # under a limit of memory a narrower one may be it
         keep = efficient(plans[data.size], [one for each in priced.values() for one in each.values()])
-        if dropped := sum(len(slot.ops) - len(ops) for slot, ops in zip(plans[data.size].slots, keep, strict=True)):
+        dropped = sum(len(slot.ops) - len(ops) for slot, ops in zip(plans[data.size].slots, keep, strict=True))
+        if dropped and not run.has("supernet.pt"):
             progress.note(f"{dropped} of {dropped + sum(map(len, keep))} choices are left out: hidden widths beside "
                           "which a wider one takes no longer on any target (gates.granularity=space keeps them)")
         plans = {size: restrict(plan, keep) for size, plan in plans.items()}

@@ -103,6 +103,9 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     unseen = [target for target in targets if target not in config.target]
     if unseen:
         progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
+    if config.gates.granularity == "target" and (limited.given or bounds.counts):
+        progress.note(f"{run.path}: was trained without hidden widths beside which a wider one takes no longer, though "
+                      "they need less; a search with gates.granularity=space has them")
     asked = [limits, fine_tune, *(given for given in (limited.given, bounds.given) if given)]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"

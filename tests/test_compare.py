@@ -52,6 +52,11 @@ def finished(files: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
     return path, compared(files, path)
 
 
+def test_spaces_are_compared_whole(finished: tuple[Path, dict[str, Any]]) -> None:
+    kept = json.loads((finished[0] / "spaces" / "one" / "config.json").read_text())
+    assert "granularity" not in kept["gates"]  # which means every width
+
+
 def test_every_space_has_its_networks_within_every_budget(finished: tuple[Path, dict[str, Any]]) -> None:
     _, result = finished
     low, high = result["budgets"]

@@ -165,7 +165,7 @@ def test_settings_that_came_later_leave_earlier_runs_what_they_were() -> None:
 def test_a_run_that_does_not_name_what_is_the_default_now_was_without_it() -> None:
     value = resolve(None, [], CPU).to_json()
     assert value["gates"].pop("granularity") == "target"
-    assert (value["train"].pop("largest_first"), value["train"].pop("blockwise")) == (0.6, 0.4)
+    assert (value["train"].pop("largest_first"), value["train"].pop("blockwise")) == (None, None)
     before = Config.from_json(value, "x")
     assert (before.gates.granularity, before.train.largest_first, before.train.blockwise) == ("space", 0, 0)
 

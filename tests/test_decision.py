@@ -92,3 +92,4 @@ def test_a_width_goes_where_a_wider_one_costs_no_more(tiny: Layout) -> None:
 def test_a_width_stays_where_one_target_or_size_has_a_reason_for_it(tiny: Layout) -> None:
     assert left(tiny, {8: 1, 16: 4, 24: 3}, {8: 2, 16: 2, 24: 3}) == [8, 16, 24]
     assert left(tiny, {8: 1, 16: 4, 24: 3}, {8: 1, 16: 3, 24: 3}) == [8, 24]
+    assert left(tiny, {8: 4, 16: 3, 24: 5}, {8: 4, 16: 5, 24: 4}) == [8, 16, 24]  # each wider one is dearer on one

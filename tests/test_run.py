@@ -49,6 +49,14 @@ def test_changed_settings_are_refused(tmp_path: Path, config: dict[str, object],
     assert Run.existing(tmp_path / "run").config == CONFIG
 
 
+def test_a_run_goes_on_with_what_it_meant_where_it_names_less(tmp_path: Path) -> None:
+    Run.open(tmp_path, {"train": {"lr": 0.1}, "gates": {"every": 2}})
+    train, gates = {"lr": 0.1, "largest_first": 0.0, "blockwise": 0.0}, {"every": 2, "granularity": "space"}
+    assert Run.open(tmp_path, {"train": train, "gates": gates}).config == {"train": {"lr": 0.1}, "gates": {"every": 2}}
+    with pytest.raises(UserError, match=r"began with gates.granularity = .*space.*, now .*target.*; give another"):
+        Run.open(tmp_path, {"train": train, "gates": {**gates, "granularity": "target"}})
+
+
 def test_a_free_setting_may_change(tmp_path: Path) -> None:
     Run.open(tmp_path, {**CONFIG, "data_dir": "a"})
     assert Run.open(tmp_path, {**CONFIG, "data_dir": "b"}, free=["data_dir"]).config["data_dir"] == "b"

@@ -23,6 +23,7 @@ from nas import checkpoint
 from nas import search as pipeline
 from nas.errors import UserError
 from nas.run import Run
+from nas.scene import set_scene
 from nas.stages import supernet
 
 
@@ -41,6 +42,18 @@ def test_every_pick_is_within_its_budget_and_the_front_has_no_dominated_point(
                          for a, b in itertools.pairwise(front))
     assert {b["id"] for b in result["budgets"]} == {c["id"] for c in [*front, *result["dominated"]]}
     assert all(c["measured_ms"] is None for c in front)  # no V100 here
+
+
+def test_widths_that_a_wider_one_undercuts_are_not_searched(space_file: Path, tmp_path: Path) -> None:
+    told, gone = Quiet(), 0
+    whole, left = (set_scene(config_of(space_file, f"gates.granularity={kept}"), Run.open(tmp_path / kept, {}),
+                             ["gpu-v100"], told) for kept in ("space", "target"))  # type: ignore[arg-type]
+    for before, after, ms in zip(whole.layout.slots, left.layout.slots, whole.prices["gpu-v100"].ms, strict=True):
+        for branch in before.branches:
+            for i, op in enumerate(branch.ops):
+                assert (op in after.ops) == all(ms[wider] > ms[op] for wider in branch.ops[i + 1:])
+                gone += op not in after.ops
+    assert gone and [note.split()[0] for note in told.notes if "are left out" in note] == [str(gone)]
 
 
 def test_the_run_directory_stands_alone(finished: tuple[Path, dict[str, Any]]) -> None:

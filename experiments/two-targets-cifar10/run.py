@@ -14,17 +14,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import ttest_rel
 
 from nas.errors import UserError
+from nas.files import write_json
 from nas.latency import costs
 from nas.progress import Progress
 from nas.results import keep, nas, standing, told
 from nas.run import Run
 from nas.select.pareto import Point, hypervolume
+from nas.settings import searched
 
 HERE = Path(__file__).resolve().parent
 ALONE, TOGETHER = "A", "A and B"
@@ -33,12 +36,18 @@ BEYOND, CHANCE = 1.2, 0.1  # reference of the hypervolume: ms in largest budgets
 
 def part(pruned: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The line of one supernet, trained first if it is that for both, and its selection for B."""
-    run, log = Run.existing(options.pruned / f"ours-seed{seed}"), options.work / f"seed{seed}.log"
+    alone, log = Run.existing(options.pruned / f"ours-seed{seed}"), options.work / f"seed{seed}.log"
+    run = Run(options.work / f"{'ab' if pruned == TOGETHER else 'a'}-seed{seed}")
     if pruned == TOGETHER:
-        targets = [word for target in (*run.config["target"], options.b) for word in ("--target", target)]
+        settings = options.work / f"ab-seed{seed}.json"
+        write_json(settings, searched(alone).to_json())
+        targets = [word for target in (*alone.config["target"], options.b) for word in ("--target", target)]
         data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
-        settings, run = str(run.file("config.json")), Run(options.work / f"ab-seed{seed}")
-        nas(log, "search", "--config", settings, *targets, *data, "--run", str(run.path), "train.finetune_epochs=0")
+        nas(log, "search", "--config", str(settings), *targets, *data, "--run", str(run.path),
+            "train.finetune_epochs=0")
+    elif not run.path.exists():  # what is judged for B is none of the other experiment's
+        shutil.copytree(alone.path, run.path.with_suffix(".part"), dirs_exist_ok=True)
+        run.path.with_suffix(".part").rename(run.path)
     asked = [word for ms in options.budget_ms for word in ("--budget-ms", f"{ms:g}")]
     front = json.loads(nas(log, "select", str(run.path), "--target", options.b, *asked, "--json"))
     cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
@@ -53,7 +62,7 @@ def part(pruned: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """All that a line depends on but for pruning and seed: what the searches for A share, B and its budgets."""
-    configs = [Run.existing(options.pruned / f"ours-seed{seed}").config for seed in range(options.seeds)]
+    configs = [searched(Run.existing(options.pruned / f"ours-seed{seed}")).to_json() for seed in range(options.seeds)]
     shared = [{key: value for key, value in config.items() if key not in ("seed", "target", "data_dir")}
               for config in configs]
     tables = {hashlib.sha256(costs.find(target).read_bytes()).hexdigest()[:12]

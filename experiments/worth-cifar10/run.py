@@ -105,7 +105,8 @@ def cost_of(config: Config, sizes: Sizes, judged: int, supernet_alone: bool = Fa
     t, g = config.train, config.gates
     warmup, search, settle = (epochs or 0 for epochs in (t.warmup_epochs, t.search_epochs, t.settle_epochs))
     steps = max(1, sizes.train // t.batch)
-    before = [math.ceil(round(share * warmup * steps, 6)) for share in (t.largest_first, t.largest_first + t.blockwise)]
+    first, then = t.beginning(trained=False)
+    before = [math.ceil(round(share * warmup * steps, 6)) for share in (first, first + then)]
     later = range(before[1], (warmup + search + settle) * steps)  # steps after the two beginnings of the warm-up
     sandwiches = sum(t.sandwich_every > 0 and step % steps % t.sandwich_every == 0 for step in later)
     networks = before[0] + BLOCKWISE * (before[1] - before[0]) + len(later) + (SANDWICH - 1) * sandwiches

@@ -103,7 +103,7 @@ def training_of(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALO
     recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
                                 t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune,
                                 g.latency, g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp,
-                                g.widths, t.attend, t.attend_to, t.largest_first, t.blockwise)
+                                g.widths, t.attend, t.attend_to, *t.beginning(trained=config.init is not None))
     _refuse_idle(scene, limits)
     columns = [(at, target) for at in scene.every for target in config.target]
     ranges = [_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]

@@ -11,6 +11,7 @@ Randomness is drawn from (seed, phase, epoch), so that a run continued from an e
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from nas.train.data import Data, batches, resized
 from nas.train.distill import INPLACE
 from nas.train.ema import Average
 from nas.train.ranks import ALONE, Ranks
-from nas.train.stepper import LossOf, Stepper, finite, micro
+from nas.train.stepper import LossOf, Stepper, if_finite, micro
 
 PHASES = ("warmup", "search", "settle")
 IMAGES = {"warmup": 3400, "search": 1700, "settle": 1700}  # when no epochs are given: at least so many images
@@ -311,9 +312,9 @@ class SupernetTraining:
         p = soft.p.detach().clamp(min=1e-12)
         entropy = float(-(p * p.log()).sum(-1).mean())
         residual = abs(soft.expected_ms / soft.budget_ms - 1)
-        norm = nn.utils.get_total_norm([p.grad for p in self.gates.parameters() if p.grad is not None])
-        return {**figures, "gate_entropy": entropy, "budget_residual": residual,
-                **finite("gate_grad_norm", float(norm))}
+        given = [p.grad for p in self.gates.parameters() if p.grad is not None]  # none where half precision overflowed
+        norm = float(nn.utils.get_total_norm(given)) if given else math.nan
+        return {**figures, "gate_entropy": entropy, "budget_residual": residual, **if_finite("gate_grad_norm", norm)}
 
     def _bilevel(self, loss_of: LossOf, images: Tensor, labels: Tensor) -> dict[str, float]:
         """Gates alone learn, from images that the weights never learn from."""
@@ -333,6 +334,7 @@ class SupernetTraining:
         self.gate_optimizer.zero_grad(set_to_none=True)
         figures = self._weight_step(loss_of, images, labels, list(self.gates.parameters()))
         self.gate_optimizer.step()
+        figures.pop("grad_norm", None)  # that of the step before is logged, as in bilevel updates
         return figures
 
     def _gate_batches(self, names: tuple[object, ...]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -70,7 +70,7 @@ class Stepper:
         norm = float(nn.utils.clip_grad_norm_(used, CLIP))
         self.scaler.step(optimizer)
         self.scaler.update()
-        return figures | finite("grad_norm", norm)
+        return figures | if_finite("grad_norm", norm)
 
     def gradients(self, loss_of: LossOf, batch: Batch, parameters: Sequence[nn.Parameter]
                   ) -> tuple[bool, dict[str, float]]:
@@ -128,7 +128,7 @@ class Stepper:
         return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-def finite(name: str, value: float) -> dict[str, float]:
+def if_finite(name: str, value: float) -> dict[str, float]:
     """A figure to log, if it is a number."""
     return {name: value} if math.isfinite(value) else {}
 

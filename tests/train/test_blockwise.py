@@ -68,7 +68,17 @@ def test_no_slot_learns_through_another(net: Supernet) -> None:
 def test_the_shares_are_of_one_warm_up() -> None:
     with pytest.raises(ValueError, match="together at most 1"):
         Training(largest_first=0.6, blockwise=0.5)
-    assert Training(largest_first=0.7, blockwise=0.3).blockwise == 0.3 and Training(largest_first=1.0).blockwise == 0
+    given = Training(largest_first=0.7, blockwise=0.3)
+    assert given.beginning(trained=False) == given.beginning(trained=True) == (0.7, 0.3)
+
+
+@pytest.mark.parametrize(("given", "shares"), [
+    ({}, (0.6, 0.4)), ({"largest_first": 1.0}, (1.0, 0.0)), ({"largest_first": 0.0}, (0.0, 0.4)),
+    ({"blockwise": 0.0}, (0.6, 0.0)), ({"blockwise": 0.5}, (0.5, 0.5)),
+    ({"largest_first": 0.0, "blockwise": 0.0}, (0.0, 0.0))])
+def test_a_share_that_was_given_leaves_the_rest(given: dict[str, float], shares: tuple[float, float]) -> None:
+    assert Training(**given).beginning(trained=False) == shares
+    assert Training(**given).beginning(trained=True) == (shares if given else (0, 0))
 
 
 def test_maps_end_in_what_forward_gives(net: Supernet) -> None:

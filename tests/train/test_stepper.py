@@ -15,7 +15,7 @@ from nas.plan import Layout
 from nas.train import loop
 from nas.train.data import Data
 from nas.train.ranks import Ranks
-from nas.train.stepper import Stepper, finite, half, micro
+from nas.train.stepper import Stepper, half, if_finite, micro
 
 BATCH = (torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4)
 
@@ -115,7 +115,7 @@ def test_the_norm_of_the_gradients_is_logged_as_it_was_before_clipping() -> None
     figures = Stepper(CPU).step(loss_of, batch, net, torch.optim.SGD(net.parameters(), 0.0))
     assert figures == {"grad_norm": pytest.approx(50)} and net.weight.grad is not None
     assert float(net.weight.grad.norm()) == pytest.approx(5)
-    assert finite("norm", float("inf")) == {} == finite("norm", float("nan"))
+    assert if_finite("norm", float("inf")) == {} == if_finite("norm", float("nan"))
 
 
 @pytest.mark.parametrize("update", ["bilevel", "single"])
