@@ -232,4 +232,4 @@ def _measured(scene: Scene, target: str, model: nn.Module,
     def prepare() -> Timed:
         return device.load(path) if reads else device.prepare(model, in_ch=task.in_ch, size=task.size)
 
-    return check(prepare, scene.layout, costs, device)
+    return check(prepare, scene.measured, costs, device)

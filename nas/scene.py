@@ -51,6 +51,12 @@ class Scene:
     device: torch.device
     footprints: dict[str, Footprints] = field(default_factory=dict)
     others: dict[int, Scene] = field(default_factory=dict)
+    whole: Layout | None = None  # before any choice was left out, if one was
+
+    @property
+    def measured(self) -> Layout:
+        """What tables were measured of: beside networks of this they have their yardsticks."""
+        return self.whole or self.layout
 
     @property
     def seed(self) -> int:
@@ -84,16 +90,26 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     costs = {target: _costs(target, config, run, list(plans.values()), progress) for target in targets}
     priced = {size: {t: prices(plan, c.ms_many) for t, c in costs.items()} for size, plan in plans.items()}
     memory = limits_of_memory(config)
-    if config.gates.granularity == "target" and not memory.given:  # under a limit of memory a narrower one may be it
-        keep = efficient(plans[data.size], [one for each in priced.values() for one in each.values()])
-        dropped = sum(len(slot.ops) - len(ops) for slot, ops in zip(plans[data.size].slots, keep, strict=True))
-        if dropped and not run.has("supernet.pt"):
-            progress.note(f"{dropped} of {dropped + sum(map(len, keep))} choices are left out: hidden widths beside "
-                          "which a wider one takes no longer on any target (gates.granularity=space keeps them)")
-        plans = {size: restrict(plan, keep) for size, plan in plans.items()}
-    footprints = _footprints(memory, run, plans[data.size], costs, progress)
-    return _one([Scene(config, run, data.at(size), within(plan, footprints), costs, priced[size], device, footprints)
-                 for size, plan in plans.items()])
+    every = [one for each in priced.values() for one in each.values()]
+    if config.gates.granularity == "space" or memory.given:  # under a limit of memory a narrower width may be what fits
+        every = []
+    searched = {size: _searched(plan, every) for size, plan in plans.items()}
+    _tell_dropped(plans[data.size], searched[data.size], run, progress)
+    footprints = _footprints(memory, run, searched[data.size], costs, progress)
+    return _one([Scene(config, run, data.at(size), within(plan, footprints), costs, priced[size], device, footprints,
+                       whole=plans[size]) for size, plan in searched.items()])
+
+
+def _searched(plan: Layout, every: Sequence[Prices]) -> Layout:
+    """The layout without widths that none of the prices gives a reason for."""
+    return restrict(plan, efficient(plan, every)) if every else plan
+
+
+def _tell_dropped(whole: Layout, searched: Layout, run: Run, progress: Progress) -> None:
+    before, after = (sum(len(slot.ops) for slot in plan.slots) for plan in (whole, searched))
+    if after < before and not run.has("supernet.pt"):
+        progress.note(f"{before - after} of {before} choices are left out: hidden widths beside which a wider one takes no "
+                      "longer on any target (gates.granularity=space keeps them)")
 
 
 def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Scene:

@@ -136,7 +136,7 @@ def _measured(scene: Scene, trained: Trained, served: Any, name: str) -> dict[st
         found[target] = dict.fromkeys(("measured_ms", "measured_worst_ms", "drift"))
         if here := timed_here(costs):
             table, device = here
-            beside = partial(check_all, layout=scene.layout, table=table, device=device)
+            beside = partial(check_all, layout=scene.measured, table=table, device=device)
             found[target] = measured(scene.run.file(name), trained, served, beside, clock(1)[1])
     return {key: one_or_all({target: one[key] for target, one in found.items()})
             for key in ("measured_ms", "measured_worst_ms", "drift")}

@@ -35,6 +35,7 @@ IN_CH, OUT_CH, SIZE, SIZE_OUT, STRIDE, DEPTHWISE = 0, 1, 2, 3, 5, 7  # columns o
 WINDOWS = (1.0, 3.0, 5.0, 7.0)  # kernel sides of the rows; between them the features blend
 TILES = ((256, 128), (128, 128), (256, 64), (64, 64))  # positions x channels that a block of a GPU's threads computes
 CHUNKS = (16, 32, 64, 128)  # of channels
+BLOCK = 64  # operators that go through the residual's networks at a time
 FEATURES = (
     "depthwise", "log in_ch", "log out_ch", "log size", "stride 2", "add", "depthwise stride 2", "1x1 stride 2",
     "1x1 add", "log macs", "log bytes", "log map out", "log map in", "log weights", "in_ch of 8s", "log roofline",
@@ -340,12 +341,16 @@ def _columns(convs: Sequence[Kernel]) -> Array:
 
 
 def _forward(layers: Sequence[tuple[Array, Array]], x: Array) -> Array:
-    """[n, inputs] -> [n]"""
+    """[n, inputs] -> [n], in blocks of as many rows: a BLAS may sum in another order for other shapes, and what an
+    operator costs must not depend on what is asked with it.
+    """
+    n = len(x)
+    x = np.pad(x, ((0, -n % BLOCK), (0, 0))).reshape(-1, BLOCK, x.shape[1])
     for weight, bias in layers[:-1]:
         x = x @ weight + bias
         x = x / (1 + np.exp(-np.clip(x, -60, 60)))
     weight, bias = layers[-1]
-    return np.asarray((x @ weight + bias)[:, 0])
+    return np.asarray((x @ weight + bias).reshape(-1)[:n])
 
 
 def _traced(key: OpKey) -> list[Kernel]:
