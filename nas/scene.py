@@ -108,8 +108,8 @@ def _searched(plan: Layout, every: Sequence[Prices]) -> Layout:
 def _tell_dropped(whole: Layout, searched: Layout, run: Run, progress: Progress) -> None:
     before, after = (sum(len(slot.ops) for slot in plan.slots) for plan in (whole, searched))
     if after < before and not run.has("supernet.pt"):
-        progress.note(f"{before - after} of {before} choices are left out: hidden widths beside which a wider one takes no "
-                      "longer on any target (gates.granularity=space keeps them)")
+        progress.note(f"{before - after} of {before} choices are left out: hidden widths beside which a wider one "
+                      "takes no longer on any target (gates.granularity=space keeps them)")
 
 
 def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Scene:
