@@ -123,7 +123,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     colours = [f"C{i}" for i in range(10)]
     panels = (("inherited_accuracy", 100, "inherited accuracy, selection split (%)"),
               ("inherited_loss", 1, "inherited loss, selection split (better to the right)"),
-              ("ms", 1, f"predicted latency on {lines[0]['settings']['target']} (ms)"))
+              ("ms", 1, "predicted latency (ms)"))
     for number, (key, scale, label) in enumerate(panels):
         axes = figure.add_subplot(1, 3, number + 1)
         for group in groups:
