@@ -6,7 +6,7 @@
     taskset -c 1 python benchmarks/supernet.py ofa       # after pip install --no-deps --target DIR ofa; PYTHONPATH=DIR
 
 Each part takes up to 5 minutes on one core. One thread of PyTorch, times of its own clock (what else runs is not
-counted, what it does to the caches is), all things that are compared in rounds of random order, 20th percentiles; the
+counted, what it does to the caches is), all things that are compared in rounds of random order, 5th percentiles; the
 same thing twice is the noise floor. Memory is what PyTorch's allocator has handed out, exact, so n = 1.
 """
 
