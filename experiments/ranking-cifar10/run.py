@@ -3,7 +3,9 @@
     python experiments/ranking-cifar10/run.py --run RUN --data-dir DIR
 
 RUN is a finished search. Every part, one network, appends its line to ``results.jsonl``; the same command skips what
-stands there. ``report.py`` makes the table and the figure.
+stands there. ``report.py`` makes the table and the figure. What networks are worth alone does not depend on a supernet:
+``--alone results.jsonl --out FILE`` judges the same ones in another (one that admits them: ``prune=false
+gates.granularity=space``), in minutes.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import json
 import multiprocessing
 import os
 import platform
@@ -67,14 +70,19 @@ class Bench:
         learn = loop.part_of(data.learn, settings["images"], settings["train_seed"], "alone")
         self.alone: Data = dataclasses.replace(data, learn=learn, train=learn)
 
+    def inherited(self, arch: Arch) -> dict[str, Any]:
+        """What the network is worth with the supernet's weights."""
+        data, start = self.scene.data, time.perf_counter()
+        found = self.training.judge(arch, data.select, CALIBRATED_ON)
+        few = loop.part_of(data.select, JUDGED_ON, self.scene.seed, "judge")
+        judged = self.training.judge(arch, few, CALIBRATED_ON)  # what the search itself sees
+        return {"inherited_accuracy": found.accuracy, "inherited_loss": round(found.loss, 6),
+                "judged_loss": round(judged.loss, 6), "inherited_s": round(time.perf_counter() - start, 1)}
+
     def measure(self, part: Part) -> dict[str, Any]:
         """Judges the network with inherited weights, then trains and tests it alone; returns its line."""
         settings, scene, arch = self.settings, self.scene, part.arch
-        start = time.perf_counter()
-        inherited = self.training.judge(arch, scene.data.select, CALIBRATED_ON)
-        few = loop.part_of(scene.data.select, JUDGED_ON, scene.seed, "judge")
-        judged = self.training.judge(arch, few, CALIBRATED_ON)  # what the search itself sees
-        inherited_s, start = time.perf_counter() - start, time.perf_counter()
+        inherited, start = self.inherited(arch), time.perf_counter()
         recipe = Recipe(settings["epochs"], settings["batch"], settings["lr"], settings["weight_decay"],
                         settings["label_smoothing"], settings["augment"], distill_weight=0.0)
         with loop.seeded(settings["train_seed"], "alone", arch.id):
@@ -90,10 +98,9 @@ class Bench:
         return {
             "part": part.number, "group": part.group, "id": arch.id, "ms": round(part.ms, 6),
             "macs": sum(map(macs, keys)), "params": sum(map(params, keys)),
-            "inherited_accuracy": inherited.accuracy, "inherited_loss": round(inherited.loss, 6),
-            "judged_loss": round(judged.loss, 6), "train_loss": last["loss"],
+            **inherited, "train_loss": last["loss"],
             "test_accuracy": tested.accuracy, "test_accuracy_se": round(tested.accuracy_se, 6),
-            "test_loss": round(tested.loss, 6), "inherited_s": round(inherited_s, 1), "trained_s": round(trained_s, 1),
+            "test_loss": round(tested.loss, 6), "trained_s": round(trained_s, 1),
             "arch": arch.to_json(), "settings": settings,
             "where": {"torch": torch.__version__, "python": platform.python_version(), "device": str(scene.device)},
         }
@@ -198,6 +205,18 @@ def measure(options: argparse.Namespace, settings: dict[str, Any]) -> None:
             raise
 
 
+def judge_again(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """The networks of ``--alone`` with the weights of this run; what they are worth alone is theirs already."""
+    done, bench = standing(options.out, settings), Bench(options.run, options.data_dir, settings)
+    texts = options.alone.read_text().splitlines()
+    left = [line for line in map(json.loads, texts) if line["id"] not in {one["id"] for one in done}]
+    with Progress().task("networks", len(done) + len(left), len(done)) as task:
+        for line in left[:options.parts]:
+            done.append(line | bench.inherited(Arch.from_json(line["arch"])) | {"settings": settings})
+            keep(options.out, done)
+            task.advance(accuracy=done[-1]["inherited_accuracy"])
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="a finished search")
@@ -216,13 +235,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--train-seed", type=int, default=0, help="of initial weights and training")
     parser.add_argument("--workers", type=int, default=2, help="networks trained beside each other")
     parser.add_argument("--parts", type=int, help="only the first so many networks (for a trial)")
-    return parser.parse_args()
+    parser.add_argument("--alone", type=Path, help="results of another run, whose networks and accuracies alone are "
+                        "taken as they are: only judged again, with the weights of this one; needs another --out")
+    options = parser.parse_args()
+    if options.alone and options.out.resolve() in (options.alone.resolve(), (HERE / "results.jsonl").resolve()):
+        parser.error("--alone: give another --out")
+    return options
 
 
 def main() -> None:
     options = arguments()
     with told():
-        measure(options, settings_of(options))
+        (judge_again if options.alone else measure)(options, settings_of(options))
 
 
 if __name__ == "__main__":
