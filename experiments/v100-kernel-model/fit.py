@@ -143,10 +143,11 @@ def train(rows: Rows, seed: int, epochs: int, monotone: float, width: int, batch
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
     for _ in range(epochs):
-        for chosen in torch.randperm(len(rows.x), generator=generator).split(batch)[: len(rows.x) // batch]:
+        parts = torch.randperm(len(rows.x), generator=generator).split(batch)  # type: ignore[no-untyped-call]
+        for chosen in parts[: len(rows.x) // batch]:
             pair = torch.randint(0, len(rows.rise), (batch // 4,), generator=generator)
             out = net(torch.cat([rows.x[chosen], rows.narrow[pair], rows.wide[pair]]))[:, 0]
-            own, narrow, wide = out.split([batch, batch // 4, batch // 4])  # type: ignore[no-untyped-call]
+            own, narrow, wide = out.split([batch, batch // 4, batch // 4])
             loss = nn.functional.smooth_l1_loss(own, rows.y[chosen], beta=0.03)
             loss = loss + monotone * torch.relu(narrow - wide - rows.rise[pair]).mean()
             optimizer.zero_grad()
