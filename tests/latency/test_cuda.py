@@ -265,7 +265,7 @@ def test_a_pick_is_measured_as_file_or_as_module(fake: FakeCuda, tiny: Layout, t
     export(module, tmp_path / "m.onnx", in_ch=3, size=16, metadata={})
     for device in (Torch(), OrtCuda()):
         table = LatencyTable(device.name, device.conditions())
-        here: Any = types.SimpleNamespace(costs={"t": table}, layout=tiny)
+        here: Any = types.SimpleNamespace(costs={"t": table}, layout=tiny, measured=tiny)
         ms, _ = deliver._measured(here, "t", module, {"float": tmp_path / "m.onnx"})
         assert ms is not None and (ms == REPLAY_MS) == (device.name == "gpu-torch")
     assert [device.name for device in seen] == ["gpu-torch", "gpu-ort"]
