@@ -47,6 +47,7 @@ from nas.train.search_loop import Recipe, SupernetTraining
 from nas.train.stepper import Stepper
 
 CPU = torch.device("cpu")
+STEPPER = Stepper(CPU)  # as the search steps, in one process and one piece
 Step = Callable[[], None]
 Loss = tuple[Tensor, dict[str, Tensor]]
 
@@ -114,7 +115,7 @@ def pair_step(plan: Layout, images: Tensor, labels: Tensor) -> Step:
 
     def step() -> None:
         gate_optimizer.zero_grad(set_to_none=True)
-        Stepper(CPU).step(loss, (images, labels), net, optimizer, beside=[*gates.parameters()])
+        STEPPER.step(loss, (images, labels), net, optimizer, beside=[*gates.parameters()])
         gate_optimizer.step()
 
     return step
@@ -133,7 +134,7 @@ def plain_step(net: nn.Module, images: Tensor, labels: Tensor) -> Step:
         return F.cross_entropy(net(images), labels), {}
 
     def step() -> None:
-        Stepper(CPU).step(loss, (images, labels), net, optimizer)
+        STEPPER.step(loss, (images, labels), net, optimizer)
 
     return step
 
@@ -225,7 +226,7 @@ class Alone:
     def step(self) -> None:
         start = time.thread_time()
         batch = next(self.batches)
-        Stepper(CPU).step(self._loss, batch, self.net, self.optimizer)
+        STEPPER.step(self._loss, batch, self.net, self.optimizer)
         self.seconds += time.thread_time() - start
         self.images += len(batch[1])
 

@@ -92,11 +92,10 @@ class Training(_Strict):
         else together all of it, 0.6 and 0.4, or what a share that was given leaves.
         """
         first, then = self.largest_first, self.blockwise
-        if first is None and then is None:
-            return (0.0, 0.0) if trained else (0.6, 0.4)
-        if first is None or then is None:
-            return (min(0.6, 1 - then), then) if then is not None else (first or 0.0, min(0.4, 1 - (first or 0.0)))
-        return first, then
+        if trained and first is None and then is None:
+            return 0.0, 0.0
+        first = min(0.6, 1 - (then or 0.0)) if first is None else first
+        return first, min(0.4, 1 - first) if then is None else then
 
     @model_validator(mode="after")
     def _equal_parts(self) -> Training:

@@ -89,20 +89,14 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     plans = _layouts(space, data, config)
     costs = {target: _costs(target, config, run, list(plans.values()), progress) for target in targets}
     priced = {size: {t: prices(plan, c.ms_many) for t, c in costs.items()} for size, plan in plans.items()}
-    memory = limits_of_memory(config)
-    every = [one for each in priced.values() for one in each.values()]
-    if config.gates.granularity == "space" or memory.given:  # under a limit of memory a narrower width may be what fits
-        every = []
-    searched = {size: _searched(plan, every) for size, plan in plans.items()}
+    memory, searched = limits_of_memory(config), plans
+    if config.gates.granularity == "target" and not memory.given:  # under a limit a narrower width may be what fits
+        keep = efficient(plans[data.size], [one for each in priced.values() for one in each.values()])
+        searched = {size: restrict(plan, keep) for size, plan in plans.items()}
     _tell_dropped(plans[data.size], searched[data.size], run, progress)
     footprints = _footprints(memory, run, searched[data.size], costs, progress)
     return _one([Scene(config, run, data.at(size), within(plan, footprints), costs, priced[size], device, footprints,
                        whole=plans[size]) for size, plan in searched.items()])
-
-
-def _searched(plan: Layout, every: Sequence[Prices]) -> Layout:
-    """The layout without widths that none of the prices gives a reason for."""
-    return restrict(plan, efficient(plan, every)) if every else plan
 
 
 def _tell_dropped(whole: Layout, searched: Layout, run: Run, progress: Progress) -> None:

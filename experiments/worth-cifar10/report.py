@@ -31,11 +31,7 @@ def table(methods: dict[str, Lines]) -> str:
              "all budgets"]
     rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for method, lines in methods.items():
-        paired = [(line["seed"], line["hypervolume"] - ours[line["seed"]]["hypervolume"]) for line in lines
-                  if line["seed"] in ours and method != OURS]
-        cells = [str(len(lines)), spread([line["hypervolume"] for line in lines], "{:.4f}"),
-                 ", ".join(f"{seed}: {gap:+.4f}" for seed, gap in paired) or "-",
-                 spread([gap for _, gap in paired], "{:+.4f}")]
+        cells = [str(len(lines)), *beside(lines, ours, "hypervolume", "{:.4f}")]
         cells += [spread([100 * picked(line, b)["accuracy"] for line in lines], "{:.1f}") for b in budgets]
         cells.append(spread([100 * line["mean_accuracy"] for line in lines], "{:.2f}"))
         rows.append(f"| {method} | {' | '.join(cells)} |")
@@ -53,16 +49,20 @@ def inherited(methods: dict[str, Lines]) -> str:
     rows = ["| method | n | accuracy, % | minus ours, by seed | mean minus ours | inherited loss | minus ours, by seed "
             "| mean minus ours |", f"|{'---|' * 8}"]
     for method, lines in methods.items():
-        cells = [str(len(lines))]
-        for key, unit, form in (("mean_accuracy", 100, "{:.2f}"), ("mean_inherited_loss", 1, "{:.4f}")):
-            paired = [(line["seed"], unit * (line[key] - ours[line["seed"]][key])) for line in lines
-                      if line["seed"] in ours and method != OURS]
-            signed = form.replace(":", ":+")
-            cells += [spread([unit * line[key] for line in lines], form),
-                      ", ".join(f"{seed}: {signed.format(gap)}" for seed, gap in paired) or "-",
-                      spread([gap for _, gap in paired], signed)]
+        cells = [str(len(lines)), *beside(lines, ours, "mean_accuracy", "{:.2f}", 100),
+                 *beside(lines, ours, "mean_inherited_loss", "{:.4f}")]
         rows.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def beside(lines: Lines, ours: dict[int, dict[str, Any]], key: str, form: str, unit: float = 1) -> list[str]:
+    """Cells of a method: a figure over its seeds, less ours of each equal seed (of ours: -), and the mean of that."""
+    paired = [(line["seed"], unit * (line[key] - ours[line["seed"]][key])) for line in lines
+              if line["seed"] in ours and line["method"] != OURS]
+    signed = form.replace(":", ":+")
+    return [spread([unit * line[key] for line in lines], form),
+            ", ".join(f"{seed}: {signed.format(gap)}" for seed, gap in paired) or "-",
+            spread([gap for _, gap in paired], signed)]
 
 
 def spent(methods: dict[str, Lines]) -> str:

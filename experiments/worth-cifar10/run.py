@@ -296,8 +296,7 @@ def _inherited(run: Run, config: Config) -> dict[str, loop.Judged]:
     return {arch.id: training.judge(arch, scene.data.test, CALIBRATED_ON) for arch in archs}
 
 
-def _read(run: Run, config: Config, sizes: Sizes, trained: Run,
-          inherited: dict[str, loop.Judged]) -> dict[str, Any]:
+def _read(run: Run, config: Config, sizes: Sizes, trained: Run, inherited: dict[str, loop.Judged]) -> dict[str, Any]:
     """Picks, seconds and image-forwards of a search; ``trained`` is the run that its supernet comes from."""
     front = run.read_json("front.json")
     cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
