@@ -22,7 +22,7 @@ from nas.written import from_file, from_flags, from_overrides
 SIDES = (8, 1024)
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 # what came after the first runs were made
-LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective"),
+LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective", "shrink"),
          "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
          "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
 
@@ -221,6 +221,7 @@ class Config(_Strict):
     selector: Literal["ilp", "auto", "evolution", "bayes", "random"] = "ilp"  # auto: the ILP on the scores that rank
     # best; random: best of as many, the control
     objective: Literal["loss", "mnas-soft", "mnas-hard"] = "loss"  # of evolution and bayes; mnas: MnasNet's reward
+    shrink: int = Field(default=0, ge=0, le=10)  # times that evolution narrows the space to what its best networks have
     evaluations: int = Field(default=36, ge=1, le=1_000_000)
     data: Name = "digits"
     data_dir: Name | None = None
@@ -238,6 +239,9 @@ class Config(_Strict):
         if self.objective != "loss" and self.selector not in ("evolution", "bayes"):
             raise ValueError(f"objective={self.objective} has no effect with selector={self.selector}; set "
                              "selector=evolution or bayes")
+        if self.shrink and self.selector != "evolution":
+            raise ValueError(f"shrink={self.shrink} has no effect with selector={self.selector}; set "
+                             "selector=evolution")
         return self
 
     @field_validator("target")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from nas.errors import UserError
 from nas.files import nearest
@@ -15,16 +16,21 @@ from nas.select.problem import Selector
 
 SELECTORS: dict[str, Selector] = {"ilp": select_ilp, "auto": select_auto, "evolution": select_evolution,
                                   "bayes": select_bayes, "random": select_random}
-WEIGHED = {"evolution": select_evolution, "bayes": select_bayes}  # those with a choice of objective
+WEIGHED = ("evolution", "bayes")  # those with a choice of objective
 
 
-def get(name: str, objective: str = "loss") -> Selector:
-    """Raises UserError for an unknown name, and for an objective that the selector does not have."""
+def get(name: str, objective: str = "loss", shrink: int = 0) -> Selector:
+    """Raises UserError for an unknown name, and for an objective or a shrinking that the selector does not have."""
     if name not in SELECTORS:
         raise UserError(f"--selector {name}: no such selector; {nearest(name, SELECTORS)}")
-    if objective == "loss":
-        return SELECTORS[name]
-    if name not in WEIGHED or objective not in OBJECTIVES:
-        raise UserError(f"objective={objective}: not of --selector {name}; evolution and bayes have "
-                        f"{', '.join(OBJECTIVES)}")
-    return partial(WEIGHED[name], weights=OBJECTIVES[objective])
+    options: dict[str, Any] = {}
+    if objective != "loss":
+        if name not in WEIGHED or objective not in OBJECTIVES:
+            raise UserError(f"objective={objective}: not of --selector {name}; evolution and bayes have "
+                            f"{', '.join(OBJECTIVES)}")
+        options["weights"] = OBJECTIVES[objective]
+    if shrink:
+        if name != "evolution":
+            raise UserError(f"shrink={shrink}: not of --selector {name}, but of evolution")
+        options["shrink"] = shrink
+    return partial(SELECTORS[name], **options) if options else SELECTORS[name]

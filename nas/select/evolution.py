@@ -2,13 +2,18 @@
 
 Tournament, constrained domination and survival are those of Optuna's ``NSGAIISampler``. A slot is one parameter, so
 that crossover hands over whole operators with their widths; mutation is on the values of operators.
+
+As an option the space shrinks on the way, slot by slot, to the branches that the best networks have: progressive
+operation pruning as in PAD-NAS (Xia et al., arXiv 2005.07564), whose abstract is all we have read. Its supernet is
+trained anew in each stage; here that is what ``nas search`` does before, by pruning.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -22,23 +27,54 @@ from nas.select.studies import VIOLATIONS, quiet, unwarned, violations
 
 _REFUSED = 1.0  # of a network that is not admitted, as if it were twice a budget
 _FRUITLESS = 8  # generations without a new network, after which there are hardly any
+_ELITE, _FEWEST = 0.25, 4  # share of a budget's networks that the space shrinks to, and how many at least
 
 
 def select_evolution(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge,
-                     evaluations: int, rng: random.Random, weights: Weights = LOSS) -> list[list[Arch]]:
+                     evaluations: int, rng: random.Random, weights: Weights = LOSS,
+                     shrink: int = 0) -> list[list[Arch]]:
     """Per budget, the networks judged that lie within it, best first; ``evaluations`` are judged in all.
 
     The first generation is half the ILP's answers to ``scores_for``, half random near the budgets. What lies outside
     every budget, or is not admitted, is never judged, only marked as violating. With ``weights`` of MnasNet's reward
-    (``objective.OBJECTIVES``) there is one population a budget, on the reward alone. Raises UserError for a budget
-    that cannot be met.
+    (``objective.OBJECTIVES``) there is one population a budget, on the reward alone. ``shrink`` times, after equal
+    parts of the evaluations, the space becomes ``narrowed``, with a population of what it still has. Raises UserError
+    for a budget that cannot be met.
     """
     ledger = Ledger(problem, judge, evaluations)
     size = max(8, min(50, evaluations // 8))
     seeds = first_round(problem, limits_list, [scores_for(limits) for limits in limits_list], size, rng)
     with quiet():
-        _evolve(_populations(ledger, limits_list, size, rng, weights), ledger, limits_list, seeds, size, rng)
+        for later in reversed(range(shrink + 1)):
+            left = evaluations * later // (shrink + 1)
+            populations = _populations(problem, ledger, limits_list, size, rng, weights)
+            _evolve(problem, populations, ledger, limits_list, seeds, size, rng, left)
+            if later:
+                lists = [[ledger.problem.indices(arch) for arch in ranked(ledger, limits, weights)]
+                         for limits in limits_list]
+                problem = narrowed(problem, lists)
+                seeds = in_turn([[pick for pick in own if drawable(problem, pick)] for own in lists])[:size]
     return [ranked(ledger, limits, weights) for limits in limits_list]
+
+
+def narrowed(problem: Problem, lists: Sequence[Sequence[Sequence[int]]]) -> Problem:
+    """The same, whose random networks have only the branches that are frequent among the best quarter of some list of
+    networks, best first: as frequent at least as if all were equally likely. An empty list keeps all.
+    """
+    drawn = []
+    for slot, groups in enumerate(problem.branches):
+        kept = set[int]()
+        for own in lists:
+            best = [pick[slot] for pick in own[:max(_FEWEST, math.ceil(_ELITE * len(own)))]]
+            for group in groups:
+                if len(groups) * sum(index in group for index in best) >= len(best):
+                    kept |= set(group)
+        drawn.append(frozenset(kept))
+    return replace(problem, drawn=tuple(drawn))
+
+
+def drawable(problem: Problem, pick: Sequence[int]) -> bool:
+    return all(any(index in group for group in groups) for index, groups in zip(pick, problem.branches, strict=True))
 
 
 @dataclass(frozen=True)
@@ -49,11 +85,9 @@ class _Population:
     values: Callable[[Sequence[int], float], list[float]]
 
 
-def _populations(ledger: Ledger, limits_list: Sequence[Limits], size: int, rng: random.Random,
+def _populations(problem: Problem, ledger: Ledger, limits_list: Sequence[Limits], size: int, rng: random.Random,
                  weights: Weights) -> list[_Population]:
     """One for all budgets, on loss and ms; with a reward, which has a budget, one for each."""
-    problem = ledger.problem
-
     def population(objectives: int, values: Callable[[Sequence[int], float], list[float]]) -> _Population:
         with unwarned():
             study = optuna.create_study(directions=["minimize"] * objectives, sampler=_Sampler(problem, size, rng))
@@ -67,17 +101,18 @@ def _populations(ledger: Ledger, limits_list: Sequence[Limits], size: int, rng: 
     return [population(1, rewarded(limits)) for limits in limits_list]
 
 
-def _evolve(populations: Sequence[_Population], ledger: Ledger, limits_list: Sequence[Limits],
-            seeds: Sequence[Sequence[int]], size: int, rng: random.Random) -> None:
+def _evolve(problem: Problem, populations: Sequence[_Population], ledger: Ledger, limits_list: Sequence[Limits],
+            seeds: Sequence[Sequence[int]], size: int, rng: random.Random, left: int) -> None:
+    """Until ``left`` evaluations are."""
     idle = 0
-    while ledger.left and idle < _FRUITLESS:
+    while ledger.left > left and idle < _FRUITLESS:
         for population in populations:
             for seed in seeds:
                 population.study.enqueue_trial({_name(slot): index for slot, index in enumerate(seed)})
         judged = _generation(populations, ledger, limits_list, size)
         # a generation of nothing but known networks has converged: fresh blood for the next
         idle = 0 if judged else idle + 1
-        drawn = (random_within(ledger.problem, rng.choice(limits_list), rng) for _ in range(0 if judged else size // 2))
+        drawn = (random_within(problem, rng.choice(limits_list), rng) for _ in range(0 if judged else size // 2))
         seeds = [pick for pick in drawn if pick is not None]
 
 

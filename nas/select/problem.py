@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -64,13 +64,15 @@ class Problem:
     """The operators that pruning left in each slot, and what they cost; the first cost is the budgeted ms.
 
     ``admits`` says of a whole network what no sum can say, such as whether its maps fit into the target's memory. It is
-    expensive and remembers its answers; what it refuses is never judged.
+    expensive and remembers its answers; what it refuses is never judged. ``drawn`` are, per slot, the indices that
+    random networks are made of, if not all.
     """
 
     layout: Layout
     allowed: tuple[tuple[Op, ...], ...]
     costs: tuple[Cost, ...]
     admits: Callable[[Arch], bool] = anything
+    drawn: tuple[frozenset[int], ...] | None = None
 
     def __post_init__(self) -> None:
         assert self.costs and len(self.allowed) == len(self.layout.slots) and all(self.allowed)
@@ -79,8 +81,9 @@ class Problem:
 
     @cached_property
     def branches(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """Per slot, the indices of its ops grouped by branch (equal but for ``hidden``), widths ascending."""
-        return tuple(_branches(ops) for ops in self.allowed)
+        """Per slot, the indices drawn of its ops by branch (equal but for ``hidden``), widths ascending."""
+        drawn = self.drawn or tuple(frozenset(range(len(ops))) for ops in self.allowed)
+        return tuple(_branches(ops, own) for ops, own in zip(self.allowed, drawn, strict=True))
 
     @cached_property
     def _positions(self) -> tuple[dict[Op, int], ...]:
@@ -164,9 +167,11 @@ def _distance(indices: Sequence[int], bounds: Sequence[tuple[Cost, float, float]
     return total
 
 
-def _branches(ops: Sequence[Op]) -> tuple[tuple[int, ...], ...]:
+def _branches(ops: Sequence[Op], drawn: Collection[int]) -> tuple[tuple[int, ...], ...]:
     groups: dict[Op, list[tuple[int, int]]] = {}
     for i, op in enumerate(ops):
+        if i not in drawn:
+            continue
         hidden = op.get("hidden")
         groups.setdefault(op.without("hidden"), []).append((hidden if isinstance(hidden, int) else 0, i))
     return tuple(tuple(i for _, i in sorted(group)) for group in groups.values())

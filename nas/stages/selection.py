@@ -84,7 +84,7 @@ def _answers(scene: Scene, training: search_loop.SupernetTraining, asking: Askin
     config, scores = scene.config, gate_scores(training, asking.problem, targets, scene)
     with progress.task(f"select for {name}", config.evaluations) as task:
         judge = Judge(scene, training, task, crew)
-        ask = selector(config.selector, config.objective)
+        ask = selector(config.selector, config.objective, config.shrink)
         answers = ask(asking.problem, asking.limits, scores, judge, config.evaluations, random.Random(scene.seed))
     return answers, judge, scores
 

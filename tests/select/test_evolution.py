@@ -13,8 +13,8 @@ from truths import Additive, chosen_by, flat, smooth_truth
 
 from nas.arch import Arch, Op
 from nas.errors import UserError
-from nas.select import SELECTORS, get
-from nas.select.evolution import mutated, select_evolution
+from nas.select import SELECTORS, evolution, get
+from nas.select.evolution import drawable, mutated, narrowed, select_evolution
 from nas.select.ilp import solve
 from nas.select.objective import OBJECTIVES, reward
 from nas.select.problem import Cost, Limits, Problem, Scores, budgets
@@ -70,6 +70,57 @@ def test_the_ilps_answers_are_judged_first(problem: Problem) -> None:
     assert [problem.indices(arch) for arch in asked[:4]] == [seeds[0][0], seeds[1][0], seeds[0][1], seeds[1][1]]
 
 
+def test_the_space_shrinks_to_the_branches_that_are_frequent_among_the_best(problem: Problem) -> None:
+    slots = len(problem.allowed)
+    one = [group[0] for group in problem.branches[0][:2]]
+    # slot 0 of the best four (a quarter of 16): once the first branch, three times the second; the rest never counts
+    best = [[one[0]] + [0] * (slots - 1), *([[one[1]] + [0] * (slots - 1)] * 3)]
+    rest = [[problem.branches[0][-1][0]] + [0] * (slots - 1)] * 12
+    small = narrowed(problem, [best + rest])
+    count = len(problem.branches[0])
+    assert count > 2  # one of four is as frequent as chance where there are four branches or more
+    expected = {*problem.branches[0][1], *(problem.branches[0][0] if count >= 4 else ())}
+    assert small.drawn is not None and small.drawn[0] == expected
+    assert {index for group in small.branches[1] for index in group} == set(problem.branches[1][0])
+    assert small.allowed == problem.allowed
+    assert drawable(small, best[1]) and not drawable(small, rest[0])
+    assert all(drawable(small, pick) for pick in (_random(small, seed) for seed in range(50)))
+    again = narrowed(small, [[], best])  # a budget without a network keeps what is left
+    assert again.drawn == small.drawn
+    other = [[problem.branches[0][-1][0]] + [0] * (slots - 1)]
+    assert narrowed(problem, [best, other]).drawn[0] == expected | set(problem.branches[0][-1])  # type: ignore[index]
+
+
+def _random(problem: Problem, seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.choice(rng.choice(groups)) for groups in problem.branches]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_shrinking_judges_as_many_and_later_ones_within_the_smaller_space(
+        problem: Problem, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[Limits] = [{"gpu": budget} for budget in budgets(problem, 4)[1:3]]
+    truth, asked, stages = Additive(problem, smooth_truth(problem, 5)), list[Arch](), list[tuple[int, Problem]]()
+
+    def judge(archs: Sequence[Arch]) -> list[float]:
+        asked.extend(archs)
+        return [10 + loss for loss in truth(archs)]  # MnasNet's reward is of positive losses
+
+    def shrunk(space: Problem, lists: Sequence[Sequence[Sequence[int]]]) -> Problem:
+        stages.append((len(asked), narrowed(space, lists)))
+        return stages[-1][1]
+
+    monkeypatch.setattr(evolution, "narrowed", shrunk)
+    chosen = select_evolution(problem, limits, lambda _: flat(problem), judge, 90, random.Random(0),
+                              OBJECTIVES[objective], shrink=2)
+    assert len(asked) == 90 and {arch.id for arch in asked} == {arch.id for archs in chosen for arch in archs}
+    assert [at >= least for (at, _), least in zip(stages, (30, 60), strict=True)] == [True, True]
+    sizes = [sum(len(group) for groups in space.branches for group in groups) for _, space in ((0, problem), *stages)]
+    assert sizes[0] > sizes[1] >= sizes[2]
+    for at, space in stages:
+        assert all(drawable(space, problem.indices(arch)) for arch in asked[at:])
+
+
 def test_mutation_changes_a_width_or_the_operator_at_the_nearest_width(problem: Problem) -> None:
     pick, rng = [3] * len(problem.allowed), random.Random(0)
     kinds: Counter[str] = Counter()
@@ -110,6 +161,8 @@ def test_selectors_by_name() -> None:
         get("evolutoin")
     with pytest.raises(UserError, match="objective=mnas-soft: not of --selector ilp; evolution and bayes have loss, m"):
         get("ilp", "mnas-soft")
+    with pytest.raises(UserError, match="shrink=2: not of --selector bayes, but of evolution"):
+        get("bayes", shrink=2)
 
 
 def positive(problem: Problem) -> Scores:
