@@ -35,7 +35,7 @@ def ridge(problem: Problem, archs: Sequence[Arch], losses: Sequence[float], *, a
     known = _rescaled(prior, picks, losses) if prior else tuple(np.zeros(len(ops)) for ops in problem.allowed)
     features = _features(problem)
     rest = np.asarray(losses, float) + totals(known, picks)
-    weights = _fit(totals(features, picks), rest, alpha)
+    weights = ridge_weights(totals(features, picks), rest, alpha)
     return tuple(row - x @ weights for row, x in zip(known, features, strict=True))
 
 
@@ -123,7 +123,7 @@ def _scaled(tables: Sequence[np.ndarray], weights: Sequence[np.ndarray], columns
     return [table / np.sqrt(np.where(total > 1e-12, total, 1.0)) for table in centred]
 
 
-def _fit(x: np.ndarray, y: np.ndarray, alpha: float | None) -> np.ndarray:
+def ridge_weights(x: np.ndarray, y: np.ndarray, alpha: float | None = None) -> np.ndarray:
     """Ridge weights in the dual form (few networks, many features); the constant is left out, it ranks nothing."""
     mean = x.mean(axis=0)
     kernel = (x - mean) @ (x - mean).T
