@@ -97,6 +97,9 @@ def branched(net: MultiExit, policy: Policy, *, in_ch: int, size: int) -> onnx.M
     for value in level.output:
         value.name = names[value.name]
     thresholds = np.array(policy.point.thresholds[:-1], np.float32)
+    each = [f"threshold_{index}" for index in range(len(thresholds))]
+    level.node.insert(0, helper.make_node("Split", ["thresholds"], each, axis=0, num_outputs=len(each)) if len(each) > 1
+                      else helper.make_node("Identity", ["thresholds"], each))
     level.initializer.append(numpy_helper.from_array(thresholds, "thresholds"))
     level.input.extend([helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, in_ch, size, size]),
                         helper.make_tensor_value_info("thresholds", TensorProto.FLOAT, [len(thresholds)])])
@@ -165,7 +168,8 @@ class _Sure:
         if kind == "patience":
             sure = self._patience()
         else:
-            scaled = self.node("Div", self.logits, self.constant(np.float32(temperature)))
+            # Mul, which networks have: what runs once an image is as slow as its code is cold
+            scaled = self.node("Mul", self.logits, self.constant(np.float32(1 / temperature)))
             p = self.node("Softmax", scaled, axis=1)
             if kind == "max-softmax":
                 sure = self.node("ReduceMax", p, axes, keepdims=0)
@@ -174,8 +178,7 @@ class _Sure:
                 negative = self.node("ReduceSum", self.node("Mul", p, log_p), axes, keepdims=0)
                 share = self.node("Div", negative, self.constant(np.float32(math.log(part.classes))))
                 sure = self.node("Add", share, self.constant(np.float32(1)))
-        threshold = self.node("Gather", "thresholds", self.constant(np.int64(self.index)))
-        self.condition = self.node("GreaterOrEqual", sure, threshold)
+        self.condition = self.node("GreaterOrEqual", sure, f"threshold_{self.index}")
 
     def _patience(self) -> str:
         """How many exits before agree in a row; ``class_i`` and ``run_i`` are read by the next exit."""
