@@ -2,7 +2,8 @@
 
     python benchmarks/exits.py RUN [--data-dir DIR] [--images 2000] [--seconds 20]
 
-RUN is a search with exits (`nas search --exits boost ...`). Of each of its networks with exits it prints
+RUN is a search with exits (`nas search --exits boost ...`); `experiments/exits-cifar10/serve.py` measures its networks
+with the same functions. Of each network with exits it prints
 
 (a) the mean latency measured on the exported file, image after image in random order as they would come, beside the
     predicted one and the network without exits, with both accuracies;
@@ -18,9 +19,12 @@ compared files take turns, image by image. "again" is the same file once more: t
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ import torch
 
 from nas.config import Config
 from nas.early.picks import rebuilt
-from nas.early.serve import Trained
+from nas.early.serve import THRESHOLDS, Trained
 from nas.exits import Runtime, policy
 from nas.exits.net import MultiExit
 from nas.exits.policy import Policy
@@ -37,7 +41,7 @@ from nas.exits.runtime import confidences
 from nas.latency.devices.onnxruntime import session
 from nas.lower.emit import emit_many
 from nas.run import Run
-from nas.scene import recorded_scene
+from nas.scene import Scene, recorded_scene
 from nas.show import targets_of
 from nas.train.data import normalise
 
@@ -87,19 +91,30 @@ def plain(model: Path | bytes) -> Any:
     return lambda image: own.run(None, {"input": image})
 
 
-def report(scene: Any, card: dict[str, Any], options: argparse.Namespace) -> None:
-    run, data, rng = scene.run, scene.data, random.Random(0)
-    folder = run.file(card["onnx"]).parent
-    method, full = rebuilt(scene, card, "")
-    kept = [full.exits.index(slot) for slot in card["exits"]]
-    trained = Trained.of(method, data, torch.device("cpu"), "max-softmax")
-    net = trained.network(kept)
-    made = Policy.from_json(run.read_json(f"{Path(card['onnx']).parent}/thresholds.json"))
-    count = min(options.images, len(data.test))
+@dataclass(frozen=True)
+class Subject:
+    """A network that ``folder`` serves with the exits ``kept`` of all that were ``trained``; ``without`` is the file of
+    the network without exits, which is right on the share ``accuracy_without`` of all test images.
+    """
+
+    name: str
+    trained: Trained
+    kept: Sequence[int]
+    folder: Path
+    without: Path
+    accuracy_without: float
+
+
+def report(subject: Subject, count: int, seconds: float) -> dict[str, Any]:
+    """Prints (a) to (d) of the module, on ``count`` of the test images; returns the figures."""
+    rng, trained, kept, folder = random.Random(0), subject.trained, subject.kept, subject.folder
+    data, net = trained.data, trained.network(kept)
+    made = Policy.from_json(json.loads((folder / THRESHOLDS).read_text()))
+    count = min(count, len(data.test))
     chosen = rng.sample(range(len(data.test)), count)
     images = normalise(data.test.images[chosen], data).contiguous().numpy()
     labels = data.test.labels[chosen].numpy()
-    print(f"\n{card['id']} ({card['method']}, exits behind slots {card['exits']}), {count} test images")
+    print(f"\n{subject.name}, {count} test images")
 
     with torch.inference_mode():
         parts = [torch.stack(net(part)) for part in torch.from_numpy(images).split(256)]  # type: ignore[no-untyped-call]
@@ -107,11 +122,18 @@ def report(scene: Any, card: dict[str, Any], options: argparse.Namespace) -> Non
     sure = confidences(made.kind, expected, np.array(made.temperatures))
     at = policy.leaving(sure, made.point.thresholds)
     logits = expected[at, np.arange(count)]
+    right = float((logits.argmax(1) == labels).mean())
+    shares = np.bincount(at, minlength=len(kept) + 1) / count
+    predicted = float(shares @ np.array(made.prefix_ms))
+    figures: dict[str, Any] = {"images": count, "accuracy": right, "accuracy_without": subject.accuracy_without,
+                               "shares": shares.tolist(), "predicted_ms": predicted}
     for name, path in (("If file", folder / "model.onnx"), ("segments", folder)):
         answer = Runtime(path)(images)
-        print(f"(b) {name}: {int((answer.exits != at).sum())} other exits, "
-              f"{int((answer.classes != logits.argmax(1)).sum())} other classes, logits within "
-              f"{np.abs(answer.logits - logits).max():.1e}")
+        found = {"exits": int((answer.exits != at).sum()), "classes": int((answer.classes != logits.argmax(1)).sum()),
+                 "logits": float(np.abs(answer.logits - logits).max())}
+        figures[name] = found
+        print(f"(b) {name}: {found['exits']} other exits, {found['classes']} other classes, logits within "
+              f"{found['logits']:.1e}")
 
     with tempfile.TemporaryDirectory() as temporary:
         names = [f"logits_{index}" for index in range(len(kept) + 1)]
@@ -119,28 +141,27 @@ def report(scene: Any, card: dict[str, Any], options: argparse.Namespace) -> Non
         whole = Path(temporary) / "all.onnx"
         whole.write_bytes(graph.SerializeToString())
         never = [np.inf] * len(kept)
-        calls = {"with exits": branched(folder / "model.onnx"), "with exits again": branched(folder / "model.onnx"),
-                 "without": plain(run.file(f"archs/{card['of']}/model.onnx")), "all heads": plain(whole),
-                 "all heads again": plain(whole), "late": branched(folder / "model.onnx", never)}
-        ms = {name: float(own.mean()) for name, own in passes(calls, images, options.seconds, rng).items()}
-    shares = np.bincount(at, minlength=len(kept) + 1) / count
-    predicted = float(shares @ np.array(made.prefix_ms))
-    own = next(c for c in (*options.front["front"], *options.front["dominated"]) if c["id"] == card["of"])
-    right = float((logits.argmax(1) == labels).mean())
-    print(f"(a) mean {ms['with exits']:.4f} ms measured (again {ms['with exits again']:.4f}), {predicted:.4f} "
-          f"predicted ({100 * (predicted / ms['with exits'] - 1):+.1f} %); without exits {ms['without']:.4f} ms: "
-          f"{100 * (1 - ms['with exits'] / ms['without']):.1f} % less; accuracy {100 * right:.2f} % with on these, "
-          f"{100 * card['accuracy']:.2f} % with and {100 * own['accuracy']:.2f} % without on all test images; shares "
+        calls = {"with": branched(folder / "model.onnx"), "with again": branched(folder / "model.onnx"),
+                 "without": plain(subject.without), "all heads": plain(whole), "all heads again": plain(whole),
+                 "late": branched(folder / "model.onnx", never)}
+        ms = {name: float(own.mean()) for name, own in passes(calls, images, seconds, rng).items()}
+    print(f"(a) mean {ms['with']:.4f} ms measured (again {ms['with again']:.4f}), {predicted:.4f} predicted "
+          f"({100 * (predicted / ms['with'] - 1):+.1f} %); without exits {ms['without']:.4f} ms: "
+          f"{100 * (1 - ms['with'] / ms['without']):.1f} % less; accuracy {100 * right:.2f} % with, on these, and "
+          f"{100 * subject.accuracy_without:.2f} % without, on all test images; shares "
           f"{', '.join(f'{share:.3f}' for share in shares)}")
     print(f"(c) late path {ms['late']:.4f} ms, all heads as one graph {ms['all heads']:.4f} (again "
           f"{ms['all heads again']:.4f}): {100 * (ms['late'] / ms['all heads'] - 1):+.1f} %")
+    return figures | {"ms": ms, "budgets": list(_budgets(trained, kept, made))}
 
+
+def _budgets(trained: Trained, kept: Sequence[int], made: Policy) -> Iterator[dict[str, float]]:
     prefix = np.array(made.prefix_ms)
     select, test = trained.select, trained.test
+    predictions, held_out = select.predictions(kept), test.predictions(kept)
+    assert predictions is not None and held_out is not None
     for share in np.linspace(0.15, 0.85, BUDGETS):
         budget = float(prefix[0] + share * (prefix[-1] - prefix[0]))
-        predictions, held_out = select.predictions(kept), test.predictions(kept)
-        assert predictions is not None and held_out is not None
         set_on = policy.calibrate(predictions, select.labels, prefix, budget, kind=made.kind, rule="geometric",
                                   points=2)
         point = policy.outcome(confidences(made.kind, held_out, np.array(set_on.temperatures)),
@@ -148,6 +169,16 @@ def report(scene: Any, card: dict[str, Any], options: argparse.Namespace) -> Non
         print(f"(d) budget {budget:.4f} ms: {set_on.point.mean_ms:.4f} on {len(select.labels)} selection images, "
               f"{point.mean_ms:.4f} on {len(test.labels)} test images ({100 * (point.mean_ms / budget - 1):+.1f} %), "
               f"accuracy {100 * point.accuracy:.2f} %")
+        yield {"budget_ms": budget, "mean_ms": point.mean_ms, "accuracy": point.accuracy}
+
+
+def of_card(scene: Scene, card: dict[str, Any], accuracy_without: float) -> Subject:
+    """A network with exits of a search."""
+    method, full = rebuilt(scene, card, "")
+    return Subject(f"{card['id']} ({card['method']}, exits behind slots {card['exits']})",
+                   Trained.of(method, scene.data, torch.device("cpu"), "max-softmax"),
+                   [full.exits.index(slot) for slot in card["exits"]], scene.run.file(card["onnx"]).parent,
+                   scene.run.file(f"archs/{card['of']}/model.onnx"), accuracy_without)
 
 
 def main() -> None:
@@ -159,12 +190,14 @@ def main() -> None:
     options = parser.parse_args()
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir or run.config["data_dir"]}, str(run.path))
-    options.front = run.read_json("front.json")
+    front = run.read_json("front.json")
     torch.set_num_threads(1)
-    scene = recorded_scene(config, run, targets_of(options.front), images=True)
-    for card in [*options.front["front"], *options.front["dominated"]]:
+    scene = recorded_scene(config, run, targets_of(front), images=True)
+    cards = [*front["front"], *front["dominated"]]
+    accuracy = {card["id"]: card["accuracy"] for card in cards}
+    for card in cards:
         if card["exits"]:
-            report(scene, card, options)
+            report(of_card(scene, card, accuracy[card["of"]]), options.images, options.seconds)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,10 @@ class Bench:
                 "area": policy.area(points, float(self.mmacs[0]), float(self.mmacs[-1])),
                 "curve": [[round(p.mean_ms, 4), round(p.accuracy, 5)] for p in points]}
 
+    @staticmethod
+    def where() -> dict[str, Any]:
+        return {"torch": torch.__version__, "threads": 1, "python": platform.python_version()}
+
     def plain(self, net: Subnet, seed: int, work: Run, progress: Progress) -> None:
         """The network without its exits, trained once a seed and kept; begun anew where it was stopped."""
         name = f"{PLAIN}-{seed}"
@@ -112,8 +116,12 @@ def table(lines: list[dict[str, Any]]) -> None:
         print(f"{method:9} n={len(own)}  {shown}  {area}  {np.mean([line['seconds'] for line in own]):.0f} s")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+SETTINGS = ("space", "width", "arch_seed", "data", "limit", "epochs", "batch", "lr", "weight_decay")
+
+
+def arguments(description: str, out: Path) -> argparse.ArgumentParser:
+    """Those of a script over methods and seeds: what networks are trained, and where that stands."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--methods", default=",".join((PLAIN, *methods())), help="comma-separated")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--space", default="ghost")
@@ -127,13 +135,20 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.003)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--work", type=Path, default=Path("runs/exits-cifar10"))
-    parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--out", type=Path, default=out)
+    return parser
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(options, key) for key in SETTINGS}
+
+
+def main() -> None:
+    parser = arguments(__doc__, HERE / "results.jsonl")
+    parser.add_argument("--table", action="store_true", help="print what stands")
     options = parser.parse_args()
-    settings = {key: getattr(options, key) for key in ("space", "width", "arch_seed", "data", "limit", "epochs",
-                                                       "batch", "lr", "weight_decay")}
     with told():
-        run(options, settings)
+        run(options, settings_of(options))
 
 
 def run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -149,8 +164,7 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
                     torch.set_num_threads(1)
                     lines.append({"method": name, "seed": seed, **bench.part(name, seed, Progress()),
                                   "mmacs": bench.mmacs.round(4).tolist(), "arch": bench.arch.to_json(),
-                                  "settings": settings, "where": {"torch": torch.__version__, "threads": 1,
-                                                                  "python": platform.python_version()}})
+                                  "settings": settings, "where": bench.where()})
                     keep(options.out, lines)
     table(lines)
 

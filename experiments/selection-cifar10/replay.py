@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from lookup import looked_up
@@ -47,6 +47,13 @@ class Bench:
         self.ms = np.array([self.problem.costs[0].of(pick) for pick in self.row])
         self.reference = float(self.ms.max()), float(figures.unseen_accuracy.min())
 
+    def gates(self, limits: Limits) -> Scores:
+        return self.stored.gates(limits, restricted=True)
+
+    def solving(self) -> contextlib.AbstractContextManager[None]:
+        """How the ILP's answers are found for as long as this lasts."""
+        return looked_up(self.problem, list(self.row))
+
     def value(self, found: Sequence[int], by: Array, at: Array | None = None) -> float:
         """Hypervolume of the front of the networks ``found`` (rows), chosen by ``by``, at their unseen accuracy."""
         at = self.judged.unseen_accuracy if at is None else at
@@ -54,21 +61,29 @@ class Bench:
         return hypervolume((Point(p.id, p.ms, float(at[int(p.id)])) for p in kept), *self.reference)
 
 
-def ours(selector: str, count: int = BUDGETS, gates: bool = True) -> Callable[[Bench], Search]:
+class Space(Protocol):
+    """What a method of ours is told of a space, beside the losses that it asks for."""
+
+    def gates(self, limits: Limits) -> Scores: ...
+
+    def solving(self) -> contextlib.AbstractContextManager[None]: ...
+
+
+def ours(selector: str, count: int = BUDGETS, gates: bool = True) -> Callable[[Space], Search]:
     """A selector of the product, for as many budgets as ``count``, which it spaces itself."""
-    def of(bench: Bench) -> Search:
+    def of(space: Space) -> Search:
         def search(oracle: Oracle, _: Sequence[float], seed: int) -> None:
             problem = oracle.problem
 
             def scores_for(limits: Limits) -> Scores:
-                scores = bench.stored.gates(limits, restricted=True)
+                scores = space.gates(limits)
                 return scores if gates else tuple(np.zeros(len(row)) for row in scores)
 
             def judge(archs: Sequence[Arch]) -> list[float]:
                 return [oracle.loss([pick[slot] for slot in oracle.free]) for pick in map(problem.indices, archs)]
 
             limits: list[Limits] = [{"ms": ms} for ms in budgets(problem, count)]
-            with looked_up(problem, list(bench.row)):
+            with space.solving():
                 SELECTORS[selector](problem, limits, scores_for, judge, oracle.evaluations, random.Random(seed))
 
         return search
@@ -76,11 +91,11 @@ def ours(selector: str, count: int = BUDGETS, gates: bool = True) -> Callable[[B
     return of
 
 
-def theirs(search: Search) -> Callable[[Bench], Search]:
-    return lambda bench: search
+def theirs(search: Search) -> Callable[[Space], Search]:
+    return lambda space: search
 
 
-METHODS: dict[str, Callable[[Bench], Search]] = {
+METHODS: dict[str, Callable[[Space], Search]] = {
     "ilp, 12 budgets": ours("ilp", 12), "ilp, 6 budgets": ours("ilp"),
     "ilp, 12 budgets, no gates": ours("ilp", 12, gates=False), "auto, 12 budgets": ours("auto", 12),
     "random": ours("random"),

@@ -1,4 +1,4 @@
-"""Other people's searches on the restricted space, behind one interface: an ``Oracle`` is asked until it is spent.
+"""Other people's searches on a space, behind one interface: an ``Oracle`` is asked until it is spent.
 
 They get what they need to be themselves: loss and ms as two objectives (NSGA-II, TPE), or loss within a budget (OFA).
 """
@@ -6,17 +6,18 @@ They get what they need to be themselves: loss and ms as two objectives (NSGA-II
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
 from stored import Array, Pick
 
-from nas.select.problem import Problem
+from nas.select.problem import Problem, random_within
 from nas.select.studies import quiet, unwarned
 
 POPULATIONS = (10, 20, 50)  # of NSGA-II; the published 100 and 50 are more than the fewest evaluations
+DRAWS = 100  # of OFA's evolution for a network within a budget
 TRIALS = 20  # at most so many trials an evaluation: known networks cost nothing, and a search may have converged
 
 
@@ -25,14 +26,13 @@ class SpentError(Exception):
 
 
 class Oracle:
-    """Losses of networks of the restricted space; each different one costs an evaluation."""
+    """Losses of networks of a space; each different one costs an evaluation."""
 
-    def __init__(self, problem: Problem, losses: dict[Pick, float], evaluations: int) -> None:
+    def __init__(self, problem: Problem, losses: Mapping[Pick, float], evaluations: int) -> None:
         self.problem, self.evaluations = problem, evaluations
         self.free = [slot for slot, ops in enumerate(problem.allowed) if len(ops) > 1]
         self.asked: dict[Pick, float] = {}
         self._losses = losses
-        self._ms = {pick: problem.costs[0].of(pick) for pick in losses}
 
     def loss(self, free: Sequence[int]) -> float:
         """Of a network given by its choices in the free slots. Raises SpentError where it would cost too much."""
@@ -44,7 +44,7 @@ class Oracle:
         return self.asked[pick]
 
     def ms(self, free: Sequence[int]) -> float:
-        return self._ms[self.whole(free)]
+        return self.problem.costs[0].of(self.whole(free))
 
     def whole(self, free: Sequence[int]) -> Pick:
         pick = [0] * len(self.problem.allowed)
@@ -122,7 +122,8 @@ def ofa_evolution(settings: dict[str, Any]) -> Callable[[Oracle, Sequence[float]
         for number, budget in enumerate(budgets, 1):
             oracle.evaluations = number * total // len(budgets)
             try:
-                EvolutionFinder(_Efficiency(oracle), _Accuracy(oracle), **settings).run_evolution_search(budget)
+                accuracy = _Accuracy(oracle, budget)
+                EvolutionFinder(_Efficiency(oracle), accuracy, **settings).run_evolution_search(budget)
             except SpentError:
                 continue
 
@@ -140,16 +141,25 @@ class _Efficiency:
 
 
 class _Accuracy:
-    """What ``EvolutionFinder`` asks for accuracies: negative losses; and its ``arch_encoder``."""
+    """What ``EvolutionFinder`` asks for accuracies: negative losses; and its ``arch_encoder``.
 
-    def __init__(self, oracle: Oracle) -> None:
-        self.oracle, self.arch_encoder = oracle, self
+    It draws until a network is within the budget. In a large space that may be never: after ``DRAWS`` it is given one.
+    """
+
+    def __init__(self, oracle: Oracle, budget: float) -> None:
+        self.oracle, self.budget, self.arch_encoder = oracle, budget, self
 
     def predict_acc(self, archs: Sequence[dict[str, list[int]]]) -> Array:
         return np.array([-self.oracle.loss(arch["op"]) for arch in archs])
 
     def random_sample_arch(self) -> dict[str, list[int]]:
-        return {"op": [random.randrange(size) for size in self.oracle.sizes()]}
+        for _ in range(DRAWS):
+            free = [random.randrange(size) for size in self.oracle.sizes()]
+            if self.oracle.ms(free) <= self.budget:
+                return {"op": free}
+        found = random_within(self.oracle.problem, {self.oracle.problem.costs[0].name: self.budget}, random.Random(
+            random.random()))
+        return {"op": free if found is None else [found[slot] for slot in self.oracle.free]}
 
     def mutate_resolution(self, arch: dict[str, list[int]], probability: float) -> None:
         """There is one resolution."""

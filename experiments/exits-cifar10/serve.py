@@ -1,0 +1,91 @@
+"""What trained exits save when they are served: measured on the exported files, at the accuracy of the plain network.
+
+    python experiments/exits-cifar10/serve.py --table FILE --data-dir DIR
+
+Takes the networks that ``run.py`` trained (its ``--work``, and its settings; what is missing is trained), keeps the
+exits and sets the thresholds on the selection split so that the network is as right as without exits, after as many
+epochs, exports it and measures it with ``benchmarks/exits.py``. A method and a seed append their line to
+``served.jsonl``. FILE is a table of this machine, with the heads of exits (``nas profile --device cpu --exits``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from run import CPU, HERE, PLAIN, Bench, arguments, settings_of
+
+from nas.early.serve import Trained, Wishes, chosen, named, write
+from nas.early.train import train
+from nas.errors import UserError
+from nas.exits import choice
+from nas.exits.methods import methods
+from nas.latency.table import LatencyTable
+from nas.lower.emit import emit
+from nas.plan import plan
+from nas.progress import Progress
+from nas.results import keep, standing, told
+from nas.run import Run
+from nas.subnet import build
+from nas.train import loop
+
+sys.path.insert(0, str(HERE.parent.parent / "benchmarks"))
+from exits import Subject, report
+
+
+def served(bench: Bench, table: LatencyTable, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Exports and measures; returns the line."""
+    work, place, progress, data = Run(options.work), f"{method}-{seed}/", Progress(), bench.data
+    nets = []
+    for _ in (PLAIN, method):  # the same initial weights
+        with loop.seeded("exits-cifar10", seed):
+            nets.append(build(bench.at, bench.arch))
+    plain, net = nets
+    bench.plain(plain, seed, work, progress)
+    if method in methods(frozen=True):
+        net.load_state_dict(plain.state_dict())
+    select, test = (loop.evaluate(plain, split, data, CPU) for split in (data.select, data.test))
+    made = train(f"{method}-{seed}", net, data, bench.recipe, work, place, seed, CPU, progress, method=method)
+    trained = Trained.of(made, data, CPU, "max-softmax")
+    pieces = choice.pieces(plan(bench.at, bench.arch), table.ms_many)
+    found = chosen(trained, pieces, Wishes(than=select.accuracy))
+    folder, without = work.file(f"{place}served"), work.file(f"{PLAIN}-{seed}.onnx")
+    write(folder, trained, found, named(data, data.size))
+    without.write_bytes(emit(plain, in_ch=data.in_ch, size=data.size).SerializeToString())
+    subject = Subject(f"{method}, seed {seed}, exits {found.kept} of {len(bench.arch.exits)}", trained, found.kept,
+                      folder, without, test.accuracy)
+    return {"kept": list(found.kept), "select_accuracy_without": select.accuracy,
+            "select_accuracy": found.crossed.accuracy, **report(subject, options.images, options.seconds)}
+
+
+def main() -> None:
+    parser = arguments(__doc__, HERE / "served.jsonl")
+    parser.set_defaults(methods="boost")
+    parser.add_argument("--table", type=Path, required=True, help="latencies of this machine, exits among them")
+    parser.add_argument("--images", type=int, default=10_000, help="of the test split, in random order")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of timing, a network")
+    options = parser.parse_args()
+    settings = settings_of(options) | {"images": options.images, "timing_s": options.seconds}
+    with told():
+        lines = standing(options.out, settings)
+        torch.set_num_threads(1)
+        bench, table = Bench(options, settings), LatencyTable.load(options.table)
+        done = {(line["method"], line["seed"]) for line in lines}
+        asked = options.methods.split(",")
+        if unknown := [name for name in asked if name not in methods()]:
+            raise UserError(f"--methods {unknown[0]}: known are {', '.join(methods())}")
+        for seed in range(options.seeds):
+            for method in asked:
+                if (method, seed) not in done:
+                    line = served(bench, table, method, seed, options)
+                    lines.append({"method": method, "seed": seed, **line, "arch": bench.arch.to_json(),
+                                  "settings": settings,
+                                  "where": {**bench.where(), "processor": table.meta.get("processor")}})
+                    keep(options.out, lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Once more on the whole space that pruning left: 100 evaluations, 3 seeds, judged by the supernet when asked for.
+
+    python experiments/selection-cifar10/full.py --run RUN --data-dir DIR
+
+RUN is that of ``run.py``, whose ``problem.json`` it needs. Every method with every seed appends its line to
+``whole.jsonl``; the same command skips what stands there. A network is judged once a call, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from replay import METHODS, Search
+from rivals import Oracle, SpentError
+from run import halves, settings_of, supernet
+from stored import HERE, Pick, Stored
+
+from nas.progress import Progress
+from nas.results import keep, standing, told
+from nas.scene import Scene
+from nas.select.pareto import Point, front, hypervolume
+from nas.select.problem import Limits, Scores, budgets
+from nas.stages.selection import CALIBRATED_ON
+from nas.train.data import Split
+from nas.train.loop import Judged
+from nas.train.search_loop import SupernetTraining
+
+EVALUATIONS, CHANCE = 100, 0.1
+SPACED = 6  # budgets of those that search one after the other
+NAMES = tuple(name for name in METHODS if not name.endswith(", 50"))  # populations of half of all evaluations
+
+
+class Whole:
+    """The space, and what was judged of it; the reference is its largest ms and the accuracy of guessing."""
+
+    def __init__(self, stored: Stored, scene: Scene, training: SupernetTraining) -> None:
+        self.stored, self.training, self.problem = stored, training, stored.full
+        self.seen, self.unseen = halves(scene)
+        self.judged: dict[tuple[int, Pick], Judged] = {}
+        self.reference = self.problem.costs[0].largest, CHANCE
+
+    def gates(self, limits: Limits) -> Scores:
+        return self.stored.gates(limits, restricted=False)
+
+    def solving(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def judge(self, pick: Pick, split: Split) -> Judged:
+        key = len(split), pick
+        if key not in self.judged:
+            self.judged[key] = self.training.judge(self.problem.arch(pick), split, CALIBRATED_ON)
+        return self.judged[key]
+
+    def value(self, worth: dict[Pick, float]) -> float:
+        """Hypervolume of the front of what is ``worth`` most, at its accuracy on the unseen images."""
+        known = dict(enumerate(worth))
+        ms = {i: self.problem.costs[0].of(pick) for i, pick in known.items()}
+        kept = front(Point(str(i), ms[i], worth[pick]) for i, pick in known.items())
+        return hypervolume((Point(p.id, p.ms, self.judge(known[int(p.id)], self.unseen).accuracy) for p in kept),
+                           *self.reference)
+
+
+class Live(dict[Pick, float]):
+    """Losses on the images seen, judged when they are asked for."""
+
+    def __init__(self, whole: Whole) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def __missing__(self, pick: Pick) -> float:
+        self[pick] = self.whole.judge(pick, self.whole.seen).loss
+        return self[pick]
+
+
+def measure(whole: Whole, search: Search, seed: int) -> dict[str, Any]:
+    start, oracle = time.perf_counter(), Oracle(whole.problem, Live(whole), EVALUATIONS)
+    random.seed(seed)
+    with contextlib.suppress(SpentError):
+        search(oracle, budgets(whole.problem, SPACED), seed)
+    by_accuracy = {pick: whole.judge(pick, whole.seen).accuracy for pick in oracle.asked}
+    return {"hypervolume": round(whole.value({pick: -loss for pick, loss in oracle.asked.items()}), 7),
+            "by_accuracy": round(whole.value(by_accuracy), 7), "spent": len(oracle.asked),
+            "seconds": round(time.perf_counter() - start, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="a finished search")
+    parser.add_argument("--data-dir", help="where its images lie now")
+    parser.add_argument("--out", type=Path, default=HERE / "whole.jsonl")
+    parser.add_argument("--methods", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help="some of them")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    with told():
+        settings = settings_of(options) | {"evaluations": EVALUATIONS}
+        lines = standing(options.out, settings)
+        done = {(line["method"], line["seed"]) for line in lines}
+        left = [(method, seed) for seed in range(options.seeds) for method in options.methods
+                if (method, seed) not in done]
+        whole = Whole(Stored.read(), *supernet(options.run, options.data_dir))
+        with Progress().task("searches", len(lines) + len(left), len(lines)) as task:
+            for method, seed in left:
+                line = measure(whole, METHODS[method](whole), seed)
+                lines.append({"method": method, "seed": seed, **line, "settings": settings})
+                keep(options.out, lines)
+                task.advance(seconds=lines[-1]["seconds"])
+
+
+if __name__ == "__main__":
+    main()
