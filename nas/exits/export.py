@@ -97,9 +97,9 @@ def branched(net: MultiExit, policy: Policy, *, in_ch: int, size: int) -> onnx.M
     for value in level.output:
         value.name = names[value.name]
     thresholds = np.array(policy.point.thresholds[:-1], np.float32)
-    each = [f"threshold_{index}" for index in range(len(thresholds))]
-    level.node.insert(0, helper.make_node("Split", ["thresholds"], each, axis=0, num_outputs=len(each)) if len(each) > 1
-                      else helper.make_node("Identity", ["thresholds"], each))
+    if len(thresholds) > 1:
+        each = [_threshold(index, len(thresholds)) for index in range(len(thresholds))]
+        level.node.insert(0, helper.make_node("Split", ["thresholds"], each, axis=0, num_outputs=len(each)))
     level.initializer.append(numpy_helper.from_array(thresholds, "thresholds"))
     level.input.extend([helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, in_ch, size, size]),
                         helper.make_tensor_value_info("thresholds", TensorProto.FLOAT, [len(thresholds)])])
@@ -145,12 +145,17 @@ class _Part:
 def _level(part: _Part, policy: Policy, beyond: GraphProto) -> GraphProto:
     """A segment, how sure its exit is, and an ``If``: its prediction, or what is beyond."""
     index = part.index
-    sure = _Sure(part, policy.kind, policy.temperatures[index])
+    sure = _Sure(part, policy.kind, policy.temperatures[index], len(policy.temperatures) - 1)
     names = f"here_{index}", f"here_exit_{index}"
     leave = helper.make_graph(_answer(part.logits, index, *names), f"leave_{index}", [], _outputs(*names, part.classes))
     choice = helper.make_node("If", [sure.condition], [f"output_{index}", f"exit_{index}"], name=f"if_{index}",
                               then_branch=leave, else_branch=beyond)
     return part.graph([*sure.nodes, choice], sure.weights)
+
+
+def _threshold(index: int, exits: int) -> str:
+    """The name of an exit's [1]; that of the input itself where there is one exit."""
+    return f"threshold_{index}" if exits > 1 else "thresholds"
 
 
 def _answer(logits: str, index: int, output: str, exit_: str) -> list[NodeProto]:
@@ -161,7 +166,7 @@ def _answer(logits: str, index: int, output: str, exit_: str) -> list[NodeProto]
 class _Sure:
     """``nas.exits.runtime.confidence`` as nodes, compared with the threshold; names of exits before are in scope."""
 
-    def __init__(self, part: _Part, kind: str, temperature: float) -> None:
+    def __init__(self, part: _Part, kind: str, temperature: float, exits: int) -> None:
         self.index, self.logits, self.nodes, self.weights = (
             part.index, part.logits, list[NodeProto](), list[TensorProto]())
         axes = self.constant(np.array([0, 1], np.int64))
@@ -178,7 +183,7 @@ class _Sure:
                 negative = self.node("ReduceSum", self.node("Mul", p, log_p), axes, keepdims=0)
                 share = self.node("Div", negative, self.constant(np.float32(math.log(part.classes))))
                 sure = self.node("Add", share, self.constant(np.float32(1)))
-        self.condition = self.node("GreaterOrEqual", sure, f"threshold_{self.index}")
+        self.condition = self.node("GreaterOrEqual", sure, _threshold(part.index, exits))
 
     def _patience(self) -> str:
         """How many exits before agree in a row; ``class_i`` and ``run_i`` are read by the next exit."""

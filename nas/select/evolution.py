@@ -3,9 +3,8 @@
 Tournament, constrained domination and survival are those of Optuna's ``NSGAIISampler``. A slot is one parameter, so
 that crossover hands over whole operators with their widths; mutation is on the values of operators.
 
-As an option the space shrinks on the way, slot by slot, to the branches that the best networks have: progressive
-operation pruning as in PAD-NAS (Xia et al., arXiv 2005.07564), whose abstract is all we have read. Its supernet is
-trained anew in each stage; here that is what ``nas search`` does before, by pruning.
+As an option the space shrinks on the way, slot by slot, to the branches that the best networks have: progressive,
+layer-wise operation pruning after PAD-NAS (Xia et al., arXiv 2005.07564, whose abstract is all we have read).
 """
 
 from __future__ import annotations
@@ -38,42 +37,48 @@ def select_evolution(problem: Problem, limits_list: Sequence[Limits], scores_for
     The first generation is half the ILP's answers to ``scores_for``, half random near the budgets. What lies outside
     every budget, or is not admitted, is never judged, only marked as violating. With ``weights`` of MnasNet's reward
     (``objective.OBJECTIVES``) there is one population a budget, on the reward alone. ``shrink`` times, after equal
-    parts of the evaluations, the space becomes ``narrowed``, with a population of what it still has. Raises UserError
-    for a budget that cannot be met.
+    parts of the evaluations, the space becomes ``narrowed``, with a new population of the best that it still has; if it
+    has no more networks before the evaluations end, the rest go to the whole space. Raises UserError for a budget that
+    cannot be met.
     """
     ledger = Ledger(problem, judge, evaluations)
     size = max(8, min(50, evaluations // 8))
     seeds = first_round(problem, limits_list, [scores_for(limits) for limits in limits_list], size, rng)
     with quiet():
+        space = problem
         for later in reversed(range(shrink + 1)):
-            left = evaluations * later // (shrink + 1)
-            populations = _populations(problem, ledger, limits_list, size, rng, weights)
-            _evolve(problem, populations, ledger, limits_list, seeds, size, rng, left)
-            if later:
-                lists = [[ledger.problem.indices(arch) for arch in ranked(ledger, limits, weights)]
-                         for limits in limits_list]
-                problem = narrowed(problem, lists)
-                seeds = in_turn([[pick for pick in own if drawable(problem, pick)] for own in lists])[:size]
+            before = ledger.left
+            _evolve(space, _populations(space, ledger, limits_list, size, rng, weights), ledger, limits_list, seeds,
+                    size, rng, evaluations * later // (shrink + 1))
+            if later and ledger.left < before:
+                lists = [[problem.indices(arch) for arch in ranked(ledger, limits, weights)] for limits in limits_list]
+                space = narrowed(space, lists)
+                seeds = in_turn([[pick for pick in own if drawable(space, pick)] for own in lists])[:size]
+        if space is not problem:
+            _evolve(problem, _populations(problem, ledger, limits_list, size, rng, weights), ledger, limits_list,
+                    seeds, size, rng, 0)
     return [ranked(ledger, limits, weights) for limits in limits_list]
 
 
 def narrowed(problem: Problem, lists: Sequence[Sequence[Sequence[int]]]) -> Problem:
-    """The same, whose random networks have only the branches that are frequent among the best quarter of some list of
-    networks, best first: as frequent at least as if all were equally likely. An empty list keeps all.
+    """The same, in which only those branches are drawn that are frequent among the best of some list of networks.
+
+    The best are the first quarter of a list (best first), at least four, of the networks that are made of what is drawn
+    so far; frequent is what is as frequent as if all branches of its slot were equally likely, so that each slot keeps
+    one at least. A list with none of these networks keeps all.
     """
+    known = [[pick for pick in own if drawable(problem, pick)] for own in lists]
+    best = [own[:max(_FEWEST, math.ceil(_ELITE * len(own)))] for own in known]
     drawn = []
     for slot, groups in enumerate(problem.branches):
-        kept = set[int]()
-        for own in lists:
-            best = [pick[slot] for pick in own[:max(_FEWEST, math.ceil(_ELITE * len(own)))]]
-            for group in groups:
-                if len(groups) * sum(index in group for index in best) >= len(best):
-                    kept |= set(group)
-        drawn.append(frozenset(kept))
+        kept = [group for group in groups
+                if any(len(groups) * sum(pick[slot] in group for pick in own) >= len(own) for own in best)]
+        drawn.append(frozenset(index for group in kept for index in group))
     return replace(problem, drawn=tuple(drawn))
 
 
 def drawable(problem: Problem, pick: Sequence[int]) -> bool:
+    """Whether a network is made of what is drawn."""
     return all(any(index in group for group in groups) for index, groups in zip(pick, problem.branches, strict=True))
 
 
@@ -103,17 +108,17 @@ def _populations(problem: Problem, ledger: Ledger, limits_list: Sequence[Limits]
 
 def _evolve(problem: Problem, populations: Sequence[_Population], ledger: Ledger, limits_list: Sequence[Limits],
             seeds: Sequence[Sequence[int]], size: int, rng: random.Random, left: int) -> None:
-    """Until ``left`` evaluations are."""
-    idle = 0
+    """Until no more than ``left`` evaluations remain, or hardly a new network is found."""
+    idle, first = 0, True
     while ledger.left > left and idle < _FRUITLESS:
         for population in populations:
             for seed in seeds:
                 population.study.enqueue_trial({_name(slot): index for slot, index in enumerate(seed)})
         judged = _generation(populations, ledger, limits_list, size)
-        # a generation of nothing but known networks has converged: fresh blood for the next
-        idle = 0 if judged else idle + 1
-        drawn = (random_within(problem, rng.choice(limits_list), rng) for _ in range(0 if judged else size // 2))
-        seeds = [pick for pick in drawn if pick is not None]
+        # a generation of nothing but known networks, but for the first, has converged: fresh blood for the next
+        idle = 0 if judged or first else idle + 1
+        drawn = (random_within(problem, rng.choice(limits_list), rng) for _ in range(size // 2 if idle else 0))
+        seeds, first = [pick for pick in drawn if pick is not None], False
 
 
 def _generation(populations: Sequence[_Population], ledger: Ledger, limits_list: Sequence[Limits], size: int) -> int:

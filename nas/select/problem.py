@@ -65,7 +65,7 @@ class Problem:
 
     ``admits`` says of a whole network what no sum can say, such as whether its maps fit into the target's memory. It is
     expensive and remembers its answers; what it refuses is never judged. ``drawn`` are, per slot, the indices that
-    random networks are made of, if not all.
+    networks are drawn and mutated from, if not all.
     """
 
     layout: Layout
@@ -81,7 +81,8 @@ class Problem:
 
     @cached_property
     def branches(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """Per slot, the indices drawn of its ops by branch (equal but for ``hidden``), widths ascending."""
+        """Per slot, the indices of its ops (of those ``drawn``) by branch: equal but for ``hidden``, widths ascending.
+        """
         drawn = self.drawn or tuple(frozenset(range(len(ops))) for ops in self.allowed)
         return tuple(_branches(ops, own) for ops, own in zip(self.allowed, drawn, strict=True))
 

@@ -124,7 +124,10 @@ def _scaled(tables: Sequence[np.ndarray], weights: Sequence[np.ndarray], columns
 
 
 def ridge_weights(x: np.ndarray, y: np.ndarray, alpha: float | None = None) -> np.ndarray:
-    """Ridge weights in the dual form (few networks, many features); the constant is left out, it ranks nothing."""
+    """[features]: ridge weights of y [n] on x [n, features], in the dual form (few networks, many features).
+
+    The constant is left out, it ranks nothing. ``alpha`` as in ``ridge``.
+    """
     mean = x.mean(axis=0)
     kernel = (x - mean) @ (x - mean).T
     unit = float(np.trace(kernel)) / len(y)

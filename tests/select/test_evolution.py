@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import optuna
@@ -14,7 +16,7 @@ from truths import Additive, chosen_by, flat, smooth_truth
 from nas.arch import Arch, Op
 from nas.errors import UserError
 from nas.select import SELECTORS, evolution, get
-from nas.select.evolution import drawable, mutated, narrowed, select_evolution
+from nas.select.evolution import _evolve, drawable, mutated, narrowed, select_evolution
 from nas.select.ilp import solve
 from nas.select.objective import OBJECTIVES, reward
 from nas.select.problem import Cost, Limits, Problem, Scores, budgets
@@ -71,36 +73,34 @@ def test_the_ilps_answers_are_judged_first(problem: Problem) -> None:
 
 
 def test_the_space_shrinks_to_the_branches_that_are_frequent_among_the_best(problem: Problem) -> None:
-    slots = len(problem.allowed)
-    one = [group[0] for group in problem.branches[0][:2]]
-    # slot 0 of the best four (a quarter of 16): once the first branch, three times the second; the rest never counts
-    best = [[one[0]] + [0] * (slots - 1), *([[one[1]] + [0] * (slots - 1)] * 3)]
-    rest = [[problem.branches[0][-1][0]] + [0] * (slots - 1)] * 12
-    small = narrowed(problem, [best + rest])
+    first, second, last = problem.branches[0][0], problem.branches[0][1], problem.branches[0][-1]
     count = len(problem.branches[0])
-    assert count > 2  # one of four is as frequent as chance where there are four branches or more
-    expected = {*problem.branches[0][1], *(problem.branches[0][0] if count >= 4 else ())}
-    assert small.drawn is not None and small.drawn[0] == expected
-    assert {index for group in small.branches[1] for index in group} == set(problem.branches[1][0])
-    assert small.allowed == problem.allowed
-    assert drawable(small, best[1]) and not drawable(small, rest[0])
-    assert all(drawable(small, pick) for pick in (_random(small, seed) for seed in range(50)))
-    again = narrowed(small, [[], best])  # a budget without a network keeps what is left
-    assert again.drawn == small.drawn
-    other = [[problem.branches[0][-1][0]] + [0] * (slots - 1)]
-    assert narrowed(problem, [best, other]).drawn[0] == expected | set(problem.branches[0][-1])  # type: ignore[index]
+
+    def pick(group: Sequence[int]) -> list[int]:
+        return [group[0], *(groups[0][0] for groups in problem.branches[1:])]
+
+    # the best ten of 40: once the first branch, nine times the second; the last only behind them
+    own = [pick(first), *[pick(second)] * 9, *[pick(last)] * 30]
+    assert 2 < count < 10  # so that one of ten is rarer than chance
+    small = narrowed(problem, [own])
+    assert small.drawn is not None and small.allowed == problem.allowed
+    assert small.drawn[0] == set(second)
+    assert [set(groups[0]) for groups in problem.branches[1:]] == [set(part) for part in small.drawn[1:]]
+    assert drawable(small, pick(second)) and not drawable(small, pick(first))
+    assert narrowed(problem, [own, own[30:]]).drawn[0] == {*second, *last}  # type: ignore[index]
+    # of a second narrowing only those count that are made of what is left: no slot is ever without a branch
+    assert narrowed(small, [[pick(first)] * 9 + [pick(second)]]).drawn == small.drawn
+    assert narrowed(problem, [[], own]).drawn == tuple(frozenset(range(len(ops))) for ops in problem.allowed)
 
 
-def _random(problem: Problem, seed: int) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.choice(rng.choice(groups)) for groups in problem.branches]
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("evaluations,shrink", [(36, 10), (90, 2), (300, 2)])
+@pytest.mark.parametrize("objective,several", [("loss", False), ("loss", True), ("mnas-soft", True)])
 def test_shrinking_judges_as_many_and_later_ones_within_the_smaller_space(
-        problem: Problem, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits: list[Limits] = [{"gpu": budget} for budget in budgets(problem, 4)[1:3]]
+        problem: Problem, objective: str, several: bool, evaluations: int, shrink: int,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[Limits] = [{"gpu": budget} for budget in budgets(problem, 4)[1 if several else 2:3]]
     truth, asked, stages = Additive(problem, smooth_truth(problem, 5)), list[Arch](), list[tuple[int, Problem]]()
+    evolved: list[Problem] = []
 
     def judge(archs: Sequence[Arch]) -> list[float]:
         asked.extend(archs)
@@ -110,15 +110,26 @@ def test_shrinking_judges_as_many_and_later_ones_within_the_smaller_space(
         stages.append((len(asked), narrowed(space, lists)))
         return stages[-1][1]
 
+    def evolve(space: Problem, *rest: Any) -> None:
+        evolved.append(space)
+        begun = len(asked)
+        _evolve(space, *rest)
+        assert all(drawable(space, problem.indices(arch)) for arch in asked[begun:])
+
     monkeypatch.setattr(evolution, "narrowed", shrunk)
-    chosen = select_evolution(problem, limits, lambda _: flat(problem), judge, 90, random.Random(0),
-                              OBJECTIVES[objective], shrink=2)
-    assert len(asked) == 90 and {arch.id for arch in asked} == {arch.id for archs in chosen for arch in archs}
-    assert [at >= least for (at, _), least in zip(stages, (30, 60), strict=True)] == [True, True]
-    sizes = [sum(len(group) for groups in space.branches for group in groups) for _, space in ((0, problem), *stages)]
-    assert sizes[0] > sizes[1] >= sizes[2]
-    for at, space in stages:
-        assert all(drawable(space, problem.indices(arch)) for arch in asked[at:])
+    monkeypatch.setattr(evolution, "_evolve", evolve)
+    chosen = select_evolution(problem, limits, lambda _: flat(problem), judge, evaluations, random.Random(0),
+                              OBJECTIVES[objective], shrink=shrink)
+    within = {arch.id for archs in chosen for arch in archs}
+    assert len(asked) == evaluations and {arch.id for arch in asked} == within
+    assert len({at for at, _ in stages}) == len(stages) <= shrink  # never twice on the same networks
+    assert stages[0][0] >= evaluations // (shrink + 1)
+    spaces = [problem, *(space for _, space in stages)]
+    for before, after in itertools.pairwise(spaces):
+        assert all(one <= other and one for one, other in zip(after.drawn or (), before.drawn or after.drawn or (),
+                                                              strict=True))
+    assert sum(map(len, spaces[-1].drawn or ())) < sum(map(len, problem.allowed))
+    assert evolved[0] is problem and spaces[1] in evolved and evolved[-1] is problem
 
 
 def test_mutation_changes_a_width_or_the_operator_at_the_nearest_width(problem: Problem) -> None:
