@@ -33,7 +33,7 @@ import torch
 
 from nas.config import Config
 from nas.early.picks import rebuilt
-from nas.early.serve import THRESHOLDS, Trained
+from nas.early.serve import THRESHOLDS, Trained, judged
 from nas.exits import Runtime, policy
 from nas.exits.net import MultiExit
 from nas.exits.policy import Policy
@@ -125,8 +125,13 @@ def report(subject: Subject, count: int, seconds: float) -> dict[str, Any]:
     right = float((logits.argmax(1) == labels).mean())
     shares = np.bincount(at, minlength=len(kept) + 1) / count
     predicted = float(shares @ np.array(made.prefix_ms))
-    figures: dict[str, Any] = {"images": count, "accuracy": right, "accuracy_without": subject.accuracy_without,
-                               "shares": shares.tolist(), "predicted_ms": predicted}
+    held_out = trained.test.predictions(kept)
+    assert held_out is not None
+    on_all = policy.outcome(*judged(made, held_out, trained.test.labels), made.point.thresholds,
+                            np.array(made.prefix_ms)).accuracy
+    figures: dict[str, Any] = {"images": count, "accuracy_on_these": right, "accuracy": on_all,
+                               "accuracy_without": subject.accuracy_without, "shares": shares.tolist(),
+                               "predicted_ms": predicted}
     for name, path in (("If file", folder / "model.onnx"), ("segments", folder)):
         answer = Runtime(path)(images)
         found = {"exits": int((answer.exits != at).sum()), "classes": int((answer.classes != logits.argmax(1)).sum()),
@@ -147,9 +152,9 @@ def report(subject: Subject, count: int, seconds: float) -> dict[str, Any]:
         ms = {name: float(own.mean()) for name, own in passes(calls, images, seconds, rng).items()}
     print(f"(a) mean {ms['with']:.4f} ms measured (again {ms['with again']:.4f}), {predicted:.4f} predicted "
           f"({100 * (predicted / ms['with'] - 1):+.1f} %); without exits {ms['without']:.4f} ms: "
-          f"{100 * (1 - ms['with'] / ms['without']):.1f} % less; accuracy {100 * right:.2f} % with, on these, and "
-          f"{100 * subject.accuracy_without:.2f} % without, on all test images; shares "
-          f"{', '.join(f'{share:.3f}' for share in shares)}")
+          f"{100 * (1 - ms['with'] / ms['without']):.1f} % less; accuracy {100 * on_all:.2f} % with and "
+          f"{100 * subject.accuracy_without:.2f} % without on all test images, {100 * right:.2f} % with on these; "
+          f"shares {', '.join(f'{share:.3f}' for share in shares)}")
     print(f"(c) late path {ms['late']:.4f} ms, all heads as one graph {ms['all heads']:.4f} (again "
           f"{ms['all heads again']:.4f}): {100 * (ms['late'] / ms['all heads'] - 1):+.1f} %")
     return figures | {"ms": ms, "budgets": list(_budgets(trained, kept, made))}

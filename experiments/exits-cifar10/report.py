@@ -32,9 +32,9 @@ def by_method(lines: Lines) -> dict[str, Lines]:
 
 
 def spread(values: Sequence[float], form: str = "{:.1f}") -> str:
-    """Mean and, of several, half their range."""
+    """Mean and, of several, standard deviation."""
     mean = form.format(statistics.fmean(values))
-    return f"{mean} +- {form.format((max(values) - min(values)) / 2)}" if len(values) > 1 else mean
+    return f"{mean} +- {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
 def trained(lines: Lines) -> str:

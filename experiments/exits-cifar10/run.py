@@ -4,7 +4,7 @@
 
 Each part, a method and a seed, appends its line to ``results.jsonl``; the same command skips what stands there and goes
 on inside a part (checkpoints in ``--work``). ``plain`` is the network without exits; ``ztw`` and ``cache`` leave it as
-it is and train heads on it for as many epochs again. ``--table`` prints what stands.
+it is and train heads on it for as many epochs again. ``report.py`` makes tables and figure.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nas.errors import UserError
 from nas.exits import policy
 from nas.exits.methods import methods
 from nas.exits.runtime import confidences
+from nas.files import write_json
 from nas.plan import Layout, Task, layout, macs, plan, prefixes
 from nas.progress import Progress
 from nas.results import keep, standing, told
@@ -39,7 +40,7 @@ from nas.train.finetune import FineTuning, Recipe
 
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
-PLAIN = "plain"
+PLAIN, SETTLED = "plain", "settings.json"
 
 
 class Bench:
@@ -47,6 +48,12 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, settings: dict[str, Any]) -> None:
         self.settings, self.work = settings, options.work
+        own = Run(self.work)
+        if own.has(SETTLED) and (old := own.read_json(SETTLED)) != settings:
+            key = next(key for key in settings if old.get(key) != settings[key])
+            raise UserError(f"{own.file(SETTLED)}: networks there were trained with {key} = {old.get(key)}, now "
+                            f"{settings[key]}; give another --work, or the old value")
+        write_json(own.file(SETTLED), settings)
         self.data: Data = load(options.data, data_dir=options.data_dir, size=None, seed=0, limit=options.limit)
         task = Task(self.data.size, self.data.in_ch, len(self.data.classes))
         self.at: Layout = layout(Space.load(options.space).scaled(options.width), task, exits=True)
@@ -104,18 +111,6 @@ def seconds_of(work: Run, name: str) -> float:
     return round(sum(float(event["seconds"]) for event in work.events("exits") if event["id"] == name), 1)
 
 
-def table(lines: list[dict[str, Any]]) -> None:
-    """Means over the seeds, and the range where there are several."""
-    for method in dict.fromkeys(line["method"] for line in lines):
-        own = [line for line in lines if line["method"] == method]
-        heads = np.array([line["accuracy"] for line in own])
-        areas = [line["area"] for line in own if "area" in line]
-        shown = " ".join(f"{100 * mean:.2f} ({100 * low:.2f}-{100 * high:.2f})" for mean, low, high in
-                         zip(heads.mean(0), heads.min(0), heads.max(0), strict=True))
-        area = f"area {100 * np.mean(areas):.2f} ({100 * min(areas):.2f}-{100 * max(areas):.2f})" if areas else ""
-        print(f"{method:9} n={len(own)}  {shown}  {area}  {np.mean([line['seconds'] for line in own]):.0f} s")
-
-
 SETTINGS = ("space", "width", "arch_seed", "data", "limit", "epochs", "batch", "lr", "weight_decay")
 
 
@@ -145,7 +140,6 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__, HERE / "results.jsonl")
-    parser.add_argument("--table", action="store_true", help="print what stands")
     options = parser.parse_args()
     with told():
         run(options, settings_of(options))
@@ -156,17 +150,15 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     asked = options.methods.split(",")
     if unknown := [name for name in asked if name not in (PLAIN, *methods())]:
         raise UserError(f"--methods {unknown[0]}: known are {', '.join((PLAIN, *methods()))}")
-    if not options.table:
-        bench, done = Bench(options, settings), {(line["method"], line["seed"]) for line in lines}
-        for seed in range(options.seeds):
-            for name in asked:
-                if (name, seed) not in done:
-                    torch.set_num_threads(1)
-                    lines.append({"method": name, "seed": seed, **bench.part(name, seed, Progress()),
-                                  "mmacs": bench.mmacs.round(4).tolist(), "arch": bench.arch.to_json(),
-                                  "settings": settings, "where": bench.where()})
-                    keep(options.out, lines)
-    table(lines)
+    bench, done = Bench(options, settings), {(line["method"], line["seed"]) for line in lines}
+    torch.set_num_threads(1)
+    for seed in range(options.seeds):
+        for name in asked:
+            if (name, seed) not in done:
+                lines.append({"method": name, "seed": seed, **bench.part(name, seed, Progress()),
+                              "mmacs": bench.mmacs.round(4).tolist(), "arch": bench.arch.to_json(),
+                              "settings": settings, "where": bench.where()})
+                keep(options.out, lines)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python experiments/exits-cifar10/serve.py --table FILE --data-dir DIR
 
 Takes the networks that ``run.py`` trained (its ``--work``, and its settings; what is missing is trained), keeps the
-exits and sets the thresholds on the selection split so that the network is as right as without exits, after as many
+exits and sets the thresholds on the selection split so that the network is as right as ``plain``, trained for as many
 epochs, exports it and measures it with ``benchmarks/exits.py``. A method and a seed append their line to
 ``served.jsonl``. FILE is a table of this machine, with the heads of exits (``nas profile --device cpu --exits``).
 """
@@ -11,6 +11,7 @@ epochs, exports it and measures it with ``benchmarks/exits.py``. A method and a 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from exits import Subject, report
 def served(bench: Bench, table: LatencyTable, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Exports and measures; returns the line."""
     work, place, progress, data = Run(options.work), f"{method}-{seed}/", Progress(), bench.data
-    nets = []
+    pieces, nets = choice.pieces(plan(bench.at, bench.arch), table.ms_many), []  # refused, if at all, before training
     for _ in (PLAIN, method):  # the same initial weights
         with loop.seeded("exits-cifar10", seed):
             nets.append(build(bench.at, bench.arch))
@@ -50,7 +51,6 @@ def served(bench: Bench, table: LatencyTable, method: str, seed: int, options: a
     select, test = (loop.evaluate(plain, split, data, CPU) for split in (data.select, data.test))
     made = train(f"{method}-{seed}", net, data, bench.recipe, work, place, seed, CPU, progress, method=method)
     trained = Trained.of(made, data, CPU, "max-softmax")
-    pieces = choice.pieces(plan(bench.at, bench.arch), table.ms_many)
     found = chosen(trained, pieces, Wishes(than=select.accuracy))
     folder, without = work.file(f"{place}served"), work.file(f"{PLAIN}-{seed}.onnx")
     write(folder, trained, found, named(data, data.size))
@@ -68,11 +68,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="of the test split, in random order")
     parser.add_argument("--seconds", type=float, default=120.0, help="of timing, a network")
     options = parser.parse_args()
-    settings = settings_of(options) | {"images": options.images, "timing_s": options.seconds}
     with told():
+        table = LatencyTable.load(options.table)
+        prices = hashlib.sha256(options.table.read_bytes()).hexdigest()[:12]
+        settings = settings_of(options) | {"images": options.images, "timing_s": options.seconds, "table": prices}
         lines = standing(options.out, settings)
         torch.set_num_threads(1)
-        bench, table = Bench(options, settings), LatencyTable.load(options.table)
+        bench = Bench(options, settings_of(options))
         done = {(line["method"], line["seed"]) for line in lines}
         asked = options.methods.split(",")
         if unknown := [name for name in asked if name not in methods()]:

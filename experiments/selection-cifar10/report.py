@@ -105,6 +105,21 @@ def agreement(stored: Stored, lines: Lines) -> str:
     return "\n".join([heading, "", *taus(predictors, accuracy, loss)])
 
 
+def on_whole(lines: Lines) -> str:
+    """Markdown: hypervolume of every method on the whole space, and the difference to ours, paired by seed."""
+    found = {name: {line["seed"]: line["hypervolume"] for line in lines if line["method"] == name}
+             for name in dict.fromkeys(line["method"] for line in lines)}
+    found["random, by accuracy"] = {line["seed"]: line["by_accuracy"] for line in lines if line["method"] == "random"}
+    rows = ["| method | n | hypervolume | minus ours | by seed |", "|---|---|---|---|---|"]
+    for name, own in found.items():
+        gaps = {seed: value - found[OURS][seed] for seed, value in own.items() if seed in found.get(OURS, {})}
+        if own:
+            rows.append(f"| {name} | {len(own)} | {spread(list(own.values()), '{:.4f}')} | "
+                        f"{spread(list(gaps.values()), '{:+.4f}') if gaps and name != OURS else '-'} | "
+                        f"{', '.join(f'{seed}: {gap:+.4f}' for seed, gap in gaps.items()) if name != OURS else '-'} |")
+    return "\n".join(rows)
+
+
 def taus(predictors: dict[str, Array], accuracy: Array, loss: Array) -> list[str]:
     """Rows of Markdown: Kendall's tau of each with accuracy and negative loss, and its bootstrap 95 % interval."""
     drawn = np.random.default_rng(0).integers(0, len(loss), (RESAMPLES, len(loss)))
@@ -194,7 +209,9 @@ def main() -> None:
         print(table(lines, best), "\n")
         print(agreement_restricted(bench), "\n")
     if any(line["part"].startswith("held-out") for line in full):
-        print(agreement(stored, full))
+        print(agreement(stored, full), "\n")
+    if whole := read_lines(HERE / "whole.jsonl"):
+        print(on_whole(whole))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,17 @@ class SpentError(Exception):
 
 
 class Oracle:
-    """Losses of networks of a space; each different one costs an evaluation."""
+    """Losses of networks of a space; each different one costs an evaluation.
 
-    def __init__(self, problem: Problem, losses: Mapping[Pick, float], evaluations: int) -> None:
+    With ``near`` all searches begin with random networks just within the budgets, as ours does, where uniform ones
+    would hardly be within the smaller of them; else each draws its own.
+    """
+
+    def __init__(self, problem: Problem, losses: Mapping[Pick, float], evaluations: int, near: bool = False) -> None:
         self.problem, self.evaluations = problem, evaluations
         self.free = [slot for slot, ops in enumerate(problem.allowed) if len(ops) > 1]
         self.asked: dict[Pick, float] = {}
-        self._losses = losses
+        self._losses, self.near = losses, near
 
     def loss(self, free: Sequence[int]) -> float:
         """Of a network given by its choices in the free slots. Raises SpentError where it would cost too much."""
@@ -51,6 +55,13 @@ class Oracle:
         for slot, choice in zip(self.free, free, strict=True):
             pick[slot] = int(choice)
         return tuple(pick)
+
+    def start(self, count: int, budgets: Sequence[float], seed: int) -> list[list[int]]:
+        """Choices in the free slots of ``count`` networks, the budgets in turn; none without ``near``."""
+        rng, name = random.Random(seed), self.problem.costs[0].name
+        drawn = [random_within(self.problem, {name: budgets[i % len(budgets)]}, rng)
+                 for i in range(count if self.near else 0)]
+        return [[pick[slot] for slot in self.free] for pick in drawn if pick is not None]
 
     def sizes(self) -> list[int]:
         return [len(self.problem.allowed[slot]) for slot in self.free]
@@ -72,8 +83,13 @@ def pymoo_nsga2(population: int) -> Callable[[Oracle, Sequence[float], int], Non
         from pymoo.operators.sampling.rnd import IntegerRandomSampling
         from pymoo.problems.static import StaticProblem
 
+        # places in the order of ms -> choices, and back
+        order = [np.argsort(oracle.problem.costs[0].per_op[slot], kind="stable") for slot in oracle.free]
+        begin = np.array([[int(np.flatnonzero(row == choice)[0]) for row, choice in zip(order, free, strict=True)]
+                          for free in oracle.start(population, budgets, seed)])
         plane = Plane(n_var=len(oracle.free), n_obj=2, xl=0, xu=np.array(oracle.sizes()) - 1, vtype=int)
-        algorithm = NSGA2(population, sampling=IntegerRandomSampling(), eliminate_duplicates=True,
+        algorithm = NSGA2(population, sampling=begin if len(begin) else IntegerRandomSampling(),
+                          eliminate_duplicates=True,
                           crossover=SBX(prob=1.0, eta=3.0, vtype=float, repair=RoundingRepair()),
                           mutation=PM(prob=1.0, eta=3.0, vtype=float, repair=RoundingRepair()))
         algorithm.setup(plane, termination=NoTermination(), seed=seed, verbose=False)
@@ -81,7 +97,8 @@ def pymoo_nsga2(population: int) -> Callable[[Oracle, Sequence[float], int], Non
             asked = algorithm.ask()
             if asked is None or not len(asked):
                 return
-            found = np.array([[oracle.loss(free), oracle.ms(free)] for free in asked.get("X")])
+            many = [[int(row[place]) for row, place in zip(order, x.astype(int), strict=True)] for x in asked.get("X")]
+            found = np.array([[oracle.loss(free), oracle.ms(free)] for free in many])
             Evaluator().eval(StaticProblem(plane, F=found), asked)
             algorithm.tell(infills=asked)
 
@@ -89,17 +106,20 @@ def pymoo_nsga2(population: int) -> Callable[[Oracle, Sequence[float], int], Non
 
 
 def optuna_nsga2(population: int) -> Callable[[Oracle, Sequence[float], int], None]:
-    return _study(lambda seed: optuna.samplers.NSGAIISampler(population_size=population, seed=seed))
+    return _study(population, lambda seed: optuna.samplers.NSGAIISampler(population_size=population, seed=seed))
 
 
 def optuna_tpe() -> Callable[[Oracle, Sequence[float], int], None]:
-    return _study(lambda seed: optuna.samplers.TPESampler(seed=seed))
+    return _study(10, lambda seed: optuna.samplers.TPESampler(n_startup_trials=10, seed=seed))  # its own 10
 
 
-def _study(sampler: Callable[[int], Any]) -> Callable[[Oracle, Sequence[float], int], None]:
+def _study(first: int, sampler: Callable[[int], Any]) -> Callable[[Oracle, Sequence[float], int], None]:
+    """``first`` trials are those of the start."""
     def search(oracle: Oracle, budgets: Sequence[float], seed: int) -> None:
         with quiet(), unwarned():
             study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler(seed))
+            for begin in oracle.start(first, budgets, seed):
+                study.enqueue_trial({f"s{slot}": choice for slot, choice in enumerate(begin)})
             for _ in range(TRIALS * oracle.evaluations):
                 trial = study.ask()
                 free = [trial.suggest_categorical(f"s{slot}", range(size)) for slot, size in enumerate(oracle.sizes())]

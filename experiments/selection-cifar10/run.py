@@ -71,7 +71,8 @@ def describe(scene: Scene, training: SupernetTraining) -> dict[str, Any]:
         return [of(key) if key else 0 for key in keys]
 
     return {
-        "space": layout.space, "task": [layout.task.size, layout.task.in_ch, layout.task.classes],
+        "supernet": digest(scene.run), "space": layout.space,
+        "task": [layout.task.size, layout.task.in_ch, layout.task.classes],
         "ops": [[str(op) for op in slot.ops] for slot in layout.slots],
         "fixed": {"ms": one.costs[0].fixed, "macs": sum(map(macs, layout.fixed)),
                   "params": sum(map(params, layout.fixed))},
@@ -203,14 +204,27 @@ def on_full(scene: Scene, training: SupernetTraining, stored: Stored, part: str)
     return line | {"seconds": round(time.perf_counter() - start, 1)}
 
 
+def digest(run: Run) -> str:
+    """Of its supernet, wherever it lies."""
+    return hashlib.sha256(run.file(SUPERNET).read_bytes()).hexdigest()[:12]
+
+
+def stored_of(settings: dict[str, Any]) -> Stored:
+    """``problem.json``. Raises UserError where it is of another run."""
+    stored = Stored.read()
+    if (own := stored.content.get("supernet")) != settings["supernet"]:
+        raise UserError(f"{PROBLEM}: of the supernet {own}, and --run has {settings['supernet']}; give that run, or "
+                        "move the file away")
+    return stored
+
+
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """All that a line depends on. A run is known by its supernet, wherever it lies."""
     run = Run.existing(options.run)
     if not run.has(SUPERNET):
         raise UserError(f"{run.file(SUPERNET)}: missing; give its nas search command again first")
-    digest = hashlib.sha256(run.file(SUPERNET).read_bytes()).hexdigest()[:12]
     data = run.read_json("data.json")
-    return {"supernet": digest, "data": data["fingerprint"], "free": FREE, "choices": CHOICES, "seen": JUDGED_ON,
+    return {"supernet": digest(run), "data": data["fingerprint"], "free": FREE, "choices": CHOICES, "seen": JUDGED_ON,
             "unseen": min(UNSEEN, data["sizes"]["select"] - JUDGED_ON), "calibrated": CALIBRATED_ON}
 
 
@@ -221,7 +235,7 @@ def measure(options: argparse.Namespace) -> None:
     scene, training = supernet(options.run, options.data_dir)
     if not PROBLEM.is_file():
         write_text(PROBLEM, json.dumps(describe(scene, training)))
-    stored = Stored.read()
+    stored = stored_of(settings)
     tree = Tree(scene, training, stored)
     names = [*(f"ilp {n}" for n in EVALUATIONS), *(f"held-out {i}" for i in range(HELD_OUT // AT_ONCE))]
     todo: list[tuple[Path, Any, Callable[[Any], dict[str, Any]]]] = [

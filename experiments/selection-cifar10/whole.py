@@ -3,21 +3,20 @@
     python experiments/selection-cifar10/full.py --run RUN --data-dir DIR
 
 RUN is that of ``run.py``, whose ``problem.json`` it needs. Every method with every seed appends its line to
-``whole.jsonl``; the same command skips what stands there. A network is judged once a call, whoever asks for it.
+``whole.jsonl``; the same command skips what stands there. A network is judged once a call, whoever asks for it. All
+methods begin with random networks just within the budgets.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import random
-import time
 from pathlib import Path
 from typing import Any
 
-from replay import METHODS, Search
+from replay import BUDGETS, METHODS, Search
 from rivals import Oracle, SpentError
-from run import halves, settings_of, supernet
+from run import halves, settings_of, stored_of, supernet
 from stored import HERE, Pick, Stored
 
 from nas.progress import Progress
@@ -26,12 +25,10 @@ from nas.scene import Scene
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Limits, Scores, budgets
 from nas.stages.selection import CALIBRATED_ON
-from nas.train.data import Split
 from nas.train.loop import Judged
 from nas.train.search_loop import SupernetTraining
 
 EVALUATIONS, CHANCE = 100, 0.1
-SPACED = 6  # budgets of those that search one after the other
 NAMES = tuple(name for name in METHODS if not name.endswith(", 50"))  # populations of half of all evaluations
 
 
@@ -40,8 +37,8 @@ class Whole:
 
     def __init__(self, stored: Stored, scene: Scene, training: SupernetTraining) -> None:
         self.stored, self.training, self.problem = stored, training, stored.full
-        self.seen, self.unseen = halves(scene)
-        self.judged: dict[tuple[int, Pick], Judged] = {}
+        self.halves = dict(zip(("seen", "unseen"), halves(scene), strict=True))
+        self.judged: dict[tuple[str, Pick], Judged] = {}
         self.reference = self.problem.costs[0].largest, CHANCE
 
     def gates(self, limits: Limits) -> Scores:
@@ -50,10 +47,11 @@ class Whole:
     def solving(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def judge(self, pick: Pick, split: Split) -> Judged:
-        key = len(split), pick
+    def judge(self, pick: Pick, part: str) -> Judged:
+        """On the images ``seen``, or the ``unseen``."""
+        key = part, pick
         if key not in self.judged:
-            self.judged[key] = self.training.judge(self.problem.arch(pick), split, CALIBRATED_ON)
+            self.judged[key] = self.training.judge(self.problem.arch(pick), self.halves[part], CALIBRATED_ON)
         return self.judged[key]
 
     def value(self, worth: dict[Pick, float]) -> float:
@@ -61,7 +59,7 @@ class Whole:
         known = dict(enumerate(worth))
         ms = {i: self.problem.costs[0].of(pick) for i, pick in known.items()}
         kept = front(Point(str(i), ms[i], worth[pick]) for i, pick in known.items())
-        return hypervolume((Point(p.id, p.ms, self.judge(known[int(p.id)], self.unseen).accuracy) for p in kept),
+        return hypervolume((Point(p.id, p.ms, self.judge(known[int(p.id)], "unseen").accuracy) for p in kept),
                            *self.reference)
 
 
@@ -73,19 +71,17 @@ class Live(dict[Pick, float]):
         self.whole = whole
 
     def __missing__(self, pick: Pick) -> float:
-        self[pick] = self.whole.judge(pick, self.whole.seen).loss
+        self[pick] = self.whole.judge(pick, "seen").loss
         return self[pick]
 
 
 def measure(whole: Whole, search: Search, seed: int) -> dict[str, Any]:
-    start, oracle = time.perf_counter(), Oracle(whole.problem, Live(whole), EVALUATIONS)
-    random.seed(seed)
+    oracle = Oracle(whole.problem, Live(whole), EVALUATIONS, near=True)
     with contextlib.suppress(SpentError):
-        search(oracle, budgets(whole.problem, SPACED), seed)
-    by_accuracy = {pick: whole.judge(pick, whole.seen).accuracy for pick in oracle.asked}
+        search(oracle, budgets(whole.problem, BUDGETS), seed)
+    by_accuracy = {pick: whole.judge(pick, "seen").accuracy for pick in oracle.asked}
     return {"hypervolume": round(whole.value({pick: -loss for pick, loss in oracle.asked.items()}), 7),
-            "by_accuracy": round(whole.value(by_accuracy), 7), "spent": len(oracle.asked),
-            "seconds": round(time.perf_counter() - start, 1)}
+            "by_accuracy": round(whole.value(by_accuracy), 7), "spent": len(oracle.asked)}
 
 
 def main() -> None:
@@ -102,13 +98,13 @@ def main() -> None:
         done = {(line["method"], line["seed"]) for line in lines}
         left = [(method, seed) for seed in range(options.seeds) for method in options.methods
                 if (method, seed) not in done]
-        whole = Whole(Stored.read(), *supernet(options.run, options.data_dir))
+        whole = Whole(stored_of(settings), *supernet(options.run, options.data_dir))
         with Progress().task("searches", len(lines) + len(left), len(lines)) as task:
             for method, seed in left:
                 line = measure(whole, METHODS[method](whole), seed)
                 lines.append({"method": method, "seed": seed, **line, "settings": settings})
                 keep(options.out, lines)
-                task.advance(seconds=lines[-1]["seconds"])
+                task.advance(hypervolume=lines[-1]["hypervolume"])
 
 
 if __name__ == "__main__":
