@@ -18,7 +18,6 @@ from nas.exits.runtime import confidences
 from nas.plan import OpKey
 
 Array = np.ndarray[Any, Any]
-COARSE = 24  # mean latencies that are tried for each subset
 FINE = 1e-9
 
 
@@ -97,7 +96,7 @@ def choose(said: Said, pieces: Pieces, *, budget_ms: float | None = None, accura
 
     With ``budget_ms`` the most accurate within that mean latency; without, the fastest on average that is at least as
     right as ``accuracy``, and where none is, the most accurate. No image takes longer than ``max_ms``. Every subset is
-    tried, each with thresholds by MSDNet's rule, and the best with searched ones.
+    tried, each with searched thresholds.
     Raises UserError where ``max_ms`` or ``budget_ms`` leaves nothing.
     """
     found = []
@@ -105,8 +104,10 @@ def choose(said: Said, pieces: Pieces, *, budget_ms: float | None = None, accura
         predictions, prefix = said.predictions(kept), pieces.prefix_ms(kept)
         if predictions is None or (max_ms is not None and prefix[-1] > max_ms + FINE):
             continue
-        if budget_ms is None or prefix[0] <= budget_ms:
-            found += [(kept, point) for point in _points(said.sure(predictions), prefix, budget_ms)]
+        if budget_ms is None:
+            found.append((kept, cheapest(*said.sure(predictions), prefix, accuracy)))
+        elif prefix[0] <= budget_ms:
+            found.append((kept, policy.by_search(*said.sure(predictions), prefix, budget_ms)))
     if not found:
         first = pieces.trunk[0] + pieces.heads[0]
         raise UserError(f"exits: none fit: leaving at the first takes {first:.4g} ms, the whole network with one exit "
@@ -154,12 +155,3 @@ def cheapest(sure: Array, right: Array, prefix_ms: Array, accuracy: float) -> Po
         else:
             low = middle
     return best
-
-
-def _points(sure: tuple[Array, Array], prefix_ms: Array, budget_ms: float | None) -> Iterator[Point]:
-    if budget_ms is not None:
-        yield policy.by_search(*sure, prefix_ms, budget_ms)
-        return
-    for budget in np.linspace(prefix_ms[0], prefix_ms[-1], COARSE):
-        yield policy.by_rule(*sure, prefix_ms, float(budget))
-    yield policy.by_search(*sure, prefix_ms, float(prefix_ms[-1]))
