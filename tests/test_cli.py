@@ -233,6 +233,9 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
                 "validation": check if options["validate"] else None}
 
     pretend(monkeypatch, "nas.latency.profile", profile=profile)
+    asked: list[tuple[int, Path, bool]] = []
+    monkeypatch.setattr("nas.early.price.price_asking", lambda at, path, again: asked.append((len(at.exits), path,
+                                                                                             again)))
     monkeypatch.setattr("nas.latency.devices.opened", lambda name, threads, batch, precision: types.SimpleNamespace(
         name=name, threads=threads, precision=precision))
     code, out, err = call("profile", "--size", "32", "--validate", "2", "--threads", "2", "--json")
@@ -249,7 +252,9 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
     _, out, _ = call("profile", "--space", "ghost", "--precision", "int8")
     assert out.splitlines()[-1] == "latency_tables/cpu-int8.json" and precisions[-2:] == [None, "int8"]
     assert exits == [0] * len(exits)
+    assert not any(count for count, *_ in asked)
     assert call("profile", "--space", "ghost", "--exits")[0] == 0 and exits[-1] == 4
+    assert asked[-1] == (4, Path("latency_tables/cpu.json"), False)
 
 
 def test_measure_prints_the_timing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ def profile(
     """Fill the latency table of a device. Rows that are there stay; an interrupted call continues."""
 
     def work() -> dict[str, Any]:
+        from nas.early.price import price_asking
         from nas.files import shipped
         from nas.latency.costs import LOCAL
         from nas.latency.devices import file_name, opened
@@ -57,6 +58,7 @@ def profile(
             with progress.task(f"profile {each.space}", 0) as task:
                 done[each.space] = fill(each, path, device=machine, remeasure=remeasure, progress=_reaching(task),
                                         rng_seed=seed, validate=validate)
+                price_asking(each, path, remeasure)
         checks = [one["validation"] for one in done.values() if one.get("validation")]
         return {**list(done.values())[-1], "measured": sum(one["measured"] for one in done.values()),
                 "validation": max(checks, key=lambda check: check["mape"], default=None), "spaces": done}

@@ -12,6 +12,7 @@ import torch
 
 from nas.arch import Arch
 from nas.deliver import metadata_of, one_or_all
+from nas.early.price import known_exit_ms
 from nas.early.serve import CARD, THRESHOLDS, Trained, Wishes, chosen, compared, measured, timed_here, write
 from nas.early.train import load, train, with_exits
 from nas.errors import UserError
@@ -98,7 +99,8 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
                    progress, method=options.method, settings=options.settings)
     views = list(loop.views(data.select, scene.config.train.augment or data.augment, scene.seed))
     trained = Trained.of(method, data, scene.device, options.confidence, views)
-    pieces = {target: choice.pieces(plan(scene.layout, full), costs.ms_many) for target, costs in scene.costs.items()}
+    pieces = {target: choice.pieces(plan(scene.layout, full), costs.ms_many, known_exit_ms(costs))
+              for target, costs in scene.costs.items()}
     first = next(iter(pieces))
     limit = scene.config.max_ms if first == scene.config.target[0] else None  # that is of the run's first target
     wishes = Wishes(options.confidence, options.rule, None, options.lose / 100, plain["select_accuracy"], limit)

@@ -42,12 +42,15 @@ class Pieces:
         return np.asarray(np.cumsum(self.trunk)[at] + np.cumsum(self.heads[at]))
 
 
-def pieces(keys: Sequence[OpKey], price: Callable[[Iterable[OpKey]], list[float]]) -> Pieces:
-    """Of a plan with all its exits, by ``Costs.ms_many``, which raises UserError for unknown costs."""
+def pieces(keys: Sequence[OpKey], price: Callable[[Iterable[OpKey]], list[float]], asked_ms: float = 0.0) -> Pieces:
+    """Of a plan with all its exits, by ``Costs.ms_many``, which raises UserError for unknown costs.
+
+    ``asked_ms`` is what it takes beyond its head to ask an exit whether it is sure.
+    """
     trunk, heads = [0.0], list[float]()
     for key, ms in zip(keys, price(keys), strict=True):
         if key.is_exit or key is keys[-1]:
-            heads.append(ms)
+            heads.append(ms + asked_ms if key.is_exit else ms)
             trunk.append(0.0)
         else:
             trunk[-1] += ms

@@ -27,6 +27,7 @@ from nas.space import first_mistake
 
 CLASSES = (2, 10, 100, 1000)  # at which heads are measured
 OWN = "own_operators"  # in the meta: operator of the user's own -> hash of the file whose code was measured
+EXIT_MS = "exit_ms"  # of ``meta``: what asking an exit whether it is sure takes beyond its head
 HEADS = ("head", "exit_head")  # families whose output channels are classes
 Group = tuple[Op, int, int, int, int, int]
 Axis = tuple[Group, int]
@@ -95,6 +96,10 @@ class LatencyTable:
         align = meta.get("align", 1)
         if not isinstance(meta.get("device"), str) or type(align) is not int or align < 1:
             raise UserError(f"{path}: meta: device must be a text and align a whole number from 1")
+        asked = meta.get(EXIT_MS, 0.0)
+        if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
+            raise UserError(f"{path}: meta: {EXIT_MS} must be a number of milliseconds from 0, got {asked!r}; profile "
+                            "with --exits again")
         table = LatencyTable(name, meta, path=path)
         for number, item in enumerate(rows, 1):
             row = _row(item, f"{path}: row {number}")

@@ -39,10 +39,12 @@ def test_pieces_of_a_plan_are_the_prefixes_of_every_subset() -> None:
     def ms(keys: object) -> list[float]:
         return [price[key] for key in keys]  # type: ignore[attr-defined]
 
-    own = pieces(plan(at, arch), ms)
+    own, dearer = pieces(plan(at, arch), ms), pieces(plan(at, arch), ms, asked_ms=0.25)
     for kept in subsets(2):
         fewer = plan(at, replace(arch, exits=tuple(arch.exits[index] for index in kept)))
         assert own.prefix_ms(kept) == pytest.approx(policy.prefix_ms(fewer, ms))
+        more = 0.25 * np.array([*range(1, len(kept) + 1), len(kept)])  # for each exit asked; the head is not
+        assert dearer.prefix_ms(kept) == pytest.approx(own.prefix_ms(kept) + more)
     assert list(subsets(2)) == [(0,), (1,), (0, 1)]
 
 
