@@ -3,8 +3,8 @@
     python experiments/exits-cifar10/serve.py --table FILE --data-dir DIR
 
 Takes the networks that ``run.py`` trained (its ``--work``, and its settings; what is missing is trained), keeps the
-exits and sets the thresholds on the selection split so that the network is as right as ``plain``, trained for as many
-epochs, exports it and measures it with ``benchmarks/exits.py``. A method and a seed append their line to
+exits and sets the thresholds on images that none has seen so that the network is as right as ``plain``, trained for as
+many epochs, exports it and measures it with ``benchmarks/exits.py``. A method and a seed append their line to
 ``served.jsonl``. FILE is a table of this machine, with the heads of exits (``nas profile --device cpu --exits``).
 """
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from run import CPU, HERE, PLAIN, Bench, arguments, settings_of
 
+from nas.early.price import known_exit_ms
 from nas.early.serve import Trained, Wishes, chosen, named, write
 from nas.early.train import train
 from nas.errors import UserError
@@ -32,15 +34,26 @@ from nas.results import keep, standing, told
 from nas.run import Run
 from nas.subnet import build
 from nas.train import loop
+from nas.train.data import Data, Split, load
 
 sys.path.insert(0, str(HERE.parent.parent / "benchmarks"))
 from exits import Subject, report
 
 
+def held_out(options: argparse.Namespace, data: Data) -> Split:
+    """The selection split of all images, without what the networks learned from: more than ``--limit`` leaves."""
+    whole = load(options.data, data_dir=options.data_dir, size=None, seed=0).select
+    learned = {image.numpy().tobytes() for image in data.learn.images}
+    kept = [i for i, image in enumerate(whole.images) if image.numpy().tobytes() not in learned]
+    return Split(whole.images[kept], whole.labels[kept])
+
+
 def served(bench: Bench, table: LatencyTable, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Exports and measures; returns the line."""
-    work, place, progress, data = Run(options.work), f"{method}-{seed}/", Progress(), bench.data
-    pieces, nets = choice.pieces(plan(bench.at, bench.arch), table.ms_many), []  # refused, if at all, before training
+    work, place, progress = Run(options.work), f"{method}-{seed}/", Progress()
+    data = replace(bench.data, select=held_out(options, bench.data))
+    # refused, if at all, before training
+    pieces, nets = choice.pieces(plan(bench.at, bench.arch), table.ms_many, known_exit_ms(table)), []
     for _ in (PLAIN, method):  # the same initial weights
         with loop.seeded("exits-cifar10", seed):
             nets.append(build(bench.at, bench.arch))
@@ -49,7 +62,7 @@ def served(bench: Bench, table: LatencyTable, method: str, seed: int, options: a
     if method in methods(frozen=True):
         net.load_state_dict(plain.state_dict())
     select, test = (loop.evaluate(plain, split, data, CPU) for split in (data.select, data.test))
-    made = train(f"{method}-{seed}", net, data, bench.recipe, work, place, seed, CPU, progress, method=method)
+    made = train(f"{method}-{seed}", net, bench.data, bench.recipe, work, place, seed, CPU, progress, method=method)
     trained = Trained.of(made, data, CPU, "max-softmax")
     found = chosen(trained, pieces, Wishes(than=select.accuracy))
     folder, without = work.file(f"{place}served"), work.file(f"{PLAIN}-{seed}.onnx")
@@ -57,7 +70,7 @@ def served(bench: Bench, table: LatencyTable, method: str, seed: int, options: a
     without.write_bytes(emit(plain, in_ch=data.in_ch, size=data.size).SerializeToString())
     subject = Subject(f"{method}, seed {seed}, exits {found.kept} of {len(bench.arch.exits)}", trained, found.kept,
                       folder, without, test.accuracy)
-    return {"kept": list(found.kept), "select_accuracy_without": select.accuracy,
+    return {"kept": list(found.kept), "select_images": len(data.select), "select_accuracy_without": select.accuracy,
             "select_accuracy": found.crossed.accuracy, **report(subject, options.images, options.seconds)}
 
 
