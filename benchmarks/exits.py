@@ -1,9 +1,11 @@
 """Networks with early exits as they are served: latency, agreement and thresholds, on the test images of a run.
 
     python benchmarks/exits.py RUN [--data-dir DIR] [--images 2000] [--seconds 20]
+    python benchmarks/exits.py --late ghost [--width 0.5] [--size 32] [--networks 3]
 
 RUN is a search with exits (`nas search --exits boost ...`); `experiments/exits-cifar10/serve.py` measures its networks
-with the same functions. Of each network with exits it prints
+with the same functions. With ``--late`` it prints (c) of random networks of a space with all their exits, untrained. Of
+each network with exits of a run it prints
 
 (a) the mean latency measured on the exported file, image after image in random order as they would come, beside the
     predicted one and the network without exits, with both accuracies;
@@ -24,29 +26,35 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from nas import genome
 from nas.config import Config
 from nas.early.picks import rebuilt
+from nas.early.price import write_untrained
 from nas.early.serve import THRESHOLDS, Trained, judged
 from nas.exits import Runtime, policy
-from nas.exits.net import MultiExit
+from nas.exits.net import Additive, MultiExit
 from nas.exits.policy import Policy
 from nas.exits.runtime import confidences
 from nas.latency.devices.onnxruntime import session
 from nas.lower.emit import emit_many
+from nas.plan import Layout, Task, layout
 from nas.run import Run
 from nas.scene import Scene, recorded_scene
 from nas.show import targets_of
+from nas.space import Space
+from nas.subnet import build
 from nas.train.data import normalise
 
 LOW = 20  # percentile of an image's passes
 BUDGETS = 5
+RANDOM = 200  # images of random numbers for --late
 BLOCK, WARM = 100, 5  # images that a file has in a row, and some of them before, untimed
 
 
@@ -170,6 +178,24 @@ def report(subject: Subject, count: int, seconds: float) -> dict[str, Any]:
     return figures | {"ms": ms, "budgets": list(_budgets(trained, kept, made))}
 
 
+def late(at: Layout, seed: int, seconds: float) -> None:
+    """Prints (c) of a random network with all its exits."""
+    arch = replace(genome.sample(at, random.Random(seed)), exits=tuple(exit_.slot for exit_ in at.exits))
+    net, count, task = MultiExit(build(at, arch), Additive(0.5)).eval(), len(at.exits), at.task
+    shape = RANDOM, task.in_ch, task.size, task.size
+    images = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).numpy()
+    with tempfile.TemporaryDirectory() as temporary:
+        write_untrained(net, Path(temporary), at, np.arange(1.0, count + 2))
+        names = [f"logits_{index}" for index in range(count + 1)]
+        whole = emit_many(AllHeads(net), {"input": shape[1:]}, names, 1).SerializeToString()
+        calls = {"all heads": plain(whole), "again": plain(whole),
+                 "late": branched(Path(temporary) / "model.onnx", [np.inf] * count)}
+        ms = {name: float(own.mean()) for name, own in passes(calls, images, seconds, random.Random(0)).items()}
+    print(f"(c) {at.space} at {task.size}, network {seed}, {count} exits: late path {ms['late']:.4f} ms, all heads as "
+          f"one graph {ms['all heads']:.4f} (again {ms['again']:.4f}): {100 * (ms['late'] / ms['all heads'] - 1):+.1f} %, "
+          f"{1000 * (ms['late'] - ms['all heads']) / count:.1f} us an exit", flush=True)
+
+
 def _budgets(trained: Trained, kept: Sequence[int], made: Policy) -> Iterator[dict[str, float]]:
     prefix = np.array(made.prefix_ms)
     select, test = trained.select, trained.test
@@ -198,15 +224,26 @@ def of_card(scene: Scene, card: dict[str, Any], accuracy_without: float) -> Subj
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--late", metavar="SPACE", help="in place of a run")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--data-dir")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, a network")
     options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.late:
+        at = layout(Space.load(options.late).scaled(options.width), Task(options.size, 3, 10), exits=True)
+        for seed in range(options.networks):
+            late(at, seed, options.seconds)
+        return
+    if options.run is None:
+        parser.error("give a RUN, or --late SPACE")
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir or run.config["data_dir"]}, str(run.path))
     front = run.read_json("front.json")
-    torch.set_num_threads(1)
     scene = recorded_scene(config, run, targets_of(front), images=True)
     cards = [*front["front"], *front["dominated"]]
     accuracy = {card["id"]: card["accuracy"] for card in cards}

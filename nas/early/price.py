@@ -57,7 +57,7 @@ def exit_ms(at: Layout, table: LatencyTable, device: Device) -> float:
         count = len(at.exits)
         prefix = choice.pieces(plan(at, arch), table.ms_many).prefix_ms(range(count))
         with tempfile.TemporaryDirectory() as folder:
-            _write(net, Path(folder), at, prefix)
+            write_untrained(net, Path(folder), at, prefix)
             ms, _ = check_all(_runs(Path(folder) / BRANCHED, at, count), count + 1, at, table, device)
         for index in range(count + 1):
             asked.append(min(index + 1, count))
@@ -70,7 +70,8 @@ def known_exit_ms(costs: Costs) -> float:
     return float(costs.meta.get(EXIT_MS, 0.0))
 
 
-def _write(net: MultiExit, folder: Path, at: Layout, prefix: np.ndarray) -> None:
+def write_untrained(net: MultiExit, folder: Path, at: Layout, prefix: np.ndarray) -> None:
+    """The files of a network whose exits were never calibrated; ``prefix`` [exits + 1] in ms."""
     count = len(at.exits)
     point = Point((0.5,) * count + (-np.inf,), (1 / (count + 1),) * (count + 1), float(prefix.mean()),
                   float(prefix[-1]), 0.0)

@@ -27,7 +27,7 @@ class Flat(LatencyTable):
 def test_it_is_what_files_take_beyond_their_rows_an_exit(tiny_exits: Layout, monkeypatch: pytest.MonkeyPatch,
                                                          slope: float) -> None:
     written: list[np.ndarray] = []
-    write = price._write
+    write = price.write_untrained
 
     def wrote(net: Any, folder: Path, at: Layout, prefix: np.ndarray) -> None:
         write(net, folder, at, prefix)
@@ -40,7 +40,7 @@ def test_it_is_what_files_take_beyond_their_rows_an_exit(tiny_exits: Layout, mon
         # leaving at the head comes to no further exit than leaving at the last does
         return {f"exit {k}": float(ms) + slope * min(k + 1, count - 1) for k, ms in enumerate(written[-1])}, None
 
-    monkeypatch.setattr(price, "_write", wrote)
+    monkeypatch.setattr(price, "write_untrained", wrote)
     monkeypatch.setattr(price, "check_all", timed)
     found = price.exit_ms(tiny_exits, Flat("flat", {}), None)  # type: ignore[arg-type]
     assert found == pytest.approx(max(0.0, slope), abs=1e-12) and len(written) == price.NETWORKS
