@@ -39,12 +39,16 @@ from nas.train.data import Data, Split, load
 sys.path.insert(0, str(HERE.parent.parent / "benchmarks"))
 from exits import Subject, report
 
+CALIBRATED = 5000  # images that thresholds are set on
+
 
 def held_out(options: argparse.Namespace, data: Data) -> Split:
-    """The selection split of all images, without what the networks learned from: more than ``--limit`` leaves."""
-    whole = load(options.data, data_dir=options.data_dir, size=None, seed=0).select
+    """Training images that the networks never learned from, outside of ``--limit``; without it the selection split."""
+    if options.limit is None:
+        return data.select
+    whole = load(options.data, data_dir=options.data_dir, size=None, seed=0).learn
     learned = {image.numpy().tobytes() for image in data.learn.images}
-    kept = [i for i, image in enumerate(whole.images) if image.numpy().tobytes() not in learned]
+    kept = [i for i, image in enumerate(whole.images) if image.numpy().tobytes() not in learned][:CALIBRATED]
     return Split(whole.images[kept], whole.labels[kept])
 
 

@@ -42,6 +42,8 @@ def export(net: MultiExit, folder: Path, *, in_ch: int, size: int, policy: Polic
     kept = {**metadata, runtime.KEY: json.dumps(policy.to_json(), allow_nan=False)}
     save(branched(net, policy, in_ch=in_ch, size=size), folder / BRANCHED, kept)
     names = [SEGMENT.format(index) for index in range(len(parts))]
+    for old in {path.name for path in folder.glob(SEGMENT.format("*"))} - set(names):  # of more exits, written before
+        (folder / old).unlink()
     for name, part in zip(names, parts, strict=True):
         save(part, folder / name, kept)
     shutil.copyfile(runtime.__file__, folder / RUNTIME)

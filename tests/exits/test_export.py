@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -24,7 +25,7 @@ from nas.exits import Runtime
 from nas.exits import policy as policies
 from nas.exits.export import branched, check, export, segments
 from nas.exits.methods import method, methods
-from nas.exits.net import MultiExit
+from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import Policy, calibrate, leaving
 from nas.exits.runtime import DriftWarning, confidences
 from nas.train.data import load, normalise
@@ -173,6 +174,19 @@ def test_what_is_written(tmp_path: Path) -> None:
         props = {p.key: p.value for p in onnx.load(tmp_path / "new" / name).metadata_props}
         assert props["classes"] == "a\nb" and json.loads(props["exits"]) == json.loads(json.dumps(policy.to_json()))
     assert "state" not in export(net("joint"), tmp_path, in_ch=3, size=16, policy=policy, metadata={})["cuts"][0]
+
+
+def test_a_folder_that_had_more_exits_has_no_segment_of_them(tmp_path: Path) -> None:
+    model, policy = made(tmp_path)
+    fewer = MultiExit(Kept(model.net, (1,)), model.combine.kept((1,)) or model.combine).eval()
+    point = replace(policy.point, thresholds=(0.5, -math.inf), shares=(0.5, 0.5))
+    one = replace(policy, temperatures=policy.temperatures[1:], prefix_ms=policy.prefix_ms[1:], point=point, points=())
+    (tmp_path / "mine.onnx").write_bytes(b"")
+    assert export(fewer, tmp_path, in_ch=3, size=16, policy=one, metadata={})["segments"] == [
+        "segment-0.onnx", "segment-1.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mine.onnx", "model.onnx", "runtime.py", "segment-0.onnx", "segment-1.onnx"]
+    assert Runtime(tmp_path).exits == 2
 
 
 def test_the_runtime_stands_alone(tmp_path: Path) -> None:
