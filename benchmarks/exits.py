@@ -191,9 +191,10 @@ def late(at: Layout, seed: int, seconds: float) -> None:
         calls = {"all heads": plain(whole), "again": plain(whole),
                  "late": branched(Path(temporary) / "model.onnx", [np.inf] * count)}
         ms = {name: float(own.mean()) for name, own in passes(calls, images, seconds, random.Random(0)).items()}
+    beyond = ms["late"] - ms["all heads"]
     print(f"(c) {at.space} at {task.size}, network {seed}, {count} exits: late path {ms['late']:.4f} ms, all heads as "
-          f"one graph {ms['all heads']:.4f} (again {ms['again']:.4f}): "
-          f"{100 * (ms['late'] / ms['all heads'] - 1):+.1f} %, {1000 * (ms['late'] - ms['all heads']) / count:.1f} us an exit", flush=True)
+          f"one graph {ms['all heads']:.4f} (again {ms['again']:.4f}): {100 * beyond / ms['all heads']:+.1f} %, "
+          f"{1000 * beyond / count:.1f} us an exit", flush=True)
 
 
 def _budgets(trained: Trained, kept: Sequence[int], made: Policy) -> Iterator[dict[str, float]]:
