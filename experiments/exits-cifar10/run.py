@@ -13,6 +13,7 @@ import argparse
 import platform
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,14 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(options, key) for key in SETTINGS}
 
 
+def asked_of(options: argparse.Namespace, known: Sequence[str]) -> list[str]:
+    """Raises UserError for a method that is not ``known``."""
+    asked: list[str] = options.methods.split(",")
+    if unknown := [name for name in asked if name not in known]:
+        raise UserError(f"--methods {unknown[0]}: known are {', '.join(known)}")
+    return asked
+
+
 def main() -> None:
     parser = arguments(__doc__, HERE / "results.jsonl")
     options = parser.parse_args()
@@ -147,9 +156,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     lines = standing(options.out, settings)
-    asked = options.methods.split(",")
-    if unknown := [name for name in asked if name not in (PLAIN, *methods())]:
-        raise UserError(f"--methods {unknown[0]}: known are {', '.join((PLAIN, *methods()))}")
+    asked = asked_of(options, (PLAIN, *methods()))
     bench, done = Bench(options, settings), {(line["method"], line["seed"]) for line in lines}
     torch.set_num_threads(1)
     for seed in range(options.seeds):

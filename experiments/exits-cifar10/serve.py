@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run import CPU, HERE, PLAIN, Bench, arguments, settings_of
+from run import CPU, HERE, PLAIN, Bench, arguments, asked_of, settings_of
 
 from nas.early.price import known_exit_ms
 from nas.early.serve import Trained, Wishes, chosen, named, write
 from nas.early.train import train
-from nas.errors import UserError
 from nas.exits import choice
 from nas.exits.methods import methods
 from nas.latency.table import LatencyTable
@@ -90,12 +89,10 @@ def main() -> None:
         prices = hashlib.sha256(options.table.read_bytes()).hexdigest()[:12]
         settings = settings_of(options) | {"images": options.images, "timing_s": options.seconds, "table": prices}
         lines = standing(options.out, settings)
+        asked = asked_of(options, methods())
         torch.set_num_threads(1)
         bench = Bench(options, settings_of(options))
         done = {(line["method"], line["seed"]) for line in lines}
-        asked = options.methods.split(",")
-        if unknown := [name for name in asked if name not in methods()]:
-            raise UserError(f"--methods {unknown[0]}: known are {', '.join(methods())}")
         for seed in range(options.seeds):
             for method in asked:
                 if (method, seed) not in done:

@@ -110,8 +110,8 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     if not full.exits:
         raise UserError(f"{wanted}: the space {arch.space} has no stride change behind its first slot: no exits")
     plain = load_weights(scene, arch, place)
-    here = timed_here(costs)
     own = choice.pieces(plan(at, full), costs.ms_many, known_exit_ms(costs))
+    here = timed_here(costs)
     return Model(wanted, with_exits(at, full, plain, scene.seed), plain, scene.data, metadata_of(scene, arch),
                  target, lambda: own, lambda trained, served, folder: served,
                  partial(check_all, layout=scene.layout, table=here[0], device=here[1]) if here else None,

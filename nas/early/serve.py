@@ -107,12 +107,13 @@ def chosen(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequence[int]
     """The exits to keep (unless given) and thresholds for them. Raises UserError where nothing meets the wishes."""
     said = trained.select
     least = (said.accuracy if wishes.than is None else wishes.than) - wishes.lose
+    point = None
     if kept is None:
-        kept, _ = choice.choose(said, pieces, budget_ms=wishes.budget_ms, accuracy=least, max_ms=wishes.max_ms)
+        kept, point = choice.choose(said, pieces, budget_ms=wishes.budget_ms, accuracy=least, max_ms=wishes.max_ms)
     prefix, predictions = pieces.prefix_ms(kept), said.predictions(kept)
     assert predictions is not None
     sure, right = said.sure(predictions)
-    budget = wishes.budget_ms or choice.cheapest(sure, right, prefix, least).mean_ms
+    budget = wishes.budget_ms or (point or choice.cheapest(sure, right, prefix, least)).mean_ms
     made = calibrate(predictions, said.labels, prefix, budget, kind=wishes.kind, rule=wishes.rule)
     tested = trained.test.predictions(kept)
     assert tested is not None
