@@ -20,9 +20,10 @@ from nas.space import first_mistake
 from nas.written import from_file, from_flags, from_overrides
 
 SIDES = (8, 1024)
+JUDGED_ON = 500  # images: by loss, a quarter of what accuracy needs (gates trial 2)
 FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
 # what came after the first runs were made
-LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective", "shrink"),
+LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective", "shrink", "judge_images"),
          "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
          "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
 
@@ -223,6 +224,7 @@ class Config(_Strict):
     objective: Literal["loss", "mnas-soft", "mnas-hard"] = "loss"  # of evolution and bayes; mnas: MnasNet's reward
     shrink: int = Field(default=0, ge=0, le=10)  # times that evolution narrows the space to what its best networks have
     evaluations: int = Field(default=36, ge=1, le=1_000_000)
+    judge_images: int = Field(default=JUDGED_ON, ge=1, le=1_000_000)  # held out; each is ranked by its loss on them
     data: Name = "digits"
     data_dir: Name | None = None
     limit: int | None = Field(default=None, ge=1)  # images of train, gate and select together

@@ -15,8 +15,8 @@ from nas.errors import UserError
 from nas.run import Run
 
 SEARCH_ONLY = {  # refused, and not recorded
-    "": ("budget_ms", "budgets", "sram_kb", "flash_kb", "selector", "objective", "shrink", "evaluations", "init",
-         "prune", "gates"),
+    "": ("budget_ms", "budgets", "sram_kb", "flash_kb", "selector", "objective", "shrink", "evaluations",
+         "judge_images", "init", "prune", "gates"),
     "train": ("lr", "sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "inplace", "ema", "distill",
               "largest_first", "blockwise"),
 }

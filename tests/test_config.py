@@ -82,6 +82,7 @@ def test_values_have_the_types_of_yaml() -> None:
     (["prune=leaves"], CPU, ["prune=leaves", "'blocks' or 'layers'"]),
     ([], {**CPU, "selector": "magic"}, ["--selector", "'evolution', 'bayes' or 'random'", "'magic'"]),
     (["objective=mnas-soft"], CPU, ["mnas-soft has no effect with selector=ilp", "evolution or bayes"]),
+    (["judge_images=0"], CPU, ["judge_images=0", "greater than or equal to 1"]),
     (["shrink=2", "selector=bayes"], CPU, ["shrink=2 has no effect with selector=bayes", "set selector=evolution"]),
     (["objective=mnas", "selector=bayes"], CPU, ["objective=mnas", "'mnas-soft' or 'mnas-hard'"]),
     ([], {**CPU, "train_on": "tpu"}, ["--train-on", "'tpu'"]),

@@ -126,6 +126,19 @@ def test_selection_for_another_target_trains_nothing(finished: tuple[Path, dict[
     assert result["front"] and not any(card["fine_tuned"] for card in result["front"])
 
 
+def test_networks_are_ranked_on_as_many_images_as_asked_for(finished: tuple[Path, dict[str, Any]], space_file: Path,
+                                                            tmp_path: Path) -> None:
+    path, _ = finished
+    searched(config_of(space_file, "judge_images=4", f"init={path}"), tmp_path / "few")
+    judged = {name: [event["accuracy"] for event in Run.existing(run).events("judged")]
+              for name, run in (("all", path), ("few", tmp_path / "few"))}
+    count = len(json.loads((path / "splits.json").read_text())["select"])
+    assert count > 4 and len(judged["few"]) >= 12
+    assert all(4 * accuracy == round(4 * accuracy) for accuracy in judged["few"])
+    assert all(count * accuracy == pytest.approx(round(count * accuracy)) for accuracy in judged["all"])
+    assert any(4 * accuracy != round(4 * accuracy) for accuracy in judged["all"])
+
+
 def test_two_tables_of_one_name_are_kept_apart(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     path, _ = finished
     table = (path / "tables" / "gpu-v100.json").read_bytes()

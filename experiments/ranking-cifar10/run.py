@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
+from nas.config import JUDGED_ON
 from nas.errors import UserError
 from nas.plan import macs, params, plan
 from nas.progress import Progress
@@ -36,7 +37,7 @@ from nas.run import Run
 from nas.scene import Scene, problem
 from nas.select.problem import Problem, random_within
 from nas.settings import searched
-from nas.stages.selection import CALIBRATED_ON, JUDGED_ON
+from nas.stages.selection import CALIBRATED_ON
 from nas.stages.supernet import SUPERNET, finished
 from nas.subnet import build
 from nas.train import loop

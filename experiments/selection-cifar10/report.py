@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from replay import EVALUATIONS, METHODS, Bench
 from rivals import Oracle
 from scipy.stats import kendalltau
-from stored import FULL, HERE, Array, Stored, column_of, judged, read_lines
+from stored import FULL, HERE, Array, Judged, Pick, Stored, column_of, judged, read_lines
 
 from nas.files import write_atomic
 from nas.select import models
-from nas.select.problem import budgets
-from nas.select.scores import totals
+from nas.select.problem import Problem, budgets
+from nas.select.scores import ridge, totals
 
 OURS = "ilp, 12 budgets"
 RESAMPLES = 2000
@@ -99,10 +99,26 @@ def agreement(stored: Stored, lines: Lines) -> str:
             for name, fit in models.candidates(stored.full, {models.GATES: gates}).items():
                 if name != models.GATES:
                     predictors[f"{name}, {len(archs)} judged"] = totals(fit(archs, losses), picks)
+    if random := [line for line in lines if line["part"].startswith("fitted")]:
+        known = Judged(*(np.array([value for line in random for value in line[key]], float) / unit for key, unit in (
+            ("loss", 1e5), ("right", seen), ("unseen_loss", 1e5), ("unseen_right", unseen))))
+        predictors |= on_random(stored.full, [pick for line in random for pick in line["picks"]], known, picks)
     heading = (f"{len(picks)} random networks of the full space, {seen + unseen} images; accuracy "
                f"{100 * accuracy.min():.1f} .. {100 * accuracy.max():.1f} %, standard deviation "
                f"{100 * accuracy.std():.1f} points")
     return "\n".join([heading, "", *taus(predictors, accuracy, loss)])
+
+
+def on_random(problem: Problem, fitted: Sequence[Pick], known: Judged, held: Sequence[Pick]) -> dict[str, Array]:
+    """Scores of the networks ``held`` by fits on random ones: to loss and accuracy, on the images seen and the others.
+
+    The others are four times as many, and those that the truth is about.
+    """
+    targets = {"loss": known.loss, "loss on the unseen": known.unseen_loss, "accuracy": -known.accuracy,
+               "accuracy on the unseen": -known.unseen_accuracy}
+    archs = [problem.arch(pick) for pick in fitted]
+    return {f"fit to {name}, {len(archs)} random": totals(ridge(problem, archs, list(own)), held)
+            for name, own in targets.items()}
 
 
 def on_whole(lines: Lines) -> str:
@@ -142,8 +158,8 @@ def agreement_restricted(bench: Bench) -> str:
         asked[n] = list(oracle.asked)
     known = {pick for picks in asked.values() for pick in picks}
     unknown = [pick for pick in bench.row if pick not in known]
-    chosen = np.random.default_rng(0).permutation(len(unknown))[:HELD_OUT]
-    picks = [unknown[i] for i in chosen]
+    chosen = [unknown[i] for i in np.random.default_rng(0).permutation(len(unknown))]
+    picks, fitted = chosen[:HELD_OUT], chosen[HELD_OUT:HELD_OUT + max(EVALUATIONS)]
     rows = np.array([bench.row[pick] for pick in picks])
     whole = [[own[i] for own, i in zip(stored.choices, pick, strict=True)] for pick in picks]
     predictors = {name: column_of(stored, name, whole) for name in ("macs", "params", "ms")}
@@ -156,6 +172,7 @@ def agreement_restricted(bench: Bench) -> str:
         for name, fit in models.candidates(problem, {models.GATES: gates}).items():
             if name != models.GATES:
                 predictors[f"{name}, {n} judged"] = totals(fit(archs, losses), picks)
+    predictors |= on_random(problem, fitted, figures.of([bench.row[pick] for pick in fitted]), picks)
     accuracy, loss = figures.unseen_accuracy[rows], figures.unseen_loss[rows]
     heading = (f"{len(picks)} random networks of the restricted space that no fit has seen, on the unseen images; "
                f"accuracy {100 * accuracy.min():.1f} .. {100 * accuracy.max():.1f} %")

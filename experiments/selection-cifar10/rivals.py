@@ -19,6 +19,7 @@ from nas.select.studies import quiet, unwarned
 POPULATIONS = (10, 20, 50)  # of NSGA-II; the published 100 and 50 are more than the fewest evaluations
 DRAWS = 100  # of OFA's evolution for a network within a budget
 TRIALS = 20  # at most so many trials an evaluation: known networks cost nothing, and a search may have converged
+TPE_TRIALS = 3  # of TPE, which takes longer for each the more there were
 
 
 class SpentError(Exception):
@@ -110,17 +111,19 @@ def optuna_nsga2(population: int) -> Callable[[Oracle, Sequence[float], int], No
 
 
 def optuna_tpe() -> Callable[[Oracle, Sequence[float], int], None]:
-    return _study(10, lambda seed: optuna.samplers.TPESampler(n_startup_trials=10, seed=seed))  # its own 10
+    """With its own 10 random trials; a known network is a trial, too, and ``TPE_TRIALS`` an evaluation are the most."""
+    return _study(10, lambda seed: optuna.samplers.TPESampler(n_startup_trials=10, seed=seed), TPE_TRIALS)
 
 
-def _study(first: int, sampler: Callable[[int], Any]) -> Callable[[Oracle, Sequence[float], int], None]:
-    """``first`` trials are those of the start."""
+def _study(first: int, sampler: Callable[[int], Any],
+           trials: int = TRIALS) -> Callable[[Oracle, Sequence[float], int], None]:
+    """``first`` trials are those of the start, ``trials`` an evaluation the most."""
     def search(oracle: Oracle, budgets: Sequence[float], seed: int) -> None:
         with quiet(), unwarned():
             study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler(seed))
             for begin in oracle.start(first, budgets, seed):
                 study.enqueue_trial({f"s{slot}": choice for slot, choice in enumerate(begin)})
-            for _ in range(TRIALS * oracle.evaluations):
+            for _ in range(trials * oracle.evaluations):
                 trial = study.ask()
                 free = [trial.suggest_categorical(f"s{slot}", range(size)) for slot, size in enumerate(oracle.sizes())]
                 study.tell(trial, [oracle.loss(free), oracle.ms(free)])

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from nas import genome
 from nas.arch import SKIP, Arch
+from nas.config import JUDGED_ON
 from nas.errors import UserError
 from nas.files import write_text
 from nas.plan import OpKey, Slot, macs, params
@@ -36,7 +37,7 @@ from nas.scene import Scene, problem
 from nas.select import SELECTORS
 from nas.select.problem import Limits, budgets
 from nas.settings import searched
-from nas.stages.selection import CALIBRATED_ON, JUDGED_ON, gate_scores
+from nas.stages.selection import CALIBRATED_ON, gate_scores
 from nas.stages.supernet import SUPERNET, finished
 from nas.train import loop
 from nas.train.data import Split, eval_batches
@@ -44,7 +45,7 @@ from nas.train.search_loop import SupernetTraining
 
 POSITIONS = 13  # budgets at which the gates' scores are stored
 EVALUATIONS = (36, 100, 300)  # of the selections on the full space
-HELD_OUT, AT_ONCE = 200, 20  # random networks of the full space; how many of them make a line
+HELD_OUT, FITTED, AT_ONCE = 200, 300, 20  # random networks of the full space; how many of them make a line
 UNSEEN = 2000  # further images of the selection split, on which what a method found is valued
 BATCH = 256
 
@@ -182,8 +183,8 @@ def on_full(scene: Scene, training: SupernetTraining, stored: Stored, part: str)
     start, full, seen = time.perf_counter(), stored.full, halves(scene)[0]
     kind, number = part.split()
     line: dict[str, Any] = {"part": part}
-    if kind == "held-out":
-        rng = random.Random(int(number))
+    if kind in ("held-out", "fitted"):
+        rng = random.Random(int(number) + (kind == "fitted") * HELD_OUT)
         drawn = [genome.sample(training.supernet.layout, rng) for _ in range(AT_ONCE)]
         both = [[training.judge(arch, split, CALIBRATED_ON) for split in halves(scene)] for arch in drawn]
         line |= {"picks": [full.indices(arch) for arch in drawn], "loss": five(one.loss for one, _ in both),
@@ -237,7 +238,8 @@ def measure(options: argparse.Namespace) -> None:
         write_text(PROBLEM, json.dumps(describe(scene, training)))
     stored = stored_of(settings)
     tree = Tree(scene, training, stored)
-    names = [*(f"ilp {n}" for n in EVALUATIONS), *(f"held-out {i}" for i in range(HELD_OUT // AT_ONCE))]
+    names = [*(f"ilp {n}" for n in EVALUATIONS), *(f"held-out {i}" for i in range(HELD_OUT // AT_ONCE)),
+             *(f"fitted {i}" for i in range(FITTED // AT_ONCE))]
     todo: list[tuple[Path, Any, Callable[[Any], dict[str, Any]]]] = [
         *((JUDGED, part, tree.line) for part in range(CHOICES ** (FREE - FREE // 2))),
         *((FULL, name, lambda name: on_full(scene, training, stored, name)) for name in names)]

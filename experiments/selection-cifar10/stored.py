@@ -115,6 +115,11 @@ class Judged:
     unseen_loss: Array
     unseen_accuracy: Array
 
+    def of(self, rows: Sequence[int]) -> Judged:
+        """Those of some networks."""
+        own = list(rows)
+        return Judged(self.loss[own], self.accuracy[own], self.unseen_loss[own], self.unseen_accuracy[own])
+
 
 def judged(path: Path = JUDGED) -> tuple[Stored, Judged]:
     """The restricted space as far as it is judged: all of it, or with fewer operators in its first free slot."""

@@ -1,6 +1,6 @@
 """Once more on the whole space that pruning left: 100 evaluations, 3 seeds, judged by the supernet when asked for.
 
-    python experiments/selection-cifar10/full.py --run RUN --data-dir DIR
+    python experiments/selection-cifar10/whole.py --run RUN --data-dir DIR
 
 RUN is that of ``run.py``, whose ``problem.json`` it needs. Every method with every seed appends its line to
 ``whole.jsonl``; the same command skips what stands there. A network is judged once a call, whoever asks for it. All

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
-from nas.config import Config, resolve
+from nas.config import JUDGED_ON, Config, resolve
 from nas.errors import UserError
 from nas.files import nearest, write_json
 from nas.latency import costs as cost_models
@@ -39,7 +39,7 @@ from nas.results import keep, standing, told
 from nas.run import Run
 from nas.scene import checked_space
 from nas.select.pareto import Point, hypervolume
-from nas.stages.selection import CALIBRATED_ON, JUDGED_ON
+from nas.stages.selection import CALIBRATED_ON
 from nas.stages.supernet import SUPERNET, finished
 from nas.train import loop
 from nas.train.data import load

@@ -28,7 +28,6 @@ from nas.stages.workers import judge as serve_evaluations
 from nas.supernet.gates import RELAXATIONS, position
 from nas.train import loop, search_loop
 
-JUDGED_ON = 500  # held-out images a network is ranked on, by loss: a quarter of what accuracy needs (gates trial 2)
 USED = 0.9  # share of a budget that its pick takes: inherited loss favours the smallest network, fine-tuning does not
 CALIBRATED_ON = 256  # training images for its batch norm statistics
 
@@ -127,7 +126,7 @@ def gate_scores(training: search_loop.SupernetTraining, problem: Problem, target
 
 def evaluations_of(scene: Scene) -> str:
     """The name of this supernet's evaluations in a storage."""
-    return study_name(scene.run, SUPERNET, JUDGED_ON, CALIBRATED_ON, scene.seed)
+    return study_name(scene.run, SUPERNET, scene.config.judge_images, CALIBRATED_ON, scene.seed)
 
 
 def serve(scene: Scene, training: search_loop.SupernetTraining, storage: str, parent: int | None) -> None:
@@ -141,7 +140,7 @@ class Judge:
     def __init__(self, scene: Scene, training: search_loop.SupernetTraining, task: Any,
                  crew: Crew | None = None) -> None:
         self.scene, self.training, self.task, self.crew = scene, training, task, crew
-        self.split = loop.part_of(scene.data.select, JUDGED_ON, scene.seed, "judge")
+        self.split = loop.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
         before = self.remembered(scene.run)
         self.known = {id: loss for id, (loss, _) in before.items()}
         self.accuracies = {id: accuracy for id, (_, accuracy) in before.items()}
