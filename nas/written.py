@@ -14,10 +14,10 @@ from nas.yaml_text import parsed
 
 
 def from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """(key, value, ``--key``); None is not given."""
+    """(key, value, ``--key``); None is not given. The flag of a dotted key is named after its group."""
     for key, value in flags.items():
         if value is not None:
-            yield key, value, f"--{'no-' if value is False else ''}{key.replace('_', '-')}"
+            yield key, value, f"--{'no-' if value is False else ''}{key.partition('.')[0].replace('_', '-')}"
 
 
 def from_overrides(overrides: Sequence[str], kind: type[BaseModel]) -> Iterator[tuple[str, Any, str]]:

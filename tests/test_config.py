@@ -80,6 +80,7 @@ def test_values_have_the_types_of_yaml() -> None:
     ([], {**CPU, "budget_ms": [1.0, 0.0]}, ["--budget-ms", "greater than 0"]),
     ([], {**CPU, "budget_ms": [float("inf")]}, ["--budget-ms", "finite"]),
     (["prune=leaves"], CPU, ["prune=leaves", "'blocks' or 'layers'"]),
+    ([], {**CPU, "exits.method": "bost"}, ["--exits: ", "'boost'", "'bost'"]),
     ([], {**CPU, "selector": "magic"}, ["--selector", "'evolution', 'bayes' or 'random'", "'magic'"]),
     (["objective=mnas-soft"], CPU, ["mnas-soft has no effect with selector=ilp", "evolution or bayes"]),
     (["judge_images=0"], CPU, ["judge_images=0", "greater than or equal to 1"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,9 +28,10 @@ def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
         axes.tick_params(axis="x", which="minor", labelsize=7, rotation=45)
-        axes.set_xlabel(f"predicted latency on {target} (ms)")
+        device = Path(target).name  # a table of the user's is named by its path
+        axes.set_xlabel(f"predicted latency on {device} (ms)")
         axes.set_ylabel("test accuracy (%)")
-        axes.set_title(f"{front['space']} on {target}" + (" (numbers: input size)" if front.get("sizes") else ""))
+        axes.set_title(f"{front['space']} on {device}" + (" (numbers: input size)" if front.get("sizes") else ""))
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", fontsize=8)
     figure.savefig(file, format="png")
