@@ -122,6 +122,12 @@ def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | No
         return _front(path, pipeline.search(resolved, here, progress or Progress()))
 
 
+def front(run: Path | str) -> Front:
+    """The picks of a finished search, wherever it was made. Raises UserError for a run that is not that far."""
+    here = Run.existing(run)
+    return _front(here.path, here.read_json("front.json"))
+
+
 def select(run: Path | str, target: str | Sequence[str] = (), budget_ms: Sequence[float] = (), *,
            together: Mapping[str, float] | None = None, max_params: float | None = None,
            max_macs: float | None = None, points: int | None = None, fine_tune: bool = False,

@@ -82,6 +82,12 @@ def _of(path: Path) -> Iterator[None]:
         raise
 
 
+def copy(source: Path, path: Path) -> None:
+    """Atomic ``shutil.copy``; one onto itself changes nothing."""
+    content = source.read_bytes()
+    write_atomic(path, lambda file: file.write(content))
+
+
 def write_text(path: Path, text: str) -> None:
     """Atomic ``Path.write_text``."""
     write_atomic(path, lambda file: file.write(text.encode()))

@@ -43,6 +43,11 @@ def test_the_front_is_that_of_the_run(found: api.Front, folder: Path) -> None:
     assert first.ms == {"gpu-v100": card["ms"]} and first.measured_ms == {"gpu-v100": None}
     assert (first.accuracy, first.macs, first.arch.id) == (card["accuracy"], card["macs"], first.id)
     assert search(folder) == found  # the same call finds it finished
+    assert api.front(folder / "run") == found and api.front(str(folder / "run")).front[0].id == first.id
+    (folder / "half").mkdir(exist_ok=True)
+    (folder / "half" / "config.json").write_bytes((folder / "run" / "config.json").read_bytes())
+    with pytest.raises(UserError, match=r"front\.json: missing; this run is not that far"):
+        api.front(folder / "half")
 
 
 def test_the_network_is_the_exported_one(found: api.Front) -> None:

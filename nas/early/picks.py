@@ -13,7 +13,19 @@ import torch
 from nas.arch import Arch
 from nas.deliver import metadata_of, one_or_all
 from nas.early.price import known_exit_ms
-from nas.early.serve import CARD, THRESHOLDS, Trained, Wishes, chosen, compared, measured, timed_here, write
+from nas.early.serve import (
+    CARD,
+    CLASSES,
+    PICTURES,
+    THRESHOLDS,
+    Trained,
+    Wishes,
+    chosen,
+    compared,
+    measured,
+    timed_here,
+    write,
+)
 from nas.early.train import load, train, with_exits
 from nas.errors import UserError
 from nas.exits import choice
@@ -22,6 +34,7 @@ from nas.exits.export import check, export
 from nas.exits.methods import method as make
 from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import Policy
+from nas.files import copy
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import check_all
 from nas.latency.table import LatencyTable
@@ -58,15 +71,21 @@ def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recip
 
 
 def export_exits(scene: Scene, card: dict[str, Any], place: str, folder: Path) -> dict[str, Any]:
-    """The files of a card with exits, written anew and compared with PyTorch on random inputs."""
+    """The files of a card with exits, written anew and compared with PyTorch on random inputs.
+
+    Thresholds, classes, pictures and card, which images made, are copied.
+    """
     method, full = rebuilt(scene, card, place)
     kept = [full.exits.index(slot) for slot in card["exits"]]
     network = MultiExit(Kept(method.net.net, kept), method.net.combine.kept(kept)).eval()
+    own = scene.run.file(card["onnx"]).parent
     policy = Policy.from_json(scene.run.read_json(str(Path(card["onnx"]).parent / THRESHOLDS)))
     arch = replace(full, exits=())
     size, in_ch = scene.layout.task.size, scene.layout.task.in_ch
     written = export(network, folder, in_ch=in_ch, size=size, policy=policy,
                      metadata={**metadata_of(scene, arch), "exit_method": scene.config.exits.method})
+    for name in (THRESHOLDS, CLASSES, CARD, *PICTURES):
+        copy(own / name, folder / name)
     inputs = torch.randn(RANDOM, in_ch, size, size, generator=torch.Generator().manual_seed(0))
     return {"onnx": str(folder / written["onnx"]), **compared(folder, network, policy, inputs)}
 

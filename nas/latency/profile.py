@@ -26,10 +26,12 @@ import torch
 import nas
 from nas import genome
 from nas.errors import UserError
+from nas.files import folder
 from nas.latency.agreement import agreement, kendall, mape, note
 from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator
 from nas.latency.context import Context
 from nas.latency.correction import correct
+from nas.latency.costs import LOCAL
 from nas.latency.devices import opened
 from nas.latency.fresh import fresh
 from nas.latency.table import HEADS, OWN, LatencyTable, Row
@@ -178,14 +180,19 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def _open(path: Path, device: Device | Estimator, remeasure: bool) -> LatencyTable:
-    """The table so far, or a new one; rows of two machines never share a file."""
+    """The table so far, or a new one; rows of two machines never share a file.
+
+    A table of the user hides the shipped one of its name, so it begins with the rows of that.
+    """
     conditions = device.conditions()
     meta = {**conditions, "align": device.align, "date": datetime.date.today().isoformat(), "commit": _commit()}
-    if not path.exists():
+    begun = path if path.exists() or path.parent != LOCAL else folder("latency_tables") / path.name
+    if not begun.exists():
         return LatencyTable(path.stem, {**meta, **_notes({})}, path=path)
-    table = LatencyTable.load(path)
+    table = LatencyTable.load(begun)
+    table.path = path
     differing = [key for key in SAME if table.meta.get(key) != conditions.get(key)]
-    if differing and not remeasure:
+    if differing and not remeasure and begun == path:
         key = differing[0]
         raise UserError(f"{path}: {key} was {table.meta.get(key)!r} and is {conditions.get(key)!r} now: write to "
                         "another file with --out, or measure all of it anew with --remeasure")

@@ -103,7 +103,9 @@ def test_export_writes_exits_anew(finished: tuple[Path, dict[str, Any]], tmp_pat
     assert file["relative_diff"] < 1e-4 and file["predicted_ms"] == card["ms"] and file["compared"] == 64
     old = onnx.load(finished[0] / card["onnx"]).SerializeToString()
     assert onnx.load(file["onnx"]).SerializeToString() == old
-    assert (tmp_path / card["id"] / "runtime.py").is_file()
+    names = {path.name for path in (finished[0] / card["onnx"]).parent.iterdir()} - {"exits.safetensors"}
+    assert {"runtime.py", "card.json", "thresholds.json", "classes.txt", "curve.png"} <= names  # as docs/exits.md says
+    assert names <= {path.name for path in (tmp_path / card["id"]).iterdir()}
     with pytest.raises(UserError, match=f"has early exits, which --format tflite does not; --arch {card['of']}"):
         pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")  # type: ignore[arg-type]
 

@@ -186,6 +186,23 @@ def test_rows_of_two_machines_never_share_a_table(tiny: Layout, tmp_path: Path) 
     assert LatencyTable.load(path).meta["processor"] == "cogs"
 
 
+def test_a_table_that_hides_a_shipped_one_begins_with_its_rows(tiny: Layout, tiny_space: Space, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped, own = tmp_path / "shipped", Path("latency_tables") / "clockwork.json"
+    monkeypatch.setattr(profile_module, "folder", lambda kind: shipped)
+    monkeypatch.chdir(tmp_path)
+    there = profile(tiny, shipped / own.name, device=Clockwork())["rows"]
+    before = (shipped / own.name).read_bytes()
+    other = layout(tiny_space, Task(32, 3, 4))
+    assert profile(other, own, device=Clockwork())["rows"] > there  # at another size: none is measured twice
+    assert LatencyTable.load(own).missing(candidates(tiny)) == [] and (shipped / own.name).read_bytes() == before
+    elsewhere = profile(other, tmp_path / own.name, device=Clockwork())
+    assert elsewhere["rows"] == elsewhere["measured"]  # with a path of its own it hides nothing
+    own.unlink()
+    fresh = profile(other, own, device=Clockwork("cogs"))
+    assert fresh["rows"] == fresh["measured"]  # rows of two machines never share a table
+
+
 def test_a_difference_below_zero_becomes_the_operator_alone_and_is_flagged(tiny: Layout, tmp_path: Path) -> None:
     result = profile(tiny, tmp_path / "t.json", device=Clockwork(slack=0.19))
     table = LatencyTable.load(tmp_path / "t.json")
