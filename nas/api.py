@@ -35,7 +35,7 @@ from nas.picks import load_weights
 from nas.progress import Progress
 from nas.run import Run
 from nas.scene import recorded_scene
-from nas.settings import settings_of
+from nas.settings import searched, settings_of
 from nas.space import Space
 from nas.stages.bounds import Bounds
 
@@ -116,7 +116,7 @@ def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | No
         flags["exits.method"] = flags.pop("exits")
     resolved = spread(resolve(Path(config) if config else None, words, flags), processes())
     path = Path(run) if run else default_run_dir(resolved)
-    if not path.exists():
+    if Run.fresh(path):
         pipeline.refuse(resolved)  # before a directory is made
     with Run.begun(path, resolved.to_json(), FREE) as here:
         return _front(path, pipeline.search(resolved, here, progress or Progress()))
@@ -139,7 +139,7 @@ def select(run: Path | str, target: str | Sequence[str] = (), budget_ms: Sequenc
     here = Run.existing(run)
     targets = [target] if isinstance(target, str) else list(target)
     with here.lock():
-        found = pipeline.select(here, targets or list(here.config["target"]), budget_ms, progress or Progress(),
+        found = pipeline.select(here, targets or list(searched(here).target), budget_ms, progress or Progress(),
                                 fine_tune, Memory(sram_kb, flash_kb),
                                 Bounds.of(max_params, max_macs, dict(together or {})), points)
     return _front(here.path, found)

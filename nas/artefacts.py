@@ -132,6 +132,9 @@ class Images(_Kept):
     fingerprint: str
 
 
+Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
+
+
 class Splits(_Kept):
     """``splits.json``: numbers of the images."""
 
@@ -174,7 +177,8 @@ _FILES: tuple[tuple[str, Any], ...] = (
     (r"(selections/[^/]+/)?front\.json", Front), (r"(selections/[^/]+/)?picks\.json", Picks), (r"arch\.json", Genotype),
     (f"{_ARCH}arch\\.json", Genotype), (f"{_ARCH}card\\.json", Card),
     (f"{_ARCH}exits/card\\.json", Card | None),  # None: no exits keep within the limits
-    (f"{_ARCH}exits/thresholds\\.json", ExitPolicy), (r"data\.json", Images), (r"splits\.json", Splits))
+    (f"{_ARCH}exits/thresholds\\.json", ExitPolicy), (r"data\.json", Images), (r"splits\.json", Splits),
+    (r"tables\.json", dict[str, Table]))
 _KINDS = [(re.compile(pattern), TypeAdapter[Any](kind)) for pattern, kind in _FILES]
 
 

@@ -74,7 +74,7 @@ class Run:
 
         So the mended command may use the same directory. A run that has an artefact of ``worth`` is kept, too.
         """
-        fresh = not Path(path).exists()
+        fresh, there = Run.fresh(path), Path(path).exists()
         run = Run.open(path, config, free)
         with run.lock():  # whoever fails to get it removes nothing: another process has begun
             try:
@@ -82,7 +82,14 @@ class Run:
             except UserError:
                 if fresh and not (run.events("epoch") or run.events("finetune") or any(map(run.has, worth))):
                     shutil.rmtree(run.path)
+                    if there:  # empty, as the user made it
+                        run.path.mkdir()
                 raise
+
+    @staticmethod
+    def fresh(path: Path | str) -> bool:
+        """Whether nothing is there, or an empty directory."""
+        return not Path(path).exists() or (Path(path).is_dir() and not any(Path(path).iterdir()))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from nas.space import Space
 from nas.train import loop
 from nas.train.data import Data, description, load, recorded
 
+TABLES = "tables.json"  # of a run: its copy of each target that is a path
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -111,7 +113,7 @@ def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: boo
     run_ops.demand(run)
     data = _images(config, run) if images else recorded(run.read_json("data.json"))
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
-    costs = {target: cost_models.load(str(run.file(f"tables/{label(target)}.json"))) for target in targets}
+    costs = {target: cost_models.load(str(run.file(kept_table(run, target)))) for target in targets}
     device = loop.device_of(config.train_on)
     return _one([Scene(config, run, data.at(size), plan, costs, {}, device) for size, plan in plans.items()])
 
@@ -281,7 +283,8 @@ def _same_data(run: Run, data: Data) -> None:
 
 def _costs(target: str, config: Config, run: Run, plans: Sequence[Layout], progress: Progress) -> Costs:
     """The run's copy of the target's file; at first use it is found, completed if it is this machine's, and copied."""
-    name = f"tables/{label(target)}.json"
+    here = Path(target).is_file() and target not in config.target  # a file that the run does not stand on
+    name = f"tables/{label(target)}.json" if here else kept_table(run, target)
     if run.has(name):
         kept = cost_models.load(str(run.file(name)))
         if not any(_lacks(kept, plan) for plan in plans):
@@ -291,6 +294,8 @@ def _costs(target: str, config: Config, run: Run, plans: Sequence[Layout], progr
         _require(path, config, plan)
     progress.note(f"costs of {target}: {path}")
     run.write(name, lambda file: file.write(path.read_bytes()))
+    if target.endswith(".json"):
+        run.write_json(TABLES, {**(run.read_json(TABLES) if run.has(TABLES) else {}), target: name})
     return cost_models.load(str(run.file(name)))
 
 
@@ -306,6 +311,18 @@ def label(target: str) -> str:
     if not target.endswith(".json"):
         return target
     return f"{Path(target).stem}-{hashlib.sha256(str(Path(target).resolve()).encode()).hexdigest()[:6]}"
+
+
+def kept_table(run: Run, target: str) -> str:
+    """The run's copy of a target's file: by what the target was called then, as its path may lead elsewhere now."""
+    own = f"tables/{label(target)}.json"
+    if not target.endswith(".json"):
+        return own
+    if run.has(TABLES):
+        named = run.read_json(TABLES).get(target)
+        return named if named and run.has(named) else own
+    alike = [path for path in run.file("tables").glob("*.json") if path.stem[:-7] == Path(target).stem]
+    return f"tables/{alike[0].name}" if len(alike) == 1 and not run.has(own) else own  # of a run before TABLES was
 
 
 def _lacks(costs: Costs, plan: Layout) -> bool:

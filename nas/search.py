@@ -73,6 +73,9 @@ def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
               for target in config.target}
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
         training = supernet.train(scene, limits, group, progress)
+    if config.max_ms is not None:  # bounds the picks for the other targets, too
+        kept = within(training.supernet.layout, scene.footprints)
+        limits |= {target: reachable(scene, kept, target, [], config.budgets, NOTHING) for target in config.target[1:]}
     picks = run.stage("picks.json", lambda: selection.choose(scene, training, limits, "", progress))
     return _finish(scene, training, picks, "", True, progress)
 
@@ -138,7 +141,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
     if kind != "onnx":
-        fronts = {place: _without_exits(front, kind, arch_id) for place, front in fronts.items()}
+        fronts = _without_exits(fronts, kind, arch_id)
     place, wanted = find(fronts, arch_id, budget_ms)
     scene = recorded_scene(config, run, targets_of(fronts[place]), images=kind not in ("onnx", "features"))
     cards = {card["id"]: card for card in cards_of(fronts[place])}
@@ -159,20 +162,23 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     return {"files": files}
 
 
-def _without_exits(front: dict[str, Any], kind: str, arch_id: str | None) -> dict[str, Any]:
-    """A front whose picks have no exits: the files of those are float. One that exits dominate is as good as another.
+def _without_exits(fronts: dict[str, dict[str, Any]], kind: str, arch_id: str | None) -> dict[str, dict[str, Any]]:
+    """Fronts of picks without exits: the files of those are float. One that exits dominate is as good as another.
 
-    Raises UserError where the one that was asked for has exits, and where all have.
+    Raises UserError where the one that was asked for has exits, and where all of the search have.
     """
-    for card in cards_of(front):
-        if card["exits"] and card["id"] == arch_id:
-            raise UserError(f"--arch {arch_id}: has early exits, which --format {kind} does not; --arch "
-                            f"{card['of']} is the same network without")
-    plain = [card for card in cards_of(front) if not card["exits"]]
-    if not plain:
-        raise UserError(f"--format {kind}: has no early exits, and all picks of this run have; --format onnx writes "
-                        "them")
-    return {**front, "front": plain, "dominated": []}
+    plain = {}
+    for place, front in fronts.items():
+        for card in cards_of(front):
+            if card["exits"] and card["id"] == arch_id:
+                raise UserError(f"--arch {arch_id}: has early exits, which --format {kind} does not; --arch "
+                                f"{card['of']} is the same network without")
+        own = [card for card in cards_of(front) if not card["exits"]]
+        if arch_id is None and not place and cards_of(front) and not own:
+            raise UserError(f"--format {kind}: has no early exits, and all picks of this run have; --format onnx "
+                            "writes them")
+        plain[place] = {**front, "front": own, "dominated": []}
+    return plain
 
 
 def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:

@@ -52,7 +52,7 @@ def compare(
         configs: list[Config] = [resolve(None, overrides or [], {**flags, "space": name}) for name in spaces]
         settings = comparison.settings(configs, networks)
         path = run or comparison.default_run_dir(settings)
-        if not path.exists():
+        if Run.fresh(path):
             comparison.check(configs)  # before a directory is made
         with Run.begun(path, settings, FREE, worth=["budgets.json"]) as here:
             return comparison.compare(configs, networks, here, Progress())

@@ -73,6 +73,8 @@ def exits(
         if Path(model).is_dir():
             if data is not None or size is not None or weights is not None:
                 raise UserError("--data, --size and --weights: a run has its own; --images takes other images")
+            if limit is not None and images is None:
+                raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
             one = models.pick(Run.existing(model), arch, target, images is None, progress, data_dir)
             place = out or Path(model) / "exits" / f"{one.name}-{method}"
         else:

@@ -77,7 +77,7 @@ def search(
         path = run or default_run_dir(settings)
         from nas import search as pipeline
 
-        if not path.exists():
+        if Run.fresh(path):
             pipeline.refuse(settings)  # before a directory is made
         with Run.begun(path, settings.to_json(), FREE) as here:
             return pipeline.search(settings, here, Progress())
@@ -112,9 +112,13 @@ def select(
         with existing(run) as (here, progress):
             from nas import search as pipeline
             from nas.footprint import Memory
+            from nas.settings import searched
             from nas.stages.bounds import Bounds
 
-            targets = target or list(here.config["target"])
+            if workers > 1 and not storage:
+                raise UserError(f"--workers {workers}: they share evaluations through a --storage; give one, for "
+                                "example sqlite:///evaluations.db")
+            targets = target or list(searched(here).target)
             if len(together) == 1 and targets[0] in together:  # a budget of the only one there is
                 budgets, together = sorted({*budgets, *together.values()}), {}
             return pipeline.select(here, targets, budgets, progress, fine_tune, Memory(sram_kb, flash_kb),

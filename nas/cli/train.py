@@ -63,7 +63,7 @@ def train(
             settings = settings.model_copy(update={
                 "arch": given.id, **{key: value for key, value in own.items() if key not in asked}})
         path = run or default_run_dir(settings)
-        if not path.exists():
+        if Run.fresh(path):
             baseline.refuse(settings)  # before a directory is made
         with Run.begun(path, settings.to_json(), FREE) as here:
             return baseline.train(settings, here, given, Progress())

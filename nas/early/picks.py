@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nas import genome
 from nas.arch import Arch
 from nas.deliver import metadata_of, one_or_all
 from nas.early.price import known_exit_ms
@@ -32,7 +33,7 @@ from nas.exits import choice
 from nas.exits.base import Method
 from nas.exits.export import check, export
 from nas.exits.methods import method as make
-from nas.exits.net import Kept, MultiExit
+from nas.exits.net import Kept, MultiExit, Network
 from nas.exits.policy import Policy
 from nas.files import copy
 from nas.latency.devices.onnxruntime import clock
@@ -42,6 +43,7 @@ from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
 from nas.progress import Progress
 from nas.scene import Scene
+from nas.subnet import build
 from nas.train import loop
 from nas.train.finetune import Recipe
 
@@ -50,13 +52,28 @@ RANDOM = 64  # inputs on which an export without images is compared with PyTorch
 
 
 def refuse(scene: Scene) -> None:
-    """Raises UserError for a space without places for exits and for targets whose files have none."""
+    """Raises UserError for what no exits come of: places, targets, epochs and settings of the method."""
     if not scene.layout.exits:
         raise UserError(f"--exits {scene.config.exits.method}: {scene.layout.space} has no stride change behind its "
                         f"first slot at {scene.layout.task.size} pixels")
     int8 = [t for t, costs in scene.costs.items() if isinstance(costs, LatencyTable) and costs.int8_on_cpu]
     if int8:
         raise UserError(f"--exits {scene.config.exits.method}: files with exits are float, and {int8[0]} is int8")
+    options, some = scene.config.exits, genome.smallest(scene.layout)
+    if scene.config.train.finetune_epochs == 0:
+        raise UserError(f"--exits {options.method}: exits are trained with fine-tuned picks, and "
+                        "train.finetune_epochs=0: leave one of them out")
+    with loop.seeded(scene.seed):
+        least = _phases(scene, build(scene.layout, _with_all(scene, some)))
+    if options.epochs is not None and options.epochs < least:
+        raise UserError(f"exits.epochs={options.epochs}: {options.method} trains in {least} phases, each an epoch at "
+                        "least")
+
+
+def _phases(scene: Scene, net: Network) -> int:
+    """Of the method around a network with all exits. Raises UserError for settings that it refuses."""
+    options = scene.config.exits
+    return make(options.method, net, **options.settings).phases()
 
 
 def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recipe: Recipe,
@@ -113,15 +130,19 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
     except UserError as error:
         progress.note(f"{arch.id}: no exits: {error}")
         return None
-    learned = replace(recipe, epochs=options.epochs if options.epochs is not None else max(1, recipe.epochs))
+    with loop.seeded(scene.seed):
+        least = _phases(scene, net)
+    learned = replace(recipe, epochs=options.epochs if options.epochs is not None else max(least, recipe.epochs))
     method = train(arch.id, loop.placed(net, scene.device), data, learned, scene.run, name, scene.seed, scene.device,
                    progress, method=options.method, settings=options.settings)
     views = list(loop.views(data.select, scene.config.train.augment or data.augment, scene.seed))
     trained = Trained.of(method, data, scene.device, options.confidence, views)
     pieces = {target: choice.pieces(plan(scene.layout, full), costs.ms_many, known_exit_ms(costs))
               for target, costs in scene.costs.items()}
-    first = next(iter(pieces))
-    limit = scene.config.max_ms if first == scene.config.target[0] else None  # that is of the run's first target
+    first, limit = next(iter(pieces)), scene.config.max_ms
+    if limit is not None:  # that is of the run's first target
+        bounded = next(iter(scene.config.target), "")
+        first, limit = (bounded, limit) if bounded in pieces else (first, None)
     wishes = Wishes(options.confidence, options.rule, None, options.lose / 100, plain["select_accuracy"], limit)
     try:
         served = chosen(trained, pieces[first], wishes)

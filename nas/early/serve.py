@@ -112,9 +112,14 @@ def chosen(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequence[int]
         kept, point = choice.choose(said, pieces, budget_ms=wishes.budget_ms, accuracy=least, max_ms=wishes.max_ms)
     prefix, predictions = pieces.prefix_ms(kept), said.predictions(kept)
     assert predictions is not None
-    sure, right = said.sure(predictions)
-    budget = wishes.budget_ms or (point or choice.cheapest(sure, right, prefix, least)).mean_ms
-    made = calibrate(predictions, said.labels, prefix, budget, kind=wishes.kind, rule=wishes.rule)
+    budget = wishes.budget_ms
+    if budget is not None:
+        point = None  # the rule finds its own
+    else:
+        if point is None or wishes.rule != "search":  # subsets were compared by searched thresholds
+            point = choice.cheapest(*said.sure(predictions), prefix, least, wishes.rule)
+        budget = point.mean_ms
+    made = calibrate(predictions, said.labels, prefix, budget, kind=wishes.kind, rule=wishes.rule, found=point)
     tested = trained.test.predictions(kept)
     assert tested is not None
     confidence, fits = judged(made, tested, trained.test.labels)

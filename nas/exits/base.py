@@ -107,6 +107,9 @@ def method(name: str, net: Network, **values: Any) -> Method:
     known = settings(name)
     if unknown := sorted(values.keys() - known.keys()):
         raise UserError(f"exits: {name}: unknown setting {unknown[0]!r}; {nearest(unknown[0], known)}")
+    for key, value in values.items():
+        if isinstance(known[key], int | float) and not isinstance(value, int | float):
+            raise UserError(f"exits: {name}: {key}: expected a number, got {value!r}")
     try:
         return _METHODS[name](net, **values)
     except ValueError as error:

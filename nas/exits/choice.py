@@ -143,16 +143,17 @@ def crossed(said: Said, kept: Sequence[int], prefix_ms: Array, budget_ms: float)
                  max(p.worst_ms for p in points), float(mean["accuracy"]))
 
 
-def cheapest(sure: Array, right: Array, prefix_ms: Array, accuracy: float) -> Point:
-    """The smallest mean latency whose searched thresholds are at least as right as ``accuracy``; else the most right.
+def cheapest(sure: Array, right: Array, prefix_ms: Array, accuracy: float, rule: str = "search") -> Point:
+    """The smallest mean latency whose thresholds, set by the rule, are as right as ``accuracy``; else the most right.
 
-    By bisection of the budget: more of it is never less accurate on these images.
+    By bisection of the budget: more of it is never less accurate on these images with searched thresholds, and seldom
+    with others.
     """
-    low, high = float(prefix_ms[0]), float(prefix_ms[-1])
-    best = policy.by_search(sure, right, prefix_ms, high)
+    low, high, set_by = float(prefix_ms[0]), float(prefix_ms[-1]), policy.RULES[rule]
+    best = set_by(sure, right, prefix_ms, high)
     for _ in range(6):
         middle = (low + high) / 2
-        point = policy.by_search(sure, right, prefix_ms, middle)
+        point = set_by(sure, right, prefix_ms, middle)
         if point.accuracy >= accuracy - FINE:
             best, high = (point if point.mean_ms <= best.mean_ms or best.accuracy < accuracy else best), middle
         else:

@@ -192,11 +192,12 @@ def temperatures(logits: Array, labels: Array) -> Array:
 
 
 def calibrate(logits: Array, labels: Array, prefix_ms: Array, budget_ms: float, *, kind: str = "max-softmax",
-              rule: str = "search", tempered: bool = True, points: int = 9) -> Policy:
+              rule: str = "search", tempered: bool = True, points: int = 9, found: Point | None = None) -> Policy:
     """Thresholds for a mean latency of at most ``budget_ms`` from held-out logits [exits, n, classes] and labels [n].
 
-    ``points`` further budgets between the first exit and the head are kept, to change to at run time. Raises UserError
-    for an unknown ``kind`` or ``rule``, and where the first exit alone takes longer.
+    ``points`` further budgets between the first exit and the head are kept, to change to at run time. ``found``: the
+    thresholds that were found before on the same images. Raises UserError for an unknown ``kind`` or ``rule``, and
+    where the first exit alone takes longer.
     """
     for what, name, known in (("confidence", kind, CONFIDENCES), ("rule", rule, tuple(RULES))):
         if name not in known:
@@ -204,13 +205,15 @@ def calibrate(logits: Array, labels: Array, prefix_ms: Array, budget_ms: float, 
     divisors = temperatures(logits, labels) if tempered else np.ones(len(logits))
     confidence, right = confidences(kind, logits, divisors), logits.argmax(-1) == labels
 
+    def shipped(point: Point) -> Point:
+        return replace(point, thresholds=tuple(map(float, between(confidence, point.thresholds))))
+
     def point(budget: float) -> Point:
-        found = RULES[rule](confidence, right, prefix_ms, budget)
-        return replace(found, thresholds=tuple(map(float, between(confidence, found.thresholds))))
+        return shipped(RULES[rule](confidence, right, prefix_ms, budget))
 
     budgets = np.linspace(prefix_ms[0], prefix_ms[-1], points)
-    return Policy(kind, tuple(map(float, divisors)), tuple(map(float, prefix_ms)), len(labels), point(budget_ms),
-                  tuple(point(float(budget)) for budget in budgets))
+    return Policy(kind, tuple(map(float, divisors)), tuple(map(float, prefix_ms)), len(labels),
+                  shipped(found) if found else point(budget_ms), tuple(point(float(budget)) for budget in budgets))
 
 
 def between(confidence: Array, thresholds: Sequence[float] | Array) -> Array:

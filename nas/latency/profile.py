@@ -9,7 +9,9 @@ yardstick of its own, so that hours of different load fit together (``nas.latenc
 from __future__ import annotations
 
 import datetime
+import fcntl
 import hashlib
+import os
 import random
 import subprocess
 import time
@@ -61,10 +63,11 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
 
     ``precision`` is ``fp32`` (default) or ``int8`` on the CPU. Returns ``table``, ``rows``, ``measured``, ``flagged``,
     ``correction``, ``knot_error`` and ``validation`` (or None).
-    Raises UserError for an unknown device and for a table that was measured under other conditions.
+    Raises UserError for an unknown device, and for a table that was measured under other conditions or is being filled
+    by another process.
     """
-    with one_torch_thread():
-        device = opened(device, threads, batch, precision) if isinstance(device, str) else device
+    device = opened(device, threads, batch, precision) if isinstance(device, str) else device
+    with one_torch_thread(), _alone(table_path):
         table = _open(table_path, device, remeasure)
         keys = candidates(layout)
         if code := hashes(key.op.name for key in keys):
@@ -166,6 +169,24 @@ def _label(layout: Layout) -> str:
     """Space, size and a digest of the operators: a restricted or edited space is another one, exits or not."""
     digest = hashlib.sha256(repr(candidates(replace(layout, exits=()))).encode()).hexdigest()[:6]
     return f"{layout.space} at {layout.task.size} ({digest})"
+
+
+@contextmanager
+def _alone(table_path: Path) -> Iterator[None]:
+    """Two processes would lose each other's rows, and slow each other down. Raises UserError with who fills it."""
+    table_path.parent.mkdir(parents=True, exist_ok=True)
+    with (table_path.parent / f".{table_path.name}.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{table_path}: is being filled by process {holder}; wait for it, or write to another file "
+                            "with --out") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 @contextmanager

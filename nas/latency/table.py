@@ -100,6 +100,9 @@ class LatencyTable:
         if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
             raise UserError(f"{path}: meta: {EXIT_MS} must be a number of milliseconds from 0, got {asked!r}; profile "
                             "with --exits again")
+        for what in ("threads", "batch"):
+            if (count := meta.get(what)) is not None and (type(count) is not int or count < 1):
+                raise UserError(f"{path}: meta: {what} must be a whole number from 1, got {count!r}")
         table = LatencyTable(name, meta, path=path)
         for number, item in enumerate(rows, 1):
             row = _row(item, f"{path}: row {number}")

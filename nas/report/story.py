@@ -18,7 +18,7 @@ from nas.latency.costs import Costs
 from nas.latency.costs import load as load_costs
 from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
 from nas.run import Run
-from nas.scene import checked_space, label
+from nas.scene import checked_space, kept_table
 from nas.settings import settings_of
 from nas.show import targets_of
 from nas.train.search_loop import default_epochs
@@ -89,7 +89,7 @@ class _Teller:
         return self.layouts.get(arch.size, self.layout)
 
     def _costs(self, target: str) -> Costs | None:
-        name = f"tables/{label(target)}.json"
+        name = self._try(kept_table, self.run, target) or ""
         return self._try(load_costs, str(self.run.file(name))) if self.run.has(name) else None
 
     def _fronts(self) -> list[tuple[str, dict[str, Any]]]:

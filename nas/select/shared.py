@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -26,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.arch import Arch
 from nas.errors import UserError
-from nas.select.evaluation import Evaluation
+from nas.select.evaluation import Evaluation, gone
 
 HEARTBEAT_S, GRACE_S = 15, 60  # of a worker that evaluates; after so long without one it is taken for gone
 POLL_S = 0.1
@@ -65,19 +66,25 @@ class Board:
         for arch in archs:
             failed = [t for t in trials if t.user_attrs[_ID] == arch.id and _ERROR in t.user_attrs]
             if len(failed) >= TRIES:
-                raise UserError(f"{arch.id}: {TRIES} evaluations of it failed: {failed[-1].user_attrs[_ERROR]}")
+                raise UserError(f"{arch.id}: {TRIES} evaluations of it failed: {failed[-1].user_attrs[_ERROR]}; the "
+                                "storage keeps that: once it is mended, give another --storage (what this run judged "
+                                "stays known)")
             if arch.id not in live:
                 attrs = {_ID: arch.id, _ARCH: json.dumps(arch.to_json())}
                 self._storage.create_new_trial(self._id, create_trial(state=TrialState.WAITING, user_attrs=attrs))
 
     def release(self, worker: str | None = None) -> None:
-        """Gives up what a worker that is gone was at; without a name, what no heartbeat came from for long."""
-        for trial in self._trials(TrialState.RUNNING):
-            if worker is not None and trial.user_attrs.get(_WORKER) == worker:
-                with contextlib.suppress(UpdateFinishedTrialError):
-                    self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        """Gives up what a worker that is gone was at; without a name, what no heartbeat came from for long.
+
+        A journal has no heartbeats: there, what processes of this machine were at that are no more.
+        """
         if worker is None and isinstance(self._storage, RDBStorage):
             fail_stale_trials(self._study)
+            return
+        for trial in self._trials(TrialState.RUNNING):
+            if trial.user_attrs.get(_WORKER) == worker if worker is not None else _gone(trial):
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def work(self, evaluate: Callable[[Arch], Evaluation], worker: str) -> bool:
         """Takes one network that waits, if there is one, and evaluates it; says whether there was."""
@@ -157,8 +164,17 @@ class Board:
             thread.join()
 
 
+def _gone(trial: FrozenTrial) -> bool:
+    """Whether who took it is known to have ended, or did not come to write its name."""
+    if (worker := trial.user_attrs.get(_WORKER)) is not None:
+        return gone(str(worker))
+    return trial.datetime_start is not None and (datetime.now() - trial.datetime_start).total_seconds() > GRACE_S
+
+
 def _opened(url: str) -> BaseStorage:
     """Raises UserError for a URL that no storage answers to."""
+    if url in ("sqlite://", "sqlite:///:memory:"):
+        raise UserError(f"--storage {url}: is in the memory of one process; write sqlite:///FILE")
     warnings.filterwarnings("ignore", category=ExperimentalWarning, module="optuna|nas.select.shared")  # heartbeats
     try:
         if url.startswith("journal:"):

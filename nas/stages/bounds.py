@@ -58,14 +58,20 @@ NOTHING = Bounds()
 
 def bounded(scene: Scene, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
     """The selection problem of ``targets``, with a cost for each count that is limited."""
-    one = problem(scene, layout, targets)
+    one = problem(scene, layout, [*targets, *_worst(scene, targets)])
     return replace(one, costs=(*one.costs, *(_count(layout, name) for name in bounds.counts)))
 
 
 def all_bounds(scene: Scene, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:
     """Limits beside milliseconds, by the name of the cost."""
     memory = {name: value for target in targets for name, value in memory_bounds(scene, target).items()}
-    return {**memory, **bounds.counts}
+    return {**memory, **_worst(scene, targets), **bounds.counts}
+
+
+def _worst(scene: Scene, targets: Sequence[str]) -> dict[str, float]:
+    """``max_ms`` of the run's first target for picks that are for others; its own have no budget above it."""
+    first, most = scene.config.target[0] if scene.config.target else "", scene.config.max_ms
+    return {first: most} if most is not None and first in scene.costs and first not in targets else {}
 
 
 def reachable(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[float], count: int,
@@ -74,7 +80,8 @@ def reachable(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
 
     Raises UserError for a budget or a count that is out of reach, with the smallest value that is not.
     """
-    if not bounds.counts:
+    worst = _worst(scene, [target])
+    if not bounds.counts and not worst:
         return limits_of(scene, layout, target, budget_ms, count)
     limits = all_bounds(scene, [target], bounds)
     every = within_reach([bounded(at, resized(layout, at.size), [target], bounds) for at in scene.every], limits)
@@ -84,7 +91,8 @@ def reachable(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
     ends = up_to_max(scene.config, target, (least, most), budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
-            within = " and ".join(f"{name} {value:g}" for name, value in bounds.counts.items())
+            kept = {**bounds.counts, **{f"--max-ms on {name}": value for name, value in worst.items()}}
+            within = " and ".join(f"{name} {value:g}" for name, value in kept.items())
             raise UserError(below(ms, budget, ends[0], f"with {within}; raise one of them"))
     return sorted(budget_ms) or budgets(every[0], count, ends)
 

@@ -72,7 +72,7 @@ def choose(scene: Scene, training: search_loop.SupernetTraining, limits: dict[st
             if scene.others:  # of several sizes, by loss; what is not a number comes last
                 archs = sorted(archs, key=lambda arch: (not np.isfinite(losses[arch]), losses[arch]))
             if archs:
-                budgets.append(_pick(problems, ms, archs))
+                budgets.append(_pick(problems, ms, archs, losses))
     scene.run.log("selection", place=place, rank_agreement=agreement, held_out=held_out)
     return {"budgets": budgets, "rank_agreement": agreement, "held_out": held_out, "selector": config.selector}
 
@@ -88,12 +88,17 @@ def _answers(scene: Scene, training: search_loop.SupernetTraining, asking: Askin
     return answers, judge, scores
 
 
-def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence[Arch]) -> dict[str, Any]:
-    """The first that takes its share of some budget; one budget is a number, several together are an object."""
+def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence[Arch],
+          losses: Mapping[Arch, float]) -> dict[str, Any]:
+    """The first that takes its share of some budget; one budget is a number, several together are an object.
+
+    What is not a number comes last among the answers, and has no such claim.
+    """
     def cost(arch: Arch, target: str) -> float:
         return problems[arch.size].cost(arch, target)
 
-    best = next((arch for arch in archs if any(cost(arch, t) >= USED * bound for t, bound in ms.items())), archs[0])
+    claims = (arch for arch in archs if np.isfinite(losses.get(arch, 0.0)))
+    best = next((arch for arch in claims if any(cost(arch, t) >= USED * bound for t, bound in ms.items())), archs[0])
     found, together = {target: cost(best, target) for target in ms}, len(ms) > 1
     target = next(iter(ms))
     return {"target": list(ms) if together else target, "budget_ms": ms if together else ms[target], "id": best.id,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.ops import own
 from nas.run import Run
-from nas.select.evaluation import Evaluation
+from nas.select.evaluation import Evaluation, label
 
 IDLE_S = 0.2  # between two looks for work
 
@@ -64,11 +63,6 @@ class Crew:
 def _cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def label(pid: int) -> str:
-    """Of a worker on this machine."""
-    return f"{socket.gethostname()}:{pid}"
 
 
 def study_name(run: Run, supernet: str, *judging: Any) -> str:

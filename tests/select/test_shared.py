@@ -30,7 +30,7 @@ from nas.select.shared import Board
 def evaluate(arch):
     with open(sys.argv[2], "a") as log:
         log.write(f"{os.getpid()} {arch.id}\\n")
-    time.sleep(0.15)
+    time.sleep(0.4)
     return Evaluation(int(arch.id, 16) % 1000 / 1000, {"accuracy": 0.5})
 board = Board(sys.argv[1], "test")
 open(f"{sys.argv[2]}.{os.getpid()}", "w").close()
@@ -112,6 +112,7 @@ def killed_in_the_middle(url: str, archs: list[Arch], log: Path) -> dict[str, fl
     """Four workers, one of them killed while it evaluates; returns what was found."""
     board = Board(url, "test")
     workers = [subprocess.Popen([sys.executable, "-c", WORKER, url, str(log), str(os.getpid())]) for _ in range(4)]
+    killed: list[subprocess.Popen[bytes]] = []
     try:
         while len(list(log.parent.glob(f"{log.name}.*"))) < 4:  # all are ready
             assert all(worker.poll() is None for worker in workers)
@@ -119,15 +120,15 @@ def killed_in_the_middle(url: str, archs: list[Arch], log: Path) -> dict[str, fl
 
         def watch() -> None:
             started = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-            if len(started) >= 8 and all(worker.poll() is None for worker in workers):
-                victim = next(worker for worker in workers if str(worker.pid) == started[-1][0])
-                os.kill(victim.pid, signal.SIGKILL)
+            if len(started) >= 8 and not killed:
+                killed.append(next(worker for worker in workers if str(worker.pid) == started[-1][0]))
+                os.kill(killed[0].pid, signal.SIGKILL)
             for worker in workers:
                 if worker.poll() is not None:
                     board.release(str(worker.pid))
 
         found = {arch.id: one.loss for arch, one in board.evaluated(archs, watch)}
-        assert any(worker.poll() == -signal.SIGKILL for worker in workers)
+        assert [worker.wait(60) for worker in killed] == [-signal.SIGKILL]
         return found
     finally:
         for worker in workers:
