@@ -266,6 +266,15 @@ def test_a_refused_beginning_leaves_nothing_and_a_second_one_removes_nothing(tmp
     assert (tmp_path / "a" / "config.json").is_file()
 
 
+def test_a_refused_beginning_leaves_an_empty_directory_empty(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="no such target"), Run.begun(tmp_path / "a", CONFIG):
+        raise UserError("no such target")
+    assert (tmp_path / "a").is_dir() and Run.fresh(tmp_path / "a")
+    with Run.begun(tmp_path / "a", {**CONFIG, "seed": 1}) as mended:
+        assert mended.has("config.json") and not Run.fresh(tmp_path / "a")
+
+
 def test_a_lock_mends_its_own_run_and_not_one_inside(tmp_path: Path) -> None:
     run, inner = Run.open(tmp_path / "run", CONFIG), Run.open(tmp_path / "run" / "exits" / "a", CONFIG)
     for place in (run.path / "archs", inner.path / "deep"):

@@ -3,12 +3,15 @@
 import itertools
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +22,14 @@ import torch
 from safetensors.torch import load_file
 from tiny_search import SHORT, Quiet, comparable, config_of, searched
 
-from nas import checkpoint
+from nas import checkpoint, genome
 from nas import search as pipeline
 from nas.errors import UserError
+from nas.latency.costs import find
+from nas.plan import Layout
 from nas.run import Run
-from nas.scene import set_scene
-from nas.stages import supernet
+from nas.scene import kept_table, set_scene
+from nas.stages import selection, supernet
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +142,53 @@ def test_networks_are_ranked_on_as_many_images_as_asked_for(finished: tuple[Path
     assert all(4 * accuracy == round(4 * accuracy) for accuracy in judged["few"])
     assert all(count * accuracy == pytest.approx(round(count * accuracy)) for accuracy in judged["all"])
     assert any(4 * accuracy != round(4 * accuracy) for accuracy in judged["all"])
+
+
+def test_a_run_finds_its_table_from_any_directory(space_file: Path, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    table = json.loads(find("gpu-v100").read_text())
+    for place in (here, there):
+        place.mkdir()
+        (place / "phone.json").write_text(json.dumps({**table, "name": place.name}))
+    monkeypatch.chdir(here)
+    result = searched(config_of(space_file, "budgets=1", target="phone.json"), here / "run")
+    monkeypatch.chdir(there)  # where a file of that name is another
+    run = Run.existing(here / "run")
+    name = kept_table(run, "phone.json")
+    assert json.loads(run.file(name).read_text())["name"] == "here" and len(list(run.file("tables").iterdir())) == 1
+    card = result["front"][0]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]  # type: ignore[arg-type]
+    assert file["predicted_ms"] == card["ms"]
+    again = pipeline.select(run, run.config["target"], [], Quiet(), points=1)  # type: ignore[arg-type]
+    assert [b["ms"] for b in again["budgets"]] and len(list(run.file("tables").iterdir())) == 1
+    (run.path / "tables.json").unlink()  # of a run before there was one
+    assert kept_table(run, "phone.json") == name
+    pipeline.select(run, [str(there / "phone.json")], [], Quiet(), points=1)  # type: ignore[arg-type]
+    assert len(list(run.file("tables").iterdir())) == 2
+
+
+def test_a_loss_that_is_no_number_has_no_claim(tiny: Layout) -> None:
+    rng = random.Random(0)
+    archs = list(dict.fromkeys(genome.sample(tiny, rng) for _ in range(20)))
+    cost: Any = SimpleNamespace(cost=lambda arch, target: 0.95 if arch == archs[2] else 0.5)
+    losses = {archs[0]: 0.9, archs[1]: 0.8, archs[2]: float("nan")}
+    picked = selection._pick({archs[0].size: cost}, {"a": 1.0}, archs[:3], losses)
+    assert picked["id"] == archs[0].id  # the best of those that take too little
+    picked = selection._pick({archs[0].size: cost}, {"a": 1.0}, archs[:3], {**losses, archs[2]: 1.0})
+    assert picked["id"] == archs[2].id
+
+
+def test_a_selection_in_which_nothing_fits_does_not_stand_in_the_way_of_another(
+        finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("selections"))
+    front = json.loads((tmp_path / "run" / "front.json").read_text())
+    (tmp_path / "run" / "selections" / "none").mkdir(parents=True)
+    (tmp_path / "run" / "selections" / "none" / "front.json").write_text(
+        json.dumps({**front, "front": [], "dominated": [], "budgets": []}))
+    run, quiet = Run.existing(tmp_path / "run"), Quiet()
+    files = pipeline.export(run, None, None, tmp_path / "out", quiet, "features")["files"]  # type: ignore[arg-type]
+    assert len(files) == len(front["front"]) + len(front["dominated"])
 
 
 def test_two_tables_of_one_name_are_kept_apart(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_search import Quiet, config_of, searched
+from tiny_search import SHORT, Quiet, config_of, searched
 from tiny_space import TINY
 
 from nas import search as pipeline
 from nas import show
+from nas.config import resolve
 from nas.errors import UserError
 from nas.run import Run
 from nas.stages.bounds import Bounds
@@ -79,6 +80,18 @@ def test_the_run_s_worst_case_holds_beside_other_limits(finished: Run, tmp_path:
     (other / "config.json").write_text(json.dumps({**config, "max_ms": ends[-2]}))
     result = select(Run.existing(other), TARGETS[:1], [], bounds=Bounds.of(1e9), points=3)
     assert max(b["ms"] for b in result["budgets"]) <= max(b["budget_ms"] for b in result["budgets"]) <= ends[-2]
+
+
+def test_the_worst_case_of_the_first_target_bounds_the_picks_for_the_others(finished: Run, tmp_path: Path) -> None:
+    ends = sorted(b["budget_ms"] for b in json.loads((finished.path / "picks.json").read_text())["budgets"])
+    flags = {"space": str(finished.path.parent / "tiny.yaml"), "target": TARGETS, "size": 16, "limit": 160,
+             "threads": 1, "max_ms": ends[1]}
+    result = searched(resolve(None, SHORT, flags), tmp_path / "run")
+    assert {b["target"] for b in result["budgets"]} == set(TARGETS)
+    every = [*result["front"], *result["dominated"]]
+    assert every and all(card["ms"][TARGETS[0]] <= ends[1] for card in every)
+    again = select(Run.existing(tmp_path / "run"), TARGETS[::-1], [], points=2)
+    assert all(card["ms"][TARGETS[0]] <= ends[1] for card in (*again["front"], *again["dominated"]))
 
 
 def test_what_cannot_be_met_names_the_smallest_that_can(finished: Run) -> None:

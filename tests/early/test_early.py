@@ -7,6 +7,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
+from three_exits import network as three
 from tiny_search import Quiet, config_of, searched
 from tiny_space import TINY
 
@@ -24,14 +26,17 @@ from nas import search as pipeline
 from nas.arch import Arch
 from nas.config import resolve
 from nas.early import models, picks
-from nas.early.add import add
-from nas.early.serve import CLASSES, THRESHOLDS, Wishes
+from nas.early.add import _within, add
+from nas.early.serve import CLASSES, THRESHOLDS, Wishes, chosen, repriced
 from nas.errors import UserError
 from nas.exits import Runtime
+from nas.exits.choice import Pieces, Said, choose
+from nas.exits.net import Combine
 from nas.files import write_json
 from nas.latency.table import LatencyTable
 from nas.lower.onnx import export as export_onnx
 from nas.run import Run
+from nas.scene import set_scene
 from nas.settings import Baseline
 from nas.train.data import load, normalise
 from nas.verify import Disagreement
@@ -208,6 +213,51 @@ def test_max_ms_bounds_the_worst_case(finished: tuple[Path, dict[str, Any]], spa
             searched(config_of(space_file, *asked), tmp_path / more.split("=")[0])
 
 
+def test_cascade_takes_an_epoch_a_phase_where_fine_tuning_has_fewer(space_file: Path, tmp_path: Path) -> None:
+    result = searched(config_of(space_file, "exits.method=cascade", "train.finetune_epochs=1", "budgets=1",
+                                "train.search_epochs=1"), tmp_path / "run")
+    assert any(card["exits"] for card in cards(result))
+
+
+@pytest.mark.parametrize("rule", ["search", "geometric"])
+@pytest.mark.parametrize("seed", range(8))
+def test_shipped_thresholds_are_as_right_as_those_that_were_chosen(seed: int, rule: str) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, 150)
+    logits = np.stack([3 * np.eye(4)[labels] + level * rng.normal(0, 1, (150, 4)) for level in (4, 2.5, 2, 1.5)])
+    heard = Said(logits.astype(np.float32), labels, Combine())
+    pieces = Pieces(np.array([1.0, 2.0, 4.0, 3.0]), np.array([0.1, 0.2, 0.4, 0.5]))
+    trained: Any = SimpleNamespace(select=heard, test=heard)
+    served = chosen(trained, pieces, Wishes(rule=rule, lose=0.01))
+    kept, point = choose(heard, pieces, accuracy=heard.accuracy - 0.01)
+    assert served.kept == kept
+    assert served.policy.point.accuracy >= min(point.accuracy, heard.accuracy - 0.01) - 1e-9
+    if rule == "search":
+        assert served.policy.point.mean_ms == pytest.approx(point.mean_ms)
+
+
+def test_the_measured_file_keeps_to_max_ms(tmp_path: Path) -> None:
+    """Two exits; the file takes 1.25 times what is predicted."""
+    net = three()
+    labels = np.random.default_rng(0).integers(0, 4, 200)
+    logits = np.stack([3 * np.eye(4)[labels]] * 3).astype(np.float32)
+    heard = Said(logits, labels, Combine())
+    trained: Any = SimpleNamespace(select=heard, test=heard, network=lambda kept: net)
+    pieces = Pieces(np.array([1.0, 2.0, 4.0]), np.array([0.1, 0.2, 0.4]))
+    asked: list[tuple[int, ...]] = []
+
+    def final(trained: Any, served: Any, folder: Path) -> Any:
+        asked.append(served.kept)
+        return repriced(served, [1.25 * ms for ms in pieces.prefix_ms(served.kept)])
+
+    model: Any = SimpleNamespace(pieces=lambda: pieces, final=final)
+    served, found = _within(model, tmp_path, trained, Wishes(max_ms=9.45))
+    assert served.kept == (0,) and found.policy.prefix_ms[-1] == pytest.approx(1.25 * 7.5)
+    with pytest.raises(UserError, match=r"none fit|--max-ms 9\.3: the file of these exits takes 9\.375 ms"):
+        _within(model, tmp_path, trained, Wishes(max_ms=9.3))
+    assert _within(model, tmp_path, trained, Wishes())[0].kept in asked
+
+
 def test_heads_for_a_finished_pick_without_labels(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     path, result = finished
     plain = next(card for card in result["front"] + result["dominated"] if not card["exits"])
@@ -313,4 +363,15 @@ def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> N
         searched(config_of(tmp_path / "flat.yaml", *OPTIONS), tmp_path / "run")
     with pytest.raises(UserError, match="epochs has no effect without a method"):
         config_of(space_file, "exits.epochs=3")
+    for number, (words, message) in enumerate((
+            (["exits.method=cascade", "exits.epochs=1"], "exits.epochs=1: cascade trains in 2 phases, each an epoch"),
+            (["exits.method=boost", "exits.settings={tt: 1}"], "exits: boost: unknown setting 'tt'"),
+            (["exits.method=boost", "exits.settings={t: [1.0]}"], r"exits: boost: t: expected a number, got \[1.0\]"),
+            (["exits.method=boost", "exits.settings={t: 2}"], "exits: boost: t 2: a factor from 0 to 1"),
+            (["exits.method=boost", "train.finetune_epochs=0"], "--exits boost: exits are trained with fine-tuned"))):
+        with pytest.raises(UserError, match=message):
+            searched(config_of(space_file, *words), tmp_path / f"refused{number}")
+        assert not Run.existing(tmp_path / f"refused{number}").events("epoch")  # before anything is trained
+    assert picks._phases(set_scene(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
+                                   ["gpu-v100"], Quiet()), three()) == 3  # type: ignore[arg-type]
     assert "exits" not in config_of(space_file).to_json() and "max_ms" not in config_of(space_file).to_json()

@@ -1,5 +1,6 @@
 """The protocol on a device whose clock is arithmetic; then, briefly, on this machine."""
 
+import fcntl
 import random
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,16 @@ def test_rows_of_two_machines_never_share_a_table(tiny: Layout, tmp_path: Path) 
         profile(tiny, path, device=Clockwork("cogs"))
     profile(tiny, path, device=Clockwork("cogs"), remeasure=True)
     assert LatencyTable.load(path).meta["processor"] == "cogs"
+
+
+def test_a_table_is_filled_by_one_process_at_a_time(tiny: Layout, tmp_path: Path) -> None:
+    with (tmp_path / ".t.json.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("4711\n")
+        file.flush()
+        with pytest.raises(UserError, match=r"t\.json: is being filled by process 4711; wait for it, or .* --out"):
+            profile(tiny, tmp_path / "t.json", device=Clockwork())
+    assert profile(tiny, tmp_path / "t.json", device=Clockwork())["measured"]
 
 
 def test_a_table_that_hides_a_shipped_one_begins_with_its_rows(tiny: Layout, tiny_space: Space, tmp_path: Path,

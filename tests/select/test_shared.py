@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from nas import genome
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.plan import Layout
-from nas.select.evaluation import Evaluation
+from nas.select.evaluation import Evaluation, label
 from nas.select.shared import TRIES, Board
 
 WORKER = """
@@ -101,6 +102,28 @@ def test_a_network_that_fails_is_tried_again_and_then_refused(url: str, tiny: La
         assert board.work(fails, "me")
     with pytest.raises(UserError, match=f"{arch.id}: {TRIES} evaluations of it failed: ValueError: no memory"):
         board.post([arch])
+
+
+def test_a_journal_gives_up_what_a_process_that_is_no_more_was_at(tmp_path: Path, tiny: Layout) -> None:
+    archs, url = drawn(tiny, 2), f"journal:{tmp_path / 'all.journal'}"
+    board = Board(url, "one")
+    board.post(archs)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for worker in (label(ended.pid), "another.machine:1"):  # killed in the middle: what they took is running still
+        trial = next(filter(board._taken, board._trials(TrialState.WAITING)))
+        board._storage.set_trial_user_attr(trial._trial_id, "worker", worker)
+    assert not board.work(lambda arch: Evaluation(1.0, {}), label(os.getpid()))
+    again = Board(url, "one")
+    again.release()
+    again.post(archs)
+    assert again.work(lambda arch: Evaluation(1.0, {}), "me") and not again.work(lambda arch: Evaluation(1.0, {}), "me")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_storage_that_nobody_else_can_open_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"is in the memory of one process; write sqlite:///FILE"):
+        Board(url, "one")
 
 
 def test_a_storage_that_is_not_there_is_one_line() -> None:
