@@ -52,20 +52,28 @@ class Network:
 
 
 def picks(search: Path) -> tuple[list[Network], dict[str, dict[str, Any]]]:
-    """Those of the budgets, fastest first, and what the search says of each. Raises UserError for a run without."""
+    """Those of the budgets, fastest first, and what the search says of each. Raises UserError for a run without.
+
+    With those of its selections that were fine-tuned.
+    """
     run = Run(search)
     if not run.has("front.json"):
         raise UserError(f"--search {search}: has no front.json; is the search at its end?")
-    front = run.read_json("front.json")
-    cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
-    chosen = sorted({budget["id"] for budget in front["budgets"]}, key=lambda name: cards[name]["ms"])
+    cards, places, budgets = {}, {}, []
+    for file in (search / "front.json", *sorted(search.glob("selections/*/front.json"))):
+        front = run.read_json(file.relative_to(search).as_posix())
+        every = {card["id"]: card for card in [*front["front"], *front["dominated"]] if card["fine_tuned"]}
+        places |= {name: file.parent for name in every if name not in places}
+        cards = every | cards
+        budgets += [budget["id"] for budget in front["budgets"] if budget["id"] in every]
+    chosen = sorted(set(budgets), key=lambda name: cards[name]["ms"])
     epochs = {(event["phase"], event["epoch"]): event["seconds"] for event in run.events("epoch")}  # repeated: once
     tuned = {(event["id"], event["epoch"]): event["seconds"] for event in run.events("finetune")}
-    selection = [event["seconds"] for event in run.events("stage") if event["name"] == "picks.json"]
+    selection = [event["seconds"] for event in run.events("stage") if event["name"].endswith("picks.json")]
     searched = round(sum(epochs.values()) + sum(selection), 1)
     said = {name: {"ms": cards[name]["ms"], "accuracy": cards[name]["accuracy"], "search_s": searched,
                    "finetune_s": round(sum(s for (own, _), s in tuned.items() if own == name), 1)} for name in chosen}
-    return [Network(name, search / "archs" / name) for name in chosen], said
+    return [Network(name, places[name] / "archs" / name) for name in chosen], said
 
 
 def trained(network: Network, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -85,8 +93,7 @@ def trained(network: Network, seed: int, options: argparse.Namespace) -> dict[st
 
 def measured(networks: list[Network], options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of every network: two sessions of its ONNX file, all interleaved. Raises UserError if one lacks."""
-    files = {one.name: next((options.work / f"{one.name}-seed0" / "archs").glob("*/model.onnx"), None)
-             for one in networks}
+    files = {one.name: next(options.work.glob(f"{one.name}-seed*/archs/*/model.onnx"), None) for one in networks}
     if lacking := [name for name, file in files.items() if file is None]:
         raise UserError(f"--measure: {', '.join(lacking)}: not trained yet; the command without --measure does that")
     device = Cpu()
@@ -106,6 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
     parser.add_argument("--latency", type=Path, default=HERE / "latency.json", help="where --measure writes")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0, help="where another call trains those before it")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--limit", type=int, help="images; default: all")
@@ -122,7 +130,8 @@ def main() -> None:
         settings = {"epochs": options.epochs, "batch": options.batch, "limit": options.limit}
         lines = standing(options.out, settings)
         stand = {(line["network"], line["seed"]) for line in lines}
-        left = [(one, seed) for seed in range(options.seeds) for one in networks if (one.name, seed) not in stand]
+        left = [(one, seed) for seed in range(options.first_seed, options.seeds) for one in networks
+                if (one.name, seed) not in stand]
         options.work.mkdir(parents=True, exist_ok=True)
         with Progress().task("networks", len(left)) as task:
             for network, seed in left:
