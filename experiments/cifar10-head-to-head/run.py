@@ -59,7 +59,9 @@ def picks(search: Path) -> tuple[list[Network], dict[str, dict[str, Any]]]:
     run = Run(search)
     if not run.has("front.json"):
         raise UserError(f"--search {search}: has no front.json; is the search at its end?")
-    cards, places, budgets = {}, {}, []
+    cards: dict[str, dict[str, Any]] = {}
+    places: dict[str, Path] = {}
+    budgets: list[str] = []
     for file in (search / "front.json", *sorted(search.glob("selections/*/front.json"))):
         front = run.read_json(file.relative_to(search).as_posix())
         every = {card["id"]: card for card in [*front["front"], *front["dominated"]] if card["fine_tuned"]}
