@@ -31,6 +31,7 @@ def _genotype(value: dict[str, Any]) -> dict[str, Any]:
 Share = Annotated[float, Field(ge=0, le=1)]
 Id = Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=64)]
 File = Annotated[str, Field(pattern=r"^(selections/[^/.\x00][^/\x00]*/)?archs/\w[\w.\-]*/(exits/)?\w[\w.\-]*\.onnx$")]
+Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
 Genotype = Annotated[dict[str, Any], AfterValidator(_genotype)]
 Ms = Annotated[float, Field(gt=0)]
 ByTarget = Ms | dict[str, Ms]  # a number where there is one target
@@ -130,9 +131,6 @@ class Images(_Kept):
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
     fingerprint: str
-
-
-Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
 
 
 class Splits(_Kept):

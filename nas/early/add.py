@@ -78,9 +78,9 @@ def _within(model: Model, folder: Path, trained: Trained, wishes: Wishes) -> tup
 
     Raises UserError where ``max_ms`` is not kept by those either, after a few choices that left room for it.
     """
-    asked = wishes
+    asked, pieces = wishes, model.pieces()  # measured once
     for _ in range(TRIES):
-        served = chosen(trained, model.pieces(), asked)
+        served = chosen(trained, pieces, asked)
         final = model.final(trained, served, folder)
         worst = final.policy.prefix_ms[-1]
         if wishes.max_ms is None or asked.max_ms is None or worst <= wishes.max_ms:

@@ -64,7 +64,8 @@ def refuse(scene: Scene) -> None:
         raise UserError(f"--exits {options.method}: exits are trained with fine-tuned picks, and "
                         "train.finetune_epochs=0: leave one of them out")
     with loop.seeded(scene.seed):
-        least = _phases(scene, build(scene.layout, _with_all(scene, some)))
+        net = build(scene.layout, _with_all(scene, some))
+    least = _phases(scene, net)
     if options.epochs is not None and options.epochs < least:
         raise UserError(f"exits.epochs={options.epochs}: {options.method} trains in {least} phases, each an epoch at "
                         "least")
@@ -73,7 +74,8 @@ def refuse(scene: Scene) -> None:
 def _phases(scene: Scene, net: Network) -> int:
     """Of the method around a network with all exits. Raises UserError for settings that it refuses."""
     options = scene.config.exits
-    return make(options.method, net, **options.settings).phases()
+    with loop.seeded(scene.seed):  # what it begins with is not kept, and nothing else is to begin otherwise
+        return make(options.method, net, **options.settings).phases()
 
 
 def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recipe: Recipe,
@@ -130,8 +132,7 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
     except UserError as error:
         progress.note(f"{arch.id}: no exits: {error}")
         return None
-    with loop.seeded(scene.seed):
-        least = _phases(scene, net)
+    least = _phases(scene, net)
     learned = replace(recipe, epochs=options.epochs if options.epochs is not None else max(least, recipe.epochs))
     method = train(arch.id, loop.placed(net, scene.device), data, learned, scene.run, name, scene.seed, scene.device,
                    progress, method=options.method, settings=options.settings)

@@ -31,5 +31,5 @@ def gone(worker: str) -> bool:
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):  # somebody else's; no number of a process
-        return False
+        pass
     return False
