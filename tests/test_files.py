@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -67,11 +68,26 @@ def test_json_has_no_nan_and_keeps_its_order(tmp_path: Path) -> None:
 
 
 def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    path, seen = tmp_path / "a", set()
+    """A reader looks while each of the writers is in the middle of its file."""
+    path, seen = tmp_path / "a", list[str]()
     write_text(path, "0" * 50_000)
-    writers = [threading.Thread(target=write_text, args=(path, str(i) * 50_000)) for i in range(1, 9)]
+    begun = threading.Barrier(9)
+
+    def write(digit: str) -> None:
+        def slowly(file: BinaryIO) -> None:
+            file.write(digit.encode() * 20_000)
+            file.flush()
+            begun.wait()
+            seen.append(path.read_text())
+            file.write(digit.encode() * 30_000)
+
+        write_atomic(path, slowly)
+
+    writers = [threading.Thread(target=write, args=(str(i),)) for i in range(1, 9)]
     for writer in writers:
         writer.start()
+    begun.wait()
     while any(writer.is_alive() for writer in writers):
-        seen.add(path.read_text())
-    assert all(len(text) == 50_000 and len(set(text)) == 1 for text in seen) and os.listdir(tmp_path) == ["a"]
+        seen.append(path.read_text())
+    assert len(seen) >= 8 and path.read_text() != "0" * 50_000 and os.listdir(tmp_path) == ["a"]
+    assert all(len(text) == 50_000 and len(set(text)) == 1 for text in [*seen, path.read_text()])

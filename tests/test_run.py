@@ -21,8 +21,8 @@ from nas.errors import UserError
 from nas.run import Run
 
 CONFIG = {"space": "ghost", "seed": 0, "train": {"lr": 0.1, "batch": 96}}
-HOLD = "import sys, time; from nas.run import Run\nwith Run(__import__('pathlib').Path(sys.argv[1])).lock():\n" \
-       "    print('held', flush=True); time.sleep(60)"
+HOLD = "import sys; from nas.run import Run\nwith Run(__import__('pathlib').Path(sys.argv[1])).lock():\n" \
+       "    print('held', flush=True); sys.stdin.read()"
 
 
 def test_a_run_is_created_and_found_again(tmp_path: Path) -> None:
@@ -87,7 +87,8 @@ def test_a_run_whose_creation_was_cut_short_is_created(tmp_path: Path) -> None:
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock of tmp_path/run."""
     Run.open(tmp_path / "run", CONFIG)
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True) as it:
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
         assert it.stdout is not None and it.stdout.readline() == "held\n"
         yield it
         it.kill()

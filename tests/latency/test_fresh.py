@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -35,16 +36,29 @@ def test_a_killed_process_is_said_to_be_one() -> None:
 
 @needs_fork
 def test_an_interrupt_ends_the_work() -> None:
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
-    began = time.monotonic()
+    """Once the work has begun: it then would wait for an hour."""
+    reader, writer = os.pipe()
+    begun: list[int] = []
+
+    def work() -> None:
+        os.write(writer, f"{os.getpid()}\n".encode())
+        time.sleep(3600)
+
+    def interrupt() -> None:
+        begun.append(int(os.read(reader, 100)))
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            fresh(lambda: time.sleep(30))
+            fresh(work)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - began < 10
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(begun[0], 0)  # it has ended, too
 
 
 def test_an_error_that_cannot_be_sent_is_told() -> None:

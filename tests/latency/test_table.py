@@ -172,7 +172,7 @@ PATHS = st.sampled_from([("kind",), ("name",), ("meta",), ("rows",), ("rows", 0)
                          *(("rows", 0, field) for field in Row.model_fields)])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(where=PATHS, value=JSON)
 def test_a_mutated_table_is_refused_in_one_line_or_is_sound(where: tuple, value: object, tmp_path: Path) -> None:
     data = sound(tmp_path)

@@ -184,7 +184,7 @@ def browse(tmp_path: Path) -> Callable[[str, str], tuple[str, list[str]]]:
         done = subprocess.run(
             [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
              "--enable-logging=stderr", "--window-size=400,900", "--dump-dom", f"{file.as_uri()}{fragment}"],
-            capture_output=True, text=True, timeout=120)
+            capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

@@ -1,7 +1,6 @@
 """Two processes over gloo train what one does in two micro-batches, also when they were stopped in between."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from tiny_search import Quiet, config_of
 from tiny_space import TINY
@@ -31,11 +31,9 @@ ROOT = Path(__file__).parent.parent.parent
 @contextmanager
 def another_process(monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"]:
     """Makes this process the first of two, as torchrun would, and starts the second."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a port that nobody else has
     given = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": str(port)}
+             "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     command, path = [sys.executable, "-m", "nas", "search"], os.pathsep.join([str(ROOT), *sys.path])
     second = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               env={**os.environ, **given, "RANK": "1", "LOCAL_RANK": "1", "PYTHONPATH": path})
@@ -81,7 +79,7 @@ def test_two_processes_equal_two_micro_batches(tmp_path: Path, monkeypatch: pyte
     assert Run.existing(tmp_path / "two").has("supernet.pt")
     with another_process(monkeypatch) as second:
         two = trained(config, tmp_path / "two")
-        out, err = second.communicate(timeout=60)
+        out, err = second.communicate()
     assert (second.returncode, out) == (0, ""), err
     assert one.average and two.average and one.supernet.layout == two.supernet.layout
     tensors = [{**t.gates.state_dict(), **t.supernet.state_dict(), **t.average.net.state_dict()} for t in (one, two)]
