@@ -20,7 +20,8 @@ from nas.plan import Layout, OpKey, Slot, macs, plan
 from nas.progress import Progress
 from nas.report.figures import draw_front
 from nas.run import Run
-from nas.scene import Scene, checked_space, find_costs, set_scene
+from nas.run_tables import find_costs
+from nas.scene import Scene, checked_space, set_scene
 from nas.settings import Baseline
 from nas.subnet import Subnet, build
 from nas.train import augment, loop

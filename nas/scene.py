@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,23 +15,18 @@ from nas.decision import Prices, efficient, prices
 from nas.errors import UserError
 from nas.files import resolve
 from nas.footprint import Footprints, Memory, within
-from nas.latency import costs as cost_models
-from nas.latency.bench import Estimator
 from nas.latency.costs import Costs
-from nas.latency.devices import local, opened, own
 from nas.latency.devices.ethos_u import EthosU, of_table
 from nas.latency.table import LatencyTable
-from nas.latency.timing import Device
-from nas.plan import Layout, Task, candidates, layout, layouts, resized, restrict
+from nas.plan import Layout, Task, layout, layouts, resized, restrict
 from nas.progress import Progress
 from nas.run import Run
+from nas.run_tables import copied, costs_for, recorded_costs
 from nas.select.ilp import below
 from nas.select.problem import Cost, Problem, budgets
 from nas.space import Space
 from nas.train import loop
 from nas.train.data import Data, description, load, recorded
-
-TABLES = "tables.json"  # of a run: its copy of each target that is a path
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     space = _space(config, run)
     data = _images(config, run)
     plans = _layouts(space, data, config)
-    costs = {target: _costs(target, config, run, list(plans.values()), progress) for target in targets}
+    costs = {target: _costs(target, config, run, plans, progress) for target in targets}
     priced = {size: {t: prices(plan, c.ms_many) for t, c in costs.items()} for size, plan in plans.items()}
     memory, searched = limits_of_memory(config), plans
     if config.gates.granularity == "target" and not memory.given:  # under a limit a narrower width may be what fits
@@ -113,7 +107,7 @@ def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: boo
     run_ops.demand(run)
     data = _images(config, run) if images else recorded(run.read_json("data.json"))
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
-    costs = {target: cost_models.load(str(run.file(kept_table(run, target)))) for target in targets}
+    costs = {target: recorded_costs(run, target) for target in targets}
     device = loop.device_of(config.train_on)
     return _one([Scene(config, run, data.at(size), plan, costs, {}, device) for size, plan in plans.items()])
 
@@ -124,8 +118,8 @@ def with_targets(scene: Scene, targets: Sequence[str], kept: Layout, progress: P
     ``memory`` are the limits from here on, in place of those of the run.
     """
     plans = {at.size: resized(kept, at.size) for at in scene.every}
-    costs = {t: scene.costs[t] if t in scene.costs else _costs(t, scene.config, scene.run, list(plans.values()),
-                                                               progress) for t in targets}
+    costs = {t: scene.costs[t] if t in scene.costs else _costs(t, scene.config, scene.run, plans, progress)
+             for t in targets}
     footprints = _footprints(memory, scene.run, kept, costs, progress)
     return _one([replace(at, costs=costs, footprints=footprints, prices={
         t: at.prices[t] if t in at.prices else prices(plans[at.size], costs[t].ms_many) for t in targets})
@@ -156,10 +150,7 @@ def priced_exits(scene: Scene, at: Layout, target: str, progress: Progress) -> C
     """
     costs = scene.costs.get(target)
     if costs is None or not all(costs.covers(exit_.key) for exit_ in at.exits if isinstance(costs, LatencyTable)):
-        path = _complete(target, at, progress)
-        _require(path, scene.config, at)
-        progress.note(f"costs of {target}: {path}")
-        costs = cost_models.load(str(path))
+        costs = costs_for(target, [at], _called(scene.config), progress)
     return costs
 
 
@@ -240,19 +231,6 @@ def checked_space(config: Config, file: Path | None = None) -> Space:
     return space.only(config.only_op) if config.only_op else space
 
 
-def find_costs(target: str) -> Path | None:
-    """The file of a target; None for this machine's own, where it has still to be measured. Raises UserError."""
-    if target not in own() or target in cost_models.known():
-        return cost_models.find(target)
-    _own(target)  # refuses a GPU that is not there
-    return None
-
-
-def _own(target: str) -> Device | Estimator:
-    name, precision = own()[target]
-    return opened(name, precision=precision)
-
-
 def _space(config: Config, run: Run) -> Space:
     """From the run's own copy once there is one, so that a file edited later does not change the run."""
     run_ops.demand(run)
@@ -281,75 +259,10 @@ def _same_data(run: Run, data: Data) -> None:
                         f"{data.source['fingerprint']}); give another --run, or put the images back")
 
 
-def _costs(target: str, config: Config, run: Run, plans: Sequence[Layout], progress: Progress) -> Costs:
-    """The run's copy of the target's file; at first use it is found, completed if it is this machine's, and copied."""
-    here = Path(target).is_file() and target not in config.target  # a file that the run does not stand on
-    name = f"tables/{label(target)}.json" if here else kept_table(run, target)
-    if run.has(name):
-        kept = cost_models.load(str(run.file(name)))
-        if not any(_lacks(kept, plan) for plan in plans):
-            return kept
-    for plan in plans:
-        path = _complete(target, plan, progress)
-        _require(path, config, plan)
-    progress.note(f"costs of {target}: {path}")
-    run.write(name, lambda file: file.write(path.read_bytes()))
-    if target.endswith(".json"):
-        run.write_json(TABLES, {**(run.read_json(TABLES) if run.has(TABLES) else {}), target: name})
-    return cost_models.load(str(run.file(name)))
+def _costs(target: str, config: Config, run: Run, plans: dict[int, Layout], progress: Progress) -> Costs:
+    return copied(target, run, config.target, list(plans.values()), _called(config), progress)
 
 
-def _require(path: Path, config: Config, plan: Layout) -> None:
-    """Raises UserError where a table lacks rows, with the command for its own file: that of the run is a copy."""
-    if isinstance(table := cost_models.load(str(path)), LatencyTable):
-        width = f" --width {config.width:g}" if config.width != 1 else ""
-        table.require(candidates(plan), config.space + width, plan.task.size)
-
-
-def label(target: str) -> str:
-    """A file name for a target: its own, and for a path a digest that keeps two files of one name apart."""
-    if not target.endswith(".json"):
-        return target
-    return f"{Path(target).stem}-{hashlib.sha256(str(Path(target).resolve()).encode()).hexdigest()[:6]}"
-
-
-def kept_table(run: Run, target: str) -> str:
-    """The run's copy of a target's file: by what the target was called then, as its path may lead elsewhere now."""
-    own = f"tables/{label(target)}.json"
-    if not target.endswith(".json"):
-        return own
-    if run.has(TABLES):
-        named = run.read_json(TABLES).get(target)
-        return named if named and run.has(named) else own
-    alike = [path for path in run.file("tables").glob("*.json") if path.stem[:-7] == Path(target).stem]
-    return f"tables/{alike[0].name}" if len(alike) == 1 and not run.has(own) else own  # of a run before TABLES was
-
-
-def _lacks(costs: Costs, plan: Layout) -> bool:
-    return isinstance(costs, LatencyTable) and not all(costs.covers(key) for key in candidates(plan))
-
-
-def _complete(target: str, plan: Layout, progress: Progress) -> Path:
-    """Measures what a table of this machine lacks, after saying how much; other targets are left as they are."""
-    from nas.latency.bench import SECONDS_A_GRAPH
-    from nas.latency.profile import profile
-
-    path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
-    table = cost_models.load(str(path)) if path.is_file() else None
-    device = _own(target) if table is None else local(table.meta)
-    if table is not None and device is None and table.meta.get("device") in dict(own().values()):
-        progress.note(f"{target}: measured on {table.meta.get('processor')} with {table.meta.get('runtime')} "
-                      f"{table.meta.get('runtime_version')}, not here: picks will not be measured; nas profile "
-                      f"--device {table.meta['device']} makes a table of this machine")
-    if device is None or (table is not None and not _lacks(table, plan)):
-        return path
-    here = path if target.endswith(".json") else cost_models.LOCAL / f"{target}.json"
-    if isinstance(table, LatencyTable) and here != path:
-        table.save(here)  # a shipped table of this very machine: its rows stay
-    rows = len(table.missing(candidates(plan))) if isinstance(table, LatencyTable) else len(candidates(plan))
-    progress.note(f"{target}: up to {rows} rows are not measured yet; measuring them now, at {SECONDS_A_GRAPH} s a row "
-                  f"at most, into {here}")
-    with progress.task(f"profile {target}", 1) as task:
-        profile(plan, here, device=device, knots=False,
-                progress=lambda done, total, left: task.advance(done / max(1, total) - task.done, rows=total))
-    return here
+def _called(config: Config) -> str:
+    """The space in words of a command."""
+    return config.space + (f" --width {config.width:g}" if config.width != 1 else "")

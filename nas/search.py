@@ -26,11 +26,11 @@ from nas.picks import folder_of, train_picks
 from nas.progress import Progress
 from nas.report.figures import draw_front
 from nas.run import Run
+from nas.run_tables import find_costs
 from nas.scene import (
     Scene,
     checked_space,
     compiler,
-    find_costs,
     limits_of,
     limits_of_memory,
     recorded_scene,

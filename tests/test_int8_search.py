@@ -13,7 +13,7 @@ import yaml
 from tiny_search import Quiet, config_of, searched
 from tiny_space import TINY
 
-from nas import scene
+from nas import run_tables
 from nas import search as pipeline
 from nas.errors import UserError
 from nas.latency import bench, costs, profile
@@ -45,7 +45,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def finished(elsewhere: Path) -> Made:
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
-    assert scene.find_costs("cpu-int8") is None
+    assert run_tables.find_costs("cpu-int8") is None
     progress = Quiet()
     result = searched(config_of(Path("tiny.yaml"), target="cpu-int8"), Path("run"), progress)
     return elsewhere / "run", result, progress
@@ -70,7 +70,7 @@ def test_the_table_is_made_and_completed_in_int8(finished: Made, tiny_space: Spa
     key = next(iter(table.rows))
     del table.rows[key]
     table.save(costs.LOCAL / "cpu-int8.json")
-    scene._complete("cpu-int8", layout(tiny_space, Task(16, 3, 10)), Quiet())  # type: ignore[arg-type]
+    run_tables.complete("cpu-int8", layout(tiny_space, Task(16, 3, 10)), Quiet())  # type: ignore[arg-type]
     assert key in LatencyTable.load(costs.LOCAL / "cpu-int8.json").rows
 
 
@@ -79,9 +79,9 @@ def test_a_table_of_another_machine_is_used_and_said_to_be_one(finished: Made, t
     table.meta["processor"] = "Abacus 3000"
     table.save(Path("other.json"))
     progress, plan = Quiet(), layout(tiny_space, Task(16, 3, 10))
-    assert scene._complete("other.json", plan, progress) == Path("other.json")  # type: ignore[arg-type]
+    assert run_tables.complete("other.json", plan, progress) == Path("other.json")  # type: ignore[arg-type]
     assert [note[:40] for note in progress.notes] == ["other.json: measured on Abacus 3000 with"]
-    scene._complete("cpu-int8", plan, progress)  # type: ignore[arg-type]
+    run_tables.complete("cpu-int8", plan, progress)  # type: ignore[arg-type]
     assert len(progress.notes) == 1
 
 

@@ -28,7 +28,8 @@ from nas.errors import UserError
 from nas.latency.costs import find
 from nas.plan import Layout
 from nas.run import Run
-from nas.scene import kept_table, set_scene
+from nas.run_tables import kept_table
+from nas.scene import set_scene
 from nas.stages import selection, supernet
 
 

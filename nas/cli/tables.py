@@ -57,7 +57,7 @@ def profile(
         for each in layouts:
             with progress.task(f"profile {each.space}", 0) as task:
                 done[each.space] = fill(each, path, device=machine, remeasure=remeasure, progress=_reaching(task),
-                                        rng_seed=seed, validate=validate)
+                                        rng_seed=seed, validate=validate, tell=progress.note)
                 price_asking(each, path, remeasure)
         checks = [one["validation"] for one in done.values() if one.get("validation")]
         return {**list(done.values())[-1], "measured": sum(one["measured"] for one in done.values()),

@@ -8,16 +8,18 @@ from typing import Any, Protocol
 
 from nas.errors import UserError
 from nas.files import folder, nearest
+from nas.latency.counts import Count
 from nas.latency.kernel_model import KernelModel
 from nas.latency.table import LatencyTable, of_this_format, read_json
 from nas.plan import OpKey
+from nas.units import COUNTS, counted
 
 LOCAL = Path("latency_tables")  # of the user, looked at before the shipped ones
 FIELDS = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date")
 
 
 class Costs(Protocol):
-    """Milliseconds of an operator at a shape; costs add up over ``nas.plan.plan``."""
+    """Milliseconds of an operator at a shape, or what a count counts; costs add up over ``nas.plan.plan``."""
 
     name: str
     meta: dict[str, Any]
@@ -45,12 +47,14 @@ def find(target: str) -> Path:
         own = "gpu" if target.startswith("gpu") else "cpu [--precision int8]"
         how = f"to compile for it: nas profile --device {target}" if target in TARGETS else (
             f"to measure this machine: nas profile --device {own}")
-        raise UserError(f"--target {target}: {nearest(target, files)}; {how} --space SPACE")
+        raise UserError(f"--target {target}: {nearest(target, (*files, *COUNTS))}; {how} --space SPACE")
     return files[target]
 
 
 def load(target: str) -> Costs:
     """Raises UserError for an unknown target and for a file that is not sound."""
+    if counted(target):
+        return Count(target)
     path = find(target)
     value = of_this_format(read_json(path), path)
     kind = value.get("kind") if isinstance(value, dict) else None
@@ -63,7 +67,9 @@ def load(target: str) -> Costs:
 
 def targets() -> list[dict[str, Any]]:
     """One object a target for ``nas targets``; a file that cannot be used has ``error`` instead of the figures."""
-    return [_describe(name, path) for name, path in sorted(known().items())]
+    counts = [{"name": name, "kind": "count", "device": "any", "unit": unit, "method": f"{unit}, counted"}
+              for name, unit in COUNTS.items()]
+    return [*(_describe(name, path) for name, path in sorted(known().items())), *counts]
 
 
 def known() -> dict[str, Path]:

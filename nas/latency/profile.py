@@ -43,6 +43,7 @@ from nas.plan import Layout, OpKey, candidates, macs, plan
 from nas.subnet import Subnet
 
 Progress = Callable[[int, int, float], None]  # rows done, rows in all, seconds left
+Tell = Callable[[str], None]
 CHUNK = 48  # rows whose sessions are in memory at once
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
 SPARE = 0.5  # of the rows may be measured again because the machine was slow
@@ -54,12 +55,16 @@ SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threa
         "system_config", "memory_mode", "accelerator", "vela_ini_sha256")
 
 
+def silent(text: str) -> None:
+    """Tells nobody."""
+
+
 def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimator = "cpu", threads: int = 1,
             batch: int = 1, precision: str | None = None, remeasure: bool = False, progress: Progress | None = None,
-            rng_seed: int = 0, validate: int = 0, knots: bool = True) -> dict[str, Any]:
+            rng_seed: int = 0, validate: int = 0, knots: bool = True, tell: Tell = silent) -> dict[str, Any]:
     """Measures what the table lacks for a layout (all of it with ``remeasure``); ``validate`` networks check the sum.
 
-    Widths between the ``knots`` check the interpolation.
+    Widths between the ``knots`` check the interpolation. ``tell`` is told where rows of another machine are left out.
 
     ``precision`` is ``fp32`` (default) or ``int8`` on the CPU. Returns ``table``, ``rows``, ``measured``, ``flagged``,
     ``correction``, ``knot_error`` and ``validation`` (or None).
@@ -68,7 +73,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
     """
     device = opened(device, threads, batch, precision) if isinstance(device, str) else device
     with one_torch_thread(), _alone(table_path):
-        table = _open(table_path, device, remeasure)
+        table = begun(table_path, device, remeasure, tell)
         keys = candidates(layout)
         if code := hashes(key.op.name for key in keys):
             table.meta[OWN] = {**table.meta.get(OWN, {}), **code}
@@ -200,24 +205,28 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _open(path: Path, device: Device | Estimator, remeasure: bool) -> LatencyTable:
-    """The table so far, or a new one; rows of two machines never share a file.
+def begun(path: Path, device: Device | Estimator, remeasure: bool = False, tell: Tell = silent) -> LatencyTable:
+    """The table so far, or a new one; rows of two machines never share a file, and ``tell`` is told what is left out.
 
-    A table of the user hides the shipped one of its name, so it begins with the rows of that.
+    A table of the user hides the shipped one of its name, so it begins with the rows of that. Nothing is written.
+    Raises UserError for a file whose rows are of another machine, unless all are to be measured anew.
     """
     conditions = device.conditions()
     meta = {**conditions, "align": device.align, "date": datetime.date.today().isoformat(), "commit": _commit()}
-    begun = path if path.exists() or path.parent != LOCAL else folder("latency_tables") / path.name
-    if not begun.exists():
+    source = path if path.exists() or path.parent != LOCAL else folder("latency_tables") / path.name
+    if not source.exists():
         return LatencyTable(path.stem, {**meta, **_notes({})}, path=path)
-    table = LatencyTable.load(begun)
+    table = LatencyTable.load(source)
     table.path = path
     differing = [key for key in SAME if table.meta.get(key) != conditions.get(key)]
-    if differing and not remeasure and begun == path:
+    if differing and not remeasure and source == path:
         key = differing[0]
         raise UserError(f"{path}: {key} was {table.meta.get(key)!r} and is {conditions.get(key)!r} now: write to "
                         "another file with --out, or measure all of it anew with --remeasure")
     if differing:
+        key = differing[0]
+        tell(f"{source}: its {len(table.rows)} rows are left out, as {key} was {table.meta.get(key)!r} and is "
+             f"{conditions.get(key)!r} here: {path} begins without any")
         return LatencyTable(path.stem, {**meta, **_notes({})}, path=path)
     table.meta = {**table.meta, **meta, **_notes(table.meta)}
     return table

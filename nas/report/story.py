@@ -15,13 +15,14 @@ from nas.arch import SKIP, Arch
 from nas.config import Config
 from nas.errors import UserError
 from nas.latency.costs import Costs
-from nas.latency.costs import load as load_costs
 from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
 from nas.run import Run
-from nas.scene import checked_space, kept_table
+from nas.run_tables import kept_table, recorded_costs
+from nas.scene import checked_space
 from nas.settings import settings_of
 from nas.show import targets_of
 from nas.train.search_loop import default_epochs
+from nas.units import counted
 
 KINDS = {"front": "front", "dominated": "dominated", "too_large": "too large"}
 META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",
@@ -90,7 +91,8 @@ class _Teller:
 
     def _costs(self, target: str) -> Costs | None:
         name = self._try(kept_table, self.run, target) or ""
-        return self._try(load_costs, str(self.run.file(name))) if self.run.has(name) else None
+        known = counted(target) or self.run.has(name)
+        return self._try(recorded_costs, self.run, target) if known else None
 
     def _fronts(self) -> list[tuple[str, dict[str, Any]]]:
         """(place, front) of the search, finished or as far as it is, and of every finished selection."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas import cli, deliver, scene
+from nas import cli, deliver, run_tables
 from nas.errors import UserError
 from nas.latency import devices
 from nas.latency.devices import cuda, local
@@ -254,7 +254,7 @@ def test_a_table_of_this_gpu_is_local(fake: FakeCuda) -> None:
 def test_a_table_is_not_local_without_the_gpu(no_gpu: None) -> None:
     assert local({"device": "gpu-torch", "processor": "Fake 100", "threads": 1, "batch": 1}) is None
     with pytest.raises(UserError, match="--device gpu-ort: "):
-        scene.find_costs("gpu-ort")
+        run_tables.find_costs("gpu-ort")
 
 
 def test_a_pick_is_measured_as_file_or_as_module(fake: FakeCuda, tiny: Layout, tmp_path: Path,
