@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 import rich.progress as bars
 from rich.console import Console
+
+from nas.text import printable
 
 EVERY_S = 5.0  # between two plain lines of a task
 
@@ -52,7 +56,7 @@ class Progress:
 
     def __init__(self, console: Console | None = None, every_s: float = EVERY_S,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or _Stderr(stderr=True)
         self._every_s, self._clock = every_s, clock
         self._live: bars.Progress | None = None
 
@@ -65,7 +69,10 @@ class Progress:
 
     def note(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(self._shown(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def _shown(self, text: str) -> str:
+        return printable(text, self._console.encoding)
 
     @contextlib.contextmanager
     def _lines(self, name: str, total: float, done: float) -> Iterator[Task]:
@@ -86,10 +93,10 @@ class Progress:
     @contextlib.contextmanager
     def _bar(self, name: str, total: float, done: float) -> Iterator[Task]:
         with self._display() as live:
-            bar = live.add_task(name, total=total, completed=int(done), text="")
+            bar = live.add_task(self._shown(name), total=total, completed=int(done), text="")
 
             def show(task: Task) -> None:
-                live.update(bar, completed=task.done, total=task.total, text=task.text())
+                live.update(bar, completed=task.done, total=task.total, text=self._shown(task.text()))
 
             yield Task(name, total, done, show, self._clock)
             live.remove_task(bar)
@@ -99,13 +106,24 @@ class Progress:
         if self._live is not None:  # a task inside a task
             yield self._live
             return
-        columns = (bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(),
-                   bars.TextColumn("{task.fields[text]}"))
+        spinner = bars.SpinnerColumn("dots" if self._console.encoding.startswith("utf") else "line")
+        columns = (spinner, bars.TextColumn("{task.description}", markup=False), bars.BarColumn(),
+                   bars.TextColumn("{task.fields[text]}", markup=False))
         with bars.Progress(*columns, console=self._console, transient=True) as self._live:
             try:
                 yield self._live
             finally:
                 self._live = None
+
+
+class _Stderr(Console):
+    """Goes quiet when nobody reads it any more; the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stderr.fileno())
+        os.close(null)
 
 
 def duration(seconds: float) -> str:

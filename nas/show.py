@@ -2,26 +2,67 @@
 
 from __future__ import annotations
 
-import io
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
+
+from nas import text
+
+GAP = 3  # blanks between two columns
+INDENT = 5  # of what has no room beside the first columns
 
 
 def rows(values: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """One line a value; the columns are all keys in order of appearance, unless given."""
+    """One line a value; the columns are all keys in order of appearance, unless given.
+
+    In a terminal, the columns for which it is too narrow stand below each line; a pipe gets whole lines.
+    """
     names = list(columns or dict.fromkeys(key for value in values for key in value))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        numeric = all(isinstance(value.get(name), int | float | None) for value in values)
-        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
-    for value in values:
-        table.add_row(*(cell(value.get(name)) for name in names))
-    _print(table)
+    numeric = [all(isinstance(value.get(name), int | float | None) for value in values) for name in names]
+    titles = [_shown(name.replace("_", " ")) for name in names]
+    cells = [[_shown(cell(value.get(name))) for name in names] for value in values]
+    for row in _laid_out(titles, cells, numeric, _room()):
+        print(row.rstrip())
+
+
+def _laid_out(titles: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool],
+              room: int | None) -> Iterator[str]:
+    """Lines of a table of at most ``room`` characters each, where a limit is given."""
+    widths = [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
+    ends = [end - GAP + 1 for end in accumulate(width + GAP for width in widths)]
+    fitting = len(ends) if room is None else max(1, sum(end <= room for end in ends))
+    rule = "\N{BOX DRAWINGS LIGHT HORIZONTAL}"
+    yield _line(titles[:fitting], widths, numeric)
+    yield f" {(rule if _shown(rule) == rule else '-') * (ends[fitting - 1] - 1)}"
+    for row in cells:
+        yield _line(row[:fitting], widths, numeric)
+        rest = "; ".join(f"{title}: {value}" for title, value in zip(titles[fitting:], row[fitting:], strict=True)
+                         if value not in ("", "-"))
+        yield from textwrap.wrap(rest, max(20, room or 0), initial_indent=" " * INDENT,
+                                 subsequent_indent=" " * INDENT, break_on_hyphens=False) if rest else []
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    padded = []
+    for value, width, right in zip(cells, widths, numeric, strict=False):
+        blanks = " " * (width - cell_len(value))
+        padded.append(blanks + value if right else value + blanks)
+    return " " + (" " * GAP).join(padded)
+
+
+def _room() -> int | None:
+    """Characters in a line of the terminal; None in a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _shown(value: str) -> str:
+    """As the terminal can show it."""
+    return text.printable(value, getattr(sys.stdout, "encoding", None))
 
 
 def front(result: Mapping[str, Any]) -> None:
@@ -99,9 +140,9 @@ def _costs_of_spaces(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], l
 
 
 def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    """A table of a documentation page."""
-    for row in (titles, ["---"] * len(titles), *cells):
-        line("| " + " | ".join(row) + " |")
+    """A table of a documentation page; what stands in a cell is text."""
+    for row in (map(text.markdown, titles), ["---"] * len(titles), *(map(text.markdown, row) for row in cells)):
+        print("| " + " | ".join(row) + " |")
 
 
 def comparison(result: Mapping[str, Any]) -> None:
@@ -158,8 +199,9 @@ def targets_of(result: Mapping[str, Any]) -> list[str]:
     return result["target"] if isinstance(result["target"], list) else [result["target"]]
 
 
-def line(text: str) -> None:
-    print(text)
+def line(words: str) -> None:
+    """One line, whatever names stand in it."""
+    print(_shown(words))
 
 
 def cell(value: Any) -> str:
@@ -224,14 +266,3 @@ def _per_target(name: str, ms: Any) -> dict[str, str]:
 
 def millions(count: float | None) -> str:
     return "-" if count is None else f"{count / 1e6:.4g} M"
-
-
-def _print(table: Table) -> None:
-    """A pipe gets whole lines, not ones cut or padded to a width."""
-    if sys.stdout.isatty():
-        Console().print(table)
-        return
-    console = Console(file=io.StringIO(), width=400)
-    with console.capture() as text:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in text.get().splitlines()).strip("\n"))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nas.errors import UserError
+from nas.text import printable
 
 
 def print_result(work: Callable[[], Any], as_json: bool, show: Callable[[Any], None]) -> None:
@@ -25,8 +26,13 @@ def print_result(work: Callable[[], Any], as_json: bool, show: Callable[[Any], N
 
 def one_line(error: Exception) -> str | None:
     """What to tell the user; None for a mistake that is ours."""
+    text = _told(error)
+    return None if text is None else printable(" ".join(text.split()), sys.stderr.encoding)
+
+
+def _told(error: Exception) -> str | None:
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
         return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     usage = getattr(error, "format_message", None)  # of typer's parser

@@ -12,7 +12,7 @@ import pytest
 
 NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
-    {"nas", "errors"},  # "nas" is the package itself: its version
+    {"nas", "errors", "text"},  # "nas" is the package itself: its version
     {"files", "arch", "terminal", "launch", "yaml_text", "units"},
     {"artefacts"},
     {"space", "run", "progress", "show", "results", "written"},

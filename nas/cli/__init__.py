@@ -14,7 +14,7 @@ from typing import NoReturn
 import typer
 
 from nas import launch
-from nas.cli import compare, exits, presets, report, runs, spaces, tables, train
+from nas.cli import compare, exits, presets, report, runs, spaces, streams, tables, train
 from nas.cli.base import app
 from nas.terminal import one_line
 
@@ -28,7 +28,8 @@ app.registered_commands.sort(key=lambda command: VERBS.index(command.callback.__
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Exits with 0, or with 2 and one line on stderr, or with 130 when interrupted."""
+    """Exits with 0, or with 2 and one line on stderr, or with 130 when interrupted, or with 141 when nobody reads."""
+    streams.prepare()
     words = list(sys.argv[1:] if args is None else args)
     if "OMP_WAIT_POLICY" not in os.environ:
         # PyTorch's idle threads spin long by default: beside any other load a step then takes 12 times as long
@@ -46,8 +47,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     _seen.clear()
     try:
         code = app(args=words or ["--help"], prog_name="nas", standalone_mode=False)
+        streams.finish()
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except (SystemExit, BrokenPipeError):  # the parser ends the former itself, with 1
+        if streams.abandoned():
+            sys.exit(streams.SIGPIPE)
+        raise
     except Exception as error:
         if not _seen:  # numpy makes an ImportError of an interrupt while it is being imported
             text = one_line(error)

@@ -66,6 +66,6 @@ def _show_markdown(presets: list[dict[str, Any]]) -> None:
     from nas import show
 
     titles = ["network", "parameters", "multiply-adds", *(f"ms, {target}" for target in presets[0]["ms"])]
-    show.markdown(titles, [[f"`{one['name']}`", f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M",
+    show.markdown(titles, [[one["name"], f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M",
                             *("-" if value is None else f"{value:.3f}" for value in one["ms"].values())]
                            for one in presets])
