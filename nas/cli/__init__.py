@@ -5,6 +5,7 @@ Whatever a verb needs is imported inside it, so that ``nas --help`` stays instan
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -14,17 +15,19 @@ from typing import NoReturn
 import typer
 
 from nas import launch
-from nas.cli import compare, exits, presets, report, runs, spaces, streams, tables, train
+from nas.cli import compare, exits, presets, report, runs, settings, spaces, streams, tables, train
 from nas.cli.base import app
 from nas.terminal import one_line
 
-__all__ = ["app", "compare", "exits", "main", "presets", "report", "runs", "spaces", "tables", "train"]
+__all__ = ["app", "compare", "exits", "main", "presets", "report", "runs", "settings", "spaces", "tables", "train"]
 
 
 # as nas --help lists them: the road first, then what else there is to do with a run, with models, with tables
 VERBS = ("profile", "search", "select", "export", "report", "judge", "exits", "train", "compare", "evaluate", "measure",
-         "predict", "sample", "validate", "spaces", "presets", "targets")
+         "predict", "sample", "validate", "spaces", "presets", "targets", "settings")
 app.registered_commands.sort(key=lambda command: VERBS.index(command.callback.__name__))  # type: ignore[union-attr]
+for _command in app.registered_commands:  # whole in nas --help, too, where the parser would cut it
+    _command.short_help = inspect.cleandoc(_command.callback.__doc__ or "").partition("\n")[0]
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -59,11 +62,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             text = one_line(error)
             if text is None or os.environ.get("NAS_DEBUG") == "1":
                 raise
-            print(f"nas: {text}", file=sys.stderr)
+            streams.say(text)
             sys.exit(2)
         code = 130
     if code == 130:
-        print("nas: interrupted: the same command continues", file=sys.stderr)
+        streams.say("interrupted: the same command continues")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -9,9 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
+from nas import __version__
+
 app = typer.Typer(help="Efficient vision backbones for a given device: measured latency, hard budgets, ONNX out.",
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version,
+                                                   help="Print the version and exit.")] = False) -> None:
+    pass
+
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that nas search printed.")]

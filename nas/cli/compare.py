@@ -16,7 +16,7 @@ def compare(
     target: Target,
     spaces: Annotated[list[str], typer.Option("--spaces", help="Shipped name or file, twice or more: see nas spaces.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Of the recipe, for example "
-                                                          "train.batch=64.")] = None,
+                                                          "train.batch=64; nas settings train lists them.")] = None,
     budget_ms: Budgets = None,
     budgets: Annotated[int, typer.Option(min=1, max=256, help="As many, geometric over what all spaces reach.")] = 5,
     networks: Annotated[int, typer.Option(min=1, max=1000, help="Random networks a budget and space.")] = 5,

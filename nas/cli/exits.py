@@ -39,7 +39,7 @@ def exits(
     budget_ms: Annotated[float | None, typer.Option(help="Mean latency, in place of --lose.")] = None,
     max_ms: Annotated[float | None, typer.Option(help="No image takes longer.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of the heads; default: 20,000 images.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of splits, heads and batches.")] = 0,
     train_on: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run, or MODEL-exits.")] = None,
     ops: Ops = None,

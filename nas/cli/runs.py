@@ -28,7 +28,8 @@ from nas.terminal import checked_budgets, named_budgets, print_result
 
 @app.command()
 def search(
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example train.lr=0.05.")]
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example train.lr=0.05; nas "
+                                                          "settings lists them all.")]
     = None,
     space: Annotated[str | None, typer.Option(help="Shipped name or file: see nas spaces. Default: ghost.")] = None,
     target: Targets = None,
@@ -60,7 +61,8 @@ def search(
 ) -> None:
     """Find the most accurate networks at each latency.
 
-    Supernet, pruning, selection, fine-tuning, export. The same command continues what was stopped.
+    Supernet, pruning, selection, fine-tuning, export; nas settings train says how long each is trained. The same
+    command continues what was stopped.
     """
     flags = {"space": space, "target": target, "budget_ms": budget_ms, "data": data, "data_dir": data_dir,
              "limit": limit, "size": size, "width": width, "only_op": only_op, "selector": selector, "seed": seed,

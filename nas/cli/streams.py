@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 
 from nas.errors import UserError
@@ -50,14 +51,22 @@ def finish() -> None:
     sys.stdout.flush()
 
 
+def say(text: str) -> None:
+    """One line on stderr, if anybody reads it."""
+    try:
+        print(f"nas: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        _to_null(2)
+
+
 def abandoned() -> bool:
     """Whether the reader of stdout went away (``| head -1``); what is left is then dropped, without a word."""
-    try:
-        getattr(sys.stdout, "wrapped", sys.stdout).flush()  # the parser wraps what has failed
-    except BrokenPipeError:
-        _to_null(1)
-        return True
-    return False
+    poll = select.poll()
+    poll.register(1, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    _to_null(1)
+    return True
 
 
 def _to_null(number: int) -> None:

@@ -68,7 +68,7 @@ def profile(
 
 @app.command()
 def measure(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any network as an ONNX file.")],
     device: Device = "cpu",
     threads: Threads = 1,
     batch: Batch = 1,
@@ -89,7 +89,7 @@ def measure(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any network as an ONNX file.")],
     target: Target,
     size: Annotated[int | None, typer.Option(min=1, help="Input side, where the file leaves it open.")] = None,
     allow_unknown: Annotated[bool, typer.Option("--allow-unknown", help="Leave out what has no known cost.")] = False,

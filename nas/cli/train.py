@@ -15,7 +15,8 @@ from nas.terminal import print_result
 @app.command()
 def train(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE",
-                                                          help="For example train.finetune_lr=0.003.")] = None,
+                                                          help="For example train.finetune_lr=0.003; "
+                                                          "nas settings train lists them.")] = None,
     arch: Annotated[str | None, typer.Option(help="largest, smallest or random of the space, or an arch.json; default: "
                                              "the only one of a space that has one.")] = None,
     space: Annotated[str | None, typer.Option(help="Shipped name or file: see nas spaces. Default: the arch's.")]
