@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,24 @@ from nas.latency.devices.onnxruntime import session
 from nas.run import Run
 from nas.settings import settings_of
 from nas.stages.front import cards_of, find
-from nas.train.data import Data, Split, load, normalise, statistics
+from nas.train.data import Data, Split, load, normalise
+from nas.train.labels import outputs
+from nas.train.preprocessing import Preprocessing, check_input
 
 BATCH = 256
 Z95 = 1.959964  # two-sided 95 % of a normal distribution
 SPLITS = ("test", "select", "all")
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = None, data: str | None = None,
-             data_dir: str | None = None, split: str = "test", size: int | None = None,
-             seed: int | None = None) -> dict[str, Any]:
+             data_dir: str | None = None, split: str = "test", size: int | None = None, seed: int | None = None,
+             preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """``score`` of a file, or of a pick of a run on the run's own images where no others are named.
 
-    Images are normalised as the file's metadata says, else as the data set suggests, and its classes go by name where
-    it names them. Raises UserError where file, classes and images do not go together.
+    Images are normalised by ``preprocessing``, else as the file's metadata say, else by ImageNet's mean and deviation;
+    ``classes`` are those of the outputs, in place of the file's own. The result says which of these it was. Raises
+    UserError where file, classes and images do not go together.
     """
     if split not in SPLITS:
         raise UserError(f"--split {split}: {nearest(split, SPLITS)}")
@@ -53,18 +56,15 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
     if given["data"] is None:
         raise UserError("--data: on which images? digits, cifar10, or a folder")
     file = _File(model)
+    how = Preprocessing.of_file(file.metadata, model, preprocessing)
     place = Path(given["data_dir"]) if given["data_dir"] else None
     images = load(given["data"], data_dir=place, size=file.size(given["size"]), seed=given["seed"] or 0, limit=limit)
-    mean, std = file.statistics() or (images.mean, images.std)
-    images = replace(images, mean=mean, std=std)
+    images = how.applied(images)
+    meant = outputs(model, file.count(images), file.names() if classes is None else classes, images.classes)
     part = _part(images, split)
-    columns, names = file.columns(images.classes)
-    logits = file.run(part, images)
-    if logits.ndim != 2 or logits.shape[1] != len(names):
-        raise UserError(f"{model}: its output is {list(logits.shape[1:])}, not one number for each of the {len(names)} "
-                        f"classes of {images.name}")
-    judged = score(logits, columns[part.labels.numpy()], names)
-    return {"model": str(model), "data": images.name, "split": split, **judged}
+    judged = score(file.run(part, images), meant.labels(part.labels).numpy(), meant.names)
+    return {"model": str(model), "data": images.name, "split": split, "preprocessing": how.to_json(),
+            "classes_by": meant.by, **judged}
 
 
 def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -135,9 +135,7 @@ class _File:
             raise UserError(f"{path}: has {len(self.session.get_inputs())} inputs and {len(names)} outputs, expected "
                             "one input [N, 3, S, S] and the classes")
         self.entry = self.session.get_inputs()[0]
-        shape = self.entry.shape
-        if len(shape) != 4 or self.entry.type != "tensor(float)" or (isinstance(shape[1], int) and shape[1] != 3):
-            raise UserError(f"{path}: its input is {self.entry.type} {shape}, expected float [N, 3, S, S]")
+        check_input(path, self.entry.shape, self.entry.type in FLOATS)
         self.output = "output" if "output" in names else names[0]
 
     def size(self, asked: int | None) -> int:
@@ -150,30 +148,29 @@ class _File:
             raise UserError(f"--size {asked}: {self.path} takes images of {own}x{own}")
         return int(own)
 
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and deviation of the images that it was trained on, where it says so. Raises UserError for nonsense."""
-        return statistics(self.metadata, self.path)
+    def names(self) -> list[str] | None:
+        """Of its classes, where it has them."""
+        return self.metadata["classes"].split("\n") if "classes" in self.metadata else None
 
-    def columns(self, classes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """Which output is meant by each class of the data, and the names of all outputs."""
-        names = self.metadata["classes"].split("\n") if "classes" in self.metadata else list(classes)
-        strange = [name for name in classes if name not in names]
-        if strange:
-            raise UserError(f"{self.path}: does not know the class {strange[0]!r} of these images; "
-                            f"{nearest(strange[0], names)}")
-        return np.array([names.index(name) for name in classes]), names
+    def count(self, data: Data) -> int:
+        """How many classes it knows. Raises UserError where it is no classifier."""
+        blank = torch.zeros(1, 3, data.size, data.size, dtype=torch.uint8)
+        shape = self.run(Split(blank, torch.zeros(1, dtype=torch.int64)), data).shape
+        if len(shape) != 2:
+            raise UserError(f"{self.path}: its output is {list(shape[1:])} an image, not one number for each class")
+        return int(shape[1])
 
     def run(self, split: Split, data: Data) -> np.ndarray:
         """Outputs [n, classes]; a file of a fixed batch gets its last one filled up."""
         fixed = self.entry.shape[0] if isinstance(self.entry.shape[0], int) else None
-        outputs = []
+        results = []
         for images in torch.split(split.images, fixed or BATCH):
-            batch = normalise(images, data).contiguous().numpy()
+            batch = normalise(images, data).contiguous().numpy().astype(FLOATS[self.entry.type])
             short = (fixed or len(batch)) - len(batch)
             filled = np.concatenate([batch, np.zeros((short, *batch.shape[1:]), batch.dtype)]) if short else batch
             try:
                 made = self.session.run([self.output], {self.entry.name: filled})[0]
             except Exception as error:  # its own classes have no public base
                 raise UserError(f"{self.path}: ONNX Runtime: {str(error).splitlines()[0][:200]}") from None
-            outputs.append(made[:len(batch)])
-        return np.concatenate(outputs)
+            results.append(made[:len(batch)])
+        return np.concatenate(results).astype(np.float32)

@@ -177,6 +177,7 @@ def score(result: Mapping[str, Any]) -> None:
         if result[name]:
             line(f"{name[:3]}-{name[3]} {shown(result[name])} of {result['n']} images, {result['split']} split of "
                  f"{result['data']}")
+    _read_as(result)
 
 
 def exits(card: Mapping[str, Any]) -> None:
@@ -191,7 +192,18 @@ def exits(card: Mapping[str, Any]) -> None:
     line(f"mean {cell(card['mean_ms'])} ms, worst {cell(card['worst_ms'])} ms predicted on {card['target']}; " + (
         f"measured here: mean {cell(card['measured_ms'])} ms, worst {cell(card['measured_worst_ms'])} ms"
         if card["measured_ms"] is not None else f"not measured: no {card['target']} here"))
+    _read_as(card)
     line(str(card["folder"]))
+
+
+def _read_as(result: Mapping[str, Any]) -> None:
+    """How pixels and classes of the images went into a network."""
+    if how := result.get("preprocessing"):
+        mean, std = (" ".join(f"{value:.4g}" for value in how[key]) for key in ("mean", "std"))
+        scaled = "pixels / 255" if how["scale"] == 1 else f"pixels / 255 * {how['scale']:g}"
+        line(f"input: ({scaled} - mean) / std with mean {mean} and std {std} ({how['source']})")
+    if result.get("classes_by"):
+        line(f"classes: {result['classes_by']}")
 
 
 def targets_of(result: Mapping[str, Any]) -> list[str]:

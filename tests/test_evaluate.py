@@ -78,14 +78,15 @@ def test_classes_go_by_name_and_any_batch(colours: Path, tmp_path: Path, batch: 
     assert {one["class"]: one["top1"]["share"] for one in result["classes"]} == {"red": 1, "green": 1, "blue": 0.75}
 
 
-def test_without_metadata_the_data_says_how(colours: Path, tmp_path: Path) -> None:
+def test_without_names_the_order_is_that_of_the_folders_and_is_said(colours: Path, tmp_path: Path) -> None:
     result = evaluate(model(tmp_path / "m.onnx"), data=str(colours), split="all")
-    assert result["top1"]["share"] == pytest.approx(11 / 12)
+    assert result["top1"]["share"] == pytest.approx(11 / 12) and result["classes_by"].startswith("by order")
+    assert evaluate(model(tmp_path / "m.onnx", classes=NAMES), data=str(colours))["classes_by"] == "by name"
 
 
 def test_what_does_not_go_together_is_one_line(colours: Path, tmp_path: Path) -> None:
     data = str(colours)
-    with pytest.raises(UserError, match="not one number for each of the 3 classes"):
+    with pytest.raises(UserError, match="2 outputs, but the images have 3 classes, more than the"):
         evaluate(model(tmp_path / "two.onnx", out=2), data=data)
     (colours / "red").rename(colours / "rad")
     with pytest.raises(UserError, match="does not know the class 'rad' of these images; did you mean 'red'"):

@@ -37,6 +37,8 @@ from nas.settings import settings_of
 from nas.stages import supernet
 from nas.stages.front import cards_of, find
 from nas.train.data import recorded
+from nas.train.labels import outputs
+from nas.train.preprocessing import Preprocessing
 
 V100 = costs.load("gpu-v100")
 
@@ -235,7 +237,8 @@ def test_a_network(finished: Run, tmp_path_factory: pytest.TempPathFactory, draw
 
     def evaluated() -> None:
         file = _File(path)
-        file.size(None), file.statistics(), file.columns([str(i) for i in range(10)])
+        file.size(None), Preprocessing.of_file(file.metadata, path)
+        outputs(path, 10, file.names(), [str(i) for i in range(10)])
 
     read_or_refused(evaluated, "broken.onnx", "--size")
     read_or_refused(lambda: onnxruntime.Cpu().load(path)(), "broken.onnx", "model")

@@ -45,6 +45,15 @@ Width = Annotated[float | None, typer.Option("--width", help="Factor of all chan
 Ops = Annotated[list[Path] | None, typer.Option("--ops", metavar="FILE.py", help="Operators of your own, once or more: "
                                                 "Python files that are executed.")]
 
+Mean = Annotated[str | None, typer.Option("--mean", help="What the network takes off its input, as 0.5 or "
+                                          "0.5,0.4,0.3 (red, green, blue). Default: the file's metadata, else "
+                                          "ImageNet's.")]
+Std = Annotated[str | None, typer.Option("--std", help="What it divides the rest by.")]
+Scale = Annotated[float | None, typer.Option("--scale", help="What the pixel value 255 becomes before --mean and "
+                                             "--std: 1 (default), or 255 for networks that take 0 .. 255.")]
+Classes = Annotated[Path | None, typer.Option("--classes", help="The network's classes, one a line in the order of its "
+                                              "outputs, where the file does not name them.")]
+
 
 def run_files(ops: list[Path] | None) -> None:
     """Executes the files of ``--ops``: nothing else does."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.base import Json, Ops, Size, app, run_files
+from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, app, run_files
 from nas.errors import UserError
 from nas.terminal import print_result
 
@@ -32,6 +32,10 @@ def exits(
     data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many images.")] = None,
     size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    classes: Classes = None,
     target: Annotated[str | None, typer.Option(help="Device: the run's, or of this machine (cpu).")] = None,
     method: Annotated[str, typer.Option(help="cache (self-distillation, no labels) or ztw.")] = "cache",
     confidence: Annotated[str, typer.Option(help="max-softmax, entropy or patience.")] = "max-softmax",
@@ -54,6 +58,8 @@ def exits(
         from nas.exits.runtime import CONFIDENCES
         from nas.progress import Progress
         from nas.run import Run
+        from nas.train.labels import read_names
+        from nas.train.preprocessing import Preprocessing
 
         run_files(ops)
         for value, what in ((budget_ms, "--budget-ms"), (max_ms, "--max-ms")):
@@ -66,13 +72,21 @@ def exits(
         refuse(method)
         wishes = checked(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
         progress = Progress()
-        settings = {"model": model, "arch": arch, "images": str(images) if images else None, "data": data,
-                    "limit": limit, "size": size, "target": target, "method": method, "confidence": confidence,
-                    "lose": lose, "budget_ms": budget_ms, "max_ms": max_ms, "epochs": epochs, "seed": seed,
-                    "sha256": _digest(Path(model)), "weights": _digest(weights)}
+        settings: dict[str, Any] = {
+            "model": model, "arch": arch, "images": str(images) if images else None, "data": data, "limit": limit,
+            "size": size, "target": target, "method": method, "confidence": confidence, "lose": lose,
+            "budget_ms": budget_ms, "max_ms": max_ms, "epochs": epochs, "seed": seed, "sha256": _digest(Path(model)),
+            "weights": _digest(weights)}
+        how = Preprocessing.of_flags(mean, std, scale)
+        if how is not None:
+            settings["preprocessing"] = how.to_json()
+        if classes is not None:
+            settings["classes"] = _digest(classes)
         if Path(model).is_dir():
             if data is not None or size is not None or weights is not None:
                 raise UserError("--data, --size and --weights: a run has its own; --images takes other images")
+            if how is not None or classes is not None:
+                raise UserError("--mean, --std, --scale and --classes: a run knows how its networks read images")
             if limit is not None and images is None:
                 raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
             one = models.pick(Run.existing(model), arch, target, images is None, progress, data_dir)
@@ -80,8 +94,10 @@ def exits(
         else:
             if arch is not None:
                 raise UserError(f"--arch {arch}: is of a run, and {model} is none")
+            if classes is not None and data is None:
+                raise UserError(f"--classes {classes}: has no effect without --data, whose labels are found by it")
             one = models.file(model, weights, size, target, lambda side: _images(data, data_dir, side, seed, limit),
-                              seed)
+                              seed, how, read_names(classes))
             place = out or Path(f"{Path(model).stem}-exits")
         with _begun(place, settings) as here:
             return add(one, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.base import Json, Ops, Size, Targets, Width, app, run_files
+from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, Targets, Width, app, run_files
 from nas.errors import UserError
 from nas.terminal import print_result
 
@@ -93,15 +93,21 @@ def evaluate(
     split: Annotated[str, typer.Option(help="test, select (choosing was by it), or all images of a folder.")] = "test",
     size: Size = None,
     seed: Annotated[int | None, typer.Option(help="Of the splits; default: that of the run, or 0.")] = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    classes: Classes = None,
     as_json: Json = False,
 ) -> None:
     """Say how good an ONNX file is on images: top-1, top-5 and every class, with 95 % intervals."""
 
     def work() -> dict[str, Any]:
         from nas.evaluate import evaluate as judge
+        from nas.train.labels import read_names
+        from nas.train.preprocessing import Preprocessing
 
         return judge(model, arch=arch, budget_ms=budget_ms, data=data, data_dir=data_dir, split=split, size=size,
-                     seed=seed)
+                     seed=seed, preprocessing=Preprocessing.of_flags(mean, std, scale), classes=read_names(classes))
 
     print_result(work, as_json, _show_score)
 

@@ -47,7 +47,7 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
     made = train(model.name, model.net, data, recipe, run, "", seed, device, progress, method=method, settings=settings)
     card = run.stage(CARD, lambda: {
         "id": model.name, "method": method, "epochs": count, "target": model.target,
-        "labels": "the network's answers" if images else "the images'",
+        "labels": "the network's answers" if images else "the images'", **model.said,
         **_served(model, run.path, Trained.of(made, data, device, wishes.kind), wishes, method)})
     return {**card, "folder": str(run.path)}
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,10 +51,11 @@ from nas.progress import Progress
 from nas.run import Run
 from nas.settings import settings_of
 from nas.stages.front import cards_of, find
-from nas.train.data import Data, recorded, statistics
+from nas.train.data import Data, recorded
+from nas.train.labels import outputs
+from nas.train.preprocessing import Preprocessing, check_input, imagenet
 
 SECONDS = 2.0  # an exit, timed without a table's yardstick
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Model:
     final: Callable[[Trained, Served, Path], Served]
     clock: Clock | None
     now_ns: Callable[[], int]
+    said: Mapping[str, Any] = field(default_factory=dict)  # for the card: how images are read
 
 
 def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,
@@ -112,17 +115,20 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     plain = load_weights(scene, arch, place)
     own = choice.pieces(plan(at, full), costs.ms_many, known_exit_ms(costs))
     here = timed_here(costs)
-    return Model(wanted, with_exits(at, full, plain, scene.seed), plain, scene.data, metadata_of(scene, arch),
+    metadata = metadata_of(scene, arch)
+    return Model(wanted, with_exits(at, full, plain, scene.seed), plain, scene.data, metadata,
                  target, lambda: own, lambda trained, served, folder: served,
                  partial(check_all, layout=scene.layout, table=here[0], device=here[1]) if here else None,
-                 clock_of(1)[1])
+                 clock_of(1)[1], {"preprocessing": Preprocessing.of_file(metadata, run.path).to_json()})
 
 
 def file(model: str, weights: Path | None, size: int | None, target: str | None, data: Callable[[int], Data | None],
-         seed: int) -> Model:
+         seed: int, preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None) -> Model:
     """An ONNX file, or a torchvision model by name with a file of its weights; ``data`` gives images of a size.
 
-    Costs are measured here, or come from the target's kernel model. Raises UserError for what has no exits or costs.
+    Images are read as ``preprocessing`` says, else as the file does, else as ImageNet's; ``classes`` are those of the
+    outputs in place of the file's own. Costs are measured here, or come from the target's kernel model. Raises
+    UserError for what has no exits or costs.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(model)
@@ -133,8 +139,7 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
             raise UserError("--weights: an ONNX file has its own")
         _, entry, shapes = load(path, size)
         proto = opened(path, size)[0]
-    if len(shapes[entry]) != 4 or shapes[entry][1] != 3 or shapes[entry][2] != shapes[entry][3]:
-        raise UserError(f"{model}: its input is {list(shapes[entry])}, expected [N, 3, S, S]")
+    check_input(model, shapes[entry], True)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -142,18 +147,23 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     except UserError as error:
         raise UserError(f"{model}: {error}") from None
     kept = {p.key: p.value for p in proto.metadata_props}
+    how = preprocessing or (Preprocessing.of_file(kept, Path(model)) if model.endswith(".onnx") else
+                            imagenet("torchvision's weights were trained with it"))
+    known = classes if classes is not None else kept["classes"].split("\n") if "classes" in kept else None
     side = shapes[entry][2]
-    own = _data(data(side), kept, net.classes, side, model)
+    own, by = _on(data(side), how, known, net.classes, side, model)
+    said = {"preprocessing": how.to_json(), "classes_by": by}
     costs = None if target in (None, "cpu") else cost_models.load(str(cost_models.find(str(target))))
     if costs is not None and not isinstance(costs, KernelModel):
         raise UserError(f"--target {target}: has rows for operators of search spaces; for {model} give cpu (this "
                         "machine) or a kernel model, such as gpu-v100")
     name, here = Path(model).stem, clock_of(1)[1]
+    metadata = {**named(own, side), "id": name}
     if costs is None:
-        return Model(name, net, net, own, {**named(own, side), "id": name}, "cpu",
-                     lambda: _measured_pieces(net, own, proto, here), _timed_prefix(here), _alone, here)
-    return Model(name, net, net, own, {**named(own, side), "id": name}, str(target),
-                 lambda: _predicted_pieces(net, own, costs), lambda trained, served, folder: served, None, here)
+        return Model(name, net, net, own, metadata, "cpu", lambda: _measured_pieces(net, own, proto, here),
+                     _timed_prefix(here), _alone, here, said)
+    return Model(name, net, net, own, metadata, str(target), lambda: _predicted_pieces(net, own, costs),
+                 lambda trained, served, folder: served, None, here, said)
 
 
 def torchvision_model(name: str, weights: Path | None) -> nn.Module:
@@ -177,20 +187,15 @@ def torchvision_model(name: str, weights: Path | None) -> nn.Module:
     return made.eval()
 
 
-def _data(given: Data | None, kept: Mapping[str, str], classes: int, side: int, model: str) -> Data:
-    """Images as the network wants them: mean and deviation of its own metadata, else ImageNet's, else the data's."""
-    names = tuple(kept["classes"].split("\n")) if kept.get("classes", "").count("\n") == classes - 1 else None
-    mean, std = statistics(kept, Path(model)) or (None, None)
+def _on(given: Data | None, how: Preprocessing, known: Sequence[str] | None, classes: int, side: int,
+        model: str) -> tuple[Data, str | None]:
+    """Images as the network reads them, with its classes, and how these were found; none without ``given``."""
     if given is None:
-        return recorded({"name": model, "classes": names or map(str, range(classes)), "size": side,
-                         "mean": mean or IMAGENET[0], "std": std or IMAGENET[1]})
-    if len(given.classes) != classes:
-        raise UserError(f"{model}: {classes} classes, the images have {len(given.classes)}; give --images for ones "
-                        "without labels")
-    if names is not None and names != given.classes:
-        raise UserError(f"{model}: its classes are {', '.join(names[:4])} ..., those of the images "
-                        f"{', '.join(given.classes[:4])} ...: name the folders as the network names its classes")
-    return replace(given, mean=mean or IMAGENET[0], std=std or IMAGENET[1])
+        names = known if known is not None and len(known) == classes else list(map(str, range(classes)))
+        blank = recorded({"name": model, "classes": names, "size": side, "mean": how.mean, "std": how.std})
+        return how.applied(blank), None
+    meant = outputs(model, classes, known, given.classes)
+    return how.applied(meant.applied(given)), meant.by
 
 
 def _alone(prepare: Callable[[], Mapping[str, Timed]], count: int) -> tuple[dict[str, float], float | None]:

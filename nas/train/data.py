@@ -9,9 +9,8 @@ limit.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,20 +136,6 @@ def recorded(value: dict[str, Any]) -> Data:
         select=none,
         test=none,
     )
-
-
-def statistics(metadata: Mapping[str, str], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation by channel in the metadata of an ONNX file; None where it has none. UserError for nonsense."""
-    if not {"mean", "std"} <= metadata.keys():
-        return None
-    try:
-        mean, std = (tuple(map(float, metadata[key].split())) for key in ("mean", "std"))
-    except ValueError:
-        mean = std = ()
-    if (len(mean), len(std)) != (3, 3) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise UserError(f"{path}: mean and std in its metadata are {metadata['mean']!r} and {metadata['std']!r}, "
-                        "expected 3 numbers each, std above 0")
-    return mean, std
 
 
 def divide(source: Source, seed: int, limit: int | None = None) -> dict[str, Indices]:
