@@ -87,8 +87,8 @@ def check_input(where: object, shape: Sequence[Any], floats: bool) -> None:
     if sides[1] != 3 and sides[3] == 3:
         raise UserError(f"{where}: its input {sides} has channels last; export it with channels first, [N, 3, S, S]")
     if isinstance(sides[1], int) and sides[1] != 3:
-        raise UserError(f"{where}: its input {sides} has {sides[1]} channel(s), and images are read with 3 (RGB); export "
-                        "it with an input [N, 3, S, S]")
+        raise UserError(f"{where}: its input {sides} has {sides[1]} channel(s), and images are read with 3 (RGB); "
+                        "export it with an input [N, 3, S, S]")
     if not floats:
         raise UserError(f"{where}: its input is no floating-point one; export it with a float input [N, 3, S, S]")
     if isinstance(sides[2], int) and isinstance(sides[3], int) and sides[2] != sides[3]:
