@@ -50,6 +50,7 @@ SPARE = 0.5  # of the rows may be measured again because the machine was slow
 FITTED_ON = 24  # networks of the correction: two coefficients, and more networks do not make them better
 YARDSTICKS = 3  # networks that all other networks are timed beside
 CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # of one finished network
+REDRAWN = 4  # times as many networks are drawn as the validation needs, for those that the correction has not seen
 HELD_OUT = 24  # widths between the knots, measured to check the interpolation
 SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threads", "batch", "clock",
         "system_config", "memory_mode", "accelerator", "vela_ini_sha256")
@@ -88,7 +89,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
             table.meta["knot_error"] = _knot_error(bench, layout, table, rng) if knots else None
             corrections[label] = _correct(bench, layout, table, f"correction {rng_seed}") if bench.corrected else None
         if validate:
-            note(table.meta, _validation(bench, layout, table, validate, f"validation {rng_seed}"))
+            note(table.meta, _validation(bench, layout, table, validate, rng_seed))
         _keep_yardsticks(bench, layout, table)
         table.save(table_path)
     flagged = sum(row.how == "flagged" for row in table.rows.values())
@@ -304,9 +305,9 @@ def _correct(bench: Bench, layout: Layout, table: LatencyTable, seed: str) -> di
     return {**correct(table, _label(layout), candidates(layout), plans, measured), "drift": bench.drift}
 
 
-def _validation(bench: Bench, layout: Layout, table: LatencyTable, n: int, seed: str) -> dict[str, Any]:
+def _validation(bench: Bench, layout: Layout, table: LatencyTable, n: int, seed: int) -> dict[str, Any]:
     """Predicted against measured on networks that the correction did not see, and measured against measured again."""
-    plans = _plans(layout, n, seed)
+    plans = _plans(layout, n, f"validation {seed}", without=_plans(layout, FITTED_ON, f"correction {seed}"))
     first, second = bench.networks(plans)
     measured = (first + second) / 2
     predicted = np.array([sum(table.ms_many(keys)) for keys in plans])
@@ -315,10 +316,14 @@ def _validation(bench: Bench, layout: Layout, table: LatencyTable, n: int, seed:
             "drift": bench.drift, "date": datetime.date.today().isoformat()}
 
 
-def _plans(layout: Layout, n: int, seed: str) -> list[list[OpKey]]:
-    """Random networks of all depths: of equal depth they could not tell a cost per operator from a constant."""
-    rng = random.Random(seed)
-    return [plan(layout, genome.sample_thinned(layout, rng)) for _ in range(n)]
+def _plans(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = ()) -> list[list[OpKey]]:
+    """Random networks of all depths: of equal depth they could not tell a cost per operator from a constant.
+
+    None is one of ``without``, as far as the space has so many others.
+    """
+    rng, known = random.Random(seed), set(map(tuple, without))
+    drawn = [plan(layout, genome.sample_thinned(layout, rng)) for _ in range(n * (REDRAWN if known else 1))]
+    return sorted(drawn, key=lambda keys: tuple(keys) in known)[:n]
 
 
 

@@ -123,7 +123,8 @@ def test_a_profile_prices_whole_networks_exactly(tiny: Layout, tmp_path: Path) -
     assert result["rows"] == result["measured"] == len(table.rows) and result["flagged"] == 0
     assert seen[-1] == (result["rows"], result["rows"], 0.0)
     validation = result["validation"]
-    assert validation["n"] == 12 and validation["kendall"] == pytest.approx(1) and validation["noise_mape"] == 0
+    assert validation["n"] == 12 and validation["noise_mape"] == 0
+    assert validation["kendall"] > 0.98  # two of equal cost may differ in the last digit
     assert validation["mape"] == pytest.approx(0, abs=1e-9) == abs(validation["bias"])
     assert table.meta["validation"] == validation and table.meta["method"] == "measured"
     assert result["correction"]["scale"] == pytest.approx(1)
@@ -132,6 +133,21 @@ def test_a_profile_prices_whole_networks_exactly(tiny: Layout, tmp_path: Path) -
     blocks = [network.stem, *network.blocks, network.head]
     whole = CALL_MS + sum(map(known_ms, blocks))  # type: ignore[arg-type]
     assert sum(table.ms_many(keys)) == pytest.approx(whole)
+
+
+def test_the_correction_and_the_validation_see_other_networks(tiny: Layout, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, networks = list[list[list[OpKey]]](), Clocked.networks
+
+    def spy(self: Clocked, plans: list[list[OpKey]]) -> Any:
+        measured.append(plans)
+        return networks(self, plans)
+
+    monkeypatch.setattr(Clocked, "networks", spy)
+    profile(tiny, tmp_path / "t.json", device=Clockwork(), validate=12)
+    fitted_on, checked_on = measured
+    assert len(fitted_on) == profile_module.FITTED_ON and len(checked_on) == 12
+    assert not {tuple(keys) for keys in fitted_on} & {tuple(keys) for keys in checked_on}
 
 
 def test_in_processes_of_its_own_a_profile_finds_the_same(tiny: Layout, tmp_path: Path) -> None:

@@ -212,3 +212,48 @@ def test_the_cheapest_is_kept_where_a_wider_branch_is_cheaper(tiny: Layout, pric
     gates = shaken(Gates(tiny, [toothed], [(low * 1.05, high * 0.9)]))
     Pruner(grid=GRID).check(gates, 1.0, 0)
     assert branch.ops[2] in survivors(gates, GRID)[2]
+
+
+def disliking_the_cheapest(layout: Layout, every: list[Prices]) -> Gates:
+    """Gates at whose budgets nobody needs the cheapest operators, neither their branches nor their widths."""
+    ranges = [(0.75 * high, 0.95 * high) for _, high in (ends(layout, priced) for priced in every)]
+    gates = Gates(layout, every, ranges)
+    with torch.no_grad():
+        gates.c0[0] = 1.0  # the widest
+        for slot in layout.slots:
+            for priced in every:
+                row = priced.ms[slot.index]
+                cheapest = min(range(len(slot.branches)), key=lambda b: min(row[op] for op in slot.branches[b].ops))
+                gates.theta[0, slot.index, cheapest] = -8.0
+    return gates
+
+
+def turned_over(priced: Prices) -> Prices:
+    """Another target, on which what is dear on the first is cheap."""
+    rows = [{op: max(row.values()) + min(row.values()) - ms for op, ms in row.items()} for row in priced.ms]
+    return Prices(priced.fixed, tuple(rows))
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_what_no_budget_of_the_grid_asks_for_stays_where_it_is_the_cheapest(tiny: Layout, priced: Prices,
+                                                                            targets: int) -> None:
+    """Of all live branches the pruner drops losers, and of all widths survivors leave few; the cheapest stay."""
+    every = [priced, turned_over(priced)][:targets]
+    gates = disliking_the_cheapest(tiny, every)
+    before = int(gates.live.sum())
+    with torch.no_grad():
+        probabilities = torch.stack([gates.at(s, t).p for t in range(targets) for s in GRID])
+    pruner = Pruner(grid=GRID)
+    for epoch in range(3):
+        pruner.check(gates, 1.0, epoch)
+    kept = survivors(gates, GRID)
+    lost = 0
+    for slot, ops in zip(tiny.slots, kept, strict=True):
+        for prices_of in every:
+            row = prices_of.ms[slot.index]
+            least = min(row.values())
+            assert min(row[op] for op in ops) == least
+            branch = next(b for b, one in enumerate(slot.branches) if any(row[op] == least for op in one.ops))
+            lost += float(probabilities[:, slot.index, branch].max()) < pruner.share / len(slot.branches)
+    assert lost  # it would have been dropped, if it were not the cheapest
+    assert targets == 2 or int(gates.live.sum()) < before or sum(map(len, kept)) < sum(len(s.ops) for s in tiny.slots)

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,10 +19,10 @@ from nas.decision import largest, one_hot, prices, smallest
 from nas.errors import UserError
 from nas.plan import Layout, OpKey, macs
 from nas.subnet import build
-from nas.supernet.gates import RELAXATIONS
+from nas.supernet.gates import RELAXATIONS, Gates
 from nas.supernet.net import Supernet
 from nas.train import finetune, loop
-from nas.train.data import Data
+from nas.train.data import Data, Split
 from nas.train.distill import kd
 from nas.train.ema import Average
 from nas.train.search_loop import Recipe, SupernetTraining
@@ -323,6 +324,70 @@ def test_the_phases_learn_and_the_layout_shrinks(tiny: Layout, data: Data) -> No
     assert records[-1]["loss_largest"] < records[0]["loss_largest"]
     arch = genome.sample(run.supernet.layout, random.Random(0))
     assert run.judge(arch, data.select, 32).n == 32
+
+
+def test_the_smallest_network_stays_reachable_whatever_the_gates_prefer(tiny: Layout, data: Data) -> None:
+    """Over a whole search in which nobody wants the cheapest operators, at budgets that do without them."""
+    run = training(tiny, data)
+    priced = run.prices[0]
+    least = priced.fixed + sum(min(row.values()) for row in priced.ms)
+    high = priced.fixed + sum(max(row.values()) for row in priced.ms)
+    run.gates.ranges = [(0.75 * high, 0.95 * high)]
+    with torch.no_grad():
+        run.gates.c0[0] = 1.0
+        for slot in tiny.slots:
+            row = priced.ms[slot.index]
+            cheapest = min(range(len(slot.branches)), key=lambda b: min(row[op] for op in slot.branches[b].ops))
+            run.gates.theta[0, slot.index, cheapest] = -8.0
+    while not run.finished:
+        run.epoch()
+    left = run.supernet.layout
+    assert sum(len(slot.ops) for slot in left.slots) < sum(len(slot.ops) for slot in tiny.slots)
+    arch = smallest(left, priced)
+    assert priced.fixed + sum(priced.ms[i][op] for i, op in enumerate(arch.ops)) == pytest.approx(least)
+
+
+def test_the_gap_of_the_two_widths_closes_over_the_search(tiny: Layout, data: Data,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    run, gaps, at = training(tiny, data), list[float](), Gates.at
+
+    def asked(self: Gates, s: float, target: int = 0, *gap: float) -> Any:
+        gaps.extend(gap)
+        return at(self, s, target, *gap)
+
+    monkeypatch.setattr(Gates, "at", asked)
+    while not run.finished:
+        run.epoch()
+    assert gaps[0] == 0.5 and gaps[-1] == 0.0 and gaps == sorted(gaps, reverse=True)
+    assert any(0 < gap < 0.5 for gap in gaps)
+
+
+def test_the_temperature_of_the_gates_falls_over_the_search(tiny: Layout, data: Data,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen, relaxed = training(tiny, data), list[float](), RELAXATIONS["two-path"]
+
+    def spy(gates: Gates, soft: Any, tau: float, generator: torch.Generator) -> Any:
+        seen.append(tau)
+        return relaxed(gates, soft, tau, generator)
+
+    monkeypatch.setitem(RELAXATIONS, "two-path", spy)
+    while not run.finished:
+        run.epoch()
+    steps = len(seen)
+    assert seen == pytest.approx([2.0 * 0.15 ** (i / steps) for i in range(steps)])  # from 2 to 0.3
+
+
+def test_gates_learn_from_their_own_split_and_weights_from_theirs(tiny: Layout, data: Data) -> None:
+    """With the gate split's images black only the gates' learning differs, until weights follow what they draw."""
+    dark = Split(torch.zeros_like(data.gate.images), data.gate.labels)
+    runs = [training(tiny, one) for one in (data, replace(data, gate=dark))]
+    for run in runs:
+        run.epoch()  # the warm-up
+    one, other = (weights(run) for run in runs)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    for run in runs:
+        run.epoch()
+    assert any(not torch.equal(a, b) for a, b in zip(*(run.gates.parameters() for run in runs), strict=True))
 
 
 @pytest.mark.parametrize("relaxation", ["single", "gumbel"])
