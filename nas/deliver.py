@@ -185,7 +185,8 @@ def metadata_of(scene: Scene, arch: Arch) -> dict[str, str]:
     data = scene.data
     return {"arch": json.dumps(arch.to_json()), "id": arch.id, "classes": "\n".join(data.classes),
             "input": "NCHW float32", "size": str(scene.layout.task.size), "scale": "pixels / 255", "producer": "nas",
-            "mean": " ".join(f"{v:.6g}" for v in data.mean), "std": " ".join(f"{v:.6g}" for v in data.std)}
+            "mean": " ".join(f"{v:.6g}" for v in data.mean), "std": " ".join(f"{v:.6g}" for v in data.std),
+            **data.whites.metadata()}
 
 
 def _calibration(scene: Scene) -> list[torch.Tensor]:

@@ -27,6 +27,7 @@ from nas.select.problem import Cost, Problem, budgets
 from nas.space import Space
 from nas.train import loop
 from nas.train.data import Data, description, load, recorded
+from nas.train.header import data_lines
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     torch.set_num_threads(config.threads or torch.get_num_threads())
     space = _space(config, run)
     data = _images(config, run)
+    _introduce(config, run, data, progress)
     plans = _layouts(space, data, config)
     costs = {target: _costs(target, config, run, plans, progress) for target in targets}
     priced = {size: {t: prices(plan, c.ms_many) for t, c in costs.items()} for size, plan in plans.items()}
@@ -93,6 +95,16 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     footprints = _footprints(memory, run, searched[data.size], costs, progress)
     return _one([Scene(config, run, data.at(size), within(plan, footprints), costs, priced[size], device, footprints,
                        whole=plans[size]) for size, plan in searched.items()])
+
+
+def _introduce(config: Config, run: Run, data: Data, progress: Progress) -> None:
+    """Says what the images are before anything long, here and in the log; nothing once the supernet is trained."""
+    if run.has("supernet.pt"):
+        return
+    lines = data_lines(data, config.train.augment)
+    for line in lines:
+        progress.note(line)
+    run.log("data", lines=lines)
 
 
 def _tell_dropped(whole: Layout, searched: Layout, run: Run, progress: Progress) -> None:

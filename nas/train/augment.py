@@ -23,6 +23,13 @@ def check(kind: str) -> None:
         raise UserError(f"augment: no {kind!r}; {nearest(kind, KINDS)}")
 
 
+def words(kind: str, size: int) -> str:
+    """What an augmentation does to images of a size, for a reader."""
+    part, flips = KINDS[kind]
+    shifted = f"shifted by up to {max(1, size // part)} pixels" if part else "none"
+    return f"{shifted}{', half of them mirrored left to right' if flips else ''} ({kind})"
+
+
 def augmented(images: torch.Tensor, kind: str, generator: torch.Generator, share: slice = ALL) -> torch.Tensor:
     """uint8 [B, C, S, S] -> the same shape in channels_last, every image shifted and flipped on its own.
 

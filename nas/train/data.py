@@ -1,9 +1,8 @@
 """Images in memory, split once for the search, and handed out in batches.
 
 Everything is decoded to uint8 before training starts and augmented a batch at a time (``augment.py``), so that two
-cores keep up. Splits: ``train`` for weights, ``gate`` for architecture parameters, ``select`` for choosing candidates;
-all come out of the source's training images. ``test`` is read once, at the end, and is the same for every seed and
-limit.
+cores keep up. Splits: ``train`` for weights, ``gate`` for architecture parameters, ``select`` for choosing candidates
+(``splits.py``). ``test`` is read once, at the end, and is the same for every seed and limit.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from nas.errors import UserError
 from nas.files import nearest
 from nas.train import augment as augmentation
 from nas.train.folder import folder
-from nas.train.sources import Indices, Source, cifar10, digits
+from nas.train.pixels import NARROW, Whites
+from nas.train.sources import Source, cifar10, digits
+from nas.train.splits import divide, fixed, least, origins
 
-HELD_OUT, MOST_HELD_OUT = 0.1, 5000  # gate and select each
-FEW, ENOUGH = 300, 1000  # a front cannot be told apart on fewer: data of at least ENOUGH give up to a fifth
-TEST = 0.2  # where the source has no test split
 MEMORY = 0.6  # of what is free
+BRIGHTEST = 0.999  # of all pixels are no brighter than the images are said to reach
 BUILT_IN = ("digits", "cifar10")
 
 
@@ -69,6 +68,7 @@ class Data:
     source: dict[str, Any]  # where from, sizes, seed, class counts, fingerprint
     indices: dict[str, list[int]]  # split -> numbers of its images in the source
     augment: str = "flip-crop"  # what suits these images: see augment.KINDS
+    whites: Whites = NARROW  # what files of more than 8 bits were divided by
 
     @property
     def in_ch(self) -> int:
@@ -79,35 +79,39 @@ class Data:
         return self if size == self.size else replace(self, size=size)
 
 
-def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit: int | None = None) -> Data:
+def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit: int | None = None,
+         whites: Whites | None = None) -> Data:
     """``digits``, ``cifar10`` or the path of a folder of images (``./digits`` for a folder of that name).
 
     ``data_dir`` is where CIFAR-10 lies; ``size`` is the input side (default: from the source); ``limit`` is the most
-    images that train, gate and select have together. Raises UserError naming what is wrong with the path or a number.
+    images that train, gate and select have together; ``whites`` are those that a network was trained with (default: by
+    the training images). Raises UserError naming what is wrong with the path or a number, and for images of one colour.
     """
     _check_numbers(size, seed, limit)
     source = _source(name, data_dir)
     size = size or source.size
     chosen = divide(source, seed, limit)
     _check_memory(source.name, sum(map(len, chosen.values())), size)
+    whites = _whites(source, whites)
     count = len(chosen["train"])
-    learn = _read(source, np.concatenate((chosen["train"], chosen["gate"])), size)
-    splits = {
-        "train": learn.part(0, count),
-        "gate": learn.part(count, len(learn)),
-        "select": _read(source, chosen["select"], size),
-        "test": _read(source, chosen["test"], size),
-    }
-    mean, std = _statistics(splits["train"].images)
+    pools = {"learn": np.concatenate((chosen["train"], chosen["gate"])), "select": chosen["select"],
+             "test": chosen["test"]}
+    read = {pool: source.read(which, size, whites) for pool, which in pools.items()}
+    learn, select, test = (Split(read[pool].images, torch.from_numpy(source.labels[which]))
+                           for pool, which in pools.items())
+    splits = {"train": learn.part(0, count), "gate": learn.part(count, len(learn)), "select": select, "test": test}
+    mean, std, reach = _statistics(source.origin, splits["train"].images)
+    facts = {"reach": reach, "whites": whites.metadata(), "cut": {pool: made.cut for pool, made in read.items()}}
     return Data(
         name=source.name,
         classes=source.classes,
         size=size,
         mean=mean,
         std=std,
-        source=_provenance(source, splits, seed, limit),
+        source=_provenance(source, splits, seed, limit) | facts,
         indices={part: which.tolist() for part, which in chosen.items()},
         augment=source.augment,
+        whites=whites,
         learn=learn,
         **splits,
     )
@@ -130,66 +134,13 @@ def recorded(value: dict[str, Any]) -> Data:
         std=tuple(value["std"]),
         source=value,
         indices={},
+        whites=Whites.of_metadata(value.get("whites", {})),
         learn=none,
         train=none,
         gate=none,
         select=none,
         test=none,
     )
-
-
-def divide(source: Source, seed: int, limit: int | None = None) -> dict[str, Indices]:
-    """Split -> sorted image numbers; disjoint, stratified, every class in each as far as its images reach."""
-    labels, pool, classes = source.labels, source.pools["train"], len(source.classes)
-    test, select = source.pools.get("test"), source.pools.get("select")
-    if test is None:  # the same for every seed: a run may continue from one of another seed
-        test, pool = take(labels, pool, max(classes, round(TEST * len(pool))), np.random.default_rng(0))
-    rng = np.random.default_rng(seed)
-    if limit is not None and limit < 3 * classes:
-        raise UserError(f"limit: {limit} is less than 3 images for each of the {classes} classes of {source.origin}")
-    if limit is not None and limit < len(pool):
-        pool, _ = take(labels, pool, limit, rng, keep=0)
-    held_out = max(classes, _held_out(len(pool)))
-    if select is None:
-        select, pool = take(labels, pool, held_out, rng)
-    elif len(select) > (most := min(limit or MOST_HELD_OUT, MOST_HELD_OUT)):
-        select, _ = take(labels, select, most, rng, keep=0)
-    gate, train = take(labels, pool, held_out, rng)
-    splits = {"train": train, "gate": gate, "select": select, "test": test}
-    if empty := [part for part, which in splits.items() if not len(which)]:
-        raise UserError(f"{source.origin}: too few images, none left for {', '.join(empty)}; give at least 4 a class")
-    return splits
-
-
-def _held_out(images: int) -> int:
-    """How many of the training images gate and select get each."""
-    few = min(FEW, round(2 * HELD_OUT * images)) if images >= ENOUGH else 0
-    return min(MOST_HELD_OUT, max(round(HELD_OUT * images), few))
-
-
-def take(
-    labels: Indices, pool: Indices, count: int, rng: np.random.Generator, keep: int = 1
-) -> tuple[Indices, Indices]:
-    """(drawn, rest) of ``pool``, sorted: at most ``count``, every class in proportion.
-
-    A class gives at least one image if ``count`` allows, and keeps ``keep``.
-    """
-    classes, counts = np.unique(labels[pool], return_counts=True)
-    order = rng.permutation(pool)
-    wanted = zip(classes, quotas(counts, count, keep), strict=True)
-    drawn = np.sort(np.concatenate([order[labels[order] == label][:n] for label, n in wanted]))
-    return drawn, np.setdiff1d(pool, drawn)
-
-
-def quotas(counts: Indices, total: int, keep: int) -> Indices:
-    """``total`` shared out in proportion to ``counts`` (largest remainder), each from 1 to its count - ``keep``."""
-    ideal = counts * (total / counts.sum())
-    quota: Indices = np.clip(np.floor(ideal).astype(np.int64), 1, counts - keep)
-    for index in np.argsort(np.floor(ideal) - ideal, kind="stable"):
-        quota[index] += quota.sum() < total and quota[index] < counts[index] - keep
-    while quota.sum() > total:  # the ones that were raised to 1
-        quota[quota.argmax()] -= 1
-    return quota
 
 
 def normalise(images: torch.Tensor, data: Data, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -275,8 +226,12 @@ def _source(name: str, data_dir: Path | None) -> Source:
     raise UserError(f"data: no {name!r} and no such folder; {nearest(name, BUILT_IN)}")
 
 
-def _read(source: Source, which: Indices, size: int) -> Split:
-    return Split(source.read(which, size), torch.from_numpy(source.labels[which]))
+def _whites(source: Source, given: Whites | None) -> Whites:
+    """Those given, completed by what the training images say; no image of the test split is looked at."""
+    if given is not None and None not in (given.integer, given.real):
+        return given
+    own = source.whites(fixed(source)[0])
+    return own if given is None else Whites(given.integer or own.integer, given.real or own.real)
 
 
 def _check_memory(name: str, count: int, size: int) -> None:
@@ -288,8 +243,11 @@ def _check_memory(name: str, count: int, size: int) -> None:
         )
 
 
-def _statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel, in [0, 1]; from exact counts, so that threads and chunks do not matter."""
+def _statistics(origin: str, images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+    """Mean and deviation per channel, in [0, 1], and the level (0 to 255) that 99.9 % of all pixels do not exceed.
+
+    From exact counts, so that threads and chunks do not matter. Raises UserError where all pixels are alike.
+    """
     levels = np.arange(256) / 255
     counts = np.zeros((3, 256), np.int64)
     for image in range(0, len(images), 256):  # in chunks, because bincount takes 8 bytes a pixel
@@ -298,8 +256,13 @@ def _statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, .
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ levels
     deviation = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1))
-    # images of one colour: one grey level, not a division by zero
-    return tuple(mean.tolist()), tuple(np.maximum(deviation, 1 / 255).tolist())
+    if ((counts > 0).sum(1) == 1).all():
+        colour = ", ".join(str(level) for level in counts.argmax(1))
+        raise UserError(f"{origin}: all pixels of the training images are alike (red, green, blue {colour} of 255), so "
+                        "there is nothing to learn; look at what the files hold")
+    reach = int(np.searchsorted(np.cumsum(counts.sum(0)), BRIGHTEST * counts.sum()))
+    # a channel of one level: one grey level, not a division by zero
+    return tuple(mean.tolist()), tuple(np.maximum(deviation, 1 / 255).tolist()), reach
 
 
 def _provenance(source: Source, splits: dict[str, Split], seed: int, limit: int | None) -> dict[str, Any]:
@@ -310,6 +273,11 @@ def _provenance(source: Source, splits: dict[str, Split], seed: int, limit: int 
         "seed": seed,
         "limit": limit,
         "class_counts": counts,
+        "splits": origins(source),
+        "least": least(source),
+        "pixels": source.pixels,
+        "ignored": list(source.ignored),
+        "skipped": dict(source.skipped),
         "fingerprint": fingerprint(splits, source.classes),
     }
 

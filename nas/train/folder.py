@@ -1,48 +1,58 @@
-"""A folder of images, one sub-folder a class: listed, checked and decoded into memory.
+"""A folder of images, one sub-folder a class: its layout, classes, files and splits.
 
-Layouts: ``DIR/CLASS/*.png``, or ``DIR/train/CLASS/...`` with ``test/`` or ``val/`` (``valid/``, ``validation/``) beside
-it. With both, ``test/`` is the test split and ``val/`` is what candidates are selected on; with one of them, it is the
-test split. Other files, and hidden files and folders, are ignored.
+Layouts: ``DIR/CLASS/*.png``, or ``DIR/train/CLASS/...`` with ``val/``, ``test/`` or both beside it, under any of the
+names of ``NAMES`` in any case. Images may lie deeper inside a class. What is no image is left out and counted
+(``listing.py``); folders beside splits are ignored and named.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nas.errors import UserError
+from nas.train.listing import SUFFIXES, Lister, name_of
+from nas.train.pixels import decoded, shortest_sides, whites
 from nas.train.sources import Source
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-LEAST_SIDE = 4  # pixels; anything smaller is a tracking pixel or a mistake, not a picture
-_VAL = ("val", "valid", "validation")
+NAMES = {"train": ("train", "training"), "select": ("val", "valid", "validation"), "test": ("test", "testing")}
+PIXELS = ("turned upright, the centre square resized (bilinear, antialiased), grey and palettes to RGB, transparency "
+          "dropped, of animations the first image")
+_PART = {name: part for part, names in NAMES.items() for name in names}
 _PROBED = 64  # images whose headers settle the default size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which folder is which pool of images, and which folders beside them are none."""
+
+    parts: dict[str, Path]  # only "train" where the class folders stand directly in the folder
+    ignored: tuple[str, ...] = ()
 
 
 def folder(path: Path) -> Source:
     """The classes, files and splits of a folder; pixels are decoded when a split is read.
 
     Images are numbered train, val, test, class by class, by path. Raises UserError, naming the path, for a folder that
-    is missing or a file, has no class folders or one, an empty class, or parts whose classes differ.
+    is missing or a file, has no class folders or one, an empty class, or parts whose classes differ, and for one that
+    holds splits under names that are not known.
     """
-    parts = {part: _listing(where) for part, where in _parts(path).items()}
+    layout, lister = _layout(path), Lister()
+    if layout.parts != {"train": path}:
+        lister.folders(path)  # counts the files beside the splits
+    parts = {part: _listing(where, lister) for part, where in layout.parts.items()}
     classes = list(parts["train"])
     for part, listing in parts.items():
-        _same_classes(path, part, classes, list(listing))
+        _same_classes(path, layout.parts[part].name, classes, list(listing))
     files: list[Path] = []
     labels: list[int] = []
     pools = {}
     for part, listing in parts.items():
         pools[part] = np.arange(len(files), len(files) + sum(map(len, listing.values())))
-        files += [file for found in listing.values() for file in found]
-        labels += [label for label, found in enumerate(listing.values()) for _ in found]
+        files += [file for images in listing.values() for file in images]
+        labels += [label for label, images in enumerate(listing.values()) for _ in images]
     return Source(
         name=path.resolve().name,
         origin=str(path),
@@ -51,128 +61,73 @@ def folder(path: Path) -> Source:
         pools=pools,
         size=default_size([files[i] for i in np.linspace(0, len(files) - 1, _PROBED).astype(int)]),
         augment="flip-crop",
-        read=lambda which, size: decoded([files[i] for i in which], size),
+        pixels=PIXELS,
+        read=lambda which, size, whites: decoded([files[i] for i in which], size, whites),
+        whites=lambda which: whites([files[i] for i in which]),
+        parts={part: f"{where.name}/" for part, where in layout.parts.items() if where != path},
+        ignored=layout.ignored,
+        skipped=dict(lister.skipped.most_common()),
     )
 
 
-def default_size(files: Iterable[Path]) -> int:
+def default_size(files: list[Path]) -> int:
     """224 if the median short side is that or more, else that side rounded down to a multiple of 32 (at least 32)."""
-    sides = []
-    for file in files:
-        with _open(file) as image:  # reads the header only
-            sides.append(min(image.size))
-    shortest = int(np.median(sides))
+    shortest = int(np.median(shortest_sides(files)))
     return 224 if shortest >= 224 else max(32, shortest // 32 * 32)
 
 
-def decoded(files: list[Path], size: int) -> torch.Tensor:
-    """uint8 [n, 3, size, size], channels_last. Raises UserError naming a file that cannot be read."""
-    out = torch.empty((len(files), size, size, 3), dtype=torch.uint8)
-    pixels = out.numpy()
-
-    def fill(index: int) -> None:
-        pixels[index] = square(files[index], size)
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the GIL
-        for _ in pool.map(fill, range(len(files))):
-            pass
-    return out.permute(0, 3, 1, 2)
-
-
-def square(file: Path, size: int) -> npt.NDArray[np.uint8]:
-    """uint8 [size, size, 3]: upright, RGB, the short side resized to ``size``, the centre kept."""
-    with _open(file) as image:
-        try:
-            image.draft("RGB", (2 * size, 2 * size))  # large JPEGs: decode at half, a quarter ... but not below twice
-            upright = _rgb(ImageOps.exif_transpose(image))
-        except Exception as error:  # Pillow's decoders raise anything on broken bytes
-            raise _unreadable(file, error) from error
-    width, height = upright.size
-    side = min(width, height)
-    if side < LEAST_SIDE:
-        raise UserError(f"{file}: {width}x{height} is too small, sides start at {LEAST_SIDE} pixels; remove it")
-    left, top = (width - side) / 2, (height - side) / 2
-    # cropped first and then resized: the same pixels, and a long thin image cannot fill the memory
-    cropped = upright.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    return np.asarray(cropped)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to white
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray((wide // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
-    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
-
-
-def _open(file: Path) -> Image.Image:
-    try:
-        return Image.open(file)
-    except Exception as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: Path, error: Exception) -> UserError:
-    if isinstance(error, UnidentifiedImageError):  # its text repeats the path
-        return UserError(f"{file}: not an image that can be read; remove or replace it")
-    return UserError(f"{file}: cannot be read ({' '.join(str(error).split())}); remove or replace it")
-
-
-def _parts(path: Path) -> dict[str, Path]:
-    """Split -> its folder; only "train" where the class folders stand directly in ``path``."""
+def _layout(path: Path) -> Layout:
+    """Raises UserError for what is no folder, and for splits that cannot be told from their names."""
     if path.is_file():
         raise UserError(f"{path}: a file, not a folder of images")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
-    found = {where.name.lower(): where for where in _folders(path)}
-    held_out = [name for name in ("test", *_VAL) if name in found]
-    if "train" not in found and found and len(held_out) == len(found):
-        raise UserError(f"{path}: {held_out[0]}/ but no train/; give the folder that holds both")
+    inside = Lister().folders(path)
+    named: dict[str, list[Path]] = {part: [] for part in NAMES}
+    ignored: list[Path] = []
+    for where in inside:
+        part = _PART.get(where.name.lower())
+        (named[part] if part else ignored).append(where)
+    if inside and not ignored and not named["train"]:
+        raise UserError(f"{path}: {inside[0].name}/ but no train/; give the folder that holds both")
     # a class may be called "train": then it stands among other classes and has no folders inside
-    if "train" not in found or not (_folders(found["train"]) or len(found) == len(held_out) + 1):
-        return {"train": path}
-    val = next((found[name] for name in _VAL if name in found), None)
-    test = found.get("test", val)
-    select = val if test is not val else None
-    named = {"train": found["train"], "select": select, "test": test}
-    return {part: where for part, where in named.items() if where is not None}
+    if not named["train"] or (ignored and not any(Lister().folders(where) for where in named["train"])):
+        _refuse_splits(path, inside)
+        return Layout({"train": path})
+    for part, places in named.items():
+        if len(places) > 1:
+            raise UserError(f"{path}: {' and '.join(f'{where.name}/' for where in places)} are both named as the "
+                            f"{NAMES[part][0]} split is; move or rename all but one")
+    return Layout({part: places[0] for part, places in named.items() if places},
+                  tuple(f"{where.name}/" for where in ignored))
 
 
-def _listing(where: Path) -> dict[str, list[Path]]:
+def _refuse_splits(path: Path, folders: list[Path]) -> None:
+    """Raises UserError where all folders, which would be the classes, hold folders of the same names."""
+    inner = [{name_of(inside) for inside in Lister().folders(where)} for where in folders]
+    shared = set.intersection(*inner) if len(inner) > 1 else set()
+    if len(shared) > 1:
+        names = ", ".join(f"{where.name}/" for where in folders[:4])
+        raise UserError(
+            f"{path}: {names} all hold the folders {', '.join(sorted(shared)[:4])}, so they look like splits, not "
+            "classes; call them train/, val/ and test/, or give one of them alone; if they are classes, move their "
+            "images up into them")
+
+
+def _listing(where: Path, lister: Lister) -> dict[str, list[Path]]:
     """Class -> its images, both sorted by name."""
-    listing = {inside.name: _images(inside) for inside in _folders(where)}
+    folders = lister.folders(where)
+    listing = {name_of(inside): lister.images(inside) for inside in folders}
+    if len(listing) < len(folders):
+        raise UserError(f"{where}: two class folders have the same name in two forms of Unicode; rename one")
     if len(listing) < 2:
         has = f"only the class folder {next(iter(listing))!r}" if listing else "no class folders"
-        raise UserError(f"{where}: {has}; at least two classes are needed, one folder each")
-    for name, found in listing.items():
-        if not found:
+        nested = f", or give {folders[0]}" if listing and len(Lister().folders(folders[0])) > 1 else ""
+        raise UserError(f"{where}: {has}; at least two classes are needed, one folder each{nested}")
+    for name, images in listing.items():
+        if not images:
             raise UserError(f"{where / name}: no images ({', '.join(sorted(SUFFIXES))}); fill or remove the folder")
     return listing
-
-
-def _folders(where: Path) -> list[Path]:
-    try:
-        inside = sorted(where.iterdir())
-    except OSError as error:
-        raise _refused(error) from error
-    return [p for p in inside if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
-
-
-def _images(where: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise _refused(error) from error
-
-    found = []
-    for inside, folders, files in os.walk(where, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        named = (Path(inside, name) for name in files if not name.startswith("."))
-        found += [file for file in named if file.suffix.lower() in SUFFIXES]
-    return sorted(found)
-
-
-def _refused(error: OSError) -> UserError:
-    return UserError(f"{error.filename}: cannot be listed ({error.strerror})")
 
 
 def _same_classes(path: Path, part: str, classes: list[str], others: list[str]) -> None:
@@ -180,4 +135,5 @@ def _same_classes(path: Path, part: str, classes: list[str], others: list[str]) 
     if only_train or only_here:
         missing = f"{part} lacks {', '.join(map(repr, only_train))}" if only_train else ""
         extra = f"{part} alone has {', '.join(map(repr, only_here))}" if only_here else ""
-        raise UserError(f"{path}: the classes differ: {'; '.join(filter(None, (missing, extra)))}")
+        raise UserError(f"{path}: the classes differ: {'; '.join(filter(None, (missing, extra)))}; give every split "
+                        "the same class folders")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 
 from nas.errors import UserError
+from nas.train.pixels import NARROW, Decoded, Whites
 
 Indices = npt.NDArray[np.int64]
+RESIZED = "resized (bilinear, antialiased)"
 _CIFAR10 = "cifar-10-batches-py"
 
 
@@ -34,7 +36,12 @@ class Source:
     pools: dict[str, Indices]  # "train", and "select" and "test" where the source has them
     size: int  # default input side
     augment: str
-    read: Callable[[Indices, int], torch.Tensor]  # (which, size) -> uint8 [n, 3, size, size], channels_last
+    pixels: str  # how they become square and RGB, for the record
+    read: Callable[[Indices, int, Whites], Decoded]  # which, at what size
+    whites: Callable[[Indices], Whites] = lambda which: NARROW
+    parts: Mapping[str, str] = field(default_factory=dict)  # pool -> the folder that it is, where it is one
+    ignored: tuple[str, ...] = ()  # folders beside those of the splits
+    skipped: Mapping[str, int] = field(default_factory=dict)  # what a folder has beside images -> how many
 
 
 def digits() -> Source:
@@ -51,7 +58,8 @@ def digits() -> Source:
         pools={"train": np.arange(len(grey))},
         size=32,
         augment="crop",
-        read=lambda which, size: resized(grey, which, size),
+        pixels=RESIZED,
+        read=lambda which, size, whites: Decoded(resized(grey, which, size), 0),
     )
 
 
@@ -71,7 +79,8 @@ def cifar10(data_dir: Path | None) -> Source:
         pools={"train": np.arange(len(train.data)), "test": np.arange(len(train.data), len(pixels))},
         size=32,
         augment="flip-crop",
-        read=lambda which, size: resized(pixels, which, size),
+        pixels=RESIZED,
+        read=lambda which, size, whites: Decoded(resized(pixels, which, size), 0),
     )
 
 

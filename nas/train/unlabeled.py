@@ -11,7 +11,8 @@ import torch
 from nas.errors import UserError
 from nas.train import loop
 from nas.train.data import Data, Split, eval_batches
-from nas.train.folder import SUFFIXES, decoded
+from nas.train.listing import Lister
+from nas.train.pixels import NARROW, decoded, whites
 
 LEAST = 30  # images: fewer can neither be learned from nor set thresholds
 HELD_OUT = 0.2  # of the images, for thresholds, and as many to report on
@@ -23,20 +24,24 @@ def unlabeled(folder: Path, like: Data, seed: int, limit: int | None = None) -> 
     60 % to learn from, 20 % for thresholds (``select``) and 20 % to report on (``test``). Raises UserError for a folder
     that is missing or has too few.
     """
+    folder, lister = folder.expanduser(), Lister()
     if not folder.is_dir():
         raise UserError(f"--images {folder}: no such folder")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = lister.images(folder)
     order = torch.randperm(len(files), generator=loop.generator(seed, "unlabeled"))[:limit].tolist()
     if len(order) < LEAST:
         raise UserError(f"--images {folder}: {len(order)} images; at least {LEAST} are needed")
     held_out = max(1, round(HELD_OUT * len(order)))
-    pixels = decoded([files[index] for index in order], like.size)
+    chosen = [files[index] for index in order]
+    white = like.whites if like.whites != NARROW else whites(chosen)
+    pixels, cut = decoded(chosen, like.size, white)
     whole = Split(pixels, torch.zeros(len(order), dtype=torch.int64))
     learn = whole.part(2 * held_out, len(whole))
+    source = {"from": str(folder), "images": len(order), "whites": white.metadata(), "cut": {"images": cut},
+              "skipped": dict(lister.skipped)}
     return Data(name=folder.resolve().name, classes=like.classes, size=like.size, mean=like.mean, std=like.std,
                 learn=learn, train=learn, gate=learn.part(0, 0), select=whole.part(0, held_out),
-                test=whole.part(held_out, 2 * held_out), source={"from": str(folder), "images": len(order)},
-                indices={}, augment=like.augment)
+                test=whole.part(held_out, 2 * held_out), source=source, indices={}, augment=like.augment, whites=white)
 
 
 def answered(data: Data, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Data:

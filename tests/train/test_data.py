@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from nas.errors import UserError
 from nas.train import data as data_module
 from nas.train.augment import KINDS, augmented
-from nas.train.data import Data, Split, batches, eval_batches, fingerprint, load, normalise, quotas, take
+from nas.train.data import Data, Split, batches, eval_batches, fingerprint, load, normalise
+from nas.train.splits import quotas, take
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 PARTS = ("train", "gate", "select", "test")

@@ -14,7 +14,8 @@ from PIL import Image
 from nas.errors import UserError
 from nas.train import data as data_module
 from nas.train.data import Data, Split, load
-from nas.train.folder import decoded, default_size, square
+from nas.train.folder import default_size
+from nas.train.pixels import decoded, square
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 PARTS = ("train", "gate", "select", "test")
@@ -60,8 +61,8 @@ def test_class_folders_alone(tmp_path: Path) -> None:
     ("folders", "sizes"),
     [
         (("train", "test"), {"train": 16, "gate": 2, "select": 2, "test": 6}),
-        (("train", "val"), {"train": 16, "gate": 2, "select": 2, "test": 6}),
-        (("Train", "validation"), {"train": 16, "gate": 2, "select": 2, "test": 6}),
+        (("train", "val"), {"train": 18, "gate": 2, "select": 3, "test": 3}),
+        (("Train", "validation"), {"train": 18, "gate": 2, "select": 3, "test": 3}),
         (("train", "valid", "test"), {"train": 18, "gate": 2, "select": 6, "test": 6}),
         (("train",), {"train": 12, "gate": 2, "select": 2, "test": 4}),
     ],
@@ -128,7 +129,7 @@ def test_default_size(tmp_path: Path, side: int, size: int) -> None:
 
 def test_decoding_keeps_the_order(tmp_path: Path) -> None:
     files = [picture(tmp_path / f"{i}.png", colour=(i, 0, 0)) for i in range(50)]
-    assert decoded(files, 8)[:, 0, 0, 0].tolist() == list(range(50))
+    assert decoded(files, 8).images[:, 0, 0, 0].tolist() == list(range(50))
 
 
 def test_mean_and_std_are_those_of_the_train_split(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""What a command says of its images before anything long: which, how many, from where, how they are read, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nas.train import augment as augmentation
+from nas.train import mirror
+from nas.train.data import Data
+from nas.train.folder import NAMES
+from nas.train.splits import SPLITS
+
+DARK = 16  # of 255: images that reach no further are nearly black
+TOLD = 5  # kinds of files, folders or classes that a line names
+
+
+def data_lines(data: Data, augment: str | None = None) -> list[str]:
+    """Lines about labelled images and how they are augmented (``augment``, else as suits them), then warnings.
+
+    Where images are mirrored, whether their classes survive it is tried: that takes a second or two.
+    """
+    kind = augment or data.augment
+    counts = data.source["class_counts"]
+    total = sum(data.source["sizes"].values())
+    lines = [f"{data.name}: {total:,} images of {len(data.classes)} classes at {data.size}x{data.size}, from "
+             f"{data.source['from']}",
+             f"splits: {_splits(data)}",
+             f"smallest class: {_class(data, _smallest(counts))}",
+             "pixels: " + ", ".join(filter(None, (data.source["pixels"], str(data.whites)))),
+             f"augmentation: {augmentation.words(kind, data.size)}; train.augment={_others(kind)} changes it"]
+    return [*lines, *left_out(data), *_warnings(data, kind)]
+
+
+def _splits(data: Data) -> str:
+    """``train 180, gate 20 from train/; select 40 from one half of val/; test 40 from the other half of val/``."""
+    alike: dict[str, list[str]] = {}
+    for part in SPLITS:
+        alike.setdefault(data.source["splits"][part], []).append(f"{part} {data.source['sizes'][part]:,}")
+    return "; ".join(f"{', '.join(parts)} from {origin}" for origin, parts in alike.items())
+
+
+def left_out(data: Data) -> Iterator[str]:
+    """What of a folder is not used."""
+    if skipped := data.source.get("skipped"):
+        texts = [f"{count:,} {what}" for what, count in skipped.items()]
+        yield f"left out: {_told(texts)}"
+    if ignored := data.source.get("ignored"):
+        names = "; ".join(", ".join(names) for names in NAMES.values())
+        yield f"ignored beside the splits: {_told(ignored)} (splits are called {names})"
+
+
+def _warnings(data: Data, kind: str) -> Iterator[str]:
+    yield from _scarce(data)
+    if (reach := data.source["reach"]) < DARK:
+        yield (f"warning: the images are nearly black: 99.9 % of their pixels are at most {reach} of 255; save them so "
+               "that white is the largest value")
+    if any(data.source["cut"].values()):
+        texts = ", ".join(f"{pool} {count:,}" for pool, count in data.source["cut"].items() if count)
+        yield f"warning: images that reach above white, by which the training images are read, are cut there: {texts}"
+    if augmentation.KINDS[kind][1] and (text := mirror.warning(data.learn.images, data.learn.labels, data.classes)):
+        yield text
+
+
+def _scarce(data: Data) -> Iterator[str]:
+    """A class that is missing from a split is not learnt, not looked at in choosing, or not tested."""
+    counts = data.source["class_counts"]
+    scarce = [label for label in range(len(data.classes)) if not all(counts[part][label] for part in SPLITS)]
+    if scarce:
+        limited = " or raise --limit" if data.source["limit"] else ""
+        texts = [_class(data, label) for label in scarce[:TOLD]]
+        more = f"; and {len(scarce) - TOLD} more" if len(scarce) > TOLD else ""
+        yield (f"warning: too few images to be in every split: {'; '.join(texts)}{more}; "
+               f"{data.source['least']}{limited}")
+
+
+def _smallest(counts: dict[str, list[int]]) -> int:
+    totals = [sum(of_class) for of_class in zip(*(counts[part] for part in SPLITS), strict=True)]
+    return totals.index(min(totals))
+
+
+def _class(data: Data, label: int) -> str:
+    """``'bee': 20 images (train 14, gate 2, select 2, test 2)``."""
+    counts = {part: data.source["class_counts"][part][label] for part in SPLITS}
+    total = sum(counts.values())
+    shares = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    return f"{data.classes[label]!r}: {total:,} {'image' if total == 1 else 'images'} ({shares})"
+
+
+def _told(texts: list[str]) -> str:
+    more = f" and {len(texts) - TOLD} more" if len(texts) > TOLD else ""
+    return ", ".join(texts[:TOLD]) + more
+
+
+def _others(kind: str) -> str:
+    return " or ".join(other for other in augmentation.KINDS if other != kind)

@@ -1,0 +1,93 @@
+"""One walk of a folder for every command that reads images: which files are images, and what is left out."""
+
+from __future__ import annotations
+
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from nas.errors import UserError
+
+SUFFIXES = frozenset({".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+                      ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"})
+SYSTEM = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information",
+                    "thumbs.db", "desktop.ini"})  # left by file managers and network storage
+
+
+class Lister:
+    """Lists folders and counts in ``skipped`` what it leaves out, by reason.
+
+    Links are followed, to files and to folders, but no folder is entered twice in one walk. A link that leads nowhere
+    counts as an image if it is named like one, so that whoever opens it says which it is; pipes, sockets and devices
+    are never opened.
+    """
+
+    def __init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+
+    def folders(self, where: Path) -> list[Path]:
+        """The folders directly inside, by name; files beside them are counted as skipped."""
+        folders, images = self._inside(where)
+        if images:
+            self.skipped["images outside the class folders"] += len(images)
+        return sorted(folders, key=name_of)
+
+    def images(self, where: Path) -> list[Path]:
+        """All images in a folder and in the folders within, by path."""
+        return sorted(self._images(where, set()))
+
+    def _images(self, where: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
+        here = where.stat()
+        if (here.st_dev, here.st_ino) in entered:
+            self.skipped["links to folders that are listed already"] += 1
+            return
+        entered.add((here.st_dev, here.st_ino))
+        folders, images = self._inside(where)
+        yield from images
+        for folder in sorted(folders):
+            yield from self._images(folder, entered)
+
+    def _inside(self, where: Path) -> tuple[list[Path], list[Path]]:
+        """Folders and images directly in a folder."""
+        folders, images = [], []
+        try:
+            names = sorted(os.listdir(where))
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+        for name in names:
+            path = where / name
+            mode = _mode(path)
+            is_folder, is_image = mode is not None and stat.S_ISDIR(mode), path.suffix.lower() in SUFFIXES
+            if name.startswith(".") or name.lower() in SYSTEM:
+                self.skipped[f"hidden or system {'folders' if is_folder else 'files'}"] += 1
+            elif is_folder:
+                folders.append(path)
+            elif mode is not None and not stat.S_ISREG(mode):
+                self.skipped["pipes, sockets or devices"] += 1
+            elif is_image:
+                images.append(path)
+            else:
+                self.skipped[f"{path.suffix.lower()} files" if path.suffix else "files without a suffix"] += 1
+        return folders, images
+
+
+def name_of(folder: Path) -> str:
+    """A folder's name in Unicode's composed form: macOS writes ``e`` and an accent where others write ``é``.
+
+    Raises UserError for a name that is no UTF-8, or has a line break: files name their classes one a line.
+    """
+    name = unicodedata.normalize("NFC", folder.name)
+    if "\n" in name or any("\ud800" <= letter <= "\udfff" for letter in name):  # how Python keeps other bytes
+        raise UserError(f"{str(folder)!r}: the name has a line break or bytes that are no UTF-8; rename the folder")
+    return name
+
+
+def _mode(path: Path) -> int | None:
+    """The kind of what a path leads to; None for a link to nothing or to itself."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return None
