@@ -26,7 +26,7 @@ from torch import nn
 
 from nas import search as pipeline
 from nas.arch import Arch
-from nas.config import FREE, default_run_dir, resolve, spread
+from nas.config import PLACES, default_run_dir, resolve, spread
 from nas.errors import UserError
 from nas.footprint import Memory
 from nas.latency.costs import Costs, load
@@ -34,6 +34,7 @@ from nas.launch import processes
 from nas.picks import load_weights
 from nas.progress import Progress
 from nas.run import Run
+from nas.run_images import Images
 from nas.scene import recorded_scene
 from nas.settings import searched, settings_of
 from nas.space import Space
@@ -118,7 +119,7 @@ def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | No
     path = Path(run) if run else default_run_dir(resolved)
     if Run.fresh(path):
         pipeline.refuse(resolved)  # before a directory is made
-    with Run.begun(path, resolved.to_json(), FREE) as here:
+    with Run.begun(path, resolved.to_json(), PLACES) as here:
         return _front(path, pipeline.search(resolved, here, progress or Progress()))
 
 
@@ -131,8 +132,11 @@ def front(run: Path | str) -> Front:
 def select(run: Path | str, target: str | Sequence[str] = (), budget_ms: Sequence[float] = (), *,
            together: Mapping[str, float] | None = None, max_params: float | None = None,
            max_macs: float | None = None, points: int | None = None, fine_tune: bool = False,
-           sram_kb: float | None = None, flash_kb: float | None = None, progress: Progress | None = None) -> Front:
+           sram_kb: float | None = None, flash_kb: float | None = None, data: Path | str | None = None,
+           data_dir: Path | str | None = None, progress: Progress | None = None) -> Front:
     """Picks anew from the supernet of a finished run, for other targets or budgets (of the first target).
+
+    ``data`` and ``data_dir`` say where its images lie now, if that is another place than the run knows.
 
     ``together``: budgets by target, for one network under all of them as well; ``points`` of a front without budgets.
     """
@@ -141,19 +145,29 @@ def select(run: Path | str, target: str | Sequence[str] = (), budget_ms: Sequenc
     with here.lock():
         found = pipeline.select(here, targets or list(searched(here).target), budget_ms, progress or Progress(),
                                 fine_tune, Memory(sram_kb, flash_kb),
-                                Bounds.of(max_params, max_macs, dict(together or {})), points)
+                                Bounds.of(max_params, max_macs, dict(together or {})), points,
+                                images=_images(data, data_dir))
     return _front(here.path, found)
 
 
 def export(run: Path | str, arch: str | None = None, budget_ms: float | None = None, out: Path | str | None = None,
-           format: str = "onnx", progress: Progress | None = None) -> list[Path]:
-    """Writes one pick, or all, as ``onnx``, ``int8-onnx`` or ``tflite``; every file is checked. Returns the files."""
+           format: str = "onnx", data: Path | str | None = None, data_dir: Path | str | None = None,
+           progress: Progress | None = None) -> list[Path]:
+    """Writes one pick, or all, as ``onnx``, ``int8-onnx`` or ``tflite``; every file is checked. Returns the files.
+
+    ``data`` and ``data_dir`` are as in ``select``, for formats that are calibrated on images.
+    """
     if format not in pipeline.FORMATS:
         raise UserError(f"format {format}: known are {', '.join(pipeline.FORMATS)}")
     here = Run.existing(run)
     with here.lock():
-        done = pipeline.export(here, arch, budget_ms, Path(out) if out else None, progress or Progress(), format)
+        done = pipeline.export(here, arch, budget_ms, Path(out) if out else None, progress or Progress(), format,
+                               _images(data, data_dir))
     return [Path(file.get("onnx") or file["tflite"]) for file in done["files"]]
+
+
+def _images(data: Path | str | None, data_dir: Path | str | None) -> Images:
+    return Images(str(data) if data else None, str(data_dir) if data_dir else None)
 
 
 def _front(run: Path, found: Mapping[str, Any]) -> Front:

@@ -20,9 +20,10 @@ from nas.plan import Layout, OpKey, Slot, macs, plan
 from nas.progress import Progress
 from nas.report.figures import draw_front
 from nas.run import Run
+from nas.run_images import keep_place
 from nas.run_tables import find_costs
 from nas.scene import Scene, checked_space, set_scene
-from nas.settings import Baseline
+from nas.settings import Baseline, as_recorded
 from nas.subnet import Subnet, build
 from nas.train import augment, loop
 from nas.train.finetune import IMAGES as FINETUNED
@@ -81,7 +82,9 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
 
     ``given`` is the arch of a file. Raises UserError for one that the space does not admit.
     """
+    settings = as_recorded(settings, run)
     scene = set_scene(settings, run, settings.target, progress)
+    keep_place(run, settings)
     arch = Arch.from_json(run.stage("arch.json", lambda: _checked(scene, settings, given).to_json()))
     train_picks(scene, _Chance(scene), [arch], "", recipe(scene), progress)
     with progress.task("export", 1) as task:

@@ -20,7 +20,7 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.artefacts import as_earlier
-from nas.config import FREE, Config
+from nas.config import PLACES, Config
 from nas.deliver import deliver
 from nas.errors import UserError
 from nas.picks import train_picks
@@ -73,7 +73,7 @@ def settings(configs: Sequence[Config], networks: int) -> dict[str, Any]:
 
 def default_run_dir(settings: dict[str, Any]) -> Path:
     """``runs/compare-SPACES-HEX``: the same settings find the same directory."""
-    value = {key: part for key, part in settings.items() if key not in FREE}
+    value = {key: part for key, part in settings.items() if key != "data_dir"}
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
     names = "+".join(Path(name).name.removesuffix(".yaml") for name in settings["spaces"])[:80]
     return Path("runs") / f"compare-{names}-{Path(settings['target'][0]).name.removesuffix('.json')}-{digest}"
@@ -121,7 +121,7 @@ def _scenes(configs: Sequence[Config], run: Run, progress: Progress) -> list[Sce
     for config in configs:
         place, kept = run.file(f"spaces/{checked_space(config).name}"), as_earlier(config.to_json())
         whole = Config.from_json(kept, str(place))  # every width: spaces are compared, not what is searched of them
-        scene = set_scene(whole, Run.open(place, kept, FREE), config.target, progress)
+        scene = set_scene(whole, Run.open(place, kept, places=PLACES), config.target, progress)
         scenes.append(replace(scene, data=scenes[0].data) if scenes else scene)
     return scenes
 

@@ -16,12 +16,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from nas.artefacts import with_earlier
 from nas.errors import UserError
+from nas.places import located
 from nas.space import first_mistake
 from nas.written import from_file, from_flags, from_overrides
 
 SIDES = (8, 1024)
 JUDGED_ON = 500  # images: by loss, a quarter of what accuracy needs (gates trial 2)
-FREE = ("data_dir",)  # where the same images lie; may change between two calls of one run
+PLACES = ("data", "data_dir")  # where the images lie; may change between two calls of one run: they are compared
 # what came after the first runs were made
 LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective", "shrink", "judge_images"),
          "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
@@ -320,13 +321,14 @@ def resolve(config_file: Path | None, overrides: Sequence[str], flags: Mapping[s
     """
     settings: dict[str, tuple[Any, str]] = {}  # dotted key -> value and where it was written
     if config_file is not None:
-        settings.update((key, (value, f"{config_file}: {key}")) for key, value in from_file(config_file, kind))
+        settings.update((key, (located(key, value), f"{config_file}: {key}"))
+                        for key, value in from_file(config_file, kind))
     given: dict[str, tuple[Any, str]] = {}
     for key, value, origin in [*from_flags(flags), *from_overrides(overrides, kind)]:
         if key in given:
             raise UserError(f"{key}: given twice, {given[key][1]} and {origin}")
         given[key] = (value, origin)
-    settings |= given
+    settings |= {key: (located(key, value), where) for key, (value, where) in given.items()}
     if "target" not in settings and kind.model_fields["target"].is_required():
         raise UserError("--target: missing; give a device, for example --target gpu-v100 (nas targets lists them)")
     return _checked(settings, kind)
@@ -349,7 +351,7 @@ def spread(config: Config, processes: int) -> Config:
 
 def fingerprint(config: Config) -> str:
     """8 hex digits of everything that determines the result."""
-    value = {key: part for key, part in config.to_json().items() if key not in FREE}
+    value = {key: part for key, part in config.to_json().items() if key != "data_dir"}
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
 
 

@@ -15,6 +15,7 @@ from nas.errors import UserError
 from nas.files import nearest
 from nas.latency.devices.onnxruntime import session
 from nas.run import Run
+from nas.run_images import require_place
 from nas.settings import settings_of
 from nas.stages.front import cards_of, find
 from nas.train.data import Data, Split, load, normalise
@@ -47,6 +48,8 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
         own = {"data": config.data, "data_dir": config.data_dir, "seed": config.seed,
                "size": None if config.sizes else config.side}  # of several, the file's own
         limit = config.limit if data is None else None
+        if data is None:
+            require_place(run, config)
         given = {key: own[key] if value is None and (data is None or key != "size") else value
                  for key, value in given.items()}
     elif arch is not None or budget_ms is not None:

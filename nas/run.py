@@ -40,25 +40,28 @@ class Run:
     path: Path
 
     @staticmethod
-    def open(path: Path | str, config: dict[str, Any], free: Collection[str] = ()) -> Run:
-        """Creates a run, or reopens one with the same settings (but for the keys in ``free``).
+    def open(path: Path | str, config: dict[str, Any], free: Collection[str] = (),
+             places: Collection[str] = ()) -> Run:
+        """Creates a run, or reopens one with the same settings.
 
-        Raises UserError for changed settings, naming the first, and for a directory that holds something else.
+        Those in ``free`` may change, and are then recorded anew; those in ``places`` say where inputs lie that are
+        compared themselves, and stay as they are recorded. Raises UserError for changed settings, naming the first, and
+        for a directory that holds something else.
         """
-        run = Run(Path(path))
+        run = Run(Path(path).expanduser())
         with _disk(run.path):
             if run.path.exists() and not run.path.is_dir():
                 raise UserError(f"{run.path}: a file, not a run directory; give another with --run")
             if not run.has(CONFIG):
                 run._create(config)
         run._of_this_format()
-        run._agree(config, free)
+        run._agree(config, free, places)
         return run
 
     @staticmethod
     def existing(path: Path | str) -> Run:
         """A run that was created before; raises UserError if there is none."""
-        run = Run(Path(path))
+        run = Run(Path(path).expanduser())
         with _disk(run.path):
             if not run.has(CONFIG):
                 what = "not a run directory (no config.json)" if run.path.exists() else "no such run directory"
@@ -68,14 +71,14 @@ class Run:
 
     @staticmethod
     @contextlib.contextmanager
-    def begun(path: Path | str, config: dict[str, Any], free: Collection[str] = (),
+    def begun(path: Path | str, config: dict[str, Any], places: Collection[str] = (),
               worth: Sequence[str] = ()) -> Iterator[Run]:
         """``open``, locked; one that is refused before anything was trained leaves no directory behind.
 
         So the mended command may use the same directory. A run that has an artefact of ``worth`` is kept, too.
         """
-        fresh, there = Run.fresh(path), Path(path).exists()
-        run = Run.open(path, config, free)
+        fresh, there = Run.fresh(path), Path(path).expanduser().exists()
+        run = Run.open(path, config, places=places)
         with run.lock():  # whoever fails to get it removes nothing: another process has begun
             try:
                 yield run
@@ -89,7 +92,8 @@ class Run:
     @staticmethod
     def fresh(path: Path | str) -> bool:
         """Whether nothing is there, or an empty directory."""
-        return not Path(path).exists() or (Path(path).is_dir() and not any(Path(path).iterdir()))
+        place = Path(path).expanduser()
+        return not place.exists() or (place.is_dir() and not any(place.iterdir()))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -214,9 +218,10 @@ class Run:
             raise UserError(f"{self.path}: format {found} of a run, made by nas {made.get('nas')}; this is nas "
                             f"{__version__}, which knows format {artefacts.FORMAT}: use that version")
 
-    def _agree(self, config: dict[str, Any], free: Collection[str]) -> None:
+    def _agree(self, config: dict[str, Any], free: Collection[str], places: Collection[str]) -> None:
         old, new = (_flat(artefacts.with_earlier(one)) for one in (self.config, json.loads(json.dumps(config))))
-        changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+        changed = [key for key in dict.fromkeys([*new, *old])
+                   if key not in places and not _same(old.get(key, _ABSENT), new.get(key, _ABSENT))]
         refused = [key for key in changed if key.split(".")[0] not in free]
         if refused:
             key = refused[0]
@@ -324,6 +329,16 @@ def _plain(value: Any) -> Any:
 
 
 _ABSENT = object()
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Equal, or a path that leads nowhere any more and one to a file of its name: what a run copied was moved."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_same, old, new))
+    if old == new or not (isinstance(old, str) and isinstance(new, str)):
+        return bool(old == new)
+    before, now = Path(old), Path(new)
+    return before.is_absolute() and now.is_absolute() and before.name == now.name and not before.exists()
 
 
 def _flat(value: dict[str, Any], above: str = "") -> dict[str, Any]:

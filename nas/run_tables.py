@@ -23,9 +23,8 @@ from nas.latency.timing import Device
 from nas.plan import Layout, candidates
 from nas.progress import Progress, duration
 from nas.run import Run
+from nas.settings import TABLES
 from nas.units import counted
-
-TABLES = "tables.json"  # of a run: its copy of each target that is a path
 
 
 def find_costs(target: str) -> Path | None:

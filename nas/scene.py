@@ -18,15 +18,17 @@ from nas.footprint import Footprints, Memory, within
 from nas.latency.costs import Costs
 from nas.latency.devices.ethos_u import EthosU, of_table
 from nas.latency.table import LatencyTable
+from nas.places import space_parts
 from nas.plan import Layout, Task, layout, layouts, resized, restrict
 from nas.progress import Progress
 from nas.run import Run
+from nas.run_images import load_images
 from nas.run_tables import copied, costs_for, recorded_costs
 from nas.select.ilp import below
 from nas.select.problem import Cost, Problem, budgets
 from nas.space import Space
 from nas.train import loop
-from nas.train.data import Data, description, load, recorded
+from nas.train.data import Data, recorded
 from nas.train.header import data_lines
 
 
@@ -82,7 +84,7 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     device = loop.device_of(config.train_on)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     space = _space(config, run)
-    data = _images(config, run)
+    data = load_images(config, run)
     _introduce(config, run, data, progress)
     plans = _layouts(space, data, config)
     costs = {target: _costs(target, config, run, plans, progress) for target in targets}
@@ -117,7 +119,7 @@ def _tell_dropped(whole: Layout, searched: Layout, run: Run, progress: Progress)
 def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Scene:
     """A finished run from its own files, without prices, and without ``images`` unless asked for: enough to export."""
     run_ops.demand(run)
-    data = _images(config, run) if images else recorded(run.read_json("data.json"))
+    data = load_images(config, run) if images else recorded(run.read_json("data.json"))
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
     costs = {target: recorded_costs(run, target) for target in targets}
     device = loop.device_of(config.train_on)
@@ -235,7 +237,7 @@ def up_to_max(config: Config, target: str, ends: tuple[float, float],
 
 def checked_space(config: Config, file: Path | None = None) -> Space:
     """The space of a config, scaled and restricted, from its own file or from a copy of it."""
-    base, _, width = (config.space, "", "") if Path(config.space).is_file() else config.space.partition("@")
+    base, width = space_parts(config.space)
     space = Space.load(str(file or resolve("search_spaces", base, ".yaml")))
     if width:
         Space.load(config.space)  # says what is wrong with NAME@WIDTH
@@ -248,27 +250,8 @@ def _space(config: Config, run: Run) -> Space:
     run_ops.demand(run)
     if not run.has("space.yaml"):
         run_ops.keep(run, checked_space(config))  # refuse it before it is copied
-        base = config.space if Path(config.space).is_file() else config.space.partition("@")[0]
-        run.keep("space.yaml", resolve("search_spaces", base, ".yaml").read_bytes())
+        run.keep("space.yaml", resolve("search_spaces", space_parts(config.space)[0], ".yaml").read_bytes())
     return checked_space(config, run.file("space.yaml"))
-
-
-def _images(config: Config, run: Run) -> Data:
-    data_dir = Path(config.data_dir) if config.data_dir else None
-    data = load(config.data, data_dir=data_dir, size=config.side, seed=config.seed, limit=config.limit)
-    _same_data(run, data)
-    return data
-
-
-def _same_data(run: Run, data: Data) -> None:
-    """Splits and provenance, recorded at the start; raises UserError if the images changed since."""
-    if not run.has("data.json"):
-        run.write_json("splits.json", data.indices)
-        run.write_json("data.json", description(data))
-    before = run.read_json("data.json")["fingerprint"]
-    if before != data.source["fingerprint"]:
-        raise UserError(f"{run.path}: began with other images (fingerprint {before}, now "
-                        f"{data.source['fingerprint']}); give another --run, or put the images back")
 
 
 def _costs(target: str, config: Config, run: Run, plans: dict[int, Layout], progress: Progress) -> Costs:

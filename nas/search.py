@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from nas.picks import folder_of, train_picks
 from nas.progress import Progress
 from nas.report.figures import draw_front
 from nas.run import Run
+from nas.run_images import RECORDED, Images, keep_place, lying_at
 from nas.run_tables import find_costs
 from nas.scene import (
     Scene,
@@ -37,7 +39,7 @@ from nas.scene import (
     set_scene,
     with_targets,
 )
-from nas.settings import searched, settings_of
+from nas.settings import as_recorded, named_target, searched, settings_of
 from nas.show import targets_of
 from nas.stages import selection, supernet
 from nas.stages.bounds import NOTHING, Bounds, reachable
@@ -66,7 +68,9 @@ def refuse(config: Config) -> None:
 
 def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     """The whole road; continues where the run stands. Raises UserError for what the user has to mend."""
+    config = as_recorded(config, run)
     scene = set_scene(config, run, config.target, progress)
+    keep_place(run, config)
     if config.exits.method != "none":
         picks_exits.refuse(scene)
     limits = {target: limits_of(scene, scene.layout, target, supernet.given_budgets(config, target), config.budgets)
@@ -82,16 +86,20 @@ def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
 
 def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progress: Progress,
            fine_tune: bool = False, memory: Memory = UNLIMITED, bounds: Bounds = NOTHING,
-           points: int | None = None, storage: str | None = None, workers: int = 1) -> dict[str, Any]:
+           points: int | None = None, storage: str | None = None, workers: int = 1,
+           images: Images = RECORDED) -> dict[str, Any]:
     """New picks from the run's supernet for other devices or budgets, with inherited weights unless ``fine_tune``.
 
     ``budget_ms`` are those of the first target; where there are none, a front is ``points`` budgets over its range.
     Limits of ``memory`` that are not given are those of the run, if all targets are its own. With a ``storage`` so many
     ``workers`` share the evaluations.
     """
-    config = searched(run)
+    config = lying_at(searched(run), images)
+    targets = [named_target(run, target) for target in targets]
+    bounds = replace(bounds, together={named_target(run, target): ms for target, ms in bounds.together.items()})
     bounds.check(targets)
     scene, training = supernet.finished(run, config, progress)
+    keep_place(run, config)
     limited = _memory(config, targets, memory)
     if config.sizes and limited.given:
         raise UserError(f"{next(iter(limited.given))}: is not there for a run of several "
@@ -124,9 +132,9 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     return _finish(scene, training, picks, place, fine_tune, progress)
 
 
-def judge(run: Run, storage: str, progress: Progress, parent: int | None = None) -> None:
+def judge(run: Run, storage: str, progress: Progress, parent: int | None = None, images: Images = RECORDED) -> None:
     """A worker: evaluates what a ``select`` of the same run, here or elsewhere, puts into the storage."""
-    config = searched(run)
+    config = lying_at(searched(run), images)
     scene = set_scene(config, run, config.target, progress)
     if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
@@ -134,16 +142,21 @@ def judge(run: Run, storage: str, progress: Progress, parent: int | None = None)
 
 
 def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,
-           kind: str = "onnx") -> dict[str, Any]:
+           kind: str = "onnx", images: Images = RECORDED) -> dict[str, Any]:
     """One pick or all in a format of ``FORMATS``, written anew, checked, and measured where that is possible."""
     write, name = FORMATS[kind]
-    config = settings_of(run)
+    config = lying_at(settings_of(run), images)
+    calibrated = kind not in ("onnx", "features")
+    if images != RECORDED and not calibrated:
+        raise UserError(f"--data: an export as {kind} reads no images: leave it out")
     selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
     if kind != "onnx":
         fronts = _without_exits(fronts, kind, arch_id)
     place, wanted = find(fronts, arch_id, budget_ms)
-    scene = recorded_scene(config, run, targets_of(fronts[place]), images=kind not in ("onnx", "features"))
+    scene = recorded_scene(config, run, targets_of(fronts[place]), images=calibrated)
+    if calibrated:
+        keep_place(run, config)
     cards = {card["id"]: card for card in cards_of(fronts[place])}
     files = []
     with progress.task("export", len(wanted)) as task:

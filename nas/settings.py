@@ -6,10 +6,11 @@ One network has the settings of a search's data and fine-tuning; what only a sea
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from nas import places
 from nas.config import Config, Gates, Name, listed, recorded_mistake, run_dir, safe
 from nas.errors import UserError
 from nas.run import Run
@@ -21,6 +22,9 @@ SEARCH_ONLY = {  # refused, and not recorded
               "largest_first", "blockwise"),
 }
 RECORDED = {"": ("max_ms", "exits"), "train": ("attend", "attend_to")}  # refused, but earlier runs recorded them
+
+TABLES = "tables.json"  # of a run: its copy of each target that is a path
+C = TypeVar("C", bound=Config)
 
 # What other commands record, by a key that searches and trainings do not have.
 OTHERS = {
@@ -71,6 +75,20 @@ def searched(run: Run) -> Config:
         raise UserError(f"{run.path}: made by nas train: one network, no supernet to select from; give a run of nas "
                         "search")
     return settings
+
+
+def as_recorded(settings: C, run: Run) -> C:
+    """With the names that the run has for what it copied: paths of before either was moved."""
+    kept = settings_of(run)
+    return settings.model_copy(update={key: getattr(kept, key) for key in ("space", "target", "init")})
+
+
+def named_target(run: Run, target: str) -> str:
+    """What a run calls a target: a table's path may be given from anywhere, and lead nowhere once the run was moved."""
+    known = [*settings_of(run).target, *(run.read_json(TABLES) if run.has(TABLES) else ())]
+    alike = list(dict.fromkeys(name for name in known if Path(name).name == Path(target).name))
+    path = places.target(target)
+    return target if target in known else alike[0] if len(alike) == 1 and not Path(path).exists() else path
 
 
 def settings_of(run: Run) -> Config:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from nas.arch import Op, Value
 from nas.errors import UserError
 from nas.files import resolve
+from nas.places import space_parts
 
 
 class _Strict(BaseModel):
@@ -98,7 +99,7 @@ class Space(_Strict):
     @staticmethod
     def load(name: str) -> Space:
         """A shipped name or a path, either with ``@WIDTH``. Raises UserError naming file, key and value."""
-        base, _, width = name.partition("@") if not Path(name).is_file() else (name, "", "")
+        base, width = space_parts(name)
         path = resolve("search_spaces", base, ".yaml")
         space = Space.parse(_yaml(path), str(path))
         return space.scaled(_width(width, name)) if width else space

@@ -364,3 +364,11 @@ def test_an_interrupted_import_is_an_interrupt(call: Call, monkeypatch: pytest.M
 def test_python_m_nas() -> None:
     done = subprocess.run([sys.executable, "-m", "nas", "nope"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("nas: No such command")
+
+
+@pytest.mark.parametrize(("word", "meant"), [
+    ("--out=~/x", "--out=/home/me/x"), ("~/x", "/home/me/x"), ("data=~/x", "data=/home/me/x"), ("--out=a~", "--out=a~"),
+    ("--out", "--out"), ("", ""), ("a=b=~", "a=b=~")])
+def test_a_home_is_expanded_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, word: str, meant: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli._home(word) == meant

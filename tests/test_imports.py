@@ -13,7 +13,7 @@ import pytest
 NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
     {"nas", "errors", "text"},  # "nas" is the package itself: its version
-    {"files", "arch", "terminal", "launch", "yaml_text", "units"},
+    {"files", "arch", "terminal", "launch", "yaml_text", "units", "places"},
     {"artefacts"},
     {"space", "run", "progress", "show", "results", "written"},
     {"config", "ops"},
@@ -23,7 +23,7 @@ ROWS = [
     {"supernet", "latency", "exits"},
     {"train", "select"},
     {"footprint"},
-    {"verify", "run_ops", "run_tables", "checkpoint"},
+    {"verify", "run_ops", "run_images", "run_tables", "checkpoint"},
     {"scene", "check"},
     {"picks", "report"},
     {"stages"},

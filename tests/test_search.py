@@ -30,6 +30,7 @@ from nas.plan import Layout
 from nas.run import Run
 from nas.run_tables import kept_table
 from nas.scene import set_scene
+from nas.settings import named_target
 from nas.stages import selection, supernet
 
 
@@ -155,18 +156,22 @@ def test_a_run_finds_its_table_from_any_directory(space_file: Path, tmp_path: Pa
     monkeypatch.chdir(here)
     result = searched(config_of(space_file, "budgets=1", target="phone.json"), here / "run")
     monkeypatch.chdir(there)  # where a file of that name is another
-    run = Run.existing(here / "run")
-    name = kept_table(run, "phone.json")
+    run, target = Run.existing(here / "run"), str(here / "phone.json")
+    assert run.config["target"] == [target] == [result["target"]]
+    name = kept_table(run, target)
     assert json.loads(run.file(name).read_text())["name"] == "here" and len(list(run.file("tables").iterdir())) == 1
     card = result["front"][0]
     (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]  # type: ignore[arg-type]
     assert file["predicted_ms"] == card["ms"]
+    (here / "phone.json").unlink()
     again = pipeline.select(run, run.config["target"], [], Quiet(), points=1)  # type: ignore[arg-type]
     assert [b["ms"] for b in again["budgets"]] and len(list(run.file("tables").iterdir())) == 1
     (run.path / "tables.json").unlink()  # of a run before there was one
-    assert kept_table(run, "phone.json") == name
-    pipeline.select(run, [str(there / "phone.json")], [], Quiet(), points=1)  # type: ignore[arg-type]
-    assert len(list(run.file("tables").iterdir())) == 2
+    assert kept_table(run, target) == name
+    pipeline.select(run, ["phone.json"], [], Quiet(), points=1)  # type: ignore[arg-type]
+    assert len(list(run.file("tables").iterdir())) == 2  # that of there is another target
+    assert [named_target(run, name) for name in (target, "phone.json", "cpu")] == [
+        target, str(there / "phone.json"), "cpu"]
 
 
 def test_a_loss_that_is_no_number_has_no_claim(tiny: Layout) -> None:
@@ -236,7 +241,7 @@ def test_budgets_are_hard_whatever_told_the_gates_of_them(space_file: Path, tmp_
 def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]], tmp_path: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     run, front = Run.existing(finished[0]), finished[1]["front"]
-    monkeypatch.delattr("nas.scene.load")  # an export has no need of the images
+    monkeypatch.delattr("nas.run_images.load")  # an export has no need of the images
     files = pipeline.export(run, front[0]["id"], None, tmp_path / "out", Quiet())["files"]  # type: ignore[arg-type]
     assert [f["id"] for f in files] == [front[0]["id"]] and Path(files[0]["onnx"]).is_file()
     assert files[0]["relative_diff"] < 1e-4
@@ -249,7 +254,7 @@ def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]],
 def test_export_of_the_features(finished: tuple[Path, dict[str, Any]], tmp_path: Path,
                                 monkeypatch: pytest.MonkeyPatch) -> None:
     run, card = Run.existing(finished[0]), finished[1]["front"][-1]
-    monkeypatch.delattr("nas.scene.load")
+    monkeypatch.delattr("nas.run_images.load")
     (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "features")["files"]  # type: ignore[arg-type]
     assert file["features"] == [{"name": "stride1", "channels": 8, "stride": 1},
                                 {"name": "stride2", "channels": 16, "stride": 2}]

@@ -33,7 +33,7 @@ for _command in app.registered_commands:  # whole in nas --help, too, where the 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Exits with 0, or with 2 and one line on stderr, or with 130 when interrupted, or with 141 when nobody reads."""
     streams.prepare()
-    words = list(sys.argv[1:] if args is None else args)
+    words = [_home(word) for word in (sys.argv[1:] if args is None else args)]
     if "OMP_WAIT_POLICY" not in os.environ:
         # PyTorch's idle threads spin long by default: beside any other load a step then takes 12 times as long
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -68,6 +68,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     if code == 130:
         streams.say("interrupted: the same command continues")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _home(word: str) -> str:
+    """``--out=~/x`` as ``--out ~/x``, whose ~ every shell expands: else there would be a folder of that name."""
+    flag, equals, value = word.partition("=")
+    return f"{flag}={os.path.expanduser(value)}" if equals and value.startswith("~") else os.path.expanduser(word)
 
 
 _seen: list[int] = []  # signals that asked to stop

@@ -38,6 +38,9 @@ Target = Annotated[str, typer.Option("--target", help="Device: see nas targets."
 Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]
+Data = Annotated[str | None, typer.Option("--data", help="Where the run's images lie now, if it or they were moved: "
+                                          "the same images.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="The same for cifar10: the folder that it lies in.")]
 Device = Annotated[str, typer.Option("--device", help="What to measure on: cpu or gpu (of this machine).")]
 SramKb = Annotated[float | None, typer.Option("--sram-kb", min=1, help="SRAM of an Ethos-U: no pick needs more.")]
 FlashKb = Annotated[float | None, typer.Option("--flash-kb", min=1, help="The same of its flash, for the model.")]

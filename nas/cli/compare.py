@@ -45,7 +45,7 @@ def compare(
     def work() -> dict[str, Any]:
         run_files(ops)
         from nas import compare as comparison
-        from nas.config import FREE, Config, resolve
+        from nas.config import PLACES, Config, resolve
         from nas.progress import Progress
         from nas.run import Run
 
@@ -54,7 +54,7 @@ def compare(
         path = run or comparison.default_run_dir(settings)
         if Run.fresh(path):
             comparison.check(configs)  # before a directory is made
-        with Run.begun(path, settings, FREE, worth=["budgets.json"]) as here:
+        with Run.begun(path, settings, PLACES, worth=["budgets.json"]) as here:
             return comparison.compare(configs, networks, here, Progress())
 
     print_result(work, as_json, _show)

@@ -12,6 +12,7 @@ import typer
 
 from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, app, run_files
 from nas.errors import UserError
+from nas.places import absolute, located
 from nas.terminal import print_result
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def exits(
         from nas.exits.runtime import CONFIDENCES
         from nas.progress import Progress
         from nas.run import Run
+        from nas.run_images import Images
         from nas.train.labels import read_names
         from nas.train.preprocessing import Preprocessing
 
@@ -72,9 +74,12 @@ def exits(
         refuse(method)
         wishes = checked(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
         progress = Progress()
+        of_run = Path(model).is_dir()
         settings: dict[str, Any] = {
-            "model": model, "arch": arch, "images": str(images) if images else None, "data": data, "limit": limit,
-            "size": size, "target": target, "method": method, "confidence": confidence, "lose": lose,
+            "model": "." if of_run and out is None else absolute(model) if Path(model).exists() else model,
+            "arch": arch, "images": absolute(str(images)) if images else None,
+            "data": None if of_run else located("data", data), "limit": limit, "size": size,
+            "target": located("target", target), "method": method, "confidence": confidence, "lose": lose,
             "budget_ms": budget_ms, "max_ms": max_ms, "epochs": epochs, "seed": seed, "sha256": _digest(Path(model)),
             "weights": _digest(weights)}
         how = Preprocessing.of_flags(mean, std, scale)
@@ -82,14 +87,14 @@ def exits(
             settings["preprocessing"] = how.to_json()
         if classes is not None:
             settings["classes"] = _digest(classes)
-        if Path(model).is_dir():
-            if data is not None or size is not None or weights is not None:
-                raise UserError("--data, --size and --weights: a run has its own; --images takes other images")
+        if of_run:
+            if size is not None or weights is not None:
+                raise UserError("--size and --weights: a run has its own")
             if how is not None or classes is not None:
                 raise UserError("--mean, --std, --scale and --classes: a run knows how its networks read images")
             if limit is not None and images is None:
                 raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
-            one = models.pick(Run.existing(model), arch, target, images is None, progress, data_dir)
+            one = models.pick(Run.existing(model), arch, target, images is None, progress, Images(data, data_dir))
             place = out or Path(model) / "exits" / f"{one.name}-{method}"
         else:
             if arch is not None:

@@ -10,6 +10,8 @@ import typer
 from nas import launch
 from nas.cli.base import (
     Budgets,
+    Data,
+    DataDir,
     FlashKb,
     Json,
     Ops,
@@ -70,7 +72,7 @@ def search(
              "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms}
 
     def work() -> dict[str, Any]:
-        from nas.config import FREE, default_run_dir, resolve, spread
+        from nas.config import PLACES, default_run_dir, resolve, spread
         from nas.progress import Progress
         from nas.run import Run
 
@@ -81,7 +83,7 @@ def search(
 
         if Run.fresh(path):
             pipeline.refuse(settings)  # before a directory is made
-        with Run.begun(path, settings.to_json(), FREE) as here:
+        with Run.begun(path, settings.to_json(), PLACES) as here:
             return pipeline.search(settings, here, Progress())
 
     print_result(work, as_json, _show_front)
@@ -103,6 +105,8 @@ def select(
     storage: Annotated[str | None, typer.Option(help="Share the evaluations: sqlite:///FILE, a PostgreSQL or MySQL "
                                                 "URL, or journal:FILE.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes here that evaluate, with --storage.")] = 1,
+    data: Data = None,
+    data_dir: DataDir = None,
     ops: Ops = None,
     as_json: Json = False,
 ) -> None:
@@ -114,6 +118,7 @@ def select(
         with existing(run) as (here, progress):
             from nas import search as pipeline
             from nas.footprint import Memory
+            from nas.run_images import Images
             from nas.settings import searched
             from nas.stages.bounds import Bounds
 
@@ -124,7 +129,8 @@ def select(
             if len(together) == 1 and targets[0] in together:  # a budget of the only one there is
                 budgets, together = sorted({*budgets, *together.values()}), {}
             return pipeline.select(here, targets, budgets, progress, fine_tune, Memory(sram_kb, flash_kb),
-                                   Bounds.of(max_params, max_macs, together), points, storage, workers)
+                                   Bounds.of(max_params, max_macs, together), points, storage, workers,
+                                   Images(data, data_dir))
 
     print_result(work, as_json, _show_front)
 
@@ -134,15 +140,18 @@ def judge(
     run: RunPath,
     storage: Annotated[str, typer.Option(help="As given to nas select.")],
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+    data: Data = None,
+    data_dir: DataDir = None,
     ops: Ops = None,
 ) -> None:
     """Evaluate networks for a nas select --storage of the same run, here or elsewhere, until interrupted."""
     from nas import search as pipeline
     from nas.progress import Progress
     from nas.run import Run
+    from nas.run_images import Images
 
     run_files(ops)
-    pipeline.judge(Run.existing(run), storage, Progress(), parent)  # no lock: it only reads
+    pipeline.judge(Run.existing(run), storage, Progress(), parent, Images(data, data_dir))  # no lock: it only reads
 
 
 @app.command()
@@ -155,6 +164,8 @@ def export(
     = "onnx",
     features: Annotated[bool, typer.Option("--features", help="ONNX without the head: the map of each stride as an "
                                            "output, for a detector or a segmenter.")] = False,
+    data: Data = None,
+    data_dir: DataDir = None,
     ops: Ops = None,
     as_json: Json = False,
 ) -> None:
@@ -171,8 +182,10 @@ def export(
         run_files(ops)
         with existing(run) as (here, progress):
             from nas import search as pipeline
+            from nas.run_images import Images
 
-            return pipeline.export(here, arch, budget_ms, out, progress, "features" if features else kind)
+            return pipeline.export(here, arch, budget_ms, out, progress, "features" if features else kind,
+                                   Images(data, data_dir))
 
     print_result(work, as_json, lambda result: rows(result["files"]))
 

@@ -44,7 +44,7 @@ def train(
 
     def work() -> dict[str, Any]:
         from nas import baseline
-        from nas.config import FREE, resolve
+        from nas.config import PLACES, resolve
         from nas.progress import Progress
         from nas.run import Run
         from nas.settings import Baseline, default_run_dir
@@ -66,7 +66,7 @@ def train(
         path = run or default_run_dir(settings)
         if Run.fresh(path):
             baseline.refuse(settings)  # before a directory is made
-        with Run.begun(path, settings.to_json(), FREE) as here:
+        with Run.begun(path, settings.to_json(), PLACES) as here:
             return baseline.train(settings, here, given, Progress())
 
     def _only(settings: Any) -> str:

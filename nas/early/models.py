@@ -49,7 +49,8 @@ from nas.picks import load_weights
 from nas.plan import OpKey, macs, plan
 from nas.progress import Progress
 from nas.run import Run
-from nas.settings import settings_of
+from nas.run_images import RECORDED, Images, lying_at
+from nas.settings import named_target, settings_of
 from nas.stages.front import cards_of, find
 from nas.train.data import Data, recorded
 from nas.train.labels import outputs
@@ -80,14 +81,13 @@ class Model:
 
 
 def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,
-         data_dir: str | None = None) -> Model:
+         where: Images = RECORDED) -> Model:
     """A finished pick; without ``images`` those of the run are not read.
 
     Raises UserError for what is not there, and for a target whose files are int8.
     """
-    config = settings_of(run)
-    if data_dir:
-        config = config.model_copy(update={"data_dir": data_dir})
+    config = lying_at(settings_of(run), where)
+    target = named_target(run, target) if target else None
     if not target and not config.target:
         raise UserError(f"--target: {run.path} has none; give one")
     places = ["", *(f"selections/{p.parent.name}/" for p in sorted(run.path.glob("selections/*/front.json")))]

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from nas.config import SIDES
 from nas.errors import UserError
 from nas.files import nearest
+from nas.places import BUILT_IN
 from nas.train import augment as augmentation
 from nas.train.folder import folder
 from nas.train.pixels import NARROW, Whites
@@ -29,7 +30,6 @@ from nas.train.splits import divide, fixed, least, origins
 
 MEMORY = 0.6  # of what is free
 BRIGHTEST = 0.999  # of all pixels are no brighter than the images are said to reach
-BUILT_IN = ("digits", "cifar10")
 
 
 @dataclass(frozen=True)
