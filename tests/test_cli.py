@@ -20,6 +20,7 @@ from nas.errors import UserError
 from nas.files import shipped
 from nas.footprint import Memory
 from nas.run import Run
+from nas.run_images import RECORDED, Images
 from nas.stages.bounds import Bounds
 
 POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accuracy_se": 0.0123, "ms": 0.5,
@@ -173,17 +174,20 @@ def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.Monk
 def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     Run.open("run", {"target": ["cpu", "other"]})
     asked: list[Any] = []
+    places: list[Images] = []
     files = {"files": [{"id": "a", "onnx": "a.onnx", "max_abs_diff": 1e-6, "predicted_ms": 0.5, "measured_ms": None}]}
 
     def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any, fine_tune: bool,
                memory: Memory, bounds: Bounds, points: int | None, storage: str | None,
-               workers: int) -> dict[str, Any]:
+               workers: int, images: Images) -> dict[str, Any]:
         asked.append((run.path, targets, budget_ms, fine_tune, memory.given, bounds.given, points, storage, workers))
+        places.append(images)
         return RESULT
 
     def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Any,
-               kind: str) -> Any:
+               kind: str, images: Images) -> Any:
         asked.append((arch_id, budget_ms, out, kind))
+        places.append(images)
         return files
 
     pretend(monkeypatch, "nas.search", select=select, export=export)
@@ -193,7 +197,9 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     call("select", "run", "--budget-ms", "cpu=2", "--budget-ms", "other=1", "--max-params", "9000", "--budgets", "50",
          "--storage", "sqlite:///all.db", "--workers", "4")
     assert json.loads(call("export", "run", "--json", "--budget-ms", "2")[1]) == files
-    code, out, _ = call("export", "run", "--arch", "a", "--out", "there", "--format", "tflite")
+    code, out, _ = call("export", "run", "--arch", "a", "--out", "there", "--format", "tflite", "--data", "b",
+                        "--data-dir", "c")
+    assert [*dict.fromkeys(places)] == [RECORDED, Images("b", "c")]
     assert code == 0 and "a.onnx" in out and "1e-06" in out
     assert asked == [(Path("run"), ["cpu", "other"], [], False, {}, {}, None, None, 1),
                      (Path("run"), ["npu"], [1.0, 2.0], True, {"--sram-kb": 256, "--flash-kb": 99.5}, {}, None,
