@@ -24,12 +24,14 @@ from nas.latency.devices import local
 from nas.latency.devices.board import recorded
 from nas.latency.devices.ethos_u import of_table
 from nas.latency.devices.onnxruntime import session, weight_bits
+from nas.latency.load import busy_text
 from nas.latency.profile import check
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Run as Timed
 from nas.lower import tflite
 from nas.lower.onnx import export, lower, save
 from nas.lower.qdq import quantise
+from nas.overrun import by_target, over
 from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
 from nas.run_ops import recorded as recorded_ops
@@ -55,10 +57,14 @@ def one_or_all(values: dict[str, Any]) -> Any:
     return values if len(values) > 1 else next(iter(values.values()), None)
 
 
-def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, Any]:
-    """Writes ``model.onnx``, for int8 targets ``model.int8.onnx``, and ``card.json`` of a pick; returns the card."""
+def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool,
+            bounds: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Writes ``model.onnx``, for int8 targets ``model.int8.onnx``, and ``card.json`` of a pick; returns the card.
+
+    ``bounds`` are the budgets by target that it was chosen for: what is measured above them is said in the card.
+    """
     name = folder_of(place, arch)
-    return scene.run.stage(name + CARD, lambda: _card(scene, arch, place, fine_tuned))
+    return scene.run.stage(name + CARD, lambda: _card(scene, arch, place, fine_tuned, bounds or {}))
 
 
 def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def to_tflite(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any
             "measured_ms": one_or_all(dict.fromkeys(scene.costs))}
 
 
-def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, Any]:
+def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> dict[str, Any]:
     name, keys = folder_of(place, arch), plan(scene.layout, arch)
     model, files = load_weights(scene, arch, place), {"float": scene.run.file(name + ONNX)}
     differences = _write_float(scene, arch, model, files["float"])
@@ -127,11 +133,14 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool) -> dict[str, A
         select, test = _judged(scene, _running(files["int8"]), torch.device("cpu"))
     ms = one_or_all(predicted(scene, arch))
     memory = _memory(scene, model)
+    times = _timed(scene, model, files)
+    excess = over(by_target(times["measured_ms"], list(scene.costs)), bounds)
     return {"id": arch.id, "arch": arch.to_json(), "size": arch.size, "fine_tuned": fine_tuned,
             "select_accuracy": select.accuracy, "select_accuracy_se": select.accuracy_se, "select_loss": select.loss,
             "accuracy": test.accuracy,
             "accuracy_se": test.accuracy_se, "test_images": test.n, "ms": ms, "worst_ms": ms,
-            **_timed(scene, model, files), **differences, "macs": sum(macs(key) for key in keys),
+            **times, **({"over_budget": excess} if excess else {}), **noted(scene), **differences,
+            "macs": sum(macs(key) for key in keys),
             "params": sum(params(key) for key in keys), "exits": [], "onnx": name + ONNX, **int8, **memory,
             "provenance": {"run": scene.run.path.name, "space": scene.config.space, "data": scene.data.name,
                            "fingerprint": scene.data.source["fingerprint"], "seed": scene.seed,
@@ -213,13 +222,37 @@ def _int8_tables(scene: Scene) -> list[LatencyTable]:
 
 def _timed(scene: Scene, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
     """``measured_ms`` and ``drift`` by target, of the ``int8`` or the ``float`` file as its precision asks."""
-    measured = {target: _measured(scene, target, model, files) for target in scene.costs}
-    return {"measured_ms": one_or_all({target: ms for target, (ms, _) in measured.items()}),
-            "drift": one_or_all({target: drift for target, (_, drift) in measured.items()})}
+    times = {target: measured(scene, target, model, files) for target in scene.costs}
+    return {"measured_ms": one_or_all({target: ms for target, (ms, _) in times.items()}),
+            "drift": one_or_all({target: drift for target, (_, drift) in times.items()})}
 
 
-def _measured(scene: Scene, target: str, model: nn.Module,
-              files: Mapping[str, Path]) -> tuple[float | None, float | None]:
+def noted(scene: Scene) -> dict[str, Any]:
+    """Returns what a card says of tables that were made on a busy machine; nothing where none was."""
+    busy = {target: text for target, costs in scene.costs.items() if (text := busy_text(costs.meta))}
+    return {"tables": busy} if busy else {}
+
+
+def measurable(scene: Scene, target: str) -> bool:
+    """Returns whether a target is this machine, so that networks are timed for it."""
+    costs = scene.costs[target]
+    return isinstance(costs, LatencyTable) and local(costs.meta) is not None
+
+
+def files_to_time(scene: Scene, arch: Arch, model: nn.Module, target: str, folder: Path) -> dict[str, Path]:
+    """Writes the file of a network, of whatever weights, that ``measured`` times for a target."""
+    costs = scene.costs[target]
+    if isinstance(costs, LatencyTable) and costs.int8_on_cpu:
+        graph = lower(model, in_ch=scene.data.in_ch, size=scene.layout.task.size)
+        save(quantise(graph, _calibration(scene), int(costs.meta.get("weight_bits", 8))), folder / INT8, {})
+        return {"int8": folder / INT8}
+    export(model, folder / ONNX, in_ch=scene.data.in_ch, size=scene.layout.task.size,
+           metadata=metadata_of(scene, arch))
+    return {"float": folder / ONNX}
+
+
+def measured(scene: Scene, target: str, model: nn.Module,
+             files: Mapping[str, Path]) -> tuple[float | None, float | None]:
     """(ms, drift) on this machine if it is the target, at its threads and batch, beside the table's yardstick."""
     costs, task = scene.costs[target], scene.layout.task
     device = local(costs.meta) if isinstance(costs, LatencyTable) else None

@@ -17,6 +17,7 @@ from nas.latency.bench import SECONDS_A_GRAPH, Estimator
 from nas.latency.costs import Costs
 from nas.latency.devices import board, local, opened, own
 from nas.latency.devices.ethos_u import of_table
+from nas.latency.load import busy_text
 from nas.latency.profile import begun, profile
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Device
@@ -60,11 +61,19 @@ def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout],
         if not any(lacks(kept, plan) for plan in plans):
             return kept
     path = _completed(target, plans, space, progress)
-    progress.note(f"costs of {target}: {path}")
     run.write(name, lambda file: file.write(path.read_bytes()))
     if target.endswith(".json"):
         run.write_json(TABLES, {**(run.read_json(TABLES) if run.has(TABLES) else {}), target: name})
-    return cost_models.load(str(run.file(name)))
+    costs = cost_models.load(str(run.file(name)))
+    progress.note(f"costs of {target}: {', '.join([str(path), *origin(costs)])}")
+    return costs
+
+
+def origin(costs: Costs) -> list[str]:
+    """Returns how the figures of a target came about: how and when, and whether on a busy machine."""
+    method, date = costs.meta.get("method"), costs.meta.get("date")
+    how = " on ".join(str(part) for part in (method, date) if part)
+    return [text for text in (how, busy_text(costs.meta)) if text]
 
 
 def recorded_costs(run: Run, target: str) -> Costs:

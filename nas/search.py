@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from nas import deliver
+from nas import deliver, recheck
 from nas.arch import Arch
 from nas.config import Config
 from nas.early import picks as picks_exits
 from nas.errors import UserError
 from nas.footprint import UNLIMITED, Memory, within
 from nas.latency.costs import load as load_costs
+from nas.overrun import bounds_of, by_target, over
 from nas.picks import folder_of, train_picks
 from nas.progress import Progress
 from nas.report.figures import draw_front
@@ -80,7 +81,12 @@ def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
     if config.max_ms is not None:  # bounds the picks for the other targets, too
         kept = within(training.supernet.layout, scene.footprints)
         limits |= {target: reachable(scene, kept, target, [], config.budgets, NOTHING) for target in config.target[1:]}
-    picks = run.stage("picks.json", lambda: selection.choose(scene, training, limits, "", progress))
+    given = {config.target[0]: bool(config.budget_ms)} if config.target else {}
+
+    def chosen(at: Scene, limits: dict[str, list[float]], bounds: Bounds) -> dict[str, Any]:
+        return selection.choose(at, training, limits, "", progress, bounds)
+
+    picks = run.stage("picks.json", lambda: recheck.kept(scene, training, limits, NOTHING, given, chosen, progress))
     return _finish(scene, training, picks, "", True, progress)
 
 
@@ -121,12 +127,15 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
 
+    given = {t: bool(named.get(t) or (budget_ms and t == targets[0])) for t in targets}
+
     def chosen() -> dict[str, Any]:
         crews: AbstractContextManager[Crew | None] = nullcontext()
         if storage:
             crews = Crew(run, storage, workers, selection.evaluations_of(scene))
         with crews as crew:
-            return selection.choose(scene, training, limits, place, progress, bounds, crew)
+            return recheck.kept(scene, training, limits, bounds, given, lambda at, limits, bounds: selection.choose(
+                at, training, limits, place, progress, bounds, crew), progress)
 
     picks = run.stage(f"{place}picks.json", chosen)
     return _finish(scene, training, picks, place, fine_tune, progress)
@@ -170,9 +179,21 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
                 continue
             arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
             path = out / f"{one}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
-            files.append({"id": one, "predicted_ms": predicted, **write(scene.at(arch.size), arch, place, path)})
+            file = {"id": one, "predicted_ms": predicted, **write(scene.at(arch.size), arch, place, path)}
+            files.append({**file, **_over_budget(file, fronts, place, budget_ms)})
             task.advance()
-    return {"files": files}
+    return {"files": files, "target": fronts[place]["target"]}
+
+
+def _over_budget(file: dict[str, Any], fronts: dict[str, dict[str, Any]], place: str,
+                 budget_ms: float | None) -> dict[str, Any]:
+    """``over_budget`` of an exported file that is measured above a budget it was picked for, or above ``budget_ms``."""
+    targets = targets_of(fronts[place])
+    bounds = bounds_of((budget for front in fronts.values() for budget in front["budgets"]), file["id"], targets)
+    if budget_ms is not None:
+        bounds[targets[0]] = min(budget_ms, bounds.get(targets[0], budget_ms))
+    excess = over(by_target(file["measured_ms"], targets), bounds)
+    return {"over_budget": excess} if excess else {}
 
 
 def _without_exits(fronts: dict[str, dict[str, Any]], kind: str, arch_id: str | None) -> dict[str, dict[str, Any]]:
@@ -209,11 +230,13 @@ def _finish(scene: Scene, training: search_loop.SupernetTraining, picks: dict[st
     cards = []
     with progress.task("export", len(archs)) as task:
         for arch in archs.values():
-            cards.append(deliver.deliver(scene.at(arch.size), arch, place, recipe.epochs > 0))
+            bounds = bounds_of(picks["budgets"], arch.id, list(scene.costs))
+            cards.append(deliver.deliver(scene.at(arch.size), arch, place, recipe.epochs > 0, bounds))
             task.advance()
     if scene.config.exits.method != "none" and recipe.epochs:
         plain = {card["id"]: card for card in cards}
-        found = [picks_exits.exit_card(scene, arch, plain[arch.id], place, recipe, progress)
+        found = [picks_exits.exit_card(scene, arch, plain[arch.id], place, recipe, progress,
+                                       bounds_of(picks["budgets"], arch.id, list(scene.costs)))
                  for arch in archs.values() if plain[arch.id].get("fits", True)]
         cards += [card for card in found if card is not None]
     front = scene.run.stage(f"{place}front.json", lambda: front_of(scene, cards, picks))

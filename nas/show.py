@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from nas import text
+from nas import overrun, text
 
 GAP = 3  # blanks between two columns
 INDENT = 5  # of what has no room beside the first columns
@@ -69,9 +69,11 @@ def front(result: Mapping[str, Any]) -> None:
     """The picks of a search or a selection, then what was chosen for each budget, then the run directory."""
     points = [_point(point, bool(result.get("sizes"))) for point in result["front"]]
     rows(points, [name for name in dict.fromkeys(key for point in points for key in point)])
+    measured = any(one.get("measured_ms") is not None for one in result["budgets"])
     if result["budgets"]:
         rows([{"budget_ms": one["budget_ms"], "pick": one["id"],
-               **({"size": one["size"]} if result.get("sizes") else {}), "predicted_ms": one["ms"]}
+               **({"size": one["size"]} if result.get("sizes") else {}), "predicted_ms": one["ms"],
+               **({"measured_ms": one.get("measured_ms")} if measured else {})}
               for one in result["budgets"]])
     for target, ids in result.get("fronts", {}).items():
         line(f"front of {target}: {', '.join(ids)}")
@@ -84,7 +86,30 @@ def front(result: Mapping[str, Any]) -> None:
              f"KB, flash {cell(one['flash_kb'])} KB")
     if result.get("dominated"):
         line(f"{len(result['dominated'])} more picks are dominated by these on the selection split")
+    over_budget(result)
     line(str(result["run"]))
+
+
+def over_budget(result: Mapping[str, Any]) -> None:
+    """A line for every pick that is measured above its budget, and for every table that was made on a busy machine."""
+    cards = [*result["front"], *result.get("dominated", [])]
+    tables = {target: busy for card in cards for target, busy in (card.get("tables") or {}).items()}
+    for target, busy in tables.items():
+        line(f"the table of {target} was {busy}; nas profile --remeasure with its device, space and size, where "
+             "nothing else runs, makes it anew")
+    for excess in overrun.lines(result):
+        line(excess)
+
+
+def exported(result: Mapping[str, Any]) -> None:
+    """The files, then a line for each that is measured above the budget of its pick."""
+    files = result["files"]
+    rows([{key: value for key, value in file.items() if key != "over_budget"} for file in files]) if files else (
+        line("none"))
+    for file in files:
+        for target, excess in file.get("over_budget", {}).items():
+            predicted = overrun.by_target(file["predicted_ms"], targets_of(result))
+            line(overrun.sentence(file["id"], target, excess, predicted.get(target)))
 
 
 def profile(result: Mapping[str, Any]) -> None:

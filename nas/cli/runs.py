@@ -21,7 +21,6 @@ from nas.cli.base import (
     Width,
     app,
     existing,
-    rows,
     run_files,
 )
 from nas.errors import UserError
@@ -187,7 +186,13 @@ def export(
             return pipeline.export(here, arch, budget_ms, out, progress, "features" if features else kind,
                                    Images(data, data_dir))
 
-    print_result(work, as_json, lambda result: rows(result["files"]))
+    print_result(work, as_json, _show_files)
+
+
+def _show_files(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.exported(result)
 
 
 def _show_front(result: dict[str, Any]) -> None:

@@ -163,7 +163,16 @@ def targets(as_json: Json = False) -> None:
         return list(known())
 
     shown = ("name", "device", "processor", "runtime", "precision", "batch", "threads", "date", "checked", "error")
-    print_result(work, as_json, lambda targets: rows([{k: one[k] for k in shown if k in one} for one in targets]))
+
+    def show(targets: list[dict[str, Any]]) -> None:
+        from nas.show import line
+
+        rows([{k: one[k] for k in shown if k in one} for one in targets])
+        for target in targets:
+            if target.get("busy"):
+                line(f"{target['name']}: {target['busy']}")
+
+    print_result(work, as_json, show)
 
 
 def _reaching(task: Any) -> Callable[[int, int, float], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from nas import genome
 from nas.arch import Arch
-from nas.deliver import metadata_of, one_or_all
+from nas.deliver import metadata_of, noted, one_or_all
 from nas.early.price import known_exit_ms
 from nas.early.serve import (
     CARD,
@@ -39,6 +40,7 @@ from nas.files import copy
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import check_all
 from nas.latency.table import LatencyTable
+from nas.overrun import by_target, over
 from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
 from nas.progress import Progress
@@ -78,14 +80,16 @@ def _phases(scene: Scene, net: Network) -> int:
         return make(options.method, net, **options.settings).phases()
 
 
-def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recipe: Recipe,
-              progress: Progress) -> dict[str, Any] | None:
+def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recipe: Recipe, progress: Progress,
+              bounds: Mapping[str, float]) -> dict[str, Any] | None:
     """Trains and writes the exits of a pick whose card is ``plain``; None where no exits keep within the limits, and
     where their files cannot be made or differ from PyTorch.
+
+    ``bounds`` are the budgets of the mean, by target: what is measured above them is said in the card.
     """
     name = folder_of(place, arch) + FOLDER
     card: dict[str, Any] | None = scene.run.stage(name + CARD, lambda: _card(scene, arch, plain, name, place, recipe,
-                                                                             progress))
+                                                                             progress, bounds))
     return card
 
 
@@ -124,7 +128,7 @@ def _with_all(scene: Scene, arch: Arch) -> Arch:
 
 
 def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str, recipe: Recipe,
-          progress: Progress) -> dict[str, Any] | None:
+          progress: Progress, bounds: Mapping[str, float]) -> dict[str, Any] | None:
     options, data, full = scene.config.exits, scene.data, _with_all(scene, arch)
     net = with_exits(scene.layout, full, load_weights(scene, arch, place), scene.seed)
     try:
@@ -156,6 +160,9 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
     own = replace(arch, exits=slots)
     keys = plan(scene.layout, own)
     times = _measured(scene, trained, served, name)
+    excess = over(by_target(times["measured_ms"], list(pieces)), bounds)
+    if limit is not None:
+        excess |= over(by_target(times["measured_worst_ms"], list(pieces)), {first: limit})
     shares, prefixes = np.array(served.crossed.shares), {t: p.prefix_ms(served.kept) for t, p in pieces.items()}
     mean = {target: float(shares @ prefix) for target, prefix in prefixes.items()}
     worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
@@ -164,7 +171,8 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
             "select_accuracy_se": loop.standard_error(served.crossed.accuracy, len(data.select)),
             "accuracy": served.test.accuracy,
             "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": one_or_all(mean),
-            "worst_ms": one_or_all(worst), **times, "relative_diff": written["relative_diff"],
+            "worst_ms": one_or_all(worst), **times, **({"over_budget": excess} if excess else {}), **noted(scene),
+            "relative_diff": written["relative_diff"],
             "macs": sum(macs(key) for key in keys), "params": sum(params(key) for key in keys), "exits": list(slots),
             "onnx": f"{name}{written['onnx']}", "method": options.method, "shares": written["shares"],
             "prefix_ms": written["prefix_ms"], "test_mean_ms": written["mean_ms"], "cuts": written["cuts"],

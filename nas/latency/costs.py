@@ -10,6 +10,7 @@ from nas.errors import UserError
 from nas.files import folder, nearest
 from nas.latency.counts import Count
 from nas.latency.kernel_model import KernelModel
+from nas.latency.load import busy_text
 from nas.latency.table import LatencyTable, of_this_format, read_json
 from nas.plan import OpKey
 from nas.units import COUNTS, counted
@@ -85,7 +86,7 @@ def _describe(name: str, path: Path) -> dict[str, Any]:
     rows = len(costs.rows) if isinstance(costs, LatencyTable) else None
     kind = "table" if isinstance(costs, LatencyTable) else "kernel-model"
     return {"name": name, "kind": kind, **{key: costs.meta.get(key) for key in FIELDS}, "rows": rows,
-            "checked": _checked(costs.meta), "file": str(path)}
+            "checked": _checked(costs.meta), "busy": busy_text(costs.meta), "file": str(path)}
 
 
 def _checked(meta: dict[str, Any]) -> str | None:

@@ -36,6 +36,7 @@ from nas.latency.correction import correct
 from nas.latency.costs import LOCAL
 from nas.latency.devices import opened
 from nas.latency.fresh import fresh
+from nas.latency.load import LOAD, Watch
 from nas.latency.table import HEADS, OWN, LatencyTable, Row
 from nas.latency.timing import Device, Run, Steady, Timing, interleaved
 from nas.ops.own import hashes
@@ -84,7 +85,10 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
         bench = _bench(layout, table, device, rng)
         table.meta |= {"method": bench.method, "protocol": bench.protocol}
         label, corrections = _label(layout), table.meta["corrections"]
-        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, todo == wanted)
+        if set(table.rows) <= set(todo):  # all of it is measured now
+            table.meta.pop(LOAD, None)
+        watch = Watch(int(device.conditions().get("threads") or 1), table.meta)
+        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, todo == wanted, watch)
         if todo or label not in corrections:
             table.meta["knot_error"] = _knot_error(bench, layout, table, rng) if knots else None
             corrections[label] = _correct(bench, layout, table, f"correction {rng_seed}") if bench.corrected else None
@@ -240,7 +244,7 @@ def _notes(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress | None,
-          fresh: bool) -> None:
+          fresh: bool, watch: Watch) -> None:
     """Rows of ``todo``; a ``fresh`` table that was begun while the machine was slow is begun anew, up to half way.
 
     What was measured while it was slow is measured again at the end, as far as ``SPARE`` goes; the faster time counts.
@@ -253,6 +257,9 @@ def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: l
     while queue:
         chunk, queue = queue[:CHUNK], queue[CHUNK:]
         rows = bench.rows(chunk)
+        if isinstance(bench, Clocked):
+            watch.sample(bench.drift, bench.steady.spread)
+            watch.note(table.meta)
         if fresh and 2 * done < len(todo) and bench.begun_slow():
             table.remove(todo)
             best.clear()

@@ -120,6 +120,7 @@ class Steady:
         """
         self._yardsticks = yardsticks if apart else cache(yardsticks)
         self._rng, self._patience, self.drift, self._apart = rng, PATIENCE, 1.0, apart
+        self.spread = 1.0  # 90th over 5th percentile of the yardsticks' runs, at the last attempt
         self.reference_ms, self._warm = list(reference_ms) if reference_ms else None, warm
 
     def begun_slow(self) -> bool:
@@ -152,13 +153,15 @@ class Steady:
                  ) -> tuple[float, dict[str, Timing]]:
         rng = random.Random(self._rng.random())
 
-        def timed() -> tuple[list[float], dict[str, Timing]]:
+        def timed() -> tuple[list[Timing], dict[str, Timing]]:
             yardsticks = {f"yardstick {i}": run for i, run in enumerate(self._yardsticks())}
             timings = interleaved({**prepare(), **yardsticks}, seconds=seconds, rng=rng, max_rounds=max_rounds,
                                   warm=warm, recurring=list(yardsticks), recurring_warm=self._warm)
-            return [timings.pop(name).ms for name in yardsticks], timings
+            return [timings.pop(name) for name in yardsticks], timings
 
-        now_ms, timings = fresh(timed) if self._apart else timed()
+        beside, timings = fresh(timed) if self._apart else timed()
+        now_ms = [timing.ms for timing in beside]
+        self.spread = geometric_mean(timing.p90_ms / timing.ms for timing in beside)
         self.reference_ms = self.reference_ms or now_ms
         return geometric_mean(now / then for now, then in zip(now_ms, self.reference_ms, strict=True)), timings
 

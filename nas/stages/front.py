@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nas.errors import UserError
+from nas.overrun import TOLERANCE, by_target, names
 from nas.scene import Scene
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
@@ -36,8 +37,9 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
     for card in shown:
         card["dominated_on_test"] = card["id"] in kept - on_test
     _mark_ties([card for card in shown if card["id"] in kept], targets[0])
-    budgets = [{key: value for key, value in b.items() if key != "arch"} for b in picks["budgets"]
-               if b["id"] in fitting]
+    known = {card["id"]: card for card in delivered}
+    budgets = [{**{key: value for key, value in b.items() if key != "arch"}, **_measured(b, known[b["id"]], targets)}
+               for b in picks["budgets"] if b["id"] in fitting]
     shown, large = ([card for card in shown if (card["id"] in fitting) is wanted] for wanted in (True, False))
     return {"space": scene.layout.space, "target": targets if len(targets) > 1 else targets[0],
             **({"sizes": [at.size for at in scene.every]} if scene.others else {}),
@@ -46,6 +48,15 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
             **({"too_large": large} if large else {}), **(_per_device(fronts) if len(targets) > 1 else {}),
             "share_of_slots": _shares(cards), "rank_agreement": picks["rank_agreement"],
             "held_out": picks.get("held_out", {})}
+
+
+def _measured(budget: dict[str, Any], card: dict[str, Any], targets: list[str]) -> dict[str, Any]:
+    """``measured_ms`` of a budget's pick as it is delivered, on the targets of the budget; nothing where none is."""
+    ms = by_target(card["measured_ms"], targets)
+    own = {target: ms.get(target) for target in names(budget["target"])}
+    if all(value is None for value in own.values()):
+        return {}
+    return {"measured_ms": own if len(own) > 1 else next(iter(own.values()))}
 
 
 def _mark_ties(front: list[dict[str, Any]], target: str) -> None:
@@ -84,11 +95,16 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
     target = targets[0]
     if not cards:
         raise UserError("--budget-ms: this run has no pick that fits")
-    within = [card for card in fronts[""]["front"] if ms_of(card, target) <= budget_ms]
+    def takes(card: dict[str, Any]) -> float:
+        """As predicted, and, where it is measured above that, as measured."""
+        measured = by_target(card.get("measured_ms"), targets).get(target)
+        return max(ms_of(card, target), (measured or 0.0) / (1 + TOLERANCE))
+
+    within = [card for card in fronts[""]["front"] if takes(card) <= budget_ms]
     if not within:
-        smallest = min(ms_of(card, target) for card in cards)
-        raise UserError(f"--budget-ms {budget_ms:g}: the fastest pick of this run takes {smallest:.4g} ms on {target}; "
-                        "nas select finds others")
+        fastest = min(cards, key=takes)
+        raise UserError(f"--budget-ms {budget_ms:g}: the fastest pick of this run takes {takes(fastest):.4g} ms on "
+                        f"{target}; nas select finds others")
     return "", [max(within, key=lambda card: (card["select_accuracy"], -ms_of(card, target)))["id"]]
 
 

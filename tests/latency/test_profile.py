@@ -405,3 +405,18 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["rows"] == len(table.rows) == 1 + 2 + 4  # stem, two widths, a head at four numbers of classes
     assert all(0 < row.ms < 1000 and row.n > 0 for row in table.rows.values())
     assert table.meta["runtime"] == "onnxruntime" and table.meta["processor"]
+
+
+def test_a_profile_notes_how_busy_the_machine_was(tiny: Layout, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_module, "CHUNK", 4)
+    monkeypatch.setattr("os.getloadavg", lambda: (2.5, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    profile(tiny, tmp_path / "t.json", device=Clockwork())
+    load = LatencyTable.load(tmp_path / "t.json").meta["load"]
+    assert load == {"others": 1.5, "cores": 2, "drift": 1.0, "spread": pytest.approx(1.0)}
+    monkeypatch.setattr("os.getloadavg", lambda: (1.0, 0.0, 0.0))
+    profile(tiny, tmp_path / "t.json", device=Clockwork())  # nothing is measured
+    assert LatencyTable.load(tmp_path / "t.json").meta["load"] == load
+    profile(tiny, tmp_path / "t.json", device=Clockwork(), remeasure=True)
+    assert LatencyTable.load(tmp_path / "t.json").meta["load"]["others"] == 0.0
