@@ -186,7 +186,9 @@ def prediction(result: Mapping[str, Any]) -> None:
     """Operator by operator, what was left out, and the sum."""
     rows(result["operators"])
     for one in result["unknown"]:
-        line(f"left out: {one['op']} ({one['name']})")
+        line(f"left out: {one['op']} ({one['name']})" + (f": {one['why']}" if one["why"] else ""))
+    for note in result["notes"]:
+        line(note)
     line(f"{cell(result['ms'])} ms at batch {result['batch']} on {result['target']} ({result['method']}: predicted, "
          "not measured)")
 

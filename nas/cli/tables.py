@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,9 @@ def measure(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any network as an ONNX file.")],
     device: Device = "cpu",
     threads: Threads = 1,
-    batch: Batch = 1,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, max=4096, help="Images a call, where the file leaves "
+                                              "it open; default: the file's, or 1.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Input side, where the file leaves it open.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time an ONNX file on this machine."""
@@ -81,8 +84,7 @@ def measure(
             raise UserError(f"{model}: no such file")
         from nas.latency.devices import measure as clock
 
-        timing = clock(model, device, threads=threads, batch=batch)
-        return {"ms": timing.ms, "p10_ms": timing.p10_ms, "p90_ms": timing.p90_ms, "n": timing.n}
+        return asdict(clock(model, device, threads=threads, batch=batch, size=size))
 
     print_result(work, as_json, lambda result: rows([result]))
 

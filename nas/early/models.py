@@ -36,7 +36,7 @@ from nas.latency.devices.onnxruntime import clock as clock_of
 from nas.latency.devices.onnxruntime import session, timed
 from nas.latency.fresh import fresh
 from nas.latency.kernel_model import KernelModel
-from nas.latency.onnx_shapes import load, opened
+from nas.latency.onnx_graph import read
 from nas.latency.predict import predict
 from nas.latency.profile import check_all, one_torch_thread
 from nas.latency.table import LatencyTable
@@ -137,20 +137,19 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
             export_onnx(torchvision_model(model, weights), path, in_ch=3, size=size or 224, metadata={})
         elif weights is not None:
             raise UserError("--weights: an ONNX file has its own")
-        _, entry, shapes = load(path, size)
-        proto = opened(path, size)[0]
-    check_input(model, shapes[entry], True)
+        graph = read(path, size).in_float().logits()
+    proto, side = graph.model, graph.shape[2]
+    check_input(model, graph.shape, True)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = graft(proto, entry, shapes)
+            net = graft(proto, graph.entry, graph.shapes)
     except UserError as error:
         raise UserError(f"{model}: {error}") from None
     kept = {p.key: p.value for p in proto.metadata_props}
     how = preprocessing or (Preprocessing.of_file(kept, Path(model)) if model.endswith(".onnx") else
                             imagenet("torchvision's weights were trained with it"))
     known = classes if classes is not None else kept["classes"].split("\n") if "classes" in kept else None
-    side = shapes[entry][2]
     own, by = _on(data(side), how, known, net.classes, side, model)
     said = {"preprocessing": how.to_json(), "classes_by": by}
     costs = None if target in (None, "cpu") else cost_models.load(str(cost_models.find(str(target))))

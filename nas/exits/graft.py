@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
-import onnx.version_converter
 import onnxruntime
 import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from nas.errors import UserError
 from nas.exits.net import Segment, logits_of
-from nas.lower.emit import OPSET, emit_many
+from nas.lower.emit import emit_many
 from nas.ops.heads import ExitHead
 
 HIDDEN = 128  # channels of a head's convolution, as in the spaces
@@ -107,7 +106,7 @@ class Grafted(nn.Module):
 def graft(model: onnx.ModelProto, entry: str, shapes: Mapping[str, Shape], hidden: int = HIDDEN) -> Grafted:
     """With an exit at each of its ``cuts``. Raises UserError for a network that has none, or one that is no classifier.
     """
-    model = _modern(model)
+    _check_form(model)
     graph, places = model.graph, cuts(model.graph, entry, shapes)
     out = shapes.get(graph.output[0].name, ())
     if len(graph.output) != 1 or len(out) != 2:
@@ -192,15 +191,15 @@ def _last_reads(graph: GraphProto) -> dict[str, int]:
     return found | {value.name: len(graph.node) for value in graph.output}
 
 
-def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Raises UserError for graphs inside nodes, and for an old file that cannot be written anew."""
+def _check_form(model: onnx.ModelProto) -> None:
+    """Raises UserError for graphs inside nodes, and for an old file that could not be written anew."""
+    strange = next((node for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)), None)
+    if strange is not None:
+        raise UserError(f"{strange.op_type} ({strange.name}): not an operator of ONNX")
     inner = next((node for node in model.graph.node for a in node.attribute if a.HasField("g")), None)
     if inner is not None:
         raise UserError(f"{inner.op_type} ({inner.name}): exits cannot be added to a graph with branches or loops")
-    if next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")) >= LEAST_OPSET:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, OPSET)
-    except Exception as error:  # of whatever kind the converter has
-        raise UserError(f"cannot be written in opset {OPSET} ({str(error).splitlines()[0][:120]}); export it in "
-                        f"opset {LEAST_OPSET} or later") from None
+    version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if version < LEAST_OPSET:
+        raise UserError(f"is of opset {version} and cannot be written in a later one; export it in opset "
+                        f"{LEAST_OPSET} or later")

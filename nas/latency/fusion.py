@@ -15,7 +15,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch at batch 1. ``kind`` is conv, or pool, pointwise, cat, copy, resize: bound by the ``moved`` elements.
+    """One launch at batch 1. ``kind`` is conv, or one that is bound by the ``moved`` elements: pool, pointwise,
+    softmax, cat, copy, resize.
 
     Sides of maps and windows that are not square are geometric means. A linear layer is a 1x1 conv on a 1x1 map.
     """
@@ -45,6 +46,7 @@ class Node:
     groups: int = 1
     name: str = ""  # of the call, and its kind, where its source has names
     kind: str = ""
+    why: str = ""  # its cost is unknown
 
 
 @dataclass

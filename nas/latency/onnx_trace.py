@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import onnx
 
 from nas.errors import UserError
+from nas.latency.coverage import Site, gap
 from nas.latency.fusion import Group, Node, Shape, fuse
-from nas.latency.onnx_shapes import load
+from nas.latency.onnx_graph import Graph
 from nas.lower.onnx import attributes
 
 UNKNOWN = "unknown"  # ``op`` of a node without a rule: its own kernel, of unknown cost
@@ -28,7 +28,7 @@ _JOINS = frozenset(("Div", "Max", "Min", "Mul", "Sub"))
 _POOLS = frozenset((
     "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean", "ReduceSum"))
 _COPIES = frozenset(("DepthToSpace", "Gather", "Pad", "Slice", "SpaceToDepth", "Split", "Tile"))
-_FREE = frozenset(("Cast", "Dropout", "Expand", "Identity", "Squeeze", "Unsqueeze"))
+_FREE = frozenset(("Cast", "Dropout", "Identity", "Squeeze", "Unsqueeze"))
 _ABOUT_SHAPES = frozenset(("Shape", "Size"))  # what they return is no feature map
 
 
@@ -41,36 +41,39 @@ class Value:
     permuted: bool = False
 
 
-def trace(path: Path, size: int | None = None) -> list[Group]:
+def trace(graph: Graph) -> list[Group]:
     """The launches of a model, in order; those that no kernel is known for have ``head.op == UNKNOWN``.
 
-    ``size`` is the side of the input where the file leaves it open. Raises UserError for a file that is not ONNX, that
-    has not one image as its input, or whose shapes do not follow from it.
+    Raises UserError for a graph whose shapes do not follow from its input's, and for one that does not read it.
     """
-    graph, entry, shapes = load(path, size)
-    tracer = _Tracer(path, entry, shapes)
-    for node in graph.node:
+    tracer = _Tracer(graph)
+    for node in graph.model.graph.node:
         tracer.visit(node)
-    return fuse(tracer.nodes, [tracer.maps[out.name].node for out in graph.output if out.name in tracer.maps])
+    outputs = [tracer.maps[out.name].node for out in graph.model.graph.output if out.name in tracer.maps]
+    if not outputs:
+        raise UserError(f"{graph.path}: its output does not depend on its input")
+    return fuse(tracer.nodes, outputs)
 
 
 class _Tracer:
     """Turns ONNX nodes into nodes of ``nas.latency.fusion``; node 0 is the input."""
 
-    def __init__(self, path: Path, entry: str, shapes: dict[str, Shape]) -> None:
-        self.path, self.shapes = path, shapes
-        self.nodes = [Node("input", (), (), self.shapes[entry])]
-        self.maps = {entry: Value(0, self.shapes[entry])}
+    def __init__(self, graph: Graph) -> None:
+        self.path, self.shapes, self.dtypes, self.last = graph.path, graph.shapes, graph.dtypes, graph.ending.node
+        self.constants = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+        self.nodes = [Node("input", (), (), graph.shape)]
+        self.maps = {graph.entry: Value(0, graph.shape)}
 
     def visit(self, node: onnx.NodeProto) -> None:
         read = [name for name in _reads(node) if name in self.maps]
         if not read or node.op_type in _ABOUT_SHAPES:
             return
         maps = [replace(self.maps[name], shape=self.shape(name)) for name in read]
-        rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if rule is None or not rule(self, node, maps):
-            for name in filter(None, node.output):
-                self._append(UNKNOWN, node, maps, name, self.shapes.get(name, ()))  # needed only where it is read
+        rule = _RULES.get(node.op_type) if not node.domain else None
+        why = gap(Site(node, self.shapes, self.dtypes, self.constants)) if rule else None
+        if rule is None or why or not rule(self, node, maps):
+            for name in filter(None, node.output):  # the shape is needed only where it is read
+                self._append(UNKNOWN, node, maps, name, self.shapes.get(name, ()), why=why or "")
 
     def shape(self, name: str) -> Shape:
         if name not in self.shapes:
@@ -157,6 +160,11 @@ def _cat(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
     return tracer.add("cat", node, maps)
 
 
+def _softmax(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    """The one at the end of a classifier is as small as its answer; others, as in attention, are not priced."""
+    return node.name == tracer.last and tracer.add("softmax", node, maps)
+
+
 def _copy(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
     """One copy for each output; free where the output is the whole input."""
     if not tracer.is_map(node.input[0]):
@@ -173,6 +181,12 @@ def _free(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
     return tracer.keep(node, maps[0])
 
 
+def _expand(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
+    """Free where it makes nothing larger."""
+    return _free(tracer, node, maps) if tracer.shape(node.output[0]) == maps[0].shape else (
+        tracer.add("copy", node, maps[:1]))
+
+
 def _transpose(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
     """Free by itself, as a view is; a later reshape has to move the elements. Sides of 1 may go anywhere."""
     shape = maps[0].shape
@@ -187,7 +201,8 @@ def _reshape(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
 _RULES: dict[str, Callable[[_Tracer, onnx.NodeProto, list[Value]], bool]] = {
     "Conv": _conv, "Gemm": _linear, "MatMul": _linear, "BatchNormalization": _norm, "Concat": _cat, "Add": _binary,
     "Sum": _binary, "Transpose": _transpose, "Reshape": _reshape, "Flatten": _reshape, "Resize": _moves("resize"),
-    "Upsample": _moves("resize"), **dict.fromkeys(_UNARY, _unary), **dict.fromkeys(_JOINS, _binary),
+    "Upsample": _moves("resize"), "Expand": _expand, "Softmax": _softmax, "LogSoftmax": _softmax,
+    **dict.fromkeys(_UNARY, _unary), **dict.fromkeys(_JOINS, _binary),
     **dict.fromkeys(_POOLS, _moves("pool")), **dict.fromkeys(_COPIES, _copy), **dict.fromkeys(_FREE, _free),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +12,69 @@ from nas.latency.costs import Costs
 from nas.latency.devices import ethos_u
 from nas.latency.fusion import Group
 from nas.latency.kernel_model import KernelModel
+from nas.latency.onnx_graph import Graph, read
 from nas.latency.onnx_trace import UNKNOWN, trace
+
+NAMED = 5  # operators without a known cost that an error lists
 
 
 def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bool = False) -> dict[str, Any]:
     """``ms`` of a call with the target's ``batch``, ``method``, and ``operators`` with ``name``, ``op`` and ``ms``.
 
     On a kernel model an operator is one launch: a convolution with what is fused into it (``op`` such as
-    ``Conv+Relu``). An NPU's compiler is asked for the file itself, as int8. Raises UserError for a file that cannot be
-    traced, for a target that has neither, and for operators that nothing is known of; with ``allow_unknown`` a kernel
-    model leaves them out of ``ms`` and lists them as ``unknown``.
+    ``Conv+Relu``). An NPU's compiler is asked for the file itself, as int8. ``notes`` say what the figures rest on
+    beyond that. Raises UserError for a file that cannot be traced, for a target that has neither, and for operators
+    that nothing is known of; with ``allow_unknown`` a kernel model leaves them out of ``ms`` and lists them as
+    ``unknown``, with ``why``.
     """
     if npu := ethos_u.of_table(costs.meta):
-        operators = npu.predict(path, size)
+        graph, unknown = _for_npu(read(path, size), costs.name, allow_unknown)
+        operators = npu.predict(graph)
         return {"ms": math.fsum(ms for _, _, ms in operators), "method": ethos_u.Compiled.method, "batch": 1,
-                "operators": [{"name": name, "op": op, "ms": ms} for name, op, ms in operators], "unknown": []}
+                "operators": [{"name": name, "op": op, "ms": ms} for name, op, ms in operators], "unknown": unknown,
+                "notes": []}
     if not isinstance(costs, KernelModel):
         raise UserError(f"{path}: the table {costs.name} has rows for operators of search spaces, none for any ONNX "
                         f"graph; time the file on that device instead: nas measure {path}")
-    groups = trace(path, size)
-    known, unknown = ([g for g in groups if (g.head.op == UNKNOWN) is wanted] for wanted in (False, True))
-    if unknown and not allow_unknown:
-        names = ", ".join(dict.fromkeys(f"{g.head.kind} ({g.head.name})" for g in unknown))
-        raise UserError(f"{path}: no kernel is known for {names}; --allow-unknown leaves them out")
+    graph = read(path, size, weights=False)
+    groups = trace(graph)
+    known, missing = ([g for g in groups if (g.head.op == UNKNOWN) is wanted] for wanted in (False, True))
+    if missing and not allow_unknown:
+        raise UserError(f"{path}: no kernel is known for {_listed(missing)}; --allow-unknown leaves them out")
     prices = costs.kernel_ms([group.kernel for group in known]).tolist()
     return {"ms": sum(prices), "method": costs.meta["method"], "batch": costs.meta["batch"],
             "operators": [{**_named(group), "ms": ms} for group, ms in zip(known, prices, strict=True)],
-            "unknown": [_named(group) for group in unknown]}
+            "unknown": [{**_named(group), "why": group.head.why} for group in missing],
+            "notes": list(_notes(graph, costs, known))}
+
+
+def _for_npu(graph: Graph, target: str, allow_unknown: bool) -> tuple[Graph, list[dict[str, str]]]:
+    """The graph that is compiled, and what of it is left out: a LogSoftmax at the end, which is the CPU's."""
+    end = graph.ending
+    if end.op != "LogSoftmax":
+        if allow_unknown:
+            raise UserError(f"--allow-unknown: {target} is an NPU, whose compiler takes a network as a whole: leave "
+                            "out --allow-unknown")
+        return graph, []
+    if not allow_unknown:
+        raise UserError(f"{graph.path}: {end.op} ({end.node}) at its end would run on the CPU beside the NPU, whose "
+                        "time is not known; --allow-unknown leaves it out")
+    return graph.logits(), [{"name": str(end.node), "op": end.op, "why": "it runs on the CPU beside the NPU"}]
+
+
+def _notes(graph: Graph, costs: KernelModel, known: list[Group]) -> Iterator[str]:
+    batch = costs.meta["batch"]
+    if graph.batch not in (None, batch):
+        yield f"the file is fixed at batch {graph.batch}; the costs are those of {batch} images a call"
+    grouped = sum(1 < group.head.groups < group.kernel.in_ch for group in known)
+    if grouped:
+        yield f"{grouped} grouped convolutions: no row has groups, they are priced between dense and depthwise"
+
+
+def _listed(unknown: list[Group]) -> str:
+    names = list(dict.fromkeys(
+        f"{g.head.kind} ({g.head.name})" + (f" with {g.head.why}" if g.head.why else "") for g in unknown))
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _named(group: Group) -> dict[str, str]:

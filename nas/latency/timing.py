@@ -63,8 +63,11 @@ class Device(Protocol):
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
         """Compiles a module for input [batch, in_ch, size, size]."""
 
-    def load(self, path: Path) -> Run:
-        """A finished ONNX file. Raises UserError for one that does not run here."""
+    def load(self, path: Path, size: int | None = None) -> Run:
+        """A finished ONNX file, with ``size`` where it leaves height and width open.
+
+        Raises UserError for one that does not run here.
+        """
 
     def conditions(self) -> dict[str, Any]:
         """What the figures depend on: processor, runtime, version, threads, batch, precision, ..."""

@@ -56,7 +56,7 @@ class Step:
 
 def maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, Map]:
     """Every map of the graph over batches [n, in_ch, size, size]. Raises UserError for none, and for a NaN."""
-    names = [node.output[0] for node in graph.graph.node]
+    names = [name for node in graph.graph.node for name in node.output if name]
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
     del watched.graph.output[:]

@@ -27,6 +27,7 @@ SAME, VALID = 0, 1  # Padding of the schema
 NONE, RELU, RELU6 = 0, 1, 3  # ActivationFunctionType
 FUSED = {"Relu": RELU, "Clip": RELU6, "HardSigmoid": NONE}  # what an operator's own output may become
 SHARED = ("Concat", "Slice", "Flatten", "Reshape", "GlobalAveragePool", "ReduceMean", "MaxPool")  # one scale for all
+WEIGHTS = {"Conv": 4, "Gemm": 2}  # dimensions of the weight, which has to be constant
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 ONES = (1, 1)
 UNIT = Quantization.of(1 / 256, -128)  # of what lies between 0 and 1
@@ -46,12 +47,12 @@ def lower(module: nn.Module, *, in_ch: int, size: int, calibration: Iterable[Ten
         raise _unknown(str(error)) from None
     if calibration is None:
         calibration = [torch.randn(8, in_ch, size, size, generator=torch.Generator().manual_seed(0))]
-    return _Quantizer(graph, model, maps(graph, calibration)).write()
+    return _Quantizer(graph, model, calibration).write()
 
 
 def convert(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> bytes:
     """The file of any CNN in ONNX that ``nas.lower.onnx.plain`` made plain; else as ``lower``."""
-    return _Quantizer(graph, Model(), maps(graph, calibration)).write()
+    return _Quantizer(graph, Model(), calibration).write()
 
 
 def nhwc(map_: Map) -> tuple[int, ...]:
@@ -66,11 +67,12 @@ def _unknown(what: str) -> UserError:
 class _Quantizer:
     """Fuses, chooses the scales, and writes step by step."""
 
-    def __init__(self, graph: onnx.ModelProto, model: Model, maps: dict[str, Map]) -> None:
-        self.model, self.maps = model, maps
+    def __init__(self, graph: onnx.ModelProto, model: Model, calibration: Iterable[Tensor]) -> None:
+        self.model = model
         self.constants = {w.name: numpy_helper.to_array(w) for w in graph.graph.initializer}
-        self.steps = _steps(graph.graph.node, self.constants)
-        self._scales = _scales(self.steps, maps)
+        self.steps = _steps(graph.graph.node, self.constants)  # what has no rule may not run either
+        self.maps = maps(graph, calibration)
+        self._scales = _scales(self.steps, self.maps)
         self._index: dict[str, int] = {}
 
     def write(self) -> bytes:
@@ -111,17 +113,22 @@ def _steps(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list
     """Raises UserError for an operator that has no rule."""
     steps = fused(nodes, constants)
     for step in steps:
-        if step.kind not in RULES or not _plain(step.node):
+        if step.kind not in RULES or not _plain(step.node, constants):
             raise _unknown(f"{step.kind} ({step.node.name or step.node.output[0]})")
     return steps
 
 
-def _plain(node: onnx.NodeProto) -> bool:
-    """Whether the attributes that rules do not read have the values that they take for granted."""
+def _plain(node: onnx.NodeProto, constants: dict[str, Array]) -> bool:
+    """Whether attributes and weights that rules do not ask about are what they take for granted."""
     how = attributes(node)
+    if node.op_type in WEIGHTS:
+        weight = constants.get(node.input[1])
+        if weight is None or weight.ndim != WEIGHTS[node.op_type] or any(name not in constants for name in
+                                                                        filter(None, node.input[1:])):
+            return False
     if node.op_type == "Gemm":
         return all(how.get(name, default) == default for name, default in GEMM.items())
-    return how.get("auto_pad", b"NOTSET") == b"NOTSET" and not how.get("ceil_mode", 0)
+    return not how.get("ceil_mode", 0)
 
 
 def _scales(steps: Sequence[Step], maps: dict[str, Map]) -> dict[str, Quantization]:
@@ -132,7 +139,8 @@ def _scales(steps: Sequence[Step], maps: dict[str, Map]) -> dict[str, Quantizati
             joined = set().union(*(group[name] for name in [*step.node.input, step.output] if name in group))
             group.update(dict.fromkeys(joined, joined))
     scales: dict[str, Quantization] = {}
-    unit = {step.output for step in steps if "HardSigmoid" in (step.act, step.kind) or step.kind == "Sigmoid"}
+    unit = {step.output for step in steps
+            if "HardSigmoid" in (step.act, step.kind) or step.kind in ("Sigmoid", "Softmax")}
     for name, members in group.items():
         low, high = min(maps[m].low for m in members), max(maps[m].high for m in members)
         fixed = sorted(members & unit)
@@ -157,7 +165,7 @@ def _rule(*kinds: str) -> Callable[[Rule], Rule]:
 
 @_rule("Conv")
 def _conv(q: _Quantizer, step: Step) -> None:
-    weight, *bias = (q.constants[name] for name in step.node.input[1:])
+    weight, *bias = (q.constants[name] for name in step.node.input[1:] if name)
     out, inner, *_ = weight.shape
     groups = step.get("group", 1)
     depthwise = groups > 1 and inner == 1
@@ -180,8 +188,8 @@ def _padded(q: _Quantizer, step: Step) -> tuple[int, int]:
     sides, outs = q.maps[name].shape[1:], q.maps[step.node.output[0]].shape[1:]
     spans = [d * (k - 1) + 1 for d, k in zip(step.get("dilations", ONES), _window(q, step), strict=True)]
     strides = step.get("strides", ONES)
-    before = list(step.get("pads", (0, 0, 0, 0))[:2])
     needed = [(o - 1) * s + span - n for n, o, s, span in zip(sides, outs, strides, spans, strict=True)]
+    before = _before(step, [max(0, total) for total in needed])
     after = [max(0, total - pad) for total, pad in zip(needed, before, strict=True)]
     if not any(before + after):
         return q.read(name), VALID
@@ -196,6 +204,14 @@ def _padded(q: _Quantizer, step: Step) -> tuple[int, int]:
     return padded, VALID
 
 
+def _before(step: Step, totals: list[int]) -> list[int]:
+    """What is padded above and left, of these totals where the operator leaves it to ONNX."""
+    how = step.get("auto_pad", b"NOTSET")
+    if how == b"NOTSET":
+        return list(step.get("pads", (0, 0, 0, 0))[:2])
+    return [{b"SAME_UPPER": total // 2, b"SAME_LOWER": -(-total // 2)}.get(how, 0) for total in totals]
+
+
 def _window(q: _Quantizer, step: Step) -> tuple[int, ...]:
     shape = step.get("kernel_shape") or q.constants[step.node.input[1]].shape[2:]
     return tuple(shape)
@@ -203,7 +219,7 @@ def _window(q: _Quantizer, step: Step) -> tuple[int, ...]:
 
 @_rule("Gemm")
 def _gemm(q: _Quantizer, step: Step) -> None:
-    weight, *bias = (q.constants[name] for name in step.node.input[1:])
+    weight, *bias = (q.constants[name] for name in step.node.input[1:] if name)
     stored = weight if step.get("transB", 0) else weight.T
     inputs = [q.read(step.node.input[0]), *q.weights(step, stored, bias[0] if bias else None, 0)]
     q.model.operator("FULLY_CONNECTED", inputs, [q.output(step)], "FullyConnectedOptions",
@@ -233,14 +249,35 @@ def _concat(q: _Quantizer, step: Step) -> None:
 
 @_rule("Slice")
 def _slice(q: _Quantizer, step: Step) -> None:
-    source = q.maps[step.node.input[0]]
-    start, _, dim, stride = (int(q.constants[name][0]) for name in step.node.input[1:])
-    if stride != 1 or len(source.shape) != 3:
+    shape = q.maps[step.node.input[0]].shape
+    starts, _, axes, steps = _slices(q, step)
+    if set(steps) != {1} or len(shape) != 3:
         raise _unknown(f"{step.kind} with a step, or of a vector")
     begin = [0, 0, 0, 0]
-    begin[{1: 3, 2: 1, 3: 2}[dim]] = start if start >= 0 else source.shape[dim - 1] + start
+    for start, axis in zip(starts, axes, strict=True):
+        if axis % 4:  # of the batch there is one image
+            side = shape[axis % 4 - 1]
+            begin[{1: 3, 2: 1, 3: 2}[axis % 4]] = min(max(start if start >= 0 else side + start, 0), side)
     q.model.operator("SLICE", [q.read(step.node.input[0]), q.ints(step, begin),
                                q.ints(step, nhwc(q.maps[step.output]))], [q.output(step)], "SliceOptions")
+
+
+def _slices(q: _Quantizer, step: Step) -> tuple[list[int], ...]:
+    """Starts, ends, axes and steps, where the last two may be left out."""
+    names = [*step.node.input[1:], "", ""][:4]
+    if any(name and name not in q.constants for name in names):
+        raise _unknown(f"{step.kind} whose place is computed")
+    starts, ends, axes, steps = ([int(v) for v in q.constants[name].ravel()] if name else [] for name in names)
+    return starts, ends, axes or list(range(len(starts))), steps or [1] * len(starts)
+
+
+@_rule("Softmax")
+def _softmax(q: _Quantizer, step: Step) -> None:
+    """TFLite's is over the last axis, which are the channels of a map as well as the numbers of a vector."""
+    dims = 1 + len(q.maps[step.node.input[0]].shape)
+    if step.get("axis", -1) % dims != 1:
+        raise _unknown(f"{step.kind} over anything but the channels")
+    q.model.operator("SOFTMAX", [q.read(step.node.input[0])], [q.output(step)], "SoftmaxOptions", Beta=1.0)
 
 
 @_rule("Flatten", "Reshape")

@@ -19,7 +19,7 @@ from nas.exits.methods import method, methods
 from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import between, calibrate, leaving
 from nas.exits.runtime import confidences
-from nas.latency.onnx_shapes import load, opened
+from nas.latency.onnx_graph import read
 from nas.lower.onnx import lower, save
 
 
@@ -44,14 +44,19 @@ def foreign(kind: type[nn.Module] = Residual) -> nn.Module:
 
 def grafted(folder: Path, net: nn.Module) -> Grafted:
     save(lower(net, in_ch=3, size=16), folder / "m.onnx", {})
-    _, entry, shapes = load(folder / "m.onnx")
-    return graft(opened(folder / "m.onnx")[0], entry, shapes, hidden=8)
+    return grafted_file(folder / "m.onnx")
+
+
+def grafted_file(path: Path) -> Grafted:
+    graph = read(path)
+    return graft(graph.model, graph.entry, graph.shapes, hidden=8)
 
 
 def test_cuts_are_where_one_map_goes_on_before_it_was_widened_for_a_smaller_one(tmp_path: Path) -> None:
     save(lower(foreign(), in_ch=3, size=16), tmp_path / "m.onnx", {})
-    graph, entry, shapes = load(tmp_path / "m.onnx")
-    found = cuts(graph, entry, shapes)
+    read_graph = read(tmp_path / "m.onnx")
+    graph = read_graph.model.graph
+    found = cuts(graph, read_graph.entry, read_graph.shapes)
     assert [(cut.channels, cut.side) for cut in found] == [(8, 16), (12, 8)]
     makers = [graph.node[cut.node].op_type for cut in found]
     assert makers == ["Add", "Add"]  # the ends of the second and the third block
@@ -105,9 +110,8 @@ def test_what_has_no_place_for_an_exit(tmp_path: Path) -> None:
     reshape.op_type, reshape.input[1:] = "Reshape", ["shape"]
     del reshape.attribute[:]
     save(fixed, tmp_path / "m.onnx", {})
-    _, entry, shapes = load(tmp_path / "m.onnx")
     with pytest.raises(UserError, match="does not run in batches"):
-        graft(opened(tmp_path / "m.onnx")[0], entry, shapes)
+        grafted_file(tmp_path / "m.onnx")
 
 
 def test_a_graph_with_branches_is_refused() -> None:

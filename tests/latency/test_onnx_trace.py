@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from nas import genome
 from nas.errors import UserError
 from nas.files import shipped
-from nas.latency.fusion import Kernel
-from nas.latency.onnx_trace import UNKNOWN, trace
+from nas.latency.fusion import Group, Kernel
+from nas.latency.onnx_graph import read
+from nas.latency.onnx_trace import UNKNOWN
+from nas.latency.onnx_trace import trace as trace_graph
 from nas.latency.trace import kernels
 from nas.lower.onnx import export
 from nas.plan import Task, layout
@@ -45,6 +47,10 @@ def graph(tmp_path: Path, nodes: list[onnx.NodeProto], shape: Any = FIXED, **wei
 
 def node(kind: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(kind, inputs.split(), output.split(), name=f"the_{kind}_{output}", **attributes)
+
+
+def trace(path: Path, size: int | None = None) -> list[Group]:
+    return trace_graph(read(path, size, weights=False))
 
 
 def found(path: Path, size: int | None = None) -> list[Kernel]:

@@ -70,7 +70,7 @@ def test_an_unknown_operator_is_an_error_unless_allowed(tmp_path: Path, v100: Ke
         predict(path, v100)
     assert "\n" not in str(error.value) and "LRN" not in str(error.value)  # nobody reads its result
     result = predict(path, v100, allow_unknown=True)
-    assert result["unknown"] == [{"name": "attention", "op": "Softmax"}]
+    assert result["unknown"] == [{"name": "attention", "op": "Softmax", "why": ""}]
     assert [one["op"] for one in result["operators"]] == ["Relu", "Sub"]
     assert result["ms"] == pytest.approx(sum(one["ms"] for one in result["operators"]))
 

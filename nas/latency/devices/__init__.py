@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nas.errors import UserError
 from nas.files import nearest
 from nas.latency.bench import Estimator
+from nas.latency.onnx_file import fixed_batch, stored
 from nas.latency.table import file_name as file_name
 from nas.latency.timing import Device, Timing, repeated
 
@@ -64,12 +66,29 @@ def local(meta: dict[str, Any]) -> Device | None:
     return device if not isinstance(device, Estimator) and all(meta.get(key) == here[key] for key in SAME) else None
 
 
-def measure(path: Path, name: str, *, threads: int = 1, batch: int = 1) -> Timing:
-    """Latency of an ONNX file on a device of this machine (``batch`` where the file leaves it open).
+@dataclass(frozen=True)
+class Measured(Timing):
+    """What a file took, and under which conditions: images a call, and threads."""
 
-    Raises UserError for a device that runs no files and for a file that does not run there.
+    batch: int
+    threads: int
+
+
+def measure(path: Path, name: str, *, threads: int = 1, batch: int | None = None, size: int | None = None) -> Measured:
+    """Latency of an ONNX file on a device of this machine.
+
+    ``batch`` and ``size`` (height and width) are for what the file leaves open; without a batch it is 1 there. Raises
+    UserError for a device that runs no files, for a file that does not run there, and for a file that fixes another
+    batch or size.
     """
-    device = opened(name, threads, batch)
+    device = opened(name, threads, batch or 1)
+    fixed = fixed_batch(stored(path))
+    if batch is not None and fixed not in (batch, None):
+        raise UserError(f"--batch {batch}: {path} is fixed at batch {fixed}; leave out --batch, or export it with the "
+                        "batch left open")
+    images = fixed or batch or 1
+    if images > 1 and batch is None:
+        device = opened(name, threads, images)
     if isinstance(device, Estimator):
         raise UserError(f"--device {name}: nothing runs there: cpu and gpu can be measured")
-    return repeated(device.load(path))
+    return Measured(**asdict(repeated(device.load(path, size))), batch=images, threads=threads)

@@ -20,15 +20,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
 from torch import nn
 
 from nas.errors import UserError
-from nas.latency import onnx_shapes
-from nas.latency.devices.onnxruntime import float_shape, session
+from nas.latency.devices.onnxruntime import closed, random_feed, session
+from nas.latency.onnx_file import entries, stored
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
 from nas.ops import deployed
@@ -70,7 +69,7 @@ class Gpu(ABC):
         """Compiles a module for input [batch, in_ch, size, size] and warms it up."""
 
     @abstractmethod
-    def load(self, path: Path) -> Run:
+    def load(self, path: Path, size: int | None = None) -> Run:
         """A finished ONNX file. Raises UserError for one that does not run on the GPU as a whole."""
 
     @abstractmethod
@@ -117,12 +116,14 @@ class OrtGpu(Gpu):
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
         return self._run(lower(module, in_ch=in_ch, size=size, batch=self.batch))
 
-    def load(self, path: Path) -> Run:
-        model, entry, _ = onnx_shapes.opened(path)
-        batch = entry.type.tensor_type.shape.dim[0]
-        if not batch.HasField("dim_value"):
-            batch.dim_value = self.batch
+    def load(self, path: Path, size: int | None = None) -> Run:
+        model = stored(path)
         try:
+            for entry in entries(model.graph):
+                dims = entry.type.tensor_type.shape.dim
+                sides = closed(entry.name, [dim.dim_value for dim in dims], self.batch, size)
+                for dim, side in zip(dims, sides, strict=True):
+                    dim.dim_value = side
             return self._run(model)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
@@ -206,7 +207,7 @@ class Torch(Gpu):
         images = torch.randn(self.batch, in_ch, size, size, generator=torch.Generator().manual_seed(0)).to(**kind)
         return warm(captured(network, images))
 
-    def load(self, path: Path) -> Run:
+    def load(self, path: Path, size: int | None = None) -> Run:
         raise UserError(f"{path}: PyTorch runs no ONNX files: for this GPU install onnxruntime-gpu")
 
     def versions(self) -> dict[str, Any]:
@@ -237,10 +238,11 @@ def opened(name: str, threads: int = 1, batch: int = 1, precision: str = "fp32")
 def bound(made: onnxruntime.InferenceSession) -> Run:
     """A run on random input, synchronised; in- and output lie in device memory at fixed addresses."""
     entry, binding = made.get_inputs()[0], made.io_binding()
-    image = np.random.default_rng(0).standard_normal(float_shape(entry), dtype=np.float32)
+    image = random_feed(entry)
     binding.bind_ortvalue_input(entry.name, onnxruntime.OrtValue.ortvalue_from_numpy(image, DEVICE, 0))
     for exit_ in made.get_outputs():
-        place = onnxruntime.OrtValue.ortvalue_from_shape_and_type(float_shape(exit_), np.float32, DEVICE, 0)
+        shape, dtype = closed(exit_.name, exit_.shape, None, None), random_feed(exit_).dtype
+        place = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, DEVICE, 0)
         binding.bind_ortvalue_output(exit_.name, place)
     binding.synchronize_inputs()
 

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,10 @@ import torch
 from torch import nn
 
 from nas.errors import UserError
-from nas.latency import onnx_shapes
 from nas.latency.bench import context_of
 from nas.latency.devices.board import TARGETS, Target, recorded
 from nas.latency.devices.vela import VERSION, Report, Vela, VelaError
+from nas.latency.onnx_graph import Graph
 from nas.latency.table import Row
 from nas.lower.flatbuffer import MISSING, made_by
 from nas.lower.onnx import plain
@@ -99,20 +98,20 @@ class EthosU:
             raise UserError(f"{what}: Vela counts no cycles")
         return report
 
-    def predict(self, path: Path, size: int | None = None) -> list[tuple[str, str, float]]:
+    def predict(self, graph: Graph) -> list[tuple[str, str, float]]:
         """(name, kind, ms) of every operator of any CNN in ONNX, as int8 TFLite with scales from Gaussian images.
 
-        ``size`` is the side of the input where it is open. Raises UserError, which names file and operator.
+        Raises UserError, which names file and operator.
         """
-        graph, entry, shape = onnx_shapes.opened(path, size)
+        graph = graph.in_float()
         try:
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-            model = convert(plain(graph, entry.name, shape), [noise])
+            noise = torch.randn(graph.shape, generator=torch.Generator().manual_seed(0))
+            model = convert(plain(graph.model, graph.entry, graph.shape), [noise])
         except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{graph.path}: {error}") from None
         made = dict(enumerate(made_by(model), 1))
         cycles: Counter[tuple[str, str]] = Counter()
-        for source, kind, count in self.compile(model, path).operators:
+        for source, kind, count in self.compile(model, graph.path).operators:
             cycles[made.get(source, (f"of Vela: {kind}", kind))] += count
         return [(name, kind, self.ms(count)) for (name, kind), count in cycles.items()]
 

@@ -14,11 +14,15 @@ import onnxruntime
 from torch import nn
 
 from nas.errors import UserError
+from nas.latency.onnx_file import runnable
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
 from nas.lower.qdq import quantise
 
 PRECISIONS = ("fp32", "int8")
+DTYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8,
+                          "int8": np.int8, "int32": np.int32, "int64": np.int64, "bool": np.bool_}  # of inputs
+Array = np.ndarray[Any, Any]
 FAST_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # extensions that sum products of 8 bits in 32
 
 
@@ -45,11 +49,14 @@ class Cpu:
             model = quantise(model, weight_bits=weight_bits())
         return _run(model.SerializeToString(), self.threads, self.batch)
 
-    def load(self, path: Path) -> Run:
+    def load(self, path: Path, size: int | None = None) -> Run:
         """A finished ONNX file. Raises UserError for one that ONNX Runtime does not load, or does not run."""
-        run = _run(path, self.threads, self.batch)
+        model = runnable(path)
         try:
+            run = timed(session(model, self.threads), self.batch, clock(self.threads)[1], size)
             run()
+        except UserError as error:
+            raise UserError(f"{path}: {str(error).removeprefix('model: ').removeprefix(f'{path}: ')}") from None
         except Exception as error:  # its own classes have no public base
             raise UserError(f"{path}: ONNX Runtime: {' '.join(str(error).split())[:200]}") from None
         return run
@@ -72,7 +79,7 @@ def session(model: bytes | Path, threads: int = 1, providers: Sequence[str | tup
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and said once
     source = model if isinstance(model, bytes) else str(model)
     try:
         made = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
@@ -94,13 +101,13 @@ def clock(threads: int) -> tuple[str, Callable[[], int]]:
     return ("thread CPU time", time.thread_time_ns) if threads == 1 else ("elapsed time", time.perf_counter_ns)
 
 
-def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[], int]) -> Run:
+def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[], int],
+          size: int | None = None) -> Run:
     """One plain ``session.run`` on fixed random input, as deployed: copies of in- and output are part of it."""
     entries = session.get_inputs()
     if len(entries) != 1:
         raise UserError(f"model: has {len(entries)} inputs, expected one")
-    entry = entries[0]
-    feeds = {entry.name: np.random.default_rng(0).standard_normal(float_shape(entry, batch), dtype=np.float32)}
+    feeds = {entries[0].name: random_feed(entries[0], batch, size)}
 
     def run() -> float:
         start = now_ns()
@@ -110,15 +117,32 @@ def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[]
     return run
 
 
-def float_shape(entry: Any, batch: int | None = None) -> list[int]:
-    """Of an in- or output of a session, at ``batch`` where that is open. Raises UserError for what is not float."""
-    open_batch = bool(entry.shape) and not isinstance(entry.shape[0], int)
-    sides: list[Any] = [batch, *entry.shape[1:]] if open_batch else list(entry.shape)
-    shape = [side for side in sides if isinstance(side, int) and side > 0]
-    if len(shape) < len(sides) or entry.type != "tensor(float)":
-        raise UserError(f"model: {entry.name} is {entry.type} {entry.shape}: only the batch may be left open, and it "
-                        "must be float")
-    return shape
+def random_feed(entry: Any, batch: int | None = None, size: int | None = None) -> Array:
+    """Random values for an in- or output of a session, of its type. Raises UserError as ``closed`` does."""
+    kind = str(entry.type).removeprefix("tensor(").removesuffix(")")
+    if kind not in DTYPES:
+        raise UserError(f"model: {entry.name} is {entry.type}; expected a tensor of {', '.join(DTYPES)}")
+    shape, rng = closed(entry.name, entry.shape, batch, size), np.random.default_rng(0)
+    if np.issubdtype(DTYPES[kind], np.floating):
+        return np.asarray(rng.standard_normal(shape, dtype=np.float32).astype(DTYPES[kind]))
+    return np.asarray(rng.integers(0, 2 if kind == "bool" else 128, shape).astype(DTYPES[kind]))
+
+
+def closed(name: str, shape: Sequence[Any], batch: int | None, size: int | None) -> list[int]:
+    """A shape with ``batch`` and, of images, ``size`` where it is open. Raises UserError for what else is open."""
+    sides = [side if isinstance(side, int) and side > 0 else None for side in shape]
+    if sides and sides[0] is None:
+        sides[0] = batch
+    if len(sides) == 4:
+        if size is not None and any(side not in (size, None) for side in sides[2:]):
+            raise UserError(f"--size {size}: {name} is fixed at {sides[2]}x{sides[3]}")
+        sides[2:] = [side or size for side in sides[2:]]
+    elif size is not None:
+        raise UserError(f"--size {size}: {name} is no image [N, C, H, W] but {list(shape)}")
+    if None in sides:
+        advice = "; give --size" if len(sides) == 4 and sides[1] else ": only the batch, and of images height and width"
+        raise UserError(f"model: {name} leaves open what is {list(shape)}{advice}")
+    return [side for side in sides if side is not None]
 
 
 def conditions(threads: int, batch: int, precision: str = "fp32") -> dict[str, Any]:

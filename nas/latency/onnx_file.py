@@ -1,0 +1,126 @@
+"""Reads an ONNX file with what lies beside it, and says in one line what is wrong with it.
+
+Weights may be in files of their own (external data): in the folder of the file or below it, nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, defs, external_data_helper
+
+from nas.errors import UserError
+
+
+def stored(path: Path, weights: bool = True) -> onnx.ModelProto:
+    """Reads the model as it stands in the file; ``weights`` are those in files of their own, which may be large.
+
+    Raises UserError for a file that is missing or no ONNX, and for weights that are missing, cut off or elsewhere.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        if not model.graph.node:
+            raise ValueError("there is no graph in it")
+        if not model.graph.output:
+            raise ValueError("its graph has no outputs")
+    except Exception as error:  # protobuf's own classes have no public base
+        raise no_model(path, error) from None
+    _check_opset(path, model)
+    outside = [tensor for tensor in tensors(model.graph) if external_data_helper.uses_external_data(tensor)]
+    if weights and outside:
+        for tensor in outside:
+            _check_place(path, tensor)
+        try:
+            external_data_helper.load_external_data_for_model(model, str(path.parent))
+        except Exception as error:  # onnx's own classes, OSError, ValueError
+            raise UserError(f"{path}: its weights cannot be read: {one_line(error)}") from None
+    return model
+
+
+def runnable(path: Path) -> Path | bytes:
+    """What a session is made of: the file itself, or its model where nodes share a name, which runtimes refuse.
+
+    Raises UserError as ``stored`` does.
+    """
+    model = stored(path)
+    names = [node.name for node in model.graph.node if node.name]
+    if len(set(names)) == len(names):
+        return path
+    for node in model.graph.node:
+        node.name = ""
+    return bytes(model.SerializeToString())
+
+
+def no_model(path: Path, error: Exception) -> UserError:
+    """The error for a file that onnx refuses."""
+    return UserError(f"{path}: not an ONNX file: {one_line(error)}")
+
+
+def one_line(error: Exception) -> str:
+    """The first 200 characters of an error, on one line."""
+    return " ".join(str(error).split())[:200]
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that the model uses; 1 where it names none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def entries(graph: GraphProto) -> list[ValueInfoProto]:
+    """What the model is fed with: its inputs without those that are constants with a default."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in constants]
+
+
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The first side of the first input; None where that is open."""
+    dims = [value.type.tensor_type.shape.dim for value in entries(model.graph)]
+    return dims[0][0].dim_value if dims and dims[0] and dims[0][0].dim_value > 0 else None
+
+
+def tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Yields all constants of a graph, those in attributes and in graphs inside nodes, too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+    for inner in inner_graphs(graph.node):
+        yield from tensors(inner)
+
+
+def inner_graphs(nodes: object) -> Iterator[GraphProto]:
+    """Yields the graphs that nodes hold as attributes: branches and bodies of loops."""
+    node: NodeProto
+    for node in nodes:  # type: ignore[attr-defined]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+            yield from attribute.graphs
+
+
+def _check_opset(path: Path, model: onnx.ModelProto) -> None:
+    if opset(model) > (known := defs.onnx_opset_version()):
+        raise UserError(f"{path}: is of opset {opset(model)}, onnx {onnx.__version__} knows up to {known}: "
+                        f"export it in opset {known} or earlier")
+
+
+def _check_place(path: Path, tensor: TensorProto) -> None:
+    """A file that is there, in the folder of the model."""
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    parts, file = PurePosixPath(location.replace("\\", "/")), path.parent / location
+    if not location or parts.is_absolute() or ".." in parts.parts or not _inside(file, path.parent):
+        raise UserError(f"{path}: says that weights lie in {location!r}, outside its folder: put them beside it and "
+                        "save it anew")
+    if not file.is_file():
+        raise UserError(f"{path}: its weights lie in {location}, which is missing: put that file into "
+                        f"{path.parent.resolve()}")
+
+
+def _inside(file: Path, folder: Path) -> bool:
+    return file.resolve().is_relative_to(folder.resolve())

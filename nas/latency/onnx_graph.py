@@ -1,0 +1,126 @@
+"""The one door through which ONNX files of anyone come to the commands that read graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, defs
+
+from nas.errors import UserError
+from nas.latency import onnx_ending, onnx_shapes
+from nas.latency.onnx_ending import Ending, ending
+from nas.latency.onnx_file import no_model, opset, stored
+from nas.latency.onnx_normal import INPUT, drop_casts, entry_called_input, normalised, widened
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An image network as ``nas.latency.onnx_normal`` writes it; its input ``entry`` is called ``input``.
+
+    ``shape`` of the input and ``shapes`` of all values are those at batch 1; ``batch`` is what the file fixes, None
+    where it is open; ``dtypes`` are onnx's numbers of the elements' types.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    shape: Shape
+    batch: int | None
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, int]
+    ending: Ending
+    entry: str = INPUT
+
+    @property
+    def dtype(self) -> str:
+        """The input's, such as float16."""
+        return str(TensorProto.DataType.Name(self.dtypes[self.entry])).lower()
+
+    def logits(self) -> Graph:
+        """The same without a Softmax, LogSoftmax or Sigmoid at its end."""
+        return replace(self, model=onnx_ending.logits(self.model, self.ending), ending=Ending())
+
+    def in_float(self) -> Graph:
+        """The same in single precision. Raises UserError where the input is not of floating point."""
+        if self.dtypes[self.entry] == TensorProto.FLOAT:
+            return self
+        if self.dtype not in ("float16", "bfloat16", "double"):
+            raise UserError(f"{self.path}: its input is {self.dtype}; expected floating point")
+        return _inferred(self.path, widened(self.model), self.shape, self.batch)
+
+
+def read(path: Path, size: int | None = None, weights: bool = True, any_batch: bool = False) -> Graph:
+    """Reads a file of one image as its input; ``size`` is the side of that where the file leaves it open.
+
+    Without ``weights`` those in files of their own are not read. With ``any_batch`` shapes are those of the batch that
+    the file fixes. Raises UserError for a file that is not ONNX, whose input is another, or whose batch is fixed at
+    more than 1.
+    """
+    model = stored(path, weights)
+    try:
+        _check_nodes(model)
+        model = normalised(model)
+        entry = _input(path, model.graph)
+        shape, batch = _input_shape(path, entry, size, any_batch)
+        entry_called_input(model, entry.name)
+        return _inferred(path, model, shape, batch)
+    except UserError:
+        raise
+    except Exception as error:  # of whatever kind onnx has for a broken file: its classes have no common base
+        raise no_model(path, error) from None
+
+
+def _inferred(path: Path, model: onnx.ModelProto, shape: Shape, batch: int | None) -> Graph:
+    shapes, dtypes = onnx_shapes.shapes(model, INPUT, shape)
+    drop_casts(model, dtypes)
+    return Graph(path, model, shape, batch, shapes, dtypes, ending(model, shapes))
+
+
+def _check_nodes(model: onnx.ModelProto) -> None:
+    """Inputs and attributes are what the operators have: rules may rely on it. Raises onnx's ValidationError.
+
+    Nodes with graphs inside have no rule, and their inner names need more context than is here; operators that onnx
+    does not know have none either.
+    """
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = model.ir_version
+    context.opset_imports = {entry.domain: entry.version for entry in model.opset_import}
+    for node in model.graph.node:
+        inner = any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)
+        if node.domain in ("", "ai.onnx") and not inner and defs.has(node.op_type, opset(model)):
+            onnx.checker.check_node(node, context)
+
+
+def _input(path: Path, graph: onnx.GraphProto) -> onnx.ValueInfoProto:
+    if len(graph.input) != 1:
+        names = ", ".join(value.name for value in graph.input) or "none"
+        raise UserError(f"{path}: inputs are {names}; expected one, an image [N, C, H, W]")
+    return graph.input[0]
+
+
+def _input_shape(path: Path, entry: onnx.ValueInfoProto, size: int | None,
+                 any_batch: bool) -> tuple[Shape, int | None]:
+    """At batch 1 where that is open, with ``size`` for sides that are open; and the batch that the file says."""
+    where = f"{path}: input {entry.name!r}"
+    if not entry.type.HasField("tensor_type"):
+        raise UserError(f"{where} is a {entry.type.WhichOneof('value') or 'value without a type'}; expected an image "
+                        "[N, C, H, W]")
+    if not entry.type.tensor_type.HasField("shape"):
+        raise UserError(f"{where} says no shape; export it as an image [N, C, H, W]")
+    dims = [dim.dim_value if dim.dim_value > 0 else None for dim in entry.type.tensor_type.shape.dim]
+    if len(dims) != 4:
+        raise UserError(f"{where} has {len(dims)} dimensions; expected an image [N, C, H, W]")
+    batch, channels, *sides = dims
+    if batch not in (1, None) and not any_batch:
+        raise UserError(f"{where}: the batch is fixed at {batch}; export it open: the target says the batch")
+    if channels is None:
+        raise UserError(f"{where}: the number of channels is open; export it with a fixed one")
+    if size is None and None in sides:
+        raise UserError(f"{where}: height and width are open; give them with --size")
+    if size is not None and any(side not in (size, None) for side in sides):
+        raise UserError(f"{where}: --size {size}, but the file says {sides[0]}x{sides[1]}")
+    return (batch or 1, channels, *(side or size or 0 for side in sides)), batch
