@@ -231,6 +231,8 @@ def _read_as(result: Mapping[str, Any]) -> None:
         line(f"input: ({scaled} - mean) / std with mean {mean} and std {std} ({how['source']})")
     if result.get("classes_by"):
         line(f"classes: {result['classes_by']}")
+    if result.get("weights_at"):
+        line(f"weights: those under {result['weights_at']} in the file")
 
 
 def targets_of(result: Mapping[str, Any]) -> list[str]:

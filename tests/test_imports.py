@@ -13,7 +13,7 @@ import pytest
 NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
     {"nas", "errors", "text"},  # "nas" is the package itself: its version
-    {"files", "arch", "terminal", "launch", "yaml_text", "units", "overrun", "places"},
+    {"files", "formats", "arch", "terminal", "launch", "yaml_text", "units", "overrun", "places"},
     {"artefacts"},
     {"space", "run", "progress", "show", "results", "written"},
     {"config", "ops"},

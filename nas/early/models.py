@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import safetensors.torch
 import torch
 from torch import nn
 
+from nas import formats
 from nas import scene as scenes
 from nas.arch import Arch, Op
 from nas.deliver import metadata_of
 from nas.early.price import known_exit_ms
 from nas.early.serve import Clock, Served, Trained, exit_runs, named, repriced, timed_here
 from nas.early.train import with_exits
+from nas.early.weights import check_size, classifier
 from nas.errors import UserError
 from nas.exits import choice
 from nas.exits.choice import Pieces
@@ -29,7 +30,6 @@ from nas.exits.export import BRANCHED, export
 from nas.exits.graft import HIDDEN, Grafted, Part, graft
 from nas.exits.net import Combine, MultiExit, Network
 from nas.exits.policy import Point, Policy
-from nas.files import nearest
 from nas.latency import costs as cost_models
 from nas.latency.costs import Costs
 from nas.latency.devices.onnxruntime import clock as clock_of
@@ -131,12 +131,7 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     UserError for what has no exits or costs.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(model)
-        if not model.endswith(".onnx"):
-            path = Path(folder) / "model.onnx"
-            export_onnx(torchvision_model(model, weights), path, in_ch=3, size=size or 224, metadata={})
-        elif weights is not None:
-            raise UserError("--weights: an ONNX file has its own")
+        path, place = _as_onnx(model, weights, size, Path(folder))
         graph = read(path, size).in_float().logits()
     proto, side = graph.model, graph.shape[2]
     check_input(model, graph.shape, True)
@@ -147,11 +142,11 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     except UserError as error:
         raise UserError(f"{model}: {error}") from None
     kept = {p.key: p.value for p in proto.metadata_props}
-    how = preprocessing or (Preprocessing.of_file(kept, Path(model)) if model.endswith(".onnx") else
+    how = preprocessing or (Preprocessing.of_file(kept, Path(model)) if path == Path(model) else
                             imagenet("torchvision's weights were trained with it"))
     known = classes if classes is not None else kept["classes"].split("\n") if "classes" in kept else None
     own, by = _on(data(side), how, known, net.classes, side, model)
-    said = {"preprocessing": how.to_json(), "classes_by": by}
+    said = {"preprocessing": how.to_json(), "classes_by": by, "weights_at": place}
     costs = None if target in (None, "cpu") else cost_models.load(str(cost_models.find(str(target))))
     if costs is not None and not isinstance(costs, KernelModel):
         raise UserError(f"--target {target}: has rows for operators of search spaces; for {model} give cpu (this "
@@ -165,25 +160,23 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
                  lambda trained, served, folder: served, None, here, said)
 
 
-def torchvision_model(name: str, weights: Path | None) -> nn.Module:
-    """Raises UserError for an unknown name and for weights that are missing or of another network."""
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    if name not in known:
-        raise UserError(f"{name}: neither a run, nor an ONNX file, nor a model of torchvision; {nearest(name, known)}")
-    if weights is None:
-        raise UserError(f"{name}: give its trained weights: --weights FILE (.pth or .safetensors)")
-    try:
-        state = safetensors.torch.load_file(weights) if weights.suffix == ".safetensors" else (
-            torch.load(weights, map_location="cpu", weights_only=True))
-        with torch.device("meta"):
-            last = list(models.get_model(name, weights=None).state_dict())[-1]  # the classifier's bias
-        made: nn.Module = models.get_model(name, weights=None, num_classes=len(state[last]))
-        made.load_state_dict(state)
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise UserError(f"{weights}: not weights of {name}: {' '.join(str(error).split())[:160]}") from None
-    return made.eval()
+def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path) -> tuple[Path, str | None]:
+    """The file itself, or one in ``folder`` of a torchvision model; and where in ``weights`` its own lay."""
+    path = Path(model)
+    if path.is_file():
+        if (kind := formats.format_of(path)) is not formats.ONNX:
+            raise UserError(f"{model}: {kind.text}, not an ONNX file" + (
+                f"; name the network of these weights: nas exits resnet18 --weights {model}"
+                if kind in (formats.TORCH, formats.SAFETENSORS) else ""))
+        if weights is not None:
+            raise UserError("--weights: an ONNX file has its own")
+        return path, None
+    if path.suffix == ".onnx":
+        raise UserError(f"{model}: no such file")
+    made = classifier(model, weights)
+    check_size(model, made, size or made.size)
+    export_onnx(made.net, folder / "model.onnx", in_ch=3, size=size or made.size, metadata={})
+    return folder / "model.onnx", made.weights
 
 
 def _on(given: Data | None, how: Preprocessing, known: Sequence[str] | None, classes: int, side: int,

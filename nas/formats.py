@@ -1,0 +1,92 @@
+"""What a file is, by its content and not by its name: for messages about files that are not what was expected."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HEAD = 512  # bytes that are looked at
+
+
+@dataclass(frozen=True)
+class Format:
+    """``text`` names it in a sentence, ``advice`` says what to do for one who wanted a network's weights of it."""
+
+    text: str
+    advice: str = ""
+
+
+ONNX = Format("an ONNX file", "give it in place of the network's name, without --weights")
+SAFETENSORS = Format("a safetensors file")
+TORCH = Format("a file of torch.save")
+SCRIPT = Format("a TorchScript archive", "save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), "
+                                         "'weights.pth')")
+PROGRAM = Format("a program of torch.export", "save its weights alone: torch.save(torch.export.load(FILE).state_dict, "
+                                              "'weights.pth')")
+TFLITE = Format("a TensorFlow Lite file", "weights are read from PyTorch's files")
+KERAS = Format("a Keras or HDF5 file", "weights are read from PyTorch's files")
+LFS = Format("a pointer of Git LFS, not the file itself", "fetch it: git lfs pull")
+HTML = Format("a web page", "the download failed: fetch it again")
+EMPTY = Format("an empty file", "fetch it again")
+FOLDER = Format("a directory")
+ARCHIVE = Format("an archive", "unpack it")
+JSON = Format("a JSON file", "give the file that holds the tensors")
+NUMPY = Format("a file of NumPy", "weights are read from PyTorch's files")
+UNKNOWN = Format("a file of no known format")
+
+_BEGINNINGS: tuple[tuple[bytes, Format], ...] = (
+    (b"version https://git-lfs", LFS), (b"\x89HDF", KERAS), (b"\x93NUMPY", NUMPY), (b"\x1f\x8b", ARCHIVE),
+    (b"\x80\x02", TORCH), (b"BZh", ARCHIVE), (b"\xfd7zXZ", ARCHIVE), (b"7z\xbc\xaf", ARCHIVE))
+
+
+def format_of(path: Path) -> Format:
+    """Of a file that exists. Raises OSError where it cannot be read."""
+    if path.is_dir():
+        return FOLDER
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if not head:
+        return EMPTY
+    if head[4:8] == b"TFL3":
+        return TFLITE
+    if head[:2] == b"PK":
+        return _of_zip(path)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return SAFETENSORS
+    for beginning, kind in _BEGINNINGS:
+        if head.startswith(beginning):
+            return kind
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return HTML
+    if text.startswith((b"{", b"[")):
+        return JSON
+    return ONNX if _is_onnx(path) else ARCHIVE if head[257:262] == b"ustar" else UNKNOWN
+
+
+def _of_zip(path: Path) -> Format:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return TORCH  # one that was cut off: who reads it says so
+    inside = {name.partition("/")[2] or name for name in names}
+    if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
+        return SCRIPT
+    if "archive_format" in inside or any(name.endswith(("models/model.json", "serialized_exported_program.json"))
+                                         for name in names):
+        return PROGRAM
+    if "data.pkl" in inside:
+        return TORCH
+    return KERAS if any(name.endswith(".h5") for name in names) else ARCHIVE
+
+
+def _is_onnx(path: Path) -> bool:
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # protobuf's own classes have no public base
+        return False
+    return model.ir_version > 0 and len(model.graph.node) > 0
