@@ -6,6 +6,7 @@ Only what is read by name is here; further keys stand as they are.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -169,6 +170,21 @@ class ExitPolicy(_Kept):
         if {len(self.temperatures), len(self.prefix_ms), *lengths} != {len(self.prefix_ms)}:
             raise ValueError("temperatures, prefix_ms, thresholds and shares are not one an exit each")
         return self
+
+
+def standing(front: Mapping[str, Any], id: str, target: str) -> str:
+    """Where a pick stands on a target, the one rule of table, page and picture.
+
+    ``front``: no other is better and faster in selection, by the images that choose; ``front, dominated on test``: one
+    of them is on the test images; ``dominated``; ``too large``; ``not decided yet`` before all picks are delivered.
+    """
+    places = {card["id"]: place for place in ("front", "dominated", "too_large", "undecided")
+              for card in front.get(place, [])}
+    if places[id] == "front" and id not in front.get("fronts", {}).get(target, [id]):
+        return "dominated"
+    on_test = any(card["id"] == id and card.get("dominated_on_test") for card in front["front"])
+    return {"too_large": "too large", "undecided": "not decided yet"}.get(places[id], places[id]) + (
+        ", dominated on test" if on_test else "")
 
 
 _ARCH = r"(selections/[^/]+/)?archs/[^/]+/"

@@ -12,6 +12,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from nas import overrun, text
+from nas.artefacts import standing
 
 GAP = 3  # blanks between two columns
 INDENT = 5  # of what has no room beside the first columns
@@ -67,7 +68,7 @@ def _shown(value: str) -> str:
 
 def front(result: Mapping[str, Any]) -> None:
     """The picks of a search or a selection, then what was chosen for each budget, then the run directory."""
-    points = [_point(point, bool(result.get("sizes"))) for point in result["front"]]
+    points = [_point(point, result) for point in (*result["front"], *result.get("dominated", []))]
     rows(points, [name for name in dict.fromkeys(key for point in points for key in point)])
     measured = any(one.get("measured_ms") is not None for one in result["budgets"])
     if result["budgets"]:
@@ -84,8 +85,6 @@ def front(result: Mapping[str, Any]) -> None:
     for one in result.get("too_large", []):
         line(f"{one['id']} is too large with its trained weights, and not in the front: SRAM {cell(one['sram_kb'])} "
              f"KB, flash {cell(one['flash_kb'])} KB")
-    if result.get("dominated"):
-        line(f"{len(result['dominated'])} more picks are dominated by these on the selection split")
     over_budget(result)
     line(str(result["run"]))
 
@@ -268,16 +267,18 @@ def _unmeasured(result: Mapping[str, Any]) -> list[str]:
     return [target for target in targets if all(value is None for value in values[target])]
 
 
-def _point(point: Mapping[str, Any], sizes: bool) -> dict[str, Any]:
+def _point(point: Mapping[str, Any], front: Mapping[str, Any]) -> dict[str, Any]:
     accuracy, error = point.get("accuracy"), point.get("accuracy_se")
-    shown = {"id": point["id"], **({"size": point["size"]} if sizes else {}), "accuracy": _accuracy(accuracy, error)}
-    if point.get("dominated_on_test"):
-        shown["accuracy"] += " (dominated)"
+    shown = {"id": point["id"], **({"size": point["size"]} if front.get("sizes") else {}),
+             "accuracy": _accuracy(accuracy, error)}
     if point.get("exits"):
         shown |= {"exits": cell(point["exits"])} | _per_target("worst ms", point.get("worst_ms"))
     if point.get("within_error_of"):
         shown["accuracy"] += f" (tied with {point['within_error_of']} in selection)"
     shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
+    targets = targets_of(front)
+    shown |= _per_target("standing", {target: standing(front, point["id"], target) for target in targets}
+                         if len(targets) > 1 else standing(front, point["id"], "".join(targets)))
     for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
         shown |= _per_target(name, point[key]) if point.get(key) is not None else {}
     return shown | {"MACs": millions(point.get("macs")), "params": millions(point.get("params")),

@@ -164,10 +164,11 @@ def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.Monk
     point = {**POINT, "ms": {"cpu": 0.5, "gpu-v100": 0.25}, "measured_ms": {"cpu": 0.52, "gpu-v100": None},
              "dominated_on_test": True}
     pretend(monkeypatch, "nas.search", refuse=lambda config: None, search=lambda *_: {
-        **RESULT, "target": ["cpu", "gpu-v100"], "front": [point], "dominated": [POINT, POINT]})
+        **RESULT, "target": ["cpu", "gpu-v100"], "front": [point],
+        "dominated": [{**POINT, "id": "dominated123"}]})
     _, out, _ = call("search", "--target", "cpu", "--target", "gpu-v100")
-    assert all(part in out for part in ("predicted ms cpu", "predicted ms gpu-v100", "0.52", "0.25", "(dominated)",
-                                   "2 more picks", "not measured: no gpu-v100 here"))
+    assert all(part in out for part in ("predicted ms cpu", "predicted ms gpu-v100", "0.52", "0.25", "standing cpu",
+                                   "front, dominated on test", "dominated123", "not measured: no gpu-v100 here"))
     assert "no cpu here" not in out
 
 

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 from typing import Any, BinaryIO
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from nas.report.drawing import drawing, label, legend
 
 
 def draw_comparison(result: dict[str, Any], file: BinaryIO) -> None:
     """PNG: left every network and each space's front, right mean and standard deviation at each budget."""
-    figure = Figure(figsize=(11, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    networks, spread = figure.subplots(1, 2, sharey=True)
-    for number, part in enumerate(result["spaces"]):
-        colour = f"C{number}"
-        _networks(networks, part, colour)
-        _spread(spread, part, colour, number - (len(result["spaces"]) - 1) / 2)
-    networks.set_title(f"random networks and their fronts, {result['networks']} a budget")
-    networks.set_xlabel(f"predicted latency on {result['target']} (ms)")
-    networks.set_ylabel("test accuracy (%)")
-    spread.set_title("mean and standard deviation over the networks of a budget")
-    spread.set_xlabel(f"budget on {result['target']} (ms)")
-    for axes in (networks, spread):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:.3g}")
-        axes.tick_params(axis="x", which="minor", labelsize=7, rotation=45)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(file, format="png")
+    target = label(result["target"])
+    with drawing(11, 4.8) as figure:
+        networks, spread = figure.subplots(1, 2, sharey=True)
+        for number, part in enumerate(result["spaces"]):
+            colour = f"C{number}"
+            _networks(networks, part, colour)
+            _spread(spread, part, colour, number - (len(result["spaces"]) - 1) / 2)
+        networks.set_title(f"random networks and their fronts, {result['networks']} a budget", fontsize=10)
+        networks.set_xlabel(f"predicted latency on {target} (ms)")
+        networks.set_ylabel("test accuracy (%)")
+        spread.set_title("mean and standard deviation over the networks of a budget", fontsize=10)
+        spread.set_xlabel(f"budget on {target} (ms)")
+        for axes in (networks, spread):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:.3g}")
+            axes.tick_params(axis="x", which="both", labelsize=7, rotation=45)
+            axes.grid(alpha=0.3)
+        legend(figure, (networks, spread))
+        figure.savefig(file, format="png")
 
 
 def _networks(axes: Any, part: dict[str, Any], colour: str) -> None:
     for cards, fill in ((part["dominated"], "none"), (part["front"], colour)):
         axes.plot([card["ms"] for card in cards], [100 * card["accuracy"] for card in cards], "o", color=colour,
-                  mfc=fill, label=f"{part['space']}: front (on the selection split)" if fill == colour else None)
+                  mfc=fill, label=f"{label(part['space'])}: front (on the selection split)" if fill == colour else None)
     axes.plot([card["ms"] for card in part["front"]], [100 * card["accuracy"] for card in part["front"]],
               color=colour, alpha=0.5)
 
@@ -45,4 +44,4 @@ def _spread(axes: Any, part: dict[str, Any], colour: str, place: float) -> None:
     rows = [row for row in part["budgets"] if row["n"]]
     axes.errorbar([row["budget_ms"] * 1.015**place for row in rows], [100 * row["mean"] for row in rows],
                   yerr=[100 * (row["sd"] or 0.0) for row in rows], fmt="o-", color=colour, capsize=3,
-                  label=part["space"])
+                  label=label(part["space"]))

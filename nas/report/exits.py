@@ -8,12 +8,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nas.exits import policy
 from nas.exits.policy import Point, Policy
+from nas.report.drawing import drawing, label, legend
 
 Array = np.ndarray[Any, Any]
 EXAMPLES, COLUMNS = 24, 12  # images that leave first, and last, and of them in a row
@@ -49,22 +48,23 @@ def draw_curve(held_out: HeldOut, file: BinaryIO) -> None:
     n = len(held_out.labels)
     points = sorted({policy.outcome(held_out.confidence, held_out.right, p.thresholds, ms) for p in made.points},
                     key=lambda point: point.mean_ms)
-    figure, axes = _figure(6.4, 4.2)
-    axes.plot([p.mean_ms for p in points], [100 * p.accuracy for p in points], "o-", ms=4, color="tab:blue",
-              label="budgeted batch: thresholds for a mean latency")
-    axes.plot(ms, 100 * held_out.right.mean(1), "s--", ms=5, color="tab:orange",
-              label="anytime: all images leave at one exit")
-    chosen = held_out.chosen
-    axes.plot(chosen.mean_ms, 100 * chosen.accuracy, "*", ms=14, color="tab:green", zorder=3,
-              label=f"as shipped: {chosen.mean_ms:.3g} ms, {100 * chosen.accuracy:.1f} %")
-    axes.axhline(100 * held_out.without, color="0.5", lw=1, ls=":",
-                 label=f"without exits: {100 * held_out.without:.1f} %")
-    axes.set_xlabel("predicted mean latency (ms)")
-    axes.set_ylabel(f"accuracy on {n} held-out images (%)")
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", fontsize=8)  # nothing leaves before the first exit
-    figure.savefig(file, format="png")
+    with drawing(6.4, 5.0) as figure:
+        axes = figure.add_subplot()
+        axes.plot([p.mean_ms for p in points], [100 * p.accuracy for p in points], "o-", ms=4, color="tab:blue",
+                  label="budgeted batch: thresholds for a mean latency")
+        axes.plot(ms, 100 * held_out.right.mean(1), "s--", ms=5, color="tab:orange",
+                  label="anytime: all images leave at one exit")
+        chosen = held_out.chosen
+        axes.plot(chosen.mean_ms, 100 * chosen.accuracy, "*", ms=14, color="tab:green", zorder=3,
+                  label=f"as shipped: {chosen.mean_ms:.3g} ms, {100 * chosen.accuracy:.1f} %")
+        axes.axhline(100 * held_out.without, color="0.5", lw=1, ls=":",
+                     label=f"without exits: {100 * held_out.without:.1f} %")
+        axes.set_xlabel("predicted mean latency (ms)")
+        axes.set_ylabel(f"accuracy on {n} held-out images (%)")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+        legend(figure, (axes,), 1)
+        figure.savefig(file, format="png")
 
 
 def draw_shares(held_out: HeldOut, file: BinaryIO) -> None:
@@ -76,21 +76,22 @@ def draw_shares(held_out: HeldOut, file: BinaryIO) -> None:
     order = np.argsort(shares @ np.arange(exits), kind="stable")
     if len(order) > MOST_CLASSES:
         order = np.r_[order[:MOST_CLASSES // 2], order[-MOST_CLASSES // 2:]]
-    figure, axes = _figure(6.4, 1.4 + 0.24 * len(order))
-    start = np.zeros(len(order))
-    for index in range(exits):
-        own = shares[order, index]
-        name = "head" if index == exits - 1 else f"exit {index}"
-        total = float((at == index).mean())
-        axes.barh(range(len(order)), 100 * own, left=100 * start, height=0.8, color=_colour(index, exits),
-                  label=f"{name}: {100 * total:.0f} %")
-        start = start + own
-    axes.set_yticks(range(len(order)), [held_out.classes[present[i]] for i in order], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel(f"images of the class (%), {len(at)} held out")
-    figure.legend(loc="outside upper center", ncols=min(exits, 5), fontsize=8)
-    figure.savefig(file, format="png")
+    with drawing(6.4, 1.4 + 0.24 * len(order)) as figure:
+        axes = figure.add_subplot()
+        start = np.zeros(len(order))
+        for index in range(exits):
+            own = shares[order, index]
+            name = "head" if index == exits - 1 else f"exit {index}"
+            total = float((at == index).mean())
+            axes.barh(range(len(order)), 100 * own, left=100 * start, height=0.8, color=_colour(index, exits),
+                      label=f"{name}: {100 * total:.0f} %")
+            start = start + own
+        axes.set_yticks(range(len(order)), [label(held_out.classes[present[i]], 24) for i in order], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel(f"images of the class (%), {len(at)} held out")
+        figure.legend(loc="outside upper center", ncols=min(exits, 5), fontsize=8)
+        figure.savefig(file, format="png")
 
 
 def draw_examples(held_out: HeldOut, file: BinaryIO) -> None:
@@ -103,25 +104,24 @@ def draw_examples(held_out: HeldOut, file: BinaryIO) -> None:
         own = np.flatnonzero(at == exit_)
         rows.append((exit_, own[np.argsort(sign * sure[own], kind="stable")][:EXAMPLES]))
     lines = [-(-len(own) // COLUMNS) for _, own in rows]
-    figure = Figure(figsize=(COLUMNS * 0.8, 0.98 * sum(lines) + 0.9), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    parts = figure.subfigures(len(rows), 1, height_ratios=[count + 0.4 for count in lines], squeeze=False)[:, 0]
-    for part, (exit_, own), count in zip(parts, rows, lines, strict=True):
-        which = "the head" if exit_ == len(held_out.confidence) - 1 else f"exit {exit_}"
-        part.suptitle(f"leave at {which} ({100 * (at == exit_).mean():.0f} % of all)", fontsize=10)
-        for axes, image in zip(part.subplots(count, COLUMNS, squeeze=False).flat, [*own, *[None] * COLUMNS],
-                               strict=False):
-            axes.set_axis_off()
-            if image is not None:
-                _example(axes, held_out, int(image), exit_)
-    figure.savefig(file, format="png")
+    with drawing(COLUMNS * 0.8, 0.98 * sum(lines) + 0.9) as figure:
+        parts = figure.subfigures(len(rows), 1, height_ratios=[count + 0.4 for count in lines], squeeze=False)[:, 0]
+        for part, (exit_, own), count in zip(parts, rows, lines, strict=True):
+            which = "the head" if exit_ == len(held_out.confidence) - 1 else f"exit {exit_}"
+            part.suptitle(f"leave at {which} ({100 * (at == exit_).mean():.0f} % of all)", fontsize=10)
+            for axes, image in zip(part.subplots(count, COLUMNS, squeeze=False).flat, [*own, *[None] * COLUMNS],
+                                   strict=False):
+                axes.set_axis_off()
+                if image is not None:
+                    _example(axes, held_out, int(image), exit_)
+        figure.savefig(file, format="png")
 
 
 def _example(axes: Any, held_out: HeldOut, image: int, exit_: int) -> None:
     pixels = held_out.images[image].permute(1, 2, 0).numpy()
     axes.imshow(pixels, interpolation="nearest")
     wrong = not held_out.right[exit_, image]
-    axes.set_title(held_out.classes[int(held_out.labels[image])][:12], fontsize=7, pad=2,
+    axes.set_title(label(held_out.classes[int(held_out.labels[image])], 12), fontsize=7, pad=2,
                    color="tab:red" if wrong else "black")
     if wrong:
         axes.add_patch(_frame(*pixels.shape[:2]))
@@ -133,9 +133,3 @@ def _frame(height: int, width: int) -> Any:
 
 def _colour(index: int, exits: int) -> Any:
     return colormaps["viridis"](0.15 + 0.75 * index / max(1, exits - 1))
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from nas.artefacts import standing
+from nas.report.drawing import drawing, label, legend
 from nas.show import targets_of
 
 
 def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
     """PNG: test accuracy with its standard error over predicted milliseconds, one panel a target."""
     targets = targets_of(front)
-    figure = Figure(figsize=(6.4 * len(targets), 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, target in enumerate(targets):
-        axes = figure.add_subplot(1, len(targets), number + 1)
-        _points(axes, front["dominated"], target, "picks dominated on the selection split", "o", "0.7", "none")
-        _points(axes, front["front"], target, "front", "o", "tab:blue", "tab:blue")
-        early = [card for card in (*front["front"], *front["dominated"]) if card.get("exits")]
-        _points(axes, early, target, "with early exits: mean latency", "D", "tab:green", "none")
-        if front.get("sizes"):
-            _sizes(axes, [*front["front"], *front["dominated"]], target)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="x", which="minor", labelsize=7, rotation=45)
-        device = Path(target).name  # a table of the user's is named by its path
-        axes.set_xlabel(f"predicted latency on {device} (ms)")
-        axes.set_ylabel("test accuracy (%)")
-        axes.set_title(f"{front['space']} on {device}" + (" (numbers: input size)" if front.get("sizes") else ""))
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(file, format="png")
+    cards = [*front["front"], *front["dominated"]]
+    with drawing(6.4 * len(targets), 4.8) as figure:
+        panels = figure.subplots(1, len(targets), squeeze=False)[0]
+        for axes, target in zip(panels, targets, strict=True):
+            device = label(Path(target).name)  # a table of the user's is named by its path
+            _panel(axes, front, cards, target)
+            axes.set_xlabel(f"predicted latency on {device} (ms)")
+            title = f"{label(front['space'])} on {device}" + (" (numbers: input size)" if front.get("sizes") else "")
+            axes.set_title(textwrap.fill(title, 80), fontsize=10)  # matplotlib's own wrapping reads formulas
+        legend(figure, panels)
+        figure.savefig(file, format="png")
 
 
-def _points(axes: Any, cards: list[dict[str, Any]], target: str, label: str, marker: str, colour: str,
+def _panel(axes: Any, front: dict[str, Any], cards: list[dict[str, Any]], target: str) -> None:
+    leading = [standing(front, card["id"], target).startswith("front") for card in cards]
+    _points(axes, [card for card, leads in zip(cards, leading, strict=True) if not leads], target,
+            "picks dominated on the selection split", "o", "0.7", "none")
+    _points(axes, [card for card, leads in zip(cards, leading, strict=True) if leads], target, "front", "o",
+            "tab:blue", "tab:blue")
+    _points(axes, [card for card in cards if card.get("exits")], target, "with early exits: mean latency", "D",
+            "tab:green", "none")
+    if front.get("sizes"):
+        _sizes(axes, cards, target)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=7, rotation=45)
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid(alpha=0.3)
+
+
+def _points(axes: Any, cards: list[dict[str, Any]], target: str, name: str, marker: str, colour: str,
             fill: str) -> None:
+    """``front`` is joined by a line."""
     if not cards:
         return
+    cards = sorted(cards, key=lambda card: _ms(card, target))
     x = [_ms(card, target) for card in cards]
     y = [100 * card["accuracy"] for card in cards]
     axes.errorbar(x, y, yerr=[100 * card["accuracy_se"] for card in cards], fmt=marker, color=colour, mfc=fill,
-                  capsize=2, label=label)
-    if label == "front":
+                  capsize=2, label=name)
+    if name == "front":
         axes.plot(x, y, color=colour, alpha=0.4)
 
 

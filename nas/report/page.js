@@ -11,9 +11,10 @@ const hue = op => colour(families.indexOf(family(op)));
 let view = story.views[0], chosen = null;
 
 function describe(p) {
-  return `${p.id}${p.size ? `, input ${p.size}²` : ""}\n${accuracy(p)} on test\n${short(p.ms)} ms predicted, ${isNumber(p.measured_ms) ? short(p.measured_ms) + " ms measured" : "not measured"}\n` +
-    `${millions(p.macs)} MACs, ${millions(p.params)} parameters${p.kind === "front" ? "" : "\n" + p.kind}`;
+  return `${p.id}${p.size ? `, input ${p.size}²` : ""}\n${accuracy(p)} on test\n${short(p.ms)} ms predicted, ${isNumber(p.measured_ms) ? short(p.measured_ms) + " ms measured" : view.unmeasured}\n` +
+    `${millions(p.macs)} MACs, ${millions(p.params)} parameters${p.standing === "front" ? "" : "\n" + p.standing}`;
 }
+const leads = p => p.standing.startsWith("front");
 
 function choose(id) {
   chosen = id;
@@ -51,12 +52,12 @@ function showFront() {
     y: { label: "test accuracy (%)", range: span(judged.flatMap(p => [-1, 1].map(k => 100 * (p.accuracy + k * (p.accuracy_se || 0))))) },
     height: 340,
     inside(px, py, add) {
-      const line = judged.filter(p => p.kind === "front");
+      const line = judged.filter(leads);
       add(draw("polyline", { points: line.map(p => `${px(p.ms)},${py(100 * p.accuracy)}`).join(" "), fill: "none", stroke: colour(0), "stroke-opacity": .4, "stroke-width": 2 }));
       for (const p of judged) {
-        const tint = p.kind === "front" ? colour(0) : colour(7), se = 100 * (p.accuracy_se || 0);
+        const tint = leads(p) ? colour(0) : colour(7), se = 100 * (p.accuracy_se || 0);
         add(draw("line", { x1: px(p.ms), x2: px(p.ms), y1: py(100 * p.accuracy - se), y2: py(100 * p.accuracy + se), stroke: tint, "stroke-width": 1.5 }));
-        add(marker(px, py, p.ms, 100 * p.accuracy, tint, p.kind === "front", p.id, describe(p)));
+        add(marker(px, py, p.ms, 100 * p.accuracy, tint, leads(p), p.id, describe(p)));
       }
     },
   });
@@ -66,7 +67,7 @@ function showFront() {
     { name: "accuracy", number: true, of: accuracy }, { name: "predicted ms", number: true, of: p => short(p.ms) },
     { name: "measured ms", number: true, of: p => short(p.measured_ms) }, { name: "MACs", number: true, of: p => millions(p.macs) },
     { name: "parameters", number: true, of: p => millions(p.params) },
-    { name: "", of: p => p.kind === "front" ? (p.dominated_on_test ? "front; dominated on test" : "front") : p.kind }];
+    { name: "standing", of: p => p.standing }];
   const rows = table(columns, view.points, p => ({ class: p.id === chosen ? "pick chosen" : "pick" }));
   view.points.forEach((p, i) => rows.tBodies[0].rows[i].addEventListener("click", () => choose(p.id)));
   section.querySelector(".scroll").replaceChildren(rows);
@@ -82,7 +83,7 @@ function showNetwork() {
   const total = rows.reduce((sum, row) => sum + (cost(row) || 0), 0), skips = rows.filter(row => row.op === "skip").length;
   section.querySelector("h2").textContent = `Network ${chosen}`;
   section.querySelector(".say").textContent = `${accuracy(point)} on test, ` + (!view.target ? "no target. " : `${short(point.ms)} ms predicted on ${view.target}, ` +
-    (isNumber(point.measured_ms) ? `${short(point.measured_ms)} ms measured. ` : `not measured: no ${view.target} here. `)) +
+    (isNumber(point.measured_ms) ? `${short(point.measured_ms)} ms measured. ` : `${view.unmeasured}. `)) +
     `${skips} of ${rows.filter(row => /^\d+$/.test(row.where)).length} slots are skipped.${view.target ? " Height: predicted ms of the operator." : ""}`;
   showCommand(section.querySelector(".command"));
   if (!rows.length) return nothing(place, "Its operators are not known: see the notes at the top.");
@@ -132,7 +133,7 @@ function strip(place, rows, cost) {
 
 function showCommand(place) {
   const quoted = text => /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\"'\"'")}'`;
-  const command = `nas export ${quoted(story.run)} --arch ${chosen} --out ${chosen}`;
+  const command = `nas export ${quoted(story.run)} --arch ${quoted(chosen)} --out ${quoted(chosen)}`;
   const code = make("code", {}, command);
   const button = make("button", { type: "button" }, "Copy");
   button.addEventListener("click", async () => {
@@ -147,7 +148,7 @@ function showLatency() {
   const section = byId("latency"), place = section.querySelector(".plot"), say = section.querySelector(".say");
   const both = (view ? view.points : []).filter(p => isNumber(p.ms) && isNumber(p.measured_ms) && p.measured_ms > 0);
   say.textContent = "";
-  if (!both.length) return nothing(place, !view || !view.points.length ? "No picks yet." : view.target ? `Not measured: no ${view.target} here.` : "No target.");
+  if (!both.length) return nothing(place, !view || !view.points.length ? "No picks yet." : view.target ? `${view.unmeasured[0].toUpperCase()}${view.unmeasured.slice(1)}.` : "No target.");
   const off = both.reduce((sum, p) => sum + Math.abs(p.ms / p.measured_ms - 1), 0) / both.length;
   say.textContent = `${percent(off)} off on average over ${both.length} ${both.length === 1 ? "pick" : "picks"}. Dashed: predicted = measured.`;
   const range = span(both.flatMap(p => [p.ms, p.measured_ms]), true);
@@ -176,7 +177,7 @@ function showBudgets() {
       ...(budgets.some(b => isNumber(b.measured_ms)) ? [["measured", `border: 2px solid ${colour(1)}; border-radius: 50%`]] : [])],
     inside(px, py, add) {
       budgets.forEach((b, i) => {
-        const words = `budget ${short(b.budget_ms)} ms: ${b.id}\n${short(b.ms)} ms predicted\n${isNumber(b.measured_ms) ? short(b.measured_ms) + " ms measured" : "not measured"}`;
+        const words = `budget ${short(b.budget_ms)} ms: ${b.id}\n${short(b.ms)} ms predicted\n${isNumber(b.measured_ms) ? short(b.measured_ms) + " ms measured" : view.unmeasured}`;
         add(draw("line", { x1: px(b.ms), x2: px(b.budget_ms), y1: py(i), y2: py(i), stroke: "var(--line)", "stroke-width": 2 }));
         add(draw("line", { x1: px(b.budget_ms), x2: px(b.budget_ms), y1: py(i) - 10, y2: py(i) + 10, stroke: "var(--soft)", "stroke-width": 3 }));
         if (isNumber(b.measured_ms) && b.measured_ms > 0)
@@ -260,7 +261,7 @@ function showTraining() {
     curves(place, title, series.filter(one => one.points.length), "epoch of the supernet", phases);
   }
   const tuned = Object.entries(story.finetune).map(([id, events], k) => ({ name: id, tint: colour(k), points: events.flatMap(e => isNumber(e.loss) && isNumber(e.epoch) ? [[e.epoch + 1, e.loss]] : []) }));
-  curves(place, "Fine-tuning: loss", tuned, "epoch of fine-tuning");
+  curves(place, story.finetune_title, tuned, "epoch of fine-tuning");
   const entry = epochs.find(e => isNumber(e.entry_largest_loss));
   section.querySelector(".say").textContent = !epochs.length ? "No epoch has ended yet." : entry
     ? `After the warm-up: held-out loss ${short(entry.entry_smallest_loss)} (smallest network), ${short(entry.entry_largest_loss)} (largest); ${entry.entry_passed ? "clearly apart." : "hardly apart: gates see little signal."}` : "";
@@ -297,8 +298,8 @@ function showConditions() {
 }
 
 function showView() {
-  const points = view ? view.points : [], wanted = decodeURIComponent(location.hash.slice(1));
-  const ends = points.filter(p => p.kind === "front");
+  const points = view ? view.points : [], wanted = location.hash.slice(1);
+  const ends = points.filter(leads);
   chosen = [chosen, wanted].find(id => points.some(p => p.id === id)) || ((ends.length ? ends[ends.length - 1] : points[0]) || {}).id;
   for (const show of [showFront, showNetwork, showLatency, showBudgets, showJudged]) show();
 }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nas.arch import SKIP, Arch
+from nas.artefacts import standing
 from nas.config import Config
 from nas.errors import UserError
 from nas.latency.costs import Costs
@@ -24,7 +25,7 @@ from nas.show import targets_of
 from nas.train.search_loop import default_epochs
 from nas.units import counted
 
-KINDS = {"front": "front", "dominated": "dominated", "too_large": "too large"}
+KINDS = ("front", "dominated", "too_large", "undecided")  # lists of cards in a front
 META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",
         "validation", "commit", "source")
 
@@ -56,7 +57,8 @@ class _Teller:
                 "views": [view for view in views if view], "networks": networks, "slots": self._slots(),
                 "pruned": self._try(self._pruned) or [],
                 "epochs": self._try(self._events, "epoch", "phase", "pruned") or [],
-                "finetune": self._try(self._finetuning), "judged": self._try(self._judged) or [],
+                "finetune": self._try(self._finetuning), "finetune_title": self._try(self._finetune_title),
+                "judged": self._try(self._judged) or [],
                 "conditions": self._try(self._conditions),
                 "notes": list(dict.fromkeys(self.notes))}
 
@@ -109,20 +111,17 @@ class _Teller:
             "id": b["id"], "arch": b["arch"], "size": b["arch"]["size"], "ms": {b["target"]: b["ms"]}}
             for b in picks["budgets"]}
         return {"target": list(self.config.target), **({"sizes": sizes} if sizes else {}),
-                "front": list(points.values()), "budgets": picks["budgets"]}
+                "front": [], "undecided": list(points.values()), "budgets": picks["budgets"]}
 
     def _view(self, place: str, front: dict[str, Any], target: str) -> dict[str, Any]:
-        points = [{**_brief(point, target, "sizes" in front), "kind": name} for kind, name in KINDS.items()
-                  for point in front.get(kind, [])]
+        points = [{**_brief(point, target, "sizes" in front), "standing": standing(front, point["id"], target)}
+                  for kind in KINDS for point in front.get(kind, [])]
         known = {point["id"]: point for point in points}
-        own = front.get("fronts", {}).get(target)  # of this device, where there are several
-        for point in points:
-            if own is not None and point["kind"] == KINDS["front"] and point["id"] not in own:
-                point["kind"] = KINDS["dominated"]
         budgets = [{"budget_ms": _of(b["budget_ms"], target), "id": b["id"], "ms": _of(b["ms"], target),
                     "measured_ms": known.get(b["id"], {}).get("measured_ms")}
                    for b in front.get("budgets", []) if target in _listed(b.get("target", target))]
         return {"name": f"{place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
+                "unmeasured": "not measured yet" if "undecided" in front else f"not measured: no {target} here",
                 "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
                 "budgets": budgets}
 
@@ -178,11 +177,21 @@ class _Teller:
         return [{key: value for key, value in e.items() if key != without} for e in events.values()]
 
     def _finetuning(self) -> dict[str, list[dict[str, Any]]]:
-        """Loss by epoch of every pick."""
+        """Loss by epoch of every pick: of labels alone, where that is known, which all have alike."""
         events, curves = self._events("finetune", "id"), dict[str, list[dict[str, Any]]]()
         for event in sorted(events, key=lambda e: e.get("epoch", 0)):
-            curves.setdefault(event["id"], []).append({"epoch": event.get("epoch"), "loss": event.get("loss")})
+            loss = event.get("label_loss", event.get("loss"))
+            curves.setdefault(event["id"], []).append({"epoch": event.get("epoch"), "loss": loss})
         return curves
+
+    def _finetune_title(self) -> str:
+        """Which loss is drawn: one that all picks have alike, or in runs of before that was logged, each its own."""
+        events = self._events("finetune", "id")
+        taught = "" if self.config.train.distill == "none" else (
+            "the largest pick learns from labels alone, the others from its answers as well")
+        if all("label_loss" in event for event in events):
+            return "Fine-tuning: cross-entropy with the labels" + (f" ({taught})" if taught else "")
+        return "Fine-tuning: loss" + (f" ({taught}: not to be compared with it)" if taught else "")
 
     def _judged(self) -> list[dict[str, Any]]:
         """Networks that the selection has judged: held-out loss with inherited weights, and predicted ms."""
@@ -242,5 +251,5 @@ def _brief(point: dict[str, Any], target: str, sizes: bool) -> dict[str, Any]:
     """A card for one target; with its input size, where there are several."""
     one = {key: _of(point.get(key), target) for key in ("ms", "measured_ms", "drift")}
     names = ("id", "accuracy", "accuracy_se", "select_accuracy", "test_images", "macs", "params", "fine_tuned",
-             "dominated_on_test", "float_accuracy", "max_abs_diff", "exits", *(["size"] if sizes else []))
+             "float_accuracy", "max_abs_diff", "exits", *(["size"] if sizes else []))
     return {**{name: point[name] for name in names if point.get(name) is not None}, **one}

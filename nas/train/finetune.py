@@ -17,6 +17,7 @@ from nas.train.data import Data, batches
 from nas.train.distill import METHODS, Distiller, Said
 from nas.train.stepper import Stepper
 
+LOSSES = ("loss", "label_loss")  # of which an epoch says its means
 IMAGES, LEAST = 2300, 2  # when no epochs are given, a pick sees at least so many images and as many epochs
 
 
@@ -61,10 +62,12 @@ class FineTuning:
         return self.done == self.recipe.epochs
 
     def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> dict[str, Any]:
-        """Runs the next epoch; returns its mean loss."""
+        """Runs the next epoch; returns its mean ``loss`` and, but for exits, ``label_loss``, which networks with
+        and without a teacher have alike.
+        """
         recipe, names = self.recipe, (self.seed, self.name, self.done)
         learn = self.data.learn
-        steps, total = max(1, len(learn) // recipe.batch), 0.0
+        steps, total = max(1, len(learn) // recipe.batch), dict[str, float]()
         self.trained.train()
         train = batches(learn, self.data, recipe.batch, generator=loop.generator(*names), augment=recipe.augment)
         with loop.drawing_from(self.trained, loop.generator(*names, "dropout", device=self.device)):
@@ -72,10 +75,11 @@ class FineTuning:
                 self.progress = (self.done + i / steps) / recipe.epochs
                 loop.set_lr(self.optimizer, loop.one_cycle(self.cycle(self.progress), recipe.lr))
                 batch = images.to(self.device), labels.to(self.device)
-                total += self.stepper.step(self._loss, batch, self.trained, self.optimizer)["loss"]
+                figures = self.stepper.step(self._loss, batch, self.trained, self.optimizer)
+                total = {name: total.get(name, 0.0) + figures[name] for name in LOSSES if name in figures}
                 on_step(i + 1, steps)
         self.done += 1
-        return {"epoch": self.done - 1, "loss": round(total / steps, 6)}
+        return {"epoch": self.done - 1, **{name: round(value / steps, 6) for name, value in total.items()}}
 
     def cycle(self, progress: float) -> float:
         """How far the learning rate is in its cycle."""
@@ -96,14 +100,17 @@ class FineTuning:
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.distiller is None or self.teacher is None:
-            logits = self.stepper.logits(self.model, images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            student = Said(self.stepper.logits(self.model, images))
+            loss = self._label_loss(student, labels)
         else:
             student = self._said(self.model, images)
             with nullcontext() if self.distiller.peer() else torch.no_grad():
                 teacher = self._said(self.teacher, images)
             loss = self.distiller.loss(student, teacher, labels, self.progress)
-        return loss, {"loss": loss}
+        return loss, {"loss": loss, "label_loss": self._label_loss(student, labels).detach()}
+
+    def _label_loss(self, student: Said, labels: Tensor) -> Tensor:
+        return F.cross_entropy(student.logits, labels, label_smoothing=self.recipe.label_smoothing)
 
     def _said(self, net: nn.Module, images: Tensor) -> Said:
         if self.distiller is None or not self.distiller.reads_maps:

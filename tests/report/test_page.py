@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -16,7 +17,8 @@ import yaml
 from tiny_search import config_of, searched
 from tiny_space import TINY
 
-from nas import cli
+from nas import cli, show
+from nas.report import figures
 from nas.report.page import page
 from nas.report.story import story
 from nas.run import Run
@@ -137,6 +139,8 @@ def test_a_run_on_its_way_has_a_page_too(run: Run, stage: str) -> None:
     assert not Parsed(page(told)).open
     assert ids(told) == (ids(everything) if stage == "fine-tuning" else set())
     assert all("accuracy" not in point for view in told["views"] for point in view["points"])
+    assert {view["unmeasured"] for view in told["views"]} <= {"not measured yet"}
+    assert {point["standing"] for view in told["views"] for point in view["points"]} <= {"not decided yet"}
     assert set(told["networks"]) == ids(told) and bool(told["slots"]) == (stage != "start")
 
 
@@ -212,6 +216,57 @@ def test_a_browser_draws_a_run_on_its_way(run: Run, stage: str, browse: Callable
     dom, console = browse(page(story(run)))
     drawn = dom[:dom.index('id="story"')]
     assert console == [] and ("No picks yet" in drawn) == (stage != "fine-tuning")
+    assert ("Not measured yet" in drawn) == (stage == "fine-tuning") and "no gpu-v100 here" not in drawn
+
+
+def card(letter: str, cpu: float, gpu: float, **more: Any) -> dict[str, Any]:
+    return {"id": letter * 12, "ms": {"cpu": cpu, "gpu": gpu}, "accuracy": 0.5, "accuracy_se": 0.01, **more,
+            "select_accuracy": 0.5, "measured_ms": None, "exits": [], "macs": 1000, "params": 100, "fine_tuned": True,
+            "onnx": f"archs/{letter}/model.onnx"}
+
+
+A, B, C, D, E = (letter * 12 for letter in "abcde")
+FRONT = {"space": "s", "target": ["cpu", "gpu"], "budgets": [], "run": "r",
+         "front": [card("a", 1, 3), card("b", 2, 1), card("c", 3, 2, dominated_on_test=True)],
+         "dominated": [card("d", 4, 4)], "too_large": [card("e", 5, 5, sram_kb=9.0, flash_kb=9.0)],
+         "fronts": {"cpu": [A, C], "gpu": [B, C]}, "on_several": [C]}
+STANDING = {"cpu": {A: "front", B: "dominated", C: "front, dominated on test", D: "dominated"},
+            "gpu": {A: "dominated", B: "front", C: "front, dominated on test", D: "dominated"}}
+
+
+def test_table_page_and_picture_say_the_same_of_a_pick(run: Run, capsys: pytest.CaptureFixture[str],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    run.file("front.json").write_text(json.dumps(FRONT))
+    told = story(run)
+    views = {view["target"]: {p["id"]: p["standing"] for p in view["points"]} for view in told["views"]}
+    assert views == {target: {**words, E: "too large"} for target, words in STANDING.items()}, told["notes"]
+    drawn: dict[str, list[set[str]]] = {}
+    monkeypatch.setattr(figures, "_points", lambda axes, cards, target, name, *_: drawn.setdefault(
+        f"{target} {name.split()[0]}", []).append({one["id"] for one in cards}))
+    figures.draw_front(FRONT, io.BytesIO())
+    for target, ids_ in STANDING.items():
+        assert drawn[f"{target} front"] == [{id for id, word in ids_.items() if word.startswith("front")}]
+        assert drawn[f"{target} picks"] == [{id for id, word in ids_.items() if word == "dominated"}]
+    show.front(FRONT)
+    table = {line.split()[0]: re.split(r" {3,}", line.strip()) for line in capsys.readouterr().out.splitlines()
+             if re.match(r" [a-z]+ {3}", line)}
+    titles = table.pop("id")
+    assert list(table) == [A, B, C, D]
+    for target, ids_ in STANDING.items():
+        assert {id: row[titles.index(f"standing {target}")] for id, row in table.items()} == ids_
+
+
+def test_the_losses_of_all_picks_are_of_one_kind(run: Run) -> None:
+    """The largest has no teacher; what is drawn of the others is not what the teacher adds."""
+    told = story(run)
+    events = [e for e in run.events("finetune")]
+    assert all("label_loss" in e for e in events) and "the largest pick" in told["finetune_title"]
+    largest = max(run.read_json("front.json")["front"], key=lambda one: one["macs"])["id"]
+    assert all((e["label_loss"] == e["loss"]) == (e["id"] == largest) for e in events)
+    assert {id: [e["loss"] for e in curve] for id, curve in told["finetune"].items()} == {
+        id: [e["label_loss"] for e in events if e["id"] == id] for id in told["finetune"]}
+    run.log("finetune", id=largest, epoch=2, loss=1.0)  # as runs before logged it
+    assert "not to be compared" in story(run)["finetune_title"]
 
 
 def test_the_console_would_tell(run: Run, browse: Callable[..., tuple[str, list[str]]]) -> None:
