@@ -7,7 +7,9 @@ labels of a split, and what may not depend on it is compared bit for bit.
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,13 +22,16 @@ import onnxruntime
 import pytest
 import torch
 from tiny_search import Quiet, config_of, searched
+from torch import nn
 
-from nas import baseline, checkpoint, scene, verify
+from nas import baseline, checkpoint, deliver, scene, verify
 from nas import search as pipeline
 from nas.arch import Arch
 from nas.config import resolve
-from nas.early import models
+from nas.early import models, picks
 from nas.early.add import add
+from nas.early.train import load as load_exits
+from nas.exits.methods import method
 from nas.exits.policy import Policy, outcome
 from nas.exits.runtime import Runtime, confidences
 from nas.latency.costs import Costs
@@ -230,6 +235,88 @@ def test_thresholds_and_shares_of_exits_are_of_their_own_split(single: tuple[Pat
         right = logits.argmax(-1) == split.labels.numpy()
         point = outcome(sure, right, policy.point.thresholds, np.array(policy.prefix_ms))
         assert (point.mean_ms, point.accuracy) == pytest.approx((mean_ms, accuracy))
+
+
+def statistics(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer for name, buffer in net.state_dict().items() if "running_" in name}
+
+
+def recomputed(net: nn.Module, count: int, part: nn.Module | None = None) -> dict[str, torch.Tensor]:
+    """Its batch norms' statistics as they are of training images."""
+    other = copy.deepcopy(net)
+    within = dict(other.named_modules())[next(name for name, m in net.named_modules() if m is part)] if part else None
+    loop.recalibrate(other, loop.calibration_images(splits(), count, 128, torch.device("cpu"), 0), within)
+    return statistics(other)
+
+
+def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return bool(one) and all(torch.allclose(tensor, other[name], rtol=1e-4, atol=1e-6) for name, tensor in one.items())
+
+
+def test_delivered_batch_norms_are_those_of_training_images(search: tuple[Path, Outcome],
+                                                            single: tuple[Path, Outcome]) -> None:
+    """Of fine-tuned picks, of picks with inherited weights, and of the heads of exits."""
+    run = Run.existing(search[0])
+    here = recorded_scene(settings_of(run), run, ["gpu-v100"])
+    places = {"": 2000, **{f"selections/{path.name}/": 1000 for path in (search[0] / "selections").iterdir()}}
+    assert len(places) == 2
+    for place, count in places.items():
+        files = sorted((search[0] / place).glob("archs/*/arch.json"))
+        assert files
+        for file in files:
+            net = load_weights(here, Arch.from_json(json.loads(file.read_text())), place)
+            assert alike(statistics(net), recomputed(net, count)), file
+    one = models.pick(Run.existing(single[0] / "trained"), None, None, True, Quiet())  # type: ignore[arg-type]
+    heads = method("cache", one.net)
+    load_exits(heads, Run(single[0] / "exits"), "")
+    assert alike(statistics(heads.eval()), recomputed(heads, 2000, heads.net.net.exits))
+
+
+def unfinished(search: tuple[Path, Outcome], path: Path, kind: str) -> list[str]:
+    """A copy of the search that has still to make the cards of its picks (``card``) or of their exits."""
+    shutil.copytree(search[0], path)
+    (path / "front.json").unlink()
+    cards = sorted(path.glob("archs/*/exits/card.json" if kind == "exits" else "archs/*/card.json"))
+    for file in cards:
+        file.unlink()
+    return [file.parent.name for file in cards]
+
+
+def test_a_file_that_differs_from_its_weights_is_not_delivered(search: tuple[Path, Outcome], space_file: Path,
+                                                               tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unfinished(search, tmp_path / "run", "card")
+    export = deliver.export
+
+    def off(model: Any, path: Path, **named: Any) -> None:
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            [*other.parameters()][-1].add_(0.05)
+        export(other, path, **named)
+
+    monkeypatch.setattr(deliver, "export", off)
+    with pytest.raises(verify.Disagreement, match=r"model\.onnx: differs from PyTorch by"):
+        searched(config_of(space_file, *SEARCH), tmp_path / "run")
+    assert not (tmp_path / "run" / "front.json").exists()
+    run = Run.existing(search[0])
+    with pytest.raises(verify.Disagreement, match="differs from PyTorch by"):
+        pipeline.export(run, None, None, tmp_path / "out", Quiet())  # type: ignore[arg-type]
+
+
+def test_what_exits_may_lose_is_of_the_plain_picks_own_accuracy(search: tuple[Path, Outcome], space_file: Path,
+                                                                tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unfinished(search, tmp_path / "run", "exits")
+    asked, chosen = list[Any](), picks.chosen
+    monkeypatch.setattr(picks, "chosen", lambda trained, pieces, wishes: (
+        asked.append((trained, pieces, wishes)), chosen(trained, pieces, wishes))[1])
+    result = searched(config_of(space_file, *SEARCH), tmp_path / "run")
+    plain = [card for card in front.cards_of(result) if not card["exits"]]
+    assert len(asked) == len(plain) > 1
+    assert {(wishes.lose, wishes.than, wishes.max_ms) for _, _, wishes in asked} == {
+        (0.05, card["select_accuracy"], None) for card in plain}
+    assert sorted(round(float(pieces.plain_ms), 9) for _, pieces, _ in asked) == sorted(
+        round(card["ms"], 9) for card in plain)
+    assert front.cards_of(result) == front.cards_of(json.loads((search[0] / "front.json").read_text()))
 
 
 def test_where_the_splits_disagree_the_front_is_that_of_selection() -> None:

@@ -142,6 +142,14 @@ def test_a_residual_adds_the_input() -> None:
             assert torch.equal(block(x), x)
 
 
+@pytest.mark.parametrize("name", ["ghost", "mbconv", "irb", "fused_irb", "bottleneck", "basic", "ran"])
+def test_a_residual_block_begins_as_the_identity(name: str) -> None:
+    """On maps that the rectifier behind some of them leaves alone."""
+    knobs = {knob: 8 if knob == "hidden" else 2 for knob, needed in knobs_of(name).items() if needed}
+    x = images(2, 8, 5, 5).abs()
+    assert torch.equal(build(Op.of(name, **knobs), 8, 8, 1).train()(x), x)
+
+
 @pytest.mark.parametrize("op", [op for op in OPS if family(op.name).elastic], ids=str)
 def test_elastic_knobs_run_on_a_part_of_the_largest_and_are_exactly_the_copy(op: Op) -> None:
     knobs = {knob: max(value for other in variants(op.name) if isinstance(value := other.get(knob), int))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
@@ -96,6 +97,25 @@ def test_what_a_worker_was_at_when_it_went_is_taken_over(url: str, tiny: Layout)
 
     assert board.work(gone, "gone")
     assert other.results()[arch.id].loss == 1.0 and not board.work(gone, "gone")
+
+
+def test_only_one_process_at_a_time_looks_for_a_network_on_sqlite(tmp_path: Path, tiny: Layout,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for what waits holds the lock beside the file, which nobody else then gets."""
+    board, looked, trials = Board(f"sqlite:///{tmp_path / 'all.db'}", "one"), list[str](), Board._trials
+    board.post(drawn(tiny, 1))
+
+    def look(self: Board, *states: TrialState) -> Any:
+        if states == (TrialState.WAITING,):
+            with (tmp_path / "all.db.lock").open("a") as other, pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            looked.append("alone")
+        return trials(self, *states)
+
+    monkeypatch.setattr(Board, "_trials", look)
+    assert board.work(lambda arch: Evaluation(1.0, {}), "me") and looked == ["alone"]
+    with (tmp_path / "all.db.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back
 
 
 def test_a_network_that_fails_is_tried_again_and_then_refused(url: str, tiny: Layout) -> None:
