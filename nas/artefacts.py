@@ -132,6 +132,7 @@ class Images(_Kept):
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
     fingerprint: str
+    augment: Text = "flip-crop"
     whites: dict[str, str] = {}  # of files of more than 8 bits
 
 

@@ -14,12 +14,15 @@ import torch
 from nas.errors import UserError
 from nas.files import nearest
 from nas.latency.devices.onnxruntime import session
+from nas.progress import Progress
 from nas.run import Run
 from nas.run_images import require_place
 from nas.settings import settings_of
 from nas.stages.front import cards_of, find
 from nas.train.data import Data, Split, load, normalise
+from nas.train.header import data_lines
 from nas.train.labels import outputs
+from nas.train.pixels import Whites
 from nas.train.preprocessing import Preprocessing, check_input
 
 BATCH = 256
@@ -30,12 +33,13 @@ FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = None, data: str | None = None,
              data_dir: str | None = None, split: str = "test", size: int | None = None, seed: int | None = None,
-             preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None) -> dict[str, Any]:
+             preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None,
+             progress: Progress | None = None) -> dict[str, Any]:
     """``score`` of a file, or of a pick of a run on the run's own images where no others are named.
 
     Images are normalised by ``preprocessing``, else as the file's metadata say, else by ImageNet's mean and deviation;
-    ``classes`` are those of the outputs, in place of the file's own. The result says which of these it was. Raises
-    UserError where file, classes and images do not go together.
+    ``classes`` are those of the outputs, in place of the file's own. The result says which of these it was,
+    ``progress`` what the images are. Raises UserError where file, classes and images do not go together.
     """
     if split not in SPLITS:
         raise UserError(f"--split {split}: {nearest(split, SPLITS)}")
@@ -61,7 +65,11 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
     file = _File(model)
     how = Preprocessing.of_file(file.metadata, model, preprocessing)
     place = Path(given["data_dir"]) if given["data_dir"] else None
-    images = load(given["data"], data_dir=place, size=file.size(given["size"]), seed=given["seed"] or 0, limit=limit)
+    images = load(given["data"], data_dir=place, size=file.size(given["size"]), seed=given["seed"] or 0, limit=limit,
+                  whites=Whites.of_metadata(file.metadata))
+    if progress is not None:
+        for line in data_lines(images):
+            progress.note(line)
     images = how.applied(images)
     meant = outputs(model, file.count(images), file.names() if classes is None else classes, images.classes)
     part = _part(images, split)

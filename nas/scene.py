@@ -103,7 +103,7 @@ def _introduce(config: Config, run: Run, data: Data, progress: Progress) -> None
     """Says what the images are before anything long, here and in the log; nothing once the supernet is trained."""
     if run.has("supernet.pt"):
         return
-    lines = data_lines(data, config.train.augment)
+    lines = data_lines(data, config.train.augment or data.augment)
     for line in lines:
         progress.note(line)
     run.log("data", lines=lines)

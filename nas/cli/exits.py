@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +44,8 @@ def exits(
     lose: Annotated[float, typer.Option(help="Points of accuracy (%) that speed may cost.")] = 0.5,
     budget_ms: Annotated[float | None, typer.Option(help="Mean latency, in place of --lose.")] = None,
     max_ms: Annotated[float | None, typer.Option(help="No image takes longer.")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, crop or flip-crop; default: as the network or the images.")]
+    = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of the heads; default: 20,000 images.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of splits, heads and batches.")] = 0,
     train_on: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -80,8 +83,8 @@ def exits(
             "arch": arch, "images": absolute(str(images)) if images else None,
             "data": None if of_run else located("data", data), "limit": limit, "size": size,
             "target": located("target", target), "method": method, "confidence": confidence, "lose": lose,
-            "budget_ms": budget_ms, "max_ms": max_ms, "epochs": epochs, "seed": seed, "sha256": _digest(Path(model)),
-            "weights": _digest(weights)}
+            "budget_ms": budget_ms, "max_ms": max_ms, "epochs": epochs, "seed": seed, "augment": augment,
+            "sha256": _digest(Path(model)), "weights": _digest(weights)}
         how = Preprocessing.of_flags(mean, std, scale)
         if how is not None:
             settings["preprocessing"] = how.to_json()
@@ -101,12 +104,12 @@ def exits(
                 raise UserError(f"--arch {arch}: is of a run, and {model} is none")
             if classes is not None and data is None:
                 raise UserError(f"--classes {classes}: has no effect without --data, whose labels are found by it")
-            one = models.file(model, weights, size, target, lambda side: _images(data, data_dir, side, seed, limit),
-                              seed, how, read_names(classes))
+            read = partial(_images, model, data, data_dir, seed, limit)
+            one = models.file(model, weights, size, target, read, seed, how, read_names(classes))
             place = out or Path(f"{Path(model).stem}-exits")
         with _begun(place, settings) as here:
             return add(one, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,
-                       wishes=wishes, train_on=train_on)
+                       augment=augment, wishes=wishes, train_on=train_on)
 
     print_result(work, as_json, _show)
 
@@ -131,12 +134,14 @@ def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
         raise UserError(str(error).replace("--run", "--out")) from None  # as the flag is called here
 
 
-def _images(name: str | None, data_dir: str | None, side: int, seed: int, limit: int | None) -> Any:
+def _images(model: str, name: str | None, data_dir: str | None, seed: int, limit: int | None, side: int) -> Any:
+    from nas.early.models import whites_of
     from nas.train.data import load
 
     if name is None:
         return None
-    return load(name, data_dir=Path(data_dir) if data_dir else None, size=side, seed=seed, limit=limit)
+    return load(name, data_dir=Path(data_dir) if data_dir else None, size=side, seed=seed, limit=limit,
+                whites=whites_of(model))
 
 
 def _digest(path: Path | None) -> str | None:

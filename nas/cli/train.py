@@ -103,11 +103,13 @@ def evaluate(
 
     def work() -> dict[str, Any]:
         from nas.evaluate import evaluate as judge
+        from nas.progress import Progress
         from nas.train.labels import read_names
         from nas.train.preprocessing import Preprocessing
 
         return judge(model, arch=arch, budget_ms=budget_ms, data=data, data_dir=data_dir, split=split, size=size,
-                     seed=seed, preprocessing=Preprocessing.of_flags(mean, std, scale), classes=read_names(classes))
+                     seed=seed, preprocessing=Preprocessing.of_flags(mean, std, scale), classes=read_names(classes),
+                     progress=Progress())
 
     print_result(work, as_json, _show_score)
 

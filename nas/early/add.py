@@ -19,9 +19,11 @@ from nas.exits.methods import method as make
 from nas.exits.methods import methods
 from nas.progress import Progress
 from nas.run import Run
+from nas.train import augment as augmentation
 from nas.train import loop
 from nas.train.data import Data
 from nas.train.finetune import LEAST, Recipe
+from nas.train.header import data_lines, unlabeled_lines
 from nas.train.unlabeled import answered, unlabeled
 
 IMAGES = 20_000  # that heads learn from when no epochs are given
@@ -31,15 +33,21 @@ TRIES = 3  # at a choice of exits whose file keeps to --max-ms
 
 def add(model: Model, run: Run, progress: Progress, *, images: Path | None = None, limit: int | None = None,
         method: str = "cache", settings: Mapping[str, Any] | None = None, epochs: int | None = None, seed: int = 0,
-        wishes: Wishes = Wishes(), train_on: str = "auto") -> dict[str, Any]:  # noqa: B008
+        augment: str | None = None, wishes: Wishes = Wishes(), train_on: str = "auto") -> dict[str, Any]:  # noqa: B008
     """Trains exits for a network, chooses some of them, and writes everything into the run; returns the card.
 
     With ``images``, a folder of images without labels, accuracies are shares of images on which the answer is the
-    network's own. Raises UserError as ``refuse`` does, and for a network that files with exits cannot hold.
+    network's own. ``augment`` is what heads learn under, in place of what suits the images.
+    Raises UserError as ``refuse`` does, and for a network that files with exits cannot hold.
     """
     refuse(method)
+    augmentation.check(augment or model.data.augment)
     check(model.net, in_ch=model.data.in_ch, size=model.data.size)
     data = _data(model, images, seed, limit)
+    data = replace(data, augment=augment or data.augment)
+    lines = unlabeled_lines(data) if images else data_lines(data, data.augment, "--augment ")
+    for line in lines:
+        progress.note(line)
     heads = make(method, model.net, **(settings or {}))
     count = epochs if epochs is not None else max(LEAST, heads.phases(), -(-IMAGES // len(data.learn)))
     recipe = Recipe(count, min(BATCH, len(data.learn)), LR, DECAY, 0.0, data.augment)

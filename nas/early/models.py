@@ -54,6 +54,7 @@ from nas.settings import named_target, settings_of
 from nas.stages.front import cards_of, find
 from nas.train.data import Data, recorded
 from nas.train.labels import outputs
+from nas.train.pixels import NARROW, Whites
 from nas.train.preprocessing import Preprocessing, check_input, imagenet
 
 SECONDS = 2.0  # an exit, timed without a table's yardstick
@@ -116,10 +117,18 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     own = choice.pieces(plan(at, full), costs.ms_many, known_exit_ms(costs))
     here = timed_here(costs)
     metadata = metadata_of(scene, arch)
-    return Model(wanted, with_exits(at, full, plain, scene.seed), plain, scene.data, metadata,
+    data = replace(scene.data, augment=config.train.augment or scene.data.augment)
+    return Model(wanted, with_exits(at, full, plain, scene.seed), plain, data, metadata,
                  target, lambda: own, lambda trained, served, folder: served,
                  partial(check_all, layout=scene.layout, table=here[0], device=here[1]) if here else None,
                  clock_of(1)[1], {"preprocessing": Preprocessing.of_file(metadata, run.path).to_json()})
+
+
+def whites_of(model: str) -> Whites:
+    """What the pixels of files of more than 8 bits were divided by in training a network, where its file says so."""
+    if not model.endswith(".onnx"):
+        return NARROW
+    return Whites.of_metadata({p.key: p.value for p in onnx.load(model, load_external_data=False).metadata_props})
 
 
 def file(model: str, weights: Path | None, size: int | None, target: str | None, data: Callable[[int], Data | None],
@@ -146,6 +155,7 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
                             imagenet("torchvision's weights were trained with it"))
     known = classes if classes is not None else kept["classes"].split("\n") if "classes" in kept else None
     own, by = _on(data(side), how, known, net.classes, side, model)
+    own = own if len(own.learn) else replace(own, whites=Whites.of_metadata(kept))
     said = {"preprocessing": how.to_json(), "classes_by": by, "weights_at": place}
     costs = None if target in (None, "cpu") else cost_models.load(str(cost_models.find(str(target))))
     if costs is not None and not isinstance(costs, KernelModel):

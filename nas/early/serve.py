@@ -241,7 +241,7 @@ def named(data: Data, size: int) -> dict[str, str]:
     """What a program needs to use a file on images."""
     return {"classes": "\n".join(data.classes), "input": "NCHW float32", "size": str(size), "scale": "pixels / 255",
             "producer": "nas", "mean": " ".join(f"{v:.6g}" for v in data.mean),
-            "std": " ".join(f"{v:.6g}" for v in data.std)}
+            "std": " ".join(f"{v:.6g}" for v in data.std), **data.whites.metadata()}
 
 
 def checked(wishes: Wishes) -> Wishes:

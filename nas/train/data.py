@@ -120,7 +120,7 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
 def description(data: Data) -> dict[str, Any]:
     """What a run's ``data.json`` says of its images."""
     return {"name": data.name, "classes": list(data.classes), "size": data.size, "mean": list(data.mean),
-            "std": list(data.std), **data.source}
+            "std": list(data.std), "augment": data.augment, **data.source}
 
 
 def recorded(value: dict[str, Any]) -> Data:
@@ -134,6 +134,7 @@ def recorded(value: dict[str, Any]) -> Data:
         std=tuple(value["std"]),
         source=value,
         indices={},
+        augment=value.get("augment", "flip-crop"),
         whites=Whites.of_metadata(value.get("whites", {})),
         learn=none,
         train=none,
@@ -227,11 +228,8 @@ def _source(name: str, data_dir: Path | None) -> Source:
 
 
 def _whites(source: Source, given: Whites | None) -> Whites:
-    """Those given, completed by what the training images say; no image of the test split is looked at."""
-    if given is not None and None not in (given.integer, given.real):
-        return given
-    own = source.whites(fixed(source)[0])
-    return own if given is None else Whites(given.integer or own.integer, given.real or own.real)
+    """Those given, else what the training images say; no image of the test split is looked at."""
+    return given if given not in (None, NARROW) else source.whites(fixed(source)[0])
 
 
 def _check_memory(name: str, count: int, size: int) -> None:
@@ -272,6 +270,7 @@ def _provenance(source: Source, splits: dict[str, Split], seed: int, limit: int 
         "sizes": {part: len(split) for part, split in splits.items()},
         "seed": seed,
         "limit": limit,
+        "classes": list(source.classes),
         "class_counts": counts,
         "splits": origins(source),
         "least": least(source),

@@ -7,28 +7,36 @@ from collections.abc import Iterator
 from nas.train import augment as augmentation
 from nas.train import mirror
 from nas.train.data import Data
-from nas.train.folder import NAMES
+from nas.train.folder import NAMES, PIXELS
 from nas.train.splits import SPLITS
 
 DARK = 16  # of 255: images that reach no further are nearly black
 TOLD = 5  # kinds of files, folders or classes that a line names
 
 
-def data_lines(data: Data, augment: str | None = None) -> list[str]:
-    """Lines about labelled images and how they are augmented (``augment``, else as suits them), then warnings.
+def data_lines(data: Data, augment: str | None = None, setting: str = "train.augment=") -> list[str]:
+    """Lines about labelled images, how they are augmented where they are (``setting`` changes it), then warnings.
 
     Where images are mirrored, whether their classes survive it is tried: that takes a second or two.
     """
-    kind = augment or data.augment
     counts = data.source["class_counts"]
     total = sum(data.source["sizes"].values())
-    lines = [f"{data.name}: {total:,} images of {len(data.classes)} classes at {data.size}x{data.size}, from "
+    lines = [f"{data.name}: {total:,} images of {len(data.source['classes'])} classes at {data.size}x{data.size}, from "
              f"{data.source['from']}",
              f"splits: {_splits(data)}",
              f"smallest class: {_class(data, _smallest(counts))}",
-             "pixels: " + ", ".join(filter(None, (data.source["pixels"], str(data.whites)))),
-             f"augmentation: {augmentation.words(kind, data.size)}; train.augment={_others(kind)} changes it"]
-    return [*lines, *left_out(data), *_warnings(data, kind)]
+             "pixels: " + ", ".join(filter(None, (data.source["pixels"], str(data.whites))))]
+    return [*lines, *_augmentation(data, augment, setting), *_left_out(data), *_scarce(data), *_dark(data), *_cut(data),
+            *_mirrored(data, augment, setting)]
+
+
+def unlabeled_lines(data: Data) -> list[str]:
+    """Lines about images without labels, from which exits learn."""
+    sizes = f"{len(data.learn):,} to learn from, {len(data.select):,} for thresholds, {len(data.test):,} to report on"
+    lines = [f"{data.name}: {data.source['images']:,} images without labels at {data.size}x{data.size}, from "
+             f"{data.source['from']}: {sizes}",
+             "pixels: " + ", ".join(filter(None, (PIXELS, str(data.whites))))]
+    return [*lines, *_augmentation(data, data.augment, "--augment "), *_left_out(data), *_cut(data)]
 
 
 def _splits(data: Data) -> str:
@@ -39,9 +47,15 @@ def _splits(data: Data) -> str:
     return "; ".join(f"{', '.join(parts)} from {origin}" for origin, parts in alike.items())
 
 
-def left_out(data: Data) -> Iterator[str]:
+def _augmentation(data: Data, kind: str | None, setting: str) -> Iterator[str]:
+    if kind is not None:
+        others = " or ".join(other for other in augmentation.KINDS if other != kind)
+        yield f"augmentation: {augmentation.words(kind, data.size)}; {setting}{others} changes it"
+
+
+def _left_out(data: Data) -> Iterator[str]:
     """What of a folder is not used."""
-    if skipped := data.source.get("skipped"):
+    if skipped := data.source["skipped"]:
         texts = [f"{count:,} {what}" for what, count in skipped.items()]
         yield f"left out: {_told(texts)}"
     if ignored := data.source.get("ignored"):
@@ -49,22 +63,28 @@ def left_out(data: Data) -> Iterator[str]:
         yield f"ignored beside the splits: {_told(ignored)} (splits are called {names})"
 
 
-def _warnings(data: Data, kind: str) -> Iterator[str]:
-    yield from _scarce(data)
+def _dark(data: Data) -> Iterator[str]:
     if (reach := data.source["reach"]) < DARK:
         yield (f"warning: the images are nearly black: 99.9 % of their pixels are at most {reach} of 255; save them so "
                "that white is the largest value")
+
+
+def _cut(data: Data) -> Iterator[str]:
     if any(data.source["cut"].values()):
         texts = ", ".join(f"{pool} {count:,}" for pool, count in data.source["cut"].items() if count)
-        yield f"warning: images that reach above white, by which the training images are read, are cut there: {texts}"
-    if augmentation.KINDS[kind][1] and (text := mirror.warning(data.learn.images, data.learn.labels, data.classes)):
-        yield text
+        yield f"warning: images with values above white are cut there ({data.whites}): {texts}"
+
+
+def _mirrored(data: Data, kind: str | None, setting: str) -> Iterator[str]:
+    if kind is not None and augmentation.KINDS[kind][1]:
+        text = mirror.warning(data.learn.images, data.learn.labels, data.classes, setting)
+        yield from [text] if text else []
 
 
 def _scarce(data: Data) -> Iterator[str]:
     """A class that is missing from a split is not learnt, not looked at in choosing, or not tested."""
     counts = data.source["class_counts"]
-    scarce = [label for label in range(len(data.classes)) if not all(counts[part][label] for part in SPLITS)]
+    scarce = [label for label in range(len(data.source['classes'])) if not all(counts[part][label] for part in SPLITS)]
     if scarce:
         limited = " or raise --limit" if data.source["limit"] else ""
         texts = [_class(data, label) for label in scarce[:TOLD]]
@@ -83,13 +103,9 @@ def _class(data: Data, label: int) -> str:
     counts = {part: data.source["class_counts"][part][label] for part in SPLITS}
     total = sum(counts.values())
     shares = ", ".join(f"{part} {count:,}" for part, count in counts.items())
-    return f"{data.classes[label]!r}: {total:,} {'image' if total == 1 else 'images'} ({shares})"
+    return f"{data.source['classes'][label]!r}: {total:,} {'image' if total == 1 else 'images'} ({shares})"
 
 
 def _told(texts: list[str]) -> str:
     more = f" and {len(texts) - TOLD} more" if len(texts) > TOLD else ""
     return ", ".join(texts[:TOLD]) + more
-
-
-def _others(kind: str) -> str:
-    return " or ".join(other for other in augmentation.KINDS if other != kind)

@@ -42,8 +42,9 @@ class Answers:
         return mirrored.sum() <= kept * right.sum() and binom.sf(worse - 1, worse + better, 0.5) < chance
 
 
-def warning(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> str | None:
-    """What to say of images uint8 [N, 3, S, S] whose mirror images are not recognised; None where they are.
+def warning(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], setting: str) -> str | None:
+    """What to say of images uint8 [N, 3, S, S] whose mirror images are not recognised, with the setting to
+    change; None where they are.
 
     Takes a second or two, and numbers from no generator but its own.
     """
@@ -58,7 +59,7 @@ def warning(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) 
     right, mirrored = (f"{(answer == found.labels).mean():.0%}" for answer in (found.plain, found.mirrored))
     return (f"warning: classes may not survive mirroring: a quick linear test recognises {right} of the images and "
             f"{mirrored} of their mirror images{_examples(found, classwise, classes)}; where left and right matter "
-            "(arrows, text, signs) give train.augment=crop")
+            f"(arrows, text, signs) give {setting}crop")
 
 
 def _examples(found: Answers, classwise: list[int], classes: Sequence[str]) -> str:
