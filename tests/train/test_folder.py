@@ -9,35 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pictures import from_folder, picture, tree
 from PIL import Image
 
 from nas.errors import UserError
 from nas.train import data as data_module
-from nas.train.data import Data, Split, load
+from nas.train.data import Split
 from nas.train.folder import default_size
 from nas.train.pixels import decoded, square
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 PARTS = ("train", "gate", "select", "test")
-
-
-def picture(path: Path, size: tuple[int, int] = (40, 30), colour: Any = None, mode: str = "RGB") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if colour is None:
-        colour = tuple(np.frombuffer(str(path).encode()[-3:], np.uint8).tolist())
-    Image.new(mode, size, colour).save(path)
-    return path
-
-
-def tree(root: Path, counts: dict[str, int]) -> Path:
-    for name, count in counts.items():
-        for index in range(count):
-            picture(root / name / f"{index:03d}.png", colour=(index, len(name), 7))
-    return root
-
-
-def from_folder(path: Path, **options: Any) -> Data:
-    return load(str(path), data_dir=None, **{"size": 16, "seed": 0, **options})
 
 
 def test_class_folders_alone(tmp_path: Path) -> None:
