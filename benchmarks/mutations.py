@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def known(path: Path) -> dict[str, dict[str, Any]]:
     return {record["key"]: record for record in map(json.loads, lines)}
 
 
-def run(mutants: Sequence[Mutant], results: Path, workers: int, full: bool) -> list[dict[str, Any]]:
+def run(mutants: Sequence[Mutant], results: Path, workers: int, full: bool, pass_clean: bool) -> list[dict[str, Any]]:
     """The records of all, in their order; what is not in the file yet is tried and appended."""
     source, before = digest(), known(results)
     left = [mutant for mutant in mutants if key(mutant, source) not in before
@@ -155,10 +155,10 @@ def run(mutants: Sequence[Mutant], results: Path, workers: int, full: bool) -> l
             return {"key": key(mutant, source), "name": mutant.name, "file": mutant.file, "caught": ran.caught,
                     "by": ran.first, "seconds": round(ran.seconds, 1), "full": full}
 
-        if left:
-            sound(copies, left)
+        if left and not pass_clean:
+            sound(copies, left, workers)
         with ThreadPoolExecutor(workers) as pool, results.open("a") as file:
-            for made in pool.map(record, left):
+            for made in (future.result() for future in as_completed([pool.submit(record, one) for one in left])):
                 before[made["key"]] = made
                 file.write(json.dumps(made) + "\n")
                 file.flush()
@@ -167,10 +167,11 @@ def run(mutants: Sequence[Mutant], results: Path, workers: int, full: bool) -> l
     return [before[key(mutant, source)] for mutant in mutants]
 
 
-def sound(copies: queue.Queue[Path], mutants: Sequence[Mutant]) -> None:
+def sound(copies: queue.Queue[Path], mutants: Sequence[Mutant], workers: int) -> None:
     """Ends the program where a test fails without any fault: then it would say nothing."""
     copy = copies.get()
-    ran = pytest(copy, sorted({test for mutant in mutants for test in mutant.tests}))
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    ran = pytest(copy, tests, "-n", str(workers), "--dist", "loadfile")
     copies.put(copy)
     if ran.caught:
         raise SystemExit(f"without a fault: {ran.first or 'the tests hang'}; mend that first")
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only whether each fault can still be put in")
     parser.add_argument("--only", default="", help="those with this text in their name or file")
     parser.add_argument("--full", action="store_true", help="run all fast tests on what its own tests let through")
+    parser.add_argument("--pass-clean", action="store_true", help="the tests are known to pass without a fault")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("mutations.jsonl"))
     given = parser.parse_args()
@@ -191,7 +193,7 @@ def main() -> None:
     if given.check:
         print(f"{len(mutants)} faults can be put in")
         return
-    records = run(mutants, given.results, given.workers, given.full)
+    records = run(mutants, given.results, given.workers, given.full, given.pass_clean)
     caught = sum(record["caught"] for record in records)
     print(f"{caught} of {len(records)} caught ({caught / max(1, len(records)):.1%}), "
           f"{sum(record['seconds'] for record in records):.0f} s of tests")

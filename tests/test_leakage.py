@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ import torch
 from tiny_search import Quiet, config_of, searched
 from torch import nn
 
-from nas import baseline, checkpoint, deliver, scene, verify
+from nas import baseline, checkpoint, deliver, verify
 from nas import search as pipeline
 from nas.arch import Arch
 from nas.config import resolve
@@ -67,7 +68,11 @@ def with_noise(part: str | None, what: str = "images") -> Iterator[None]:
         return replace(data, **{part: noise(getattr(data, part), what)}) if part else data
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scene, "load", load)
+        users = [module for name, module in sys.modules.items() if name.startswith("nas.")
+                 and module is not data_module and getattr(module, "load", None) is data_module.load]
+        assert users
+        for module in users:
+            patch.setattr(module, "load", load)
         patch.setattr(verify, "MIN_SQNR_DB", -np.inf)  # of an int8 file, on images of selection
         yield
 
