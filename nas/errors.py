@@ -2,4 +2,17 @@
 
 
 class UserError(ValueError):
-    """The message is one line that names the file, key and value, and says what to do."""
+    """The message is one line that names the file, key and value, and says what to do.
+
+    ``key`` is the setting at fault (``data``, ``train.augment``), where it is one: the command line calls it as it was
+    typed, ``--data`` or ``data=`` or the file that it stands in. The message is ``before``, key, ``text``.
+    """
+
+    def __init__(self, text: str, key: str | None = None, before: str = "") -> None:
+        self.text, self.key, self.before = text, key, before
+        super().__init__(self.calling(key))
+
+    def calling(self, name: str | None) -> str:
+        """The message, with the setting called so."""
+        colon = "" if name is None or self.text.startswith(" ") else ": "
+        return f"{self.before}{name or ''}{colon}{self.text}"

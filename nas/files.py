@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from nas.errors import UserError
 
+SETTING = {"search_spaces": "space"}  # what names a file of a kind
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -46,7 +47,7 @@ def resolve(kind: str, name: str, suffix: str) -> Path:
         return Path(name)
     places = {found: part for part in (f"{kind}/presets", kind) for found in shipped(part, suffix)}
     if name not in places:
-        raise UserError(f"{kind}: no {name!r}; {nearest(name, places)}")
+        raise UserError(f"no {name!r}; {nearest(name, places)}", key=SETTING.get(kind, kind))
     return folder(places[name]) / f"{name}{suffix}"
 
 

@@ -225,8 +225,8 @@ class Run:
         refused = [key for key in changed if key.split(".")[0] not in free]
         if refused:
             key = refused[0]
-            raise UserError(f"{self.path}: began with {key} = {_shown(old, key)}, now {_shown(new, key)}; "
-                            "give another --run, or the old value")
+            raise UserError(f" = {_shown(old, key)}, now {_shown(new, key)}; give another --run, or the old value",
+                            key=key, before=f"{self.path}: began with ")
         if changed:
             self.write_json(CONFIG, config)
 

@@ -24,15 +24,13 @@ def print_result(work: Callable[[], Any], as_json: bool, show: Callable[[Any], N
         show(result)
 
 
-def one_line(error: Exception) -> str | None:
-    """What to tell the user; None for a mistake that is ours."""
-    text = _told(error)
+def one_line(error: Exception, worded: Callable[[UserError], str] = str) -> str | None:
+    """What to tell the user, a mistake of theirs in the words of ``worded``; None for a mistake that is ours."""
+    text = worded(error) if isinstance(error, UserError) else _told(error)
     return None if text is None else printable(" ".join(text.split()), sys.stderr.encoding)
 
 
 def _told(error: Exception) -> str | None:
-    if isinstance(error, UserError):
-        return str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
         return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     usage = getattr(error, "format_message", None)  # of typer's parser

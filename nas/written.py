@@ -12,12 +12,15 @@ from nas.errors import UserError
 from nas.files import nearest
 from nas.yaml_text import parsed
 
+FLAGS = {"train.finetune_epochs": "--epochs"}  # of nas train and nas compare
+
 
 def from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """(key, value, ``--key``); None is not given. The flag of a dotted key is named after its group."""
+    """(key, value, ``--key``); None is not given. Of a dotted key in ``FLAGS``, else the flag is that of its group."""
     for key, value in flags.items():
         if value is not None:
-            yield key, value, f"--{'no-' if value is False else ''}{key.partition('.')[0].replace('_', '-')}"
+            usual = f"--{'no-' if value is False else ''}{key.partition('.')[0].replace('_', '-')}"
+            yield key, value, FLAGS.get(key, usual)
 
 
 def from_overrides(overrides: Sequence[str], kind: type[BaseModel]) -> Iterator[tuple[str, Any, str]]:

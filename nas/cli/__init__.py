@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import NoReturn
 
 import typer
@@ -17,6 +18,8 @@ import typer
 from nas import launch
 from nas.cli import compare, exits, presets, report, runs, settings, spaces, streams, tables, train
 from nas.cli.base import app
+from nas.cli.wording import in_words_of
+from nas.errors import UserError
 from nas.terminal import one_line
 
 __all__ = ["app", "compare", "exits", "main", "presets", "report", "runs", "settings", "spaces", "tables", "train"]
@@ -59,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         raise
     except Exception as error:
         if not _seen:  # numpy makes an ImportError of an interrupt while it is being imported
-            text = one_line(error)
+            text = one_line(error, partial(_worded, words))
             if text is None or os.environ.get("NAS_DEBUG") == "1":
                 raise
             streams.say(text)
@@ -74,6 +77,12 @@ def _home(word: str) -> str:
     """``--out=~/x`` as ``--out ~/x``, whose ~ every shell expands: else there would be a folder of that name."""
     flag, equals, value = word.partition("=")
     return f"{flag}={os.path.expanduser(value)}" if equals and value.startswith("~") else os.path.expanduser(word)
+
+
+def _worded(words: Sequence[str], error: UserError) -> str:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    command = commands.get(next(iter(words), ""))
+    return str(error) if command is None else in_words_of(command, words[1:], error)
 
 
 _seen: list[int] = []  # signals that asked to stop

@@ -124,14 +124,11 @@ def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
     from nas.run import CONFIG, Run
 
     run = Run(place)
-    try:
-        if not run.has(CONFIG):
-            Run.open(place, settings)
-        with run.lock():  # before what others began with is changed
-            free = () if run.has(CARD) else WISHES if run.events("exits") else tuple(settings)
-            yield Run.open(place, settings, free)
-    except UserError as error:
-        raise UserError(str(error).replace("--run", "--out")) from None  # as the flag is called here
+    if not run.has(CONFIG):
+        Run.open(place, settings)
+    with run.lock():  # before what others began with is changed
+        free = () if run.has(CARD) else WISHES if run.events("exits") else tuple(settings)
+        yield Run.open(place, settings, free)
 
 
 def _images(model: str, name: str | None, data_dir: str | None, seed: int, limit: int | None, side: int) -> Any:

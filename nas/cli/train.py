@@ -51,9 +51,9 @@ def train(
 
         run_files(ops)
         flags = {"arch": arch, "space": space, "target": target, "data": data, "data_dir": data_dir, "limit": limit,
-                 "width": width, "seed": seed, "size": size, "train_on": train_on, "threads": threads}
-        passes = [] if epochs is None else [f"train.finetune_epochs={epochs}"]
-        settings = resolve(config, [*passes, *(overrides or [])], flags, Baseline)
+                 "width": width, "seed": seed, "size": size, "train_on": train_on, "threads": threads,
+                 "train.finetune_epochs": epochs}
+        settings = resolve(config, overrides or [], flags, Baseline)
         given = None
         if not settings.arch:
             settings = settings.model_copy(update={"arch": _only(settings)})

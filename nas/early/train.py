@@ -46,8 +46,8 @@ def train(name: str, net: Network, data: Data, recipe: Recipe, run: Run, place: 
     with loop.seeded(seed, name, "method"):
         made = make(method, net, **{"label_smoothing": recipe.label_smoothing, **(settings or {})})
     if recipe.epochs < made.phases():
-        raise UserError(f"exits: {method} trains in {made.phases()} phases, each an epoch at least; {recipe.epochs} "
-                        "are too few")
+        raise UserError(f"{method} trains in {made.phases()} phases, each an epoch at least; {recipe.epochs} are "
+                        f"too few; give {made.phases()} or more", key="exits.epochs")
     if run.has(place + WEIGHTS):
         load(made, run, place)
         return made.to(device).eval()

@@ -20,7 +20,7 @@ ALL = slice(None)
 def check(kind: str) -> None:
     """Raises UserError for an augmentation that does not exist."""
     if kind not in KINDS:
-        raise UserError(f"augment: no {kind!r}; {nearest(kind, KINDS)}")
+        raise UserError(f"no {kind!r}; {nearest(kind, KINDS)}", key="train.augment")
 
 
 def words(kind: str, size: int) -> str:

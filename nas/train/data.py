@@ -209,11 +209,11 @@ def free_bytes() -> int | None:
 
 def _check_numbers(size: int | None, seed: int, limit: int | None) -> None:
     if size is not None and not SIDES[0] <= size <= SIDES[1]:
-        raise UserError(f"size: {size} is outside {SIDES[0]} .. {SIDES[1]} pixels")
+        raise UserError(f"{size} is outside {SIDES[0]} .. {SIDES[1]} pixels", key="size")
     if seed < 0:
-        raise UserError(f"seed: {seed} is negative; give 0 or more")
+        raise UserError(f"{seed} is negative; give 0 or more", key="seed")
     if limit is not None and limit < 1:
-        raise UserError(f"limit: {limit} images are none to train on")
+        raise UserError(f"{limit} images are none to train on; give a number above 0", key="limit")
 
 
 def _source(name: str, data_dir: Path | None) -> Source:
@@ -224,7 +224,7 @@ def _source(name: str, data_dir: Path | None) -> Source:
     path = Path(os.path.expanduser(name))
     if name and (path.exists() or len(path.parts) > 1):
         return folder(path)
-    raise UserError(f"data: no {name!r} and no such folder; {nearest(name, BUILT_IN)}")
+    raise UserError(f"no {name!r} and no such folder; {nearest(name, BUILT_IN)}", key="data")
 
 
 def _whites(source: Source, given: Whites | None) -> Whites:
