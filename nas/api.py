@@ -39,6 +39,7 @@ from nas.scene import recorded_scene
 from nas.settings import searched, settings_of
 from nas.space import Space
 from nas.stages.bounds import Bounds
+from nas.units import amount, unit
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Front:
         fitting = [pick for pick in self.front if pick.ms[on] <= ms]
         if not fitting:
             least = min(pick.ms[on] for pick in self.front)
-            raise UserError(f"{ms:g} ms: the fastest pick of {self.run} takes {least:.4g} ms on {on}")
+            raise UserError(f"{ms:g} {unit(on)}: the cheapest pick of {self.run} takes {amount(least, on)}")
         return max(fitting, key=lambda pick: (pick.select_accuracy, -pick.ms[on]))
 
 

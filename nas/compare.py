@@ -34,6 +34,7 @@ from nas.select.problem import Problem, budgets, random_within
 from nas.subnet import build
 from nas.train import loop
 from nas.train.finetune import Recipe
+from nas.units import amount, unit
 
 IMAGES, LEAST = 12_000, 5  # when no epochs are given, a network sees at least so many images and as many epochs
 INSIDE = 1.2  # a budget at the very ends of the reachable range leaves a single network, and nothing to draw
@@ -101,7 +102,7 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
              for scene, one in zip(scenes, problems, strict=True)]
     if not any(row for rows in drawn for row in rows):
         raise UserError(f"--budget-ms: no network of any of the spaces was found that takes {100 * CLOSE:.0f} to 100 % "
-                        f"of {', '.join(f'{bound:.4g}' for bound in grid)} ms on {target}: give others")
+                        f"of {', '.join(f'{bound:.4g}' for bound in grid)} {unit(target)} on {target}: give others")
     parts = []
     for scene, one, archs in zip(scenes, problems, drawn, strict=True):
         if missing := networks * len(grid) - sum(map(len, archs)):
@@ -134,15 +135,16 @@ def _grid(config: Config, scenes: Sequence[Scene], problems: Sequence[Problem]) 
     if config.budget_ms:
         most = max(one.costs[0].largest for one in problems)
         if idle := next((budget for budget in config.budget_ms if CLOSE * budget > most), None):
-            raise UserError(f"--budget-ms {idle:g}: no network of these spaces takes more than {most:.4g} ms on "
-                            f"{target}, and one drawn for a budget takes {100 * CLOSE:.0f} % of it at least: lower it")
+            raise UserError(f"--budget-ms {idle:g}: no network of these spaces takes more than "
+                            f"{amount(most, target)}, and one drawn for a budget takes {100 * CLOSE:.0f} % of it at "
+                            "least: lower it")
         return config.budget_ms
     low = max(one.costs[0].smallest for one in problems) * INSIDE
     high = min(one.costs[0].largest for one in problems) / INSIDE
     if low >= high:
-        ranges = ", ".join(f"{scene.layout.space} {one.costs[0].smallest:.4g} .. {one.costs[0].largest:.4g} ms"
-                           for scene, one in zip(scenes, problems, strict=True))
-        raise UserError(f"--spaces: no latency on {target} that all of them reach ({ranges}): scale one (NAME@0.5)")
+        ranges = ", ".join(f"{scene.layout.space} {one.costs[0].smallest:.4g} .. {one.costs[0].largest:.4g} "
+                           f"{unit(target)}" for scene, one in zip(scenes, problems, strict=True))
+        raise UserError(f"--spaces: no budget on {target} that all of them reach ({ranges}): scale one (NAME@0.5)")
     return budgets(problems[0], config.budgets, (low, high))
 
 

@@ -30,6 +30,7 @@ from nas.space import Space
 from nas.train import loop
 from nas.train.data import Data, recorded
 from nas.train.header import data_lines
+from nas.units import amount, unit
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def problem(scene: Scene, layout: Layout, targets: Sequence[str]) -> Problem:
     """The selection problem over what ``layout`` (pruned or whole) still admits, with one cost a target."""
     rows = {t: tuple(np.array([scene.prices[t].ms[s.index][op] for op in s.ops]) for s in layout.slots)
             for t in targets}
-    costs = tuple(Cost(t, "ms", scene.prices[t].fixed, rows[t]) for t in targets)
+    costs = tuple(Cost(t, unit(t), scene.prices[t].fixed, rows[t]) for t in targets)
     fits = scene.footprints
     flash = tuple(fits[t].flash(layout) for t in targets if t in fits and fits[t].bounds())
     return Problem(layout, tuple(slot.ops for slot in layout.slots), costs + flash,
@@ -228,7 +229,7 @@ def up_to_max(config: Config, target: str, ends: tuple[float, float],
     if config.max_ms is None or target != config.target[0]:
         return ends
     if config.max_ms < ends[0]:
-        raise UserError(f"--max-ms {config.max_ms:g} is below the smallest reachable {ends[0]:.4g} ms on {target}; "
+        raise UserError(f"--max-ms {config.max_ms:g} is below the smallest reachable {amount(ends[0], target)}; "
                         "raise it, or search a smaller space (--width)")
     if over := [budget for budget in budget_ms if budget > config.max_ms]:
         raise UserError(f"--budget-ms {over[0]:g} is above --max-ms {config.max_ms:g}")

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 
 from nas import overrun, text
 from nas.artefacts import standing
+from nas.units import amount, column, counted, device, unit
 
 GAP = 3  # blanks between two columns
 INDENT = 5  # of what has no room beside the first columns
@@ -72,10 +73,10 @@ def front(result: Mapping[str, Any]) -> None:
     rows(points, [name for name in dict.fromkeys(key for point in points for key in point)])
     measured = any(one.get("measured_ms") is not None for one in result["budgets"])
     if result["budgets"]:
-        rows([{"budget_ms": one["budget_ms"], "pick": one["id"],
-               **({"size": one["size"]} if result.get("sizes") else {}), "predicted_ms": one["ms"],
-               **({"measured_ms": one.get("measured_ms")} if measured else {})}
-              for one in result["budgets"]])
+        rows([{"budget": _amounts(one["budget_ms"], one.get("target"), result), "pick": one["id"],
+               **({"size": one["size"]} if result.get("sizes") else {}),
+               "predicted": _amounts(one["ms"], one.get("target"), result),
+               **({"measured ms": one.get("measured_ms")} if measured else {})} for one in result["budgets"]])
     for target, ids in result.get("fronts", {}).items():
         line(f"front of {target}: {', '.join(ids)}")
     if result.get("fronts"):
@@ -127,8 +128,8 @@ def space(result: Mapping[str, Any]) -> None:
     priced = [one for one in result["targets"] if "smallest_ms" in one]
     if priced:
         print()
-        rows([{"target": one["target"], "predicted ms": f"{cell(one['smallest_ms'])} .. {cell(one['largest_ms'])}"}
-              for one in priced])
+        rows([{"target": one["target"], "predicted": f"{cell(one['smallest_ms'])} .. {cell(one['largest_ms'])} "
+                                                     f"{unit(one['target'])}"} for one in priced])
     for one in result["targets"]:
         if "missing" in one:
             line(f"{one['target']}: {one['missing']} rows are missing, first {one['first']}; {one['do']}")
@@ -152,7 +153,7 @@ def table_of_spaces(results: Sequence[Mapping[str, Any]]) -> None:
 def _costs_of_spaces(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Titles and, space by space, its size and the ends of what its networks cost; a dash where rows are missing."""
     titles = ["space", "slots", "networks", "parameters", "multiply-adds",
-              *(f"ms, {one['target']}" for one in results[0]["targets"])]
+              *(f"{unit(one['target'])}, {device(one['target'])}" for one in results[0]["targets"])]
 
     def ends(*two: float, unit: str = "") -> str:
         return " .. ".join(f"{end:.0f}" if end >= 1000 else cell(end) for end in two) + unit
@@ -172,10 +173,11 @@ def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
 def comparison(result: Mapping[str, Any]) -> None:
     """Budget by budget the spaces beside each other, then each front's hypervolume, then the run directory."""
     columns = {part["space"]: part["budgets"] for part in result["spaces"]}
-    rows([{"budget_ms": bound, **{space: _spread(budgets[i]) for space, budgets in columns.items()}}
+    of = unit(result["target"])
+    rows([{f"budget {of}": bound, **{space: _spread(budgets[i]) for space, budgets in columns.items()}}
           for i, bound in enumerate(result["budgets"])])
     print()
-    rows([{"space": part["space"], "reach ms": " .. ".join(map(cell, part["reach_ms"])),
+    rows([{"space": part["space"], f"reach {of}": " .. ".join(map(cell, part["reach_ms"])),
            "networks": len(part["front"]) + len(part["dominated"]), "in the front": len(part["front"]),
            "hypervolume": part["hypervolume"]} for part in result["spaces"]])
     line(str(result["run"]))
@@ -188,6 +190,9 @@ def prediction(result: Mapping[str, Any]) -> None:
         line(f"left out: {one['op']} ({one['name']})" + (f": {one['why']}" if one["why"] else ""))
     for note in result["notes"]:
         line(note)
+    if counted(result["target"]):
+        line(f"{amount(result['ms'], result['target'])} for an image")
+        return
     line(f"{cell(result['ms'])} ms at batch {result['batch']} on {result['target']} ({result['method']}: predicted, "
          "not measured)")
 
@@ -210,14 +215,16 @@ def exits(card: Mapping[str, Any]) -> None:
     """Where images leave and when, then accuracy and latency with and without exits, then the folder."""
     measured = card["measured_prefix_ms"] or [None] * len(card["prefix_ms"])
     names = [f"exit {index}" for index in range(len(card["kept"]))] + ["head"]
-    rows([{"leaves at": name, "images": f"{100 * share:.1f} %", "predicted_ms": ms, "measured_ms": own}
+    target = card["target"]
+    rows([{"leaves at": name, "images": f"{100 * share:.1f} %", column("predicted", target, False): ms,
+           column("measured", target, False): "not applicable" if counted(target) else own}
           for name, share, ms, own in zip(names, card["shares"], card["prefix_ms"], measured, strict=True)])
     accuracy = _accuracy(card["accuracy"], card["accuracy_se"])
     line(f"{len(card['kept'])} of {card['candidates']} possible exits kept; accuracy {accuracy} on {card['n']} test "
          f"images, {_accuracy(card['accuracy_without'], None)} without exits (labels: {card['labels']})")
-    line(f"mean {cell(card['mean_ms'])} ms, worst {cell(card['worst_ms'])} ms predicted on {card['target']}; " + (
-        f"measured here: mean {cell(card['measured_ms'])} ms, worst {cell(card['measured_worst_ms'])} ms"
-        if card["measured_ms"] is not None else f"not measured: no {card['target']} here"))
+    line(f"mean {amount(card['mean_ms'], target)}, worst {amount(card['worst_ms'], target)} predicted" + (
+        "" if counted(target) else f"; not measured: no {target} here" if card["measured_ms"] is None else
+        f"; measured here: mean {cell(card['measured_ms'])} ms, worst {cell(card['measured_worst_ms'])} ms"))
     _read_as(card)
     line(str(card["folder"]))
 
@@ -264,19 +271,18 @@ def _unmeasured(result: Mapping[str, Any]) -> list[str]:
     targets = targets_of(result)
     measured = [point.get("measured_ms") for point in result["front"]]
     values = {target: [one.get(target) if isinstance(one, Mapping) else one for one in measured] for target in targets}
-    return [target for target in targets if all(value is None for value in values[target])]
+    return [target for target in targets if not counted(target) and all(value is None for value in values[target])]
 
 
 def _point(point: Mapping[str, Any], front: Mapping[str, Any]) -> dict[str, Any]:
-    accuracy, error = point.get("accuracy"), point.get("accuracy_se")
+    accuracy, error, targets = point.get("accuracy"), point.get("accuracy_se"), targets_of(front)
     shown = {"id": point["id"], **({"size": point["size"]} if front.get("sizes") else {}),
              "accuracy": _accuracy(accuracy, error)}
     if point.get("exits"):
-        shown |= {"exits": cell(point["exits"])} | _per_target("worst ms", point.get("worst_ms"))
+        shown |= {"exits": cell(point["exits"])} | _costs("worst", point.get("worst_ms"), targets)
     if point.get("within_error_of"):
         shown["accuracy"] += f" (tied with {point['within_error_of']} in selection)"
-    shown |= _per_target("predicted ms", point.get("ms")) | _per_target("measured ms", point.get("measured_ms"))
-    targets = targets_of(front)
+    shown |= _costs("predicted", point.get("ms"), targets) | _costs("measured", point.get("measured_ms"), targets)
     shown |= _per_target("standing", {target: standing(front, point["id"], target) for target in targets}
                          if len(targets) > 1 else standing(front, point["id"], "".join(targets)))
     for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
@@ -299,11 +305,27 @@ def _spread(row: Mapping[str, Any]) -> str:
     return f"{100 * row['mean']:.1f} %{sd} ({row['n']})"
 
 
-def _per_target(name: str, ms: Any) -> dict[str, str]:
+def _per_target(name: str, values: Any) -> dict[str, str]:
     """One column, or one for each target."""
-    if isinstance(ms, Mapping):
-        return {f"{name} {target}": cell(value) for target, value in ms.items()}
-    return {name: cell(ms)}
+    if isinstance(values, Mapping):
+        return {f"{name} {device(target)}": cell(value) for target, value in values.items()}
+    return {name: cell(values)}
+
+
+def _costs(what: str, ms: Any, targets: Sequence[str]) -> dict[str, str]:
+    """One column, or one for each target; nothing measures a count."""
+    values = ms if isinstance(ms, Mapping) else dict.fromkeys(targets, ms)
+    return {column(what, target, len(targets) > 1): "not applicable" if counted(target) and what == "measured" else
+            cell(value) for target, value in values.items()}
+
+
+def _amounts(value: Any, target: str | Sequence[str] | None, result: Mapping[str, Any]) -> str:
+    """A budget, or what a pick takes of it, with its unit; one for each target where it is of several together."""
+    if isinstance(value, Mapping):
+        return " and ".join(amount(part, name) for name, part in value.items())
+    targets = targets_of(result)
+    name = target if isinstance(target, str) else targets[0]
+    return amount(value, name) if len(targets) > 1 else f"{cell(value)} {unit(name)}"
 
 
 def millions(count: float | None) -> str:

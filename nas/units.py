@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 COUNTS = {"macs": "M multiply-adds", "params": "M parameters"}  # target -> unit; the function of ``nas.plan`` counts it
+BUDGETED = ("ms", *COUNTS.values())  # units of what budgets are of
 
 
 def counted(target: str) -> bool:
@@ -15,12 +18,27 @@ def unit(target: str) -> str:
     return COUNTS.get(target, "ms")
 
 
+def device(target: str) -> str:
+    """What a target is called in a title: a table of the user's own is named by its path."""
+    return Path(target).stem if target.endswith(".json") else target
+
+
 def amount(value: float, target: str) -> str:
     """``0.8 ms on cpu``, ``30 M multiply-adds``."""
     return f"{value:.4g} {unit(target)}" + ("" if counted(target) else f" on {target}")
 
 
-def quantity(target: str) -> str:
-    """What an axis shows: ``predicted latency on cpu (ms)``, ``multiply-adds (M)``."""
-    scale, _, what = unit(target).partition(" ")
-    return f"{what} ({scale})" if counted(target) else f"predicted latency on {target} (ms)"
+def axis(target: str, what: str = "predicted latency") -> str:
+    """The label of an axis: ``predicted latency on cpu (ms)``, ``multiply-adds (M)``."""
+    if not counted(target):
+        return f"{what} on {device(target)} (ms)"
+    scale, _, counts = unit(target).partition(" ")
+    return f"{'budget: ' if what == 'budget' else ''}{counts} ({scale})"
+
+
+def column(what: str, target: str, several: bool) -> str:
+    """The title of a column of ``predicted``, ``measured`` or ``worst`` costs, with the target where there are several.
+    """
+    if counted(target):
+        return unit(target) if what == "predicted" else f"{what} {unit(target)}"
+    return f"{what} ms {device(target)}" if several else f"{what} ms"

@@ -247,7 +247,7 @@ def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]],
     assert files[0]["relative_diff"] < 1e-4
     with pytest.raises(UserError, match="--arch nope: no such pick"):
         pipeline.export(run, "nope", None, None, Quiet())  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="fastest pick"):
+    with pytest.raises(UserError, match="cheapest pick"):
         pipeline.export(run, None, 1e-6, None, Quiet())  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ import typer
 
 from nas.cli.base import Json, Targets, Width, app, rows
 from nas.terminal import checked_width, print_result
+from nas.units import device, unit
 
 
 @app.command()
@@ -59,13 +60,13 @@ def _shown(preset: dict[str, Any]) -> dict[str, Any]:
     from nas.show import millions
 
     return {"name": preset["name"], "params": millions(preset["params"]), "MACs": millions(preset["macs"]),
-            **{f"ms {target}": ms for target, ms in preset["ms"].items()}, "about": preset["about"]}
+            **{f"{unit(target)} {device(target)}": ms for target, ms in preset["ms"].items()}, "about": preset["about"]}
 
 
 def _show_markdown(presets: list[dict[str, Any]]) -> None:
     from nas import show
 
-    titles = ["network", "parameters", "multiply-adds", *(f"ms, {target}" for target in presets[0]["ms"])]
+    titles = ["network", "parameters", "multiply-adds", *(f"{unit(target)}, {target}" for target in presets[0]["ms"])]
     show.markdown(titles, [[one["name"], f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M",
                             *("-" if value is None else f"{value:.3f}" for value in one["ms"].values())]
                            for one in presets])

@@ -12,6 +12,7 @@ import typer
 from nas.cli.base import Batch, Device, Json, Ops, Target, Threads, Width, app, rows, run_files
 from nas.errors import UserError
 from nas.terminal import checked_width, print_result
+from nas.units import column
 
 
 @app.command()
@@ -134,7 +135,8 @@ def sample(
         place = layout(Space.load(space).scaled(checked_width(width)), Task(size, 3, classes))
         return draw(place, load(target), n, seed, out, Progress())
 
-    print_result(work, as_json, lambda samples: rows([{key: s[key] for key in ("id", "ms", "onnx")} for s in samples]))
+    print_result(work, as_json, lambda samples: rows([
+        {"id": s["id"], column("predicted", target, False): s["ms"], "onnx": s["onnx"]} for s in samples]))
 
 
 @app.command()

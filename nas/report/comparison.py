@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, BinaryIO
 
 from nas.report.drawing import drawing, label, legend
+from nas.units import axis
 
 
 def draw_comparison(result: dict[str, Any], file: BinaryIO) -> None:
     """PNG: left every network and each space's front, right mean and standard deviation at each budget."""
-    target = label(result["target"])
     with drawing(11, 4.8) as figure:
         networks, spread = figure.subplots(1, 2, sharey=True)
         for number, part in enumerate(result["spaces"]):
@@ -17,10 +17,10 @@ def draw_comparison(result: dict[str, Any], file: BinaryIO) -> None:
             _networks(networks, part, colour)
             _spread(spread, part, colour, number - (len(result["spaces"]) - 1) / 2)
         networks.set_title(f"random networks and their fronts, {result['networks']} a budget", fontsize=10)
-        networks.set_xlabel(f"predicted latency on {target} (ms)")
+        networks.set_xlabel(label(axis(result["target"]), 80))
         networks.set_ylabel("test accuracy (%)")
         spread.set_title("mean and standard deviation over the networks of a budget", fontsize=10)
-        spread.set_xlabel(f"budget on {target} (ms)")
+        spread.set_xlabel(label(axis(result["target"], "budget"), 80))
         for axes in (networks, spread):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from nas.artefacts import standing
 from nas.report.drawing import drawing, label, legend
 from nas.show import targets_of
+from nas.units import axis, counted, device
 
 
 def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
@@ -18,10 +18,10 @@ def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
     with drawing(6.4 * len(targets), 4.8) as figure:
         panels = figure.subplots(1, len(targets), squeeze=False)[0]
         for axes, target in zip(panels, targets, strict=True):
-            device = label(Path(target).name)  # a table of the user's is named by its path
             _panel(axes, front, cards, target)
-            axes.set_xlabel(f"predicted latency on {device} (ms)")
-            title = f"{label(front['space'])} on {device}" + (" (numbers: input size)" if front.get("sizes") else "")
+            axes.set_xlabel(label(axis(target), 80))
+            title = label(front["space"]) + ("" if counted(target) else f" on {label(device(target))}")
+            title += " (numbers: input size)" if front.get("sizes") else ""
             axes.set_title(textwrap.fill(title, 80), fontsize=10)  # matplotlib's own wrapping reads formulas
         legend(figure, panels)
         figure.savefig(file, format="png")

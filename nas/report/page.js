@@ -10,8 +10,13 @@ const hue = op => colour(families.indexOf(family(op)));
 // ---- which front, which of its points --------------------------------------------------------------------------
 let view = story.views[0], chosen = null;
 
+// A target's costs are milliseconds of a device, or a count that nothing measures.
+const costs = target => story.units[target] || { unit: "ms", axis: `predicted latency on ${target} (ms)`, counted: false, name: target };
+const priced = (target, value) => costs(target).counted ? `${short(value)} ${costs(target).unit}` : `${short(value)} ms predicted`;
+const timed = value => isNumber(value) ? `${short(value)} ms measured` : view.unmeasured;
+
 function describe(p) {
-  return `${p.id}${p.size ? `, input ${p.size}²` : ""}\n${accuracy(p)} on test\n${short(p.ms)} ms predicted, ${isNumber(p.measured_ms) ? short(p.measured_ms) + " ms measured" : view.unmeasured}\n` +
+  return `${p.id}${p.size ? `, input ${p.size}²` : ""}\n${accuracy(p)} on test\n${priced(view.target, p.ms)}, ${timed(p.measured_ms)}\n` +
     `${millions(p.macs)} MACs, ${millions(p.params)} parameters${p.standing === "front" ? "" : "\n" + p.standing}`;
 }
 const leads = p => p.standing.startsWith("front");
@@ -44,11 +49,11 @@ function showFront() {
     return nothing(place, "No picks yet: they are chosen once the supernet is trained.");
   }
   const judged = view.points.filter(p => isNumber(p.accuracy) && isNumber(p.ms));
-  say.textContent = !view.target ? "" : `Test accuracy with its standard error over predicted latency on ${view.target}. Filled: not dominated on the selection split. Click a point.`;
+  say.textContent = !view.target ? "" : `Test accuracy with its standard error over ${costs(view.target).axis}. Filled: not dominated on the selection split. Click a point.`;
   if (!view.target) nothing(place, "This run has no target: no latency is predicted.");
   else if (!judged.length) nothing(place, "The picks are chosen, none is delivered yet: the table has their predicted latency.");
   else plot(place, {
-    x: { label: `predicted latency on ${view.target} (ms)`, log: true, range: span(judged.map(p => p.ms), true) },
+    x: { label: costs(view.target).axis, log: true, range: span(judged.map(p => p.ms), true) },
     y: { label: "test accuracy (%)", range: span(judged.flatMap(p => [-1, 1].map(k => 100 * (p.accuracy + k * (p.accuracy_se || 0))))) },
     height: 340,
     inside(px, py, add) {
@@ -64,8 +69,8 @@ function showFront() {
   const columns = [
     { name: "id", of: p => make("button", { class: "link", type: "button" }, p.id) },
     ...(view.points.some(p => p.size) ? [{ name: "size", number: true, of: p => `${p.size}²` }] : []),
-    { name: "accuracy", number: true, of: accuracy }, { name: "predicted ms", number: true, of: p => short(p.ms) },
-    { name: "measured ms", number: true, of: p => short(p.measured_ms) }, { name: "MACs", number: true, of: p => millions(p.macs) },
+    { name: "accuracy", number: true, of: accuracy }, { name: costs(view.target).counted ? costs(view.target).unit : "predicted ms", number: true, of: p => short(p.ms) },
+    { name: costs(view.target).counted ? "measured" : "measured ms", number: true, of: p => costs(view.target).counted ? "not applicable" : short(p.measured_ms) }, { name: "MACs", number: true, of: p => millions(p.macs) },
     { name: "parameters", number: true, of: p => millions(p.params) },
     { name: "standing", of: p => p.standing }];
   const rows = table(columns, view.points, p => ({ class: p.id === chosen ? "pick chosen" : "pick" }));
@@ -82,9 +87,8 @@ function showNetwork() {
   const cost = row => (row.ms || {})[view.target];
   const total = rows.reduce((sum, row) => sum + (cost(row) || 0), 0), skips = rows.filter(row => row.op === "skip").length;
   section.querySelector("h2").textContent = `Network ${chosen}`;
-  section.querySelector(".say").textContent = `${accuracy(point)} on test, ` + (!view.target ? "no target. " : `${short(point.ms)} ms predicted on ${view.target}, ` +
-    (isNumber(point.measured_ms) ? `${short(point.measured_ms)} ms measured. ` : `${view.unmeasured}. `)) +
-    `${skips} of ${rows.filter(row => /^\d+$/.test(row.where)).length} slots are skipped.${view.target ? " Height: predicted ms of the operator." : ""}`;
+  section.querySelector(".say").textContent = `${accuracy(point)} on test, ` + (!view.target ? "no target. " : `${priced(view.target, point.ms)}${costs(view.target).counted ? "" : ` on ${view.target}`}, ${timed(point.measured_ms)}. `) +
+    `${skips} of ${rows.filter(row => /^\d+$/.test(row.where)).length} slots are skipped.${!view.target ? "" : ` Height: ${costs(view.target).counted ? costs(view.target).unit : "predicted ms"} of the operator.`}`;
   showCommand(section.querySelector(".command"));
   if (!rows.length) return nothing(place, "Its operators are not known: see the notes at the top.");
   strip(place, rows, cost);
@@ -92,7 +96,7 @@ function showNetwork() {
     { name: "slot", of: row => row.where }, { name: "operator", of: row => row.op },
     { name: "channels", number: true, of: row => row.in_ch ? `${row.in_ch} → ${row.out_ch}` : "" },
     { name: "input", number: true, of: row => row.size ? `${row.size}²${row.stride > 1 ? ` / ${row.stride}` : ""}` : "" },
-    { name: "ms", number: true, of: row => isNumber(cost(row)) ? short(cost(row)) : "" },
+    { name: costs(view.target).unit, number: true, of: row => isNumber(cost(row)) ? short(cost(row)) : "" },
     { name: "share", number: true, of: row => isNumber(cost(row)) ? percent(cost(row) / total) : "" },
     { name: "MACs", number: true, of: row => row.op === "skip" ? "" : millions(row.macs) },
     { name: "parameters", number: true, of: row => row.op === "skip" ? "" : millions(row.params) }];
@@ -117,7 +121,7 @@ function strip(place, rows, cost) {
       } else {
         const tall = Math.max(4, most ? h * (cost(row) || 0) / most : h / 2);
         const words = `${/^\d/.test(row.where) ? "slot " : ""}${row.where}: ${row.op}\n${row.in_ch} → ${row.out_ch} channels, stride ${row.stride}, input ${row.size}×${row.size}\n` +
-          `${short(cost(row))} ms, ${millions(row.macs)} MACs, ${millions(row.params)} parameters`;
+          `${short(cost(row))} ${costs(view.target).unit}, ${millions(row.macs)} MACs, ${millions(row.params)} parameters`;
         svg.append(hovering(draw("g", { tabindex: 0 }, draw("rect", { x, y: top, width: step, height: h, fill: "transparent" }),
           draw("rect", { x: x + 1.5, y: base - tall, width: Math.max(2, step - 3), height: tall, rx: 2, fill: hue(row.op) })), words));
       }
@@ -170,14 +174,14 @@ function showBudgets() {
   say.textContent = over ? `${over} predicted above their budget.` : "Every pick is predicted within its budget.";
   const values = budgets.flatMap(b => [b.budget_ms, b.ms, b.measured_ms].filter(v => isNumber(v) && v > 0));
   plot(place, {
-    x: { label: `latency on ${view.target} (ms)`, log: true, range: span(values, true) },
-    y: { names: budgets.map(b => `${short(b.budget_ms)} ms`), range: [budgets.length - .5, -.5] },
+    x: { label: costs(view.target).counted ? costs(view.target).axis : `latency on ${view.target} (ms)`, log: true, range: span(values, true) },
+    y: { names: budgets.map(b => `${short(b.budget_ms)} ${costs(view.target).unit}`), range: [budgets.length - .5, -.5] },
     height: Math.max(180, 54 + 34 * budgets.length),
     legend: [["budget", "background: var(--soft); width: 3px"], ["predicted", `background: ${colour(0)}; border-radius: 50%`],
       ...(budgets.some(b => isNumber(b.measured_ms)) ? [["measured", `border: 2px solid ${colour(1)}; border-radius: 50%`]] : [])],
     inside(px, py, add) {
       budgets.forEach((b, i) => {
-        const words = `budget ${short(b.budget_ms)} ms: ${b.id}\n${short(b.ms)} ms predicted\n${isNumber(b.measured_ms) ? short(b.measured_ms) + " ms measured" : view.unmeasured}`;
+        const words = `budget ${short(b.budget_ms)} ${costs(view.target).unit}: ${b.id}\n${priced(view.target, b.ms)}\n${timed(b.measured_ms)}`;
         add(draw("line", { x1: px(b.ms), x2: px(b.budget_ms), y1: py(i), y2: py(i), stroke: "var(--line)", "stroke-width": 2 }));
         add(draw("line", { x1: px(b.budget_ms), x2: px(b.budget_ms), y1: py(i) - 10, y2: py(i) + 10, stroke: "var(--soft)", "stroke-width": 3 }));
         if (isNumber(b.measured_ms) && b.measured_ms > 0)
@@ -275,12 +279,12 @@ function showJudged() {
   const picked = new Set(view ? view.points.map(p => p.id) : []);
   section.querySelector(".say").textContent = `Held-out loss of ${points.length} networks with inherited weights, which selection decides by. Filled: picked.`;
   plot(place, {
-    x: { label: `predicted latency on ${target} (ms)`, log: true, range: span(points.map(p => p.ms[target]), true) },
+    x: { label: costs(target).axis, log: true, range: span(points.map(p => p.ms[target]), true) },
     y: { label: "held-out loss", range: span(points.map(p => p.loss)) },
     inside(px, py, add) {
       for (const p of [...points].sort((a, b) => picked.has(a.id) - picked.has(b.id)))
         add(hovering(draw("circle", { cx: px(p.ms[target]), cy: py(p.loss), r: 4.5, stroke: picked.has(p.id) ? colour(0) : colour(7), "stroke-width": 1.5,
-          fill: picked.has(p.id) ? colour(0) : "var(--card)" }), `${p.id}\n${short(p.ms[target])} ms predicted\nheld-out loss ${short(p.loss)}`));
+          fill: picked.has(p.id) ? colour(0) : "var(--card)" }), `${p.id}\n${priced(target, p.ms[target])}\nheld-out loss ${short(p.loss)}`));
     },
   });
 }

@@ -23,7 +23,7 @@ from nas.scene import checked_space
 from nas.settings import settings_of
 from nas.show import targets_of
 from nas.train.search_loop import default_epochs
-from nas.units import counted
+from nas.units import axis, counted, device, unit
 
 KINDS = ("front", "dominated", "too_large", "undecided")  # lists of cards in a front
 META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",
@@ -54,7 +54,10 @@ class _Teller:
         return {"run": str(run.path), "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
                 "state": self._try(self._state) or "not known", "space": self.config.space,
                 "data": self.data.get("name", self.config.data),
-                "views": [view for view in views if view], "networks": networks, "slots": self._slots(),
+                "views": [view for view in views if view],
+                "units": {target: {"unit": unit(target), "axis": axis(target), "counted": counted(target),
+                                   "name": device(target)} for target in self.costs},
+                "networks": networks, "slots": self._slots(),
                 "pruned": self._try(self._pruned) or [],
                 "epochs": self._try(self._events, "epoch", "phase", "pruned") or [],
                 "finetune": self._try(self._finetuning), "finetune_title": self._try(self._finetune_title),
@@ -121,7 +124,8 @@ class _Teller:
                     "measured_ms": known.get(b["id"], {}).get("measured_ms")}
                    for b in front.get("budgets", []) if target in _listed(b.get("target", target))]
         return {"name": f"{place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
-                "unmeasured": "not measured yet" if "undecided" in front else f"not measured: no {target} here",
+                "unmeasured": f"not applicable: {unit(target)} are counted" if counted(target) else
+                "not measured yet" if "undecided" in front else f"not measured: no {target} here",
                 "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
                 "budgets": budgets}
 

@@ -20,6 +20,7 @@ from nas.select import models
 from nas.select.knapsack import Cut, Knapsack, Pick, every
 from nas.select.problem import Cost, Judge, Ledger, Limits, Problem, Scores, ScoresFor, random_within
 from nas.select.scores import ridge
+from nas.units import BUDGETED
 
 MOST = 8  # diverse answers of one ILP; the overlap that is left pushes later ones far from the optimum
 FIRST = 0.6  # share of the evaluations in the first round, as in the second gates trial (90 + 30 + 30)
@@ -158,8 +159,9 @@ def _jointly(named: Mapping[str, Cost], limits: Limits) -> str:
 
 def below(cost: Cost, limit: float, smallest: float, advice: str) -> str:
     """The message for a limit that nothing reaches, with the smallest value that can be asked for."""
-    flag, where = {"ms": ("--budget-ms", f" on {cost.name}"), "KB": ("--flash-kb", f" of {cost.name}")}.get(
-        cost.unit, (cost.name, ""))
+    known = {**dict.fromkeys(BUDGETED, ("--budget-ms", "")), "ms": ("--budget-ms", f" on {cost.name}"),
+             "KB": ("--flash-kb", f" of {cost.name}")}
+    flag, where = known.get(cost.unit, (cost.name, ""))
     return f"{flag} {limit:.10g} is below the smallest reachable {_up(smallest)} {cost.unit}{where}: {advice}"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from nas.arch import Arch
 from nas.select.problem import Ledger, Limits, Problem
+from nas.units import BUDGETED
 
 Weights = tuple[float, float]  # alpha, beta
 LOSS: Weights = (0.0, 0.0)
@@ -29,9 +30,9 @@ def reward(loss: float, used: float, weights: Weights) -> float:
 
 
 def used(problem: Problem, pick: Sequence[int], limits: Limits) -> float:
-    """Share of the budget that a network takes; of several budgets in ms, the one it takes most of."""
+    """Share of the budget that a network takes; of several budgets, the one it takes most of."""
     shares = (problem.named(name).of(pick) / max(bound, 1e-12) for name, bound in limits.items()
-              if problem.named(name).unit == "ms")
+              if problem.named(name).unit in BUDGETED)
     return max(shares, default=1.0)
 
 

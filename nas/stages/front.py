@@ -12,6 +12,7 @@ from nas.scene import Scene
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.show import targets_of
+from nas.units import amount
 
 
 def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -> dict[str, Any]:
@@ -102,9 +103,9 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
 
     within = [card for card in fronts[""]["front"] if takes(card) <= budget_ms]
     if not within:
-        fastest = min(cards, key=takes)
-        raise UserError(f"--budget-ms {budget_ms:g}: the fastest pick of this run takes {takes(fastest):.4g} ms on "
-                        f"{target}; nas select finds others")
+        least = min(map(takes, cards))
+        raise UserError(f"--budget-ms {budget_ms:g}: the cheapest pick of this run takes {amount(least, target)}; "
+                        "nas select finds others")
     return "", [max(within, key=lambda card: (card["select_accuracy"], -ms_of(card, target)))["id"]]
 
 

@@ -27,6 +27,7 @@ from nas.stages.workers import Crew, study_name
 from nas.stages.workers import judge as serve_evaluations
 from nas.supernet.gates import RELAXATIONS, position
 from nas.train import loop, search_loop
+from nas.units import amount
 
 USED = 0.9  # share of a budget that its pick takes: inherited loss favours the smallest network, fine-tuning does not
 CALIBRATED_ON = 256  # training images for its batch norm statistics
@@ -106,7 +107,7 @@ def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence
 
 
 def _listed(ms: dict[str, float]) -> str:
-    return " and ".join(f"{bound:.6g} ms" + (f" on {target}" if len(ms) > 1 else "") for target, bound in ms.items())
+    return " and ".join(amount(bound, target) for target, bound in ms.items())
 
 
 def gate_scores(training: search_loop.SupernetTraining, problem: Problem, targets: Sequence[str], scene: Scene) -> Any:

@@ -17,6 +17,7 @@ from nas.settings import searched
 from nas.supernet.gates import position
 from nas.train import crew, search_loop
 from nas.train.ranks import ALONE, Ranks
+from nas.units import amount
 
 SUPERNET = "supernet.pt"
 CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
@@ -119,7 +120,7 @@ def _refuse_idle(scene: Scene, limits: dict[str, list[float]]) -> None:
         least = {target: problem(at, at.layout, [target]).costs[0].smallest for target in limits}
         if all(least[target] > max(budgets) for target, budgets in limits.items()):
             target = next(iter(limits))
-            raise UserError(f"--size {at.size}: its smallest network takes {least[target]:.4g} ms on {target}, above "
+            raise UserError(f"--size {at.size}: its smallest network takes {amount(least[target], target)}, above "
                             "every budget: leave this size out, or raise --budget-ms")
 
 
