@@ -129,7 +129,7 @@ def test_the_grid_lies_in_what_all_spaces_reach() -> None:
     scenes, problems = zip(space("a", 1, 10), space("b", 2, 20), strict=True)
     assert comparison._grid(config, scenes, problems) == pytest.approx([2.4, math.sqrt(20), 10 / 1.2])
     scenes, problems = zip(space("a", 1, 2), space("b", 3, 4), strict=True)
-    with pytest.raises(UserError, match=r"no latency on cpu that all of them reach \(a 1 \.\. 2 ms, b 3 \.\. 4 ms\)"):
+    with pytest.raises(UserError, match=r"no budget on cpu that all of them reach \(a 1 \.\. 2 ms, b 3 \.\. 4 ms\)"):
         comparison._grid(config, scenes, problems)
 
 

@@ -157,7 +157,7 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     own, by = _on(data(side), how, known, net.classes, side, model)
     own = own if len(own.learn) else replace(own, whites=Whites.of_metadata(kept))
     said = {"preprocessing": how.to_json(), "classes_by": by, "weights_at": place}
-    costs = None if target in (None, "cpu") else cost_models.load(str(cost_models.find(str(target))))
+    costs = None if target in (None, "cpu") else cost_models.load(str(target))
     if costs is not None and not isinstance(costs, KernelModel):
         raise UserError(f"--target {target}: has rows for operators of search spaces; for {model} give cpu (this "
                         "machine) or a kernel model, such as gpu-v100")
