@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -124,6 +125,13 @@ class _Stderr(Console):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stderr.fileno())
         os.close(null)
+
+
+class NoProgress(Progress):
+    """Shows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO(), quiet=True), clock=time.monotonic)
 
 
 def duration(seconds: float) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 from nas.errors import UserError
 from nas.files import folder
 from nas.latency import costs as cost_models
-from nas.latency.bench import SECONDS_A_GRAPH, Estimator
+from nas.latency.bench import Estimator
 from nas.latency.costs import Costs
 from nas.latency.devices import board, local, opened, own
 from nas.latency.devices.ethos_u import of_table
 from nas.latency.load import busy_text
-from nas.latency.profile import begun, profile
+from nas.latency.profile import begun, estimate_s, profile, unfinished
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Device
 from nas.plan import Layout, candidates
@@ -119,21 +119,21 @@ def complete(target: str, plan: Layout, progress: Progress) -> Path:
     path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
     table = cost_models.load(str(path)) if path.is_file() else None
     _tell_elsewhere(target, table, progress)
-    if table is not None and not lacks(table, plan):
+    if table is not None and not lacks(table, plan) and not (
+            isinstance(table, LatencyTable) and unfinished(plan, table)):
         return path
     device = _maker(target, table, plan)
     if device is None:
         return path
     shipped = path.parent.resolve() == folder("latency_tables").resolve()
     here = cost_models.LOCAL / path.name if shipped else path
-    if not (rows := len(begun(here, device, tell=progress.note).missing(candidates(plan)))):
-        return here
-    what, how = ("compiled", "compiling") if isinstance(device, Estimator) else ("measured", "measuring")
-    progress.note(f"{target}: up to {rows} rows are not {what} yet; {how} them now, at {SECONDS_A_GRAPH} s a row at "
-                  f"most ({duration(rows * SECONDS_A_GRAPH)}), into {here}")
-    with progress.task(f"profile {target}", 1) as task:
-        profile(plan, here, device=device, knots=False,
-                progress=lambda done, total, left: task.advance(done / max(1, total) - task.done, rows=total))
+    so_far = begun(here, device, tell=progress.note)
+    rows = len(so_far.missing(candidates(plan)))
+    if rows or unfinished(plan, so_far):
+        what, how = ("compiled", "compiling") if isinstance(device, Estimator) else ("measured", "measuring")
+        progress.note(f"{target}: {rows} rows are not {what} yet; {how} them now into {here}, which takes about "
+                      f"{duration(estimate_s(plan, so_far, device))} where nothing else runs")
+        profile(plan, here, device=device, knots=False, progress=progress)
     return here
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,10 +56,9 @@ def profile(
                    for name in space or shipped("search_spaces", ".yaml")]
         done = {}
         for each in layouts:
-            with progress.task(f"profile {each.space}", 0) as task:
-                done[each.space] = fill(each, path, device=machine, remeasure=remeasure, progress=_reaching(task),
-                                        rng_seed=seed, validate=validate, tell=progress.note)
-                price_asking(each, path, remeasure)
+            done[each.space] = fill(each, path, device=machine, remeasure=remeasure, progress=progress, rng_seed=seed,
+                                    validate=validate, tell=progress.note)
+            price_asking(each, path, remeasure, progress)
         checks = [one["validation"] for one in done.values() if one.get("validation")]
         return {**list(done.values())[-1], "measured": sum(one["measured"] for one in done.values()),
                 "validation": max(checks, key=lambda check: check["mape"], default=None), "spaces": done}
@@ -177,10 +175,6 @@ def targets(as_json: Json = False) -> None:
                 line(f"{target['name']}: {target['busy']}")
 
     print_result(work, as_json, show)
-
-
-def _reaching(task: Any) -> Callable[[int, int, float], None]:
-    return lambda done, total, left_s: task.reach(done, total)
 
 
 def _show_profile(result: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from nas.latency.profile import check_all
 from nas.latency.table import EXIT_MS, LatencyTable
 from nas.latency.timing import Device, Run
 from nas.plan import Layout, plan
+from nas.progress import Progress
 from nas.subnet import build
 from nas.train import loop
 
@@ -30,7 +31,7 @@ NETWORKS = 3  # random ones, with all their exits
 IMAGES = 16  # random, one after another
 
 
-def price_asking(at: Layout, path: Path, again: bool) -> None:
+def price_asking(at: Layout, path: Path, again: bool, progress: Progress) -> None:
     """Puts ``exit_ms`` into the table ``path`` where its prices are this machine's, as one thread serves one image.
 
     One that is there stays, unless it is to be measured ``again``.
@@ -39,30 +40,38 @@ def price_asking(at: Layout, path: Path, again: bool) -> None:
         return
     table, device = here
     if again or EXIT_MS not in table.meta:
-        table.meta[EXIT_MS] = round(exit_ms(at, table, device), 6)
+        table.meta[EXIT_MS] = round(exit_ms(at, table, device, progress), 6)
         table.save(path)
 
 
-def exit_ms(at: Layout, table: LatencyTable, device: Device) -> float:
+def exit_ms(at: Layout, table: LatencyTable, device: Device, progress: Progress) -> float:
     """Milliseconds for each exit that an image comes to, whether it leaves there or not; 0 or more.
 
     By least squares over the exits of a few random networks: what the file with ``If`` takes beyond the sum of the
     table's rows, over how many exits were asked. ``at`` has places for exits. The table's yardstick runs beside.
     """
     asked, beyond = list[float](), list[float]()
-    for number in range(NETWORKS):
-        arch = replace(genome.sample(at, random.Random(f"exits {number}")), exits=tuple(e.slot for e in at.exits))
-        with loop.seeded("exit_ms", number):
-            net = MultiExit(build(at, arch), Additive(0.5)).eval()
-        count = len(at.exits)
-        prefix = choice.pieces(plan(at, arch), table.ms_many).prefix_ms(range(count))
-        with tempfile.TemporaryDirectory() as folder:
-            write_untrained(net, Path(folder), at, prefix)
-            ms, _ = check_all(_runs(Path(folder) / BRANCHED, at, count), count + 1, at, table, device)
-        for index in range(count + 1):
-            asked.append(min(index + 1, count))
-            beyond.append(ms[f"exit {index}"] - float(prefix[index]))
+    with progress.task("cost of asking exits", NETWORKS) as task:
+        for number in range(NETWORKS):
+            _time_asking(at, table, device, number, asked, beyond)
+            task.advance()
     return max(0.0, float(np.dot(asked, beyond) / np.dot(asked, asked)))
+
+
+def _time_asking(at: Layout, table: LatencyTable, device: Device, number: int, asked: list[float],
+                 beyond: list[float]) -> None:
+    """Adds, for each exit of a random network, how many exits are asked there and the ms beyond the sum of its rows."""
+    arch = replace(genome.sample(at, random.Random(f"exits {number}")), exits=tuple(e.slot for e in at.exits))
+    with loop.seeded("exit_ms", number):
+        net = MultiExit(build(at, arch), Additive(0.5)).eval()
+    count = len(at.exits)
+    prefix = choice.pieces(plan(at, arch), table.ms_many).prefix_ms(range(count))
+    with tempfile.TemporaryDirectory() as folder:
+        write_untrained(net, Path(folder), at, prefix)
+        ms, _ = check_all(_runs(Path(folder) / BRANCHED, at, count), count + 1, at, table, device)
+    for index in range(count + 1):
+        asked.append(min(index + 1, count))
+        beyond.append(ms[f"exit {index}"] - float(prefix[index]))
 
 
 def known_exit_ms(costs: Costs) -> float:

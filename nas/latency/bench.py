@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +20,10 @@ SECONDS_A_GRAPH = 0.15
 SECONDS_A_NETWORK = 0.5
 WARM_NETWORK = 5  # runs until a network is as fast as when it runs on and on: the first takes up to 1.4 times as long
 TOGETHER = 8  # networks whose sessions are in memory at once
+
+
+Parts = Sequence[np.ndarray]  # [2, networks] each, in ms, of the first networks of a list
+Keep = Callable[[Parts], None]
 
 
 class Bench(Protocol):
@@ -45,8 +50,12 @@ class Bench(Protocol):
     def alone(self, key: OpKey) -> Row:
         """What stands for a row that never came out above zero."""
 
-    def networks(self, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
-        """Milliseconds of whole networks, twice: the second tells the noise."""
+    def networks(self, plans: list[list[OpKey]], parts: Parts = (), keep: Keep = lambda parts: None,
+                 ) -> tuple[np.ndarray, np.ndarray]:
+        """Milliseconds of whole networks, twice: the second tells the noise.
+
+        ``parts`` were measured by an earlier call, and what is measured so far is given to ``keep``, part by part.
+        """
 
 
 @runtime_checkable
@@ -116,24 +125,25 @@ class Clocked:
         return Row.of(key, ms=timing.ms, raw_ms=timing.ms, p10_ms=timing.p10_ms, p90_ms=timing.p90_ms, n=timing.n,
                       how="flagged")
 
-    def networks(self, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
+    def networks(self, plans: list[list[OpKey]], parts: Parts = (), keep: Keep = lambda parts: None,
+                 ) -> tuple[np.ndarray, np.ndarray]:
         """Some networks at a time; from the start where that was a slow one.
 
         Both in the same interleaved rounds, or each in a process of its own where the device is timed in such: where a
         network's memory happens to lie is part of the noise then, and the mean of both has less of it.
         """
-        fresh, parts = self.whole.reference_ms is None, list[np.ndarray]()
+        fresh, done = self.whole.reference_ms is None, list(parts)
         self.drift = 0.0
-        while len(parts) * TOGETHER < len(plans):
-            start = len(parts) * TOGETHER
+        while (start := sum(part.shape[1] for part in done)) < len(plans):
             part = []
             for halves in ("a", "b") if self.device.fresh else ("ab",):
                 part.append(self._networks(plans[start : start + TOGETHER], halves))
                 self.drift = max(self.drift, self.whole.drift)
-            parts.append(np.concatenate(part))
+            done.append(np.concatenate(part))
             if fresh and self.whole.begun_slow():
-                parts, self.drift = [], 0.0
-        first, second = np.concatenate(parts, axis=1)
+                done, self.drift = [], 0.0
+            keep(done)
+        first, second = np.concatenate(done, axis=1)
         return first, second
 
     def _networks(self, plans: list[list[OpKey]], halves: str) -> np.ndarray:

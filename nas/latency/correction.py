@@ -40,7 +40,7 @@ def correct(table: LatencyTable, label: str, keys: list[OpKey], plans: list[list
     free = [row for at, row in rows if at not in taken]
     raw = LatencyTable(table.name, table.meta, [_uncorrected(row) for _, row in rows])
     before = np.array([sum(raw.ms_many(plan)) for plan in plans])
-    table.add(_corrected(row, others[name]) for name, row in stands)
+    table.add(corrected(row, others[name]) for name, row in stands)
     table.add(map(_uncorrected, free))
     split = [([key for key in plan if group(key) in taken], [key for key in plan if group(key) not in taken])
              for plan in plans]
@@ -53,7 +53,7 @@ def correct(table: LatencyTable, label: str, keys: list[OpKey], plans: list[list
     else:
         scale, per_op_ms = fit(sums, counts, measured, fixed, smallest_ms=min(row.raw_ms for row in free))
         found = {"scale": scale, "per_op_ms": per_op_ms}
-    table.add(_corrected(row, found) for row in free)
+    table.add(corrected(row, found) for row in free)
     after = np.array([sum(table.ms_many(plan)) for plan in plans])
     return {**found, "n": len(plans), "mape_before": mape(before, measured),
             "bias_before": float(np.mean(before / measured - 1)), "mape_after": mape(after, measured)}
@@ -72,7 +72,8 @@ def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, fixed: np.nd
     return float(scale), float(per_op_ms)
 
 
-def _corrected(row: Row, correction: dict[str, Any]) -> Row:
+def corrected(row: Row, correction: dict[str, Any]) -> Row:
+    """Returns a row as a correction makes it of its measurement."""
     return row.model_copy(update={"ms": correction["scale"] * row.raw_ms + correction["per_op_ms"]})
 
 
@@ -82,4 +83,4 @@ def _uncorrected(row: Row) -> Row:
 
 def _stands_on(row: Row, correction: dict[str, Any]) -> bool:
     """Exactly, as JSON keeps every digit."""
-    return row.ms == _corrected(row, correction).ms
+    return row.ms == corrected(row, correction).ms

@@ -9,16 +9,14 @@ yardstick of its own, so that hours of different load fit together (``nas.latenc
 from __future__ import annotations
 
 import datetime
-import fcntl
 import hashlib
-import os
 import random
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +28,26 @@ from nas import genome
 from nas.errors import UserError
 from nas.files import folder
 from nas.latency.agreement import agreement, kendall, mape, note
-from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator
+from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator, Parts
 from nas.latency.context import Context
-from nas.latency.correction import correct
+from nas.latency.correction import correct, corrected
 from nas.latency.costs import LOCAL
 from nas.latency.devices import opened
+from nas.latency.estimate import CHUNK, COMPILED_S, networks_s, rows_s
 from nas.latency.fresh import fresh
 from nas.latency.load import LOAD, Watch
+from nas.latency.lock import alone
 from nas.latency.table import HEADS, OWN, LatencyTable, Row
 from nas.latency.timing import Device, Run, Steady, Timing, interleaved
 from nas.ops.own import hashes
 from nas.plan import Layout, OpKey, candidates, macs, plan
+from nas.progress import NoProgress, Progress, Task
 from nas.subnet import Subnet
 
-Progress = Callable[[int, int, float], None]  # rows done, rows in all, seconds left
 Tell = Callable[[str], None]
-CHUNK = 48  # rows whose sessions are in memory at once
+Networks = Callable[[str, int, list[list[OpKey]]], tuple[np.ndarray, np.ndarray]]  # what for, seed, plans
+BEGUN = "begun"  # in the meta: networks that were measured, while their number is not complete
+UNCORRECTED = "uncorrected"  # in the meta: layouts with rows whose correction is still to be fitted
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
 SPARE = 0.5  # of the rows may be measured again because the machine was slow
 FITTED_ON = 24  # networks of the correction: two coefficients, and more networks do not make them better
@@ -74,7 +76,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
     by another process.
     """
     device = opened(device, threads, batch, precision) if isinstance(device, str) else device
-    with one_torch_thread(), _alone(table_path):
+    with one_torch_thread(), alone(table_path):
         table = begun(table_path, device, remeasure, tell)
         keys = candidates(layout)
         if code := hashes(key.op.name for key in keys):
@@ -88,18 +90,43 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
         if set(table.rows) <= set(todo):  # all of it is measured now
             table.meta.pop(LOAD, None)
         watch = Watch(int(device.conditions().get("threads") or 1), table.meta)
-        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, todo == wanted, watch)
-        if todo or label not in corrections:
-            table.meta["knot_error"] = _knot_error(bench, layout, table, rng) if knots else None
-            corrections[label] = _correct(bench, layout, table, f"correction {rng_seed}") if bench.corrected else None
+        known = corrections.get(label) if all(key.is_exit for key in todo) else None  # fitted on networks without exits
+        if todo and not known:
+            corrections.pop(label, None)
+            table.meta[UNCORRECTED] = sorted({*table.meta.get(UNCORRECTED, []), label})
+        progress = progress or NoProgress()
+        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, todo == wanted, watch, known)
+        networks = partial(_networks, bench, layout, table, table_path, progress)
+        if label not in corrections:
+            table.meta["knot_error"] = _knot_error(bench, layout, table, rng, progress) if knots else None
+            corrections[label] = _correct(layout, table, networks, bench, rng_seed) if bench.corrected else None
+            _strike(table.meta, UNCORRECTED, label)
+            table.save(table_path)
         if validate:
-            note(table.meta, _validation(bench, layout, table, validate, rng_seed))
+            note(table.meta, _validation(layout, table, networks, bench, validate, rng_seed))
+        table.meta.pop(BEGUN, None)
         _keep_yardsticks(bench, layout, table)
         table.save(table_path)
     flagged = sum(row.how == "flagged" for row in table.rows.values())
     return {"table": str(table_path), "rows": len(table.rows), "measured": len(todo), "flagged": flagged,
             "correction": corrections[label], "knot_error": table.meta.get("knot_error"),
             "validation": table.meta["validation"] if validate else None}
+
+
+def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, knots: bool = False,
+               validate: int = 0) -> float:
+    """Returns the seconds that ``profile`` takes to fill in what a table lacks, where nothing else runs."""
+    todo = table.missing(candidates(layout))
+    if isinstance(device, Estimator):
+        return COMPILED_S * (len(todo) + validate)
+    fits = not (table.meta.get("corrections", {}).get(_label(layout)) and all(key.is_exit for key in todo))
+    between = rows_s(layout, todo[:HELD_OUT]) * 2 if knots and fits else 0.0
+    return rows_s(layout, todo) + between + networks_s(layout, validate + FITTED_ON * fits)
+
+
+def unfinished(layout: Layout, table: LatencyTable) -> bool:
+    """Returns whether a table has rows of a layout that were measured and not corrected, as a call was interrupted."""
+    return _label(layout) in table.meta.get(UNCORRECTED, [])
 
 
 def check(prepare: Callable[[], Run], layout: Layout, table: LatencyTable, device: Device,
@@ -182,24 +209,6 @@ def _label(layout: Layout) -> str:
 
 
 @contextmanager
-def _alone(table_path: Path) -> Iterator[None]:
-    """Two processes would lose each other's rows, and slow each other down. Raises UserError with who fills it."""
-    table_path.parent.mkdir(parents=True, exist_ok=True)
-    with (table_path.parent / f".{table_path.name}.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(f"{table_path}: is being filled by process {holder}; wait for it, or write to another file "
-                            "with --out") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
-
-
-@contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Idle threads of PyTorch's pool spin for a while after each use, beside the runtime that is being timed."""
     before = torch.get_num_threads()
@@ -243,16 +252,24 @@ def _notes(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
             for name in ("corrections", "yardsticks")}
 
 
-def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress | None,
-          fresh: bool, watch: Watch) -> None:
+def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress,
+          fresh: bool, watch: Watch, known: dict[str, Any] | None) -> None:
     """Rows of ``todo``; a ``fresh`` table that was begun while the machine was slow is begun anew, up to half way.
 
     What was measured while it was slow is measured again at the end, as far as ``SPARE`` goes; the faster time counts.
+    They stand on the correction that is ``known``, if any.
     """
+    if not todo:
+        return
+    with progress.task("rows", len(todo)) as task:
+        _fill_in(bench, layout, table, path, todo, task, fresh, watch, known)
+
+
+def _fill_in(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], task: Task,
+             fresh: bool, watch: Watch, known: dict[str, Any] | None) -> None:
     queue, spare = list(todo), int(SPARE * len(todo))
     attempts: Counter[OpKey] = Counter()
     best: dict[OpKey, tuple[float, Row]] = {}  # drift and row
-    start = time.monotonic()
     done = 0
     while queue:
         chunk, queue = queue[:CHUNK], queue[CHUNK:]
@@ -263,7 +280,8 @@ def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: l
         if fresh and 2 * done < len(todo) and bench.begun_slow():
             table.remove(todo)
             best.clear()
-            queue, attempts, done, start = list(todo), Counter(), 0, time.monotonic()
+            queue, attempts, done = list(todo), Counter(), 0
+            task.reach(0, len(todo))
             continue
         attempts.update(chunk)
         best |= {key: (bench.drift, row) for key, row in rows.items()
@@ -274,25 +292,30 @@ def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: l
             again = set(chunk)
         queue += [key for key in chunk if key in again]
         final = {key: best[key][1] if key in best else None for key in chunk if key not in again}
-        table.add(row or bench.alone(key) for key, row in final.items())
+        made = [row or bench.alone(key) for key, row in final.items()]
+        table.add(corrected(row, known) if known else row for row in made)
         _keep_yardsticks(bench, layout, table)
         table.save(path)
         done += len(final)
-        if progress and done:
-            progress(done, len(todo), (time.monotonic() - start) / done * (len(todo) - done))
+        task.reach(done, len(todo), **({"again": len(queue)} if done + len(queue) > len(todo) else {}))
 
 
 def _settled(row: Row | None) -> bool:
     return row is not None and row.how != "flagged"
 
 
-def _knot_error(bench: Bench, layout: Layout, table: LatencyTable, rng: random.Random) -> dict[str, Any] | None:
+def _knot_error(bench: Bench, layout: Layout, table: LatencyTable, rng: random.Random,
+                progress: Progress) -> dict[str, Any] | None:
     """Interpolated against measured at widths that are no knots, and measured against measured again."""
     between = [key for key in candidates(layout) if key not in table.rows and key.op.name not in HEADS]
     if not between:
         return None
     keys = rng.sample(between, min(HELD_OUT, len(between)))
-    first, second = bench.rows(keys), bench.rows(keys)
+    with progress.task("widths between the rows", 2) as task:
+        first = bench.rows(keys)
+        task.advance()
+        second = bench.rows(keys)
+        task.advance()
     both = [(key, one.raw_ms, two.raw_ms) for key in keys if (one := first[key]) and (two := second[key])]
     if not both:
         return None
@@ -306,16 +329,41 @@ def _raw(table: LatencyTable, rows: Iterable[Row]) -> LatencyTable:
     return LatencyTable(table.name, table.meta, [row.model_copy(update={"ms": row.raw_ms}) for row in rows])
 
 
-def _correct(bench: Bench, layout: Layout, table: LatencyTable, seed: str) -> dict[str, Any]:
-    plans = _plans(layout, FITTED_ON, seed)
-    measured = np.mean(bench.networks(plans), axis=0)
+def _networks(bench: Bench, layout: Layout, table: LatencyTable, path: Path, progress: Progress, what: str, seed: int,
+              plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
+    """``bench.networks``; what is measured stays in the table while it is not all there."""
+    name = f"{what} of {_label(layout)}, seed {seed}, {len(plans)} networks"
+    parts = [np.array(part) for part in table.meta.get(BEGUN, {}).get(name, [])]
+    with progress.task(what, len(plans), sum(part.shape[1] for part in parts)) as task:
+
+        def keep(parts: Parts) -> None:
+            table.meta[BEGUN] = {name: [part.tolist() for part in parts]}
+            _keep_yardsticks(bench, layout, table)
+            table.save(path)
+            task.reach(sum(part.shape[1] for part in parts), len(plans))
+
+        return bench.networks(plans, parts, keep)
+
+
+def _strike(meta: dict[str, Any], name: str, label: str) -> None:
+    """Takes a label off a list of the meta, and the list with it once it is empty."""
+    left = [other for other in meta.get(name, []) if other != label]
+    meta.pop(name, None)
+    if left:
+        meta[name] = left
+
+
+def _correct(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, seed: int) -> dict[str, Any]:
+    plans = _plans(layout, FITTED_ON, f"correction {seed}")
+    measured = np.mean(networks("correction", seed, plans), axis=0)
     return {**correct(table, _label(layout), candidates(layout), plans, measured), "drift": bench.drift}
 
 
-def _validation(bench: Bench, layout: Layout, table: LatencyTable, n: int, seed: int) -> dict[str, Any]:
+def _validation(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, n: int,
+                seed: int) -> dict[str, Any]:
     """Predicted against measured on networks that the correction did not see, and measured against measured again."""
     plans = _plans(layout, n, f"validation {seed}", without=_plans(layout, FITTED_ON, f"correction {seed}"))
-    first, second = bench.networks(plans)
+    first, second = networks("validation", seed, plans)
     measured = (first + second) / 2
     predicted = np.array([sum(table.ms_many(keys)) for keys in plans])
     return {**agreement(predicted, measured), "noise_mape": mape(first, second),

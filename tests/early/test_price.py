@@ -14,6 +14,7 @@ from nas.errors import UserError
 from nas.latency.table import EXIT_MS, LatencyTable
 from nas.latency.timing import Run
 from nas.plan import Layout, OpKey
+from nas.progress import NoProgress
 
 
 class Flat(LatencyTable):
@@ -42,7 +43,7 @@ def test_it_is_what_files_take_beyond_their_rows_an_exit(tiny_exits: Layout, mon
 
     monkeypatch.setattr(price, "write_untrained", wrote)
     monkeypatch.setattr(price, "check_all", timed)
-    found = price.exit_ms(tiny_exits, Flat("flat", {}), None)  # type: ignore[arg-type]
+    found = price.exit_ms(tiny_exits, Flat("flat", {}), None, NoProgress())  # type: ignore[arg-type]
     assert found == pytest.approx(max(0.0, slope), abs=1e-12) and len(written) == price.NETWORKS
     assert len({tuple(prefix) for prefix in written}) > 1  # not one network several times
 
@@ -52,18 +53,18 @@ def test_it_is_in_the_table_once_and_in_the_prices_of_exits(tiny: Layout, tiny_e
     path, measured = tmp_path / "cpu.json", list[Layout]()
     LatencyTable("cpu", {"device": "cpu"}).save(path)
 
-    def measure(at: Layout, table: LatencyTable, device: object) -> float:
+    def measure(at: Layout, table: LatencyTable, device: object, progress: object) -> float:
         measured.append(at)
         return 0.0123456789
 
     monkeypatch.setattr(price, "exit_ms", measure)
     monkeypatch.setattr(price, "timed_here", lambda costs: None)
-    price.price_asking(tiny_exits, path, again=True)
+    price.price_asking(tiny_exits, path, True, NoProgress())
     monkeypatch.setattr(price, "timed_here", lambda costs: (costs, None))
-    price.price_asking(tiny, path, again=True)
+    price.price_asking(tiny, path, True, NoProgress())
     assert not measured and price.known_exit_ms(LatencyTable.load(path)) == 0  # another machine's; and no exits
     for again in (False, False, True):
-        price.price_asking(tiny_exits, path, again)
+        price.price_asking(tiny_exits, path, again, NoProgress())
     assert measured == [tiny_exits, tiny_exits]
     assert price.known_exit_ms(LatencyTable.load(path)) == 0.012346
 

@@ -1,17 +1,20 @@
 """The protocol on a device whose clock is arithmetic; then, briefly, on this machine."""
 
 import fcntl
+import io
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from torch import nn
 
 from nas import genome
 from nas.arch import Op
 from nas.errors import UserError
 from nas.latency import bench as bench_module
+from nas.latency import estimate
 from nas.latency import profile as profile_module
 from nas.latency.bench import Clocked
 from nas.latency.context import Context, Map
@@ -21,6 +24,7 @@ from nas.latency.timing import Steady, interleaved, summary
 from nas.ops.layers import ConvBN
 from nas.ops.registry import Block
 from nas.plan import Layout, OpKey, Task, candidates, layout, plan
+from nas.progress import Progress
 from nas.space import Space
 from nas.subnet import Subnet
 
@@ -116,12 +120,14 @@ def test_a_context_takes_off_half_a_pair_on_each_map() -> None:
 
 
 def test_a_profile_prices_whole_networks_exactly(tiny: Layout, tmp_path: Path) -> None:
-    seen: list[tuple[int, int, float]] = []
+    text = io.StringIO()
     path = tmp_path / "clockwork.json"
-    result = profile(tiny, path, device=Clockwork(), validate=12, progress=lambda *step: seen.append(step))
+    result = profile(tiny, path, device=Clockwork(), validate=12, progress=Progress(Console(file=text, width=200)))
     table = LatencyTable.load(path)
     assert result["rows"] == result["measured"] == len(table.rows) and result["flagged"] == 0
-    assert seen[-1] == (result["rows"], result["rows"], 0.0)
+    said = [line.partition(", took")[0] for line in text.getvalue().splitlines()]
+    assert said == [f"rows: {result['rows']}/{result['rows']}",
+                    f"correction: {profile_module.FITTED_ON}/{profile_module.FITTED_ON}", "validation: 12/12"]
     validation = result["validation"]
     assert validation["n"] == 12 and validation["noise_mape"] == 0
     assert validation["kendall"] > 0.98  # two of equal cost may differ in the last digit
@@ -139,9 +145,9 @@ def test_the_correction_and_the_validation_see_other_networks(tiny: Layout, tmp_
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     measured, networks = list[list[list[OpKey]]](), Clocked.networks
 
-    def spy(self: Clocked, plans: list[list[OpKey]]) -> Any:
+    def spy(self: Clocked, plans: list[list[OpKey]], *others: Any) -> Any:
         measured.append(plans)
-        return networks(self, plans)
+        return networks(self, plans, *others)
 
     monkeypatch.setattr(Clocked, "networks", spy)
     profile(tiny, tmp_path / "t.json", device=Clockwork(), validate=12)
@@ -420,3 +426,82 @@ def test_a_profile_notes_how_busy_the_machine_was(tiny: Layout, tmp_path: Path,
     assert LatencyTable.load(tmp_path / "t.json").meta["load"] == load
     profile(tiny, tmp_path / "t.json", device=Clockwork(), remeasure=True)
     assert LatencyTable.load(tmp_path / "t.json").meta["load"]["others"] == 0.0
+
+
+class Networks(Clockwork):
+    """Counts whole networks, and stops at one of them."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self.networks, self.stop_at = 0, stop_at
+
+    def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Any:
+        self.networks += isinstance(module, Subnet)
+        if self.networks == self.stop_at:
+            raise KeyboardInterrupt
+        return super().prepare(module, in_ch=in_ch, size=size)
+
+
+def test_rows_of_exits_take_the_correction_of_their_layout(tiny: Layout, tiny_exits: Layout, tmp_path: Path) -> None:
+    """It was fitted on networks without exits: those are not measured for them again."""
+    path, device = tmp_path / "t.json", Networks()
+    profile(tiny, path, device=device)
+    table = LatencyTable.load(path)
+    (label,) = table.meta["corrections"]
+    known = {**table.meta["corrections"][label], "scale": 1.5, "per_op_ms": 0.25}
+    table.meta["corrections"][label] = known
+    table.save(path)
+    device = Networks()
+    assert profile(tiny_exits, path, device=device)["measured"] == 4  # a head at four numbers of classes
+    table = LatencyTable.load(path)
+    exits = [row for key, row in table.rows.items() if key.is_exit]
+    assert device.networks == 0 and table.meta["corrections"] == {label: known} and len(exits) == 4
+    assert all(row.ms == 1.5 * row.raw_ms + 0.25 for row in exits)
+    device = Networks()
+    assert profile(tiny_exits, path, device=device)["measured"] == 0 and device.networks == len(device.measured) == 0
+
+
+@pytest.mark.parametrize("stop_at", [1, 20])
+def test_interrupted_in_the_correction_a_profile_corrects_its_rows_later(tiny: Layout, tmp_path: Path,
+                                                                         stop_at: int) -> None:
+    whole, path = Networks(), tmp_path / "t.json"
+    profile(tiny, tmp_path / "whole.json", device=whole)
+    with pytest.raises(KeyboardInterrupt):
+        profile(tiny, path, device=Networks(stop_at))
+    table = LatencyTable.load(path)
+    assert table.missing(candidates(tiny)) == [] and profile_module.unfinished(tiny, table)
+    assert table.meta["corrections"] == {}
+    rest = Networks()
+    assert profile(tiny, path, device=rest)["measured"] == 0
+    done, expected = (LatencyTable.load(tmp_path / f"{name}.json") for name in ("t", "whole"))
+    assert not profile_module.unfinished(tiny, done) and "begun" not in done.meta and "uncorrected" not in done.meta
+    assert {key: row.ms for key, row in done.rows.items()} == pytest.approx(
+        {key: row.ms for key, row in expected.rows.items()})
+    # 3 yardsticks, prepared once by each; 24 networks in parts of 8: what was kept is not prepared again
+    assert (whole.networks, rest.networks) == (3 + 24, 3 + 24 - (16 if stop_at == 20 else 0))
+
+
+def test_interrupted_in_the_validation_a_profile_goes_on_with_it(tiny: Layout, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    profile(tiny, path, device=Networks())
+    with pytest.raises(KeyboardInterrupt):
+        profile(tiny, path, device=Networks(stop_at=3 + 8 + 4), validate=20)
+    rest = Networks()
+    validation = profile(tiny, path, device=rest, validate=20)["validation"]
+    assert rest.networks == 3 + 12 and validation["n"] == 20
+    assert validation["mape"] == pytest.approx(0, abs=1e-9)
+
+
+def test_how_long_a_profile_takes_is_said_before(tiny: Layout, tiny_exits: Layout, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SECONDS_A_GRAPH": 0.0, "SECONDS_A_NETWORK": 0.0, "PREPARED_S": 1.0}.items():
+        monkeypatch.setattr(estimate, name, value)
+    empty = LatencyTable("t", {"align": 32, "corrections": {}})
+    rows = len(empty.missing(candidates(tiny)))
+    # a second a graph: the rows, pairs on the maps of 8 channels and of 16; then 24 networks twice
+    assert profile_module.estimate_s(tiny, empty, Clockwork()) == rows + 2 + 2 * 24
+    path = tmp_path / "t.json"
+    profile(tiny, path, device=Clockwork())
+    table = LatencyTable.load(path)
+    assert profile_module.estimate_s(tiny, table, Clockwork()) == 0.0
+    assert profile_module.estimate_s(tiny_exits, table, Clockwork()) == 4 + 1  # four heads behind one map

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from nas.errors import UserError
-from nas.latency.bench import context_of
+from nas.latency.bench import Keep, Parts, context_of
 from nas.latency.devices.board import TARGETS, Target, recorded
 from nas.latency.devices.vela import VERSION, Report, Vela, VelaError
 from nas.latency.onnx_graph import Graph
@@ -159,11 +159,16 @@ class Compiled:
         ms = self.device.ms(own_cycles(report, first=context.first, last=context.last, what=key))
         return Row.of(key, ms=ms, raw_ms=ms, p10_ms=ms, p90_ms=ms, n=1, how="compiled")
 
-    def networks(self, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
-        task = self.layout.task
-        ms = [self.device.ms(self.device.report(Subnet(keys), f"a network of {len(keys)} operators",
-                                                in_ch=task.in_ch, size=task.size).cycles) for keys in plans]
-        return np.array(ms), np.array(ms)
+    def networks(self, plans: list[list[OpKey]], parts: Parts = (), keep: Keep = lambda parts: None,
+                 ) -> tuple[np.ndarray, np.ndarray]:
+        task, done = self.layout.task, list(parts)
+        for keys in plans[sum(part.shape[1] for part in done):]:
+            report = self.device.report(Subnet(keys), f"a network of {len(keys)} operators", in_ch=task.in_ch,
+                                        size=task.size)
+            done.append(np.full((2, 1), self.device.ms(report.cycles)))
+            keep(done)
+        first, second = np.concatenate(done, axis=1)
+        return first, second
 
 
 def own_cycles(report: Report, *, first: bool, last: bool, what: object) -> int:

@@ -1,0 +1,38 @@
+"""How long it takes to fill a table, said before it is begun: of an otherwise idle machine, right within a factor of 2.
+
+Graphs are measured for a fixed time each, but for ones so small that all rounds take less.
+"""
+
+from __future__ import annotations
+
+from nas.latency import context
+from nas.latency.bench import SECONDS_A_GRAPH, SECONDS_A_NETWORK, WARM_NETWORK, context_of
+from nas.latency.timing import COUNTED, WARM
+from nas.plan import Layout, OpKey, macs
+
+CHUNK = 48  # rows whose sessions are in memory at once
+ROUNDS = 100  # at most
+PREPARED_S = 0.05  # to lower a graph and load it
+COMPILED_S = 0.15  # of a graph by a vendor's compiler
+MACS_A_MS = 1e7  # of one core
+CALL_MS = 0.005
+
+
+def rows_s(layout: Layout, keys: list[OpKey]) -> float:
+    """Returns the seconds that rows take with the pairs of convolutions that are taken off them."""
+    contexts = [context_of(layout, key) for key in keys]
+    chunks = -(-len(keys) // CHUNK)
+    pairs = min(chunks * len(context.maps(contexts)), 2 * len(keys))
+    alone = [min(SECONDS_A_GRAPH, _rounds_s(macs(key), WARM)) for key in keys]
+    return sum(alone) * (1 + pairs / max(1, len(keys))) + PREPARED_S * (len(keys) + pairs)
+
+
+def networks_s(layout: Layout, count: int) -> float:
+    """Returns the seconds that so many whole networks take, each twice."""
+    middle = [sorted(macs(key) for op in slot.ops if (key := slot.key(op))) for slot in layout.slots]
+    work = sum(slot[len(slot) // 2] for slot in middle if slot) + sum(map(macs, layout.fixed))
+    return 2 * count * (min(SECONDS_A_NETWORK, _rounds_s(work, WARM_NETWORK)) + PREPARED_S)
+
+
+def _rounds_s(multiply_adds: int, warm: int) -> float:
+    return ROUNDS * (warm + COUNTED) * (CALL_MS + multiply_adds / MACS_A_MS) / 1e3
