@@ -229,6 +229,18 @@ def exits(card: Mapping[str, Any]) -> None:
     line(str(card["folder"]))
 
 
+def places(result: Mapping[str, Any]) -> None:
+    """Where exits could stand in a network, then what the whole of it takes."""
+    timed = result["ms"] is not None
+    rows([{"exit behind": place["behind"], "map": "x".join(map(str, place["shape"])), "MACs": millions(place["macs"]),
+           "of all": f"{100 * place['macs_share']:.1f} %", "its head": millions(place["head_macs"]),
+           **({"ms": place["ms"], "of all ms": f"{100 * place['ms_share']:.1f} %"} if timed else {})}
+          for place in result["places"]])
+    whole = f", {cell(result['ms'])} ms on {result['target']}" if timed else ""
+    line(f"{result['model']} at {result['size']}x{result['size']}, {result['classes']} classes: "
+         f"{millions(result['macs'])} MACs{whole}" + (" (random weights)" if result.get("weights") else ""))
+
+
 def _read_as(result: Mapping[str, Any]) -> None:
     """How pixels and classes of the images went into a network."""
     if how := result.get("preprocessing"):

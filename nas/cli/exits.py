@@ -19,11 +19,13 @@ from nas.terminal import print_result
 if TYPE_CHECKING:
     from nas.run import Run
 
+LISTED = ("model", "target", "listed", "ops", "as_json")  # options that --list uses, whatever the model is
 WISHES = ("confidence", "lose", "budget_ms", "max_ms")  # what exits are chosen by, once their heads are trained
 
 
 @app.command()
 def exits(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, an ONNX file, or a torchvision model's name.")],
     arch: Annotated[str | None, typer.Option(help="Of a run: the id of the pick.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Of a torchvision model: its trained weights.")] = None,
@@ -50,10 +52,23 @@ def exits(
     seed: Annotated[int, typer.Option(min=0, help="Of splits, heads and batches.")] = 0,
     train_on: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder; default: inside the run, or MODEL-exits.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Only say where exits could stand: no images, no training, "
+                                         "and of a torchvision model no weights.")] = False,
     ops: Ops = None,
     as_json: Json = False,
 ) -> None:
     """Add early exits to a trained network. Only their heads learn, also from images without labels."""
+
+    def places() -> dict[str, Any]:
+        from nas.early import models
+        from nas.early import places as listing
+        from nas.progress import Progress
+        from nas.run import Run
+
+        run_files(ops)
+        if not Path(model).is_dir():
+            return listing.of_file(model, weights, size, target, seed)
+        return listing.of_pick(models.pick(Run.existing(model), arch, target, False, Progress()))
 
     def work() -> dict[str, Any]:
         from nas.early import models
@@ -111,7 +126,19 @@ def exits(
             return add(one, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,
                        augment=augment, wishes=wishes, train_on=train_on)
 
-    print_result(work, as_json, _show)
+    if listed:
+        _refuse_others(context, *LISTED, *(("arch",) if Path(model).is_dir() else ("weights", "size")))
+        print_result(places, as_json, _show_places)
+    else:
+        print_result(work, as_json, _show)
+
+
+def _refuse_others(context: typer.Context, *used: str) -> None:
+    """Raises UserError for an option that --list would leave without effect."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE" and parameter.name not in used:
+            raise UserError(f"{parameter.opts[0]}: has no effect with --list")
 
 
 @contextmanager
@@ -143,6 +170,12 @@ def _images(model: str, name: str | None, data_dir: str | None, seed: int, limit
 
 def _digest(path: Path | None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path is not None and path.is_file() else None
+
+
+def _show_places(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.places(result)
 
 
 def _show(card: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ from nas.latency.devices.onnxruntime import clock as clock_of
 from nas.latency.devices.onnxruntime import session, timed
 from nas.latency.fresh import fresh
 from nas.latency.kernel_model import KernelModel
-from nas.latency.onnx_graph import read
+from nas.latency.onnx_graph import Graph, read
 from nas.latency.predict import predict
 from nas.latency.profile import check_all, one_torch_thread
 from nas.latency.table import LatencyTable
@@ -46,7 +46,7 @@ from nas.lower.emit import emit
 from nas.lower.onnx import export as export_onnx
 from nas.lower.onnx import save
 from nas.picks import load_weights
-from nas.plan import OpKey, macs, plan
+from nas.plan import Layout, OpKey, macs, plan
 from nas.progress import Progress
 from nas.run import Run
 from nas.run_images import RECORDED, Images, lying_at
@@ -79,6 +79,7 @@ class Model:
     clock: Clock | None
     now_ns: Callable[[], int]
     said: Mapping[str, Any] = field(default_factory=dict)  # for the card: how images are read
+    walk: tuple[Layout, Sequence[OpKey]] | None = None  # of a pick: its space with exits, its plan with all of them
 
 
 def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,
@@ -114,19 +115,20 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     if not full.exits:
         raise UserError(f"{wanted}: the space {arch.space} has no stride change behind its first slot: no exits")
     plain = load_weights(scene, arch, place)
-    own = choice.pieces(plan(at, full), costs.ms_many, known_exit_ms(costs))
+    keys = plan(at, full)
+    own = choice.pieces(keys, costs.ms_many, known_exit_ms(costs))
     here = timed_here(costs)
     metadata = metadata_of(scene, arch)
     data = replace(scene.data, augment=config.train.augment or scene.data.augment)
     return Model(wanted, with_exits(at, full, plain, scene.seed), plain, data, metadata,
                  target, lambda: own, lambda trained, served, folder: served,
                  partial(check_all, layout=scene.layout, table=here[0], device=here[1]) if here else None,
-                 clock_of(1)[1], {"preprocessing": Preprocessing.of_file(metadata, run.path).to_json()})
+                 clock_of(1)[1], {"preprocessing": Preprocessing.of_file(metadata, run.path).to_json()}, (at, keys))
 
 
 def whites_of(model: str) -> Whites:
     """What the pixels of files of more than 8 bits were divided by in training a network, where its file says so."""
-    if not model.endswith(".onnx"):
+    if not Path(model).is_file():
         return NARROW
     return Whites.of_metadata({p.key: p.value for p in onnx.load(model, load_external_data=False).metadata_props})
 
@@ -139,38 +141,72 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     outputs in place of the file's own. Costs are measured here, or come from the target's kernel model. Raises
     UserError for what has no exits or costs.
     """
+    costs = foreign_costs(model, target)
+    foreign = grafted(model, weights, size, seed)
+    net, proto, side = foreign.net, foreign.graph.model, foreign.graph.shape[2]
+    kept = {p.key: p.value for p in proto.metadata_props}
+    how = preprocessing or (imagenet("torchvision's weights were trained with it") if foreign.torchvision else
+                            Preprocessing.of_file(kept, Path(model)))
+    known = classes if classes is not None else kept["classes"].split("\n") if "classes" in kept else None
+    own, by = _on(data(side), how, known, net.classes, side, model)
+    own = own if len(own.learn) else replace(own, whites=Whites.of_metadata(kept))
+    said = {"preprocessing": how.to_json(), "classes_by": by, "weights_at": foreign.weights}
+    name, here = Path(model).stem, clock_of(1)[1]
+    metadata = {**named(own, side), "id": name}
+    if costs is None:
+        return Model(name, net, net, own, metadata, "cpu", lambda: measured_pieces(net, own, proto, here),
+                     _timed_prefix(here), _alone, here, said)
+    return Model(name, net, net, own, metadata, str(target), lambda: predicted_pieces(net, own, costs),
+                 lambda trained, served, folder: served, None, here, said)
+
+
+def foreign_costs(model: str, target: str | None) -> KernelModel | None:
+    """Of a target that prices any graph; None for this machine, where files are timed. Raises UserError for others."""
+    if target in (None, "cpu"):
+        return None
+    costs = cost_models.load(str(target))
+    if not isinstance(costs, KernelModel):
+        raise UserError(f"--target {target}: has rows for operators of search spaces; for {model} give cpu (this "
+                        "machine) or a kernel model, such as gpu-v100")
+    return costs
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A network that nas did not make, with fresh exits wherever one can stand.
+
+    ``weights`` says where in their file the weights of a torchvision model lay.
+    """
+
+    graph: Graph
+    net: Grafted
+    torchvision: bool
+    weights: str | None
+
+
+def grafted(model: str, weights: Path | None, size: int | None, seed: int, untrained: bool = False) -> Foreign:
+    """An ONNX file, or a torchvision model by name; ``untrained`` needs no weights of that.
+
+    Raises UserError for what is neither, and for what exits cannot be added to.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        path, place = _as_onnx(model, weights, size, Path(folder))
-        graph = read(path, size).in_float().logits()
-    proto, side = graph.model, graph.shape[2]
+        path, place = _as_onnx(model, weights, size, Path(folder), untrained)
+        try:
+            graph = read(path, size).in_float().logits()
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), model)) from None
     check_input(model, graph.shape, True)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = graft(proto, graph.entry, graph.shapes)
+            net = graft(graph.model, graph.entry, graph.shapes)
     except UserError as error:
         raise UserError(f"{model}: {error}") from None
-    kept = {p.key: p.value for p in proto.metadata_props}
-    how = preprocessing or (Preprocessing.of_file(kept, Path(model)) if path == Path(model) else
-                            imagenet("torchvision's weights were trained with it"))
-    known = classes if classes is not None else kept["classes"].split("\n") if "classes" in kept else None
-    own, by = _on(data(side), how, known, net.classes, side, model)
-    own = own if len(own.learn) else replace(own, whites=Whites.of_metadata(kept))
-    said = {"preprocessing": how.to_json(), "classes_by": by, "weights_at": place}
-    costs = None if target in (None, "cpu") else cost_models.load(str(target))
-    if costs is not None and not isinstance(costs, KernelModel):
-        raise UserError(f"--target {target}: has rows for operators of search spaces; for {model} give cpu (this "
-                        "machine) or a kernel model, such as gpu-v100")
-    name, here = Path(model).stem, clock_of(1)[1]
-    metadata = {**named(own, side), "id": name}
-    if costs is None:
-        return Model(name, net, net, own, metadata, "cpu", lambda: _measured_pieces(net, own, proto, here),
-                     _timed_prefix(here), _alone, here, said)
-    return Model(name, net, net, own, metadata, str(target), lambda: _predicted_pieces(net, own, costs),
-                 lambda trained, served, folder: served, None, here, said)
+    return Foreign(graph, net, path != Path(model), place)
 
 
-def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path) -> tuple[Path, str | None]:
+def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path,
+             untrained: bool) -> tuple[Path, str | None]:
     """The file itself, or one in ``folder`` of a torchvision model; and where in ``weights`` its own lay."""
     path = Path(model)
     if path.is_file():
@@ -183,9 +219,12 @@ def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path) -
         return path, None
     if path.suffix == ".onnx":
         raise UserError(f"{model}: no such file")
-    made = classifier(model, weights)
+    made = classifier(model, weights, untrained)
     check_size(model, made, size or made.size)
-    export_onnx(made.net, folder / "model.onnx", in_ch=3, size=size or made.size, metadata={})
+    try:
+        export_onnx(made.net, folder / "model.onnx", in_ch=3, size=size or made.size, metadata={})
+    except UserError as error:
+        raise UserError(str(error).replace(str(folder / "model.onnx"), model)) from None
     return folder / "model.onnx", made.weights
 
 
@@ -222,7 +261,7 @@ def _timed_prefix(now_ns: Callable[[], int]) -> Callable[[Trained, Served, Path]
     return final
 
 
-def _measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Callable[[], int]) -> Pieces:
+def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Callable[[], int]) -> Pieces:
     """Of the file with all exits, left at each: what it takes beyond the network without exits are the heads, by MACs.
     """
     exits = len(net.exits) + 1
@@ -238,13 +277,13 @@ def _measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: C
 
         ms, _ = _alone(prepare, exits + 1)
     prefix = np.maximum.accumulate([ms[f"exit {index}"] for index in range(exits)])
-    work = np.array(_macs(net, data), float)
+    work = np.array(head_macs(net, data), float)
     over = max(prefix[-1] - ms["plain"], 0.02 * ms["plain"])
     heads = np.r_[over * work / work.sum(), 0.0]
     return Pieces(np.maximum(np.diff(np.r_[0.0, prefix]) - heads, 1e-6), heads)
 
 
-def _predicted_pieces(net: Grafted, data: Data, costs: Costs) -> Pieces:
+def predicted_pieces(net: Grafted, data: Data, costs: Costs) -> Pieces:
     """By the target's kernel model, part by part."""
     with tempfile.TemporaryDirectory() as name:
         path, x = Path(name) / "part.onnx", torch.zeros(1, 3, data.size, data.size)
@@ -261,7 +300,7 @@ def _predicted_pieces(net: Grafted, data: Data, costs: Costs) -> Pieces:
     return Pieces(np.array(trunk), np.array(heads))
 
 
-def _macs(net: Grafted, data: Data) -> list[int]:
+def head_macs(net: Grafted, data: Data) -> list[int]:
     """Of each exit's head."""
     found, x = [], torch.zeros(1, data.in_ch, data.size, data.size)
     for part in list(net.parts)[:-1]:

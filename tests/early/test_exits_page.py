@@ -31,7 +31,7 @@ def words(command: str, shop: Path) -> list[str]:
     found = [ids[0] if word == "ID" else word for word in shlex.split(command)[1:]]
     if found[0] == "search":
         return [*found, "--space", "tiny.yaml", "--size", "16", "--limit", "160", "--threads", "1", *SHORT]
-    return [*found, *(["--epochs", "2"] if found[0] == "exits" else [])]
+    return [*found, *(["--epochs", "2"] if found[0] == "exits" and "--list" not in found else [])]
 
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest
             assert not end.value.code and out, (command, errors)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
     folders = [Path("mynet-exits"), Path("resnet18-exits"), next(Path("shop").glob("exits/*-cache"))]
     rng = np.random.default_rng(0)
     program = PAGE.partition("```python\n")[2].partition("```")[0]
