@@ -27,16 +27,21 @@ class Task:
         self._show, self._clock = show, clock
         self._began, self._before = clock(), done  # what an earlier call did says nothing about the speed
 
-    def advance(self, n: float = 1, **figures: object) -> None:
-        """``n`` more steps are done; figures stand until they are given anew."""
+    def advance(self, n: float = 1, known: bool = False, **figures: object) -> None:
+        """``n`` more steps are done; figures stand until they are given anew.
+
+        Steps that were ``known``, from an earlier call, say nothing about the speed.
+        """
         self.done += n
+        self._before += n if known else 0
         self.figures |= figures
         self._show(self)
 
     def reach(self, done: float, total: float, **figures: object) -> None:
         """For work that says how far it is, and only then how much there is."""
-        self.total = total
-        self.advance(done - self.done, **figures)
+        self.total, self.done = total, done
+        self.figures |= figures
+        self._show(self)
 
     @property
     def left_s(self) -> float | None:

@@ -31,7 +31,7 @@ from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.scene import Scene
 from nas.stages.bounds import Bounds, reachable
-from nas.stages.selection import Judge
+from nas.stages.selection import Judge, evaluations_of
 from nas.train.search_loop import SupernetTraining
 
 REPEATS = 2  # of the selection, at most
@@ -186,7 +186,7 @@ def _best_measured(scene: Scene, budgets: Sequence[Budget], watch: Stopwatch) ->
 
     The best is that of the lowest loss, as judged; where none keeps the budget it is the fastest.
     """
-    losses = {name: loss for name, (loss, _) in Judge.remembered(scene.run).items()}
+    losses = {name: loss for name, (loss, _) in Judge.remembered(scene.run, evaluations_of(scene)).items()}
     chosen = []
     for budget in budgets:
         best = _with_pick(scene, budget, budget)

@@ -52,6 +52,18 @@ def test_what_an_earlier_call_did_is_not_counted_as_speed() -> None:
         assert task.text() == "110/120, 2 s left"  # 20 in 4 s
 
 
+def test_steps_known_from_an_earlier_call_are_not_counted_as_speed() -> None:
+    clock = Clock()
+    progress, _ = plain(clock)
+    with progress.task("select", 36) as task:
+        for _ in range(30):
+            task.advance(known=True)
+        assert (task.done, task.left_s, task.text()) == (30, None, "30/36")
+        clock.now = 10
+        task.advance()
+        assert task.text() == "31/36, 50 s left"  # 5 left at 10 s each
+
+
 def test_how_much_there_is_may_turn_out_later_or_never() -> None:
     clock = Clock()
     progress, text = plain(clock)

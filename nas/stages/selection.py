@@ -131,8 +131,9 @@ def gate_scores(training: search_loop.SupernetTraining, problem: Problem, target
 
 
 def evaluations_of(scene: Scene) -> str:
-    """The name of this supernet's evaluations in a storage."""
-    return study_name(scene.run, SUPERNET, scene.config.judge_images, CALIBRATED_ON, scene.seed)
+    """The name of this supernet's evaluations on these images, in a storage and in the run's log."""
+    return study_name(scene.run, SUPERNET, scene.config.judge_images, CALIBRATED_ON, scene.seed,
+                      scene.data.source["fingerprint"])
 
 
 def serve(scene: Scene, training: search_loop.SupernetTraining, storage: str, parent: int | None) -> None:
@@ -147,17 +148,23 @@ class Judge:
                  crew: Crew | None = None) -> None:
         self.scene, self.training, self.task, self.crew = scene, training, task, crew
         self.split = loop.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
-        before = self.remembered(scene.run)
+        self.state = evaluations_of(scene) if scene.run.has(SUPERNET) else ""
+        before = self.remembered(scene.run, self.state)
         self.known = {id: loss for id, (loss, _) in before.items()}
         self.accuracies = {id: accuracy for id, (_, accuracy) in before.items()}
         self.asked: dict[Arch, float] = {}
+        self.reused = 0  # of those asked for, judged by an earlier call
 
     @staticmethod
-    def remembered(run: Run) -> dict[str, tuple[float, float]]:
+    def remembered(run: Run, state: str | None = None) -> dict[str, tuple[float, float]]:
         """(loss, accuracy) of what was judged before, by id; of a line that is not as it was written nothing is known.
+
+        With ``state``, ``evaluations_of`` a scene, only of what was judged in it: by this supernet on these images.
         """
         known = {}
         for event in run.events("judged"):
+            if state is not None and event.get("state") != state:
+                continue
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 known[str(event["id"])] = float(event["loss"]), float(event["accuracy"])
         return known
@@ -166,20 +173,23 @@ class Judge:
         new = [arch for arch in archs if arch.id not in self.known]
         for arch, found in self.crew.evaluated(new) if self.crew else ((arch, self.evaluate(arch)) for arch in new):
             self.known[arch.id], self.accuracies[arch.id] = found.loss, found.figures["accuracy"]
-            self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), loss=found.loss, **found.figures)
+            self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), state=self.state, loss=found.loss,
+                               **found.figures)
             self._shown(arch)
         for arch in archs:
             if arch not in self.asked:
-                self._shown(arch)
+                self._shown(arch, known=True)
         return [self.known[arch.id] for arch in archs]
 
     def evaluate(self, arch: Arch) -> Evaluation:
         judged = self.training.judge(arch, self.split, CALIBRATED_ON)
         return Evaluation(judged.loss, {"accuracy": judged.accuracy, "accuracy_se": judged.accuracy_se})
 
-    def _shown(self, arch: Arch) -> None:
+    def _shown(self, arch: Arch, known: bool = False) -> None:
         self.asked[arch] = self.known[arch.id]
-        self.task.advance(1, loss=self.known[arch.id])
+        self.reused += known
+        self.task.advance(1, known=known, loss=self.known[arch.id],
+                          **({"judged before": self.reused} if self.reused else {}))
 
     def agreement(self, problem: Problem, training: search_loop.SupernetTraining, target: str, bounds: Sequence[float],
                   scene: Scene) -> float | None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from nas.arch import Arch
@@ -67,9 +69,16 @@ def _cores() -> int:
 
 def study_name(run: Run, supernet: str, *judging: Any) -> str:
     """Of the evaluations of one supernet, judged in one way: what others wrote into the storage is not ours."""
-    digest = hashlib.sha256(run.file(supernet).read_bytes())
-    digest.update(repr(judging).encode())
+    file = run.file(supernet)
+    state = file.stat()
+    digest = hashlib.sha256(f"{_digest(file, state.st_mtime_ns, state.st_size)} {judging!r}".encode())
     return f"nas-{digest.hexdigest()[:16]}"
+
+
+@lru_cache(maxsize=8)
+def _digest(file: Path, *state: int) -> str:
+    """Of a file that is as its time and size say: it may be hundreds of MB."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def judge(url: str, name: str, evaluate: Callable[[Arch], Evaluation], parent: int | None) -> None:
