@@ -42,13 +42,14 @@ from nas.scene import (
 )
 from nas.settings import as_recorded, named_target, searched, settings_of
 from nas.show import targets_of
-from nas.stages import selection, supernet
+from nas.stages import inherited, selection, supernet
 from nas.stages.bounds import NOTHING, Bounds, reachable
 from nas.stages.front import cards_of, find, front_of
 from nas.stages.workers import Crew
 from nas.train import augment, finetune, loop, search_loop
 from nas.train.ranks import joined
 
+STAGES = ("supernet", "selection")  # that a search can end behind
 FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_features, "model.features.onnx"),
            "int8-onnx": (deliver.to_int8, deliver.INT8), "tflite": (deliver.to_tflite, deliver.TFLITE)}
 
@@ -67,8 +68,11 @@ def refuse(config: Config) -> None:
             compiler(target, load_costs(str(path)) if path else None, memory)
 
 
-def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
-    """The whole road; continues where the run stands. Raises UserError for what the user has to mend."""
+def search(config: Config, run: Run, progress: Progress, until: str | None = None) -> dict[str, Any]:
+    """The whole road, or ``until`` a stage of ``STAGES`` has ended; continues where the run stands.
+
+    Raises UserError for what the user has to mend.
+    """
     config = as_recorded(config, run)
     scene = set_scene(config, run, config.target, progress)
     keep_place(run, config)
@@ -78,15 +82,19 @@ def search(config: Config, run: Run, progress: Progress) -> dict[str, Any]:
               for target in config.target}
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
         training = supernet.train(scene, limits, group, progress)
+    if until == "supernet":
+        return inherited.stopped(scene, until, None)
     if config.max_ms is not None:  # bounds the picks for the other targets, too
         kept = within(training.supernet.layout, scene.footprints)
         limits |= {target: reachable(scene, kept, target, [], config.budgets, NOTHING) for target in config.target[1:]}
-    given = {config.target[0]: bool(config.budget_ms)} if config.target else {}
+    asked = {config.target[0]: bool(config.budget_ms)} if config.target else {}
 
     def chosen(at: Scene, limits: dict[str, list[float]], bounds: Bounds) -> dict[str, Any]:
         return selection.choose(at, training, limits, "", progress, bounds)
 
-    picks = run.stage("picks.json", lambda: recheck.kept(scene, training, limits, NOTHING, given, chosen, progress))
+    picks = run.stage("picks.json", lambda: recheck.kept(scene, training, limits, NOTHING, asked, chosen, progress))
+    if until == "selection":
+        return inherited.stopped(scene, until, picks)
     return _finish(scene, training, picks, "", True, progress)
 
 
@@ -123,22 +131,30 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     if config.gates.granularity == "target" and (limited.given or bounds.counts):
         progress.note(f"{run.path}: was trained without hidden widths beside which a wider one takes no longer, though "
                       "they need less; a search with gates.granularity=space has them")
-    asked = [limits, fine_tune, *(given for given in (limited.given, bounds.given) if given)]
+    asked = [limits, fine_tune, *(bound for bound in (limited.given, bounds.given) if bound)]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
 
-    given = {t: bool(named.get(t) or (budget_ms and t == targets[0])) for t in targets}
+    with_budget = {t: bool(named.get(t) or (budget_ms and t == targets[0])) for t in targets}
 
     def chosen() -> dict[str, Any]:
         crews: AbstractContextManager[Crew | None] = nullcontext()
         if storage:
             crews = Crew(run, storage, workers, selection.evaluations_of(scene))
         with crews as crew:
-            return recheck.kept(scene, training, limits, bounds, given, lambda at, limits, bounds: selection.choose(
-                at, training, limits, place, progress, bounds, crew), progress)
+            return recheck.kept(scene, training, limits, bounds, with_budget, lambda at, limits, bounds:
+                                selection.choose(at, training, limits, place, progress, bounds, crew), progress)
 
     picks = run.stage(f"{place}picks.json", chosen)
     return _finish(scene, training, picks, place, fine_tune, progress)
+
+
+def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECORDED) -> dict[str, Any]:
+    """Networks of a file, judged with the weights of a run's supernet; continues what was stopped."""
+    archs, config = inherited.read_archs(file), lying_at(searched(run), images)
+    scene, training = supernet.finished(run, config, progress)
+    keep_place(run, config)
+    return inherited.judge_given(scene, training, archs, progress)
 
 
 def judge(run: Run, storage: str, progress: Progress, parent: int | None = None, images: Images = RECORDED) -> None:

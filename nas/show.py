@@ -112,6 +112,30 @@ def exported(result: Mapping[str, Any]) -> None:
             line(overrun.sentence(file["id"], target, excess, predicted.get(target)))
 
 
+def stopped(result: Mapping[str, Any]) -> None:
+    """A search that ended behind a stage: the picks that it has, what they are worth without fine-tuning, the run."""
+    targets = targets_of(result)
+    points = [*result["front"], *result["dominated"]]
+    if points:
+        rows([{"id": one["id"], **({"size": one["size"]} if result.get("sizes") else {}),
+               "inherited accuracy": _accuracy(one["select_accuracy"], one["select_accuracy_se"]),
+               **_costs("predicted", one["ms"], targets), "MACs": millions(one["macs"]),
+               "params": millions(one["params"])} for one in points])
+        line("accuracy: with inherited weights, on the images that the selection decides by; nothing is fine-tuned, "
+             "tested or exported")
+    line(f"stopped behind the {result['until']}, as asked; the same command without --until goes on")
+    line(str(result["run"]))
+
+
+def judged(result: Mapping[str, Any]) -> None:
+    """Network by network, in the order of the file."""
+    networks = result["networks"]
+    rows([{"id": one["id"], "loss": one["loss"], "inherited accuracy": _accuracy(one["accuracy"], one["accuracy_se"]),
+           **_costs("predicted", one["ms"], list(one["ms"])), "MACs": millions(one["macs"]),
+           "params": millions(one["params"])} for one in networks])
+    line(f"{len(networks)} networks on {result['images']} images of the selection split")
+
+
 def profile(result: Mapping[str, Any]) -> None:
     """How far off the table is, where that was tried; rows; the file."""
     if result["validation"]:

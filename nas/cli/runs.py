@@ -57,6 +57,8 @@ def search(
     init: Annotated[str | None, typer.Option(help="A finished run whose supernet this one starts from.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     ops: Ops = None,
+    until: Annotated[str | None, typer.Option(help="Stop behind this stage: supernet or selection (before "
+                                              "fine-tuning). The same command without it goes on.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run directory; default: runs/SPACE-TARGET-DATA-HEX.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -80,12 +82,14 @@ def search(
         path = run or default_run_dir(settings)
         from nas import search as pipeline
 
+        if until is not None and until not in pipeline.STAGES:
+            raise UserError(f"--until {until}: a search can stop behind {' or '.join(pipeline.STAGES)}")
         if Run.fresh(path):
             pipeline.refuse(settings)  # before a directory is made
         with Run.begun(path, settings.to_json(), PLACES) as here:
-            return pipeline.search(settings, here, Progress())
+            return pipeline.search(settings, here, Progress(), until)
 
-    print_result(work, as_json, _show_front)
+    print_result(work, as_json, _show_front if until is None else _show_stopped)
 
 
 @app.command()
@@ -137,20 +141,40 @@ def select(
 @app.command()
 def judge(
     run: RunPath,
-    storage: Annotated[str, typer.Option(help="As given to nas select.")],
+    archs: Annotated[Path | None, typer.Option("--archs", metavar="FILE", help="A JSON list of networks: of each the "
+                                               "loss and accuracy with inherited weights on the selection split.")]
+    = None,
+    storage: Annotated[str | None, typer.Option(help="As given to nas select.")] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
     data: Data = None,
     data_dir: DataDir = None,
     ops: Ops = None,
+    as_json: Json = False,
 ) -> None:
-    """Evaluate networks for a nas select --storage of the same run, here or elsewhere, until interrupted."""
+    """Judge networks by a run's supernet: those of a file, or those of a nas select --storage until interrupted.
+
+    Batch norm statistics are recomputed for each. The same command continues what was stopped.
+    """
     from nas import search as pipeline
     from nas.progress import Progress
     from nas.run import Run
     from nas.run_images import Images
 
+    if (archs is None) == (storage is None):
+        raise UserError("--archs or --storage: give one of the two: a file of networks, or where nas select asks")
+    if storage is not None and as_json:
+        raise UserError("--json: a worker prints nothing: leave it out")
     run_files(ops)
-    pipeline.judge(Run.existing(run), storage, Progress(), parent, Images(data, data_dir))  # no lock: it only reads
+    if storage is not None:
+        pipeline.judge(Run.existing(run), storage, Progress(), parent, Images(data, data_dir))  # no lock: it only reads
+        return
+
+    def work() -> dict[str, Any]:
+        assert archs is not None
+        with existing(run) as (here, progress):
+            return pipeline.judge_archs(here, archs, progress, Images(data, data_dir))
+
+    print_result(work, as_json, _show_judged)
 
 
 @app.command()
@@ -193,6 +217,18 @@ def _show_files(result: dict[str, Any]) -> None:
     from nas import show
 
     show.exported(result)
+
+
+def _show_stopped(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.stopped(result)
+
+
+def _show_judged(result: dict[str, Any]) -> None:
+    from nas import show
+
+    show.judged(result)
 
 
 def _show_front(result: dict[str, Any]) -> None:

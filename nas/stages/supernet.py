@@ -49,10 +49,14 @@ def train(scene: Scene, limits: dict[str, list[float]], group: Ranks,
 
 def finished(run: Run, config: Config, progress: Progress) -> tuple[Scene, search_loop.SupernetTraining]:
     """The scene and the settled supernet of a search. Raises UserError for a run that is not that far."""
-    if not run.has("picks.json"):
-        raise UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
+    refusal = UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
+    if not run.has(SUPERNET) and not run.has("picks.json"):
+        raise refusal
     scene = set_scene(config, run, config.target, progress)
-    return scene, trained(scene)
+    training = trained(scene)
+    if not training.finished:
+        raise refusal
+    return scene, training
 
 
 def trained(scene: Scene) -> search_loop.SupernetTraining:
