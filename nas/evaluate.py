@@ -14,6 +14,9 @@ import torch
 from nas.errors import UserError
 from nas.files import nearest
 from nas.latency.devices.onnxruntime import session
+from nas.latency.onnx_ending import as_logits, seen
+from nas.latency.onnx_file import runnable
+from nas.latency.onnx_graph import read
 from nas.progress import Progress
 from nas.run import Run
 from nas.run_images import require_place
@@ -73,9 +76,11 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
     images = how.applied(images)
     meant = outputs(model, file.count(images), file.names() if classes is None else classes, images.classes)
     part = _part(images, split)
-    judged = score(file.run(part, images), meant.labels(part.labels).numpy(), meant.names)
+    made = file.run(part, images)
+    kind = file.ends_in(images.size, made)
+    judged = score(as_logits(made, kind), meant.labels(part.labels).numpy(), meant.names)
     return {"model": str(model), "data": images.name, "split": split, "preprocessing": how.to_json(),
-            "classes_by": meant.by, **judged}
+            "classes_by": meant.by, "ends_in": kind, **judged}
 
 
 def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -139,7 +144,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         if not path.is_file():  # the run says that it has one
             raise UserError(f"{path}: missing; nas export writes it anew")
-        self.path, self.session = path, session(path, torch.get_num_threads())
+        self.path, self.session = path, session(runnable(path), torch.get_num_threads())
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         names = [output.name for output in self.session.get_outputs()]
         if len(self.session.get_inputs()) != 1 or not names:
@@ -170,6 +175,15 @@ class _File:
         if len(shape) != 2:
             raise UserError(f"{self.path}: its output is {list(shape[1:])} an image, not one number for each class")
         return int(shape[1])
+
+    def ends_in(self, side: int, outputs: np.ndarray) -> str:
+        """What its outputs are, by its graph, and by their numbers where that says nothing."""
+        try:
+            graph = read(self.path, side, weights=False, any_batch=True)
+        except UserError:  # ONNX Runtime runs it all the same, such as one whose channels are open
+            return seen(outputs)
+        first = graph.model.graph.output[0].name == self.output
+        return graph.ending.kind if first and graph.ending.node else seen(outputs)
 
     def run(self, split: Split, data: Data) -> np.ndarray:
         """Outputs [n, classes]; a file of a fixed batch gets its last one filled up."""

@@ -232,6 +232,9 @@ def score(result: Mapping[str, Any]) -> None:
         if result[name]:
             line(f"{name[:3]}-{name[3]} {shown(result[name])} of {result['n']} images, {result['split']} split of "
                  f"{result['data']}")
+    if result["ends_in"] != "logits":
+        line(f"its outputs are {result['ends_in']}: the loss is that of their logarithms"
+             + (", the Sigmoid undone" if result["ends_in"].startswith("independent") else ""))
     _read_as(result)
 
 
@@ -249,6 +252,8 @@ def exits(card: Mapping[str, Any]) -> None:
     line(f"mean {amount(card['mean_ms'], target)}, worst {amount(card['worst_ms'], target)} predicted" + (
         "" if counted(target) else f"; not measured: no {target} here" if card["measured_ms"] is None else
         f"; measured here: mean {cell(card['measured_ms'])} ms, worst {cell(card['measured_worst_ms'])} ms"))
+    if card.get("ends_in", "logits") != "logits":
+        line(f"the network gives {card['ends_in']}; with exits it gives logits, which they were made of")
     _read_as(card)
     line(str(card["folder"]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -122,3 +123,42 @@ def test_a_pick_of_a_run_has_the_accuracy_of_its_card(tmp_path: Path, capfd: pyt
     assert sum(one["n"] for one in result["classes"]) == result["n"]
     select = call("evaluate", made["run"], "--arch", card["id"], "--split", "select")
     assert select["loss"] > 0 and select["n"] != result["n"]
+
+
+def ended(path: Path, out: Path, opset: int, *tail: tuple[str, dict[str, Any]]) -> Path:
+    """The network of ``path`` with these nodes at its end."""
+    made = onnx.load(path)
+    names = ["logits", *(f"t{i}" for i in range(1, len(tail))), "output"]
+    made.graph.node[-1].output[0] = names[0]
+    for (kind, how), read, write in zip(tail, names[:-1], names[1:], strict=True):
+        made.graph.node.append(helper.make_node(kind, [read], [write], **how))
+    made.opset_import[0].version = opset
+    onnx.save(made, out)
+    return out
+
+
+SOFTMAX = ("Softmax", {"axis": 1})
+ENDINGS: dict[str, tuple[int, list[tuple[str, dict[str, Any]]], str]] = {
+    "opset 11": (11, [SOFTMAX], "probabilities"), "opset 17": (17, [SOFTMAX], "probabilities"),
+    "axis -1": (17, [("Softmax", {"axis": -1})], "probabilities"),
+    "nodes behind": (17, [SOFTMAX, ("Identity", {}), ("Flatten", {}), ("Cast", {"to": 1})], "probabilities"),
+    "log": (17, [("LogSoftmax", {"axis": 1})], "log-probabilities"),
+    "in pieces": (17, [("Identity", {}), ("Softmax", {"axis": -1}), ("Mul", {})], "probabilities"),
+    "sigmoid": (17, [("Sigmoid", {})], "independent probabilities"),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_softmax_at_the_end_changes_no_figure(tmp_path: Path, colours: Path, name: str) -> None:
+    opset, tail, kind = ENDINGS[name]
+    plain = model(tmp_path / "plain.onnx", batch=4)
+    expected = evaluate(plain, data=str(colours), split="all")
+    path = ended(plain, tmp_path / "end.onnx", opset, *tail)
+    if name == "in pieces":  # a Mul by one, which no rule sees through: the rows sum to one all the same
+        made = onnx.load(path)
+        made.graph.node[-1].input.append("one")
+        made.graph.initializer.append(numpy_helper.from_array(np.float32(1), "one"))
+        onnx.save(made, path)
+    result = evaluate(path, data=str(colours), split="all")
+    assert (expected["ends_in"], result["ends_in"]) == ("logits", kind)
+    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-4) and result["top1"] == expected["top1"]

@@ -150,7 +150,8 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     known = classes if classes is not None else kept["classes"].split("\n") if "classes" in kept else None
     own, by = _on(data(side), how, known, net.classes, side, model)
     own = own if len(own.learn) else replace(own, whites=Whites.of_metadata(kept))
-    said = {"preprocessing": how.to_json(), "classes_by": by, "weights_at": foreign.weights}
+    said = {"preprocessing": how.to_json(), "classes_by": by, "weights_at": foreign.weights,
+            "ends_in": foreign.graph.cut.kind}
     name, here = Path(model).stem, clock_of(1)[1]
     metadata = {**named(own, side), "id": name}
     if costs is None:

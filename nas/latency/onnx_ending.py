@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx
 from onnx import NodeProto
 
@@ -13,8 +15,11 @@ from nas.lower.onnx import attributes
 
 LOGITS = "logits"
 ENDS = {"Softmax": "probabilities", "LogSoftmax": "log-probabilities", "Sigmoid": "independent probabilities"}
+SUM_TOLERANCE = 1e-2  # of a thousand probabilities in half precision or 8 bits
+LEAST = 1e-12  # a probability that came out as zero
 PASSED_ON = ("Identity", "Flatten", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Dropout")  # the same numbers
 Shape = tuple[int, ...]
+Values = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,20 @@ def ending(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Ending:
     if node is None or node.domain or node.op_type not in ENDS or not _over_classes(node, shapes):
         return Ending()
     return Ending(ENDS[node.op_type], node.name, node.op_type)
+
+
+def seen(outputs: Values) -> str:
+    """What outputs [n, classes] are by their numbers alone: ``probabilities`` where all rows sum to 1, else logits."""
+    summed = np.allclose(outputs.sum(1), 1, atol=SUM_TOLERANCE) and outputs.shape[1] > 1
+    return ENDS["Softmax"] if len(outputs) and summed and outputs.min() >= 0 else LOGITS
+
+
+def as_logits(outputs: Values, kind: str) -> Values:
+    """Numbers whose softmax is the answer, of outputs [n, classes] of that kind: a Sigmoid is undone."""
+    if kind in (LOGITS, ENDS["LogSoftmax"]):
+        return outputs
+    p = np.clip(outputs.astype(np.float64), LEAST, None)
+    return np.asarray(np.log(p) if kind == ENDS["Softmax"] else np.log(p) - np.log(np.clip(1 - p, LEAST, None)))
 
 
 def logits(model: onnx.ModelProto, end: Ending) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ from nas.latency.onnx_file import no_model, opset, stored
 from nas.latency.onnx_normal import INPUT, drop_casts, entry_called_input, normalised, widened
 
 Shape = tuple[int, ...]
+LOGITS_ALONE = Ending()
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Graph:
     """An image network as ``nas.latency.onnx_normal`` writes it; its input ``entry`` is called ``input``.
 
     ``shape`` of the input and ``shapes`` of all values are those at batch 1; ``batch`` is what the file fixes, None
-    where it is open; ``dtypes`` are onnx's numbers of the elements' types.
+    where it is open; ``dtypes`` are onnx's numbers of the elements' types; ``cut`` is the ending that was taken off.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Graph:
     dtypes: Mapping[str, int]
     ending: Ending
     entry: str = INPUT
+    cut: Ending = LOGITS_ALONE
 
     @property
     def dtype(self) -> str:
@@ -42,7 +44,7 @@ class Graph:
 
     def logits(self) -> Graph:
         """The same without a Softmax, LogSoftmax or Sigmoid at its end."""
-        return replace(self, model=onnx_ending.logits(self.model, self.ending), ending=Ending())
+        return replace(self, model=onnx_ending.logits(self.model, self.ending), ending=Ending(), cut=self.ending)
 
     def in_float(self) -> Graph:
         """The same in single precision. Raises UserError where the input is not of floating point."""

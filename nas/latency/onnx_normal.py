@@ -79,9 +79,9 @@ def _widen_types(graph: GraphProto) -> None:
 
 
 def _one_domain(model: onnx.ModelProto) -> None:
-    """ONNX's own operators have the empty domain; ``ai.onnx`` is another spelling of it."""
-    version = opset(model)
-    others = [entry for entry in model.opset_import if entry.domain not in ("", "ai.onnx")]
+    """ONNX's own operators have the empty domain, also spelt ``ai.onnx``; domains that nobody uses are dropped."""
+    version, used = opset(model), {node.domain for node in _nodes(model.graph)}
+    others = [entry for entry in model.opset_import if entry.domain not in ("", "ai.onnx") and entry.domain in used]
     _replace(model.opset_import, [helper.make_opsetid("", version), *others])
     for node in _nodes(model.graph):
         node.domain = "" if node.domain == "ai.onnx" else node.domain
