@@ -55,6 +55,21 @@ def runnable(path: Path) -> Path | bytes:
     return bytes(model.SerializeToString())
 
 
+def check_nodes(model: onnx.ModelProto) -> None:
+    """Checks that nodes have the inputs and attributes of their operators, on which rules rely.
+
+    Nodes with graphs inside have no rule, and their inner names need more context than is here; operators that onnx
+    does not know have none either. Raises onnx's ValidationError.
+    """
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = model.ir_version
+    context.opset_imports = {entry.domain: entry.version for entry in model.opset_import}
+    for node in model.graph.node:
+        inner = any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)
+        if node.domain in ("", "ai.onnx") and not inner and defs.has(node.op_type, opset(model)):
+            onnx.checker.check_node(node, context)
+
+
 def no_model(path: Path, error: Exception) -> UserError:
     """The error for a file that onnx refuses."""
     return UserError(f"{path}: not an ONNX file: {one_line(error)}")

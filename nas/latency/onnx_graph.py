@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, defs
+from onnx import TensorProto
 
 from nas.errors import UserError
 from nas.latency import onnx_ending, onnx_shapes
 from nas.latency.onnx_ending import Ending, ending
-from nas.latency.onnx_file import no_model, opset, stored
+from nas.latency.onnx_file import check_nodes, no_model, stored
 from nas.latency.onnx_normal import INPUT, drop_casts, entry_called_input, normalised, widened
 
 Shape = tuple[int, ...]
@@ -64,7 +64,7 @@ def read(path: Path, size: int | None = None, weights: bool = True, any_batch: b
     """
     model = stored(path, weights)
     try:
-        _check_nodes(model)
+        check_nodes(model)
         model = normalised(model)
         entry = _input(path, model.graph)
         shape, batch = _input_shape(path, entry, size, any_batch)
@@ -80,21 +80,6 @@ def _inferred(path: Path, model: onnx.ModelProto, shape: Shape, batch: int | Non
     shapes, dtypes = onnx_shapes.shapes(model, INPUT, shape)
     drop_casts(model, dtypes)
     return Graph(path, model, shape, batch, shapes, dtypes, ending(model, shapes))
-
-
-def _check_nodes(model: onnx.ModelProto) -> None:
-    """Inputs and attributes are what the operators have: rules may rely on it. Raises onnx's ValidationError.
-
-    Nodes with graphs inside have no rule, and their inner names need more context than is here; operators that onnx
-    does not know have none either.
-    """
-    context = onnx.checker.C.CheckerContext()
-    context.ir_version = model.ir_version
-    context.opset_imports = {entry.domain: entry.version for entry in model.opset_import}
-    for node in model.graph.node:
-        inner = any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)
-        if node.domain in ("", "ai.onnx") and not inner and defs.has(node.op_type, opset(model)):
-            onnx.checker.check_node(node, context)
 
 
 def _input(path: Path, graph: onnx.GraphProto) -> onnx.ValueInfoProto:

@@ -7,6 +7,7 @@ ONNX's reference evaluator before the node that needs it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,19 @@ class _Inference:
     def _evaluate(self, node: onnx.NodeProto, inputs: list[str]) -> None:
         try:
             feeds = {name: self.values[name] for name in inputs}
-            results = ReferenceEvaluator(node, opsets=self.opsets).run(None, feeds)
+            results = ReferenceEvaluator(self._alone(node, feeds)).run(None, feeds)
         except Exception:  # an operator that the evaluator lacks: its shape is known all the same
             return
-        for name, result in zip(node.output, results, strict=False):
+        for name, result in zip(filter(None, node.output), results, strict=True):
             self._value(name, np.asarray(result))
+
+    def _alone(self, node: onnx.NodeProto, feeds: Mapping[str, np.ndarray[Any, Any]]) -> onnx.ModelProto:
+        """A model of one node: the evaluator of a node alone takes the newest version of its operator."""
+        inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+                  for name, value in feeds.items()]
+        outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+        return helper.make_model(helper.make_graph([node], "node", inputs, outputs),
+                                 opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
 
     def _infer(self, node: onnx.NodeProto, inputs: list[str]) -> None:
         """Outputs that do not follow have the type that the file declares, if any."""
