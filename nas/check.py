@@ -14,6 +14,8 @@ from nas import genome
 from nas.arch import Op
 from nas.errors import UserError
 from nas.latency.costs import known, load
+from nas.latency.devices import local
+from nas.latency.devices.board import recorded
 from nas.latency.table import LatencyTable
 from nas.lower.onnx import export
 from nas.ops import build, contract, family, own
@@ -100,7 +102,8 @@ def _priced(plan: Layout, target: str, name: str) -> dict[str, Any]:
         costs = load(target)
         lacking = costs.missing(candidates(plan)) if isinstance(costs, LatencyTable) else []
         if isinstance(costs, LatencyTable) and lacking:
-            return {"missing": len(lacking), "first": str(lacking[0]), "do": costs.command(name, plan.task.size)}
+            return {"missing": len(lacking), "first": str(lacking[0]), "do": costs.command(name, plan.task.size),
+                    "here": local(costs.meta) is not None or recorded(costs.meta) is not None}
         smallest, largest = _ends(plan, costs.ms)
     except UserError as error:
         return {"error": str(error)}

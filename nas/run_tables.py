@@ -46,6 +46,14 @@ def costs_for(target: str, plans: Sequence[Layout], space: str, progress: Progre
     return cost_models.load(target if counted(target) else str(_completed(target, plans, space, progress)))
 
 
+def filled(target: str, plan: Layout, progress: Progress, measure: bool = True) -> Costs:
+    """The costs of a target with the rows that can be made here; others are refused where they are asked for.
+
+    Without ``measure`` rows are compiled only: a list of networks is not worth minutes of this machine.
+    """
+    return cost_models.load(target if counted(target) else str(complete(target, plan, progress, measure)))
+
+
 def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout], space: str,
            progress: Progress) -> Costs:
     """The run's copy of the target's file, found, completed and copied at first use; ``known`` are the run's targets.
@@ -110,7 +118,7 @@ def require(path: Path, space: str, plan: Layout) -> None:
         table.require(candidates(plan), space, plan.task.size)
 
 
-def complete(target: str, plan: Layout, progress: Progress) -> Path:
+def complete(target: str, plan: Layout, progress: Progress, measure: bool = True) -> Path:
     """Makes what a table of this machine or of Vela lacks, after saying how much; other targets are left as they are.
 
     A shipped table stays as it is: its rows and the new ones are then in the user's own. Raises UserError where Vela
@@ -123,7 +131,7 @@ def complete(target: str, plan: Layout, progress: Progress) -> Path:
             isinstance(table, LatencyTable) and unfinished(plan, table)):
         return path
     device = _maker(target, table, plan)
-    if device is None:
+    if device is None or not (measure or isinstance(device, Estimator)):
         return path
     shipped = path.parent.resolve() == folder("latency_tables").resolve()
     here = cost_models.LOCAL / path.name if shipped else path

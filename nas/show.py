@@ -156,7 +156,8 @@ def space(result: Mapping[str, Any]) -> None:
                                                      f"{unit(one['target'])}"} for one in priced])
     for one in result["targets"]:
         if "missing" in one:
-            line(f"{one['target']}: {one['missing']} rows are missing, first {one['first']}; {one['do']}")
+            how = "a search makes them itself, or now: " if one["here"] else ""
+            line(f"{one['target']}: {one['missing']} rows are missing, first {one['first']}; {how}{one['do']}")
         elif "error" in one:
             line(f"{one['target']}: {one['error']}")
 

@@ -30,6 +30,9 @@ class Quiet:
         if self.steps == self.stop_at:
             raise KeyboardInterrupt
 
+    def reach(self, done: float, total: float, **figures: object) -> None:
+        self.advance(done - self.done)
+
     def note(self, text: str) -> None:
         self.notes.append(text)
 

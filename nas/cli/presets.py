@@ -26,33 +26,39 @@ def presets(
         from nas.files import shipped
         from nas.latency.costs import load
         from nas.plan import Task
+        from nas.progress import Progress
 
-        costs = {name: load(name) for name in target or []}
+        costs, progress = {name: load(name) for name in target or []}, Progress()
         task, factor = Task(size, 3, classes), checked_width(width)
-        return [_preset(name, factor, task, costs) for name in shipped("search_spaces/presets", ".yaml")]
+        return [_preset(name, factor, task, costs, progress) for name in shipped("search_spaces/presets", ".yaml")]
 
     print_result(work, as_json, _show_markdown if markdown else lambda found: rows([_shown(one) for one in found]))
 
 
-def _preset(name: str, width: float, task: Any, costs: dict[str, Any]) -> dict[str, Any]:
+def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress: Any) -> dict[str, Any]:
+    """What a network is and costs; ``costs`` are replaced by those with its rows, where these can be compiled."""
     from nas import genome
     from nas.errors import UserError
     from nas.files import resolve
     from nas.plan import layout, macs, params, plan
+    from nas.run_tables import filled, lacks
     from nas.space import Space
 
     space = Space.load(name).scaled(width)
     at = layout(space, task)
     keys = plan(at, genome.smallest(at))  # its only one
 
-    def ms(one: Any) -> float | None:
+    def ms(target: str) -> float | None:
         try:
-            return sum(one.ms_many(keys))
-        except UserError:
-            return None  # a table without these rows
+            if lacks(costs[target], at):
+                costs[target] = filled(target, at, progress, measure=False)
+            return sum(costs[target].ms_many(keys))
+        except UserError as error:
+            progress.note(f"{space.name} on {target}: not known: {error}")
+            return None
 
     return {"name": space.name, "size": task.size, "slots": len(at.slots), "params": sum(map(params, keys)),
-            "macs": sum(map(macs, keys)), "ms": {name: ms(one) for name, one in costs.items()}, "about": space.about,
+            "macs": sum(map(macs, keys)), "ms": {target: ms(target) for target in costs}, "about": space.about,
             "file": str(resolve("search_spaces", name, ".yaml"))}
 
 

@@ -123,15 +123,15 @@ def sample(
     """Random networks as ONNX with their predicted ms, to be measured anywhere. The same command continues."""
 
     def work() -> list[dict[str, Any]]:
-        from nas.latency.costs import load
         from nas.latency.sample import sample as draw
         from nas.plan import Task, layout
         from nas.progress import Progress
+        from nas.run_tables import filled
         from nas.space import Space
 
         run_files(ops)
-        place = layout(Space.load(space).scaled(checked_width(width)), Task(size, 3, classes))
-        return draw(place, load(target), n, seed, out, Progress())
+        place, progress = layout(Space.load(space).scaled(checked_width(width)), Task(size, 3, classes)), Progress()
+        return draw(place, filled(target, place, progress), n, seed, out, progress)
 
     print_result(work, as_json, lambda samples: rows([
         {"id": s["id"], column("predicted", target, False): s["ms"], "onnx": s["onnx"]} for s in samples]))
