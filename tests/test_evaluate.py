@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pictures import png16
 from PIL import Image
 
 from nas import cli
@@ -162,3 +163,37 @@ def test_a_softmax_at_the_end_changes_no_figure(tmp_path: Path, colours: Path, n
     result = evaluate(path, data=str(colours), split="all")
     assert (expected["ends_in"], result["ends_in"]) == ("logits", kind)
     assert result["loss"] == pytest.approx(expected["loss"], rel=1e-4) and result["top1"] == expected["top1"]
+
+
+def test_pixels_of_more_than_8_bits_are_divided_by_what_the_network_was_trained_with(tmp_path: Path) -> None:
+    """Grey of 10 bits: 600 is above a half of 1023 and far below a half of 4095, by which the file was trained."""
+    for name, value in (("dark", 500), ("light", 600)):
+        for k in range(4):
+            png16(tmp_path / "images" / name / f"{k}.png", np.full((8, 8, 3), value + k))
+    nodes = [helper.make_node("ReduceMean", ["input"], ["mean"], axes=[1, 2, 3], keepdims=0),
+             helper.make_node("Sub", ["half", "mean"], ["dark"]), helper.make_node("Sub", ["mean", "half"], ["light"]),
+             helper.make_node("Unsqueeze", ["dark", "one"], ["d"]),
+             helper.make_node("Unsqueeze", ["light", "one"], ["l"]),
+             helper.make_node("Concat", ["d", "l"], ["output"], axis=1)]
+    constants = [numpy_helper.from_array(np.float32(550 / 4095), "half"), numpy_helper.from_array(np.array([1]), "one")]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 8, 8])],
+                              [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["N", 2])], constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    shares = {}
+    for white in ("4095", None):
+        props = {"classes": "dark\nlight", "size": "8", "mean": "0 0 0", "std": "1 1 1"}
+        helper.set_model_props(made, props | ({"white_integer": white} if white else {}))
+        onnx.save(made, tmp_path / "m.onnx")
+        shares[white] = evaluate(tmp_path / "m.onnx", data=str(tmp_path / "images"), split="all")["top1"]["share"]
+    assert shares == {"4095": 1.0, None: 0.5}  # without: by 1023, the folder's own 10 bits, everything is light
+
+
+def test_what_the_images_are_is_said_on_stderr(colours: Path, tmp_path: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    file = model(tmp_path / "m.onnx", classes=NAMES)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["evaluate", str(file), "--data", str(colours), "--json"])
+    shown = capsys.readouterr()
+    assert not left.value.code and json.loads(shown.out)["n"] == 3
+    assert "images: 12 images of 3 classes at 8x8" in shown.err and "smallest class: 'blue'" in shown.err
+    assert "augmentation" not in shown.err

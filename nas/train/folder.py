@@ -18,8 +18,7 @@ from nas.train.pixels import decoded, shortest_sides, whites
 from nas.train.sources import Source
 
 NAMES = {"train": ("train", "training"), "select": ("val", "valid", "validation"), "test": ("test", "testing")}
-PIXELS = ("turned upright, the centre square resized (bilinear, antialiased), grey and palettes to RGB, transparency "
-          "dropped, of animations the first image")
+PIXELS = "upright, centre square, resized (bilinear, antialiased), RGB without transparency, first frame"
 _PART = {name: part for part, names in NAMES.items() for name in names}
 _PROBED = 64  # images whose headers settle the default size
 

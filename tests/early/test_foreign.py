@@ -70,3 +70,36 @@ def test_names_from_a_file_stand_in_what_is_exported(network: Path, folders: Pat
                         lambda side: load(str(folders), data_dir=None, size=side, seed=0), 0, classes=CLASSES)
     assert model.metadata["classes"].split("\n") == CLASSES and model.data.classes == tuple(CLASSES)
     assert sorted(set(model.data.learn.labels.tolist())) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("augment", [None, "crop"])
+def test_images_and_augmentation_are_said_before_heads_are_trained(network: Path, folders: Path, tmp_path: Path,
+                                                                   augment: str | None) -> None:
+    model = models.file(str(network), None, None, "gpu-v100",
+                        lambda side: load(str(folders), data_dir=None, size=side, seed=0), 0)
+    shown = Noted()
+    add(model, Run.open(tmp_path / "out", {}), shown, epochs=1, augment=augment)  # type: ignore[arg-type]
+    assert shown.notes[0] == f"images: 60 images of 3 classes at 16x16, from {folders}"
+    (line,) = [note for note in shown.notes if note.startswith("augmentation")]
+    assert f"({augment or 'flip-crop'}); --augment " in line
+
+
+def test_images_without_labels_are_said_too(network: Path, folders: Path, tmp_path: Path) -> None:
+    (folders / "notes.txt").write_text("x")
+    shown = Noted()
+    model = models.file(str(network), None, None, "gpu-v100", lambda side: None, 0)
+    add(model, Run.open(tmp_path / "out", {}), shown, images=folders, epochs=1)  # type: ignore[arg-type]
+    assert shown.notes[0] == (f"images: 60 images without labels at 16x16, from {folders}: 36 to learn from, "
+                              "12 for thresholds, 12 to report on")
+    assert "left out: 1 .txt files" in shown.notes
+
+
+class Noted(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

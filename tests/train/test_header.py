@@ -24,8 +24,7 @@ def test_every_line(tmp_path: Path) -> None:
         f"{tmp_path.name}: 68 images of 2 classes at 16x16, from {tmp_path}",
         "splits: train 40, gate 5, select 5 from train/; test 18 from test/",
         "smallest class: 'bee': 28 images (train 16, gate 2, select 2, test 8)",
-        "pixels: turned upright, the centre square resized (bilinear, antialiased), grey and palettes to RGB, "
-        "transparency dropped, of animations the first image",
+        "pixels: upright, centre square, resized (bilinear, antialiased), RGB without transparency, first frame",
         "augmentation: shifted by up to 1 pixels (crop); train.augment=none or flip-crop changes it",
         "left out: 1 .csv files",
         "ignored beside the splits: more/ (splits are called train, training; val, valid, validation; test, testing)"]
