@@ -56,6 +56,7 @@ from nas.train.data import Data, recorded
 from nas.train.labels import outputs
 from nas.train.pixels import NARROW, Whites
 from nas.train.preprocessing import Preprocessing, check_input, imagenet
+from nas.verify import check_onnx
 
 SECONDS = 2.0  # an exit, timed without a table's yardstick
 
@@ -224,6 +225,8 @@ def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path,
     check_size(model, made, size or made.size)
     try:
         export_onnx(made.net, folder / "model.onnx", in_ch=3, size=size or made.size, metadata={})
+        if weights is not None:
+            check_onnx(folder / "model.onnx", made.net, in_ch=3, size=size or made.size, n=2)
     except UserError as error:
         raise UserError(str(error).replace(str(folder / "model.onnx"), model)) from None
     return folder / "model.onnx", made.weights

@@ -15,7 +15,6 @@ from nas.early.models import Foreign, Model, foreign_costs, grafted, head_macs, 
 from nas.exits import choice
 from nas.exits.choice import Pieces
 from nas.exits.export import check
-from nas.exits.graft import cuts
 from nas.latency.devices.onnxruntime import clock
 from nas.lower.onnx import attributes
 from nas.plan import macs
@@ -84,9 +83,8 @@ def _said(name: str, size: int, classes: int, target: str | None, work: tuple[in
 def _of_graph(foreign: Foreign, heads: Sequence[int]) -> tuple[int, list[Place]]:
     """Multiply-adds of the whole graph, and its places."""
     graph = foreign.graph
-    sums = np.cumsum([multiply_adds(node, graph.shapes) for node in graph.model.graph.node])
-    at = cuts(graph.model.graph, graph.entry, graph.shapes)
-    nodes = graph.model.graph.node
+    nodes, at = foreign.net.model.graph.node, foreign.net.places
+    sums = np.cumsum([multiply_adds(node, graph.shapes) for node in nodes])
     named = [f"{nodes[cut.node].op_type} {nodes[cut.node].name or cut.name}" for cut in at]
     return int(sums[-1]), _places(named, [(cut.channels, cut.side, cut.side) for cut in at],
                                   [sums[cut.node] for cut in at], heads, sums[-1])

@@ -16,6 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 from torch import Tensor, nn
 
 from nas.errors import UserError
+from nas.exits.batch import of_batch_alone, read_from
 from nas.exits.net import Segment, logits_of
 from nas.lower.emit import emit_many
 from nas.ops.heads import ExitHead
@@ -35,10 +36,11 @@ class Cut:
     side: int
 
 
-def cuts(graph: GraphProto, entry: str, shapes: Mapping[str, Shape]) -> list[Cut]:
+def cuts(graph: GraphProto, entry: str, shapes: Mapping[str, Shape], aside: frozenset[str] = frozenset()) -> list[Cut]:
     """Where an exit may stand: on the last such map before each smaller one, behind the first convolution.
 
-    If that is one widened for the step to the smaller one, as in an inverted bottleneck, on what it was widened from.
+    Values ``aside`` may go on beside it: any piece has them. A map that was widened for the step to the smaller one, as
+    in an inverted bottleneck, is replaced by what it was widened from.
     """
     last_read = _last_reads(graph)
     made, alive, found = {entry}, {entry}, list[Cut]()
@@ -48,7 +50,7 @@ def cuts(graph: GraphProto, entry: str, shapes: Mapping[str, Shape]) -> list[Cut
             continue  # of constants alone
         made.update(node.output)
         seen |= node.op_type == "Conv"
-        alive = {name for name in (*alive, *node.output) if last_read.get(name, -1) > index}
+        alive = {name for name in (*alive, *node.output) if last_read.get(name, -1) > index} - aside
         shape = shapes.get(next(iter(alive)), ()) if len(alive) == 1 else ()
         if seen and len(shape) == 4 and shape[2] == shape[3] and shape[2] > 1 and alive & set(node.output):
             found.append(Cut(next(iter(alive)), index, shape[1], shape[2]))
@@ -83,10 +85,12 @@ class Part(nn.Module):
 
 
 class Grafted(nn.Module):
-    """A ``nas.exits.net.Network``: pieces of an ONNX graph with fresh exit heads between them."""
+    """A ``nas.exits.net.Network``: pieces of an ONNX graph, cut at ``places``, with fresh exit heads between them."""
 
-    def __init__(self, parts: Sequence[Part], heads: Sequence[nn.Module], classes: int) -> None:
+    def __init__(self, model: onnx.ModelProto, places: Sequence[Cut], parts: Sequence[Part],
+                 heads: Sequence[nn.Module], classes: int) -> None:
         super().__init__()
+        self.model, self.places = model, places
         self.parts, self.exits, self.classes = nn.ModuleList(parts), nn.ModuleList(heads), classes
         self.head = nn.Identity()
 
@@ -107,7 +111,9 @@ def graft(model: onnx.ModelProto, entry: str, shapes: Mapping[str, Shape], hidde
     """With an exit at each of its ``cuts``. Raises UserError for a network that has none, or one that is no classifier.
     """
     _check_form(model)
-    graph, places = model.graph, cuts(model.graph, entry, shapes)
+    whole = model
+    model, of_shapes = of_batch_alone(model, entry, shapes)
+    graph, places = model.graph, cuts(model.graph, entry, shapes, of_shapes)
     out = shapes.get(graph.output[0].name, ())
     if len(graph.output) != 1 or len(out) != 2:
         raise UserError("the network has not one output [N, classes]: exits are for classifiers")
@@ -116,9 +122,14 @@ def graft(model: onnx.ModelProto, entry: str, shapes: Mapping[str, Shape], hidde
     at = [Cut(entry, -1, 0, 0), *places, Cut(graph.output[0].name, len(graph.node) - 1, 0, 0)]
     try:
         parts = [Part(_piece(model, a, b, shapes)) for a, b in itertools.pairwise(at)]
-        grafted = Grafted(parts, [ExitHead(cut.channels, out[1], 1, hidden) for cut in places], out[1])
-        if len(grafted(torch.zeros(2, *shapes[entry][1:]))) != 2:
+        heads = [ExitHead(cut.channels, out[1], 1, hidden) for cut in places]
+        grafted = Grafted(model, places, parts, heads, out[1])
+        x = torch.rand(2, *shapes[entry][1:], generator=torch.Generator().manual_seed(0))
+        answer = grafted(x)
+        if len(answer) != 2:
             raise ValueError("two images give one answer")
+        if of_shapes and not torch.allclose(answer, Part(_piece(whole, at[0], at[-1], shapes))(x), 1e-3, 1e-3):
+            raise ValueError("its pieces give other answers than the whole")
     except Exception as error:  # of ONNX Runtime, which has no public base
         raise UserError(f"the network does not run in batches ({str(error).splitlines()[0][:160]}); export it with "
                         "the batch left open") from None
@@ -158,7 +169,7 @@ def _piece(model: onnx.ModelProto, start: Cut, end: Cut, shapes: Mapping[str, Sh
         if name != start.name and name in producer and producer[name] not in needed:
             needed.add(producer[name])
             asked += model.graph.node[producer[name]].input
-    nodes = [model.graph.node[index] for index in sorted(needed)]
+    nodes = [read_from(model.graph.node[index], start.name) for index in sorted(needed)]
     read = {name for node in nodes for name in node.input}
     weights = [weight for weight in model.graph.initializer if weight.name in read]
     ends = [helper.make_tensor_value_info(cut.name, TensorProto.FLOAT, ["N", *shapes[cut.name][1:]])

@@ -212,9 +212,12 @@ def _mean(e: Emitter, out: Tensor, x: Tensor, dim: list[int], keepdim: bool = Fa
 
 @_rule(aten._adaptive_avg_pool2d.default)
 def _global_pool(e: Emitter, out: Tensor, x: Tensor, size: list[int]) -> str:
-    if list(size) != [1, 1]:
-        raise NoRule(f"adaptive pooling to {size}")
-    return e.node("GlobalAveragePool", e.name(x))
+    if list(size) == [1, 1]:
+        return e.node("GlobalAveragePool", e.name(x))
+    steps = [side // wanted for side, wanted in zip(x.shape[2:], size, strict=True)]
+    if [step * wanted for step, wanted in zip(steps, size, strict=True)] != list(x.shape[2:]):
+        raise NoRule(f"adaptive pooling of {list(x.shape[2:])} to {size}")
+    return e.name(x) if steps == [1, 1] else e.node("AveragePool", e.name(x), kernel_shape=steps, strides=steps)
 
 
 @_rule(aten.max_pool2d_with_indices.default)
@@ -253,9 +256,40 @@ def _slice(e: Emitter, out: Tensor, x: Tensor, dim: int = 0, start: int | None =
     return e.node("Slice", e.name(x), *bounds)
 
 
+@_rule(aten.select.int)
+def _select(e: Emitter, out: Tensor, x: Tensor, dim: int, index: int) -> str:
+    if dim % x.dim() == 0:
+        raise NoRule("choice of an image of the batch")
+    at = dim % x.dim()
+    chosen = e.node("Gather", e.name(x), e.constant(np.array([index], np.int64)), axis=at)
+    return e.node("Squeeze", chosen, e.constant(np.array([at], np.int64)))
+
+
+@_rule(aten.unsqueeze.default)
+def _unsqueeze(e: Emitter, out: Tensor, x: Tensor, dim: int) -> str:
+    at = dim % out.dim()
+    if at == 0:
+        raise NoRule("a dimension before the batch")
+    return e.node("Unsqueeze", e.name(x), e.constant(np.array([at], np.int64)))
+
+
+@_rule(aten.split.Tensor)
+def _split(e: Emitter, out: Sequence[Tensor], x: Tensor, size: int, dim: int = 0) -> str:
+    if dim % x.dim() == 0:
+        raise NoRule("split of the batch")
+    sides = e.constant(np.array([part.shape[dim] for part in out], np.int64))
+    names = [e.node("Split", e.name(x), sides, axis=dim % x.dim())]
+    for part in out[1:]:
+        names.append(f"{names[0]}_{len(names)}")
+        e.nodes[-1].output.append(names[-1])
+        e.bind(part, names[-1])
+    return names[0]
+
+
 @_rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 def _reshape(e: Emitter, out: Tensor, x: Tensor, shape: list[int]) -> str:
-    return e.node("Reshape", e.name(x), e.constant(np.array([0, *out.shape[1:]], np.int64)))
+    batch = 0 if len(x) == len(out) == 1 else -1  # other than 1: the batch times sides, as in a layer on channels last
+    return e.node("Reshape", e.name(x), e.constant(np.array([batch, *out.shape[1:]], np.int64)))
 
 
 @_rule(aten.permute.default)
@@ -275,6 +309,14 @@ def _same(e: Emitter, out: Tensor, x: Tensor, **_: Any) -> str:
     return e.name(x)
 
 
+@_rule(aten.as_strided_.default)
+def _restrided(e: Emitter, out: Tensor, x: Tensor, size: list[int], *_: Any) -> str:
+    """Of a global mean over channels_last maps, which has one side that is longer than 1: the same in any strides."""
+    if list(size) != list(x.shape) or sum(side > 1 for side in size) > 1:
+        raise NoRule("as_strided")
+    return e.name(x)
+
+
 @_rule(aten.hardtanh.default, aten.hardtanh_.default)
 def _clip(e: Emitter, out: Tensor, x: Tensor, low: float = -1.0, high: float = 1.0) -> str:
     bounds = [e.constant(np.array(value, np.float32)) for value in (low, high)]
@@ -284,6 +326,11 @@ def _clip(e: Emitter, out: Tensor, x: Tensor, low: float = -1.0, high: float = 1
 @_rule(aten.hardsigmoid.default, aten.hardsigmoid_.default)
 def _hard_sigmoid(e: Emitter, out: Tensor, x: Tensor) -> str:
     return e.node("HardSigmoid", e.name(x), alpha=1 / 6, beta=0.5)
+
+
+@_rule(aten.gelu.default)
+def _gelu(e: Emitter, out: Tensor, x: Tensor, approximate: str = "none") -> str:
+    return e.node("Gelu", e.name(x), approximate=approximate)
 
 
 @_rule(aten.silu.default, aten.silu_.default)

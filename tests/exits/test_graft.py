@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from nas.errors import UserError
@@ -16,7 +16,7 @@ from nas.exits import Runtime
 from nas.exits.export import export
 from nas.exits.graft import Grafted, cuts, graft
 from nas.exits.methods import method, methods
-from nas.exits.net import Kept, MultiExit
+from nas.exits.net import Combine, Kept, MultiExit
 from nas.exits.policy import between, calibrate, leaving
 from nas.exits.runtime import confidences
 from nas.latency.onnx_graph import read
@@ -120,3 +120,68 @@ def test_a_graph_with_branches_is_refused() -> None:
     graph = helper.make_graph([node], "g", [], [helper.make_tensor_value_info("y", 1, [1, 2])])
     with pytest.raises(UserError, match=r"If \(if_0\): exits cannot be added"):
         graft(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), "x", {})
+
+
+class ByBatch(nn.Module):
+    """As exporters write it: sides and the batch, read once from the input, shape every map behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.linear = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, side, _ = x.shape
+        y = torch.relu(self.first(x)).reshape(n, 8, side // 2 * side // 2).reshape(n, 8, side // 2, side // 2)
+        y = self.second(y + torch.ones(n, 8, 1, 1)).reshape(n, 8, -1).mean(2)
+        return self.linear(y).reshape(n, 5)
+
+
+def by_batch(kind: str) -> onnx.ModelProto:
+    """The network above with a node for each shape: the batch alone, or all of the input's sides."""
+    net = ByBatch().eval()
+    weight = {key: onnx.numpy_helper.from_array(value.detach().numpy(), key) for key, value in net.named_parameters()}
+    const = {name: onnx.numpy_helper.from_array(np.array(value, np.int64), name) for name, value in {
+        "rest": [8, 64], "map": [8, 8, 8], "flat": [8, -1], "five": [5], "zero": 0, "row": [0], "axis": [2],
+        "one": [1, 1], "eight": [8]}.items()}
+    node = helper.make_node
+    batch = [node("Shape", ["x"], ["n"], start=0, end=1)] if kind == "batch" else [
+        node("Shape", ["x"], ["sides"]), node("Gather", ["sides", "zero"], ["n0"]),
+        node("Unsqueeze", ["n0", "row"], ["n"])]
+    shapes = [node("Concat", ["n", name], [f"to_{name}"], axis=0) for name in ("rest", "map", "flat", "five")]
+    nodes = [*batch, *shapes, node("Concat", ["n", "eight", "one"], ["to_ones"], axis=0),
+             node("Conv", ["x", "first.weight", "first.bias"], ["a"], strides=[2, 2], pads=[1, 1, 1, 1]),
+             node("Relu", ["a"], ["b"]), node("Reshape", ["b", "to_rest"], ["c"]),
+             node("Reshape", ["c", "to_map"], ["d"]),
+             node("ConstantOfShape", ["to_ones"], ["e"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])),
+             node("Add", ["d", "e"], ["f"]),
+             node("Conv", ["f", "second.weight", "second.bias"], ["g"], strides=[2, 2], pads=[1, 1, 1, 1]),
+             node("Reshape", ["g", "to_flat"], ["h"]), node("ReduceMean", ["h", "axis"], ["i"], keepdims=0),
+             node("Gemm", ["i", "linear.weight", "linear.bias"], ["j"], transB=1),
+             node("Reshape", ["j", "to_five"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 16, 16])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])],
+                              [*weight.values(), *const.values()])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize("kind", ["batch", "all sides"])
+def test_pieces_compute_the_batch_by_themselves(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    onnx.save(by_batch(kind), tmp_path / "m.onnx")
+    torch.manual_seed(0)
+    net, x = ByBatch().eval(), torch.randn(3, 3, 16, 16)
+    graph = read(tmp_path / "m.onnx")
+    assert not cuts(graph.model.graph, graph.entry, graph.shapes)  # the batch goes on beside every map
+    own = graft(graph.model, graph.entry, graph.shapes, hidden=8)
+    assert [(cut.channels, cut.side) for cut in own.places] == [(8, 8)]
+    model = MultiExit(method("cache", own).net.net, Combine()).eval()
+    with torch.no_grad():
+        assert torch.allclose(own(x), net(x), atol=1e-5)
+        expected = torch.stack(model(x)).numpy()
+    policy = calibrate(expected, np.arange(3), np.arange(2) + 1.0, 1.5, points=3)
+    export(model, tmp_path / "out", in_ch=3, size=16, policy=policy, metadata={"classes": "a"})
+    for path in (tmp_path / "out" / "model.onnx", tmp_path / "out"):
+        for threshold, at in ((-np.inf, 0), (np.inf, 1)):
+            run = Runtime(path)
+            run.thresholds = [threshold]
+            np.testing.assert_allclose(run(x.numpy()).logits, expected[at], atol=1e-4)

@@ -1,6 +1,7 @@
 """The written file computes what the module computes, for every registered operator and on both roads."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,41 @@ def test_every_operator_equals_torch(name: str, switch: dict, shape: tuple[int, 
     for batch in (1, 3):
         x = torch.randn(batch, 8, 12, 12, generator=generator)
         assert_same(lower(scrambled(module), in_ch=8, size=12), module, x)
+
+
+class Pieces(nn.Module):
+    """Calls of torchvision's networks: parts of channels, joined anew, GELU, a norm of channels last, coarse pooling.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side, self.norm, self.conv = side, nn.LayerNorm(5), nn.Conv2d(5, 5, 1)
+        self.linear = nn.Linear(5, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, third = x.chunk(3, dim=1)
+        y = torch.cat([third, first[:, 0].unsqueeze(1) * 2 + 1, second[:, 0:1], first[:, 1:]], 1)
+        y = y + self.conv(self.linear(self.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
+        y = nn.functional.gelu(y) + nn.functional.gelu(y, approximate="tanh")
+        return nn.functional.adaptive_avg_pool2d(nn.functional.adaptive_avg_pool2d(y, self.side), 1).flatten(1)
+
+
+@pytest.mark.parametrize("side", [12, 6, 3])
+def test_pieces_of_channels_and_pooling_in_steps(side: int) -> None:
+    torch.manual_seed(0)
+    module = Pieces(side).eval()
+    assert_same(emit(module, in_ch=6, size=12), module, torch.randn(3, 6, 12, 12))
+
+
+@pytest.mark.parametrize("call", [lambda x: x[0:1] + x.chunk(1, 0)[0], lambda x: x.select(0, 0), lambda x: x[None],
+                                  lambda x: nn.functional.adaptive_avg_pool2d(x, 5)])
+def test_calls_that_mix_images_or_pool_unevenly_have_no_rule(call: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Called(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return call(x)
+
+    with pytest.raises(NoRule):
+        emit(Called(), in_ch=3, size=12)
 
 
 def test_head_with_every_part() -> None:
