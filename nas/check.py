@@ -102,8 +102,9 @@ def _priced(plan: Layout, target: str, name: str) -> dict[str, Any]:
         costs = load(target)
         lacking = costs.missing(candidates(plan)) if isinstance(costs, LatencyTable) else []
         if isinstance(costs, LatencyTable) and lacking:
-            return {"missing": len(lacking), "first": str(lacking[0]), "do": costs.command(name, plan.task.size),
-                    "here": local(costs.meta) is not None or recorded(costs.meta) is not None}
+            here = local(costs.meta) is not None or recorded(costs.meta) is not None
+            do = (costs.command if here else costs.advice)(name, plan.task.size).removeprefix("run: ")
+            return {"missing": len(lacking), "first": str(lacking[0]), "do": do, "here": here}
         smallest, largest = _ends(plan, costs.ms)
     except UserError as error:
         return {"error": str(error)}

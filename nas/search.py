@@ -43,8 +43,8 @@ from nas.scene import (
 from nas.settings import as_recorded, named_target, searched, settings_of
 from nas.show import targets_of
 from nas.stages import inherited, selection, supernet
-from nas.stages.bounds import NOTHING, Bounds, reachable
-from nas.stages.front import cards_of, find, front_of
+from nas.stages.bounds import NOTHING, Bounds, reachable, tell_beyond
+from nas.stages.front import cards_of, find, front_of, meant
 from nas.stages.workers import Crew
 from nas.train import augment, finetune, loop, search_loop
 from nas.train.ranks import joined
@@ -80,6 +80,8 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
         picks_exits.refuse(scene)
     limits = {target: limits_of(scene, scene.layout, target, supernet.given_budgets(config, target), config.budgets)
               for target in config.target}
+    if config.target:
+        tell_beyond(scene, scene.layout, config.target[0], config.budget_ms, progress.note)
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
         training = supernet.train(scene, limits, group, progress)
     if until == "supernet":
@@ -125,6 +127,10 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     named = {t: [ms] for t, ms in bounds.together.items()} if len(bounds.together) == 1 else {}
     limits = {t: reachable(scene, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
                            points or config.budgets, bounds) for t in targets}
+    for target in targets:
+        asked_ms = named.get(target) or [*(budget_ms if target == targets[0] else []),
+                                         *([bounds.together[target]] if target in bounds.together else [])]
+        tell_beyond(scene, kept, target, asked_ms, progress.note)
     unseen = [target for target in targets if target not in config.target]
     if unseen:
         progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
@@ -176,6 +182,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
         raise UserError(f"--data: an export as {kind} reads no images: leave it out")
     selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
     fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
+    arch_id = arch_id and meant(fronts, arch_id)
     if kind != "onnx":
         fronts = _without_exits(fronts, kind, arch_id)
     place, wanted = find(fronts, arch_id, budget_ms)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nas import __version__
+from nas.errors import UserError
 
 app = typer.Typer(help="Efficient vision backbones for a given device: measured latency, hard budgets, ONNX out.",
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -56,6 +57,18 @@ Scale = Annotated[float | None, typer.Option("--scale", help="What the pixel val
                                              "--std: 1 (default), or 255 for networks that take 0 .. 255.")]
 Classes = Annotated[Path | None, typer.Option("--classes", help="The network's classes, one a line in the order of its "
                                               "outputs, where the file does not name them.")]
+
+
+def out_folder(out: Path | None) -> None:
+    """Raises UserError for an ``--out`` that is a file."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file; give a folder, which is made if it is not there")
+
+
+def out_file(out: Path | None) -> None:
+    """Raises UserError for an ``--out`` that is a folder."""
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out}: a folder; give a file in it")
 
 
 def run_files(ops: list[Path] | None) -> None:

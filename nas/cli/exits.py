@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, app, run_files
+from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, app, out_folder, run_files
 from nas.errors import UserError
 from nas.places import absolute, located
 from nas.terminal import print_result
@@ -90,6 +90,7 @@ def exits(
         if images is not None and data is not None:
             raise UserError("--images and --data: give one of the two")
         refuse(method)
+        out_folder(out)
         wishes = checked(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
         progress = Progress()
         of_run = Path(model).is_dir()
@@ -113,6 +114,7 @@ def exits(
             if limit is not None and images is None:
                 raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
             one = models.pick(Run.existing(model), arch, target, images is None, progress, Images(data, data_dir))
+            settings["arch"] = arch and one.name  # not the beginning of an id that was typed
             place = out or Path(model) / "exits" / f"{one.name}-{method}"
         else:
             if arch is not None:

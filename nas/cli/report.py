@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.base import Json, Ops, RunPath, app, run_files
+from nas.cli.base import Json, Ops, RunPath, app, out_file, out_folder, run_files
 from nas.errors import UserError
 from nas.terminal import print_result
 
@@ -39,11 +39,11 @@ def report(
         if tensorboard:
             from nas.report.scalars import write_scalars
 
+            out_folder(out)
             folder = out or here.file("tensorboard")
             return {"file": str(folder), "scalars": write_scalars(here, folder)}
         file = out or here.file("report.png" if png else "report.html")
-        if file.is_dir():
-            raise UserError(f"--out {file}: a folder; give a file")
+        out_file(out)
         if png:
             from nas.report.figures import draw_front
 

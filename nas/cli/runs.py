@@ -21,6 +21,7 @@ from nas.cli.base import (
     Width,
     app,
     existing,
+    out_folder,
     run_files,
 )
 from nas.errors import UserError
@@ -202,6 +203,7 @@ def export(
         if arch is not None and budget_ms is not None:
             raise UserError("--arch and --budget-ms: give one of the two")
         checked_budgets([budget_ms] if budget_ms is not None else None)
+        out_folder(out)
         run_files(ops)
         with existing(run) as (here, progress):
             from nas import search as pipeline

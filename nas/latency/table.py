@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -155,8 +156,22 @@ class LatencyTable:
         group, _ = axis(key, self.align)
         curve = self._all_curves().get(group)
         between = "" if curve is None else f" (measured from {curve[0][0]} to {curve[0][-1]} only)"
-        return UserError(f"{key}: not in the table {self.path or self.name}{between}; run: {self.command(space, size)}"
-                         f"{' --exits' if key.is_exit else ''}")
+        return UserError(f"{key}: not in the table {self.path or self.name}{between}; "
+                         f"{self.advice(space, size, ' --exits' if key.is_exit else '')}")
+
+    def advice(self, space: str, size: int | str, exits: str = "") -> str:
+        """What to do about rows that a space lacks: a measured table grows on the machine that it was measured on."""
+        device, processor = str(self.meta["device"]), self.meta.get("processor")
+        command = f"run: {self.command(space, size)}{exits}"
+        if processor is None or not device.startswith(("cpu", "gpu")) or self.path is None:
+            return command
+        return (f"where it was measured, on {processor}, {command}; on another machine --target {self._plainly()} is "
+                f"measured: nas profile --device {device} --space {shlex.quote(space)} --size {size}{exits}")
+
+    def _plainly(self) -> str:
+        """The target that ``nas profile`` makes of this table's device on any machine."""
+        precision = self.meta.get("precision")
+        return file_name(str(self.meta["device"]), str(precision) if precision else None).removesuffix(".json")
 
     def command(self, space: str, size: int | str) -> str:
         """What fills in the rows that a space lacks, under the conditions of those that are there."""
@@ -166,11 +181,13 @@ class LatencyTable:
         chosen = precision if device.startswith(("cpu", "gpu")) and precision != "fp32" else None  # an NPU has one
         words += [f"--{key} {value}" for key, value, usual in (
             ("precision", chosen, None), ("threads", threads, 1), ("batch", batch, 1)) if value != usual]
-        words += [f"--space {space} --size {size}"]
+        words += [f"--space {shlex.quote(space)} --size {size}"]
         usual_path = Path("latency_tables", file_name(device, chosen, threads, batch)).resolve()  # of nas profile
         path = self.path.resolve() if self.path else usual_path
-        if path != usual_path and path.parent != folder("latency_tables").resolve():
-            words.append(f"--out {self.path}")
+        if path.parent == folder("latency_tables").resolve() and path.name != usual_path.name:
+            words.append(f"--out {Path('latency_tables', path.name)}")
+        elif path != usual_path and path.parent != folder("latency_tables").resolve():
+            words.append(f"--out {shlex.quote(str(self.path))}")
         return " ".join(words)
 
     def ms_many(self, keys: Iterable[OpKey]) -> list[float]:

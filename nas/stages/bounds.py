@@ -97,6 +97,15 @@ def reachable(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
     return sorted(budget_ms) or budgets(every[0], count, ends)
 
 
+def tell_beyond(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[float],
+                tell: Callable[[str], None]) -> None:
+    """Says which of the user's budgets no network needs: the answer to them is the best of all networks."""
+    most = max(problem(at, resized(layout, at.size), [target]).costs[0].largest for at in scene.every)
+    if beyond := [f"{budget:g}" for budget in budget_ms if budget > most]:
+        tell(f"--budget-ms {', '.join(beyond)}: above the largest network, {most:.4g} ms on {target}: all networks are "
+             "within it")
+
+
 def askings(problems: Sequence[Problem], limits_list: Sequence[Limits]) -> list[Asking]:
     """One for each problem: of several, one an input size, each is asked for what it can reach, and for nothing twice.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nas.errors import UserError
@@ -13,6 +13,8 @@ from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.show import targets_of
 from nas.units import amount
+
+LEAST_OF_ID = 4  # characters that stand for an id, where only one begins so
 
 
 def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -> dict[str, Any]:
@@ -83,11 +85,8 @@ def _per_device(fronts: dict[str, list[str]]) -> dict[str, Any]:
 def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: float | None) -> tuple[str, list[str]]:
     """(place, ids): an id is looked for in the search's own picks, then in each selection's."""
     if arch_id is not None:
-        for place, front in fronts.items():
-            if arch_id in (card["id"] for card in cards_of(front)):
-                return place, [arch_id]
-        known = dict.fromkeys(card["id"] for front in fronts.values() for card in cards_of(front))
-        raise UserError(f"--arch {arch_id}: no such pick; there are {', '.join(known)}")
+        wanted = meant(fronts, arch_id)
+        return next(place for place, front in fronts.items() if wanted in _ids(front)), [wanted]
     cards, targets = cards_of(fronts[""]), targets_of(fronts[""])
     if budget_ms is None:
         return "", [card["id"] for card in cards]
@@ -107,6 +106,24 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
         raise UserError(f"--budget-ms {budget_ms:g}: the cheapest pick of this run takes {amount(least, target)}; "
                         "nas select finds others")
     return "", [max(within, key=lambda card: (card["select_accuracy"], -ms_of(card, target)))["id"]]
+
+
+def meant(fronts: Mapping[str, dict[str, Any]], text: str) -> str:
+    """The id that a text is, or is the beginning of, of ``LEAST_OF_ID`` characters at least.
+
+    Raises UserError where it is of none, or of several.
+    """
+    known = list(dict.fromkeys(id for front in fronts.values() for id in _ids(front)))
+    begin = [text] if text in known else [id for id in known if len(text) >= LEAST_OF_ID and id.startswith(text)]
+    if len(begin) > 1:
+        raise UserError(f"--arch {text}: is the beginning of {' and '.join(begin)}; give more of it")
+    if not begin:
+        raise UserError(f"--arch {text}: no such pick; there are {', '.join(known)}")
+    return begin[0]
+
+
+def _ids(front: dict[str, Any]) -> list[str]:
+    return [card["id"] for card in cards_of(front)]
 
 
 def ms_of(card: dict[str, Any], target: str) -> float:
