@@ -165,30 +165,36 @@ class LatencyTable:
         command = f"run: {self.command(space, size)}{exits}"
         if processor is None or not device.startswith(("cpu", "gpu")) or self.path is None:
             return command
-        return (f"where it was measured, on {processor}, {command}; on another machine --target {self._plainly()} is "
-                f"measured: nas profile --device {device} --space {shlex.quote(space)} --size {size}{exits}")
-
-    def _plainly(self) -> str:
-        """The target that ``nas profile`` makes of this table's device on any machine."""
-        precision = self.meta.get("precision")
-        return file_name(str(self.meta["device"]), str(precision) if precision else None).removesuffix(".json")
+        return (f"where it was measured, on {processor}, {command}; to measure this machine, for --target "
+                f"{self._usual_path.stem}: {self._profiling(space, size)}{exits}")
 
     def command(self, space: str, size: int | str) -> str:
         """What fills in the rows that a space lacks, under the conditions of those that are there."""
-        device, precision = str(self.meta["device"]), self.meta.get("precision")
+        path = self.path.resolve() if self.path else self._usual_path.resolve()
+        shipped = path.parent == folder("latency_tables").resolve()
+        out = Path("latency_tables", path.name) if shipped else self.path
+        usual = path.name == self._usual_path.name if shipped else path == self._usual_path.resolve()
+        return self._profiling(space, size) + ("" if usual else f" --out {shlex.quote(str(out))}")
+
+    @property
+    def _chosen(self) -> tuple[str | None, int, int]:
+        """Precision, threads and batch as ``nas profile`` is asked for them."""
+        precision = self.meta.get("precision")
+        asked = precision if str(self.meta["device"]).startswith(("cpu", "gpu")) and precision != "fp32" else None
         threads, batch = (int(self.meta.get(key) or 1) for key in ("threads", "batch"))
-        words = [f"nas profile --device {device}{'.ini' if 'vela_ini' in self.meta else ''}"]  # a board: by its file
-        chosen = precision if device.startswith(("cpu", "gpu")) and precision != "fp32" else None  # an NPU has one
-        words += [f"--{key} {value}" for key, value, usual in (
-            ("precision", chosen, None), ("threads", threads, 1), ("batch", batch, 1)) if value != usual]
-        words += [f"--space {shlex.quote(space)} --size {size}"]
-        usual_path = Path("latency_tables", file_name(device, chosen, threads, batch)).resolve()  # of nas profile
-        path = self.path.resolve() if self.path else usual_path
-        if path.parent == folder("latency_tables").resolve() and path.name != usual_path.name:
-            words.append(f"--out {Path('latency_tables', path.name)}")
-        elif path != usual_path and path.parent != folder("latency_tables").resolve():
-            words.append(f"--out {shlex.quote(str(self.path))}")
-        return " ".join(words)
+        return asked, threads, batch  # an NPU has one precision
+
+    @property
+    def _usual_path(self) -> Path:
+        """The file that ``nas profile`` fills under these conditions."""
+        return Path("latency_tables", file_name(str(self.meta["device"]), *self._chosen))
+
+    def _profiling(self, space: str, size: int | str) -> str:
+        board = ".ini" if "vela_ini" in self.meta else ""  # a board: by its file
+        options = zip(("precision", "threads", "batch"), self._chosen, (None, 1, 1), strict=True)
+        return " ".join([f"nas profile --device {self.meta['device']}{board}",
+                         *(f"--{key} {value}" for key, value, usual in options if value != usual),
+                         f"--space {shlex.quote(space)} --size {size}"])
 
     def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
         return [self.ms(key) for key in keys]
