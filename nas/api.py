@@ -39,7 +39,7 @@ from nas.scene import recorded_scene
 from nas.settings import searched, settings_of
 from nas.space import Space
 from nas.stages.bounds import Bounds
-from nas.units import amount, unit
+from nas.units import least, unit
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Front:
         on = target or self.targets[0]
         fitting = [pick for pick in self.front if pick.ms[on] <= ms]
         if not fitting:
-            least = min(pick.ms[on] for pick in self.front)
-            raise UserError(f"{ms:g} {unit(on)}: the cheapest pick of {self.run} takes {amount(least, on)}")
+            cheapest = min(pick.ms[on] for pick in self.front)
+            raise UserError(f"{ms:g} {unit(on)}: the cheapest pick of {self.run} takes {least(cheapest, on)}")
         return max(fitting, key=lambda pick: (pick.select_accuracy, -pick.ms[on]))
 
 

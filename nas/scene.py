@@ -30,7 +30,7 @@ from nas.space import Space
 from nas.train import loop
 from nas.train.data import Data, recorded
 from nas.train.header import data_lines
-from nas.units import amount, unit
+from nas.units import least, unit
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def up_to_max(config: Config, target: str, ends: tuple[float, float],
     if config.max_ms is None or target != config.target[0]:
         return ends
     if config.max_ms < ends[0]:
-        raise UserError(f"--max-ms {config.max_ms:g} is below the smallest reachable {amount(ends[0], target)}; "
+        raise UserError(f"--max-ms {config.max_ms:g} is below the smallest reachable {least(ends[0], target)}; "
                         "raise it, or search a smaller space (--width)")
     if over := [budget for budget in budget_ms if budget > config.max_ms]:
         raise UserError(f"--budget-ms {over[0]:g} is above --max-ms {config.max_ms:g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 COUNTS = {"macs": "M multiply-adds", "params": "M parameters"}  # target -> unit; the function of ``nas.plan`` counts it
@@ -42,3 +43,16 @@ def column(what: str, target: str, several: bool) -> str:
     if counted(target):
         return unit(target) if what == "predicted" else f"{what} {unit(target)}"
     return f"{what} ms {device(target)}" if several else f"{what} ms"
+
+
+def at_least(value: float, digits: int = 4) -> str:
+    """Rounded up, so that the number shown can be met."""
+    if value <= 0:
+        return "0"
+    step = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    return f"{math.ceil(value / step) * step:.{digits}g}" if value < 10**digits else str(math.ceil(value))
+
+
+def least(value: float, target: str) -> str:
+    """As ``amount``, rounded up."""
+    return f"{at_least(value)} {unit(target)}" + ("" if counted(target) else f" on {target}")

@@ -25,6 +25,7 @@ from nas.train.data import Data
 from nas.train.finetune import LEAST, Recipe
 from nas.train.header import data_lines, unlabeled_lines
 from nas.train.unlabeled import answered, unlabeled
+from nas.units import at_least
 
 IMAGES = 20_000  # that heads learn from when no epochs are given
 BATCH, LR, DECAY = 32, 0.003, 0.0
@@ -94,7 +95,7 @@ def _within(model: Model, folder: Path, trained: Trained, wishes: Wishes) -> tup
         if wishes.max_ms is None or asked.max_ms is None or worst <= wishes.max_ms:
             return served, final
         asked = replace(asked, max_ms=asked.max_ms * wishes.max_ms / worst)
-    raise UserError(f"--max-ms {wishes.max_ms:g}: the file of these exits takes {worst:.4g} ms; raise it")
+    raise UserError(f"--max-ms {wishes.max_ms:g}: the file of these exits takes {at_least(worst)} ms; raise it")
 
 
 def _data(model: Model, images: Path | None, seed: int, limit: int | None) -> Data:

@@ -16,6 +16,7 @@ from nas.exits.net import Combine, combined
 from nas.exits.policy import Point
 from nas.exits.runtime import confidences
 from nas.plan import OpKey
+from nas.units import at_least
 
 Array = np.ndarray[Any, Any]
 FINE = 1e-9
@@ -113,8 +114,8 @@ def choose(said: Said, pieces: Pieces, *, budget_ms: float | None = None, accura
             found.append((kept, policy.by_search(*said.sure(predictions), prefix, budget_ms)))
     if not found:
         first = pieces.trunk[0] + pieces.heads[0]
-        raise UserError(f"exits: none fit: leaving at the first takes {first:.4g} ms, the whole network with one exit "
-                        f"at least {pieces.plain_ms + pieces.heads[:-1].min():.4g} ms")
+        raise UserError(f"exits: none fit: leaving at the first takes {at_least(first)} ms, the whole network "
+                        f"with one exit at least {at_least(pieces.plain_ms + pieces.heads[:-1].min())} ms")
     if budget_ms is not None:
         return max(found, key=lambda one: (one[1].accuracy, -one[1].mean_ms))
     enough = [one for one in found if one[1].accuracy >= accuracy - FINE]

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from nas.units import at_least
+
 CONFIDENCES = ("max-softmax", "entropy", "patience")
 KEY = "exits"  # of the metadata: the policy
 WINDOW = 500  # images after which shares are compared with those of the calibration
@@ -87,7 +89,7 @@ class Runtime:
         """
         points = [p for p in (self.policy["point"], *self.policy["points"]) if p["mean_ms"] <= mean_ms]
         if not points:
-            raise ValueError(f"no thresholds for {mean_ms:g} ms: at least {self.policy['prefix_ms'][0]:g}")
+            raise ValueError(f"no thresholds for {mean_ms:g} ms: at least {at_least(self.policy['prefix_ms'][0])}")
         point = max(points, key=lambda p: (p["mean_ms"], p["accuracy"]))
         self._set(point)
         return float(point["mean_ms"])
@@ -99,7 +101,7 @@ class Runtime:
         """
         reached = [k for k, prefix in enumerate(self.policy["prefix_ms"]) if prefix <= ms]
         if not reached:
-            raise ValueError(f"deadline {ms:g} ms: the first exit takes {self.policy['prefix_ms'][0]:g} ms")
+            raise ValueError(f"deadline {ms:g} ms: the first exit takes {at_least(self.policy['prefix_ms'][0])} ms")
         self.thresholds = [math.inf if k < reached[-1] else -math.inf for k in range(self.exits)]
         return reached[-1]
 

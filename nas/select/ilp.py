@@ -20,7 +20,7 @@ from nas.select import models
 from nas.select.knapsack import Cut, Knapsack, Pick, every
 from nas.select.problem import Cost, Judge, Ledger, Limits, Problem, Scores, ScoresFor, random_within
 from nas.select.scores import ridge
-from nas.units import BUDGETED
+from nas.units import BUDGETED, at_least
 
 MOST = 8  # diverse answers of one ILP; the overlap that is left pushes later ones far from the optimum
 FIRST = 0.6  # share of the evaluations in the first round, as in the second gates trial (90 + 30 + 30)
@@ -162,12 +162,4 @@ def below(cost: Cost, limit: float, smallest: float, advice: str) -> str:
     known = {**dict.fromkeys(BUDGETED, ("--budget-ms", "")), "ms": ("--budget-ms", f" on {cost.name}"),
              "KB": ("--flash-kb", f" of {cost.name}")}
     flag, where = known.get(cost.unit, (cost.name, ""))
-    return f"{flag} {limit:.10g} is below the smallest reachable {_up(smallest)} {cost.unit}{where}: {advice}"
-
-
-def _up(value: float, digits: int = 4) -> str:
-    """Rounded up, so that the number shown can be met."""
-    if value <= 0:
-        return "0"
-    step = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
-    return f"{math.ceil(value / step) * step:.{digits}g}" if value < 10**digits else str(math.ceil(value))
+    return f"{flag} {limit:.10g} is below the smallest reachable {at_least(smallest)} {cost.unit}{where}: {advice}"

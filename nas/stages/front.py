@@ -12,7 +12,7 @@ from nas.scene import Scene
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.show import targets_of
-from nas.units import amount
+from nas.units import least
 
 LEAST_OF_ID = 4  # characters that stand for an id, where only one begins so
 
@@ -102,8 +102,8 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
 
     within = [card for card in fronts[""]["front"] if takes(card) <= budget_ms]
     if not within:
-        least = min(map(takes, cards))
-        raise UserError(f"--budget-ms {budget_ms:g}: the cheapest pick of this run takes {amount(least, target)}; "
+        cheapest = min(map(takes, fronts[""]["front"]))
+        raise UserError(f"--budget-ms {budget_ms:g}: the cheapest pick of this run takes {least(cheapest, target)}; "
                         "nas select finds others")
     return "", [max(within, key=lambda card: (card["select_accuracy"], -ms_of(card, target)))["id"]]
 
