@@ -31,13 +31,12 @@ from nas.exits.graft import HIDDEN, Grafted, Part, graft
 from nas.exits.net import Combine, MultiExit, Network
 from nas.exits.policy import Point, Policy
 from nas.latency import costs as cost_models
-from nas.latency.costs import Costs
 from nas.latency.devices.onnxruntime import clock as clock_of
 from nas.latency.devices.onnxruntime import session, timed
 from nas.latency.fresh import fresh
 from nas.latency.kernel_model import KernelModel
 from nas.latency.onnx_graph import Graph, read
-from nas.latency.predict import predict
+from nas.latency.predict import kernels_ms
 from nas.latency.profile import check_all, one_torch_thread
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Run as Timed
@@ -158,7 +157,8 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     if costs is None:
         return Model(name, net, net, own, metadata, "cpu", lambda: measured_pieces(net, own, proto, here),
                      _timed_prefix(here), _alone, here, said)
-    return Model(name, net, net, own, metadata, str(target), lambda: predicted_pieces(net, own, costs),
+    priced = predicted_pieces(net, own, costs)  # before anything is trained: it may not know a kernel
+    return Model(name, net, net, own, metadata, str(target), lambda: priced,
                  lambda trained, served, folder: served, None, here, said)
 
 
@@ -287,20 +287,27 @@ def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Ca
     return Pieces(np.maximum(np.diff(np.r_[0.0, prefix]) - heads, 1e-6), heads)
 
 
-def predicted_pieces(net: Grafted, data: Data, costs: Costs) -> Pieces:
-    """By the target's kernel model, part by part."""
+def predicted_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
+    """By the target's kernel model, part by part. Raises UserError where it does not know a part."""
+    try:
+        return _priced_pieces(net, data, costs)
+    except UserError as error:
+        raise UserError(f"--target {costs.name}: {error}; --target cpu times the network on this machine") from None
+
+
+def _priced_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
     with tempfile.TemporaryDirectory() as name:
         path, x = Path(name) / "part.onnx", torch.zeros(1, 3, data.size, data.size)
         trunk, heads = [], []
         for part, head in net.stages():
             assert isinstance(part, Part)
             save(part.model, path, {})
-            trunk.append(float(predict(path, costs)["ms"]))
+            trunk.append(kernels_ms(read(path), costs))
             x = part(x)
             heads.append(0.0)
             if not isinstance(head, nn.Identity):
                 save(emit(head, in_ch=x.shape[1], size=x.shape[2]), path, {})
-                heads[-1] = float(predict(path, costs)["ms"])
+                heads[-1] = kernels_ms(read(path), costs)
     return Pieces(np.array(trunk), np.array(heads))
 
 

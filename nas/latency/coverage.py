@@ -157,7 +157,7 @@ COVERED: dict[str, Cover] = {
     "BatchNormalization": Cover(("epsilon", "momentum")),
     # numbers in an activation change what is computed, not how much is moved
     **dict.fromkeys(("Celu", "Elu", "LeakyRelu", "ThresholdedRelu", "Swish"), Cover(("alpha",))),
-    **dict.fromkeys(("HardSigmoid", "Selu"), Cover(("alpha", "beta", "gamma"))),
+    "HardSigmoid": Cover(("alpha", "beta")), "Selu": Cover(("alpha", "gamma")),
     "Gelu": Cover(("approximate",)), "Clip": Cover(("min", "max")),
     **dict.fromkeys(("Abs", "Erf", "Exp", "HardSwish", "Mish", "Neg", "Pow", "PRelu", "Reciprocal", "Relu", "Sigmoid",
                      "Softplus", "Softsign", "Sqrt", "Tanh"), _PLAIN),

@@ -18,7 +18,7 @@ class Kernel:
     """One launch at batch 1. ``kind`` is conv, or one that is bound by the ``moved`` elements: pool, pointwise,
     softmax, cat, copy, resize.
 
-    Sides of maps and windows that are not square are geometric means. A linear layer is a 1x1 conv on a 1x1 map.
+    Sides of maps that are not square are geometric means. A linear layer is a 1x1 conv on a 1x1 map.
     """
 
     kind: str

@@ -48,6 +48,14 @@ def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bo
             "notes": list(_notes(graph, costs, known))}
 
 
+def kernels_ms(graph: Graph, costs: KernelModel) -> float:
+    """Milliseconds of a graph's kernels. Raises UserError for those that nothing is known of."""
+    groups = trace(graph)
+    if missing := [group for group in groups if group.head.op == UNKNOWN]:
+        raise UserError(f"no kernel is known for {_listed(missing)}")
+    return float(costs.kernel_ms([group.kernel for group in groups]).sum())
+
+
 def _for_npu(graph: Graph, target: str, allow_unknown: bool) -> tuple[Graph, list[dict[str, str]]]:
     """The graph that is compiled, and what of it is left out: a LogSoftmax at the end, which is the CPU's."""
     end = graph.ending

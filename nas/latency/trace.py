@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nas.errors import UserError
+from nas.latency.coverage import conv_gap, pool_gap
 from nas.latency.fusion import Kernel, Node, Shape, fuse
 from nas.ops import deployed
 
@@ -32,9 +33,9 @@ _SHAPED = frozenset((
     "t", "movedim", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "select", "expand",
     "expand_as", "contiguous", "clone", "pixel_shuffle", "constant_pad_nd", "pad"))
 _POOLS = frozenset((
-    "max_pool2d", "avg_pool2d", "adaptive_max_pool2d"))
+    "max_pool2d", "avg_pool2d"))
 _RESIZES = frozenset((
-    "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"))
+    "upsample_nearest2d", "upsample_bilinear2d"))
 _FREE = frozenset((
     "dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh"))
 
@@ -133,8 +134,10 @@ def _conv(recorder: _Recorder, call: _Call) -> Tensor:
     spans = [d * (k - 1) for d, k in zip(dilation, window, strict=True)]
     named = {"same": spans, "valid": [0, 0]}
     around = named[padding] if isinstance(padding, str) else [2 * p for p in _pair(padding)]
-    sides = ((n + pad - span - 1) // s + 1
-             for n, pad, span, s in zip(x.shape[2:], around, spans, stride, strict=True))
+    sides = [(n + pad - span - 1) // s + 1
+             for n, pad, span, s in zip(x.shape[2:], around, spans, stride, strict=True)]
+    if gap := conv_gap(window, stride, dilation, x.shape[2:], sides):
+        raise recorder.unknown(f"a convolution with {gap}")
     return recorder.add("conv", [x], (x.shape[0], weight.shape[0], *sides), kernel=math.sqrt(math.prod(window)),
                         stride=max(stride), groups=call.get(6, "groups", 1))
 
@@ -200,6 +203,16 @@ def _moves(kind: str) -> Callable[[_Recorder, _Call], Any]:
     return rule
 
 
+def _pool(recorder: _Recorder, call: _Call) -> Any:
+    """A pooling with a window; PyTorch's average has no dilation."""
+    window = _pair(call.get(1, "kernel_size", 1))
+    dilation = _pair(call.get(4, "dilation", 1)) if call.name == "max_pool2d" else (1, 1)
+    gap = pool_gap(window, _pair(call.get(2, "stride", None) or window), dilation, call.maps[0].shape[2:])
+    if gap:
+        raise recorder.unknown(f"{call.name} with {gap}")
+    return _moves("pool")(recorder, call)
+
+
 def _view(recorder: _Recorder, call: _Call) -> Any:
     """Free while the elements stay where they are and all of them are kept; else a copy."""
     x = call.maps[0]
@@ -232,6 +245,6 @@ _RULES: dict[str, Callable[[_Recorder, _Call], Any]] = {
     "conv2d": _conv, "linear": _linear, "batch_norm": _norm, "cat": _cat, "mean": _mean,
     "adaptive_avg_pool2d": _adaptive_pool,
     **dict.fromkeys(_UNARY, _unary), **dict.fromkeys(_BINARY, _binary), **dict.fromkeys(_FREE, _free),
-    **dict.fromkeys(_SHAPED, _view), **dict.fromkeys(_POOLS, _moves("pool")),
+    **dict.fromkeys(_SHAPED, _view), **dict.fromkeys(_POOLS, _pool), "adaptive_max_pool2d": _moves("pool"),
     **dict.fromkeys(_RESIZES, _moves("resize")),
 }

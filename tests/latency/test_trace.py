@@ -128,8 +128,22 @@ def test_work_on_weights_and_on_nobodys_behalf_is_free() -> None:
     assert kernels(Merged(8, 8, 3), 8, 5) == [Kernel("conv", 8, 8, 5, 5, 3.0)]
 
 
-def test_rectangular_window_is_its_geometric_mean() -> None:
-    assert kernels(nn.Conv2d(8, 8, (1, 4), padding="valid", groups=8), 8, 9)[0].kernel == 2.0
+@pytest.mark.parametrize(("module", "what"), [
+    (nn.Conv2d(8, 8, (1, 5)), r"kernel_shape \[1, 5\]"), (nn.Conv2d(8, 8, 2), r"kernel_shape \[2, 2\]"),
+    (nn.Conv2d(8, 8, 9, padding=4), r"kernel_shape \[9, 9\]"), (nn.Conv2d(8, 8, 3, 3), r"strides \[3, 3\]"),
+    (nn.Conv2d(8, 8, 3, (1, 2), 1), r"strides \[1, 2\]"), (nn.Conv2d(8, 8, 3, dilation=2), r"dilations \[2, 2\]"),
+    (nn.Conv2d(8, 8, 3, padding=2), r"pads that make \[18, 18\] of \[16, 16\]"),
+    (nn.MaxPool2d(3, 1, 1, dilation=2), r"dilations \[2, 2\]"), (nn.MaxPool2d(9, 1, 4), r"kernel_shape \[9, 9\]"),
+    (nn.Upsample(scale_factor=2, mode="bicubic"), "operator")])
+def test_what_the_rows_never_saw_is_unknown(module: nn.Module, what: str) -> None:
+    with pytest.raises(UserError, match=f"no kernel is known for .*{what}"):
+        kernels(module, 8, 16)
+
+
+@pytest.mark.parametrize("module", [nn.Conv2d(8, 8, 1, dilation=2), nn.Conv2d(8, 8, 3, padding="same"),
+                                    nn.MaxPool2d(16), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.Conv2d(8, 8, 7, 2, 3)])
+def test_what_is_as_the_rows_are_has_one_kernel(module: nn.Module) -> None:
+    assert len(kernels(module, 8, 16)) == 1
 
 
 @pytest.mark.parametrize("module", [nn.Softmax(1), nn.ConvTranspose2d(8, 8, 2), nn.LayerNorm(8), nn.Unfold(2)])
