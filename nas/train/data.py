@@ -267,6 +267,7 @@ def _provenance(source: Source, splits: dict[str, Split], seed: int, limit: int 
     counts = {part: torch.bincount(s.labels, minlength=len(source.classes)).tolist() for part, s in splits.items()}
     return {
         "from": source.origin,
+        "available": len(source.labels),
         "sizes": {part: len(split) for part, split in splits.items()},
         "seed": seed,
         "limit": limit,

@@ -103,9 +103,13 @@ def _layout(path: Path) -> Layout:
 
 def _refuse_splits(path: Path, folders: list[Path]) -> None:
     """Raises UserError where all folders, which would be the classes, hold folders of the same names."""
-    inner = [{name_of(inside) for inside in Lister().folders(where)} for where in folders]
-    shared = set.intersection(*inner) if len(inner) > 1 else set()
-    if len(shared) > 1:
+    shared: set[str] = set()
+    for where in folders:  # of ordinary classes only the first is looked into
+        inside = {name_of(folder) for folder in Lister().folders(where)}
+        shared = inside if where == folders[0] else shared & inside
+        if len(shared) < 2:
+            return
+    if len(folders) > 1:
         names = ", ".join(f"{where.name}/" for where in folders[:4])
         raise UserError(
             f"{path}: {names} all hold the folders {', '.join(sorted(shared)[:4])}, so they look like splits, not "

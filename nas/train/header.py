@@ -19,15 +19,13 @@ def data_lines(data: Data, augment: str | None = None, setting: str = "train.aug
 
     Where images are mirrored, whether their classes survive it is tried: that takes a second or two.
     """
-    counts = data.source["class_counts"]
-    total = sum(data.source["sizes"].values())
-    lines = [f"{data.name}: {total:,} images of {len(data.source['classes'])} classes at {data.size}x{data.size}, from "
-             f"{data.source['from']}",
+    lines = [f"{data.name}: {_count(data)} images of {len(data.source['classes'])} classes at {data.size}x{data.size}, "
+             f"from {data.source['from']}",
              f"splits: {_splits(data)}",
-             f"smallest class: {_class(data, _smallest(counts))}",
+             f"smallest class: {_class(data, _smallest(data.source['class_counts']))}",
              "pixels: " + ", ".join(filter(None, (data.source["pixels"], str(data.whites))))]
-    return [*lines, *_augmentation(data, augment, setting), *_left_out(data), *_scarce(data), *_dark(data), *_cut(data),
-            *_mirrored(data, augment, setting)]
+    return [*lines, *_augmentation(data, augment, setting), *_left_out(data), *_scarce(data, augment), *_dark(data),
+            *_cut(data), *_mirrored(data, augment, setting)]
 
 
 def unlabeled_lines(data: Data) -> list[str]:
@@ -37,6 +35,12 @@ def unlabeled_lines(data: Data) -> list[str]:
              f"{data.source['from']}: {sizes}",
              "pixels: " + ", ".join(filter(None, (PIXELS, str(data.whites))))]
     return [*lines, *_augmentation(data, data.augment, "--augment "), *_left_out(data), *_cut(data)]
+
+
+def _count(data: Data) -> str:
+    """``60 of 100`` where a limit leaves some out."""
+    used, available = sum(data.source["sizes"].values()), data.source["available"]
+    return f"{used:,} of {available:,}" if used < available else f"{used:,}"
 
 
 def _splits(data: Data) -> str:
@@ -81,11 +85,12 @@ def _mirrored(data: Data, kind: str | None, setting: str) -> Iterator[str]:
         yield from [text] if text else []
 
 
-def _scarce(data: Data) -> Iterator[str]:
-    """A class that is missing from a split is not learnt, not looked at in choosing, or not tested."""
+def _scarce(data: Data, kind: str | None) -> Iterator[str]:
+    """Where is trained: a class that is missing from a split is not learnt, not looked at in choosing, or not tested.
+    """
     counts = data.source["class_counts"]
     scarce = [label for label in range(len(data.source['classes'])) if not all(counts[part][label] for part in SPLITS)]
-    if scarce:
+    if scarce and kind is not None:
         limited = " or raise --limit" if data.source["limit"] else ""
         texts = [_class(data, label) for label in scarce[:TOLD]]
         more = f"; and {len(scarce) - TOLD} more" if len(scarce) > TOLD else ""

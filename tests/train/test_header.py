@@ -39,6 +39,11 @@ def test_without_training_nothing_is_said_of_augmentation() -> None:
         "pixels: resized (bilinear, antialiased)"]
 
 
+def test_a_limit_is_said(tmp_path: Path) -> None:
+    data = from_folder(tree(tmp_path, {"ant": 50, "bee": 50}), limit=40)
+    assert data_lines(data)[0].startswith(f"{tmp_path.name}: 60 of 100 images of 2 classes")  # 20 are always tested
+
+
 @pytest.mark.parametrize("augment", ["crop", "flip-crop"])
 def test_a_run_says_it_first_and_logs_it(space_file: Path, tmp_path: Path, augment: str) -> None:
     config = config_of(space_file, f"train.augment={augment}")

@@ -200,6 +200,19 @@ def test_images_of_one_colour_are_refused_and_nearly_black_ones_said(tmp_path: P
         "the largest value"]
 
 
+@pytest.mark.parametrize("kind", ["I;16 png", "RGB;16", "I;16 tif", "jp2"])
+@pytest.mark.parametrize("kept", [0, 60, 0.6])
+def test_broken_wide_files_are_named_in_one_line(tmp_path: Path, kind: str, kept: float) -> None:
+    wide_folder(tmp_path, WIDE[kind], 4095)
+    file = next((tmp_path / "dark").iterdir())
+    content = WIDE[kind](file, np.random.default_rng(0).integers(0, 4096, (64, 64))).read_bytes()
+    file.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
+    with pytest.raises(UserError) as caught:
+        from_folder(tmp_path, size=8)
+    assert str(caught.value).startswith(f"{file}: ") and "remove or replace it" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_wide_images_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn clockwise: the top becomes the right side

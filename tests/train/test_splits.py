@@ -120,7 +120,7 @@ def test_the_least_images_of_a_class(tmp_path: Path, folders: tuple[str, ...], l
         tree(tmp_path / folder, {"a": 30, "rare": count})
     data = from_folder(tmp_path)
     rare = [data.source["class_counts"][part][1] for part in SPLITS]
-    said = [line for line in data_lines(data) if line.startswith("warning: too few images")]
+    said = [line for line in data_lines(data, "crop") if line.startswith("warning: too few images")]
     assert (0 not in rare) == (lacks is None) and len(said) == (lacks is not None)
     if said:
         shares = ", ".join(f"{part} {count}" for part, count in zip(SPLITS, rare, strict=True))
