@@ -210,7 +210,8 @@ def comparison(result: Mapping[str, Any]) -> None:
 
 def prediction(result: Mapping[str, Any]) -> None:
     """Operator by operator, what was left out, and the sum."""
-    rows(result["operators"])
+    of = unit(result["target"])
+    rows([{**{key: one[key] for key in ("name", "op")}, of: one["ms"]} for one in result["operators"]])
     for one in result["unknown"]:
         line(f"left out: {one['op']} ({one['name']})" + (f": {one['why']}" if one["why"] else ""))
     for note in result["notes"]:

@@ -32,10 +32,11 @@ def _options(version: Annotated[bool, typer.Option("--version", is_eager=True, c
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that nas search printed.")]
-Budgets = Annotated[list[float] | None, typer.Option("--budget-ms", help="Latency budget, once or more. Without one: "
-                                                     "6, geometric over the reachable range.")]
-Targets = Annotated[list[str] | None, typer.Option("--target", help="Device, once or more: see nas targets.")]
-Target = Annotated[str, typer.Option("--target", help="Device: see nas targets.")]
+Budgets = Annotated[list[float] | None, typer.Option("--budget-ms", help="Latency budget, once or more; of macs and "
+                                                     "params in millions. Without one: 6, geometric over the "
+                                                     "reachable range.")]
+Targets = Annotated[list[str] | None, typer.Option("--target", help="Device, macs or params, once or more: see nas targets.")]
+Target = Annotated[str, typer.Option("--target", help="Device, macs or params: see nas targets.")]
 Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]

@@ -98,7 +98,8 @@ def select(
     run: RunPath,
     target: Targets = None,
     budget_ms: Annotated[list[str] | None, typer.Option(help="Latency budget of the first target, once or more; "
-                         "TARGET=MS of several targets: the best network under all of them, too.")] = None,
+                         "TARGET=MS of several targets: the best network under all of them, too. Of macs and params in "
+                         "millions.")] = None,
     points: Annotated[int | None, typer.Option("--budgets", min=1, max=256, help="Points of a front without budgets; "
                                                "default: as the search had.")] = None,
     max_params: Annotated[float | None, typer.Option(min=1, help="No pick has more parameters.")] = None,

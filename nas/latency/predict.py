@@ -9,9 +9,11 @@ from typing import Any
 
 from nas.errors import UserError
 from nas.latency.costs import Costs
+from nas.latency.counts import Count
 from nas.latency.devices import ethos_u
 from nas.latency.fusion import Group
 from nas.latency.kernel_model import KernelModel
+from nas.latency.onnx_counts import counts
 from nas.latency.onnx_graph import Graph, read
 from nas.latency.onnx_trace import UNKNOWN, trace
 
@@ -21,12 +23,14 @@ NAMED = 5  # operators without a known cost that an error lists
 def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bool = False) -> dict[str, Any]:
     """``ms`` of a call with the target's ``batch``, ``method``, and ``operators`` with ``name``, ``op`` and ``ms``.
 
-    On a kernel model an operator is one launch: a convolution with what is fused into it (``op`` such as
-    ``Conv+Relu``). An NPU's compiler is asked for the file itself, as int8. ``notes`` say what the figures rest on
+    Of a count all ``ms`` are millions. On a kernel model an operator is one launch: a convolution with what is fused
+    into it (``op`` such as ``Conv+Relu``). An NPU's compiler is asked for the file itself, as int8. ``notes`` say what the figures rest on
     beyond that. Raises UserError for a file that cannot be traced, for a target that has neither, and for operators
     that nothing is known of; with ``allow_unknown`` a kernel model leaves them out of ``ms`` and lists them as
     ``unknown``, with ``why``.
     """
+    if isinstance(costs, Count):
+        return _counted(read(path, size, weights=False), costs, allow_unknown)
     if npu := ethos_u.of_table(costs.meta):
         graph, unknown = _for_npu(read(path, size), costs.name, allow_unknown)
         operators = npu.predict(graph)
@@ -54,6 +58,19 @@ def kernels_ms(graph: Graph, costs: KernelModel) -> float:
     if missing := [group for group in groups if group.head.op == UNKNOWN]:
         raise UserError(f"no kernel is known for {_listed(missing)}")
     return float(costs.kernel_ms([group.kernel for group in groups]).sum())
+
+
+def _counted(graph: Graph, costs: Count, allow_unknown: bool) -> dict[str, Any]:
+    """In millions, for one image."""
+    operators = counts(graph, costs.name)
+    missing = [one for one in operators if one.millions is None]
+    if missing and not allow_unknown:
+        names = ", ".join(f"{one.op} ({one.name})" for one in missing[:NAMED])
+        raise UserError(f"{graph.path}: how much {names} multiplies is not known; --allow-unknown leaves it out")
+    known = [(one, one.millions) for one in operators if one.millions is not None]
+    return {"ms": math.fsum(millions for _, millions in known), "method": costs.meta["method"], "batch": 1,
+            "operators": [{"name": one.name, "op": one.op, "ms": millions} for one, millions in known],
+            "unknown": [{"name": one.name, "op": one.op, "why": "no rule counts it"} for one in missing], "notes": []}
 
 
 def _for_npu(graph: Graph, target: str, allow_unknown: bool) -> tuple[Graph, list[dict[str, str]]]:

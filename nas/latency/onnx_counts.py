@@ -1,0 +1,71 @@
+"""Multiply-adds and parameters of an ONNX graph, for targets that are counts: for one image, operator by operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from nas.latency.onnx_graph import Graph, Shape
+from nas.lower.onnx import attributes
+
+_LEARNED = {"BatchNormalization": (1, 2), "DequantizeLinear": (0,), "Gather": (0,), "Add": (0, 1), "Sub": (0, 1),
+            "Mul": (0, 1), "Div": (0, 1), "PRelu": (1,)}  # inputs that are learned; of all others with weights: from 1
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "LayerNormalization",
+             "GroupNormalization", "LSTM", "GRU", "RNN", "DeformConv")
+_UNCOUNTED = ("Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN", "ConvInteger", "MatMulInteger", "QLinearConv",
+              "QLinearMatMul", "If", "Loop", "Scan")  # they multiply and add, by no rule of ours
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What an operator has, in millions; None where that is not known."""
+
+    name: str
+    op: str
+    millions: float | None
+
+
+def counts(graph: Graph, what: str) -> list[Counted]:
+    """``macs`` or ``params`` of every operator that has any, in order."""
+    how = {"macs": _macs, "params": _params}[what]
+    return [Counted(name, op, None if count is None else count / 1e6) for name, op, count in how(graph) if count != 0]
+
+
+def _macs(graph: Graph) -> Iterator[tuple[str, str, int | None]]:
+    for node in graph.model.graph.node:
+        rule, shapes = _RULES.get(node.op_type), [graph.shapes.get(name) for name in (*node.input[:2], node.output[0])]
+        if node.domain or node.op_type in _UNCOUNTED:
+            yield _name(node), node.op_type, None
+        elif rule:
+            known = [shape for shape in shapes if shape is not None]
+            yield _name(node), node.op_type, rule(node, known) if len(known) == len(shapes) else None
+
+
+def _params(graph: Graph) -> Iterator[tuple[str, str, int | None]]:
+    """Each tensor once; scalars are constants, statistics of a batch norm are not learned."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.model.graph.initializer}
+    left = {name: size for name, size in sizes.items() if size > 1}
+    for node in graph.model.graph.node:
+        places = _LEARNED.get(node.op_type, range(len(node.input)) if node.op_type == "MatMul" else
+                              range(1, len(node.input)) if node.op_type in _WEIGHTED else ())
+        names = [node.input[place] for place in places if place < len(node.input)]
+        yield _name(node), node.op_type, sum(left.pop(name, 0) for name in names)
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or node.output[0]
+
+
+def _gemm(node: onnx.NodeProto, shapes: Sequence[Shape]) -> int:
+    rows = shapes[0][0 if attributes(node).get("transA", 0) else 1]
+    return math.prod(shapes[2]) * rows
+
+
+_RULES: dict[str, Callable[[onnx.NodeProto, Sequence[Shape]], int]] = {
+    "Conv": lambda node, shapes: math.prod(shapes[2]) * math.prod(shapes[1][1:]),
+    "ConvTranspose": lambda node, shapes: math.prod(shapes[0]) * math.prod(shapes[1][1:]),
+    "MatMul": lambda node, shapes: math.prod(shapes[2]) * shapes[0][-1],
+    "Gemm": _gemm}
