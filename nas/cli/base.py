@@ -35,7 +35,8 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that
 Budgets = Annotated[list[float] | None, typer.Option("--budget-ms", help="Latency budget, once or more; of macs and "
                                                      "params in millions. Without one: 6, geometric over the "
                                                      "reachable range.")]
-Targets = Annotated[list[str] | None, typer.Option("--target", help="Device, macs or params, once or more: see nas targets.")]
+Targets = Annotated[list[str] | None, typer.Option("--target", help="Device, macs or params, once or more: see nas "
+                                                   "targets.")]
 Target = Annotated[str, typer.Option("--target", help="Device, macs or params: see nas targets.")]
 Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]

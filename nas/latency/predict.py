@@ -24,9 +24,9 @@ def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bo
     """``ms`` of a call with the target's ``batch``, ``method``, and ``operators`` with ``name``, ``op`` and ``ms``.
 
     Of a count all ``ms`` are millions. On a kernel model an operator is one launch: a convolution with what is fused
-    into it (``op`` such as ``Conv+Relu``). An NPU's compiler is asked for the file itself, as int8. ``notes`` say what the figures rest on
-    beyond that. Raises UserError for a file that cannot be traced, for a target that has neither, and for operators
-    that nothing is known of; with ``allow_unknown`` a kernel model leaves them out of ``ms`` and lists them as
+    into it (``op`` such as ``Conv+Relu``). An NPU's compiler is asked for the file itself, as int8. ``notes`` say what
+    the figures rest on beyond that. Raises UserError for a file that cannot be traced, for a target that has none of
+    these, and for operators that nothing is known of; with ``allow_unknown`` they are left out of ``ms`` and listed as
     ``unknown``, with ``why``.
     """
     if isinstance(costs, Count):
