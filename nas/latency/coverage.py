@@ -147,7 +147,7 @@ def _dropout(site: Site) -> str | None:
     return None if site.values(2) in ([], [False]) else "training_mode"
 
 
-_WINDOW = ("auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "strides")
+_WINDOW = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
 _REDUCED = Cover(("axes", "keepdims"))
 _PLAIN = Cover()
 COVERED: dict[str, Cover] = {
@@ -162,7 +162,7 @@ COVERED: dict[str, Cover] = {
     **dict.fromkeys(("Abs", "Erf", "Exp", "HardSwish", "Mish", "Neg", "Pow", "PRelu", "Reciprocal", "Relu", "Sigmoid",
                      "Softplus", "Softsign", "Sqrt", "Tanh"), _PLAIN),
     **dict.fromkeys(("Add", "Sum", "Div", "Max", "Min", "Mul", "Sub"), _PLAIN),
-    "AveragePool": Cover(_WINDOW, check=_pool), "MaxPool": Cover(_WINDOW, check=_pool),
+    "AveragePool": Cover((*_WINDOW, "count_include_pad"), check=_pool), "MaxPool": Cover(_WINDOW, check=_pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _PLAIN),
     **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceSum"), _REDUCED),
     **dict.fromkeys(("Softmax", "LogSoftmax"), Cover(("axis",))),
