@@ -5,8 +5,8 @@
     python benchmarks/mutations.py --only ilp --full
 
 Each fault is a change of one place. Its own tests run on a copy of the checkout; with ``--full`` the whole fast suite
-has to pass as well before a fault counts as survived. Results are lines of a file and are not made again while code and
-tests are the same.
+has to pass as well before a fault counts as survived. Results are lines of a file and are not made again while the
+fault, its file and its tests are the same.
 """
 
 from __future__ import annotations
@@ -68,17 +68,12 @@ def problems(mutants: Sequence[Mutant], root: Path = ROOT) -> list[str]:
     return found
 
 
-def digest(root: Path = ROOT) -> str:
-    """Of code and tests: a result stands as long as it is the same."""
-    total = hashlib.sha256()
-    for folder in ("nas", "tests"):
-        for path in sorted((root / folder).rglob("*.py")):
-            total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+def key(mutant: Mutant, root: Path = ROOT) -> str:
+    """A result stands as long as the fault, the file it is put into and its tests are the same."""
+    total = hashlib.sha256(repr(mutant).encode())
+    for name in (mutant.file, *sorted({test.partition("::")[0] for test in mutant.tests})):
+        total.update((root / name).read_bytes())
     return total.hexdigest()[:16]
-
-
-def key(mutant: Mutant, source: str) -> str:
-    return hashlib.sha256(repr((source, mutant)).encode()).hexdigest()[:16]
 
 
 def copied(target: Path) -> Path:
@@ -138,9 +133,9 @@ def known(path: Path) -> dict[str, dict[str, Any]]:
 
 def run(mutants: Sequence[Mutant], results: Path, workers: int, full: bool, pass_clean: bool) -> list[dict[str, Any]]:
     """The records of all, in their order; what is not in the file yet is tried and appended."""
-    source, before = digest(), known(results)
-    left = [mutant for mutant in mutants if key(mutant, source) not in before
-            or (full and not before[key(mutant, source)]["caught"] and not before[key(mutant, source)]["full"])]
+    before = known(results)
+    left = [mutant for mutant in mutants if key(mutant) not in before
+            or (full and not before[key(mutant)]["caught"] and not before[key(mutant)]["full"])]
     with tempfile.TemporaryDirectory() as folder:
         copies: queue.Queue[Path] = queue.Queue()
         for number in range(workers if left else 0):
@@ -152,7 +147,7 @@ def run(mutants: Sequence[Mutant], results: Path, workers: int, full: bool, pass
                 ran = tried(mutant, copy, full)
             finally:
                 copies.put(copy)
-            return {"key": key(mutant, source), "name": mutant.name, "file": mutant.file, "caught": ran.caught,
+            return {"key": key(mutant), "name": mutant.name, "file": mutant.file, "caught": ran.caught,
                     "by": ran.first, "seconds": round(ran.seconds, 1), "full": full}
 
         if left and not pass_clean:
@@ -164,7 +159,7 @@ def run(mutants: Sequence[Mutant], results: Path, workers: int, full: bool, pass
                 file.flush()
                 print(f"{'caught  ' if made['caught'] else 'SURVIVED'} {made['seconds']:6.1f} s  {made['name']}  "
                       f"{made['by']}", flush=True)
-    return [before[key(mutant, source)] for mutant in mutants]
+    return [before[key(mutant)] for mutant in mutants]
 
 
 def sound(copies: queue.Queue[Path], mutants: Sequence[Mutant], workers: int) -> None:

@@ -96,6 +96,14 @@ def test_diverse_answers_are_apart_and_in_order(problem: Problem, tiny: Layout) 
         assert sum(x == y for x, y in zip(a, b, strict=True)) <= 2
 
 
+def test_answers_share_seven_tenths_of_their_slots_at_most_unless_told_otherwise() -> None:
+    """10 slots of two choices each: the best but one differs from the best in 3 slots, not in 1."""
+    scores = tuple(np.array([1.0 + i / 100, 0.0]) for i in range(10))
+    costs = [Cost("ms", "ms", 1.0, tuple(np.ones(2) for _ in range(10)))]
+    best, second, *_ = solve(scores, costs, {"ms": 100.0}, k=2)
+    assert best == [0] * 10 and second == [1, 1, 1, *[0] * 7]
+
+
 def test_slots_without_a_choice_do_not_count_as_overlap() -> None:
     """Four slots of two choices: half of them may be equal, whatever stands in the six that are decided."""
     scores = (*(np.array([0.0, -weight]) for weight in (1.0, 2.0, 4.0, 8.0)), *[np.zeros(1)] * 6)

@@ -104,3 +104,18 @@ def test_ranked_is_within_the_limit_and_by_loss(problem: Problem, picks: list[li
     assert len(ranked) == 21
     keys = [(losses[arch.id], problem.cost(arch, "gpu")) for arch in ranked]
     assert keys == sorted(keys)
+
+
+def test_what_is_over_one_of_several_limits_does_not_fit(problem: Problem, picks: list[list[int]]) -> None:
+    """For each limit there are networks that it alone keeps out."""
+    limits = {cost.name: sorted(cost.of(pick) for pick in picks)[len(picks) // 2] for cost in problem.costs}
+    ledger = Ledger(problem, lambda archs: [0.0] * len(archs), len(picks))
+    ledger.judge(picks)
+    ranked = {arch.id for arch in ledger.ranked(limits)}
+    for cost in problem.costs:
+        other = next(one for one in problem.costs if one is not cost)
+        over = [pick for pick in picks if cost.of(pick) > limits[cost.name] and other.of(pick) <= limits[other.name]]
+        assert over and not any(problem.fits(pick, limits) for pick in over)
+        assert not ranked & {problem.arch(pick).id for pick in over}
+    assert ranked == {problem.arch(pick).id for pick in picks
+                      if all(cost.of(pick) <= limits[cost.name] for cost in problem.costs)}

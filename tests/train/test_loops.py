@@ -362,6 +362,20 @@ def test_the_gap_of_the_two_widths_closes_over_the_search(tiny: Layout, data: Da
     assert any(0 < gap < 0.5 for gap in gaps)
 
 
+def test_the_warm_up_ends_with_a_test_on_images_that_weights_did_not_learn_from(tiny: Layout, data: Data) -> None:
+    run, seen = training(tiny, data), list[Any]()
+    run.judge = lambda arch, split, calibration: seen.append((arch, split)) or loop.Judged(  # type: ignore
+        2.0 if len(seen) == 1 else 1.0, 3, 4)
+    found = run.entry_test()
+    assert found["entry_passed"] and (found["entry_smallest_loss"], found["entry_largest_loss"]) == (2.0, 1.0)
+    assert [arch for arch, _ in seen] == [end(tiny, run.prices[0]) for end in (smallest, largest)]
+
+    def sums(split: Split) -> list[float]:
+        return sorted(split.images.double().sum((1, 2, 3)).tolist())
+
+    assert sums(data.gate) != sums(data.train) and all(sums(split) == sums(data.gate) for _, split in seen)
+
+
 def test_the_temperature_of_the_gates_falls_over_the_search(tiny: Layout, data: Data,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     run, seen, relaxed = training(tiny, data), list[float](), RELAXATIONS["two-path"]
