@@ -195,7 +195,7 @@ MUTANTS = (
     Mutant("the median stands for the latency", "nas/latency/timing.py", "LOW = 5 ", "LOW = 50 ", PROFILE),
     Mutant("nanoseconds are microseconds", "nas/latency/devices/onnxruntime.py", "(now_ns() - start) / 1e6",
            "(now_ns() - start) / 1e3",
-           ("tests/latency/test_onnxruntime.py", "tests/latency/test_profile.py::test_this_machine")),
+           ("tests/latency/test_onnxruntime.py",)),
     Mutant("the validation sees the networks of the correction", "nas/latency/profile.py",
            ', without=_plans(layout, FITTED_ON, f"correction {seed}"))', ")", PROFILE),
     Mutant("the correction is not folded in", "nas/latency/correction.py",

@@ -1,5 +1,7 @@
 """The CPU in its two precisions."""
 
+from types import SimpleNamespace
+
 import pytest
 from onnx import ModelProto, numpy_helper
 from torch import nn
@@ -37,3 +39,17 @@ def test_an_int8_module_is_timed_as_such(monkeypatch: pytest.MonkeyPatch, bits: 
 def test_conditions_say_the_precision() -> None:
     assert Cpu(precision="int8").conditions()["precision"] == "int8"
     assert Cpu().conditions()["precision"] == "fp32"
+
+
+def test_a_run_is_milliseconds_of_the_given_clock_around_one_call() -> None:
+    calls: list[str] = []
+    now = iter([1_000_000, 3_500_000, 10_000_000, 10_000_001])
+
+    def clock() -> int:
+        calls.append("clock")
+        return next(now)
+
+    session = SimpleNamespace(get_inputs=lambda: [SimpleNamespace(name="x", type="tensor(float)", shape=[1, 3, 4, 4])],
+                              run=lambda outputs, feeds: calls.append(str(feeds["x"].shape)))
+    run = device.timed(session, 1, clock)  # type: ignore[arg-type]
+    assert (run(), run()) == (2.5, 1e-6) and calls == 2 * ["clock", "(1, 3, 4, 4)", "clock"]
