@@ -97,8 +97,11 @@ def _layout(path: Path) -> Layout:
         if len(places) > 1:
             raise UserError(f"{path}: {' and '.join(f'{where.name}/' for where in places)} are both named as the "
                             f"{NAMES[part][0]} split is; move or rename all but one")
-    return Layout({part: places[0] for part, places in named.items() if places},
-                  tuple(f"{where.name}/" for where in ignored))
+    parts = {part: places[0] for part, places in named.items() if places}
+    if len({where.resolve() for where in parts.values()}) < len(parts):
+        raise UserError(f"{path}: {', '.join(f'{where.name}/' for where in parts.values())}: two of them are the same "
+                        "folder by a link, and would share their images; remove one")
+    return Layout(parts, tuple(f"{where.name}/" for where in ignored))
 
 
 def _refuse_splits(path: Path, folders: list[Path]) -> None:

@@ -65,6 +65,13 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path, twice: tuple[str,
     assert all(f"{name}/" in str(caught.value) for name in twice) and "move or rename" in str(caught.value)
 
 
+def test_a_split_that_is_a_link_to_another_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path / "train", TWO)
+    (tmp_path / "val").symlink_to(tmp_path / "train", target_is_directory=True)
+    with pytest.raises(UserError, match="train/, val/: two of them are the same folder by a link"):
+        from_folder(tmp_path)
+
+
 def test_a_folder_beside_the_splits_is_named(tmp_path: Path) -> None:
     for name in ("train", "test", "dev", "eval", "extra"):
         tree(tmp_path / name, TWO)
