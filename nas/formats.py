@@ -11,33 +11,47 @@ HEAD = 512  # bytes that are looked at
 
 @dataclass(frozen=True)
 class Format:
-    """``text`` names it in a sentence, ``advice`` says what to do for one who wanted a network's weights of it."""
+    """``text`` names it in a sentence; what to do for one who wanted a network's weights of it, or an ONNX file."""
 
     text: str
-    advice: str = ""
+    for_weights: str = ""
+    for_onnx: str = ""
 
+
+_TORCHS = "weights are read from PyTorch's files"
+_AGAIN = "fetch it again"
+_EXPORT = "export the network it holds to ONNX where it was made: torch.onnx.export"
 
 ONNX = Format("an ONNX file", "give it in place of the network's name, without --weights")
-SAFETENSORS = Format("a safetensors file")
-TORCH = Format("a file of torch.save")
+SAFETENSORS = Format("a safetensors file", "", "weights without their network: torch.onnx.export writes both")
+TORCH = Format("a file of torch.save", "", "weights without their network: torch.onnx.export writes both")
 SCRIPT = Format("a TorchScript archive", "save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), "
-                                         "'weights.pth')")
+                                         "'weights.pth')", _EXPORT)
 PROGRAM = Format("a program of torch.export", "save its weights alone: torch.save(torch.export.load(FILE).state_dict, "
-                                              "'weights.pth')")
-TFLITE = Format("a TensorFlow Lite file", "weights are read from PyTorch's files")
-KERAS = Format("a Keras or HDF5 file", "weights are read from PyTorch's files")
-LFS = Format("a pointer of Git LFS, not the file itself", "fetch it: git lfs pull")
-HTML = Format("a web page", "the download failed: fetch it again")
-EMPTY = Format("an empty file", "fetch it again")
+                                              "'weights.pth')", _EXPORT)
+TFLITE = Format("a TensorFlow Lite file", _TORCHS, "of a pick of a run there is the same in 8 bits as ONNX: nas export "
+                                                   "RUN --format int8-onnx")
+KERAS = Format("a Keras or HDF5 file", _TORCHS, "export the network it holds to ONNX")
+LFS = Format("a pointer of Git LFS, not the file itself", "fetch it: git lfs pull", "fetch it: git lfs pull")
+HTML = Format("a web page", f"the download failed: {_AGAIN}", f"the download failed: {_AGAIN}")
+EMPTY = Format("an empty file", _AGAIN, _AGAIN)
 FOLDER = Format("a directory")
-ARCHIVE = Format("an archive", "unpack it")
+ARCHIVE = Format("an archive", "unpack it", "unpack it")
 JSON = Format("a JSON file", "give the file that holds the tensors")
-NUMPY = Format("a file of NumPy", "weights are read from PyTorch's files")
+NUMPY = Format("a file of NumPy", _TORCHS)
 UNKNOWN = Format("a file of no known format")
 
 _BEGINNINGS: tuple[tuple[bytes, Format], ...] = (
     (b"version https://git-lfs", LFS), (b"\x89HDF", KERAS), (b"\x93NUMPY", NUMPY), (b"\x1f\x8b", ARCHIVE),
     (b"\x80\x02", TORCH), (b"BZh", ARCHIVE), (b"\xfd7zXZ", ARCHIVE), (b"7z\xbc\xaf", ARCHIVE))
+
+
+def not_onnx(path: Path) -> str | None:
+    """What to say of a file that ONNX was expected of; None where it is ONNX or nothing is known of it."""
+    kind = format_of(path)
+    if kind in (ONNX, UNKNOWN):
+        return None
+    return f"{path}: {kind.text}, not an ONNX file" + (f"; {kind.for_onnx}" if kind.for_onnx else "")
 
 
 def format_of(path: Path) -> Format:

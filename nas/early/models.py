@@ -212,10 +212,11 @@ def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path,
     """The file itself, or one in ``folder`` of a torchvision model; and where in ``weights`` its own lay."""
     path = Path(model)
     if path.is_file():
-        if (kind := formats.format_of(path)) is not formats.ONNX:
-            raise UserError(f"{model}: {kind.text}, not an ONNX file" + (
-                f"; name the network of these weights: nas exits resnet18 --weights {model}"
-                if kind in (formats.TORCH, formats.SAFETENSORS) else ""))
+        if (kind := formats.format_of(path)) in (formats.TORCH, formats.SAFETENSORS):
+            raise UserError(f"{model}: {kind.text}, not an ONNX file; weights of a network of torchvision go with its "
+                            f"name: nas exits NAME --weights {model}")
+        if other := formats.not_onnx(path):
+            raise UserError(other)
         if weights is not None:
             raise UserError("--weights: an ONNX file has its own")
         return path, None

@@ -83,7 +83,7 @@ def read(path: Path) -> Any:
         raise UserError(f"--weights {path}: no such file; torchvision's own are not downloaded")
     kind = formats.format_of(path)
     if kind not in (formats.SAFETENSORS, formats.TORCH):
-        raise UserError(f"--weights {path}: {kind.text}, not weights{kind.advice and '; '}{kind.advice}")
+        raise UserError(f"--weights {path}: {kind.text}, not weights{kind.for_weights and '; '}{kind.for_weights}")
     try:
         return safetensors.torch.load_file(path) if kind is formats.SAFETENSORS else _unpickled(path)
     except UserError:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, defs, external_data_helper
 
+from nas import formats
 from nas.errors import UserError
 
 
@@ -72,7 +73,8 @@ def check_nodes(model: onnx.ModelProto) -> None:
 
 def no_model(path: Path, error: Exception) -> UserError:
     """The error for a file that onnx refuses."""
-    return UserError(f"{path}: not an ONNX file: {one_line(error)}")
+    other = formats.not_onnx(path) if path.exists() else None
+    return UserError(other or f"{path}: not an ONNX file: {one_line(error)}")
 
 
 def one_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from nas import formats
+from nas import cli, formats
 from nas.early import weights as door
 from nas.early.models import file as network
 from nas.errors import UserError
@@ -204,7 +204,7 @@ def test_other_files_are_said_to_be_what_they_are(kind: str, text: str, tmp_path
         door.classifier("squeezenet1_1", tmp_path / "w.pth")
     if kind in ("onnx", "folder"):
         return
-    with pytest.raises(UserError, match=r"w\.pth: .*, not an ONNX file"):  # in place of the network
+    with pytest.raises(UserError, match=r"w\.pth: .*not an ONNX file"):  # in place of the network
         network(str(tmp_path / "w.pth"), None, None, None, lambda side: None, 0)
 
 
@@ -212,7 +212,7 @@ def test_other_files_are_said_to_be_what_they_are(kind: str, text: str, tmp_path
 @pytest.mark.parametrize("kind", ["script", "program"])
 def test_the_advice_for_archives_gives_weights(kind: str, tmp_path: Path) -> None:
     write(kind, tmp_path / "a.pt")
-    advice = formats.format_of(tmp_path / "a.pt").advice.partition("torch.save(")[2]
+    advice = formats.format_of(tmp_path / "a.pt").for_weights.partition("torch.save(")[2]
     code = f"torch.save({advice}".replace("FILE", repr(str(tmp_path / "a.pt"))).replace("'weights.pth'",
                                                                                       repr(str(tmp_path / "w.pth")))
     exec(code, {"torch": torch})
@@ -228,3 +228,20 @@ def test_names_and_files_that_are_not_there() -> None:
         door.classifier("resnet18", Path("none"))
     with pytest.raises(UserError, match=r"none\.onnx: no such file"):
         network("none.onnx", None, None, None, lambda side: None, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("command", [["evaluate", "--data", "digits"], ["measure"], ["predict", "--target", "gpu-v100"],
+                                     ["exits", "--list"]])
+@pytest.mark.parametrize(("kind", "text"), [("tflite", "a TensorFlow Lite file"), ("module", "a file of torch.save"),
+                                            ("lfs", "a pointer of Git LFS"), ("empty", "an empty file"),
+                                            ("page", "a web page")])
+def test_every_command_says_what_a_file_is_that_is_no_onnx(kind: str, text: str, command: list[str], tmp_path: Path,
+                                                           capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("net.onnx", "net.bin"):
+        write(kind, tmp_path / name)
+        with pytest.raises(SystemExit) as end:
+            cli.main([command[0], str(tmp_path / name), *command[1:]])
+        errors = capfd.readouterr().err
+        assert end.value.code == 2 and f"{tmp_path / name}: {text}, not" in errors, errors
+        assert len(errors.strip().splitlines()) == 1
