@@ -142,6 +142,15 @@ def test_a_residual_adds_the_input() -> None:
             assert torch.equal(block(x), x)
 
 
+def test_a_smaller_kernel_is_the_centre_of_the_larger() -> None:
+    wide = settled(Op.of("mbconv", hidden=8, kernel=5), 8, 8, 1)
+    narrow = build(Op.of("mbconv", hidden=8, kernel=3), 8, 8, 1)
+    take_width(wide, narrow)
+    larger = dict(wide.named_parameters())
+    smaller = {name: p for name, p in narrow.named_parameters() if p.shape != larger[name].shape}
+    assert smaller and all(torch.equal(p, larger[name][:, :, 1:4, 1:4]) for name, p in smaller.items())
+
+
 @pytest.mark.parametrize("name", ["ghost", "mbconv", "irb", "fused_irb", "bottleneck", "basic", "ran"])
 def test_a_residual_block_begins_as_the_identity(name: str) -> None:
     """On maps that the rectifier behind some of them leaves alone."""
