@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nas import deliver, genome
+from nas import deliver, genome, timeline
 from nas.arch import Arch, Op
 from nas.errors import UserError
 from nas.picks import train_picks
@@ -83,14 +83,20 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     ``given`` is the arch of a file. Raises UserError for one that the space does not admit.
     """
     settings = as_recorded(settings, run)
-    scene = set_scene(settings, run, settings.target, progress)
+    with timeline.phase(run, "inputs"):
+        scene = set_scene(settings, run, settings.target, progress)
     keep_place(run, settings)
     arch = Arch.from_json(run.stage("arch.json", lambda: _checked(scene, settings, given).to_json()))
-    train_picks(scene, _Chance(scene), [arch], "", recipe(scene), progress)
-    with progress.task("export", 1) as task:
+    how, keys = recipe(scene), plan(scene.layout, arch)
+    if not run.has("front.json"):
+        progress.note(f"{arch.id}: of {arch.space} at {arch.size} pixels, {sum(map(macs, keys)) / 1e6:.4g} M multiply-"
+                      f"adds; {how.epochs} epochs of {len(scene.data.learn):,} images in batches of {how.batch}")
+    with timeline.phase(run, "training"):
+        train_picks(scene, _Chance(scene), [arch], "", how, progress)
+    with timeline.phase(run, "export"), progress.task("export", 1) as task:
         card = deliver.deliver(scene, arch, "", True)
         task.advance()
-    front = run.stage("front.json", lambda: _front(scene, card))
+    front = run.stage("front.json", lambda: {**_front(scene, card), "seconds": timeline.spent(run)})
     if settings.target and not run.has("front.png"):
         run.write("front.png", lambda file: draw_front(front, file))
     return {"run": str(run.path), **front}

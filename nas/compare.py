@@ -7,6 +7,7 @@ random networks, not single networks. Budgets, sampling and recipe are ours; all
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import statistics
@@ -18,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from nas import timeline
 from nas.arch import Arch
 from nas.artefacts import as_earlier
 from nas.config import PLACES, Config
@@ -93,7 +95,8 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
 
     ``configs`` are equal but for their space. Raises UserError for what the user has to mend.
     """
-    scenes = _scenes(configs, run, progress)
+    with timeline.phase(run, "inputs"):
+        scenes = _scenes(configs, run, progress)
     target = configs[0].target[0]
     problems = [problem(scene, scene.layout, [target]) for scene in scenes]
     grid = run.stage("budgets.json", lambda: _grid(configs[0], scenes, problems))
@@ -103,14 +106,19 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
     if not any(row for rows in drawn for row in rows):
         raise UserError(f"--budget-ms: no network of any of the spaces was found that takes {100 * CLOSE:.0f} to 100 % "
                         f"of {', '.join(f'{bound:.4g}' for bound in grid)} {unit(target)} on {target}: give others")
+    how, count = _recipe(scenes[0]), sum(len(set(itertools.chain(*rows))) for rows in drawn)
+    progress.note(f"{count} networks of {len(scenes)} spaces, each trained for {how.epochs} epochs of "
+                  f"{len(scenes[0].data.learn):,} images in batches of {how.batch}")
     parts = []
     for scene, one, archs in zip(scenes, problems, drawn, strict=True):
         if missing := networks * len(grid) - sum(map(len, archs)):
             progress.note(f"{scene.layout.space}: {missing} networks fewer than asked: it has no more at these budgets")
-        parts.append(_part(scene, one, grid, archs, progress))
+        with timeline.phase(run, scene.layout.space):
+            parts.append(_part(scene, one, grid, archs, progress))
     result = run.stage("compare.json", lambda: {
         "target": target, "data": scenes[0].data.name, "size": scenes[0].data.size, "seed": configs[0].seed,
-        "recipe": vars(_recipe(scenes[0])), "budgets": grid, "networks": networks, "spaces": _volumes(parts)})
+        "recipe": vars(_recipe(scenes[0])), "budgets": grid, "networks": networks, "spaces": _volumes(parts),
+        "seconds": timeline.spent(run)})
     if not run.has("compare.png"):
         run.write("compare.png", lambda file: draw_comparison(result, file))
     return {"run": str(run.path), **result}

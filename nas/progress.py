@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 import rich.progress as bars
 from rich.console import Console
 
+from nas.text import duration as duration
 from nas.text import printable
 
 EVERY_S = 5.0  # between two plain lines of a task
+GROWING = 0.25  # of what a task has taken so far: hours of work are some dozens of lines
 
 
 class Task:
@@ -82,16 +84,15 @@ class Progress:
 
     @contextlib.contextmanager
     def _lines(self, name: str, total: float, done: float) -> Iterator[Task]:
-        last = self._clock()
+        began = last = self._clock()
 
         def show(task: Task) -> None:
             nonlocal last
-            if self._clock() - last >= self._every_s:
+            if self._clock() - last >= max(self._every_s, GROWING * (last - began)):
                 last = self._clock()
                 self.note(f"{name}: {task.text()}")
 
         task = Task(name, total, done, show, self._clock)
-        began = self._clock()
         yield task
         took = f"took {duration(self._clock() - began)}"
         self.note(f"{name}: {', '.join(filter(None, (task.text(), took)))}")
@@ -137,14 +138,6 @@ class NoProgress(Progress):
 
     def __init__(self) -> None:
         super().__init__(Console(file=io.StringIO(), quiet=True), clock=time.monotonic)
-
-
-def duration(seconds: float) -> str:
-    """``8 s``, ``3 min``, ``2 h 05 min``."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _figure(value: object) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from nas import deliver, recheck
+from nas import deliver, recheck, timeline
 from nas.arch import Arch
 from nas.config import Config
 from nas.early import picks as picks_exits
@@ -45,6 +45,7 @@ from nas.show import targets_of
 from nas.stages import inherited, selection, supernet
 from nas.stages.bounds import NOTHING, Bounds, reachable, tell_beyond
 from nas.stages.front import cards_of, find, front_of, meant
+from nas.stages.pace import pace_of
 from nas.stages.workers import Crew
 from nas.train import augment, finetune, loop, search_loop
 from nas.train.ranks import joined
@@ -74,7 +75,8 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     Raises UserError for what the user has to mend.
     """
     config = as_recorded(config, run)
-    scene = set_scene(config, run, config.target, progress)
+    with timeline.phase(run, "inputs"):
+        scene = set_scene(config, run, config.target, progress)
     keep_place(run, config)
     if config.exits.method != "none":
         picks_exits.refuse(scene)
@@ -82,8 +84,11 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
               for target in config.target}
     if config.target:
         tell_beyond(scene, scene.layout, config.target[0], config.budget_ms, progress.note)
+    tuning = _finetuning(scene, True)
+    pace = pace_of(scene, supernet.recipe_of(scene), tuning, sum(map(len, limits.values())), selection.CALIBRATED_ON,
+                   progress)
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
-        training = supernet.train(scene, limits, group, progress)
+        training = supernet.train(scene, limits, group, progress, tuning, pace)
     if until == "supernet":
         return inherited.stopped(scene, until, None)
     if config.max_ms is not None:  # bounds the picks for the other targets, too
@@ -94,7 +99,9 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     def chosen(at: Scene, limits: dict[str, list[float]], bounds: Bounds) -> dict[str, Any]:
         return selection.choose(at, training, limits, "", progress, bounds)
 
-    picks = run.stage("picks.json", lambda: recheck.kept(scene, training, limits, NOTHING, asked, chosen, progress))
+    with timeline.phase(run, "selection"):
+        picks = run.stage("picks.json", lambda: recheck.kept(scene, training, limits, NOTHING, asked, chosen, progress))
+    pace.end("selection")
     if until == "selection":
         return inherited.stopped(scene, until, picks)
     return _finish(scene, training, picks, "", True, progress)
@@ -151,7 +158,8 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
             return recheck.kept(scene, training, limits, bounds, with_budget, lambda at, limits, bounds:
                                 selection.choose(at, training, limits, place, progress, bounds, crew), progress)
 
-    picks = run.stage(f"{place}picks.json", chosen)
+    with timeline.phase(run, "selection", place):
+        picks = run.stage(f"{place}picks.json", chosen)
     return _finish(scene, training, picks, place, fine_tune, progress)
 
 
@@ -247,22 +255,25 @@ def _finish(scene: Scene, training: search_loop.SupernetTraining, picks: dict[st
             progress: Progress) -> dict[str, Any]:
     archs = {b["id"]: Arch.from_json(b["arch"]) for b in picks["budgets"]}
     recipe = _finetuning(scene, fine_tune)
-    for at in scene.every:  # of one size at a time: a teacher sees the images that its students see
-        if of_size := [arch for arch in archs.values() if arch.size == at.size]:
-            train_picks(at, training, of_size, place, recipe, progress)
+    with timeline.phase(scene.run, "fine-tuning" if recipe.epochs else "weights", place):
+        for at in scene.every:  # of one size at a time: a teacher sees the images that its students see
+            if of_size := [arch for arch in archs.values() if arch.size == at.size]:
+                train_picks(at, training, of_size, place, recipe, progress)
     cards = []
-    with progress.task("export", len(archs)) as task:
+    with timeline.phase(scene.run, "export", place), progress.task("export", len(archs)) as task:
         for arch in archs.values():
             bounds = bounds_of(picks["budgets"], arch.id, list(scene.costs))
             cards.append(deliver.deliver(scene.at(arch.size), arch, place, recipe.epochs > 0, bounds))
             task.advance()
     if scene.config.exits.method != "none" and recipe.epochs:
         plain = {card["id"]: card for card in cards}
-        found = [picks_exits.exit_card(scene, arch, plain[arch.id], place, recipe, progress,
-                                       bounds_of(picks["budgets"], arch.id, list(scene.costs)))
-                 for arch in archs.values() if plain[arch.id].get("fits", True)]
+        with timeline.phase(scene.run, "exits", place):
+            found = [picks_exits.exit_card(scene, arch, plain[arch.id], place, recipe, progress,
+                                           bounds_of(picks["budgets"], arch.id, list(scene.costs)))
+                     for arch in archs.values() if plain[arch.id].get("fits", True)]
         cards += [card for card in found if card is not None]
-    front = scene.run.stage(f"{place}front.json", lambda: front_of(scene, cards, picks))
+    front = scene.run.stage(f"{place}front.json", lambda: {
+        **front_of(scene, cards, picks), "seconds": timeline.spent(scene.run, place)})
     if not scene.run.has(f"{place}front.png"):
         scene.run.write(f"{place}front.png", lambda file: draw_front(front, file))
     return {"run": str(scene.run.path), **front}

@@ -87,7 +87,15 @@ def front(result: Mapping[str, Any]) -> None:
         line(f"{one['id']} is too large with its trained weights, and not in the front: SRAM {cell(one['sram_kb'])} "
              f"KB, flash {cell(one['flash_kb'])} KB")
     over_budget(result)
+    if "seconds" in result:
+        line(took(result["seconds"]))
     line(str(result["run"]))
+
+
+def took(seconds: Mapping[str, float]) -> str:
+    """``took 12 min in all: supernet warmup 3 min, selection 60 s, ...``, of what ``nas.timeline.spent`` returns."""
+    parts = [f"{name} {text.duration(value)}" for name, value in seconds.items() if name != "total" and value >= 0.5]
+    return f"took {text.duration(seconds['total'])} in all" + (f": {', '.join(parts)}" if parts else "")
 
 
 def over_budget(result: Mapping[str, Any]) -> None:
@@ -141,6 +149,8 @@ def profile(result: Mapping[str, Any]) -> None:
     if result["validation"]:
         rows([result["validation"]])
     line(f"{result['measured']} rows measured, {result['rows'] - result['measured']} already there")
+    if "seconds" in result:
+        line(took(result["seconds"]))
     line(str(result["table"]))
 
 
@@ -205,6 +215,8 @@ def comparison(result: Mapping[str, Any]) -> None:
     rows([{"space": part["space"], f"reach {of}": " .. ".join(map(cell, part["reach_ms"])),
            "networks": len(part["front"]) + len(part["dominated"]), "in the front": len(part["front"]),
            "hypervolume": part["hypervolume"]} for part in result["spaces"]])
+    if "seconds" in result:
+        line(took(result["seconds"]))
     line(str(result["run"]))
 
 
@@ -257,6 +269,10 @@ def exits(card: Mapping[str, Any]) -> None:
     if card.get("ends_in", "logits") != "logits":
         line(f"the network gives {card['ends_in']}; with exits it gives logits, which they were made of")
     _read_as(card)
+    for where, excess in card.get("over_budget", {}).items():
+        line(overrun.sentence(card["id"], where, excess, None))
+    if "seconds" in card:
+        line(took(card["seconds"]))
     line(str(card["folder"]))
 
 

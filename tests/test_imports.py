@@ -23,7 +23,7 @@ ROWS = [
     {"supernet", "latency", "exits"},
     {"train", "select"},
     {"footprint"},
-    {"verify", "run_ops", "run_images", "run_tables", "checkpoint"},
+    {"verify", "run_ops", "run_images", "run_tables", "checkpoint", "timeline"},
     {"scene", "check"},
     {"picks", "report"},
     {"stages"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import pytest
 from rich.console import Console
@@ -36,6 +37,18 @@ def test_a_line_every_few_seconds_with_the_time_left() -> None:
     assert text.getvalue().splitlines() == ["search: 3/10, loss 1.235, step 3, 14 s left",
                                             "search: 4/10, loss 1.235, step 4, 12 s left, took 8 s",
                                             "done [not markup]"]
+
+
+def test_lines_become_rarer_with_time() -> None:
+    clock = Clock()
+    progress, text = plain(clock)
+    with progress.task("search", 3600) as task:
+        for second in range(1, 3601):
+            clock.now = second
+            task.advance()
+    at = [int(line.split()[1].partition("/")[0]) for line in text.getvalue().splitlines()[:-1]]
+    assert at[:6] == [5, 10, 15, 20, 25, 32] and len(at) < 35  # then each a quarter later than the one before
+    assert all(later - before <= 0.25 * before + 5 for before, later in itertools.pairwise(at))
 
 
 def test_what_an_earlier_call_did_is_not_counted_as_speed() -> None:

@@ -31,7 +31,7 @@ class Quiet:
             raise KeyboardInterrupt
 
     def reach(self, done: float, total: float, **figures: object) -> None:
-        self.advance(done - self.done)
+        self.advance(done - self.done, **figures)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -52,7 +52,7 @@ def searched(config: Config, path: Path, progress: Any = None) -> dict[str, Any]
 
 def comparable(result: dict[str, Any]) -> dict[str, Any]:
     """What two runs of the same settings share."""
-    return {key: value for key, value in result.items() if key != "run"}
+    return {key: value for key, value in result.items() if key not in ("run", "seconds")}
 
 
 def weights(run: Path) -> dict[str, bytes]:

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from nas import timeline
 from nas.early.models import Model
-from nas.early.serve import CARD, THRESHOLDS, Served, Trained, Wishes, chosen, measured, write
+from nas.early.serve import CARD, THRESHOLDS, Served, Trained, Wishes, chosen, measured, repriced, write
 from nas.early.train import train
 from nas.errors import UserError
 from nas.exits.choice import Pieces
 from nas.exits.export import check
 from nas.exits.methods import method as make
 from nas.exits.methods import methods
+from nas.overrun import over
 from nas.progress import Progress
 from nas.run import Run
 from nas.train import augment as augmentation
@@ -29,6 +31,7 @@ from nas.units import at_least
 
 IMAGES = 20_000  # that heads learn from when no epochs are given
 BATCH, LR, DECAY = 32, 0.003, 0.0
+PIECES = "pieces.json"
 TRIES = 3  # at a choice of exits whose file keeps to --max-ms
 
 
@@ -53,11 +56,22 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
     count = epochs if epochs is not None else max(LEAST, heads.phases(), -(-IMAGES // len(data.learn)))
     recipe = Recipe(count, min(BATCH, len(data.learn)), LR, DECAY, 0.0, data.augment)
     device = loop.device_of(train_on)
-    made = train(model.name, model.net, data, recipe, run, "", seed, device, progress, method=method, settings=settings)
+    if not run.has(CARD):
+        progress.note(f"heads: {count} epochs of {len(data.learn):,} images in batches of {recipe.batch}; then exits "
+                      f"and thresholds are chosen{', and the files are timed here' if model.clock is not None else ''}")
+    with timeline.phase(run, "training"):
+        made = train(model.name, model.net, data, recipe, run, "", seed, device, progress, method=method,
+                     settings=settings)
+
+    def served() -> dict[str, Any]:
+        with timeline.phase(run, "choice and files"):
+            trained = Trained.of(made, data, device, wishes.kind)
+            return _served(model, run, trained, wishes, method, progress)
+
     card = run.stage(CARD, lambda: {
         "id": model.name, "method": method, "epochs": count, "target": model.target,
-        "labels": "the network's answers" if images else "the images'", **model.said,
-        **_served(model, run.path, Trained.of(made, data, device, wishes.kind), wishes, method)})
+        "labels": "the network's answers" if images else "the images'", **model.said, **served(),
+        "seconds": timeline.spent(run)})
     return {**card, "folder": str(run.path)}
 
 
@@ -69,33 +83,72 @@ def refuse(method: str) -> None:
                         "nas search --exits")
 
 
-def _served(model: Model, folder: Path, trained: Trained, wishes: Wishes, method: str) -> dict[str, Any]:
-    served, final = _within(model, folder, trained, wishes)
-    if final is not served:  # milliseconds of the very file: thresholds for them
-        prefix, trunk = np.array(final.policy.prefix_ms), np.zeros(len(trained.select.logits))
-        trunk[[*served.kept, -1]] = np.diff(np.r_[0.0, prefix])
-        served = chosen(trained, Pieces(trunk, np.zeros(len(trunk))), wishes, served.kept)
-    card = write(folder, trained, served, {**model.metadata, "exit_method": method})
-    times: dict[str, Any] = dict.fromkeys(("measured_ms", "measured_worst_ms", "measured_prefix_ms", "drift"))
-    if model.clock is not None:
-        times = measured(folder, trained, served, model.clock, model.now_ns)
-    return {"candidates": len(trained.select.logits) - 1, **card, **times, "thresholds": THRESHOLDS}
+def _served(model: Model, run: Run, trained: Trained, wishes: Wishes, method: str,
+            progress: Progress) -> dict[str, Any]:
+    folder = run.path
+    with progress.task("measure and choose exits" if model.clock is not None else "choose exits", 3) as task:
+        pieces = _pieces(model, run)  # measured once
+        task.advance()
+        served, final = _within(model, run, trained, wishes, pieces)
+        task.advance()
+        if final is not served:  # milliseconds of the very file: thresholds for them
+            prefix, trunk = np.array(final.policy.prefix_ms), np.zeros(len(trained.select.logits))
+            trunk[[*served.kept, -1]] = np.diff(np.r_[0.0, prefix])
+            served = chosen(trained, Pieces(trunk, np.zeros(len(trunk))), wishes, served.kept)
+        card = write(folder, trained, served, {**model.metadata, "exit_method": method})
+        times: dict[str, Any] = dict.fromkeys(("measured_ms", "measured_worst_ms", "measured_prefix_ms", "drift"))
+        if model.clock is not None:
+            times = measured(folder, trained, served, model.clock, model.now_ns)
+        task.advance()
+    return {"candidates": len(trained.select.logits) - 1, **card, **times, **_over_budget(model.target, times, wishes),
+            "thresholds": THRESHOLDS}
 
 
-def _within(model: Model, folder: Path, trained: Trained, wishes: Wishes) -> tuple[Served, Served]:
+def _over_budget(target: str, times: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+    """``over_budget`` of exits whose file is measured above what was wished for: of the mean, or of the worst."""
+    asked = (("measured_ms", wishes.budget_ms), ("measured_worst_ms", wishes.max_ms))
+    excess: dict[str, Any] = {}
+    for name, bound in asked:
+        if bound is not None:
+            excess |= over({target: times[name]}, {target: bound})
+    return {"over_budget": excess} if excess else {}
+
+
+def _pieces(model: Model, run: Run) -> Pieces:
+    """Milliseconds that exits are chosen by; what was measured stays in the run."""
+    def listed() -> dict[str, list[float]]:
+        pieces = model.pieces()
+        return {"trunk": pieces.trunk.tolist(), "heads": pieces.heads.tolist()}
+
+    kept = run.stage(PIECES, listed)
+    return Pieces(np.array(kept["trunk"]), np.array(kept["heads"]))
+
+
+def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pieces) -> tuple[Served, Served]:
     """The exits chosen, and with the milliseconds of their very file, which may be above those they were chosen by.
 
     Raises UserError where ``max_ms`` is not kept by those either, after a few choices that left room for it.
     """
-    asked, pieces = wishes, model.pieces()  # measured once
+    asked = wishes
     for _ in range(TRIES):
         served = chosen(trained, pieces, asked)
-        final = model.final(trained, served, folder)
+        final = _timed(model, run, trained, served)
         worst = final.policy.prefix_ms[-1]
         if wishes.max_ms is None or asked.max_ms is None or worst <= wishes.max_ms:
             return served, final
         asked = replace(asked, max_ms=asked.max_ms * wishes.max_ms / worst)
     raise UserError(f"--max-ms {wishes.max_ms:g}: the file of these exits takes {at_least(worst)} ms; raise it")
+
+
+def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
+    """``model.final`` of exits that were not timed before; what was measured stays in the run's log."""
+    for event in run.events("timed"):
+        if event.get("kept") == list(served.kept):
+            return repriced(served, event["prefix_ms"])
+    final = model.final(trained, served, run.path)
+    if final is not served:
+        run.log("timed", kept=list(served.kept), prefix_ms=list(final.policy.prefix_ms))
+    return final
 
 
 def _data(model: Model, images: Path | None, seed: int, limit: int | None) -> Data:

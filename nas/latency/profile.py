@@ -124,6 +124,13 @@ def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, 
     return rows_s(layout, todo) + between + networks_s(layout, validate + FITTED_ON * fits)
 
 
+def planned_s(layout: Layout, path: Path, device: Device | Estimator, remeasure: bool, validate: int) -> float:
+    """Returns the seconds that ``profile`` takes with the table at ``path``, as ``estimate_s``."""
+    table = begun(path, device, remeasure)
+    known = LatencyTable(table.name, {**table.meta, "corrections": {}}) if remeasure else table
+    return estimate_s(layout, known, device, True, validate)
+
+
 def unfinished(layout: Layout, table: LatencyTable) -> bool:
     """Returns whether a table has rows of a layout that were measured and not corrected, as a call was interrupted."""
     return _label(layout) in table.meta.get(UNCORRECTED, [])

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nas import checkpoint
+from nas import checkpoint, timeline
 from nas.config import Config
 from nas.errors import UserError
 from nas.progress import Progress, Task
@@ -14,8 +14,10 @@ from nas.run import Run
 from nas.scene import Scene, limits_of, problem, set_scene
 from nas.select.problem import Cost
 from nas.settings import searched
+from nas.stages import head
+from nas.stages.pace import Pace
 from nas.supernet.gates import position
-from nas.train import crew, search_loop
+from nas.train import crew, finetune, search_loop
 from nas.train.ranks import ALONE, Ranks
 from nas.units import amount
 
@@ -23,28 +25,43 @@ SUPERNET = "supernet.pt"
 CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
 
 
-def train(scene: Scene, limits: dict[str, list[float]], group: Ranks,
-              progress: Progress) -> search_loop.SupernetTraining:
+def train(scene: Scene, limits: dict[str, list[float]], group: Ranks, progress: Progress, tuning: finetune.Recipe,
+          pace: Pace) -> search_loop.SupernetTraining:
+    """Trains what is not trained yet, after saying what and how long; ``tuning`` is what follows for each pick."""
     training, run = training_of(scene, limits, group), scene.run
     if run.has(SUPERNET):
         checkpoint.resume(run, SUPERNET, training.load)
     elif scene.config.init:
         _start_from(Run.existing(scene.config.init), scene, training, progress)
+    if not training.finished:
+        for line in head.lines(scene, limits, training.recipe, tuning):
+            progress.note(line)
     crew.begin(scene.config, training, progress)
-    saved = time.monotonic()
-    while not training.finished:
-        phase, index = training.schedule[training.done]
-        total = training.recipe.epochs[phase]
-        with progress.task(f"supernet {phase}", total, index) as task:
-            while not training.finished and training.schedule[training.done][0] == phase:
-                began = time.monotonic()
-                record = training.epoch(_within(task, training.schedule[training.done][1]))
-                run.log("epoch", **record, seconds=round(time.monotonic() - began, 3))
-                _tell(record, progress)
-                if time.monotonic() - saved > CHECKPOINT_EVERY_S or training.finished:
-                    checkpoint.save(run, SUPERNET, training.state())
-                    saved = time.monotonic()
+    for phase in search_loop.PHASES:
+        if any(name == phase for name, _ in training.schedule[training.done:]):
+            with timeline.phase(run, f"supernet {phase}"):
+                _train_phase(run, training, phase, pace, progress)
+        pace.end(f"supernet {phase}")
     return training
+
+
+def _train_phase(run: Run, training: search_loop.SupernetTraining, phase: str, pace: Pace, progress: Progress) -> None:
+    """One line at its end, and one of all that it pruned, which the log has block by block."""
+    total, index, saved = training.recipe.epochs[phase], training.schedule[training.done][1], time.monotonic()
+    pruned: list[dict[str, Any]] = []
+    with progress.task(f"supernet {phase}", total, index) as task:
+        pace.reach(f"supernet {phase}", index / total)
+        while not training.finished and training.schedule[training.done][0] == phase:
+            began = time.monotonic()
+            record = training.epoch(_within(task, training.schedule[training.done][1], total, pace, phase))
+            run.log("epoch", **record, seconds=round(time.monotonic() - began, 3))
+            pruned += record.get("pruned", [])
+            _warn(record, progress)
+            last = training.finished or training.schedule[training.done][0] != phase
+            if time.monotonic() - saved > CHECKPOINT_EVERY_S or last:
+                checkpoint.save(run, SUPERNET, training.state())
+                saved = time.monotonic()
+    _tell_pruned(training, pruned, progress)
 
 
 def finished(run: Run, config: Config, progress: Progress) -> tuple[Scene, search_loop.SupernetTraining]:
@@ -67,9 +84,14 @@ def trained(scene: Scene) -> search_loop.SupernetTraining:
     return training
 
 
-def _within(task: Task, epoch: int) -> Callable[[int, int], None]:
+def _within(task: Task, epoch: int, epochs: int, pace: Pace, phase: str) -> Callable[[int, int], None]:
     """Moves a task that counts epochs along with the steps of one of them."""
-    return lambda step, of: task.advance(epoch + step / of - task.done)
+
+    def step(step: int, of: int) -> None:
+        task.advance(epoch + step / of - task.done)
+        pace.reach(f"supernet {phase}", (epoch + step / of) / epochs)
+
+    return step
 
 
 def _start_from(other: Run, scene: Scene, training: search_loop.SupernetTraining, progress: Progress) -> None:
@@ -89,26 +111,38 @@ def _start_from(other: Run, scene: Scene, training: search_loop.SupernetTraining
     progress.note(f"starting from {other.path}: {taken} of {len(training.supernet.state_dict())} tensors")
 
 
-def _tell(record: dict[str, Any], progress: Progress) -> None:
-    for drop in record.get("pruned", []):
-        progress.note(f"pruned {drop['kind']}: slot {drop['slot']} {drop['op']}, at most "
-                      f"{max(max(row) for row in drop['probabilities']):.3f} over all budgets")
+def _tell_pruned(training: search_loop.SupernetTraining, pruned: list[dict[str, Any]], progress: Progress) -> None:
+    """``pruned: 12 blocks and 2 layers; 31 branches are left``."""
+    if not pruned:
+        return
+    kinds = [drop["kind"] for drop in pruned]
+    counts = [f"{kinds.count(kind)} {kind}{'s' if kinds.count(kind) > 1 else ''}" for kind in dict.fromkeys(kinds)]
+    left = sum(len(slot.branches) for slot in training.supernet.layout.slots)
+    progress.note(f"pruned: {' and '.join(counts)} (log.jsonl names them); {left} branches are left")
+
+
+def _warn(record: dict[str, Any], progress: Progress) -> None:
     if record.get("entry_passed") is False:
         progress.note("warning: after the warm-up the smallest and the largest network are hardly apart in held-out "
                       f"loss ({record['entry_smallest_loss']:.3f}, {record['entry_largest_loss']:.3f}); gates see "
                       "little signal: a longer train.warmup_epochs may help")
 
 
-def training_of(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALONE) -> search_loop.SupernetTraining:
+def recipe_of(scene: Scene) -> search_loop.Recipe:
+    """Returns the settings of the supernet's training, with the epochs that follow from the number of images."""
     config, data = scene.config, scene.data
     t, g = config.train, config.gates
     given = {"warmup": t.warmup_epochs, "search": t.search_epochs, "settle": t.settle_epochs}
     epochs = {phase: n if n is not None else search_loop.default_epochs(phase, len(data.train))
               for phase, n in given.items()}
-    recipe = search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
+    return search_loop.Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
                                 t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune,
                                 g.latency, g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp,
                                 g.widths, t.attend, t.attend_to, *t.beginning(trained=config.init is not None))
+
+
+def training_of(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALONE) -> search_loop.SupernetTraining:
+    config, data, recipe = scene.config, scene.data, recipe_of(scene)
     _refuse_idle(scene, limits)
     columns = [(at, target) for at in scene.every for target in config.target]
     ranges = [_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]
