@@ -188,12 +188,20 @@ def standing(front: Mapping[str, Any], id: str, target: str) -> str:
         ", dominated on test" if on_test else "")
 
 
+class ExitPieces(_Kept):
+    """``pieces.json`` of ``nas exits``: milliseconds of the parts of a network and of the heads between them."""
+
+    trunk: Annotated[list[float], Field(min_length=1)]
+    heads: Annotated[list[float], Field(min_length=1)]
+
+
 _ARCH = r"(selections/[^/]+/)?archs/[^/]+/"
 _FILES: tuple[tuple[str, Any], ...] = (
     (r"(selections/[^/]+/)?front\.json", Front), (r"(selections/[^/]+/)?picks\.json", Picks), (r"arch\.json", Genotype),
     (f"{_ARCH}arch\\.json", Genotype), (f"{_ARCH}card\\.json", Card),
     (f"{_ARCH}exits/card\\.json", Card | None),  # None: no exits keep within the limits
     (f"{_ARCH}exits/thresholds\\.json", ExitPolicy), (r"data\.json", Images), (r"splits\.json", Splits),
+    (r"pieces\.json", ExitPieces),
     (r"tables\.json", dict[str, Table]))
 _KINDS = [(re.compile(pattern), TypeAdapter[Any](kind)) for pattern, kind in _FILES]
 

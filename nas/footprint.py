@@ -110,6 +110,11 @@ class Footprints:
                  for arch in (genome.sample_thinned(self.layout, rng) for _ in range(DRAWN))}
         networks = sorted(drawn, key=lambda arch: abs(math.log(sum(map(params, drawn[arch])) / limit)))[:FITTED_ON]
         plans = [drawn[arch] for arch in networks]
+        if new := [arch for arch in networks if arch.id not in self._known]:
+            with self._progress.task(f"flash of random networks on {self.target}", len(new)) as task:
+                for arch in new:
+                    self.of(arch)
+                    task.advance()
         needs = np.array([self.of(arch).flash_kb for arch in networks])
         features = np.array([[sum(map(params, keys)), len(keys)] for keys in plans]) / needs[:, None]
         weights, _ = nnls(features, np.ones(len(needs)))

@@ -143,7 +143,7 @@ def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pi
 def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
     """``model.final`` of exits that were not timed before; what was measured stays in the run's log."""
     for event in run.events("timed"):
-        if event.get("kept") == list(served.kept):
+        if event.get("kept") == list(served.kept) and "prefix_ms" in event:
             return repriced(served, event["prefix_ms"])
     final = model.final(trained, served, run.path)
     if final is not served:

@@ -22,6 +22,8 @@ from nas.run_tables import kept_table, recorded_costs
 from nas.scene import checked_space
 from nas.settings import settings_of
 from nas.show import targets_of
+from nas.text import duration
+from nas.timeline import spent
 from nas.train.search_loop import default_epochs
 from nas.units import axis, counted, device, unit
 
@@ -239,7 +241,13 @@ class _Teller:
         environment = self._read("environment.json")
         environment["command"] = shlex.join(map(str, environment.get("command", [])))
         return {"settings": self.config.to_json(), "machine of the run": environment, "images": data,
-                **{f"target {name}": meta for name, meta in tables.items()}, "time": {**hours, **stages}}
+                **{f"target {name}": meta for name, meta in tables.items()},
+                "time": {**hours, **_phases(self.run), **stages}}
+
+
+def _phases(run: Run) -> dict[str, str]:
+    """What each phase of the search took, over all calls."""
+    return {f"spent: {name}": duration(seconds) for name, seconds in spent(run).items() if seconds}
 
 
 def _of(value: Any, target: str) -> Any:

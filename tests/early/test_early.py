@@ -26,7 +26,7 @@ from nas import search as pipeline
 from nas.arch import Arch
 from nas.config import resolve
 from nas.early import models, picks
-from nas.early.add import _within, add
+from nas.early.add import _over_budget, _pieces, _within, add
 from nas.early.serve import CLASSES, THRESHOLDS, Wishes, chosen, repriced
 from nas.errors import UserError
 from nas.exits import Runtime
@@ -251,12 +251,40 @@ def test_the_measured_file_keeps_to_max_ms(tmp_path: Path) -> None:
         asked.append(served.kept)
         return repriced(served, [1.25 * ms for ms in pieces.prefix_ms(served.kept)])
 
-    model: Any = SimpleNamespace(pieces=lambda: pieces, final=final)
-    served, found = _within(model, tmp_path, trained, Wishes(max_ms=9.45))
+    model, run = SimpleNamespace(final=final), Run.open(tmp_path / "run", {})
+    served, found = _within(model, run, trained, Wishes(max_ms=9.45), pieces)  # type: ignore[arg-type]
     assert served.kept == (0,) and found.policy.prefix_ms[-1] == pytest.approx(1.25 * 7.5)
     with pytest.raises(UserError, match=r"none fit|--max-ms 9\.3: the file of these exits takes 9\.375 ms"):
-        _within(model, tmp_path, trained, Wishes(max_ms=9.3))
-    assert _within(model, tmp_path, trained, Wishes())[0].kept in asked
+        _within(model, run, trained, Wishes(max_ms=9.3), pieces)  # type: ignore[arg-type]
+    assert _within(model, run, trained, Wishes(), pieces)[0].kept in asked  # type: ignore[arg-type]
+    assert len(asked) == len(set(asked))  # what was timed is not timed again
+    (event, *_) = run.events("timed")
+    assert event["kept"] == list(asked[0])
+    assert event["prefix_ms"] == pytest.approx(list(1.25 * pieces.prefix_ms(asked[0])))
+
+
+def test_what_exits_are_chosen_by_is_measured_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def measure() -> Pieces:
+        calls.append(1)
+        return Pieces(np.array([0.1, 0.2, 1 / 3]), np.array([0.01, 0.02, 0.0]))
+
+    run, model = Run.open(tmp_path / "run", {}), SimpleNamespace(pieces=measure)
+    for _ in range(2):
+        pieces = _pieces(model, run)  # type: ignore[arg-type]
+        assert pieces.trunk.tolist() == [0.1, 0.2, 1 / 3] and pieces.heads.tolist() == [0.01, 0.02, 0.0]
+    assert calls == [1]
+
+
+def test_exits_that_are_measured_above_what_was_asked_say_so() -> None:
+    times = {"measured_ms": 1.2, "measured_worst_ms": 2.05}
+    assert _over_budget("cpu", times, Wishes(budget_ms=1.0, max_ms=2.0)) == {
+        "over_budget": {"cpu": {"budget_ms": 1.0, "measured_ms": 1.2, "above": 0.2}}}  # the worst is 2.5 % above
+    assert _over_budget("cpu", times, Wishes(max_ms=1.9)) == {
+        "over_budget": {"cpu": {"budget_ms": 1.9, "measured_ms": 2.05, "above": 0.0789}}}
+    assert _over_budget("cpu", times, Wishes()) == {}
+    assert _over_budget("cpu", dict.fromkeys(times), Wishes(budget_ms=1.0)) == {}
 
 
 def test_heads_for_a_finished_pick_without_labels(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
