@@ -42,7 +42,7 @@ from nas.scene import (
 )
 from nas.settings import as_recorded, named_target, searched, settings_of
 from nas.show import targets_of
-from nas.stages import inherited, selection, supernet
+from nas.stages import head, inherited, selection, supernet
 from nas.stages.bounds import NOTHING, Bounds, reachable, tell_beyond
 from nas.stages.front import cards_of, find, front_of, meant
 from nas.stages.pace import pace_of
@@ -84,11 +84,12 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
               for target in config.target}
     if config.target:
         tell_beyond(scene, scene.layout, config.target[0], config.budget_ms, progress.note)
-    tuning = _finetuning(scene, True)
-    pace = pace_of(scene, supernet.recipe_of(scene), tuning, sum(map(len, limits.values())), selection.CALIBRATED_ON,
-                   progress)
+    recipe, tuning = supernet.recipe_of(scene), _finetuning(scene, True)
+    for line in head.lines(scene, limits, recipe, tuning) if not run.has("picks.json") else ():
+        progress.note(line)
+    pace = pace_of(scene, recipe, tuning, sum(map(len, limits.values())), selection.CALIBRATED_ON, progress)
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
-        training = supernet.train(scene, limits, group, progress, tuning, pace)
+        training = supernet.train(scene, limits, group, progress, pace)
     if until == "supernet":
         return inherited.stopped(scene, until, None)
     if config.max_ms is not None:  # bounds the picks for the other targets, too

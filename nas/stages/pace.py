@@ -93,7 +93,8 @@ class Pace:
                 if work and self._done[phase] < 1}
 
     def _made(self) -> float:
-        return sum(self._work[phase] * (share - self._before.get(phase, share)) for phase, share in self._done.items())
+        return sum(self._work.get(phase, 0.0) * (share - self._before.get(phase, share))
+                   for phase, share in self._done.items())
 
     def _tell(self, text: str) -> None:
         left = self.left_s()

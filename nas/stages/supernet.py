@@ -14,10 +14,9 @@ from nas.run import Run
 from nas.scene import Scene, limits_of, problem, set_scene
 from nas.select.problem import Cost
 from nas.settings import searched
-from nas.stages import head
 from nas.stages.pace import Pace
 from nas.supernet.gates import position
-from nas.train import crew, finetune, search_loop
+from nas.train import crew, search_loop
 from nas.train.ranks import ALONE, Ranks
 from nas.units import amount
 
@@ -25,17 +24,15 @@ SUPERNET = "supernet.pt"
 CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
 
 
-def train(scene: Scene, limits: dict[str, list[float]], group: Ranks, progress: Progress, tuning: finetune.Recipe,
-          pace: Pace) -> search_loop.SupernetTraining:
-    """Trains what is not trained yet, after saying what and how long; ``tuning`` is what follows for each pick."""
+def train(scene: Scene, limits: dict[str, list[float]], group: Ranks, progress: Progress,
+          pace: Pace | None = None) -> search_loop.SupernetTraining:
+    """Trains what is not trained yet; ``pace`` is told how far it is."""
+    pace = pace or Pace({}, progress)
     training, run = training_of(scene, limits, group), scene.run
     if run.has(SUPERNET):
         checkpoint.resume(run, SUPERNET, training.load)
     elif scene.config.init:
         _start_from(Run.existing(scene.config.init), scene, training, progress)
-    if not training.finished:
-        for line in head.lines(scene, limits, training.recipe, tuning):
-            progress.note(line)
     crew.begin(scene.config, training, progress)
     for phase in search_loop.PHASES:
         if any(name == phase for name, _ in training.schedule[training.done:]):

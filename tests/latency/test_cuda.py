@@ -266,7 +266,7 @@ def test_a_pick_is_measured_as_file_or_as_module(fake: FakeCuda, tiny: Layout, t
     for device in (Torch(), OrtCuda()):
         table = LatencyTable(device.name, device.conditions())
         here: Any = types.SimpleNamespace(costs={"t": table}, layout=tiny, measured=tiny)
-        ms, _ = deliver._measured(here, "t", module, {"float": tmp_path / "m.onnx"})
+        ms, _ = deliver.measured(here, "t", module, {"float": tmp_path / "m.onnx"})
         assert ms is not None and (ms == REPLAY_MS) == (device.name == "gpu-torch")
     assert [device.name for device in seen] == ["gpu-torch", "gpu-ort"]
     with pytest.raises(UserError, match=r"m\.onnx: PyTorch runs no ONNX files"):
