@@ -111,13 +111,19 @@ def over_budget(result: Mapping[str, Any]) -> None:
 
 def exported(result: Mapping[str, Any]) -> None:
     """The files, then a line for each that is measured above the budget of its pick."""
-    files = result["files"]
-    rows([{key: value for key, value in file.items() if key != "over_budget"} for file in files]) if files else (
-        line("none"))
+    files, targets = result["files"], targets_of(result) if result.get("target") else []
+    rows([{name: part for key, value in file.items() if key != "over_budget"
+           for name, part in _of_file(key, value, targets).items()} for file in files]) if files else line("none")
     for file in files:
         for target, excess in file.get("over_budget", {}).items():
             predicted = overrun.by_target(file["predicted_ms"], targets_of(result))
             line(overrun.sentence(file["id"], target, excess, predicted.get(target)))
+
+
+def _of_file(key: str, value: Any, targets: Sequence[str]) -> dict[str, Any]:
+    """The column or columns of a figure of a file; costs have their unit where a target is a count."""
+    what = {"predicted_ms": "predicted", "measured_ms": "measured"}.get(key)
+    return _costs(what, value, targets) if what and any(map(counted, targets)) else {key: value}
 
 
 def stopped(result: Mapping[str, Any]) -> None:

@@ -197,3 +197,9 @@ def test_a_front_of_a_count_says_what_it_counts(finished: Made, capsys: pytest.C
     assert "M multiply-adds" in out and "not applicable" in out and "not measured" not in out
     assert "predicted ms" not in out and "measured ms" not in out
     assert not (path / "tables").exists()
+
+
+def test_exported_files_say_the_unit(run: Run, tmp_path: Path, nas: Callable[..., Any]) -> None:
+    pick = run.read_json("front.json")["front"][0]["id"]
+    code, out, _ = nas("export", run.path, "--arch", pick, "--out", tmp_path / "out")
+    assert code == 0 and "M multiply-adds" in out and "not applicable" in out and "predicted ms" not in out
