@@ -327,7 +327,7 @@ def test_what_exits_may_lose_is_of_the_plain_picks_own_accuracy(search: tuple[Pa
 def test_where_the_splits_disagree_the_front_is_that_of_selection() -> None:
     """By selection b beats a and c, which is slower; by test it would be the other way round."""
     def card(id: str, ms: float, select: float, test: float) -> dict[str, Any]:
-        return {"id": id, "ms": ms, "select_accuracy": select, "select_accuracy_se": 0.0, "accuracy": test,
+        return {"id": id, "ms": ms, "select_accuracy": select, "select_accuracy_se": 0.25, "accuracy": test,
                 "exits": [], "arch": {"ops": ["skip"]}}
 
     cards = [card("a", 1.0, 0.5, 0.9), card("b", 2.0, 0.8, 0.6), card("c", 3.0, 0.7, 0.95)]
@@ -336,4 +336,5 @@ def test_where_the_splits_disagree_the_front_is_that_of_selection() -> None:
     made = front.front_of(here, cards, {"budgets": [], "rank_agreement": {}})
     assert [c["id"] for c in made["front"]] == ["a", "b"] and [c["id"] for c in made["dominated"]] == ["c"]
     assert [c["dominated_on_test"] for c in front.cards_of(made)] == [False, True, False]
+    assert [c.get("within_error_of") for c in made["front"]] == [None, "a"]  # 0.3 apart, by 0.35 or less by chance
     assert front.find({"": made}, None, 2.5) == ("", ["b"])  # the best for a budget, too

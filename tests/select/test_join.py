@@ -76,6 +76,25 @@ def test_many_rounds_in_small_chunks_equal_exhaustive_search(problem: Additive) 
         assert tuple(found) in possible
 
 
+def test_no_way_within_reach_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two limits of whole numbers, 200 times, in rounds that reach little further: one half may need all of a reach."""
+    for name, value in {"_FIRST": 2, "_GROWTH": 3, "_CHUNK": 7}.items():
+        monkeypatch.setattr(join, name, value)
+    solved = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        sizes = [int(n) for n in rng.integers(2, 6, int(rng.integers(2, 4)))]
+        rows = [[rng.integers(0, 10, n).astype(float) for n in sizes] for _ in range(3)]
+        room = np.array([sum(row.min() for row in use) + sum(np.ptp(row) for row in use) / 2 for use in rows[1:]])
+        problem = Additive([row - row.min() for row in rows[0]], rows[1:], room)
+        found, possible = least(problem), within(problem)
+        assert (found is None) == (not possible)
+        if found is not None:
+            solved += 1
+            assert regret(problem, found) == min(regret(problem, pick) for pick in possible)
+    assert solved > 100
+
+
 @pytest.mark.parametrize("uses", [(0.2, 0.5), (0.5, 0.2), (0.3, 0.6), *itertools.permutations((0.1, 0.2, 0.3)),
                                   *itertools.permutations((0.1, 0.3, 0.4, 0.6))])
 def test_what_uses_all_room_is_within_in_whatever_order_it_is_summed(uses: tuple[float, ...]) -> None:
