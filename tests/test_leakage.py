@@ -37,6 +37,7 @@ from nas.exits.policy import Policy, outcome
 from nas.exits.runtime import Runtime, confidences
 from nas.latency.costs import Costs
 from nas.picks import load_weights
+from nas.plan import plan
 from nas.run import Run
 from nas.scene import limits_of, recorded_scene, set_scene
 from nas.settings import Baseline, settings_of
@@ -206,7 +207,9 @@ def test_a_cards_figures_are_of_the_delivered_weights_on_their_own_split(search:
     views = list(loop.views(data.select, data.augment, 0))
     assert plain and len(views) > 1 and any(card["accuracy"] != card["select_accuracy"] for card in plain)
     for card in plain:
-        model = load_weights(here, Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json")), "")
+        arch = Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json"))
+        assert card["ms"] == pytest.approx(sum(here.costs["gpu-v100"].ms_many(plan(here.layout, arch))))
+        model = load_weights(here, arch, "")
         session = onnxruntime.InferenceSession(run.file(card["onnx"]), providers=["CPUExecutionProvider"])
 
         def right(split: Split, model: Any = model) -> float:
