@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from nas.units import at_least
-
 CONFIDENCES = ("max-softmax", "entropy", "patience")
 KEY = "exits"  # of the metadata: the policy
 WINDOW = 500  # images after which shares are compared with those of the calibration
@@ -89,7 +87,7 @@ class Runtime:
         """
         points = [p for p in (self.policy["point"], *self.policy["points"]) if p["mean_ms"] <= mean_ms]
         if not points:
-            raise ValueError(f"no thresholds for {mean_ms:g} ms: at least {at_least(self.policy['prefix_ms'][0])}")
+            raise ValueError(f"no thresholds for {mean_ms:g} ms: at least {_at_least(self.policy['prefix_ms'][0])}")
         point = max(points, key=lambda p: (p["mean_ms"], p["accuracy"]))
         self._set(point)
         return float(point["mean_ms"])
@@ -101,7 +99,7 @@ class Runtime:
         """
         reached = [k for k, prefix in enumerate(self.policy["prefix_ms"]) if prefix <= ms]
         if not reached:
-            raise ValueError(f"deadline {ms:g} ms: the first exit takes {at_least(self.policy['prefix_ms'][0])} ms")
+            raise ValueError(f"deadline {ms:g} ms: the first exit takes {_at_least(self.policy['prefix_ms'][0])} ms")
         self.thresholds = [math.inf if k < reached[-1] else -math.inf for k in range(self.exits)]
         return reached[-1]
 
@@ -218,6 +216,12 @@ def _point(one: dict[str, Any], exits: int) -> dict[str, Any]:
     if len(thresholds) != exits or len(shares) != exits or any(map(math.isnan, (*thresholds, *shares, mean_ms))):
         raise ValueError("thresholds or shares")
     return {**one, "thresholds": thresholds, "shares": shares, "mean_ms": mean_ms, "accuracy": accuracy}
+
+
+def _at_least(ms: float) -> str:
+    """Rounded up, so that who asks for what a message names gets it (this file imports nothing of nas)."""
+    digits = 3 - math.floor(math.log10(ms)) if ms > 0 else 0
+    return f"{math.ceil(ms * 10**digits) / 10**digits:.4g}" if ms > 0 else "0"
 
 
 def _segments(folder: Path) -> list[Path]:
