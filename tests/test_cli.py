@@ -158,7 +158,7 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
                                    "not measured: no cpu here"))
     assert out.splitlines()[-1] == "runs/x" and "chatter" not in out
     code, out, err = call(*words[:-2], "--run", str(made))
-    assert (code, out) == (2, "") and "budget_ms = [0.6], now []" in err
+    assert (code, out) == (2, "") and "= [0.6], now []" in err
 
 
 def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
