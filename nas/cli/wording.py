@@ -9,17 +9,16 @@ from typing import Any
 
 from nas.errors import UserError
 
-# flags of a setting, or in place of a flag, where a command has none of its name
+# flags of a setting where a command has none of its name
 ELSEWHERE = {"train.finetune_epochs": ("--epochs",), "exits.epochs": ("--epochs",), "exits.method": ("--exits",),
-             "space": ("--spaces", "--check"), "--run": ("--out",)}
-ARGUMENT = {"--run": "RUN"}  # where it is no flag at all
+             "space": ("--spaces", "--check")}
 FLAG = re.compile(r"(?<![\w/.-])--[a-z][a-z0-9-]*")
 
 
 def in_words_of(command: Any, words: Sequence[str], error: UserError) -> str:
     """The message of an error of ``command``, which was given with these words."""
     text = str(error) if error.key is None else error.calling(_as_typed(error.key, words, flags_of(command)))
-    return FLAG.sub(lambda flag: _flag(flag[0], flags_of(command)), text)
+    return FLAG.sub(lambda flag: _run(command) if flag[0] == "--run" else flag[0], text)
 
 
 def flags_of(command: Any) -> set[str]:
@@ -55,7 +54,7 @@ def _names(file: Path, key: str) -> bool:
     return re.search(rf"^\s*{re.escape(key.rpartition('.')[2])}\s*:", text, re.MULTILINE) is not None
 
 
-def _flag(flag: str, flags: set[str]) -> str:
-    """The same, or what stands in its place in this command."""
-    own = next((other for other in ELSEWHERE.get(flag, ()) if other in flags), ARGUMENT.get(flag, flag))
-    return flag if flag in flags else own
+def _run(command: Any) -> str:
+    """What the directory of a run is called: an option, the argument of what needs one, else the output."""
+    names = {param.metavar for param in command.params} & {"RUN"} | flags_of(command) & {"--run"}
+    return next(iter(names), "--out")

@@ -15,6 +15,7 @@ from nas.plan import Layout, OpKey, Slot, macs, params, resized
 from nas.scene import Scene, limits_of, memory_bounds, problem, up_to_max
 from nas.select.ilp import below, solve
 from nas.select.problem import Cost, Limits, Problem, budgets
+from nas.units import amount
 
 PARAMS, MACS = "--max-params", "--max-macs"  # costs are named as a user limits them
 _COUNTS: dict[str, tuple[str, Callable[[OpKey], int]]] = {PARAMS: ("parameters", params), MACS: ("MACs", macs)}
@@ -102,7 +103,7 @@ def tell_beyond(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[f
     """Says which of the user's budgets no network needs: the answer to them is the best of all networks."""
     most = max(problem(at, resized(layout, at.size), [target]).costs[0].largest for at in scene.every)
     if beyond := [f"{budget:g}" for budget in budget_ms if budget > most]:
-        tell(f"--budget-ms {', '.join(beyond)}: above the largest network, {most:.4g} ms on {target}: all networks are "
+        tell(f"--budget-ms {', '.join(beyond)}: above the largest network, {amount(most, target)}: all networks are "
              "within it")
 
 
