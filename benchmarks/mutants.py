@@ -328,7 +328,7 @@ MUTANTS = (
            ("tests/early/test_early.py::test_what_a_search_with_exits_refuses",)),
     Mutant("a network that files cannot hold is trained", "nas/early/add.py",
            "    check(model.net, in_ch=model.data.in_ch, size=model.data.size)\n", "",
-           ("tests/early/test_early.py", "tests/early/test_foreign.py")),
+           ("tests/early/test_early.py", "tests/early/test_how_foreign_models_read.py")),
     Mutant("files with exits are not compared with PyTorch", "nas/early/serve.py",
            "agreement = compared(folder, network, served.policy, normalise(data.test.images[:CHECKED], data))",
            "agreement = {\"relative_diff\": 0.0, \"compared\": 0, \"at_threshold\": 0}",
