@@ -31,11 +31,12 @@ from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.scene import Scene
 from nas.stages.bounds import Bounds, reachable
-from nas.stages.selection import Judge, evaluations_of
+from nas.stages.selection import Judge, state_of
 from nas.train.search_loop import SupernetTraining
 
 REPEATS = 2  # of the selection, at most
 AFFINE = 4  # networks that a factor and a cost per operator are fitted to; of fewer, a factor alone
+ROUNDING = 1e-9  # of sums of milliseconds
 Budget = dict[str, Any]  # of ``picks.json``: target, budget_ms, id, arch, ms
 Select = Callable[[Scene, dict[str, list[float]], Bounds], dict[str, Any]]
 
@@ -132,36 +133,42 @@ def kept(scene: Scene, training: SupernetTraining, limits: dict[str, list[float]
             break
         corrections = {target: _corrected(scene, target, watch) for target in watch.targets}
         progress.note(_said(missed, watch, corrections))
-        found = _again(_with(scene, corrections), training, missed, asked, given, select, progress)
-        new = {"budgets": [budget for _, budget in found]}
-        watch.time(new)
-        picks = {**picks, "budgets": _replaced(picks["budgets"], found)}
+        chosen = _again(_with(scene, corrections), training, missed, asked, given, select, progress)
+        watch.time({"budgets": [budget for _, budget in chosen]})
+        picks = {**picks, "budgets": _replaced(picks["budgets"], chosen)}
     return {**picks, "budgets": _best_measured(scene, picks["budgets"], watch), "corrections": {
         target: vars(correction) for target, correction in corrections.items()}}
 
 
 def _again(scene: Scene, training: SupernetTraining, missed: Sequence[Budget], asked: Bounds, given: Mapping[str, bool],
            select: Select, progress: Progress) -> list[tuple[Budget, Budget]]:
-    """Returns each budget that was missed with what is chosen for it by the corrected prices of ``scene``."""
+    """Returns each budget that was missed with what is chosen for it by the corrected prices of ``scene``.
+
+    A budget for which there is nothing to choose is not in it.
+    """
+    layout, asked_alone = within(training.supernet.layout, scene.footprints), replace(asked, together={})
     alone = [budget for budget in missed if isinstance(budget["target"], str)]
-    layout = within(training.supernet.layout, scene.footprints)
-    least = {target: reachable(scene, layout, target, [], 2, replace(asked, together={}))[0]
-             for target in dict.fromkeys(budget["target"] for budget in alone)}
-    at = [max(budget["budget_ms"], least[budget["target"]]) for budget in alone]
-    limits: dict[str, list[float]] = {target: sorted({ms for budget, ms in zip(alone, at, strict=True)
-                                                      if budget["target"] == target}) for target in least}
-    found: list[tuple[Budget, Budget]] = []
-    if limits:
-        answers = {(one["target"], one["budget_ms"]): one
-                   for one in select(scene, limits, replace(asked, together={}))["budgets"]}
-        for budget, ms in zip(alone, at, strict=True):
-            if answer := answers.get((budget["target"], ms)):
-                own = budget["budget_ms"] if given.get(budget["target"]) else ms
-                found.append((budget, {**answer, "budget_ms": own}))
+    least = {target: ms for target in dict.fromkeys(budget["target"] for budget in alone)
+             if (ms := _least(scene, layout, target, asked_alone, progress)) is not None}
+    at = [(budget, max(budget["budget_ms"], least[budget["target"]])) for budget in alone if budget["target"] in least]
+    limits = {target: sorted({ms for budget, ms in at if budget["target"] == target}) for target in least}
+    answers = {(answer["target"], answer["budget_ms"]): answer
+               for answer in (select(scene, limits, asked_alone)["budgets"] if limits else ())}
+    chosen = [(budget, {**answer, "budget_ms": budget["budget_ms"] if given.get(budget["target"]) else ms})
+              for budget, ms in at if (answer := answers.get((budget["target"], ms)))]
     for budget in missed:
         if not isinstance(budget["target"], str):
-            found += _together(scene, budget, asked, select, progress)
-    return found
+            chosen += _together(scene, budget, asked, select, progress)
+    return chosen
+
+
+def _least(scene: Scene, layout: Layout, target: str, asked: Bounds, progress: Progress) -> float | None:
+    """Returns what the fastest network takes; None, and says so, where that is above the search's ``max_ms``."""
+    try:
+        return reachable(scene, layout, target, [], 2, asked)[0]
+    except UserError as error:
+        progress.note(f"{error}, as measured")
+        return None
 
 
 def _together(scene: Scene, budget: Budget, asked: Bounds, select: Select,
@@ -175,9 +182,9 @@ def _together(scene: Scene, budget: Budget, asked: Bounds, select: Select,
     return [(budget, answer) for answer in answers]
 
 
-def _replaced(budgets: Sequence[Budget], found: Sequence[tuple[Budget, Budget]]) -> list[Budget]:
+def _replaced(budgets: Sequence[Budget], chosen: Sequence[tuple[Budget, Budget]]) -> list[Budget]:
     """Returns the budgets with their new picks, each budget once."""
-    new = [next((other for old, other in found if old is budget), budget) for budget in budgets]
+    new = [next((other for old, other in chosen if old is budget), budget) for budget in budgets]
     return list({json.dumps([budget["target"], budget["budget_ms"]]): budget for budget in new}.values())
 
 
@@ -186,17 +193,26 @@ def _best_measured(scene: Scene, budgets: Sequence[Budget], watch: Stopwatch) ->
 
     The best is that of the lowest loss, as judged; where none keeps the budget it is the fastest.
     """
-    losses = {name: loss for name, (loss, _) in Judge.remembered(scene.run, evaluations_of(scene)).items()}
+    losses = {name: loss for name, (loss, _) in Judge.remembered(scene.run, state_of(scene)).items()}
     chosen = []
     for budget in budgets:
         best = _with_pick(scene, budget, budget)
         if not watch.keeps(best):
-            others = [_with_pick(scene, budget, other) for other in budgets]
+            others = [best, *(other for other in (_with_pick(scene, budget, other) for other in budgets)
+                              if _predicted_within(other, watch))]
             keeping = [other for other in others if watch.keeps(other)]
             best = min(keeping, key=lambda other: losses.get(other["id"], math.inf)) if keeping else (
                 min(others, key=lambda other: _excess(other, watch)))
         chosen.append({**best, "measured_ms": deliver.one_or_all(watch.of(best))})
     return chosen
+
+
+def _predicted_within(budget: Budget, watch: Stopwatch) -> bool:
+    """Whether the pick of a budget keeps it by the tables of the targets that are not measured here."""
+    targets = names(budget["target"])
+    bounds, ms = by_target(budget["budget_ms"], targets), by_target(budget["ms"], targets)
+    return all(ms[target] <= bounds[target] * (1 + ROUNDING)
+               for target, measured in watch.of(budget).items() if measured is None)
 
 
 def _excess(budget: Budget, watch: Stopwatch) -> float:
@@ -208,8 +224,8 @@ def _with_pick(scene: Scene, budget: Budget, other: Budget) -> Budget:
     """Returns a budget with the pick of another, and with what the tables say that this takes."""
     arch = Arch.from_json(other["arch"])
     ms = deliver.predicted(scene.at(arch.size), arch)
-    own = {target: ms[target] for target in names(budget["target"])}
-    return {**budget, **{key: other[key] for key in ("id", "size", "arch")}, "ms": deliver.one_or_all(own)}
+    asked = {target: ms[target] for target in names(budget["target"])}
+    return {**budget, **{key: other[key] for key in ("id", "size", "arch")}, "ms": deliver.one_or_all(asked)}
 
 
 def _corrected(scene: Scene, target: str, watch: Stopwatch) -> Correction:

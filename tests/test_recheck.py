@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from nas import deliver, run_tables, show
 from nas import search as pipeline
 from nas.decision import Prices
+from nas.errors import UserError
 from nas.latency import bench, profile
 from nas.latency.table import LatencyTable
 from nas.ops.registry import Block
@@ -24,6 +26,7 @@ from nas.plan import Task, layout
 from nas.recheck import Correction
 from nas.run import Run
 from nas.space import Space
+from nas.stages.bounds import Bounds
 from nas.stages.front import find
 from nas.subnet import Subnet
 
@@ -179,6 +182,43 @@ def test_interrupted_while_measuring_it_ends_the_same(copy: Run, table: Path, st
     assert len(timed) == len(set(timed)) >= 3 and len(judged) == len(set(judged))
     delivered = len({budget["id"] for budget in whole["budgets"]})
     assert device.prepared == len(timed) - (stop_after - 1) + delivered
+
+
+def test_a_budget_of_two_targets_is_kept_on_the_one_that_is_not_measured(copy: Run, table: Path, here: Any) -> None:
+    """The first bound is below the fastest network as measured; that one has more multiply-adds than the second."""
+    here(Gears(1.25))
+
+    def ask(**more: Any) -> list[dict[str, Any]]:
+        budgets: list[dict[str, Any]] = pipeline.select(
+            copy, [str(table), "macs"], [], Quiet(), points=2, **more)["budgets"]  # type: ignore[arg-type]
+        return budgets
+
+    fastest, *_, smallest, _ = ask()
+    assert (fastest["target"], smallest["target"]) == (str(table), "macs") and fastest["id"] != smallest["id"]
+    bounds = {str(table): 1.05 * fastest["ms"], "macs": smallest["budget_ms"]}
+    (both,) = (budget for budget in ask(bounds=Bounds.of(together=bounds)) if isinstance(budget["budget_ms"], dict))
+    assert both["ms"]["macs"] <= bounds["macs"] * (1 + 1e-9)
+
+
+def test_a_limit_below_the_fastest_network_as_measured_is_said(table: Path, here: Any, tmp_path: Path) -> None:
+    """The fastest is predicted at 1.18 ms at least, within --max-ms 1.3 or so, and takes 1.25 times that."""
+    here(Gears(1.25))
+    with pytest.raises(UserError, match="smallest reachable") as refused:
+        searched(config_of(table.parent / "tiny.yaml", "max_ms=1.0", target=str(table)), tmp_path / "none")
+    least = float(re.search(r"reachable ([0-9.]+) ms", str(refused.value))[1])  # type: ignore[index]
+    progress, config = Quiet(), config_of(table.parent / "tiny.yaml", f"max_ms={1.1 * least}", "prune=false",
+                                          target=str(table))
+    result = searched(config, tmp_path / "run", progress)
+    assert any("as measured" in note for note in progress.notes) and lines(result)
+    assert all(budget["measured_ms"] > budget["budget_ms"] for budget in result["budgets"])
+
+
+def test_a_supernet_without_epochs_is_measured_too(table: Path, here: Any, tmp_path: Path) -> None:
+    here(Gears(1.25))
+    epochs = [f"train.{phase}_epochs=0" for phase in ("warmup", "search", "settle", "finetune")]
+    result = searched(config_of(table.parent / "tiny.yaml", "budget_ms=2.2", *epochs, target=str(table)),
+                      tmp_path / "run")
+    assert result["budgets"][0]["measured_ms"] <= 2.2 * (1 + TOLERANCE)
 
 
 def test_what_is_not_this_machine_is_not_timed(space_file: Path, tmp_path: Path) -> None:

@@ -136,6 +136,11 @@ def evaluations_of(scene: Scene) -> str:
                       scene.data.source["fingerprint"])
 
 
+def state_of(scene: Scene) -> str:
+    """Returns the same for the run's log; empty where no epoch was asked for, so that there is no file."""
+    return evaluations_of(scene) if scene.run.has(SUPERNET) else ""
+
+
 def serve(scene: Scene, training: search_loop.SupernetTraining, storage: str, parent: int | None) -> None:
     """Judges what waits in the storage."""
     serve_evaluations(storage, evaluations_of(scene), Judge(scene, training, None).evaluate, parent)
@@ -148,7 +153,7 @@ class Judge:
                  crew: Crew | None = None) -> None:
         self.scene, self.training, self.task, self.crew = scene, training, task, crew
         self.split = loop.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
-        self.state = evaluations_of(scene) if scene.run.has(SUPERNET) else ""
+        self.state = state_of(scene)
         before = self.remembered(scene.run, self.state)
         self.known = {id: loss for id, (loss, _) in before.items()}
         self.accuracies = {id: accuracy for id, (_, accuracy) in before.items()}
