@@ -29,7 +29,7 @@ from nas.train.sources import Source, cifar10, digits
 from nas.train.splits import divide, fixed, least, origins
 
 MEMORY = 0.6  # of what is free
-BRIGHTEST = 0.999  # of all pixels are no brighter than the images are said to reach
+EXTREME = 0.001  # of all pixels may be darker, or brighter, than the images are said to reach
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
                            for pool, which in pools.items())
     splits = {"train": learn.part(0, count), "gate": learn.part(count, len(learn)), "select": select, "test": test}
     mean, std, reach = _statistics(source.origin, splits["train"].images)
-    facts = {"reach": reach, "whites": whites.metadata(), "cut": {pool: made.cut for pool, made in read.items()}}
+    facts = {"reach": list(reach), "whites": whites.metadata(), "cut": {pool: made.cut for pool, made in read.items()}}
     return Data(
         name=source.name,
         classes=source.classes,
@@ -241,8 +241,8 @@ def _check_memory(name: str, count: int, size: int) -> None:
         )
 
 
-def _statistics(origin: str, images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...], int]:
-    """Mean and deviation per channel, in [0, 1], and the level (0 to 255) that 99.9 % of all pixels do not exceed.
+def _statistics(origin: str, images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int]]:
+    """Mean and deviation per channel, in [0, 1], and the levels (0 to 255) that 0.1 % of all pixels are below and above.
 
     From exact counts, so that threads and chunks do not matter. Raises UserError where all pixels are alike.
     """
@@ -258,7 +258,9 @@ def _statistics(origin: str, images: torch.Tensor) -> tuple[tuple[float, ...], t
         colour = ", ".join(str(level) for level in counts.argmax(1))
         raise UserError(f"{origin}: all pixels of the training images are alike (red, green, blue {colour} of 255), so "
                         "there is nothing to learn; look at what the files hold")
-    reach = int(np.searchsorted(np.cumsum(counts.sum(0)), BRIGHTEST * counts.sum()))
+    below, total = np.cumsum(counts.sum(0)), counts.sum()
+    darkest = int(np.searchsorted(below, EXTREME * total, side="right"))
+    reach = darkest, int(np.searchsorted(below, (1 - EXTREME) * total))
     # a channel of one level: one grey level, not a division by zero
     return tuple(mean.tolist()), tuple(np.maximum(deviation, 1 / 255).tolist()), reach
 

@@ -91,7 +91,6 @@ def _layout(path: Path) -> Layout:
         raise UserError(f"{path}: {inside[0].name}/ but no train/; give the folder that holds both")
     # a class may be called "train": then it stands among other classes and has no folders inside
     if not named["train"] or (ignored and not any(Lister().folders(where) for where in named["train"])):
-        _refuse_splits(path, inside)
         return Layout({"train": path})
     for part, places in named.items():
         if len(places) > 1:
@@ -123,17 +122,29 @@ def _refuse_splits(path: Path, folders: list[Path]) -> None:
 def _listing(where: Path, lister: Lister) -> dict[str, list[Path]]:
     """Class -> its images, both sorted by name."""
     folders = lister.folders(where)
+    _refuse_splits(where, folders)
     listing = {name_of(inside): lister.images(inside) for inside in folders}
     if len(listing) < len(folders):
         raise UserError(f"{where}: two class folders have the same name in two forms of Unicode; rename one")
     if len(listing) < 2:
-        has = f"only the class folder {next(iter(listing))!r}" if listing else "no class folders"
-        nested = f", or give {folders[0]}" if listing and len(Lister().folders(folders[0])) > 1 else ""
-        raise UserError(f"{where}: {has}; at least two classes are needed, one folder each{nested}")
+        raise UserError(f"{where}: {_too_few(where, folders)}")
     for name, images in listing.items():
         if not images:
-            raise UserError(f"{where / name}: no images ({', '.join(sorted(SUFFIXES))}); fill or remove the folder")
+            raise UserError(f"{where / name}: no images ({', '.join(sorted(SUFFIXES))}); fill the folder, or remove the "
+                            "class, from every split")
     return listing
+
+
+def _too_few(where: Path, folders: list[Path]) -> str:
+    """What to say of a folder with fewer than two class folders."""
+    needed = "at least two classes are needed, one folder each"
+    if folders:
+        nested = f", or give {folders[0]}" if len(Lister().folders(folders[0])) > 1 else ""
+        return f"only the class folder {name_of(folders[0])!r}; {needed}{nested}"
+    if where.name.lower() in _PART and Lister().images(where):
+        return (f"no class folders, but images directly in what is named as a split; {needed}; if {where.name}/ is a "
+                "class, rename it")
+    return f"no class folders; {needed}"
 
 
 def _same_classes(path: Path, part: str, classes: list[str], others: list[str]) -> None:

@@ -10,7 +10,7 @@ from nas.train.data import Data
 from nas.train.folder import NAMES, PIXELS
 from nas.train.splits import SPLITS
 
-DARK = 16  # of 255: images that reach no further are nearly black
+FLAT = 16  # of 256 levels: fewer are nearly one colour
 TOLD = 5  # kinds of files, folders or classes that a line names
 
 
@@ -24,7 +24,7 @@ def data_lines(data: Data, augment: str | None = None, setting: str = "train.aug
              f"splits: {_splits(data)}",
              f"smallest class: {_class(data, _smallest(data.source['class_counts']))}",
              "pixels: " + ", ".join(filter(None, (data.source["pixels"], str(data.whites))))]
-    return [*lines, *_augmentation(data, augment, setting), *_left_out(data), *_scarce(data, augment), *_dark(data),
+    return [*lines, *_augmentation(data, augment, setting), *_left_out(data), *_scarce(data, augment), *_flat(data),
             *_cut(data), *_mirrored(data, augment, setting)]
 
 
@@ -67,10 +67,13 @@ def _left_out(data: Data) -> Iterator[str]:
         yield f"ignored beside the splits: {_told(ignored)} (splits are called {names})"
 
 
-def _dark(data: Data) -> Iterator[str]:
-    if (reach := data.source["reach"]) < DARK:
-        yield (f"warning: the images are nearly black: 99.9 % of their pixels are at most {reach} of 255; save them so "
-               "that white is the largest value")
+def _flat(data: Data) -> Iterator[str]:
+    """A range that is a small part of what 8 bits hold: most of what the files knew is lost."""
+    darkest, brightest = data.source["reach"]
+    if brightest - darkest < FLAT:
+        yield (f"warning: the images are nearly {'black' if brightest < FLAT else 'of one brightness'}: 99.8 % of their "
+               f"pixels are {darkest} to {brightest} of 255; save them so that black is the smallest and white the "
+               "largest value")
 
 
 def _cut(data: Data) -> Iterator[str]:

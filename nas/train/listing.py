@@ -17,34 +17,49 @@ SYSTEM = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+foun
                     "thumbs.db", "desktop.ini"})  # left by file managers and network storage
 
 
+_Place = tuple[int, int]  # the device and the number of a folder, which links share with what they lead to
+
+
 class Lister:
     """Lists folders and counts in ``skipped`` what it leaves out, by reason.
 
-    Links are followed, to files and to folders, but no folder is entered twice in one walk. A link that leads nowhere
-    counts as an image if it is named like one, so that whoever opens it says which it is; pipes, sockets and devices
-    are never opened.
+    Links are followed, to files and to folders, but no folder is entered twice in one walk, and none that holds the
+    place where the walk began or was named by ``folders``: images of another class would be in this one, too. A link
+    that leads nowhere counts as an image if it is named like one, so that whoever opens it says which it is; pipes,
+    sockets and devices are never opened.
     """
 
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
+        self._named: dict[_Place, Path] = {}
 
     def folders(self, where: Path) -> list[Path]:
         """The folders directly inside, by name; files beside them are counted as skipped."""
         folders, images = self._inside(where)
         if images:
             self.skipped["images outside the class folders"] += len(images)
+        for folder in (where, *folders):
+            self._named.setdefault(_place(folder), folder)
         return sorted(folders, key=name_of)
 
     def images(self, where: Path) -> list[Path]:
-        """All images in a folder and in the folders within, by path."""
-        return sorted(self._images(where, set()))
+        """All images in a folder and in the folders within, by path.
 
-    def _images(self, where: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
-        here = where.stat()
-        if (here.st_dev, here.st_ino) in entered:
+        Raises UserError for a folder that ``folders`` named, too, under another path.
+        """
+        place = _place(where)
+        if (same := self._named.get(place, where)) != where:
+            raise UserError(f"{where}: the same folder as {same} by a link, so its images would count twice; remove "
+                            "one of the two")
+        above = {_place(parent) for parent in where.resolve().parents}
+        return sorted(self._images(where, (above | set(self._named)) - {place}))
+
+    def _images(self, where: Path, entered: set[_Place]) -> Iterator[Path]:
+        here = _place(where)
+        if here in entered:
             self.skipped["links to folders that are listed already"] += 1
             return
-        entered.add((here.st_dev, here.st_ino))
+        entered.add(here)
         folders, images = self._inside(where)
         yield from images
         for folder in sorted(folders):
@@ -83,6 +98,11 @@ def name_of(folder: Path) -> str:
     if "\n" in name or any("\ud800" <= letter <= "\udfff" for letter in name):  # how Python keeps other bytes
         raise UserError(f"{str(folder)!r}: the name has a line break or bytes that are no UTF-8; rename the folder")
     return name
+
+
+def _place(folder: Path) -> _Place:
+    here = folder.stat()
+    return here.st_dev, here.st_ino
 
 
 def _mode(path: Path) -> int | None:

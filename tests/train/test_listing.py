@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pictures import from_folder, picture, tree
 
@@ -62,11 +64,34 @@ def test_links_are_followed_but_no_folder_is_entered_twice(tmp_path: Path) -> No
     (tmp_path / "photos" / "a" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos" / "a" / "linked" / "up").symlink_to(tmp_path / "photos" / "a")
     (tmp_path / "photos" / "b" / "one.png").symlink_to(tmp_path / "elsewhere" / "more.png")
-    (tmp_path / "photos" / "c").symlink_to(tmp_path / "photos" / "a", target_is_directory=True)
+    (tmp_path / "photos" / "c").symlink_to(tree(tmp_path / "other", {"c": 6}) / "c", target_is_directory=True)
     data = from_folder(tmp_path / "photos")
     counts = [sum(data.source["class_counts"][part][label] for part in data.source["sizes"]) for label in range(3)]
     assert data.classes == ("a", "b", "c") and counts == [6, 6, 6]
-    assert data.source["skipped"] == {"links to folders that are listed already": 2}
+    assert data.source["skipped"] == {"links to folders that are listed already": 1}
+
+
+@pytest.mark.parametrize("lead", [".", "..", "b", "../.."])
+def test_a_link_within_a_class_brings_no_images_of_another(tmp_path: Path, lead: str) -> None:
+    root = tree(tmp_path / "in" / "photos", {"a": 5, "b": 7})
+    picture(tmp_path / "in" / "outside.png")
+    (root / "a" / "x").symlink_to(root / lead, target_is_directory=True)
+    data = from_folder(root)
+    assert np.sum([data.source["class_counts"][part] for part in data.source["sizes"]], axis=0).tolist() == [5, 7]
+    assert data.source["skipped"] == {"links to folders that are listed already": 1}
+
+
+@pytest.mark.parametrize(("link", "to"), [("b", "a"), ("val/a", "train/a"), ("val/a", "train/b"), ("a", "b")])
+def test_a_class_folder_that_is_another_one_by_a_link_is_refused(tmp_path: Path, link: str, to: str) -> None:
+    for root in {Path(link).parent, Path(to).parent}:
+        tree(tmp_path / root, {"a": 9, "b": 9, "c": 9})
+    shutil.rmtree(tmp_path / link)
+    (tmp_path / link).symlink_to(tmp_path / to, target_is_directory=True)
+    with pytest.raises(UserError, match="the same folder as .* by a link, so its images would count twice"):
+        from_folder(tmp_path)
+    (tmp_path / link).unlink()  # the advice, and images of its own
+    tree(tmp_path / link / "..", {Path(link).name: 9})
+    assert len(from_folder(tmp_path).classes) == 3
 
 
 @pytest.mark.parametrize("lead", ["nowhere.png", "a/loop.png"])

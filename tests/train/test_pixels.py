@@ -187,17 +187,27 @@ def test_wide_images_among_narrow_training_images_are_refused(tmp_path: Path) ->
         from_folder(tmp_path, size=8)
 
 
-def test_images_of_one_colour_are_refused_and_nearly_black_ones_said(tmp_path: Path) -> None:
+def test_images_of_one_colour_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         for index in range(8):
             pillow(".png", "uint8")(tmp_path / "black" / name / f"{index}", np.zeros((8, 8)))
-            pillow(".png", "uint8")(tmp_path / "dark" / name / f"{index}", np.full((8, 8), index))
     with pytest.raises(UserError, match=r"black: all pixels of the training images are alike \(.* 0, 0, 0 of 255"):
         from_folder(tmp_path / "black")
-    lines = data_lines(from_folder(tmp_path / "dark"))
-    assert [line for line in lines if line.startswith("warning")] == [
-        "warning: the images are nearly black: 99.9 % of their pixels are at most 7 of 255; save them so that white is "
-        "the largest value"]
+
+
+@pytest.mark.parametrize(("bits", "base", "step", "said"), [
+    (8, 0, 1, "nearly black: 99.8 % of their pixels are 0 to 7 of 255"),
+    (8, 248, 1, "nearly of one brightness: 99.8 % of their pixels are 248 to 255 of 255"),
+    (16, 30000, 257, "nearly of one brightness: 99.8 % of their pixels are 117 to 124 of 255"),  # 30000 / 257 = 116.7
+    (16, 30000, 257 * 3, None)])  # 21 levels
+def test_images_that_use_few_of_the_levels_are_said(tmp_path: Path, bits: int, base: int, step: int,
+                                                    said: str | None) -> None:
+    for name in ("a", "b"):
+        for index in range(40):
+            pillow(".png", f"uint{bits}")(tmp_path / name / f"{index}", np.full((8, 8), base + index % 8 * step))
+    warnings = [line for line in data_lines(from_folder(tmp_path)) if line.startswith("warning")]
+    assert warnings == ([] if said is None else [f"warning: the images are {said}; save them so that black is the "
+                                                 "smallest and white the largest value"])
 
 
 @pytest.mark.parametrize("kind", ["I;16 png", "RGB;16", "I;16 tif", "jp2"])

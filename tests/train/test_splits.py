@@ -50,6 +50,23 @@ def test_splits_under_other_names_are_refused(tmp_path: Path, folders: tuple[str
     assert from_folder(tmp_path).classes == ("cat", "dog")
 
 
+def test_folds_inside_of_splits_are_no_classes(tmp_path: Path) -> None:
+    for fold in ("train/fold1", "train/fold2", "test/fold1", "test/fold2"):
+        tree(tmp_path / fold, TWO)
+    with pytest.raises(UserError, match="train: fold1/, fold2/ all hold the folders a, b, so they look like splits"):
+        from_folder(tmp_path)
+
+
+def test_images_directly_in_splits_are_said(tmp_path: Path) -> None:
+    tree(tmp_path, {"train": 9, "test": 9})
+    with pytest.raises(UserError, match="train: no class folders, but images directly in what is named as a split; .*"
+                                        "if train/ is a class, rename it"):
+        from_folder(tmp_path)
+    for name in ("train", "test"):  # the advice
+        (tmp_path / name).rename(tmp_path / f"{name}s")
+    assert from_folder(tmp_path).classes == ("tests", "trains")
+
+
 def test_class_folders_with_folders_of_their_own_are_classes(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         tree(tmp_path / name, {"monday": 3, name: 3})  # one name in common is no layout of splits
