@@ -242,7 +242,7 @@ def _check_memory(name: str, count: int, size: int) -> None:
 
 
 def _statistics(origin: str, images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int]]:
-    """Mean and deviation per channel, in [0, 1], and the levels (0 to 255) that 0.1 % of all pixels are below and above.
+    """Mean and deviation per channel, in [0, 1], and the levels (of 255) that 0.1 % of the pixels are below and above.
 
     From exact counts, so that threads and chunks do not matter. Raises UserError where all pixels are alike.
     """

@@ -130,8 +130,8 @@ def _listing(where: Path, lister: Lister) -> dict[str, list[Path]]:
         raise UserError(f"{where}: {_too_few(where, folders)}")
     for name, images in listing.items():
         if not images:
-            raise UserError(f"{where / name}: no images ({', '.join(sorted(SUFFIXES))}); fill the folder, or remove the "
-                            "class, from every split")
+            raise UserError(f"{where / name}: no images ({', '.join(sorted(SUFFIXES))}); fill the folder, or remove "
+                            "the class, from every split")
     return listing
 
 

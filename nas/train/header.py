@@ -71,9 +71,9 @@ def _flat(data: Data) -> Iterator[str]:
     """A range that is a small part of what 8 bits hold: most of what the files knew is lost."""
     darkest, brightest = data.source["reach"]
     if brightest - darkest < FLAT:
-        yield (f"warning: the images are nearly {'black' if brightest < FLAT else 'of one brightness'}: 99.8 % of their "
-               f"pixels are {darkest} to {brightest} of 255; save them so that black is the smallest and white the "
-               "largest value")
+        what = "black" if brightest < FLAT else "of one brightness"
+        yield (f"warning: the images are nearly {what}: 99.8 % of their pixels are {darkest} to {brightest} of 255; "
+               "save them so that black is the smallest and white the largest value")
 
 
 def _cut(data: Data) -> Iterator[str]:

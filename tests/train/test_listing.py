@@ -87,7 +87,7 @@ def test_a_class_folder_that_is_another_one_by_a_link_is_refused(tmp_path: Path,
         tree(tmp_path / root, {"a": 9, "b": 9, "c": 9})
     shutil.rmtree(tmp_path / link)
     (tmp_path / link).symlink_to(tmp_path / to, target_is_directory=True)
-    with pytest.raises(UserError, match="the same folder as .* by a link, so its images would count twice"):
+    with pytest.raises(UserError, match=r"the same folder as .* by a link, so its images would count twice"):
         from_folder(tmp_path)
     (tmp_path / link).unlink()  # the advice, and images of its own
     tree(tmp_path / link / "..", {Path(link).name: 9})

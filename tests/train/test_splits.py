@@ -59,7 +59,7 @@ def test_folds_inside_of_splits_are_no_classes(tmp_path: Path) -> None:
 
 def test_images_directly_in_splits_are_said(tmp_path: Path) -> None:
     tree(tmp_path, {"train": 9, "test": 9})
-    with pytest.raises(UserError, match="train: no class folders, but images directly in what is named as a split; .*"
+    with pytest.raises(UserError, match=r"train: no class folders, but images directly in what is named as a split; .*"
                                         "if train/ is a class, rename it"):
         from_folder(tmp_path)
     for name in ("train", "test"):  # the advice
