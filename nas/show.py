@@ -292,6 +292,8 @@ def places(result: Mapping[str, Any]) -> None:
     whole = f", {cell(result['ms'])} ms on {result['target']}" if timed else ""
     line(f"{result['model']} at {result['size']}x{result['size']}, {result['classes']} classes: "
          f"{millions(result['macs'])} MACs{whole}" + (" (random weights)" if result.get("weights") else ""))
+    if result.get("uncounted"):
+        line(f"not in these MACs, as no rule counts them: {', '.join(result['uncounted'])}")
 
 
 def _read_as(result: Mapping[str, Any]) -> None:
@@ -308,7 +310,7 @@ def _read_as(result: Mapping[str, Any]) -> None:
 
 def targets_of(result: Mapping[str, Any]) -> list[str]:
     """Of a front, whose ``target`` is one name or a list of several."""
-    return result["target"] if isinstance(result["target"], list) else [result["target"]]
+    return overrun.names(result["target"])
 
 
 def line(words: str) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from nas.early.models import Foreign, Model, foreign_costs, grafted, head_macs, measured_pieces, predicted_pieces
 from nas.exits import choice
 from nas.exits.choice import Pieces
 from nas.exits.export import check
 from nas.latency.devices.onnxruntime import clock
-from nas.lower.onnx import attributes
+from nas.latency.onnx_counts import multiply_adds
+from nas.latency.onnx_graph import Graph
 from nas.plan import macs
 from nas.train.data import recorded
 
@@ -54,7 +53,8 @@ def of_file(model: str, weights: Path | None, size: int | None, target: str | No
         pieces = predicted_pieces(net, blank, costs) if costs else measured_pieces(net, blank, foreign.graph.model,
                                                                                    clock(1)[1])
     return _said(model, side, net.classes, target, _of_graph(foreign, head_macs(net, blank)), pieces, {
-        "weights": "random" if foreign.torchvision and weights is None else None})
+        "weights": "random" if foreign.torchvision and weights is None else None,
+        "uncounted": _uncounted(foreign.graph)})
 
 
 def of_pick(model: Model) -> dict[str, Any]:
@@ -84,34 +84,18 @@ def _of_graph(foreign: Foreign, heads: Sequence[int]) -> tuple[int, list[Place]]
     """Multiply-adds of the whole graph, and its places."""
     graph = foreign.graph
     nodes, at = foreign.net.model.graph.node, foreign.net.places
-    sums = np.cumsum([multiply_adds(node, graph.shapes) for node in nodes])
+    sums = np.cumsum([multiply_adds(node, graph.shapes) or 0 for node in nodes])
     named = [f"{nodes[cut.node].op_type} {nodes[cut.node].name or cut.name}" for cut in at]
     return int(sums[-1]), _places(named, [(cut.channels, cut.side, cut.side) for cut in at],
                                   [sums[cut.node] for cut in at], heads, sums[-1])
+
+
+def _uncounted(graph: Graph) -> list[str]:
+    """Returns the operators whose multiply-adds are not known, and missing from every sum."""
+    return sorted({node.op_type for node in graph.model.graph.node if multiply_adds(node, graph.shapes) is None})
 
 
 def _places(named: Sequence[str], shapes: Sequence[tuple[int, int, int]], upto: Sequence[float], heads: Sequence[float],
             whole: float) -> list[Place]:
     return [Place(name, shape, int(work), float(work / whole), int(head))
             for name, shape, work, head in zip(named, shapes, upto, heads, strict=False)]
-
-
-def multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> int:
-    """Of a node for one image: those of convolutions and of products of matrices; all else has none."""
-    rule = _MACS.get(node.op_type)
-    return rule(node, shapes) if rule and all(name in shapes for name in (*node.input[:2], node.output[0])) else 0
-
-
-def _of_conv(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> int:
-    weight = shapes[node.input[1]]  # [out, in / groups, ...], transposed [in, out / groups, ...]
-    counted = shapes[node.input[0] if node.op_type == "ConvTranspose" else node.output[0]]
-    return math.prod(counted) * math.prod(weight[1:])
-
-
-def _of_product(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> int:
-    left = shapes[node.input[0]]
-    return math.prod(shapes[node.output[0]]) * left[0 if attributes(node).get("transA") else -1]
-
-
-_MACS: dict[str, Callable[[onnx.NodeProto, Mapping[str, Sequence[int]]], int]] = {
-    "Conv": _of_conv, "ConvTranspose": _of_conv, "Gemm": _of_product, "MatMul": _of_product}

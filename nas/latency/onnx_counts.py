@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -34,14 +34,19 @@ def counts(graph: Graph, what: str) -> list[Counted]:
     return [Counted(name, op, None if count is None else count / 1e6) for name, op, count in how(graph) if count != 0]
 
 
+def multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
+    """Returns how often a node multiplies and adds for one image, 0 where it never does; None where no rule says it."""
+    if node.domain or node.op_type in _UNCOUNTED:
+        return None
+    if node.op_type not in _RULES:
+        return 0
+    known = [shapes[name] for name in (*node.input[:2], node.output[0]) if name in shapes]
+    return _RULES[node.op_type](node, known) if len(known) == 3 else None
+
+
 def _macs(graph: Graph) -> Iterator[tuple[str, str, int | None]]:
     for node in graph.model.graph.node:
-        rule, shapes = _RULES.get(node.op_type), [graph.shapes.get(name) for name in (*node.input[:2], node.output[0])]
-        if node.domain or node.op_type in _UNCOUNTED:
-            yield _name(node), node.op_type, None
-        elif rule:
-            known = [shape for shape in shapes if shape is not None]
-            yield _name(node), node.op_type, rule(node, known) if len(known) == len(shapes) else None
+        yield _name(node), node.op_type, multiply_adds(node, graph.shapes)
 
 
 def _params(graph: Graph) -> Iterator[tuple[str, str, int | None]]:

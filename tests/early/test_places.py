@@ -13,8 +13,9 @@ from torch import nn
 from torchvision import models
 
 from nas import cli
-from nas.early.places import multiply_adds, of_file
+from nas.early.places import of_file
 from nas.errors import UserError
+from nas.latency.onnx_counts import multiply_adds
 from nas.lower.onnx import lower, save
 
 FAST = ("mobilenet_v3_small", "regnet_x_400mf", "squeezenet1_1")
@@ -55,8 +56,10 @@ def test_by_hand(tmp_path: Path) -> None:
     (helper.make_node("Gemm", ["x", "w"], ["y"], transA=1), {"x": (7, 1), "w": (7, 5), "y": (1, 5)}, 35),
     (helper.make_node("MatMul", ["x", "w"], ["y"]), {"x": (1, 3, 9, 7), "w": (1, 3, 7, 2), "y": (1, 3, 9, 2)}, 378),
     (helper.make_node("Relu", ["x"], ["y"]), {"x": (1, 7), "y": (1, 7)}, 0),
+    (helper.make_node("Einsum", ["x", "w"], ["y"]), {"x": (1, 7), "w": (7, 5), "y": (1, 5)}, None),
+    (helper.make_node("Gemm", ["x", "w"], ["y"]), {"x": (1, 7), "w": (7, 5)}, None),
 ])
-def test_multiply_adds_by_hand(node: Any, shapes: dict[str, tuple[int, ...]], expected: int) -> None:
+def test_multiply_adds_by_hand(node: Any, shapes: dict[str, tuple[int, ...]], expected: int | None) -> None:
     assert multiply_adds(node, shapes) == expected
 
 
