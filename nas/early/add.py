@@ -141,13 +141,17 @@ def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pi
 
 
 def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
-    """``model.final`` of exits that were not timed before; what was measured stays in the run's log."""
+    """``model.final`` of exits that were not timed before; what was measured stays in the run's log.
+
+    How confidence is computed is part of the file.
+    """
+    file = {"kept": list(served.kept), "confidence": served.policy.kind}
     for event in run.events("timed"):
-        if event.get("kept") == list(served.kept) and "prefix_ms" in event:
+        if file.items() <= event.items() and "prefix_ms" in event:
             return repriced(served, event["prefix_ms"])
     final = model.final(trained, served, run.path)
     if final is not served:
-        run.log("timed", kept=list(served.kept), prefix_ms=list(final.policy.prefix_ms))
+        run.log("timed", **file, prefix_ms=list(final.policy.prefix_ms))
     return final
 
 

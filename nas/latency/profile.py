@@ -250,6 +250,8 @@ def begun(path: Path, device: Device | Estimator, remeasure: bool = False, tell:
              f"{conditions.get(key)!r} here: {path} begins without any")
         return LatencyTable(path.stem, {**meta, **_notes({})}, path=path)
     table.meta = {**table.meta, **meta, **_notes(table.meta)}
+    if remeasure:
+        table.meta.pop(BEGUN, None)
     return table
 
 
@@ -386,8 +388,6 @@ def _plans(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = (
     rng, known = random.Random(seed), set(map(tuple, without))
     drawn = [plan(layout, genome.sample_thinned(layout, rng)) for _ in range(n * (REDRAWN if known else 1))]
     return sorted(drawn, key=lambda keys: tuple(keys) in known)[:n]
-
-
 
 
 def _commit() -> str:

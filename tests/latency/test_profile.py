@@ -492,6 +492,17 @@ def test_interrupted_in_the_validation_a_profile_goes_on_with_it(tiny: Layout, t
     assert validation["mape"] == pytest.approx(0, abs=1e-9)
 
 
+def test_measuring_anew_measures_networks_anew_that_were_begun(tiny: Layout, tmp_path: Path) -> None:
+    whole, path = Networks(), tmp_path / "t.json"
+    profile(tiny, tmp_path / "whole.json", device=whole)
+    with pytest.raises(KeyboardInterrupt):
+        profile(tiny, path, device=Networks(20))
+    assert LatencyTable.load(path).meta["begun"]
+    device = Networks()
+    profile(tiny, path, device=device, remeasure=True)
+    assert device.networks == whole.networks
+
+
 def test_how_long_a_profile_takes_is_said_before(tiny: Layout, tiny_exits: Layout, tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SECONDS_A_GRAPH": 0.0, "SECONDS_A_NETWORK": 0.0, "PREPARED_S": 1.0}.items():
