@@ -13,6 +13,7 @@ from nas.cli import VERBS
 from nas.cli import settings as listing
 from nas.cli.base import app
 from nas.config import Config
+from nas.train import augment
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 HELPS = [(verb, param.name, param.help) for verb, command in COMMANDS.items() for param in command.params
@@ -69,3 +70,8 @@ def test_every_setting_has_a_meaning_and_none_is_of_another_time() -> None:
     assert all(row["meaning"].endswith(".") for row in listed)
     epochs = {row["key"]: row["default"] for row in listed if row["key"].endswith("_epochs")}
     assert epochs == dict.fromkeys(f"train.{phase}_epochs" for phase in ("warmup", "search", "settle", "finetune"))
+
+
+def test_what_is_said_of_augmentation_names_all_that_there_is() -> None:
+    said = re.findall(r"[a-z-]+", listing.MEANINGS["train.augment"].partition(";")[0].partition(": ")[2])
+    assert [word for word in said if word != "or"] == list(augment.KINDS)

@@ -52,7 +52,7 @@ MEANINGS = {
     "train.search_epochs": f"Epochs in which gates learn and branches are pruned; {EPOCHS}.",
     "train.settle_epochs": f"Epochs of what is left, before selection; {EPOCHS}.",
     "train.finetune_epochs": f"Epochs of each pick, and of nas train (--epochs there); {EPOCHS}.",
-    "train.augment": "Augmentation, for example crop,flip, or none; default: what suits the data.",
+    "train.augment": "Augmentation: none, crop or flip-crop; default: what suits the data.",
     "train.label_smoothing": "Label smoothing of the loss.",
     "train.distill": "What a pick learns from its teacher in fine-tuning.",
     "train.inplace": "What small networks of the supernet learn from the largest by.",
