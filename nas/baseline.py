@@ -26,6 +26,7 @@ from nas.scene import Scene, checked_space, set_scene
 from nas.settings import Baseline, as_recorded
 from nas.subnet import Subnet, build
 from nas.train import augment, loop
+from nas.train.data import check_data_dir
 from nas.train.finetune import IMAGES as FINETUNED
 from nas.train.finetune import LEAST as FINETUNED_LEAST
 from nas.train.finetune import Recipe
@@ -37,6 +38,7 @@ CHOICES = ("largest", "smallest", "random")
 def refuse(settings: Baseline) -> None:
     """Raises UserError for a space, a target or a device that cannot be used; quick, and writes nothing."""
     checked_space(settings)
+    check_data_dir(settings.data, settings.data_dir)
     loop.device_of(settings.train_on)
     if settings.train.augment:
         augment.check(settings.train.augment)

@@ -130,7 +130,7 @@ def _scenes(configs: Sequence[Config], run: Run, progress: Progress) -> list[Sce
     for config in configs:
         place, kept = run.file(f"spaces/{checked_space(config).name}"), as_earlier(config.to_json())
         whole = Config.from_json(kept, str(place))  # every width: spaces are compared, not what is searched of them
-        scene = set_scene(whole, Run.open(place, kept, places=PLACES), config.target, progress)
+        scene = set_scene(whole, Run.open(place, kept, places=PLACES), config.target, progress, introduce=not scenes)
         scenes.append(replace(scene, data=scenes[0].data) if scenes else scene)
     return scenes
 

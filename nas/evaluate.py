@@ -54,6 +54,8 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
         config, model = settings_of(run), _pick(run, arch, budget_ms)
         own = {"data": config.data, "data_dir": config.data_dir, "seed": config.seed,
                "size": None if config.sizes else config.side}  # of several, the file's own
+        if (data or config.data) != "cifar10":
+            own["data_dir"] = None
         limit = config.limit if data is None else None
         if data is None:
             require_place(run, config)

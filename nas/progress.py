@@ -88,6 +88,8 @@ class Progress:
 
         def show(task: Task) -> None:
             nonlocal last
+            if task.total and task.done >= task.total:  # the last line says it
+                return
             if self._clock() - last >= max(self._every_s, GROWING * (last - began)):
                 last = self._clock()
                 self.note(f"{name}: {task.text()}")

@@ -144,7 +144,8 @@ class Run:
         try:
             value = json.loads(path.read_bytes(), parse_constant=_refuse, parse_float=_finite)
         except FileNotFoundError:
-            raise UserError(f"{path}: missing; this run is not that far; give its nas search command again") from None
+            raise UserError(f"{path}: missing; this run is not that far; give its nas search command again, "
+                            "without --until") from None
         except OSError as error:
             raise _refused(path, error) from None
         except (ValueError, RecursionError):

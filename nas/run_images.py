@@ -11,7 +11,7 @@ from nas.config import Config
 from nas.errors import UserError
 from nas.places import BUILT_IN, absolute, located
 from nas.run import CONFIG, Run
-from nas.train.data import Data, description, load
+from nas.train.data import Data, check_data_dir, description, load
 
 C = TypeVar("C", bound=Config)
 
@@ -29,6 +29,7 @@ RECORDED = Images()
 
 def lying_at(config: C, images: Images) -> C:
     """The settings with the images in another place, where one is given."""
+    check_data_dir(images.data or config.data, images.data_dir)
     given = {key: located(key, value) for key, value in vars(images).items() if value is not None}
     return config.model_copy(update=given)
 
@@ -47,7 +48,7 @@ def load_images(config: Config, run: Run) -> Data:
     """
     if run.has("data.json"):
         require_place(run, config)
-    data_dir = config.data_dir or _recorded_dir(run)
+    data_dir = (config.data_dir or _recorded_dir(run)) if config.data == "cifar10" else None
     data = load(config.data, data_dir=Path(data_dir) if data_dir else None, size=config.side, seed=config.seed,
                 limit=config.limit)
     if not run.has("data.json"):

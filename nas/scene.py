@@ -77,8 +77,8 @@ class Scene:
         return self.others.get(size, self)
 
 
-def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progress) -> Scene:
-    """Loads everything a run needs and records it there.
+def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progress, introduce: bool = True) -> Scene:
+    """Loads everything a run needs and records it there; says what the images are where ``introduce`` asks for it.
 
     Raises UserError for whatever the user has to mend: before anything long starts.
     """
@@ -86,7 +86,8 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
     torch.set_num_threads(config.threads or torch.get_num_threads())
     space = _space(config, run)
     data = load_images(config, run)
-    _introduce(config, run, data, progress)
+    if introduce:
+        _introduce(config, run, data, progress)
     plans = _layouts(space, data, config)
     costs = {target: _costs(target, config, run, plans, progress) for target in targets}
     priced = {size: {t: prices(plan, c.ms_many) for t, c in costs.items()} for size, plan in plans.items()}

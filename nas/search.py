@@ -48,6 +48,7 @@ from nas.stages.front import cards_of, find, front_of, meant
 from nas.stages.pace import pace_of
 from nas.stages.workers import Crew
 from nas.train import augment, finetune, loop, search_loop
+from nas.train.data import check_data_dir
 from nas.train.ranks import joined
 
 STAGES = ("supernet", "selection")  # that a search can end behind
@@ -58,6 +59,7 @@ FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_feat
 def refuse(config: Config) -> None:
     """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
     checked_space(config)
+    check_data_dir(config.data, config.data_dir)
     loop.device_of(config.train_on)
     if config.train.augment:
         augment.check(config.train.augment)

@@ -69,14 +69,13 @@ def _shown(value: str) -> str:
 
 def front(result: Mapping[str, Any]) -> None:
     """The picks of a search or a selection, then what was chosen for each budget, then the run directory."""
-    points = [_point(point, result) for point in (*result["front"], *result.get("dominated", []))]
-    rows(points, [name for name in dict.fromkeys(key for point in points for key in point)])
-    measured = any(one.get("measured_ms") is not None for one in result["budgets"])
+    rows([_point(point, result) for point in (*result["front"], *result.get("dominated", []))])
+    measured = any(_stopwatch(one) for one in result["budgets"])
     if result["budgets"]:
         rows([{"budget": _amounts(one["budget_ms"], one.get("target"), result), "pick": one["id"],
                **({"size": one["size"]} if result.get("sizes") else {}),
                "predicted": _amounts(one["ms"], one.get("target"), result),
-               **({"measured ms": one.get("measured_ms")} if measured else {})} for one in result["budgets"]])
+               **({"measured ms": _stopwatch(one) or None} if measured else {})} for one in result["budgets"]])
     for target, ids in result.get("fronts", {}).items():
         line(f"front of {target}: {', '.join(ids)}")
     if result.get("fronts"):
@@ -88,14 +87,14 @@ def front(result: Mapping[str, Any]) -> None:
              f"KB, flash {cell(one['flash_kb'])} KB")
     over_budget(result)
     if "seconds" in result:
-        line(took(result["seconds"]))
+        line(text.took(result["seconds"]))
     line(str(result["run"]))
 
 
-def took(seconds: Mapping[str, float]) -> str:
-    """``took 12 min in all: supernet warmup 3 min, selection 60 s, ...``, of what ``nas.timeline.spent`` returns."""
-    parts = [f"{name} {text.duration(value)}" for name, value in seconds.items() if name != "total" and value >= 0.5]
-    return f"took {text.duration(seconds['total'])} in all" + (f": {', '.join(parts)}" if parts else "")
+def _stopwatch(budget: Mapping[str, Any]) -> Any:
+    """What the pick of a budget was measured to take: one number, or those of several targets that have one."""
+    ms = budget.get("measured_ms")
+    return {target: part for target, part in ms.items() if part is not None} if isinstance(ms, Mapping) else ms
 
 
 def over_budget(result: Mapping[str, Any]) -> None:
@@ -122,8 +121,12 @@ def exported(result: Mapping[str, Any]) -> None:
 
 def _of_file(key: str, value: Any, targets: Sequence[str]) -> dict[str, Any]:
     """The column or columns of a figure of a file; costs have their unit where a target is a count."""
-    what = {"predicted_ms": "predicted", "measured_ms": "measured"}.get(key)
-    return _costs(what, value, targets) if what and any(map(counted, targets)) else {key: value}
+    if what := {"predicted_ms": "predicted", "measured_ms": "measured"}.get(key):
+        return _costs(what, value, targets)
+    if key == "drift":  # of what is measured
+        timed = {target: part for target, part in overrun.by_target(value, targets).items() if not counted(target)}
+        return _per_target(key, timed if len(targets) > 1 else value) if timed else {}
+    return {key: value}
 
 
 def stopped(result: Mapping[str, Any]) -> None:
@@ -137,6 +140,7 @@ def stopped(result: Mapping[str, Any]) -> None:
                "params": millions(one["params"])} for one in points])
         line("accuracy: with inherited weights, on the images that the selection decides by; nothing is fine-tuned, "
              "tested or exported")
+    line(text.took(result["seconds"]))
     line(f"stopped behind the {result['until']}, as asked; the same command without --until goes on")
     line(str(result["run"]))
 
@@ -147,7 +151,7 @@ def judged(result: Mapping[str, Any]) -> None:
     rows([{"id": one["id"], "loss": one["loss"], "inherited accuracy": _accuracy(one["accuracy"], one["accuracy_se"]),
            **_costs("predicted", one["ms"], list(one["ms"])), "MACs": millions(one["macs"]),
            "params": millions(one["params"])} for one in networks])
-    line(f"{len(networks)} networks on {result['images']} images of the selection split")
+    line(f"networks: {len(networks)}, judged on {result['images']} images of the selection split")
 
 
 def profile(result: Mapping[str, Any]) -> None:
@@ -156,7 +160,7 @@ def profile(result: Mapping[str, Any]) -> None:
         rows([result["validation"]])
     line(f"{result['measured']} rows measured, {result['rows'] - result['measured']} already there")
     if "seconds" in result:
-        line(took(result["seconds"]))
+        line(text.took(result["seconds"]))
     line(str(result["table"]))
 
 
@@ -222,7 +226,7 @@ def comparison(result: Mapping[str, Any]) -> None:
            "networks": len(part["front"]) + len(part["dominated"]), "in the front": len(part["front"]),
            "hypervolume": part["hypervolume"]} for part in result["spaces"]])
     if "seconds" in result:
-        line(took(result["seconds"]))
+        line(text.took(result["seconds"]))
     line(str(result["run"]))
 
 
@@ -264,7 +268,7 @@ def exits(card: Mapping[str, Any]) -> None:
     names = [f"exit {index}" for index in range(len(card["kept"]))] + ["head"]
     target = card["target"]
     rows([{"leaves at": name, "images": f"{100 * share:.1f} %", column("predicted", target, False): ms,
-           column("measured", target, False): "not applicable" if counted(target) else own}
+           **({} if counted(target) else {column("measured", target, False): own})}
           for name, share, ms, own in zip(names, card["shares"], card["prefix_ms"], measured, strict=True)])
     accuracy = _accuracy(card["accuracy"], card["accuracy_se"])
     line(f"{len(card['kept'])} of {card['candidates']} possible exits kept; accuracy {accuracy} on {card['n']} test "
@@ -278,7 +282,7 @@ def exits(card: Mapping[str, Any]) -> None:
     for where, excess in card.get("over_budget", {}).items():
         line(overrun.sentence(card["id"], where, excess, None))
     if "seconds" in card:
-        line(took(card["seconds"]))
+        line(text.took(card["seconds"]))
     line(str(card["folder"]))
 
 
@@ -380,10 +384,9 @@ def _per_target(name: str, values: Any) -> dict[str, str]:
 
 
 def _costs(what: str, ms: Any, targets: Sequence[str]) -> dict[str, str]:
-    """One column, or one for each target; nothing measures a count."""
-    values = ms if isinstance(ms, Mapping) else dict.fromkeys(targets, ms)
-    return {column(what, target, len(targets) > 1): "not applicable" if counted(target) and what == "measured" else
-            cell(value) for target, value in values.items()}
+    """One column, or one for each target; none of what is measured for a count, which nothing measures."""
+    return {column(what, target, len(targets) > 1): cell(value)
+            for target, value in overrun.by_target(ms, targets).items() if what != "measured" or not counted(target)}
 
 
 def _amounts(value: Any, target: str | Sequence[str] | None, result: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~&#]|(?<!\w)_|_(?!\w)")
 
@@ -41,3 +42,9 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def took(seconds: Mapping[str, float]) -> str:
+    """``took 12 min in all: supernet warmup 3 min, selection 60 s, ...``, of what ``nas.timeline.spent`` returns."""
+    parts = [f"{name} {duration(value)}" for name, value in seconds.items() if name != "total" and value >= 0.5]
+    return f"took {duration(seconds['total'])} in all" + (f": {', '.join(parts)}" if parts else "")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import nas
 from nas import cli
@@ -354,6 +355,13 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
         process.send_signal(number)
         out, err = process.communicate()
     assert (process.returncode, out, err) == (130, "", "nas: interrupted: the same command continues\n")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), typer.Abort()])
+def test_an_interrupt_that_the_parser_does_not_see_ends_with_130(call: Call, monkeypatch: pytest.MonkeyPatch,
+                                                                 error: BaseException) -> None:
+    monkeypatch.setattr(cli, "app", raiser(error))
+    assert call("targets") == (130, "", "nas: interrupted: the same command continues\n")
 
 
 def test_an_interrupted_import_is_an_interrupt(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

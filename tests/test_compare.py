@@ -49,7 +49,15 @@ def compared(files: list[str], path: Path, progress: Any = None, **flags: Any) -
 @pytest.fixture(scope="module")
 def finished(files: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("run") / "whole"
-    return path, compared(files, path)
+    shown = Quiet()
+    result = compared(files, path, shown)
+    (path / "said").write_text("\n".join(shown.notes))
+    return path, result
+
+
+def test_the_images_are_introduced_once(finished: tuple[Path, dict[str, Any]]) -> None:
+    lines = (finished[0] / "said").read_text().splitlines()
+    assert sum(line.startswith("splits: ") for line in lines) == 1
 
 
 def test_spaces_are_compared_whole(finished: tuple[Path, dict[str, Any]]) -> None:

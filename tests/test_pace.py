@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_search import Quiet, config_of, searched
 
-from nas import show, timeline
+from nas import show, text, timeline
 from nas.run import Run
 from nas.stages.head import about
 from nas.stages.pace import FIRST_S, Pace, Sizes, work_of
@@ -77,7 +77,7 @@ def test_what_was_spent_adds_up_over_calls_also_interrupted_ones(tmp_path: Path)
             clock.now += seconds
     assert timeline.spent(run) == {"warm-up": 120.0, "export": 5.0, "total": 125.0}
     assert timeline.spent(run, "selections/x/") == {"export": 7.0, "total": 7.0}
-    assert show.took(timeline.spent(run)) == "took 2 min in all: warm-up 2 min, export 5 s"
+    assert text.took(timeline.spent(run)) == "took 2 min in all: warm-up 2 min, export 5 s"
     assert len(run.events("phase")) == 4  # what was done already is no line
 
 

@@ -39,6 +39,16 @@ def test_a_line_every_few_seconds_with_the_time_left() -> None:
                                             "done [not markup]"]
 
 
+def test_the_last_count_is_told_once() -> None:
+    clock = Clock()
+    progress, text = plain(clock)
+    with progress.task("export", 2) as task:
+        for step in (6.0, 12.0):
+            clock.now = step
+            task.advance()
+    assert text.getvalue().splitlines() == ["export: 1/2, 6 s left", "export: 2/2, took 12 s"]
+
+
 def test_lines_become_rarer_with_time() -> None:
     clock = Clock()
     progress, text = plain(clock)

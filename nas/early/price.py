@@ -34,9 +34,15 @@ IMAGES = 16  # random, one after another
 def price_asking(at: Layout, path: Path, again: bool, progress: Progress) -> None:
     """Puts ``exit_ms`` into the table ``path`` where its prices are this machine's, as one thread serves one image.
 
+    Says that it does not where they are another's.
+
     One that is there stays, unless it is to be measured ``again``.
     """
-    if not at.exits or not (here := timed_here(LatencyTable.load(path))):
+    if not at.exits:
+        return
+    if not (here := timed_here(LatencyTable.load(path))):
+        progress.note(f"{path}: what it takes to ask an exit is not measured, and counts as nothing: that is measured "
+                      "for this machine's CPU in fp32, with one thread and one image")
         return
     table, device = here
     if again or EXIT_MS not in table.meta:

@@ -70,7 +70,7 @@ function showFront() {
     { name: "id", of: p => make("button", { class: "link", type: "button" }, p.id) },
     ...(view.points.some(p => p.size) ? [{ name: "size", number: true, of: p => `${p.size}²` }] : []),
     { name: "accuracy", number: true, of: accuracy }, { name: costs(view.target).counted ? costs(view.target).unit : "predicted ms", number: true, of: p => short(p.ms) },
-    { name: costs(view.target).counted ? "measured" : "measured ms", number: true, of: p => costs(view.target).counted ? "not applicable" : short(p.measured_ms) }, { name: "MACs", number: true, of: p => millions(p.macs) },
+    ...(costs(view.target).counted ? [] : [{ name: "measured ms", number: true, of: p => short(p.measured_ms) }]), { name: "MACs", number: true, of: p => millions(p.macs) },
     { name: "parameters", number: true, of: p => millions(p.params) },
     { name: "standing", of: p => p.standing }];
   const rows = table(columns, view.points, p => ({ class: p.id === chosen ? "pick chosen" : "pick" }));

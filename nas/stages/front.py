@@ -114,7 +114,9 @@ def meant(fronts: Mapping[str, dict[str, Any]], text: str) -> str:
     Raises UserError where it is of none, or of several.
     """
     known = list(dict.fromkeys(id for front in fronts.values() for id in _ids(front)))
-    begin = [text] if text in known else [id for id in known if len(text) >= LEAST_OF_ID and id.startswith(text)]
+    begin = [text] if text in known else [id for id in known if text and id.startswith(text)]
+    if begin and text not in known and len(text) < LEAST_OF_ID:
+        raise UserError(f"--arch {text}: give at least {LEAST_OF_ID} characters of an id; there are {', '.join(known)}")
     if len(begin) > 1:
         raise UserError(f"--arch {text}: is the beginning of {' and '.join(begin)}; give more of it")
     if not begin:

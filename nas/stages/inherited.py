@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nas import timeline
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.plan import OpKey, macs, params, plan, resized
@@ -79,7 +80,8 @@ def stopped(scene: Scene, until: str, picks: dict[str, Any] | None) -> dict[str,
             **({"sizes": [at.size for at in scene.every]} if scene.others else {}),
             "front": [card for card in cards if card["id"] in kept],
             "dominated": [card for card in cards if card["id"] not in kept],
-            "budgets": [{key: value for key, value in b.items() if key != "arch"} for b in budgets]}
+            "budgets": [{key: value for key, value in b.items() if key != "arch"} for b in budgets],
+            "seconds": timeline.spent(scene.run)}
 
 
 def _card(row: dict[str, Any]) -> dict[str, Any]:

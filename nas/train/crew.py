@@ -78,8 +78,8 @@ def _training(errand: Errand, ranks: Ranks) -> SupernetTraining:
             raise UserError(f"process {ranks.rank}: --ops {file}: another file than the first process has")
         own.load([file])
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    data = load(config.data, data_dir=Path(config.data_dir) if config.data_dir else None, size=config.side,
-                seed=config.seed, limit=config.limit)
+    place = Path(config.data_dir) if config.data_dir and config.data == "cifar10" else None
+    data = load(config.data, data_dir=place, size=config.side, seed=config.seed, limit=config.limit)
     if data.source["fingerprint"] != errand.images:
         raise UserError(f"process {ranks.rank}: other images than the first process has (fingerprint "
                         f"{data.source['fingerprint']}, there {errand.images}); give every machine the same")

@@ -88,6 +88,7 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
     the training images). Raises UserError naming what is wrong with the path or a number, and for images of one colour.
     """
     _check_numbers(size, seed, limit)
+    check_data_dir(name, data_dir)
     source = _source(name, data_dir)
     size = size or source.size
     chosen = divide(source, seed, limit)
@@ -214,6 +215,12 @@ def _check_numbers(size: int | None, seed: int, limit: int | None) -> None:
         raise UserError(f"{seed} is negative; give 0 or more", key="seed")
     if limit is not None and limit < 1:
         raise UserError(f"{limit} images are none to train on; give a number above 0", key="limit")
+
+
+def check_data_dir(name: str, data_dir: Path | str | None) -> None:
+    """Raises UserError for a folder of CIFAR-10 where the images are others."""
+    if data_dir is not None and name != "cifar10":
+        raise UserError(f"has no effect on {name}: it is the folder that cifar10 lies in; leave it out", key="data_dir")
 
 
 def _source(name: str, data_dir: Path | None) -> Source:

@@ -60,7 +60,7 @@ def _augmentation(data: Data, kind: str | None, setting: str) -> Iterator[str]:
 def _left_out(data: Data) -> Iterator[str]:
     """What of a folder is not used."""
     if skipped := data.source["skipped"]:
-        texts = [f"{count:,} {what}" for what, count in skipped.items()]
+        texts = [f"{what} ({count:,})" for what, count in skipped.items()]
         yield f"left out: {_told(texts)}"
     if ignored := data.source.get("ignored"):
         names = "; ".join(", ".join(names) for names in NAMES.values())

@@ -91,7 +91,7 @@ def test_images_without_labels_are_said_too(network: Path, folders: Path, tmp_pa
     add(model, Run.open(tmp_path / "out", {}), shown, images=folders, epochs=1)  # type: ignore[arg-type]
     assert shown.notes[0] == (f"images: 60 images without labels at 16x16, from {folders}: 36 to learn from, "
                               "12 for thresholds, 12 to report on")
-    assert "left out: 1 .txt files" in shown.notes
+    assert "left out: .txt files (1)" in shown.notes
 
 
 class Noted(Quiet):

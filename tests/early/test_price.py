@@ -15,6 +15,7 @@ from nas.latency.table import EXIT_MS, LatencyTable
 from nas.latency.timing import Run
 from nas.plan import Layout, OpKey
 from nas.progress import NoProgress
+from tests.tiny_search import Quiet
 
 
 class Flat(LatencyTable):
@@ -59,7 +60,9 @@ def test_it_is_in_the_table_once_and_in_the_prices_of_exits(tiny: Layout, tiny_e
 
     monkeypatch.setattr(price, "exit_ms", measure)
     monkeypatch.setattr(price, "timed_here", lambda costs: None)
-    price.price_asking(tiny_exits, path, True, NoProgress())
+    shown = Quiet()
+    price.price_asking(tiny_exits, path, True, shown)  # type: ignore[arg-type]
+    assert [note.partition(" is ")[0] for note in shown.notes] == [f"{path}: what it takes to ask an exit"]
     monkeypatch.setattr(price, "timed_here", lambda costs: (costs, None))
     price.price_asking(tiny, path, True, NoProgress())
     assert not measured and price.known_exit_ms(LatencyTable.load(path)) == 0  # another machine's; and no exits

@@ -26,7 +26,7 @@ def test_every_line(tmp_path: Path) -> None:
         "smallest class: 'bee': 28 images (train 16, gate 2, select 2, test 8)",
         "pixels: upright, centre square, resized (bilinear, antialiased), RGB without transparency, first frame",
         "augmentation: shifted by up to 1 pixels (crop); train.augment=none or flip-crop changes it",
-        "left out: 1 .csv files",
+        "left out: .csv files (1)",
         "ignored beside the splits: more/ (splits are called train, training; val, valid, validation; test, testing)"]
 
 

@@ -54,8 +54,8 @@ def test_labelled_and_unlabelled_folders_leave_out_the_same(tmp_path: Path) -> N
     for lines in (data_lines(data), unlabeled_lines(images)):
         (said,) = [line for line in lines if line.startswith("left out: ")]
         assert set(said.removeprefix("left out: ").split(", ")) == {
-            "3 hidden or system files", "3 hidden or system folders", "1 .heic files", "1 .txt files",
-            "1 files without a suffix"}
+            "hidden or system files (3)", "hidden or system folders (3)", ".heic files (1)", ".txt files (1)",
+            "files without a suffix (1)"}
 
 
 def test_links_are_followed_but_no_folder_is_entered_twice(tmp_path: Path) -> None:
