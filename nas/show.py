@@ -122,11 +122,12 @@ def exported(result: Mapping[str, Any]) -> None:
 def _of_file(key: str, value: Any, targets: Sequence[str]) -> dict[str, Any]:
     """The column or columns of a figure of a file; costs have their unit where a target is a count."""
     what = {"predicted_ms": "predicted", "measured_ms": "measured"}.get(key)
-    if what and (len(targets) > 1 or any(map(counted, targets))):
+    apart = len(targets) > 1 or any(map(counted, targets))
+    if apart and what:
         return _costs(what, value, targets)
-    if key == "drift":  # of what is measured
-        timed = {target: part for target, part in overrun.by_target(value, targets).items() if not counted(target)}
-        return _per_target(key, timed if len(targets) > 1 else value) if timed else {}
+    if apart and key == "drift":  # of what is measured
+        return _per_target(key, {name: part for name, part in overrun.by_target(value, targets).items()
+                                 if not counted(name)})
     return {key: value}
 
 

@@ -44,7 +44,7 @@ def test_drift_is_that_of_each_measured_target(capsys: pytest.CaptureFixture[str
     show.exported({"files": [{"id": "x", "predicted_ms": 0.5, "measured_ms": 0.75, "drift": 1.5}], "target": "cpu"})
     title, _, row = capsys.readouterr().out.splitlines()
     assert title.split() == ["id", "predicted", "ms", "measured", "ms", "drift"]
-    assert row.split() == ["x", "0.5", "0.75", "1.5"] and row.endswith(" " * 8 + "0.75     1.5")  # numbers, to the right
+    assert row.split() == ["x", "0.5", "0.75", "1.5"] and row.endswith(" " * 8 + "0.75     1.5")  # as numbers are
 
 
 def test_the_beginning_of_an_id() -> None:
