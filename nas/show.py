@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from nas import overrun, text
 from nas.artefacts import standing
-from nas.units import amount, column, counted, device, unit
+from nas.units import amount, column, counted, device, millions, unit
 
 GAP = 3  # blanks between two columns
 INDENT = 5  # of what has no room beside the first columns
@@ -398,7 +398,3 @@ def _amounts(value: Any, target: str | Sequence[str] | None, result: Mapping[str
     targets = targets_of(result)
     name = target if isinstance(target, str) else targets[0]
     return amount(value, name) if len(targets) > 1 else f"{cell(value)} {unit(name)}"
-
-
-def millions(count: float | None) -> str:
-    return "-" if count is None else f"{count / 1e6:.4g} M"

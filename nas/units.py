@@ -56,3 +56,8 @@ def at_least(value: float, digits: int = 4) -> str:
 def least(value: float, target: str) -> str:
     """As ``amount``, rounded up."""
     return f"{at_least(value)} {unit(target)}" + ("" if counted(target) else f" on {target}")
+
+
+def millions(count: float | None) -> str:
+    """A count as ``12.3 M``; nothing known is a dash."""
+    return "-" if count is None else f"{count / 1e6:.4g} M"

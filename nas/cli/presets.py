@@ -63,7 +63,7 @@ def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress:
 
 
 def _shown(preset: dict[str, Any]) -> dict[str, Any]:
-    from nas.show import millions
+    from nas.units import millions
 
     return {"name": preset["name"], "params": millions(preset["params"]), "MACs": millions(preset["macs"]),
             **{f"{unit(target)} {device(target)}": ms for target, ms in preset["ms"].items()}, "about": preset["about"]}
