@@ -31,7 +31,7 @@ from nas.latency.timing import Run as Timed
 from nas.lower import tflite
 from nas.lower.onnx import export, lower, save
 from nas.lower.qdq import quantise
-from nas.overrun import by_target, over
+from nas.overrun import over
 from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
 from nas.run_ops import recorded as recorded_ops
@@ -40,6 +40,7 @@ from nas.subnet import Backbone
 from nas.train import loop
 from nas.train.data import normalise
 from nas.train.loop import Judged
+from nas.units import by_target, one_or_all
 from nas.verify import Int8Agreement, check_onnx, check_tflite, compare_int8, surviving
 
 CARD, ONNX, INT8, TFLITE = "card.json", "model.onnx", "model.int8.onnx", "model.int8.tflite"
@@ -50,11 +51,6 @@ def predicted(scene: Scene, arch: Arch) -> dict[str, float]:
     """Milliseconds by target: the sum over its operators, rounded exactly as the selection's ``Cost.of`` rounds it."""
     slots = range(len(arch.ops))
     return {target: math.fsum((p.fixed, *(p.ms[i][arch.ops[i]] for i in slots))) for target, p in scene.prices.items()}
-
-
-def one_or_all(values: dict[str, Any]) -> Any:
-    """The value itself where there is one target, else the object keyed by target; None where there is no target."""
-    return values if len(values) > 1 else next(iter(values.values()), None)
 
 
 def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool,

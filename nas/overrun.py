@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nas.units import by_target, listed_targets
+
 TOLERANCE = 0.03  # of a budget: a network that is loaded anew is measured up to 2 % faster or slower than before
-
-
-def by_target(values: Any, targets: Sequence[str]) -> dict[str, Any]:
-    """Returns the object keyed by target that a figure of a card or a budget stands for, one number or several."""
-    return dict(values) if isinstance(values, Mapping) else dict.fromkeys(targets[:1], values)
-
-
-def names(target: str | Sequence[str]) -> list[str]:
-    """Returns the targets of a front or of a budget, which are one text or a list."""
-    return [target] if isinstance(target, str) else list(target)
 
 
 def bounds_of(budgets: Iterable[Mapping[str, Any]], arch_id: str, targets: Sequence[str]) -> dict[str, float]:
@@ -23,8 +15,8 @@ def bounds_of(budgets: Iterable[Mapping[str, Any]], arch_id: str, targets: Seque
     smallest: dict[str, float] = {}
     for budget in budgets:
         if budget["id"] == arch_id:
-            own = names(budget["target"]) if "target" in budget else list(targets)
-            for target, ms in by_target(budget["budget_ms"], own).items():
+            of = listed_targets(budget["target"]) if "target" in budget else list(targets)
+            for target, ms in by_target(budget["budget_ms"], of).items():
                 smallest[target] = min(ms, smallest.get(target, ms))
     return smallest
 
@@ -41,7 +33,7 @@ def over(measured: Mapping[str, float | None], bounds: Mapping[str, float]) -> d
 
 def lines(front: Mapping[str, Any]) -> list[str]:
     """Returns a line for every pick of a front that is measured above its budget."""
-    targets = names(front["target"])
+    targets = listed_targets(front["target"])
     cards = [*front["front"], *front.get("dominated", []), *front.get("too_large", [])]
     return [sentence(card["id"], target, excess, by_target(card.get("ms"), targets).get(target))
             for card in cards for target, excess in (card.get("over_budget") or {}).items()]

@@ -26,13 +26,14 @@ from nas.errors import UserError
 from nas.footprint import within
 from nas.latency.correction import fit
 from nas.latency.table import LatencyTable
-from nas.overrun import by_target, names, over
+from nas.overrun import over
 from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.scene import Scene
 from nas.stages.bounds import Bounds, reachable
 from nas.stages.selection import Judge, state_of
 from nas.train.search_loop import SupernetTraining
+from nas.units import by_target, listed_targets, one_or_all
 
 REPEATS = 2  # of the selection, at most
 AFFINE = 4  # networks that a factor and a cost per operator are fitted to; of fewer, a factor alone
@@ -94,11 +95,11 @@ class Stopwatch:
         """Returns what the pick of a budget takes on each of its targets, None where that is not measured here."""
         arch = Arch.from_json(budget["arch"])
         return {target: self.measured[target][arch] if target in self.targets else None
-                for target in names(budget["target"])}
+                for target in listed_targets(budget["target"])}
 
     def keeps(self, budget: Budget) -> bool:
         """Whether the pick of a budget is within it wherever it is measured."""
-        return not over(self.of(budget), by_target(budget["budget_ms"], names(budget["target"])))
+        return not over(self.of(budget), by_target(budget["budget_ms"], listed_targets(budget["target"])))
 
     def _time(self, arch: Arch, target: str) -> float:
         key = target, self._state[target], arch.id
@@ -203,20 +204,20 @@ def _best_measured(scene: Scene, budgets: Sequence[Budget], watch: Stopwatch) ->
             keeping = [other for other in others if watch.keeps(other)]
             best = min(keeping, key=lambda other: losses.get(other["id"], math.inf)) if keeping else (
                 min(others, key=lambda other: _excess(other, watch)))
-        chosen.append({**best, "measured_ms": deliver.one_or_all(watch.of(best))})
+        chosen.append({**best, "measured_ms": one_or_all(watch.of(best))})
     return chosen
 
 
 def _predicted_within(budget: Budget, watch: Stopwatch) -> bool:
     """Whether the pick of a budget keeps it by the tables of the targets that are not measured here."""
-    targets = names(budget["target"])
+    targets = listed_targets(budget["target"])
     bounds, ms = by_target(budget["budget_ms"], targets), by_target(budget["ms"], targets)
     return all(ms[target] <= bounds[target] * (1 + ROUNDING)
                for target, measured in watch.of(budget).items() if measured is None)
 
 
 def _excess(budget: Budget, watch: Stopwatch) -> float:
-    bounds = by_target(budget["budget_ms"], names(budget["target"]))
+    bounds = by_target(budget["budget_ms"], listed_targets(budget["target"]))
     return max(ms / bounds[target] for target, ms in watch.of(budget).items() if ms is not None)
 
 
@@ -224,8 +225,8 @@ def _with_pick(scene: Scene, budget: Budget, other: Budget) -> Budget:
     """Returns a budget with the pick of another, and with what the tables say that this takes."""
     arch = Arch.from_json(other["arch"])
     ms = deliver.predicted(scene.at(arch.size), arch)
-    asked = {target: ms[target] for target in names(budget["target"])}
-    return {**budget, **{key: other[key] for key in ("id", "size", "arch")}, "ms": deliver.one_or_all(asked)}
+    asked = {target: ms[target] for target in listed_targets(budget["target"])}
+    return {**budget, **{key: other[key] for key in ("id", "size", "arch")}, "ms": one_or_all(asked)}
 
 
 def _corrected(scene: Scene, target: str, watch: Stopwatch) -> Correction:

@@ -23,7 +23,7 @@ from nas.early import picks as picks_exits
 from nas.errors import UserError
 from nas.footprint import UNLIMITED, Memory, within
 from nas.latency.costs import load as load_costs
-from nas.overrun import bounds_of, by_target, over
+from nas.overrun import bounds_of, over
 from nas.picks import folder_of, train_picks
 from nas.progress import Progress
 from nas.report.figures import draw_front
@@ -50,6 +50,7 @@ from nas.stages.workers import Crew
 from nas.train import augment, finetune, loop, search_loop
 from nas.train.data import check_data_dir
 from nas.train.ranks import joined
+from nas.units import by_target
 
 STAGES = ("supernet", "selection")  # that a search can end behind
 FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_features, "model.features.onnx"),

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from nas import overrun, text
 from nas.artefacts import standing
-from nas.units import amount, column, counted, device, millions, unit
+from nas.units import amount, by_target, column, counted, device, listed_targets, millions, unit
 
 GAP = 3  # blanks between two columns
 INDENT = 5  # of what has no room beside the first columns
@@ -115,7 +115,7 @@ def exported(result: Mapping[str, Any]) -> None:
            for name, part in _of_file(key, value, targets).items()} for file in files]) if files else line("none")
     for file in files:
         for target, excess in file.get("over_budget", {}).items():
-            predicted = overrun.by_target(file["predicted_ms"], targets_of(result))
+            predicted = by_target(file["predicted_ms"], targets_of(result))
             line(overrun.sentence(file["id"], target, excess, predicted.get(target)))
 
 
@@ -126,7 +126,7 @@ def _of_file(key: str, value: Any, targets: Sequence[str]) -> dict[str, Any]:
     if apart and what:
         return _costs(what, value, targets)
     if apart and key == "drift":  # of what is measured
-        return _per_target(key, {name: part for name, part in overrun.by_target(value, targets).items()
+        return _per_target(key, {name: part for name, part in by_target(value, targets).items()
                                  if not counted(name)})
     return {key: value}
 
@@ -316,7 +316,7 @@ def _read_as(result: Mapping[str, Any]) -> None:
 
 def targets_of(result: Mapping[str, Any]) -> list[str]:
     """Of a front, whose ``target`` is one name or a list of several."""
-    return overrun.names(result["target"])
+    return listed_targets(result["target"])
 
 
 def line(words: str) -> None:
@@ -388,7 +388,7 @@ def _per_target(name: str, values: Any) -> dict[str, str]:
 def _costs(what: str, ms: Any, targets: Sequence[str]) -> dict[str, str]:
     """One column, or one for each target; none of what is measured for a count, which nothing measures."""
     return {column(what, target, len(targets) > 1): cell(value)
-            for target, value in overrun.by_target(ms, targets).items() if what != "measured" or not counted(target)}
+            for target, value in by_target(ms, targets).items() if what != "measured" or not counted(target)}
 
 
 def _amounts(value: Any, target: str | Sequence[str] | None, result: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from nas import genome
 from nas.arch import Arch
-from nas.deliver import metadata_of, noted, one_or_all
+from nas.deliver import metadata_of, noted
 from nas.early.price import known_exit_ms
 from nas.early.serve import (
     CARD,
@@ -40,7 +40,7 @@ from nas.files import copy
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import check_all
 from nas.latency.table import LatencyTable
-from nas.overrun import by_target, over
+from nas.overrun import over
 from nas.picks import folder_of, load_weights
 from nas.plan import macs, params, plan
 from nas.progress import Progress
@@ -48,6 +48,7 @@ from nas.scene import Scene
 from nas.subnet import build
 from nas.train import loop
 from nas.train.finetune import Recipe
+from nas.units import by_target, one_or_all
 
 FOLDER = "exits/"  # of a pick's
 RANDOM = 64  # inputs on which an export without images is compared with PyTorch

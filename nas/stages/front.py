@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nas.errors import UserError
-from nas.overrun import TOLERANCE, by_target, names
+from nas.overrun import TOLERANCE
 from nas.scene import Scene
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.show import targets_of
-from nas.units import least
+from nas.units import by_target, least, listed_targets, one_or_all
 
 LEAST_OF_ID = 4  # characters that stand for an id, where only one begins so
 
@@ -56,10 +56,8 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
 def _measured(budget: dict[str, Any], card: dict[str, Any], targets: list[str]) -> dict[str, Any]:
     """``measured_ms`` of a budget's pick as it is delivered, on the targets of the budget; nothing where none is."""
     ms = by_target(card["measured_ms"], targets)
-    own = {target: ms.get(target) for target in names(budget["target"])}
-    if all(value is None for value in own.values()):
-        return {}
-    return {"measured_ms": own if len(own) > 1 else next(iter(own.values()))}
+    asked = {target: ms.get(target) for target in listed_targets(budget["target"])}
+    return {} if all(value is None for value in asked.values()) else {"measured_ms": one_or_all(asked)}
 
 
 def _mark_ties(front: list[dict[str, Any]], target: str) -> None:

@@ -20,6 +20,7 @@ from nas.stages.front import ms_of
 from nas.stages.selection import Judge
 from nas.train import loop
 from nas.train.search_loop import SupernetTraining
+from nas.units import one_or_all
 
 
 def read_archs(file: Path) -> list[Arch]:
@@ -88,7 +89,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
     """With the keys that a delivered pick has, as far as they are known."""
     return {"id": row["id"], "size": row["size"], "fine_tuned": False, "select_accuracy": row["accuracy"],
             "select_accuracy_se": row["accuracy_se"], "accuracy": None, "accuracy_se": None,
-            "ms": row["ms"] if len(row["ms"]) > 1 else next(iter(row["ms"].values())), "measured_ms": None,
+            "ms": one_or_all(row["ms"]), "measured_ms": None,
             "macs": row["macs"], "params": row["params"], "exits": [], "onnx": None}
 
 
