@@ -223,7 +223,14 @@ def newer() -> onnx.ModelProto:
     return made
 
 
-BROKEN = {"no outputs": no_outputs, "a newer opset": newer}
+BROKEN: dict[str, Callable[[], onnx.ModelProto]] = {
+    "no outputs": no_outputs, "a newer opset": newer,
+    "a weight for other channels": lambda: whole(c2=[node("Conv b w5 -> c2")],
+                                                    constants=[random("w5", 12, 5, 3, 3)]),
+    "a map that shrinks to nothing": lambda: whole(c1=[node("Conv x w40 -> c1")],
+                                                   constants=[random("w40", 8, 3, 40, 40)]),
+    "a value that nothing gives": lambda: whole(b=[node("Add c1 nowhere -> b")]),
+    "a cycle": lambda: whole(b=[node("Add c1 e -> b"), node("Relu b -> e")])}
 
 
 def save(made: onnx.ModelProto, path: Path, beside: str | None = None) -> Path:

@@ -5,7 +5,7 @@ Weights may be in files of their own (external data): in the folder of the file 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -69,6 +69,32 @@ def check_nodes(model: onnx.ModelProto) -> None:
         inner = any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)
         if node.domain in ("", "ai.onnx") and not inner and defs.has(node.op_type, opset(model)):
             onnx.checker.check_node(node, context)
+
+
+def check_order(path: Path, model: onnx.ModelProto) -> None:
+    """Raises UserError for a node that reads what no earlier one, input or weight gives: also a cycle."""
+    graph = model.graph
+    given = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    given |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        if missing := [name for name in node.input if name and name not in given]:
+            raise UserError(f"{path}: a broken graph: {node.op_type} ({node.name or ', '.join(node.output)}) reads "
+                            f"{missing[0]!r}, which nothing before it gives; export it anew")
+        given.update(node.output)
+
+
+def check_sides(path: Path, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UserError for maps that shrink to nothing, and for convolutions of other channels than they are given."""
+    for node in model.graph.node:
+        what = f"{path}: {node.op_type} ({node.name or ', '.join(node.output)})"
+        if any(side < 0 for name in node.output for side in shapes.get(name, ())):
+            raise UserError(f"{what}: its images are too small for it: its output would have negative sides")
+        if node.op_type == "Conv" and all(shapes.get(name) for name in node.input[:2]):
+            image, weight = (shapes[name] for name in node.input[:2])
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            if len(image) > 1 and len(weight) > 1 and image[1] != weight[1] * groups:
+                raise UserError(f"{what}: reads {image[1]} channels, and its weights are for {weight[1] * groups}; "
+                                "export it anew")
 
 
 def no_model(path: Path, error: Exception) -> UserError:

@@ -12,7 +12,7 @@ from onnx import TensorProto
 from nas.errors import UserError
 from nas.latency import onnx_ending, onnx_shapes
 from nas.latency.onnx_ending import Ending, ending
-from nas.latency.onnx_file import check_nodes, no_model, stored
+from nas.latency.onnx_file import check_nodes, check_order, check_sides, no_model, stored
 from nas.latency.onnx_normal import INPUT, drop_casts, entry_called_input, normalised, widened
 
 Shape = tuple[int, ...]
@@ -65,6 +65,7 @@ def read(path: Path, size: int | None = None, weights: bool = True, any_batch: b
     model = stored(path, weights)
     try:
         check_nodes(model)
+        check_order(path, model)
         model = normalised(model)
         entry = _input(path, model.graph)
         shape, batch = _input_shape(path, entry, size, any_batch)
@@ -78,6 +79,7 @@ def read(path: Path, size: int | None = None, weights: bool = True, any_batch: b
 
 def _inferred(path: Path, model: onnx.ModelProto, shape: Shape, batch: int | None) -> Graph:
     shapes, dtypes = onnx_shapes.shapes(model, INPUT, shape)
+    check_sides(path, model, shapes)
     drop_casts(model, dtypes)
     return Graph(path, model, shape, batch, shapes, dtypes, ending(model, shapes))
 

@@ -55,7 +55,10 @@ class Step:
 
 
 def maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, Map]:
-    """Every map of the graph over batches [n, in_ch, size, size]. Raises UserError for none, and for a NaN."""
+    """Every map of the graph over batches [n, in_ch, size, size].
+
+    Raises UserError for none, for a NaN, and for a graph that ONNX Runtime does not run.
+    """
     names = [name for node in graph.graph.node for name in node.output if name]
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
@@ -63,12 +66,17 @@ def maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, Map
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised, and said once
     session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found: dict[str, Map] = {}
     for batch in calibration:
         images = batch.numpy()
-        for name, value in zip(["input", *names], [images, *session.run(names, {"input": images})], strict=True):
+        try:
+            values = session.run(names, {"input": images})
+        except Exception as error:  # its own classes have no public base
+            raise UserError(f"ONNX Runtime: {str(error).splitlines()[0][:200]}") from None
+        for name, value in zip(["input", *names], [images, *values], strict=True):
             old = found.get(name, Map(value.shape[1:], 0.0, 0.0))  # zero is always representable: padding needs it
             low, high = np.minimum(old.low, value.min()), np.maximum(old.high, value.max())  # these keep a NaN
             found[name] = Map(old.shape, float(low), float(high))
