@@ -98,10 +98,10 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     with timeline.phase(run, "export"), progress.task("export", 1) as task:
         card = deliver.deliver(scene, arch, "", True)
         task.advance()
-    front = run.stage("front.json", lambda: {**_front(scene, card), "seconds": timeline.spent(run)})
+    front = run.stage("front.json", lambda: _front(scene, card))
     if settings.target and not run.has("front.png"):
         run.write("front.png", lambda file: draw_front(front, file))
-    return {"run": str(run.path), **front}
+    return {"run": str(run.path), **front, "seconds": timeline.finished(run)}
 
 
 def recipe(scene: Scene) -> Recipe:

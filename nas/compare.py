@@ -117,11 +117,10 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
             parts.append(_part(scene, one, grid, archs, progress))
     result = run.stage("compare.json", lambda: {
         "target": target, "data": scenes[0].data.name, "size": scenes[0].data.size, "seed": configs[0].seed,
-        "recipe": vars(_recipe(scenes[0])), "budgets": grid, "networks": networks, "spaces": _volumes(parts),
-        "seconds": timeline.spent(run)})
+        "recipe": vars(_recipe(scenes[0])), "budgets": grid, "networks": networks, "spaces": _volumes(parts)})
     if not run.has("compare.png"):
         run.write("compare.png", lambda file: draw_comparison(result, file))
-    return {"run": str(run.path), **result}
+    return {"run": str(run.path), **result, "seconds": timeline.finished(run)}
 
 
 def _scenes(configs: Sequence[Config], run: Run, progress: Progress) -> list[Scene]:

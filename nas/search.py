@@ -276,11 +276,10 @@ def _finish(scene: Scene, training: search_loop.SupernetTraining, picks: dict[st
                                            bounds_of(picks["budgets"], arch.id, list(scene.costs)))
                      for arch in archs.values() if plain[arch.id].get("fits", True)]
         cards += [card for card in found if card is not None]
-    front = scene.run.stage(f"{place}front.json", lambda: {
-        **front_of(scene, cards, picks), "seconds": timeline.spent(scene.run, place)})
+    front = scene.run.stage(f"{place}front.json", lambda: front_of(scene, cards, picks))
     if not scene.run.has(f"{place}front.png"):
         scene.run.write(f"{place}front.png", lambda file: draw_front(front, file))
-    return {"run": str(scene.run.path), **front}
+    return {"run": str(scene.run.path), **front, "seconds": timeline.finished(scene.run, place)}
 
 
 def _finetuning(scene: Scene, fine_tune: bool) -> finetune.Recipe:

@@ -94,7 +94,7 @@ def test_interrupted_at_many_moments_it_ends_with_the_same_bytes(whole: Path, sp
         (one,), (two,) = (list(path.glob(f"archs/*/{name}")) for path in (whole, tmp_path / "cut"))
         assert one.read_bytes() == two.read_bytes()
     fronts = [json.loads((path / "front.json").read_text()) for path in (tmp_path / "cut", whole)]
-    assert all(front.pop("seconds")["total"] > 0 for front in fronts) and fronts[0] == fronts[1]
+    assert fronts[0] == fronts[1]
 
 
 def test_its_run_can_be_reported(whole: Path) -> None:

@@ -108,7 +108,7 @@ def test_every_verb_explains_itself(call: Call, verb: str) -> None:
     (["profile", "--threads", "0"], "--threads"),
     (["predict", "none.onnx"], "--target"),
     (["predict", "none.onnx", "--target", "gpu-v100"], "none.onnx: no such file"),
-    (["predict", "file", "--target", "gpu-v100"], "file: not an ONNX file"),
+    (["predict", "file", "--target", "gpu-v100"], "file: an empty file, not an ONNX file; fetch it again"),
     (["predict", "file", "--target", "gpu-v10"], "did you mean 'gpu-v100'"),
     (["sample", "--target", "gpu-v100"], "--out"),
     (["sample", "--target", "gpu-v100", "--out", "new", "-n", "0"], "-n"),
@@ -236,28 +236,36 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
         calls.append((layout.space, layout.task.size, table_path, machine.threads, options["validate"]))
         precisions.append(machine.precision)
         exits.append(len(layout.exits))
-        options["progress"](5, 10, 1.0)
+        with options["progress"].task(f"profile {layout.space}", 10) as task:
+            task.advance(5)
         check = {"n": 2, "mape": 3.0 - len(calls), "bias": 0.1, "kendall": 0.9, "noise_mape": 1.0, "noise_kendall": 0.9}
         return {"table": str(table_path), "rows": 10 * len(calls), "measured": 10,
                 "validation": check if options["validate"] else None}
 
-    pretend(monkeypatch, "nas.latency.profile", profile=profile)
+    def planned_s(at: Any, path: Path, device: Any, remeasure: bool, validate: int) -> float:
+        return 60.0
+
+    def price_asking(at: Any, path: Path, again: bool, progress: Any) -> None:
+        asked.append((len(at.exits), path, again))
+
     asked: list[tuple[int, Path, bool]] = []
-    monkeypatch.setattr("nas.early.price.price_asking", lambda at, path, again: asked.append((len(at.exits), path,
-                                                                                             again)))
+    pretend(monkeypatch, "nas.latency.profile", profile=profile, planned_s=planned_s)
+    monkeypatch.setattr("nas.early.price.price_asking", price_asking)
     monkeypatch.setattr("nas.latency.devices.opened", lambda name, threads, batch, precision: types.SimpleNamespace(
         name=name, threads=threads, precision=precision))
     code, out, err = call("profile", "--size", "32", "--validate", "2", "--threads", "2", "--json")
     value = json.loads(out)
-    assert "profile ghost: 5/10" in err
     spaces = shipped("search_spaces", ".yaml")
+    assert "profile ghost: 5/10" in err
+    where = f"{len(spaces)} spaces at 32 pixels on cpu, into latency_tables/cpu-b1-t2.json"
+    assert f"{where}: about {len(spaces)} min" in err
     assert code == 0 and [each[0] for each in calls] == spaces and list(value["spaces"]) == spaces
     assert all(each[1:] == (32, Path("latency_tables/cpu-b1-t2.json"), 2, 2) for each in calls)
     assert (value["rows"], value["measured"], value["validation"]["mape"]) == (10 * len(spaces), 10 * len(spaces), 2.0)
     calls.clear()
     code, out, _ = call("profile", "--space", "ghost", "--width", "0.5", "--out", "t.json")
     assert code == 0 and calls == [("ghost@0.5", 224, Path("t.json"), 1, 0)]
-    assert out.splitlines() == ["10 rows measured, 0 already there", "t.json"]
+    assert out.splitlines() == ["10 rows measured, 0 already there", "took 0 s in all", "t.json"]
     _, out, _ = call("profile", "--space", "ghost", "--precision", "int8")
     assert out.splitlines()[-1] == "latency_tables/cpu-int8.json" and precisions[-2:] == [None, "int8"]
     assert exits == [0] * len(exits)
@@ -267,11 +275,22 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
 
 
 def test_measure_prints_the_timing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    timing = types.SimpleNamespace(ms=1.5, p10_ms=1.25, p90_ms=2.0, n=30)
-    pretend(monkeypatch, "nas.latency.devices", measure=lambda path, device, threads, batch: timing)
+    from nas.latency.devices import Measured
+
+    asked: list[tuple[Any, ...]] = []
+
+    def measure(path: Path, device: str, **options: Any) -> Measured:
+        asked.append((path, device, options))
+        return Measured(ms=1.25, p10_ms=1.5, p90_ms=2.0, n=30, batch=4, threads=2)
+
+    pretend(monkeypatch, "nas.latency.devices", measure=measure)
     Path("m.onnx").touch()
-    code, out, _ = call("measure", "m.onnx", "--json")
-    assert code == 0 and json.loads(out) == {"ms": 1.5, "p10_ms": 1.25, "p90_ms": 2.0, "n": 30}
+    code, out, _ = call("measure", "m.onnx", "--threads", "2", "--size", "64", "--json")
+    assert code == 0 and json.loads(out) == {"ms": 1.25, "ms_percentile": 5, "p10_ms": 1.5, "p90_ms": 2.0, "n": 30,
+                                             "batch": 4, "threads": 2}
+    assert asked == [(Path("m.onnx"), "cpu", {"threads": 2, "batch": None, "size": 64})]
+    assert call("measure", "m.onnx")[1].splitlines()[0].split("   ") == [
+        " 5th percentile ms", "10th", "90th", "runs", "batch", "threads"]
 
 
 def test_sample_predict_and_validate_agree(call: Call) -> None:

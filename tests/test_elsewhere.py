@@ -137,8 +137,8 @@ def test_a_search_goes_on_where_everything_was_moved(moved: Path, made: tuple[Pa
     before = json.loads((moved / "run/front.json").read_text())
     (moved / "run/front.json").unlink()
     words = [str(moved / "images") if word == "pictures" else word for word in COMMAND]
-    found = nas("search", *words, "--run", "run", "--json")
-    assert {key: found[key] for key in before} == before
+    again = nas("search", *words, "--run", "run", "--json")
+    assert {key: again[key] for key in before} == before
     assert "began with train.lr = 0.003, now 0.1" in nas("search", *words, "train.lr=0.1", "--run", "run", "--json")
 
 

@@ -377,12 +377,12 @@ def test_a_command_that_was_refused_does_not_block_the_mended_one(
     assert code == 2 and Path("net-exits/exits.safetensors").exists(), errors
     trained = Path("net-exits/exits.safetensors").stat().st_mtime_ns
     code, errors = call("--images", "any", "--seed", "1")
-    assert code == 2 and "net-exits: began with seed = 0, now 1; give another --out" in errors
+    assert code == 2 and "net-exits: began with --seed = 0, now 1; give another --out" in errors
     assert call("--images", "any", "--max-ms", "5")[0] == 0
     assert Path("net-exits/exits.safetensors").stat().st_mtime_ns == trained
     assert json.loads(Path("net-exits/config.json").read_text())["max_ms"] == 5
     code, errors = call("--images", "any")
-    assert code == 2 and "began with max_ms = 5.0, now null; give another --out" in errors
+    assert code == 2 and "began with --max-ms = 5.0, now null; give another --out" in errors
 
 
 def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> None:
