@@ -16,6 +16,7 @@ from nas import search as pipeline
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.plan import macs, params, plan
+from nas.report.story import story
 from nas.run import Run
 from nas.stages import supernet
 from nas.stages.inherited import read_archs
@@ -198,6 +199,11 @@ def test_a_front_of_a_count_says_what_it_counts(finished: Made, capsys: pytest.C
     assert "not measured" not in out
     assert "predicted ms" not in out and "measured ms" not in out
     assert not (path / "tables").exists()
+
+
+def test_the_page_says_that_a_count_is_counted(finished: Made) -> None:
+    views = story(Run.existing(finished[0]))["views"]
+    assert views and {view["unmeasured"] for view in views} == {"counted, not measured"}
 
 
 def test_exported_files_say_the_unit(run: Run, tmp_path: Path, nas: Callable[..., Any]) -> None:

@@ -175,7 +175,7 @@ function showBudgets() {
   const values = budgets.flatMap(b => [b.budget_ms, b.ms, b.measured_ms].filter(v => isNumber(v) && v > 0));
   plot(place, {
     x: { label: costs(view.target).counted ? costs(view.target).axis : `latency on ${view.target} (ms)`, log: true, range: span(values, true) },
-    y: { names: budgets.map(b => `${short(b.budget_ms)} ${costs(view.target).unit}`), range: [budgets.length - .5, -.5] },
+    y: { names: budgets.map(b => `${short(b.budget_ms)} ${costs(view.target).unit.split(" ")[0]}`), range: [budgets.length - .5, -.5] },
     height: Math.max(180, 54 + 34 * budgets.length),
     legend: [["budget", "background: var(--soft); width: 3px"], ["predicted", `background: ${colour(0)}; border-radius: 50%`],
       ...(budgets.some(b => isNumber(b.measured_ms)) ? [["measured", `border: 2px solid ${colour(1)}; border-radius: 50%`]] : [])],

@@ -126,7 +126,7 @@ class _Teller:
                     "measured_ms": known.get(b["id"], {}).get("measured_ms")}
                    for b in front.get("budgets", []) if target in _listed(b.get("target", target))]
         return {"name": f"{place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
-                "unmeasured": f"not applicable: {unit(target)} are counted" if counted(target) else
+                "unmeasured": "counted, not measured" if counted(target) else
                 "not measured yet" if "undecided" in front else f"not measured: no {target} here",
                 "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
                 "budgets": budgets}
