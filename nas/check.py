@@ -117,6 +117,8 @@ def _check_own(plan: Layout, progress: Progress) -> None:
     work = [(slot, branch) for slot in plan.slots for branch in slot.branches if branch.op.name in names]
     tried = list(dict.fromkeys(((slot.in_ch, slot.out_ch, slot.stride), branch, _shared(slot, branch))
                                for slot, branch in work))
+    if not tried:
+        return
     with progress.task("your operators", len(tried)) as bar:
         for shape, branch, shared in tried:
             contract.check(branch.ops[-1], *shape, branch.widths[0] if branch.widths else None, shared)

@@ -33,7 +33,7 @@ from nas.scene import Scene
 from nas.stages.bounds import Bounds, reachable
 from nas.stages.selection import Judge, state_of
 from nas.train.search_loop import SupernetTraining
-from nas.units import by_target, listed_targets, one_or_all
+from nas.units import amount, by_target, listed_targets, one_or_all
 
 REPEATS = 2  # of the selection, at most
 AFFINE = 4  # networks that a factor and a cost per operator are fitted to; of fewer, a factor alone
@@ -120,8 +120,7 @@ def kept(scene: Scene, training: SupernetTraining, limits: dict[str, list[float]
     """Returns the picks of ``select``, repeated for budgets that are missed when measured.
 
     ``given`` says of which targets the user named the budgets: others are a grid, which begins where the fastest
-    network is. A budget that nothing keeps has the fastest network known; that it does not keep it is said where picks
-    are shown.
+    network is. A budget that nothing keeps has the fastest network known, and that is said.
     """
     picks, watch = select(scene, limits, asked), Stopwatch(scene, training, progress)
     if not watch.targets:
@@ -137,7 +136,11 @@ def kept(scene: Scene, training: SupernetTraining, limits: dict[str, list[float]
         chosen = _again(_with(scene, corrections), training, missed, asked, given, select, progress)
         watch.time({"budgets": [budget for _, budget in chosen]})
         picks = {**picks, "budgets": _replaced(picks["budgets"], chosen)}
-    return {**picks, "budgets": _best_measured(scene, picks["budgets"], watch), "corrections": {
+    budgets = _best_measured(scene, picks["budgets"], watch)
+    for budget in budgets:
+        if not watch.keeps(budget):
+            progress.note(_out_of_reach(budget, watch))
+    return {**picks, "budgets": budgets, "corrections": {
         target: vars(correction) for target, correction in corrections.items()}}
 
 
@@ -252,6 +255,13 @@ def _said(missed: Sequence[Budget], watch: Stopwatch, corrections: Mapping[str, 
                         for target, correction in corrections.items())
     return (f"{len(missed)} of the picks take longer than their budgets when measured, by up to "
             f"{100 * (_excess(worst, watch) - 1):.0f} %: selecting again with costs as measured ({factors})")
+
+
+def _out_of_reach(budget: Budget, watch: Stopwatch) -> str:
+    bounds = by_target(budget["budget_ms"], listed_targets(budget["target"]))
+    asked = ", ".join(amount(bound, target) for target, bound in bounds.items())
+    takes = ", ".join(amount(ms, target) for target, ms in watch.of(budget).items() if ms is not None)
+    return f"no network that was measured keeps {asked}: the fastest known, {budget['id']}, takes {takes}"
 
 
 def _digest(scene: Scene, target: str) -> str:

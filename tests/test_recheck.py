@@ -101,8 +101,8 @@ def copy(made: tuple[Path, dict[str, Any], Quiet], tmp_path: Path) -> Run:
     return Run.existing(tmp_path / "run")
 
 
-def select(run: Run, table: Path, *budget_ms: float) -> dict[str, Any]:
-    return pipeline.select(run, [str(table)], budget_ms, Quiet())  # type: ignore[arg-type]
+def select(run: Run, table: Path, *budget_ms: float, progress: Quiet | None = None) -> dict[str, Any]:
+    return pipeline.select(run, [str(table)], budget_ms, progress or Quiet())  # type: ignore[arg-type]
 
 
 def test_picks_of_a_table_that_is_off_are_chosen_again(made: tuple[Path, dict[str, Any], Quiet]) -> None:
@@ -147,8 +147,11 @@ def test_a_budget_that_nothing_keeps_is_said(copy: Run, table: Path, here: Any,
     here(Gears(1.25))
     least = select(copy, table)["budgets"][0]["measured_ms"] / 1.25  # of what pruning left, predicted
     budget = round(least * 1.1, 2)
-    result = select(copy, table, budget, 2.8)
+    progress = Quiet()
+    result = select(copy, table, budget, 2.8, progress=progress)
     fast, other = result["budgets"]
+    assert (f"no network that was measured keeps {budget:g} ms on {table}: the fastest known, {fast['id']}, takes "
+            f"{1.25 * least:.4g} ms on {table}") in progress.notes
     assert (fast["budget_ms"], fast["measured_ms"]) == (budget, pytest.approx(1.25 * least))
     assert other["measured_ms"] <= 2.8 * (1 + TOLERANCE)
     (card,) = (card for card in (*result["front"], *result["dominated"]) if card["id"] == fast["id"])
