@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def _priced(plan: Layout, target: str, name: str) -> dict[str, Any]:
         lacking = costs.missing(candidates(plan)) if isinstance(costs, LatencyTable) else []
         if isinstance(costs, LatencyTable) and lacking:
             here = local(costs.meta) is not None or recorded(costs.meta) is not None
-            do = (costs.command if here else costs.advice)(name, plan.task.size).removeprefix("run: ")
+            do = (costs.command if here else costs.advice)(shlex.quote(name), plan.task.size).removeprefix("run: ")
             return {"missing": len(lacking), "first": str(lacking[0]), "do": do, "here": here}
         smallest, largest = _ends(plan, costs.ms)
     except UserError as error:

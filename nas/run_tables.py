@@ -126,7 +126,8 @@ def complete(target: str, plan: Layout, progress: Progress, measure: bool = True
     """
     path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
     table = cost_models.load(str(path)) if path.is_file() else None
-    _tell_elsewhere(target, table, progress)
+    if measure:
+        _tell_elsewhere(target, table, progress)
     if table is not None and not lacks(table, plan) and not (
             isinstance(table, LatencyTable) and unfinished(plan, table)):
         return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -261,5 +262,5 @@ def _costs(target: str, config: Config, run: Run, plans: dict[int, Layout], prog
 
 
 def _called(config: Config) -> str:
-    """The space in words of a command."""
-    return config.space + (f" --width {config.width:g}" if config.width != 1 else "")
+    """The space as a shell takes it."""
+    return shlex.quote(config.space) + (f" --width {config.width:g}" if config.width != 1 else "")

@@ -224,6 +224,11 @@ def test_presets_are_listed_apart_from_spaces(call: Call) -> None:
     code, out, _ = call("presets", "--target", "gpu-v100", "--target", "ethos-u55-128")
     assert code == 0 and "ms gpu-v100" in out and "11.69 M" in out
     assert call("presets", "--target", "nope")[0] == 2
+    code, out, err = call("presets", "--target", "cpu-emerald-rapids", "--size", "64", "--width", "0.5")
+    lines = [line for line in err.splitlines() if "cpu-emerald-rapids" in line]
+    assert code == 0 and len(lines) == 1
+    assert lines[0].startswith("cpu-emerald-rapids: lacks rows at 64 pixels of fbnet_c@0.5, ")
+    assert "nas profile --device cpu --space fbnet_c@0.5 --space " in lines[0] and " --size 64" in lines[0]
 
 
 def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

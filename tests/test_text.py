@@ -88,7 +88,7 @@ def test_progress_shows_names_as_they_are(name: str) -> None:
     with progress.task(name, 1) as task:
         task.advance(1, figure=name)
     lines = plain.getvalue().split("\n")
-    assert lines[0] == text.printable(name) and all(map(visible, lines)) and len(lines) == 4
+    assert lines[0] == text.printable(name) and all(map(visible, lines)) and len(lines) == 3
     with Progress(Console(file=bar, force_terminal=True, width=1000)).task(name, 2) as task:
         task.advance(1, figure=name)
     drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", bar.getvalue())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -30,9 +32,23 @@ def presets(
 
         costs, progress = {name: load(name) for name in target or []}, Progress()
         task, factor = Task(size, 3, classes), checked_width(width)
-        return [_preset(name, factor, task, costs, progress) for name in shipped("search_spaces/presets", ".yaml")]
+        presets = [_preset(name, factor, task, costs, progress) for name in shipped("search_spaces/presets", ".yaml")]
+        for line in _lacking(presets, costs, size):
+            progress.note(line)
+        return presets
 
     print_result(work, as_json, _show_markdown if markdown else lambda found: rows([_shown(one) for one in found]))
+
+
+def _lacking(presets: list[dict[str, Any]], costs: dict[str, Any], size: int) -> Iterator[str]:
+    """Says of each table which networks it has no rows for, and what makes them."""
+    from nas.latency.table import LatencyTable
+
+    for target, table in costs.items():
+        names = [preset["name"] for preset in presets if preset["ms"][target] is None]
+        if names and isinstance(table, LatencyTable):
+            yield f"{target}: lacks rows at {size} pixels of {', '.join(names)}; " + table.advice(
+                " --space ".join(map(shlex.quote, names)), size)
 
 
 def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress: Any) -> dict[str, Any]:
@@ -40,6 +56,7 @@ def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress:
     from nas import genome
     from nas.errors import UserError
     from nas.files import resolve
+    from nas.latency.table import LatencyTable
     from nas.plan import layout, macs, params, plan
     from nas.run_tables import filled, lacks
     from nas.space import Space
@@ -54,7 +71,8 @@ def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress:
                 costs[target] = filled(target, at, progress, measure=False)
             return sum(costs[target].ms_many(keys))
         except UserError as error:
-            progress.note(f"{space.name} on {target}: not known: {error}")
+            if not isinstance(costs[target], LatencyTable):
+                progress.note(f"{space.name} on {target}: not known: {error}")
             return None
 
     return {"name": space.name, "size": task.size, "slots": len(at.slots), "params": sum(map(params, keys)),

@@ -169,7 +169,10 @@ class LatencyTable:
                 f"{self._usual_path.stem}: {self._profiling(space, size)}{exits}")
 
     def command(self, space: str, size: int | str) -> str:
-        """What fills in the rows that a space lacks, under the conditions of those that are there."""
+        """What fills in the rows that a space lacks, under the conditions of those that are there.
+
+        ``space`` is as a shell takes it, quoted where it has to be, with the options that belong to it.
+        """
         path = self.path.resolve() if self.path else self._usual_path.resolve()
         shipped = path.parent == folder("latency_tables").resolve()
         out = Path("latency_tables", path.name) if shipped else self.path
@@ -194,7 +197,7 @@ class LatencyTable:
         options = zip(("precision", "threads", "batch"), self._chosen, (None, 1, 1), strict=True)
         return " ".join([f"nas profile --device {self.meta['device']}{board}",
                          *(f"--{key} {value}" for key, value, usual in options if value != usual),
-                         f"--space {shlex.quote(space)} --size {size}"])
+                         f"--space {space} --size {size}"])
 
     def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
         return [self.ms(key) for key in keys]
