@@ -204,7 +204,8 @@ def test_the_beginning_of_an_id_stands_for_it(text: str, id: str) -> None:
     assert meant(FRONTS, text) == id
 
 
-@pytest.mark.parametrize(("text", "says"), [("123", "at least 4 characters"), ("", "no such pick"), ("ffff", "no such pick")])
+@pytest.mark.parametrize(("text", "says"), [("123", "at least 4 characters"), ("", "no such pick"),
+                                            ("ffff", "no such pick")])
 def test_what_is_no_beginning(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         meant(FRONTS, text)
