@@ -35,6 +35,7 @@ from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady
 from nas.ops import build
 from nas.plan import Layout, OpKey, Task, candidates, layout, macs, plan
+from nas.progress import Progress
 from nas.space import Space
 
 FITTED_ON = 30  # networks that the line through MACs is fitted on
@@ -70,7 +71,7 @@ def _laid_out(options: argparse.Namespace) -> Layout:
 def _cpu(options: argparse.Namespace) -> None:
     plan_, device = _laid_out(options), Cpu(options.threads, precision=options.precision)
     start = time.monotonic()
-    done = profile(plan_, options.table, device=device, progress=_tell)
+    done = profile(plan_, options.table, device=device, progress=Progress())
     seconds = time.monotonic() - start
     table = LatencyTable.load(options.table)
     print(f"{options.space} at {options.size}, {options.precision}, {options.threads} threads, "
@@ -192,10 +193,6 @@ def _alone(device: Cpu, keys: set[OpKey], steady: Steady) -> dict[OpKey, float]:
 
 def _macs(keys: list[OpKey]) -> float:
     return float(sum(macs(key) for key in keys))
-
-
-def _tell(done: int, total: int, left: float) -> None:
-    print(f"\rrow {done} of {total}, {left:.0f} s left ", end="" if done < total else "\n", flush=True)
 
 
 if __name__ == "__main__":

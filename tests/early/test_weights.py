@@ -24,7 +24,15 @@ from nas.verify import check_onnx
 
 FAST = ("densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5", "mobilenet_v2",
         "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1")
-ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in door.names()]
+LARGE = 50e6  # parameters: above, minutes and gigabytes a network
+
+
+def effort(name: str) -> Any:
+    large = models.get_model_weights(name).DEFAULT.meta["num_params"] > LARGE
+    return pytest.param(name, marks=[] if name in FAST else [pytest.mark.sweep if large else pytest.mark.slow])
+
+
+ALL = list(map(effort, door.names()))
 FIXED = ("vit", "maxvit", "swin")  # run at the side that they were made for
 
 
