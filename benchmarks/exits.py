@@ -47,10 +47,10 @@ from nas.lower.emit import emit_many
 from nas.plan import Layout, Task, layout
 from nas.run import Run
 from nas.scene import Scene, recorded_scene
-from nas.show import targets_of
 from nas.space import Space
 from nas.subnet import build
 from nas.train.data import normalise
+from nas.units import targets_of
 
 LOW = 20  # percentile of an image's passes
 BUDGETS = 5

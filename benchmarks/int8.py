@@ -19,9 +19,9 @@ from nas.lower import tflite
 from nas.picks import load_weights
 from nas.run import Run
 from nas.scene import recorded_scene
-from nas.show import targets_of
 from nas.train import loop
 from nas.train.data import normalise
+from nas.units import targets_of
 from nas.verify import run_tflite
 
 

@@ -13,11 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from nas.arch import Arch
 
-FORMAT = 1  # of a run directory, in its environment.json; runs of before it was written are of the first
-
-# What a run did whose settings do not name these: where that is not the default any more.
-EARLIER: dict[str, dict[str, Any]] = {"train": {"largest_first": 0.0, "blockwise": 0.0},
-                                      "gates": {"granularity": "space"}}
+FORMAT = 2  # of a run directory, in its environment.json; a run that does not say it is of the first
 
 
 class _Kept(BaseModel):
@@ -218,16 +214,3 @@ def mistake(name: str, value: Any) -> str | None:
         key = ".".join(str(part) for part in first["loc"])
         return " ".join(f"{key or 'file'}: {first['msg'].removeprefix('Value error, ')}".split())[:300]
     return None
-
-
-def with_earlier(settings: dict[str, Any]) -> dict[str, Any]:
-    """Recorded settings with those of ``EARLIER`` that they do not name."""
-    parts = {name: meant | settings[name] for name, meant in EARLIER.items() if isinstance(settings.get(name), dict)}
-    return settings | parts
-
-
-def as_earlier(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those of ``EARLIER``, as runs recorded them that had no choice."""
-    parts = {name: {key: value for key, value in settings[name].items() if key not in meant}
-             for name, meant in EARLIER.items()}
-    return settings | parts

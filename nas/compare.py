@@ -21,7 +21,6 @@ from torch import nn
 
 from nas import timeline
 from nas.arch import Arch
-from nas.artefacts import as_earlier
 from nas.config import PLACES, Config
 from nas.deliver import deliver
 from nas.errors import UserError
@@ -127,9 +126,10 @@ def _scenes(configs: Sequence[Config], run: Run, progress: Progress) -> list[Sce
     """A run of its own for each space inside the comparison's; they share the images."""
     scenes: list[Scene] = []
     for config in configs:
-        place, kept = run.file(f"spaces/{checked_space(config).name}"), as_earlier(config.to_json())
-        whole = Config.from_json(kept, str(place))  # every width: spaces are compared, not what is searched of them
-        scene = set_scene(whole, Run.open(place, kept, places=PLACES), config.target, progress, introduce=not scenes)
+        every_width = config.gates.model_copy(update={"granularity": "space"})  # spaces are compared, not searches
+        whole = config.model_copy(update={"gates": every_width})
+        opened = Run.open(run.file(f"spaces/{checked_space(config).name}"), whole.to_json(), places=PLACES)
+        scene = set_scene(whole, opened, config.target, progress, introduce=not scenes)
         scenes.append(replace(scene, data=scenes[0].data) if scenes else scene)
     return scenes
 

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from nas.artefacts import with_earlier
 from nas.errors import UserError
 from nas.places import located
 from nas.space import first_mistake
@@ -23,10 +22,6 @@ from nas.written import from_file, from_flags, from_overrides
 SIDES = (8, 1024)
 JUDGED_ON = 500  # images: by loss, a quarter of what accuracy needs (gates trial 2)
 PLACES = ("data", "data_dir")  # where the images lie; may change between two calls of one run: they are compared
-# what came after the first runs were made
-LATER = {"": ("sram_kb", "flash_kb", "exits", "max_ms", "objective", "shrink", "judge_images"),
-         "train": ("inplace", "ema", "accumulate", "amp", "attend", "attend_to"),
-         "gates": ("latency", "update", "widths", "dual", "fbnet", "proxyless", "mnas")}
 
 
 class _Strict(BaseModel):
@@ -285,20 +280,14 @@ class Config(_Strict):
         return self.size[0] if isinstance(self.size, list) else self.size
 
     def to_json(self) -> dict[str, Any]:
-        """What a run records. Settings of ``LATER`` are left out at their default, so that earlier runs can go on."""
-        value, default = self.model_dump(mode="json"), Config(target=self.target).model_dump(mode="json")
-        for name, keys in LATER.items():
-            part, usual = (value[name], default[name]) if name else (value, default)
-            for key in keys:
-                if part[key] == usual[key]:
-                    del part[key]
-        return value
+        """What a run records: every setting."""
+        return self.model_dump(mode="json")
 
     @staticmethod
     def from_json(value: Any, file: str) -> Config:
         """A run's ``config.json``. Raises UserError naming file and key."""
         try:
-            return Config.model_validate(with_earlier(value) if isinstance(value, dict) else value)
+            return Config.model_validate(value)
         except ValidationError as error:
             raise UserError(f"{file}: {recorded_mistake(error)}") from None
 

@@ -215,12 +215,12 @@ class Run:
         with contextlib.suppress(UserError):  # missing or broken: it is only for people
             here = self.read_json(ENVIRONMENT)
         made = here if isinstance(here, dict) else {}
-        if (found := made.get("format", artefacts.FORMAT)) != artefacts.FORMAT:
+        if (found := made.get("format", 1)) != artefacts.FORMAT:
             raise UserError(f"{self.path}: format {found} of a run, made by nas {made.get('nas')}; this is nas "
                             f"{__version__}, which knows format {artefacts.FORMAT}: use that version")
 
     def _agree(self, config: dict[str, Any], free: Collection[str], places: Collection[str]) -> None:
-        old, new = (_flat(artefacts.with_earlier(one)) for one in (self.config, json.loads(json.dumps(config))))
+        old, new = (_flat(one) for one in (self.config, json.loads(json.dumps(config))))
         changed = [key for key in dict.fromkeys([*new, *old])
                    if key not in places and not _same(old.get(key, _ABSENT), new.get(key, _ABSENT))]
         refused = [key for key in changed if key.split(".")[0] not in free]

@@ -41,7 +41,6 @@ from nas.scene import (
     with_targets,
 )
 from nas.settings import as_recorded, named_target, searched, settings_of
-from nas.show import targets_of
 from nas.stages import head, inherited, selection, supernet
 from nas.stages.bounds import NOTHING, Bounds, reachable, tell_beyond
 from nas.stages.front import cards_of, find, front_of, meant
@@ -50,7 +49,7 @@ from nas.stages.workers import Crew
 from nas.train import augment, finetune, loop, search_loop
 from nas.train.data import check_data_dir
 from nas.train.ranks import joined
-from nas.units import by_target
+from nas.units import by_target, targets_of
 
 STAGES = ("supernet", "selection")  # that a search can end behind
 FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_features, "model.features.onnx"),

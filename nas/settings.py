@@ -17,11 +17,10 @@ from nas.run import Run
 
 SEARCH_ONLY = {  # refused, and not recorded
     "": ("budget_ms", "budgets", "sram_kb", "flash_kb", "selector", "objective", "shrink", "evaluations",
-         "judge_images", "init", "prune", "gates"),
+         "judge_images", "init", "prune", "gates", "max_ms", "exits"),
     "train": ("lr", "sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "inplace", "ema", "distill",
-              "largest_first", "blockwise"),
+              "largest_first", "blockwise", "attend", "attend_to"),
 }
-RECORDED = {"": ("max_ms", "exits"), "train": ("attend", "attend_to")}  # refused, but earlier runs recorded them
 
 TABLES = "tables.json"  # of a run: its copy of each target that is a path
 C = TypeVar("C", bound=Config)
@@ -47,7 +46,7 @@ class Baseline(Config):
     def _only_what_acts(self) -> Baseline:
         for part in SEARCH_ONLY:
             place: BaseModel = getattr(self, part) if part else self
-            for key in (*SEARCH_ONLY[part], *RECORDED[part]):
+            for key in SEARCH_ONLY[part]:
                 if getattr(place, key) != type(place).model_fields[key].get_default():
                     raise ValueError(f"{f'{part}.' if part else ''}{key} has no effect in nas train: leave it out")
         if self.sizes:
@@ -102,11 +101,6 @@ def settings_of(run: Run) -> Config:
             raise UserError(f"{run.path}: {what}")
     if "arch" not in value:
         return Config.from_json(value, file)
-    for part, keys in RECORDED.items():  # they had no effect, whatever they were
-        place = value.get(part) if part else value
-        if isinstance(place, dict):
-            for key in keys:
-                place.pop(key, None)
     try:
         return Baseline.model_validate(value)
     except ValidationError as error:

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from nas import overrun, text
 from nas.artefacts import standing
-from nas.units import amount, by_target, column, counted, device, listed_targets, millions, unit
+from nas.units import amount, by_target, column, counted, device, millions, targets_of, unit
 
 GAP = 3  # blanks between two columns
 INDENT = 5  # of what has no room beside the first columns
@@ -312,11 +312,6 @@ def _read_as(result: Mapping[str, Any]) -> None:
         line(f"classes: {result['classes_by']}")
     if result.get("weights_at"):
         line(f"weights: those under {result['weights_at']} in the file")
-
-
-def targets_of(result: Mapping[str, Any]) -> list[str]:
-    """Of a front, whose ``target`` is one name or a list of several."""
-    return listed_targets(result["target"])
 
 
 def line(words: str) -> None:

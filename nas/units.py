@@ -73,6 +73,11 @@ def listed_targets(target: str | Sequence[str]) -> list[str]:
     return [target] if isinstance(target, str) else list(target)
 
 
+def targets_of(result: Mapping[str, Any]) -> list[str]:
+    """Returns the targets of a front, whose ``target`` is one name or a list of several."""
+    return listed_targets(result["target"])
+
+
 def by_target(values: Any, targets: Sequence[str]) -> dict[str, Any]:
     """Returns the object keyed by target that a figure of a file stands for, one number or several."""
     return dict(values) if isinstance(values, Mapping) else dict.fromkeys(targets[:1], values)

@@ -18,7 +18,7 @@ from nas.errors import UserError
 from nas.plan import Layout, macs, params, plan
 from nas.report.story import story
 from nas.run import Run
-from nas.settings import Baseline, searched, settings_of
+from nas.settings import Baseline
 
 SETTINGS = ["train.finetune_epochs=3", "train.batch=16"]
 
@@ -111,19 +111,6 @@ def test_its_run_can_be_reported(whole: Path) -> None:
 def test_settings_of_a_search_are_refused(space_file: Path, more: list[str], flags: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         settings(space_file, *more, **flags)
-
-
-@pytest.mark.parametrize("earlier", [
-    {"max_ms": 2.0, "exits": {"method": "boost"}, "train": {"attend": "best-up", "attend_to": 4}}, {}])
-def test_runs_that_recorded_what_had_no_effect_are_read(space_file: Path, tmp_path: Path, earlier: dict) -> None:
-    config = settings(space_file)
-    recorded = config.to_json()
-    assert recorded["max_ms"] is None and recorded["train"]["attend"] == "none"  # as before: such runs go on
-    recorded |= {**earlier, "train": recorded["train"] | earlier.get("train", {})}
-    run = Run.open(tmp_path / "run", recorded)
-    assert settings_of(run) == config
-    with pytest.raises(UserError, match=r"run: made by nas train: one network, no supernet to select from"):
-        searched(run)
 
 
 def test_an_arch_of_another_space_is_refused(space_file: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_images_are_introduced_once(finished: tuple[Path, dict[str, Any]]) -
 
 def test_spaces_are_compared_whole(finished: tuple[Path, dict[str, Any]]) -> None:
     kept = json.loads((finished[0] / "spaces" / "one" / "config.json").read_text())
-    assert "granularity" not in kept["gates"]  # which means every width
+    assert kept["gates"]["granularity"] == "space"  # every width
 
 
 def test_every_space_has_its_networks_within_every_budget(finished: tuple[Path, dict[str, Any]]) -> None:

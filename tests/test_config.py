@@ -154,25 +154,6 @@ def test_the_fingerprint_is_of_the_settings_not_of_how_they_were_said(tmp_path: 
     assert len({fingerprint(config) for config in [*same, *other]}) == 5
 
 
-def test_settings_that_came_later_leave_earlier_runs_what_they_were() -> None:
-    config = resolve(None, ["train.lr=0.1"], CPU)
-    value = config.to_json()
-    assert set(value["gates"]) == {"relaxation", "lr", "tau_start", "tau_end", "every", "granularity"}
-    assert not {"inplace", "ema"} & set(value["train"]) and Config.from_json(value, "x") == config
-    chosen = resolve(None, ["train.ema=0.9", "gates={latency: dual, dual: {rho: 0}}"], CPU)
-    value = chosen.to_json()
-    assert value["train"]["ema"] == 0.9 and value["gates"]["dual"] == {"lr": 0.05, "rho": 0.0}
-    assert Config.from_json(value, "x") == chosen and fingerprint(chosen) != fingerprint(config)
-
-
-def test_a_run_that_does_not_name_what_is_the_default_now_was_without_it() -> None:
-    value = resolve(None, [], CPU).to_json()
-    assert value["gates"].pop("granularity") == "target"
-    assert (value["train"].pop("largest_first"), value["train"].pop("blockwise")) == (None, None)
-    before = Config.from_json(value, "x")
-    assert (before.gates.granularity, before.train.largest_first, before.train.blockwise) == ("space", 0, 0)
-
-
 def test_terms_get_their_own_settings() -> None:
     gates = resolve(None, ["gates={latency: proxyless, proxyless: {form: mul, beta: 1}}"], CPU).gates
     assert gates.latency_options == {"form": "mul", "weight": 0.1, "alpha": 0.2, "beta": 1.0}

@@ -49,14 +49,6 @@ def test_changed_settings_are_refused(tmp_path: Path, config: dict[str, object],
     assert Run.existing(tmp_path / "run").config == CONFIG
 
 
-def test_a_run_goes_on_with_what_it_meant_where_it_names_less(tmp_path: Path) -> None:
-    Run.open(tmp_path, {"train": {"lr": 0.1}, "gates": {"every": 2}})
-    train, gates = {"lr": 0.1, "largest_first": 0.0, "blockwise": 0.0}, {"every": 2, "granularity": "space"}
-    assert Run.open(tmp_path, {"train": train, "gates": gates}).config == {"train": {"lr": 0.1}, "gates": {"every": 2}}
-    with pytest.raises(UserError, match=r"began with gates.granularity = .*space.*, now .*target.*; give another"):
-        Run.open(tmp_path, {"train": train, "gates": {**gates, "granularity": "target"}})
-
-
 def test_a_free_setting_may_change(tmp_path: Path) -> None:
     Run.open(tmp_path, {**CONFIG, "data_dir": "a"})
     assert Run.open(tmp_path, {**CONFIG, "data_dir": "b"}, free=["data_dir"]).config["data_dir"] == "b"
@@ -285,3 +277,11 @@ def test_a_lock_mends_its_own_run_and_not_one_inside(tmp_path: Path) -> None:
         assert not (run.path / "archs" / ".x.tmp").exists() and (inner.path / "deep" / ".x.tmp").exists()
     with inner.lock():
         assert not (inner.path / "deep" / ".x.tmp").exists()
+
+
+@pytest.mark.parametrize("made", [{"nas": "0.1.0"}, {"nas": "0.1.0", "format": 1}, {"nas": "9.0.0", "format": 99}])
+def test_a_run_of_another_format_is_refused_with_its_version(tmp_path: Path, made: dict[str, Any]) -> None:
+    Run.open(tmp_path / "r", {"seed": 0})
+    (tmp_path / "r" / "environment.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match=rf"format {made.get('format', 1)} of a run, made by nas {made['nas']}"):
+        Run.existing(tmp_path / "r")

@@ -7,8 +7,7 @@ from typing import Any, BinaryIO
 
 from nas.artefacts import standing
 from nas.report.drawing import drawing, label, legend
-from nas.show import targets_of
-from nas.units import axis, counted, device
+from nas.units import axis, counted, device, targets_of
 
 
 def draw_front(front: dict[str, Any], file: BinaryIO) -> None:

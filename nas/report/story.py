@@ -21,11 +21,10 @@ from nas.run import Run
 from nas.run_tables import kept_table, recorded_costs
 from nas.scene import checked_space
 from nas.settings import settings_of
-from nas.show import targets_of
 from nas.text import duration
 from nas.timeline import spent
 from nas.train.search_loop import default_epochs
-from nas.units import axis, counted, device, unit
+from nas.units import axis, counted, device, targets_of, unit
 
 KINDS = ("front", "dominated", "too_large", "undecided")  # lists of cards in a front
 META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",

@@ -11,8 +11,7 @@ from nas.overrun import TOLERANCE
 from nas.scene import Scene
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
-from nas.show import targets_of
-from nas.units import by_target, least, listed_targets, one_or_all
+from nas.units import by_target, least, listed_targets, one_or_all, targets_of
 
 LEAST_OF_ID = 4  # characters that stand for an id, where only one begins so
 
