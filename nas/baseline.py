@@ -14,6 +14,7 @@ from typing import Any
 
 from nas import deliver, genome, timeline
 from nas.arch import Arch, Op
+from nas.checked import checked_space
 from nas.errors import UserError
 from nas.picks import train_picks
 from nas.plan import Layout, OpKey, Slot, macs, plan
@@ -22,7 +23,7 @@ from nas.report.figures import draw_front
 from nas.run import Run
 from nas.run_images import keep_place
 from nas.run_tables import find_costs
-from nas.scene import Scene, checked_space, set_scene
+from nas.scene import Scene, set_scene
 from nas.settings import Baseline, as_recorded
 from nas.subnet import Subnet, build
 from nas.train import augment, loop

@@ -21,6 +21,7 @@ from torch import nn
 
 from nas import timeline
 from nas.arch import Arch
+from nas.checked import checked_space
 from nas.config import PLACES, Config
 from nas.deliver import deliver
 from nas.errors import UserError
@@ -28,7 +29,7 @@ from nas.picks import train_picks
 from nas.progress import Progress
 from nas.report.comparison import draw_comparison
 from nas.run import Run
-from nas.scene import Scene, checked_space, limits_of, problem, set_scene
+from nas.scene import Scene, limits_of, problem, set_scene
 from nas.search import refuse
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Problem, budgets, random_within

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from nas import run_ops
+from nas.checked import checked_space
 from nas.config import Config
 from nas.decision import Prices, efficient, prices
 from nas.errors import UserError
@@ -236,16 +236,6 @@ def up_to_max(config: Config, target: str, ends: tuple[float, float],
     if over := [budget for budget in budget_ms if budget > config.max_ms]:
         raise UserError(f"--budget-ms {over[0]:g} is above --max-ms {config.max_ms:g}")
     return ends[0], min(ends[1], config.max_ms)
-
-
-def checked_space(config: Config, file: Path | None = None) -> Space:
-    """The space of a config, scaled and restricted, from its own file or from a copy of it."""
-    base, width = space_parts(config.space)
-    space = Space.load(str(file or resolve("search_spaces", base, ".yaml")))
-    if width:
-        Space.load(config.space)  # says what is wrong with NAME@WIDTH
-    space = space.scaled(float(width or 1) * config.width)
-    return space.only(config.only_op) if config.only_op else space
 
 
 def _space(config: Config, run: Run) -> Space:

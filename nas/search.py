@@ -18,6 +18,7 @@ import torch
 
 from nas import deliver, recheck, timeline
 from nas.arch import Arch
+from nas.checked import checked_space
 from nas.config import Config
 from nas.early import picks as picks_exits
 from nas.errors import UserError
@@ -32,7 +33,6 @@ from nas.run_images import RECORDED, Images, keep_place, lying_at
 from nas.run_tables import find_costs
 from nas.scene import (
     Scene,
-    checked_space,
     compiler,
     limits_of,
     limits_of_memory,

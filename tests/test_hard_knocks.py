@@ -166,14 +166,16 @@ def test_a_run_of_another_format_is_refused_with_the_reason(finished: tuple[Path
     path = tmp_path / "run"
     shutil.copytree(finished[0], path)
     environment = json.loads((path / "environment.json").read_text())
-    assert environment["format"] == 1
-    (path / "environment.json").write_text(json.dumps({**environment, "format": 2, "nas": "9.0"}))
+    assert environment["format"] == 2
+    (path / "environment.json").write_text(json.dumps({**environment, "format": 3, "nas": "9.0"}))
     for read in (lambda: Run.existing(path), lambda: searched(config_of(space_file), path)):
-        with pytest.raises(UserError, match=r"run: format 2 of a run, made by nas 9\.0; this is nas .* knows format 1"):
+        with pytest.raises(UserError, match=r"run: format 3 of a run, made by nas 9\.0; this is nas .* knows format 2"):
             read()
-    del environment["format"]  # of before there was one
+    before = {key: value for key, value in environment.items() if key != "format"}  # of before it was written
+    (path / "environment.json").write_text(json.dumps(before))
+    with pytest.raises(UserError, match="format 1 of a run"):
+        Run.existing(path)
     (path / "environment.json").write_text(json.dumps(environment))
-    assert comparable(searched(config_of(space_file), path)) == comparable(finished[1])
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "quantum": True}))
     with pytest.raises(UserError, match=r"config\.json: quantum: unknown key; a run of another version: use"):

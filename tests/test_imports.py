@@ -16,7 +16,7 @@ ROWS = [
     {"files", "formats", "arch", "terminal", "launch", "yaml_text", "units", "places"},
     {"artefacts", "overrun"},
     {"space", "run", "progress", "show", "results", "written"},
-    {"config", "ops"},
+    {"config", "ops"}, {"checked"},
     {"plan", "settings"},
     {"decision", "subnet", "genome"},
     {"lower"},

@@ -277,11 +277,3 @@ def test_a_lock_mends_its_own_run_and_not_one_inside(tmp_path: Path) -> None:
         assert not (run.path / "archs" / ".x.tmp").exists() and (inner.path / "deep" / ".x.tmp").exists()
     with inner.lock():
         assert not (inner.path / "deep" / ".x.tmp").exists()
-
-
-@pytest.mark.parametrize("made", [{"nas": "0.1.0"}, {"nas": "0.1.0", "format": 1}, {"nas": "9.0.0", "format": 99}])
-def test_a_run_of_another_format_is_refused_with_its_version(tmp_path: Path, made: dict[str, Any]) -> None:
-    Run.open(tmp_path / "r", {"seed": 0})
-    (tmp_path / "r" / "environment.json").write_text(json.dumps(made))
-    with pytest.raises(UserError, match=rf"format {made.get('format', 1)} of a run, made by nas {made['nas']}"):
-        Run.existing(tmp_path / "r")

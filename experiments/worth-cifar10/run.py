@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
+from nas.checked import checked_space
 from nas.config import JUDGED_ON, Config, resolve
 from nas.errors import UserError
 from nas.files import nearest, write_json
@@ -37,7 +38,6 @@ from nas.plan import Task, candidates, layout
 from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run import Run
-from nas.scene import checked_space
 from nas.select.pareto import Point, hypervolume
 from nas.stages.selection import CALIBRATED_ON
 from nas.stages.supernet import SUPERNET, finished

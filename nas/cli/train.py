@@ -72,8 +72,8 @@ def train(
     def _only(settings: Any) -> str:
         """Of a space with one network; raises UserError where there is a choice."""
         from nas import genome
+        from nas.checked import checked_space
         from nas.plan import Task, layout
-        from nas.scene import checked_space
 
         if genome.size(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
             raise UserError("--arch: which network? give largest, smallest, random, or an arch.json")

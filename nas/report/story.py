@@ -13,13 +13,13 @@ from typing import Any
 
 from nas.arch import SKIP, Arch
 from nas.artefacts import standing
+from nas.checked import checked_space
 from nas.config import Config
 from nas.errors import UserError
 from nas.latency.costs import Costs
 from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
 from nas.run import Run
 from nas.run_tables import kept_table, recorded_costs
-from nas.scene import checked_space
 from nas.settings import settings_of
 from nas.text import duration
 from nas.timeline import spent
