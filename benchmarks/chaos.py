@@ -33,13 +33,13 @@ import torch
 import torchvision  # noqa: F401  all that a search loads is loaded once, before any fork
 import yaml
 
-import nas.evaluate
+import nas.pipeline.evaluate
+import nas.pipeline.search
 import nas.progress
-import nas.search
 from nas import cli, results
 from nas.latency import bench, profile
 from nas.latency.table import LatencyTable
-from nas.stages import supernet
+from nas.pipeline import supernet
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from tiny_search import SHORT

@@ -33,20 +33,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas import genome
-from nas.config import Config
-from nas.early.picks import rebuilt
-from nas.early.price import write_untrained
-from nas.early.serve import THRESHOLDS, Trained, judged
+from nas import sampling
+from nas.config.search import Config
 from nas.exits import Runtime, policy
 from nas.exits.net import Additive, MultiExit
 from nas.exits.policy import Policy
 from nas.exits.runtime import confidences
 from nas.latency.devices.onnxruntime import session
 from nas.lower.emit import emit_many
+from nas.pipeline.exits.picks import rebuilt
+from nas.pipeline.exits.price import write_untrained
+from nas.pipeline.exits.serve import THRESHOLDS, Trained, judged
+from nas.pipeline.inputs import Scene, recorded_scene
 from nas.plan import Layout, Task, layout
-from nas.run import Run
-from nas.scene import Scene, recorded_scene
+from nas.run.directory import Run
 from nas.space import Space
 from nas.subnet import build
 from nas.train.data import normalise
@@ -180,7 +180,7 @@ def report(subject: Subject, count: int, seconds: float) -> dict[str, Any]:
 
 def late(at: Layout, seed: int, seconds: float) -> None:
     """Prints (c) of a random network with all its exits."""
-    arch = replace(genome.sample(at, random.Random(seed)), exits=tuple(exit_.slot for exit_ in at.exits))
+    arch = replace(sampling.sample(at, random.Random(seed)), exits=tuple(exit_.slot for exit_ in at.exits))
     net, count, task = MultiExit(build(at, arch), Additive(0.5)).eval(), len(at.exits), at.task
     shape = RANDOM, task.in_ch, task.size, task.size
     images = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).numpy()

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from nas import genome
+from nas import sampling
 from nas.decision import prices
 from nas.latency.costs import load
 from nas.plan import Task, layout
@@ -32,8 +32,8 @@ def main() -> None:
     rows = tuple(np.array([priced.ms[slot.index][op] for op in slot.ops]) for slot in plan.slots)
     problem = Problem(plan, tuple(slot.ops for slot in plan.slots), (Cost(options.target, "ms", priced.fixed, rows),))
     choices = sum(len(ops) for ops in problem.allowed)
-    print(f"{options.space} at {options.size}: 10^{math.log10(genome.size(plan)):.1f} architectures, {choices} choices "
-          f"in {len(plan.slots)} slots; {options.target}: {problem.costs[0].smallest:.4f} .. "
+    print(f"{options.space} at {options.size}: 10^{math.log10(sampling.size(plan)):.1f} architectures, "
+          f"{choices} choices in {len(plan.slots)} slots; {options.target}: {problem.costs[0].smallest:.4f} .. "
           f"{problem.costs[0].largest:.4f} ms")
     for budget in budgets(problem, 6):
         seconds = []

@@ -13,16 +13,16 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 
 from nas.arch import Arch
-from nas.config import Config
-from nas.deliver import CALIBRATION
+from nas.config.search import Config
 from nas.lower import tflite
-from nas.picks import load_weights
-from nas.run import Run
-from nas.scene import recorded_scene
+from nas.lower.verify import run_tflite
+from nas.pipeline.deliver import CALIBRATION
+from nas.pipeline.finetune import load_weights
+from nas.pipeline.inputs import recorded_scene
+from nas.run.directory import Run
 from nas.train import loop
 from nas.train.data import normalise
 from nas.units import targets_of
-from nas.verify import run_tflite
 
 
 def main() -> None:

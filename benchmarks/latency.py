@@ -25,7 +25,7 @@ import torch
 import torchvision
 from scipy.stats import kendalltau
 
-from nas import genome
+from nas import sampling
 from nas.files import resolve
 from nas.latency.costs import known, load
 from nas.latency.devices.onnxruntime import Cpu
@@ -120,7 +120,7 @@ def _predict(_: argparse.Namespace) -> None:
 
 def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: int) -> None:
     rng = random.Random(f"benchmark {seed}")
-    drawn = [plan(plan_, genome.sample_thinned(plan_, rng)) for _ in range(count + FITTED_ON)]
+    drawn = [plan(plan_, sampling.sample_thinned(plan_, rng)) for _ in range(count + FITTED_ON)]
     nets, others = drawn[:count], drawn[count:]
     bench = clocked(plan_, table, device, rng)
     first, second = bench.networks(drawn)

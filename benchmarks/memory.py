@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from nas.stages import supernet
+from nas.pipeline import supernet
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from tiny_search import SHORT, config_of, searched

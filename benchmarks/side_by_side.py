@@ -14,8 +14,8 @@ from functools import partial
 
 import torch
 
-from nas import genome
-from nas.picks import side_by_side
+from nas import sampling
+from nas.pipeline.finetune import side_by_side
 from nas.plan import Layout, Task, layout
 from nas.space import Space
 from nas.subnet import build
@@ -53,7 +53,7 @@ def seconds(plan: Layout, options: argparse.Namespace, together: bool) -> float:
     recipe = Recipe(1, options.batch, 0.002, 0.02, 0.05, data.augment, 0.0)
     rng, work = random.Random(0), list[Callable[[], object]]()
     for i in range(options.networks):
-        model = build(plan, genome.sample(plan, rng))
+        model = build(plan, sampling.sample(plan, rng))
         work.append(FineTuning(str(i), model, None, data, recipe, 0, torch.device("cpu")).epoch)
     start = time.perf_counter()
     if together:

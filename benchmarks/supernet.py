@@ -30,7 +30,7 @@ import yaml
 from torch import Tensor, nn
 
 from nas.arch import SKIP, Arch
-from nas.config import Training
+from nas.config.search import Training
 from nas.decision import efficient, largest, one_hot, prices
 from nas.latency import costs
 from nas.latency.timing import Run, Timing, summary
@@ -43,8 +43,8 @@ from nas.supernet.net import Supernet
 from nas.supernet.prune import GRID
 from nas.train import loop
 from nas.train.data import batches, load
-from nas.train.search_loop import Recipe, SupernetTraining
 from nas.train.stepper import Stepper
+from nas.train.supernet_training import Recipe, SupernetTraining
 
 CPU = torch.device("cpu")
 STEPPER = Stepper(CPU)  # as the search steps, in one process and one piece

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 from torchvision import models
 
-from nas.early.places import of_file
-from nas.early.weights import names
 from nas.errors import UserError
+from nas.pipeline.exits.places import of_file
+from nas.pipeline.exits.weights import names
 
 CLOSE = 0.02  # torchvision rounds its figures, and counts products that are no layers in some transformers
 

@@ -12,7 +12,7 @@
     network = found.front[0].network()              # a torch module with its trained weights
 
 Every function raises ``nas.errors.UserError``, one line, for what the caller has to mend; progress goes to stderr.
-Operators of your own are loaded first: ``nas.ops.own.load([Path("my_ops.py")])``.
+Operators of your own are loaded first: ``nas.ops.user_files.load([Path("my_ops.py")])``.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from typing import Any
 
 from torch import nn
 
-from nas import search as pipeline
 from nas.arch import Arch
-from nas.config import PLACES, default_run_dir, resolve, spread
+from nas.config.search import PLACES, default_run_dir, resolve, spread
 from nas.errors import UserError
-from nas.footprint import Memory
 from nas.latency.costs import Costs, load
-from nas.launch import processes
-from nas.picks import load_weights
+from nas.pipeline import search as pipeline
+from nas.pipeline.budgets import Bounds
+from nas.pipeline.finetune import load_weights
+from nas.pipeline.inputs import recorded_scene
+from nas.pipeline.npu_memory import Memory
 from nas.progress import Progress
-from nas.run import Run
-from nas.run_images import Images
-from nas.scene import recorded_scene
-from nas.settings import searched, settings_of
+from nas.run.directory import Run
+from nas.run.images import Images
+from nas.run.settings import searched, settings_of
 from nas.space import Space
-from nas.stages.bounds import Bounds
+from nas.train.torchrun import processes
 from nas.units import by_target, least, listed_targets, unit
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from nas.arch import Op, Value
 from nas.errors import UserError
 from nas.files import resolve
-from nas.places import space_parts
+from nas.paths import space_parts
 
 
 class _Strict(BaseModel):

@@ -45,6 +45,6 @@ def duration(seconds: float) -> str:
 
 
 def took(seconds: Mapping[str, float]) -> str:
-    """``took 12 min in all: supernet warmup 3 min, selection 60 s, ...``, of what ``nas.timeline.spent`` returns."""
+    """``took 12 min in all: supernet warmup 3 min, selection 60 s, ...``, of ``nas.run.timeline.spent``."""
     parts = [f"{name} {duration(value)}" for name, value in seconds.items() if name != "total" and value >= 0.5]
     return f"took {duration(seconds['total'])} in all" + (f": {', '.join(parts)}" if parts else "")

@@ -15,8 +15,8 @@ import yaml
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from nas.cli.output import one_line
 from nas.errors import UserError
-from nas.terminal import one_line
 
 EXAMPLES = int(os.environ.get("NAS_EXAMPLES", "20"))
 tried = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

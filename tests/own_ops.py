@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nas.ops import own, registry
+from nas.ops import registry, user_files
 
 
 def forget() -> None:
     """As if ``--ops`` had never been given."""
-    for one in own.loaded():
+    for one in user_files.loaded():
         registry.forget(one.operators)
-    own._SOURCES.clear()
+    user_files._SOURCES.clear()
 
 
 @contextmanager

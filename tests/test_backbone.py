@@ -14,13 +14,13 @@ from batch_norms import scrambled
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from nas import genome
+from nas import sampling
 from nas.files import shipped
 from nas.lower.onnx import export
+from nas.lower.verify import Disagreement, check_onnx
 from nas.plan import Task, layout
 from nas.space import Space
 from nas.subnet import Backbone, FeatureMap, build
-from nas.verify import Disagreement, check_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 COCO = ROOT.parent / "shared" / "data" / "coco128_320"
@@ -28,7 +28,7 @@ COCO = ROOT.parent / "shared" / "data" / "coco128_320"
 
 def network(name: str, size: int) -> Any:
     at = layout(Space.load(name), Task(size, 3, 10))
-    return build(at, genome.smallest(at))
+    return build(at, sampling.smallest(at))
 
 
 @pytest.mark.parametrize("name", [*shipped("search_spaces/presets", ".yaml"), *shipped("search_spaces", ".yaml")])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from nas import genome
+from nas import sampling
 from nas.arch import SKIP, Op
 from nas.decision import Choice, Decision, Prices, arch_of, choice_of, efficient, expected_ms, one_hot, op_of, prices
 from nas.plan import Layout, OpKey, Slot, plan
@@ -27,7 +27,7 @@ def test_an_operator_and_its_choice_are_inverse() -> None:
 
 
 def test_the_heaviest_choices_make_the_network(tiny: Layout) -> None:
-    arch = genome.sample(tiny, random.Random(0))
+    arch = sampling.sample(tiny, random.Random(0))
     assert arch_of(tiny, one_hot(arch)) == arch
     soft = Decision(tuple((Choice(SKIP, None, torch.tensor(0.4)), Choice(op.without("hidden"), 8, 0.6))
                           for op in (slot.ops[0] for slot in tiny.slots)))
@@ -37,7 +37,7 @@ def test_the_heaviest_choices_make_the_network(tiny: Layout) -> None:
 def test_the_expected_ms_of_one_network_is_the_sum_over_its_plan(tiny: Layout) -> None:
     known = prices(tiny, ms)
     for seed in range(50):
-        arch = genome.sample(tiny, random.Random(seed))
+        arch = sampling.sample(tiny, random.Random(seed))
         assert expected_ms(tiny, one_hot(arch), known) == pytest.approx(sum(ms(plan(tiny, arch))), rel=1e-12)
 
 

@@ -16,17 +16,17 @@ import pytest
 from tiny_search import SHORT, Quiet, comparable, config_of, searched, weights
 
 from nas import api, cli, files
-from nas import run as runs
-from nas import search as pipeline
+from nas.cli.output import one_line
 from nas.errors import UserError
 from nas.latency import costs
 from nas.latency.table import LatencyTable
+from nas.pipeline import search as pipeline
+from nas.pipeline import supernet
 from nas.report.page import page
-from nas.report.story import story
-from nas.run import Run
-from nas.settings import settings_of
-from nas.stages import supernet
-from nas.terminal import one_line
+from nas.report.run_data import story
+from nas.run import directory as runs
+from nas.run.directory import Run
+from nas.run.settings import settings_of
 
 
 @pytest.fixture(scope="module")

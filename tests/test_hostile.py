@@ -22,18 +22,19 @@ from hypothesis import strategies as st
 from own_ops import DOUBLE, forgotten
 from tiny_space import TINY
 
-from nas import baseline, results
+from nas import results
 from nas.arch import Arch, Op
-from nas.config import Config, default_run_dir, resolve
+from nas.cli.output import checked_width, named_budgets
+from nas.config.search import Config, default_run_dir, resolve
 from nas.latency import costs
 from nas.latency.devices import board
 from nas.latency.table import LatencyTable, Row
 from nas.latency.validate import validate
-from nas.ops import own
+from nas.ops import user_files
+from nas.pipeline import train_one
 from nas.plan import OpKey, Task, candidates, layout, plan
-from nas.settings import Baseline
+from nas.run.settings import Baseline
 from nas.space import Space
-from nas.terminal import checked_width, named_budgets
 
 PLAN = layout(Space.parse(TINY, "tiny.yaml"), Task(16, 3, 4))
 SHIPPED = Path(costs.folder("latency_tables"))
@@ -87,7 +88,7 @@ def test_the_name_of_a_space(name: str) -> None:
 @given(content=json_files(ARCH) | json_files({"arch": ARCH, "id": "x"}))
 def test_an_arch(place: Path, content: bytes) -> None:
     path = put(place, "arch.json", content)
-    arch = read_or_refused(lambda: baseline.read_arch(path), "arch.json")
+    arch = read_or_refused(lambda: train_one.read_arch(path), "arch.json")
     if arch is not None:
         assert Arch.from_json(json.loads(json.dumps(arch.to_json()))) == arch and len(arch.id) == 12
         read_or_refused(lambda: plan(PLAN, arch), "architecture", arch.space, "slot")
@@ -207,7 +208,7 @@ LINES = DOUBLE.splitlines(keepends=True)
 def test_operators_of_ones_own(place: Path, content: bytes) -> None:
     path = put(place, "my_ops.py", content)
     with forgotten():
-        read_or_refused(lambda: own.load([path]), "my_ops.py")
+        read_or_refused(lambda: user_files.load([path]), "my_ops.py")
 
 
 @tried

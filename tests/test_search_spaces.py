@@ -9,8 +9,8 @@ import torch
 from batch_norms import scrambled
 from tiny_search import Quiet, searched
 
-from nas import genome
-from nas.config import resolve
+from nas import sampling
+from nas.config.search import resolve
 from nas.decision import one_hot
 from nas.files import shipped
 from nas.plan import Task, layout
@@ -53,6 +53,6 @@ def test_weights_are_shared_exactly(space: str) -> None:
     supernet = scrambled(Supernet(at))
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     for seed in range(3):
-        arch = genome.sample(at, random.Random(seed))
+        arch = sampling.sample(at, random.Random(seed))
         with torch.no_grad():
             assert torch.equal(supernet(x, one_hot(arch)), supernet.inherit(arch).eval()(x))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from batch_norms import scrambled
 
-from nas import genome
+from nas import sampling
 from nas.arch import SKIP, Arch
 from nas.plan import Layout, Task, layout, plan, prefixes
 from nas.space import Space
@@ -17,7 +17,7 @@ from nas.subnet import Subnet, build
 
 def ghost() -> tuple[Layout, Arch]:
     at = layout(Space.load("ghost@0.25"), Task(32, 3, 5), exits=True)
-    arch = genome.sample(at, random.Random(0))
+    arch = sampling.sample(at, random.Random(0))
     return at, replace(arch, ops=(SKIP, *arch.ops[1:]), exits=(2, 10))
 
 
@@ -49,7 +49,7 @@ def test_each_exit_reads_the_map_before_its_stride_change() -> None:
 
 
 def test_an_exit_right_behind_the_stem_and_none_at_all(tiny_exits: Layout) -> None:
-    arch = genome.smallest(tiny_exits)  # skips in all slots but the one with the stride
+    arch = sampling.smallest(tiny_exits)  # skips in all slots but the one with the stride
     keys = plan(tiny_exits, replace(arch, exits=(1,)))
     model = Subnet(keys)
     assert model.cuts == [0] and len(model.blocks) == 1 and len(model.stages()) == 2

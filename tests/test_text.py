@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from nas import show, text
+from nas import text
+from nas.cli import render
+from nas.cli.output import one_line
 from nas.errors import UserError
 from nas.progress import Progress
 from nas.report.comparison import draw_comparison
 from nas.report.drawing import drawing, label
 from nas.report.figures import draw_front
 from nas.report.page import page
-from nas.terminal import one_line
 
 HOSTILE = ["[red]", "[/b]", "[link=file:///etc]x", "$a$", "$\\frac{", "_hidden", "a|b", "</script><script>alert(1)",
            "<!--", "\"' onload=x", "{{js}}", "{name}", "%s", "a\nnas: done", "\x1b[2Jx", "\r1 of 1", "\u202egnp.exe",
@@ -57,11 +58,11 @@ def test_printable(name: str, expected: str) -> None:
 @given(ANY, ANY)
 @example("[red]a", "[/b]")
 def test_a_table_in_the_terminal_has_one_line_a_row(capsys_free: Any, first: str, second: str) -> None:
-    out = capsys_free(lambda: show.rows([{"name": first, "ms": 1.5}, {"name": second, "ms": None}]))
+    out = capsys_free(lambda: render.rows([{"name": first, "ms": 1.5}, {"name": second, "ms": None}]))
     lines = out.splitlines()
     assert len(lines) == 4 and all(map(visible, lines))
     assert text.printable(first).strip() in lines[2] and text.printable(second).strip() in lines[3]
-    assert capsys_free(lambda: show.line(first)) == text.printable(first) + "\n"
+    assert capsys_free(lambda: render.line(first)) == text.printable(first) + "\n"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from batch_norms import scrambled
 
-from nas import genome
+from nas import sampling
 from nas.arch import Arch
 from nas.plan import Layout, Task, layout
 from nas.space import Space
@@ -24,7 +24,7 @@ THREE = {
 
 def three() -> tuple[Layout, Arch]:
     at = layout(Space.parse(THREE), Task(16, 3, 4), exits=True)
-    return at, replace(genome.decode(at, [0] * len(at.slots)), exits=tuple(exit_.slot for exit_ in at.exits))
+    return at, replace(sampling.decode(at, [0] * len(at.slots)), exits=tuple(exit_.slot for exit_ in at.exits))
 
 
 def network(seed: int = 0) -> Subnet:

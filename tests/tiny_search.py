@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nas import search as pipeline
-from nas.config import Config, resolve
-from nas.run import Run
+from nas.config.search import Config, resolve
+from nas.pipeline import search as pipeline
+from nas.run.directory import Run
 
 SHORT = ["train.warmup_epochs=1", "train.search_epochs=2", "train.settle_epochs=1", "train.finetune_epochs=2",
          "train.batch=16", "evaluations=12", "budgets=3"]

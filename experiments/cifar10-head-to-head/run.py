@@ -31,7 +31,7 @@ from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.timing import interleaved
 from nas.progress import Progress
 from nas.results import keep, nas, standing, told
-from nas.run import Run
+from nas.run.directory import Run
 
 HERE = Path(__file__).resolve().parent
 KNOWN = ("ghostnet@0.25", "mobilenet_v2@0.25", "mobilenet_v2@0.5", "mobilenet_v3_small@0.5", "mobilenet_v3_small@1.0",

@@ -21,17 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas import checkpoint, genome
-from nas.early.train import train
+from nas import sampling
 from nas.errors import UserError
 from nas.exits import policy
 from nas.exits.methods import methods
 from nas.exits.runtime import confidences
 from nas.files import write_json
+from nas.pipeline.exits.train import train
 from nas.plan import Layout, Task, layout, macs, plan, prefixes
 from nas.progress import Progress
 from nas.results import keep, standing, told
-from nas.run import Run
+from nas.run import checkpoint
+from nas.run.directory import Run
 from nas.space import Space
 from nas.subnet import Subnet, build
 from nas.train import loop
@@ -58,7 +59,7 @@ class Bench:
         self.data: Data = load(options.data, data_dir=options.data_dir, size=None, seed=0, limit=options.limit)
         task = Task(self.data.size, self.data.in_ch, len(self.data.classes))
         self.at: Layout = layout(Space.load(options.space).scaled(options.width), task, exits=True)
-        drawn = genome.sample(self.at, random.Random(options.arch_seed))
+        drawn = sampling.sample(self.at, random.Random(options.arch_seed))
         self.arch = replace(drawn, exits=tuple(exit_.slot for exit_ in self.at.exits))
         self.recipe = Recipe(options.epochs, options.batch, options.lr, options.weight_decay, 0.0, self.data.augment,
                              distill_weight=0.0)

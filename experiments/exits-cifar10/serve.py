@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from run import CPU, HERE, PLAIN, Bench, arguments, asked_of, settings_of
 
-from nas.early.price import known_exit_ms
-from nas.early.serve import Trained, Wishes, chosen, named, write
-from nas.early.train import train
 from nas.exits import choice
 from nas.exits.methods import methods
 from nas.latency.table import LatencyTable
 from nas.lower.emit import emit
+from nas.pipeline.exits.price import known_exit_ms
+from nas.pipeline.exits.serve import Trained, Wishes, chosen, named, write
+from nas.pipeline.exits.train import train
 from nas.plan import plan
 from nas.progress import Progress
 from nas.results import keep, standing, told
-from nas.run import Run
+from nas.run.directory import Run
 from nas.subnet import build
 from nas.train import loop
 from nas.train.data import Data, Split, load

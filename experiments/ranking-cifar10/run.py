@@ -28,22 +28,22 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
-from nas.config import JUDGED_ON
+from nas.config.search import JUDGED_ON
 from nas.errors import UserError
+from nas.pipeline.inputs import Scene, problem
+from nas.pipeline.selection import CALIBRATED_ON
+from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import macs, params, plan
 from nas.progress import Progress
 from nas.results import keep, standing, told
-from nas.run import Run
-from nas.scene import Scene, problem
+from nas.run.directory import Run
+from nas.run.settings import searched
 from nas.select.problem import Problem, random_within
-from nas.settings import searched
-from nas.stages.selection import CALIBRATED_ON
-from nas.stages.supernet import SUPERNET, finished
 from nas.subnet import build
 from nas.train import loop
 from nas.train.data import Data
 from nas.train.finetune import FineTuning, Recipe
-from nas.train.search_loop import SupernetTraining
+from nas.train.supernet_training import SupernetTraining
 
 HERE = Path(__file__).resolve().parent
 LOWEST, HIGHEST = 1.15, 0.9  # limits of the cheapest and dearest group, of the ends of the reachable range

@@ -20,7 +20,7 @@ from scipy.stats import kendalltau
 from stored import FULL, HERE, Array, Judged, Pick, Stored, column_of, judged, read_lines
 
 from nas.files import write_atomic
-from nas.select import models
+from nas.select import score_models
 from nas.select.problem import Problem, budgets
 from nas.select.scores import ridge, totals
 
@@ -96,8 +96,8 @@ def agreement(stored: Stored, lines: Lines) -> str:
     for line in lines:
         if line["part"].startswith("ilp"):
             archs, losses = [stored.full.arch(pick) for pick in line["picks"]], [one / 1e5 for one in line["loss"]]
-            for name, fit in models.candidates(stored.full, {models.GATES: gates}).items():
-                if name != models.GATES:
+            for name, fit in score_models.candidates(stored.full, {score_models.GATES: gates}).items():
+                if name != score_models.GATES:
                     predictors[f"{name}, {len(archs)} judged"] = totals(fit(archs, losses), picks)
     if random := [line for line in lines if line["part"].startswith("fitted")]:
         known = Judged(*(np.array([value for line in random for value in line[key]], float) / unit for key, unit in (
@@ -169,8 +169,8 @@ def agreement_restricted(bench: Bench) -> str:
     predictors["gates"] = totals(gates, picks)
     for n, own in asked.items():
         archs, losses = [problem.arch(pick) for pick in own], [bench.losses[pick] for pick in own]
-        for name, fit in models.candidates(problem, {models.GATES: gates}).items():
-            if name != models.GATES:
+        for name, fit in score_models.candidates(problem, {score_models.GATES: gates}).items():
+            if name != score_models.GATES:
                 predictors[f"{name}, {n} judged"] = totals(fit(archs, losses), picks)
     predictors |= on_random(problem, fitted, figures.of([bench.row[pick] for pick in fitted]), picks)
     accuracy, loss = figures.unseen_accuracy[rows], figures.unseen_loss[rows]

@@ -24,24 +24,24 @@ from stored import CHOICES, FREE, FULL, JUDGED, PER_PART, PROBLEM, Stored
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas import genome
+from nas import sampling
 from nas.arch import SKIP, Arch
-from nas.config import JUDGED_ON
+from nas.config.search import JUDGED_ON
 from nas.errors import UserError
 from nas.files import write_text
+from nas.pipeline.inputs import Scene, problem
+from nas.pipeline.selection import CALIBRATED_ON, gate_scores
+from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import OpKey, Slot, macs, params
 from nas.progress import Progress
 from nas.results import keep, standing, told
-from nas.run import Run
-from nas.scene import Scene, problem
+from nas.run.directory import Run
+from nas.run.settings import searched
 from nas.select import SELECTORS
 from nas.select.problem import Limits, budgets
-from nas.settings import searched
-from nas.stages.selection import CALIBRATED_ON, gate_scores
-from nas.stages.supernet import SUPERNET, finished
 from nas.train import loop
 from nas.train.data import Split, eval_batches
-from nas.train.search_loop import SupernetTraining
+from nas.train.supernet_training import SupernetTraining
 
 POSITIONS = 13  # budgets at which the gates' scores are stored
 EVALUATIONS = (36, 100, 300)  # of the selections on the full space
@@ -185,7 +185,7 @@ def on_full(scene: Scene, training: SupernetTraining, stored: Stored, part: str)
     line: dict[str, Any] = {"part": part}
     if kind in ("held-out", "fitted"):
         rng = random.Random(int(number) + (kind == "fitted") * HELD_OUT)
-        drawn = [genome.sample(training.supernet.layout, rng) for _ in range(AT_ONCE)]
+        drawn = [sampling.sample(training.supernet.layout, rng) for _ in range(AT_ONCE)]
         both = [[training.judge(arch, split, CALIBRATED_ON) for split in halves(scene)] for arch in drawn]
         line |= {"picks": [full.indices(arch) for arch in drawn], "loss": five(one.loss for one, _ in both),
                  "right": whole(one.right for one, _ in both), "unseen_loss": five(one.loss for _, one in both),

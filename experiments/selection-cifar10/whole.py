@@ -19,14 +19,14 @@ from rivals import Oracle, SpentError
 from run import halves, settings_of, stored_of, supernet
 from stored import HERE, Pick, Stored
 
+from nas.pipeline.inputs import Scene
+from nas.pipeline.selection import CALIBRATED_ON
 from nas.progress import Progress
 from nas.results import keep, standing, told
-from nas.scene import Scene
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Limits, Scores, budgets
-from nas.stages.selection import CALIBRATED_ON
 from nas.train.loop import Judged
-from nas.train.search_loop import SupernetTraining
+from nas.train.supernet_training import SupernetTraining
 
 EVALUATIONS, CHANCE = 100, 0.1
 NAMES = tuple(name for name in METHODS if not name.endswith(", 50"))  # populations of half of all evaluations

@@ -25,9 +25,9 @@ from nas.files import write_json
 from nas.latency import costs
 from nas.progress import Progress
 from nas.results import keep, nas, standing, told
-from nas.run import Run
+from nas.run.directory import Run
+from nas.run.settings import searched
 from nas.select.pareto import Point, hypervolume
-from nas.settings import searched
 
 HERE = Path(__file__).resolve().parent
 ALONE, TOGETHER = "A", "A and B"

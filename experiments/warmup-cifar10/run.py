@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from scipy.stats import kendalltau
 
-from nas import genome
+from nas import sampling
 from nas.arch import Arch
 from nas.decision import largest, prices, smallest
 from nas.latency import costs
@@ -31,7 +31,7 @@ from nas.space import Space
 from nas.subnet import Subnet, build
 from nas.train import finetune, loop
 from nas.train.data import Data, load
-from nas.train.search_loop import Recipe, SupernetTraining
+from nas.train.supernet_training import Recipe, SupernetTraining
 
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def part(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     run = trained(way, seed, at, data, options)
     seconds = time.thread_time() - start
     rng = random.Random(f"networks {seed}")
-    networks = [genome.sample(at, rng) for _ in range(options.networks)]
+    networks = [sampling.sample(at, rng) for _ in range(options.networks)]
     if WAYS[way][0]:
         ends = [judged(run.inherit(arch), data, seed) for arch in (largest(at, run.prices[0]),
                                                                    smallest(at, run.prices[0]))]

@@ -28,19 +28,19 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
-from nas.checked import checked_space
-from nas.config import JUDGED_ON, Config, resolve
+from nas.config.search import JUDGED_ON, Config, resolve
+from nas.config.space import checked_space
 from nas.errors import UserError
 from nas.files import nearest, write_json
 from nas.latency import costs as cost_models
 from nas.latency.table import LatencyTable
+from nas.pipeline.selection import CALIBRATED_ON
+from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import Task, candidates, layout
 from nas.progress import Progress
 from nas.results import keep, standing, told
-from nas.run import Run
+from nas.run.directory import Run
 from nas.select.pareto import Point, hypervolume
-from nas.stages.selection import CALIBRATED_ON
-from nas.stages.supernet import SUPERNET, finished
 from nas.train import loop
 from nas.train.data import load
 

@@ -15,12 +15,12 @@ from typing import NoReturn
 
 import typer
 
-from nas import launch
 from nas.cli import compare, exits, presets, report, runs, settings, spaces, streams, tables, train
 from nas.cli.base import app
+from nas.cli.output import one_line
 from nas.cli.wording import in_words_of
 from nas.errors import UserError
-from nas.terminal import one_line
+from nas.train import torchrun
 
 __all__ = ["app", "compare", "exits", "main", "presets", "report", "runs", "settings", "spaces", "tables", "train"]
 
@@ -43,12 +43,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # left alone in the background of a shell
         signal.signal(signal.SIGINT, _interrupt)
-    if not launch.leads():  # torchrun's other processes help to train; the first alone reads settings, writes, prints
-        launch.go_when_told()
+    if not torchrun.leads():  # torchrun's other processes help to train; the first alone reads settings, writes, prints
+        torchrun.go_when_told()
         if words[:1] == ["search"] and not {"-h", "--help"} & set(words):
-            from nas.train import crew
+            from nas.train import followers
 
-            crew.follow()
+            followers.follow()
         sys.exit(0)
     _seen.clear()
     try:

@@ -76,15 +76,15 @@ def out_file(out: Path | None) -> None:
 def run_files(ops: list[Path] | None) -> None:
     """Executes the files of ``--ops``: nothing else does."""
     if ops:
-        from nas.ops import own
+        from nas.ops import user_files
 
-        own.load(ops)
+        user_files.load(ops)
 
 
 @contextlib.contextmanager
 def existing(path: Path) -> Iterator[tuple[Any, Any]]:
     from nas.progress import Progress
-    from nas.run import Run
+    from nas.run.directory import Run
 
     run = Run.existing(path)
     with run.lock():
@@ -92,6 +92,6 @@ def existing(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def rows(values: Sequence[dict[str, Any]]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.rows(values) if values else show.line("none")
+    render.rows(values) if values else render.line("none")

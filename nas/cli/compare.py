@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli.base import Budgets, Json, Ops, Size, Target, Width, app, run_files
-from nas.terminal import print_result
+from nas.cli.output import print_result
 
 
 @app.command()
@@ -44,10 +44,10 @@ def compare(
 
     def work() -> dict[str, Any]:
         run_files(ops)
-        from nas import compare as comparison
-        from nas.config import PLACES, Config, resolve
+        from nas.config.search import PLACES, Config, resolve
+        from nas.pipeline import compare_spaces as comparison
         from nas.progress import Progress
-        from nas.run import Run
+        from nas.run.directory import Run
 
         configs: list[Config] = [resolve(None, overrides or [], {**flags, "space": name}) for name in spaces]
         settings = comparison.settings(configs, networks)
@@ -61,6 +61,6 @@ def compare(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.comparison(result)
+    render.comparison(result)

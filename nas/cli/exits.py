@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, app, out_folder, run_files
+from nas.cli.output import print_result
 from nas.errors import UserError
-from nas.places import absolute, located
-from nas.terminal import print_result
+from nas.paths import absolute, located
 
 if TYPE_CHECKING:
-    from nas.run import Run
+    from nas.run.directory import Run
 
 LISTED = ("model", "target", "listed", "ops", "as_json")  # options that --list uses, whatever the model is
 WISHES = ("confidence", "lose", "budget_ms", "max_ms")  # what exits are chosen by, once their heads are trained
@@ -60,24 +60,24 @@ def exits(
     """Add early exits to a trained network. Only their heads learn, also from images without labels."""
 
     def places() -> dict[str, Any]:
-        from nas.early import models
-        from nas.early import places as listing
+        from nas.pipeline.exits import existing
+        from nas.pipeline.exits import places as listing
         from nas.progress import Progress
-        from nas.run import Run
+        from nas.run.directory import Run
 
         run_files(ops)
         if not Path(model).is_dir():
             return listing.of_file(model, weights, size, target, seed)
-        return listing.of_pick(models.pick(Run.existing(model), arch, target, False, Progress()))
+        return listing.of_pick(existing.pick(Run.existing(model), arch, target, False, Progress()))
 
     def work() -> dict[str, Any]:
-        from nas.early import models
-        from nas.early.add import add, refuse
-        from nas.early.serve import Wishes, checked
         from nas.exits.runtime import CONFIDENCES
+        from nas.pipeline.exits import existing
+        from nas.pipeline.exits.add import add, refuse
+        from nas.pipeline.exits.serve import Wishes, checked
         from nas.progress import Progress
-        from nas.run import Run
-        from nas.run_images import Images
+        from nas.run.directory import Run
+        from nas.run.images import Images
         from nas.train.labels import read_names
         from nas.train.preprocessing import Preprocessing
 
@@ -113,7 +113,7 @@ def exits(
                 raise UserError("--mean, --std, --scale and --classes: a run knows how its networks read images")
             if limit is not None and images is None:
                 raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
-            one = models.pick(Run.existing(model), arch, target, images is None, progress, Images(data, data_dir))
+            one = existing.pick(Run.existing(model), arch, target, images is None, progress, Images(data, data_dir))
             settings["arch"] = arch and one.name  # not the beginning of an id that was typed
             place = out or Path(model) / "exits" / f"{one.name}-{method}"
         else:
@@ -122,7 +122,7 @@ def exits(
             if classes is not None and data is None:
                 raise UserError(f"--classes {classes}: has no effect without --data, whose labels are found by it")
             read = partial(_images, model, data, data_dir, seed, limit)
-            one = models.file(model, weights, size, target, read, seed, how, read_names(classes))
+            one = existing.file(model, weights, size, target, read, seed, how, read_names(classes))
             place = out or Path(f"{Path(model).stem}-exits")
         with _begun(place, settings) as here:
             return add(one, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,
@@ -149,8 +149,8 @@ def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
 
     So a command that was refused, or that found no exits within its limits, does not stand in the way of a mended one.
     """
-    from nas.early.serve import CARD
-    from nas.run import CONFIG, Run
+    from nas.pipeline.exits.serve import CARD
+    from nas.run.directory import CONFIG, Run
 
     run = Run(place)
     if not run.has(CONFIG):
@@ -161,7 +161,7 @@ def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
 
 
 def _images(model: str, name: str | None, data_dir: str | None, seed: int, limit: int | None, side: int) -> Any:
-    from nas.early.models import whites_of
+    from nas.pipeline.exits.existing import whites_of
     from nas.train.data import load
 
     if name is None:
@@ -175,12 +175,12 @@ def _digest(path: Path | None) -> str | None:
 
 
 def _show_places(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.places(result)
+    render.places(result)
 
 
 def _show(card: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.exits(card)
+    render.exits(card)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli.base import Json, Targets, Width, app, rows
-from nas.terminal import checked_width, print_result
+from nas.cli.output import checked_width, print_result
 from nas.units import device, unit
 
 
@@ -53,17 +53,17 @@ def _lacking(presets: list[dict[str, Any]], costs: dict[str, Any], size: int) ->
 
 def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress: Any) -> dict[str, Any]:
     """What a network is and costs; ``costs`` are replaced by those with its rows, where these can be compiled."""
-    from nas import genome
+    from nas import sampling
     from nas.errors import UserError
     from nas.files import resolve
     from nas.latency.table import LatencyTable
     from nas.plan import layout, macs, params, plan
-    from nas.run_tables import filled, lacks
+    from nas.run.tables import filled, lacks
     from nas.space import Space
 
     space = Space.load(name).scaled(width)
     at = layout(space, task)
-    keys = plan(at, genome.smallest(at))  # its only one
+    keys = plan(at, sampling.smallest(at))  # its only one
 
     def ms(target: str) -> float | None:
         try:
@@ -88,9 +88,9 @@ def _shown(preset: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show_markdown(presets: list[dict[str, Any]]) -> None:
-    from nas import show
+    from nas.cli import render
 
     titles = ["network", "parameters", "multiply-adds", *(f"{unit(target)}, {target}" for target in presets[0]["ms"])]
-    show.markdown(titles, [[one["name"], f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M",
+    render.markdown(titles, [[one["name"], f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M",
                             *("-" if value is None else f"{value:.3f}" for value in one["ms"].values())]
                            for one in presets])

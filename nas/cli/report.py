@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli.base import Json, Ops, RunPath, app, out_file, out_folder, run_files
+from nas.cli.output import print_result
 from nas.errors import UserError
-from nas.terminal import print_result
 
 
 @app.command()
@@ -30,14 +30,14 @@ def report(
 
     def work() -> dict[str, Any]:
         from nas.files import write_atomic, write_text
-        from nas.run import Run
+        from nas.run.directory import Run
 
         run_files(ops)
         here = Run.existing(run)
         if png and tensorboard:
             raise UserError("--png and --tensorboard: give one of the two")
         if tensorboard:
-            from nas.report.scalars import write_scalars
+            from nas.report.tensorboard import write_scalars
 
             out_folder(out)
             folder = out or here.file("tensorboard")
@@ -53,7 +53,7 @@ def report(
             write_atomic(file, lambda picture: draw_front(front, picture))
             return {"file": str(file), "picks": len(front["front"]) + len(front["dominated"])}
         from nas.report.page import page
-        from nas.report.story import story
+        from nas.report.run_data import story
 
         told = story(here)
         write_text(file, page(told))
@@ -63,8 +63,8 @@ def report(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
     for note in result.get("notes", []):
-        show.line(note)
-    show.line(result["file"])
+        render.line(note)
+    render.line(result["file"])

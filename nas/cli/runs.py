@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from nas import launch
 from nas.cli.base import (
     Budgets,
     Data,
@@ -24,8 +23,9 @@ from nas.cli.base import (
     out_folder,
     run_files,
 )
+from nas.cli.output import checked_budgets, named_budgets, print_result
 from nas.errors import UserError
-from nas.terminal import checked_budgets, named_budgets, print_result
+from nas.train import torchrun
 
 
 @app.command()
@@ -74,14 +74,14 @@ def search(
              "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms}
 
     def work() -> dict[str, Any]:
-        from nas.config import PLACES, default_run_dir, resolve, spread
+        from nas.config.search import PLACES, default_run_dir, resolve, spread
         from nas.progress import Progress
-        from nas.run import Run
+        from nas.run.directory import Run
 
         run_files(ops)
-        settings = spread(resolve(config, overrides or [], flags), launch.processes())
+        settings = spread(resolve(config, overrides or [], flags), torchrun.processes())
         path = run or default_run_dir(settings)
-        from nas import search as pipeline
+        from nas.pipeline import search as pipeline
 
         if until is not None and until not in pipeline.STAGES:
             raise UserError(f"--until {until}: a search can stop behind {' or '.join(pipeline.STAGES)}")
@@ -121,11 +121,11 @@ def select(
         budgets, together = named_budgets(budget_ms)
         run_files(ops)
         with existing(run) as (here, progress):
-            from nas import search as pipeline
-            from nas.footprint import Memory
-            from nas.run_images import Images
-            from nas.settings import searched
-            from nas.stages.bounds import Bounds
+            from nas.pipeline import search as pipeline
+            from nas.pipeline.budgets import Bounds
+            from nas.pipeline.npu_memory import Memory
+            from nas.run.images import Images
+            from nas.run.settings import searched
 
             if workers > 1 and not storage:
                 raise UserError(f"--workers {workers}: they share evaluations through a --storage; give one, for "
@@ -157,10 +157,10 @@ def judge(
 
     Batch norm statistics are recomputed for each. The same command continues what was stopped.
     """
-    from nas import search as pipeline
+    from nas.pipeline import search as pipeline
     from nas.progress import Progress
-    from nas.run import Run
-    from nas.run_images import Images
+    from nas.run.directory import Run
+    from nas.run.images import Images
 
     if (archs is None) == (storage is None):
         raise UserError("--archs or --storage: give one of the two: a file of networks, or where nas select asks")
@@ -207,8 +207,8 @@ def export(
         out_folder(out)
         run_files(ops)
         with existing(run) as (here, progress):
-            from nas import search as pipeline
-            from nas.run_images import Images
+            from nas.pipeline import search as pipeline
+            from nas.run.images import Images
 
             return pipeline.export(here, arch, budget_ms, out, progress, "features" if features else kind,
                                    Images(data, data_dir))
@@ -217,24 +217,24 @@ def export(
 
 
 def _show_files(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.exported(result)
+    render.exported(result)
 
 
 def _show_stopped(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.stopped(result)
+    render.stopped(result)
 
 
 def _show_judged(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.judged(result)
+    render.judged(result)
 
 
 def _show_front(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.front(result)
+    render.front(result)

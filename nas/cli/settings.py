@@ -7,8 +7,8 @@ from typing import Annotated, Any, get_args
 import typer
 
 from nas.cli.base import Json, app, rows
+from nas.cli.output import print_result
 from nas.errors import UserError
-from nas.terminal import print_result
 
 EPOCHS = "default: as many as the number of images asks for"
 MEANINGS = {
@@ -94,7 +94,7 @@ def settings(
     """
 
     def work() -> list[dict[str, Any]]:
-        from nas.config import Config
+        from nas.config.search import Config
 
         listed = [row for row in _settings(Config) if row["key"].startswith(prefix)]
         if not listed:

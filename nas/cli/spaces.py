@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli.base import Json, Ops, Targets, app, rows, run_files
+from nas.cli.output import print_result
 from nas.errors import UserError
-from nas.terminal import print_result
 
 
 @app.command()
@@ -40,8 +40,8 @@ def spaces(
         if check is None and not target:
             return [_space(name, size) for name in shipped("search_spaces", ".yaml")]
         run_files(ops)
-        from nas.check import check as examine
         from nas.latency.costs import load
+        from nas.pipeline.check_space import check as examine
         from nas.plan import Task
         from nas.progress import Progress
 
@@ -56,14 +56,14 @@ def spaces(
 
 
 def _space(name: str, size: int) -> dict[str, Any]:
-    from nas import genome
+    from nas import sampling
     from nas.files import resolve
     from nas.plan import Task, candidates, layout
     from nas.space import Space
 
     space = Space.load(name)
     plan = layout(space, Task(size, 3, 1000))
-    return {"name": name, "slots": len(plan.slots), "archs": f"10^{math.log10(genome.size(plan)):.1f}",
+    return {"name": name, "slots": len(plan.slots), "archs": f"10^{math.log10(sampling.size(plan)):.1f}",
             "operators": len(candidates(plan)), "ops": list(space.ops), "channels": [s.out for s in space.stages],
             "depth": [s.depth for s in space.stages], "last_map": plan.head.size, "about": space.about,
             "file": str(resolve("search_spaces", name, ".yaml"))}
@@ -71,10 +71,10 @@ def _space(name: str, size: int) -> dict[str, Any]:
 
 def _shown(check: str | None, target: list[str] | None, markdown: bool) -> Callable[[Any], None]:
     """How the answer is printed: one space, a list of them with or without costs, or the table of the docs."""
-    from nas import show
+    from nas.cli import render
 
     if check is not None:
-        return show.space
+        return render.space
     if not target:
         return rows
-    return show.table_of_spaces if markdown else show.spaces
+    return render.table_of_spaces if markdown else render.spaces

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli.base import Batch, Device, Json, Ops, Target, Threads, Width, app, out_file, rows, run_files
+from nas.cli.output import checked_width, print_result
 from nas.errors import UserError
-from nas.terminal import checked_width, print_result
 from nas.units import column
 
 
@@ -40,12 +40,12 @@ def profile(
     """Fill the latency table of a device. Rows that are there stay; an interrupted call continues."""
 
     def work() -> dict[str, Any]:
-        from nas.early.price import price_asking
         from nas.files import shipped
         from nas.latency.costs import LOCAL
         from nas.latency.devices import file_name, opened
         from nas.latency.profile import planned_s as estimate_s
         from nas.latency.profile import profile as fill
+        from nas.pipeline.exits.price import price_asking
         from nas.plan import Task, layout
         from nas.progress import Progress, duration
         from nas.space import Space
@@ -145,7 +145,7 @@ def sample(
         from nas.latency.sample import sample as draw
         from nas.plan import Task, layout
         from nas.progress import Progress
-        from nas.run_tables import filled
+        from nas.run.tables import filled
         from nas.space import Space
 
         run_files(ops)
@@ -186,7 +186,7 @@ def targets(as_json: Json = False) -> None:
     shown = ("name", "device", "processor", "runtime", "precision", "batch", "threads", "date", "checked", "error")
 
     def show(targets: list[dict[str, Any]]) -> None:
-        from nas.show import line
+        from nas.cli.render import line
 
         rows([{k: one[k] for k in shown if k in one} for one in targets])
         for target in targets:
@@ -197,12 +197,12 @@ def targets(as_json: Json = False) -> None:
 
 
 def _show_profile(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.profile(result)
+    render.profile(result)
 
 
 def _show_prediction(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.prediction(result)
+    render.prediction(result)

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, Targets, Width, app, run_files
+from nas.cli.output import print_result
 from nas.errors import UserError
-from nas.terminal import print_result
 
 
 @app.command()
@@ -43,11 +43,11 @@ def train(
     """
 
     def work() -> dict[str, Any]:
-        from nas import baseline
-        from nas.config import PLACES, resolve
+        from nas.config.search import PLACES, resolve
+        from nas.pipeline import train_one
         from nas.progress import Progress
-        from nas.run import Run
-        from nas.settings import Baseline, default_run_dir
+        from nas.run.directory import Run
+        from nas.run.settings import Baseline, default_run_dir
 
         run_files(ops)
         flags = {"arch": arch, "space": space, "target": target, "data": data, "data_dir": data_dir, "limit": limit,
@@ -57,25 +57,25 @@ def train(
         given = None
         if not settings.arch:
             settings = settings.model_copy(update={"arch": _only(settings)})
-        elif settings.arch not in baseline.CHOICES:
-            given = baseline.read_arch(Path(settings.arch))
+        elif settings.arch not in train_one.CHOICES:
+            given = train_one.read_arch(Path(settings.arch))
             own = {"space": given.space, "size": given.size}
             asked = settings.model_fields_set
             settings = settings.model_copy(update={
                 "arch": given.id, **{key: value for key, value in own.items() if key not in asked}})
         path = run or default_run_dir(settings)
         if Run.fresh(path):
-            baseline.refuse(settings)  # before a directory is made
+            train_one.refuse(settings)  # before a directory is made
         with Run.begun(path, settings.to_json(), PLACES) as here:
-            return baseline.train(settings, here, given, Progress())
+            return train_one.train(settings, here, given, Progress())
 
     def _only(settings: Any) -> str:
         """Of a space with one network; raises UserError where there is a choice."""
-        from nas import genome
-        from nas.checked import checked_space
+        from nas import sampling
+        from nas.config.space import checked_space
         from nas.plan import Task, layout
 
-        if genome.size(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
+        if sampling.size(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
             raise UserError("--arch: which network? give largest, smallest, random, or an arch.json")
         return "largest"
 
@@ -102,7 +102,7 @@ def evaluate(
     """Say how good an ONNX file is on images: top-1, top-5 and every class, with 95 % intervals."""
 
     def work() -> dict[str, Any]:
-        from nas.evaluate import evaluate as judge
+        from nas.pipeline.evaluate import evaluate as judge
         from nas.progress import Progress
         from nas.train.labels import read_names
         from nas.train.preprocessing import Preprocessing
@@ -115,12 +115,12 @@ def evaluate(
 
 
 def _show_score(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.score(result)
+    render.score(result)
 
 
 def _show(result: dict[str, Any]) -> None:
-    from nas import show
+    from nas.cli import render
 
-    show.front(result)
+    render.front(result)

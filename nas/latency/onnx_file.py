@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, defs, external_data_helper
 
-from nas import formats
 from nas.errors import UserError
+from nas.lower import formats
 
 
 def stored(path: Path, weights: bool = True) -> onnx.ModelProto:

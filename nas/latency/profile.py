@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import nas
-from nas import genome
+from nas import sampling
 from nas.errors import UserError
 from nas.files import folder
 from nas.latency.agreement import agreement, kendall, mape, note
@@ -39,7 +39,7 @@ from nas.latency.load import LOAD, Watch
 from nas.latency.lock import alone
 from nas.latency.table import HEADS, OWN, LatencyTable, Row
 from nas.latency.timing import Device, Run, Steady, Timing, interleaved
-from nas.ops.own import hashes
+from nas.ops.user_files import hashes
 from nas.plan import Layout, OpKey, candidates, macs, plan
 from nas.progress import NoProgress, Progress, Task
 from nas.subnet import Subnet
@@ -386,7 +386,7 @@ def _plans(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = (
     None is one of ``without``, as far as the space has so many others.
     """
     rng, known = random.Random(seed), set(map(tuple, without))
-    drawn = [plan(layout, genome.sample_thinned(layout, rng)) for _ in range(n * (REDRAWN if known else 1))]
+    drawn = [plan(layout, sampling.sample_thinned(layout, rng)) for _ in range(n * (REDRAWN if known else 1))]
     return sorted(drawn, key=lambda keys: tuple(keys) in known)[:n]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nas import genome
+from nas import sampling
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.files import write_json
@@ -75,14 +75,14 @@ def _distinct(layout: Layout, n: int, rng: random.Random) -> list[Arch]:
         found[arch] = None
         if len(found) == n:
             return list(found)
-    raise UserError(f"-n {n}: {layout.space} at {layout.task.size} has {genome.size(layout)} networks, and "
+    raise UserError(f"-n {n}: {layout.space} at {layout.task.size} has {sampling.size(layout)} networks, and "
                     f"{PATIENCE} draws brought none beyond {len(found)}")
 
 
 def _until_nothing_new(layout: Layout, rng: random.Random, found: dict[Arch, None]) -> Iterator[Arch]:
     tries = 0
     while tries < PATIENCE:
-        arch = genome.sample_thinned(layout, rng)
+        arch = sampling.sample_thinned(layout, rng)
         tries = tries + 1 if arch in found else 0
         if arch not in found:
             yield arch

@@ -22,7 +22,7 @@ from scipy.optimize import isotonic_regression
 from nas.arch import Op
 from nas.errors import UserError
 from nas.files import folder, write_text
-from nas.ops.own import hashes
+from nas.ops.user_files import hashes
 from nas.plan import OpKey
 from nas.space import first_mistake
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any, BinaryIO
 
-from nas.artefacts import standing
 from nas.report.drawing import drawing, label, legend
+from nas.run.records import standing
 from nas.units import axis, counted, device, targets_of
 
 

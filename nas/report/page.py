@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def page(story: dict[str, Any]) -> str:
-    """HTML of ``nas.report.story.story``. Text of the run is escaped; the page's policy forbids anything from outside.
+    """HTML of ``nas.report.run_data.story``. Text of the run is escaped; the policy forbids anything from outside.
 
     Raises ValueError for NaN, which is not JSON.
     """

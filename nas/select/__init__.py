@@ -8,11 +8,11 @@ from typing import Any
 from nas.errors import UserError
 from nas.files import nearest
 from nas.select.bayes import select_bayes
-from nas.select.control import select_random
 from nas.select.evolution import select_evolution
 from nas.select.ilp import select_auto, select_ilp
 from nas.select.objective import OBJECTIVES
 from nas.select.problem import Selector
+from nas.select.random_search import select_random
 
 SELECTORS: dict[str, Selector] = {"ilp": select_ilp, "auto": select_auto, "evolution": select_evolution,
                                   "bayes": select_bayes, "random": select_random}

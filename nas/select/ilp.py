@@ -16,7 +16,7 @@ import numpy as np
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.files import nearest
-from nas.select import models
+from nas.select import score_models
 from nas.select.knapsack import Cut, Knapsack, Pick, every
 from nas.select.problem import Cost, Judge, Ledger, Limits, Problem, Scores, ScoresFor, random_within
 from nas.select.scores import ridge
@@ -91,10 +91,10 @@ def select_auto(problem: Problem, limits_list: Sequence[Limits], scores_for: Sco
     first = first_round(problem, limits_list, gates, math.ceil(FIRST * evaluations), rng)
     swaps: dict[str, Scores] = {}
     for base in solve(gates[-1], problem.costs, limits_list[-1], admits=problem.admitted):  # one, or none is admitted
-        around = models.swaps(problem, base)
+        around = score_models.swaps(problem, base)
         if 3 * (1 + len(around)) <= evaluations and ledger.judge([base, *around]) and base in ledger \
                 and math.isfinite(ledger.losses[tuple(base)]):
-            swaps[models.SWAPS] = models.swap_scores(problem, base, ledger.losses)
+            swaps[score_models.SWAPS] = score_models.swap_scores(problem, base, ledger.losses)
     ledger.judge(first[:max(1, ledger.left - math.floor((1 - FIRST) * evaluations))])
     width = max(1, min(MOST, math.ceil(ledger.left / 2 / len(limits_list))))
     judged = 1
@@ -102,8 +102,8 @@ def select_auto(problem: Problem, limits_list: Sequence[Limits], scores_for: Sco
         archs, losses = ledger.finite()
         picks = []
         for limits, prior in zip(limits_list, gates, strict=True):
-            fits = models.candidates(problem, {models.GATES: prior, **swaps})
-            name = models.best(problem, fits, archs, losses, models.FIT)
+            fits = score_models.candidates(problem, {score_models.GATES: prior, **swaps})
+            name = score_models.best(problem, fits, archs, losses, score_models.FIT)
             picks.append(solve(fits[name](archs, losses), problem.costs, limits, k=width, avoid=ledger.losses,
                                admits=problem.admitted))
         judged = ledger.judge(in_turn(picks))

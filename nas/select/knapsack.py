@@ -1,9 +1,9 @@
 """Multiple-choice knapsack, proven optimal: one choice a slot, the best sum of scores, hard limits on additive costs.
 
 Solved by HiGHS (Huangfu & Hall, Math. Prog. Comp. 2018) through ``scipy.optimize.milp``, under several limits at once
-by ``nas.select.join`` where that gets there. Both work to tolerances, the limits here are exact: rows are scaled so
-that the tolerance is about 1e-9 of the room, and an answer whose exact cost is over a limit is cut off and the rest
-solved again.
+by ``nas.select.meet_in_the_middle`` where that gets there. Both work to tolerances, the limits here are exact: rows
+are scaled so that the tolerance is about 1e-9 of the room, and an answer whose exact cost is over a limit is cut off
+and the rest solved again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from nas.errors import UserError
-from nas.select import join
+from nas.select.meet_in_the_middle import Additive, least
 from nas.select.problem import Cost, Scores
 
 Pick = tuple[int, ...]
@@ -178,7 +178,7 @@ def _joined(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cu
     same = [[(ops == pick[slot]).astype(float) for slot, ops in enumerate(kept)] for pick, _ in cuts]
     room = np.array([*(row.high for row in rows), *(float(most) for _, most in cuts)])
     with _silent():
-        found = join.least(join.Additive([row * scale for row in regret], [*use, *same], room))
+        found = least(Additive([row * scale for row in regret], [*use, *same], room))
     return None if found is None else tuple(int(ops[i]) for ops, i in zip(kept, found, strict=True))
 
 

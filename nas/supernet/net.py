@@ -12,7 +12,7 @@ from nas.ops import Block, build, take_width
 from nas.plan import Layout, OpKey, resized, restrict
 from nas.subnet import Subnet
 from nas.subnet import build as build_subnet
-from nas.supernet.shared import SharedSlot
+from nas.supernet.slot import SharedSlot
 
 
 class Supernet(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from nas import genome
+from nas import sampling
 from nas.arch import Arch
 from nas.decision import Prices
 from nas.plan import Layout
@@ -22,7 +22,7 @@ POOL = 32  # random networks among which those of about one cost are found
 def attend(layout: Layout, prices: Prices, rng: random.Random, k: int, loss_of: Callable[[Arch], float],
            worst: bool = False) -> Arch:
     """The network of the lowest (``worst``: highest) loss among ``k`` whose cost is nearest to a random one's."""
-    pool = list(dict.fromkeys(genome.sample(layout, rng) for _ in range(POOL)))
+    pool = list(dict.fromkeys(sampling.sample(layout, rng) for _ in range(POOL)))
     ms = {arch: sum(prices.ms[slot.index][op] for slot, op in zip(layout.slots, arch.ops, strict=True))
           for arch in pool}
     near = sorted(pool, key=lambda arch: abs(ms[arch] - ms[pool[0]]))[:k]

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nas.config import SIDES
+from nas.config.search import SIDES
 from nas.errors import UserError
 from nas.files import nearest
-from nas.places import BUILT_IN
+from nas.paths import BUILT_IN
 from nas.train import augment as augmentation
 from nas.train.folder import folder
 from nas.train.pixels import NARROW, Whites

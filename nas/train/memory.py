@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nas import launch
 from nas.decision import Decision, largest, one_hot, smallest
 from nas.errors import UserError
 from nas.plan import Layout
 from nas.supernet.gates import Gates, full
 from nas.supernet.net import Supernet
+from nas.train import torchrun
 from nas.train.data import free_bytes
-from nas.train.search_loop import SupernetTraining
+from nas.train.supernet_training import SupernetTraining
 
 OF_WEIGHTS = 4  # copies: weights, gradients, and Adam's two moments
 
@@ -38,7 +38,7 @@ class Need:
 def check(training: SupernetTraining) -> str:
     """One line on what the training needs and what is free. Raises UserError where there is clearly too little."""
     of, free = need(training), _free(training.device)
-    here = launch.processes_here() if training.device.type == "cpu" else 1
+    here = torchrun.processes_here() if training.device.type == "cpu" else 1
     each = f" in each of {here} processes" if here > 1 else ""
     images = training.recipe.batch // training.recipe.accumulate
     said = (f"memory: about {_gb(of.total)}{each}: {_gb(of.weights)} for weights, gradients and optimizer, "

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nas import launch
 from nas.errors import UserError
+from nas.train import torchrun
 
 PATIENCE = timedelta(days=7)  # the others wait while the first measures a device or judges networks
 
@@ -71,15 +71,15 @@ def joined() -> Iterator[Ranks]:
 
     gloo carries what is on a CPU, NCCL what is on a GPU. Raises UserError where there are fewer GPUs than processes.
     """
-    if launch.processes() == 1:
+    if torchrun.processes() == 1:
         yield ALONE
         return
     backend = "gloo"
     if torch.cuda.is_available():
-        if launch.processes_here() > torch.cuda.device_count():
-            raise UserError(f"torchrun: {launch.processes_here()} processes here, but PyTorch sees "
+        if torchrun.processes_here() > torch.cuda.device_count():
+            raise UserError(f"torchrun: {torchrun.processes_here()} processes here, but PyTorch sees "
                             f"{torch.cuda.device_count()} GPUs; give --nproc-per-node {torch.cuda.device_count()}")
-        torch.cuda.set_device(launch.gpu())
+        torch.cuda.set_device(torchrun.gpu())
         backend = "cpu:gloo,cuda:nccl"
     with _together():
         dist.init_process_group(backend, timeout=PATIENCE)

@@ -19,7 +19,6 @@ import pytest
 import torch
 from three_exits import images, network
 
-from nas.early.serve import compared
 from nas.errors import UserError
 from nas.exits import Runtime
 from nas.exits import policy as policies
@@ -28,8 +27,9 @@ from nas.exits.methods import method, methods
 from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import Policy, calibrate, leaving
 from nas.exits.runtime import DriftWarning, confidences
+from nas.lower.verify import Disagreement
+from nas.pipeline.exits.serve import compared
 from nas.train.data import load, normalise
-from nas.verify import Disagreement
 
 MS = np.array([1.0, 2.0, 3.0])
 LABELS = torch.arange(64) % 4

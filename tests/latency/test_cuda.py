@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas import cli, deliver, run_tables
+from nas import cli
 from nas.errors import UserError
 from nas.latency import devices
 from nas.latency.devices import cuda, local
@@ -22,7 +22,9 @@ from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
 from nas.lower.onnx import export, lower
 from nas.ops.layers import ConvBN
+from nas.pipeline import deliver
 from nas.plan import Layout
+from nas.run import tables
 
 GPU_ID, REPLAY_MS = "6a3f", 0.25
 SAYS = {"name": "Fake 100", "driver_version": "600.10", "clocks.sm": "1410", "clocks.mem": "[N/A]",
@@ -254,7 +256,7 @@ def test_a_table_of_this_gpu_is_local(fake: FakeCuda) -> None:
 def test_a_table_is_not_local_without_the_gpu(no_gpu: None) -> None:
     assert local({"device": "gpu-torch", "processor": "Fake 100", "threads": 1, "batch": 1}) is None
     with pytest.raises(UserError, match="--device gpu-ort: "):
-        run_tables.find_costs("gpu-ort")
+        tables.find_costs("gpu-ort")
 
 
 def test_a_pick_is_measured_as_file_or_as_module(fake: FakeCuda, tiny: Layout, tmp_path: Path,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas import genome
+from nas import sampling
 from nas.arch import Op
 from nas.errors import UserError
 from nas.files import folder, shipped
@@ -190,7 +190,7 @@ def test_shipped_rows_are_what_is_compiled_today(target: str) -> None:
 def test_a_file_costs_what_vela_counts_for_the_network(tmp_path: Path, tiny: Layout) -> None:
     costs = LatencyTable("npu", {"device": "ethos-u55-128"})
     device = EthosU("ethos-u55-128")
-    network = Subnet(plan(tiny, genome.sample(tiny, random.Random(1))))
+    network = Subnet(plan(tiny, sampling.sample(tiny, random.Random(1))))
     export(network, tmp_path / "m.onnx", in_ch=3, size=16, metadata={})
     noise = torch.randn((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     whole = device.ms(device.compile(lower(network, in_ch=3, size=16, calibration=[noise]), "whole").cycles)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_profile import Clockwork
 
-from nas import genome
+from nas import sampling
 from nas.errors import UserError
 from nas.files import shipped
 from nas.latency import bench as bench_module
@@ -27,7 +27,7 @@ def test_every_shipped_target_prices_the_exits_of_every_shipped_space(target: st
     """But a measured one: on a CPU everybody measures their own."""
     at = layout(Space.load(space), Task(size, 3, 10), exits=True)
     table = costs.load(str(costs.folder("latency_tables") / f"{target}.json"))
-    arch = genome.sample(at, random.Random(0))
+    arch = sampling.sample(at, random.Random(0))
     keys = plan(at, replace(arch, exits=tuple(exit_.slot for exit_ in at.exits)))
     ms = [sum(table.ms_many(prefix)) for prefix in prefixes(keys)]
     assert len(ms) == len(at.exits) + 1 and ms == sorted(ms) and len(set(ms)) == len(ms)

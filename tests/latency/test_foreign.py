@@ -28,12 +28,12 @@ from onnx import numpy_helper
 from PIL import Image
 
 from nas.errors import UserError
-from nas.evaluate import evaluate
 from nas.exits.graft import graft
 from nas.latency import costs, devices
 from nas.latency.onnx_graph import read
 from nas.latency.predict import predict
 from nas.latency.timing import summary
+from nas.pipeline.evaluate import evaluate
 
 try:
     import ethosu.regor  # noqa: F401

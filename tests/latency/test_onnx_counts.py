@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from nas import genome
+from nas import sampling
 from nas.errors import UserError
 from nas.latency.costs import load
 from nas.latency.predict import predict
@@ -27,7 +27,7 @@ def total(path: Path, what: str, **more: bool) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_file_counts_what_the_plan_counts(tiny: Layout, tmp_path: Path, seed: int) -> None:
     """But for batch norms: a plan counts scale and shift of a channel, a file has folded them into one bias."""
-    arch = genome.sample(tiny, random.Random(seed))
+    arch = sampling.sample(tiny, random.Random(seed))
     net = contract.settled(build(tiny, arch))
     export(net, tmp_path / "net.onnx", in_ch=3, size=16, metadata={})
     keys = plan(tiny, arch)

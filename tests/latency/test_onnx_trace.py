@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from nas import genome
+from nas import sampling
 from nas.errors import UserError
 from nas.files import shipped
 from nas.latency.fusion import Group, Kernel
@@ -61,7 +61,7 @@ def found(path: Path, size: int | None = None) -> list[Kernel]:
 @pytest.mark.parametrize("size", [32, 160])
 def test_subnets_have_the_kernels_of_their_module(tmp_path: Path, space: str, size: int) -> None:
     plan = layout(Space.load(space), Task(size, 3, 10))
-    for draw in (genome.sample, genome.sample_thinned):
+    for draw in (sampling.sample, sampling.sample_thinned):
         net = build(plan, draw(plan, random.Random(size)))
         export(net, tmp_path / "m.onnx", in_ch=3, size=size, metadata={})
         expected = kernels(net, 3, size)

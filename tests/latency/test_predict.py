@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from nas import genome
+from nas import sampling
 from nas.errors import UserError
 from nas.files import shipped
 from nas.latency import costs
@@ -43,7 +43,7 @@ def model(path: Path, *nodes: onnx.NodeProto) -> Path:
 def test_a_subnet_costs_what_its_operators_cost(tmp_path: Path, v100: KernelModel, space: str) -> None:
     place = layout(Space.load(space), Task(96, 3, 10))
     for seed in range(3):
-        arch = genome.sample_thinned(place, random.Random(seed))
+        arch = sampling.sample_thinned(place, random.Random(seed))
         export(build(place, arch), tmp_path / "m.onnx", in_ch=3, size=96, metadata={})
         result = predict(tmp_path / "m.onnx", v100)
         assert result["ms"] == pytest.approx(sum(v100.ms_many(plan(place, arch))), rel=1e-9)

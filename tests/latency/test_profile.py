@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from nas import genome
+from nas import sampling
 from nas.arch import Op
 from nas.errors import UserError
 from nas.latency import bench as bench_module
@@ -134,7 +134,7 @@ def test_a_profile_prices_whole_networks_exactly(tiny: Layout, tmp_path: Path) -
     assert validation["mape"] == pytest.approx(0, abs=1e-9) == abs(validation["bias"])
     assert table.meta["validation"] == validation and table.meta["method"] == "measured"
     assert result["correction"]["scale"] == pytest.approx(1)
-    keys = plan(tiny, genome.sample(tiny, random.Random(5)))
+    keys = plan(tiny, sampling.sample(tiny, random.Random(5)))
     network = Subnet(keys)
     blocks = [network.stem, *network.blocks, network.head]
     whole = CALL_MS + sum(map(known_ms, blocks))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_space import TINY
 
-from nas import genome
+from nas import sampling
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.latency import costs
@@ -118,13 +118,13 @@ def test_what_a_kill_left_of_a_write_is_no_obstacle(tmp_path: Path, place: Layou
 def test_more_networks_than_there_are(tmp_path: Path) -> None:
     small = layout(Space.parse({**TINY, "stages": [{"out": 8, "depth": 1, "stride": 1}],
                                     "ops": {"mbconv": {**TINY["ops"]["mbconv"], "se": [0, 1]}}}), Task(16, 3, 10))
-    assert len(draw(small, tmp_path / "all", genome.size(small))) == genome.size(small)
-    with pytest.raises(UserError, match=rf"-n 9: tiny at 16 has {genome.size(small)} networks"):
+    assert len(draw(small, tmp_path / "all", sampling.size(small))) == sampling.size(small)
+    with pytest.raises(UserError, match=rf"-n 9: tiny at 16 has {sampling.size(small)} networks"):
         draw(small, tmp_path / "more", 9)
 
 
 def test_the_draw_thins(place: Layout) -> None:
     """The networks are those of ``genome.sample_thinned`` in order, without repetition."""
     rng = random.Random("sample 3")
-    drawn = [genome.sample_thinned(place, rng) for _ in range(40)]
+    drawn = [sampling.sample_thinned(place, rng) for _ in range(40)]
     assert module._distinct(place, 5, random.Random("sample 3")) == list(dict.fromkeys(drawn))[:5]

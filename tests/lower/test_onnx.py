@@ -13,7 +13,7 @@ from batch_norms import scrambled
 from optimised import node_kinds
 from torch import nn
 
-from nas import genome
+from nas import sampling
 from nas.arch import Op
 from nas.errors import UserError
 from nas.lower.emit import NoRule, emit
@@ -176,7 +176,7 @@ def test_same_nodes_as_pytorchs_exporter(op: str, tmp_path: Path) -> None:
 
 
 def test_export_is_one_file_with_metadata_and_open_batch(tiny: Layout, tmp_path: Path) -> None:
-    network = scrambled(build_network(tiny, genome.smallest(tiny)))
+    network = scrambled(build_network(tiny, sampling.smallest(tiny)))
     network.train()
     export(network, tmp_path / "net.onnx", in_ch=3, size=16, metadata={"classes": "cat,dog", "mean": "0.5"})
     assert network.training and [p.name for p in tmp_path.iterdir()] == ["net.onnx"]

@@ -15,7 +15,7 @@ from optimised import node_kinds
 from registry_cases import CASES, SHAPES, built
 from torch import Tensor, nn
 
-from nas import genome
+from nas import sampling
 from nas.arch import Op
 from nas.errors import UserError
 from nas.lower.onnx import lower, through_torch
@@ -116,7 +116,7 @@ def test_a_whole_network_is_as_near_as_onnx_runtimes_own_tool_gets(tiny: Layout,
             return None if batch is None else {"input": batch.numpy()}
 
     torch.manual_seed(0)
-    network, x = scrambled(build_network(tiny, genome.sample(tiny, random.Random(3)))), images(8, 3, 16, 16)
+    network, x = scrambled(build_network(tiny, sampling.sample(tiny, random.Random(3)))), images(8, 3, 16, 16)
     graph = lower(network, in_ch=3, size=16)
     onnx.save(graph, tmp_path / "float.onnx")
     quantize_static(tmp_path / "float.onnx", tmp_path / "theirs.onnx", Batches([x]), quant_format=QuantFormat.QDQ,

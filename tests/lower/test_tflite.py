@@ -9,7 +9,7 @@ from batch_norms import scrambled
 from registry_cases import CASES, SHAPES, built
 from torch import nn
 
-from nas import genome
+from nas import sampling
 from nas.arch import Op
 from nas.errors import UserError
 from nas.ops import build
@@ -22,7 +22,7 @@ pytest.importorskip("ai_edge_litert", reason="needs the extra: pip install '.[np
 from nas.lower.flatbuffer import made_by  # noqa: E402
 from nas.lower.onnx import plain, through_torch  # noqa: E402
 from nas.lower.tflite import convert, lower  # noqa: E402
-from nas.verify import Disagreement, check_tflite, run_tflite  # noqa: E402
+from nas.lower.verify import Disagreement, check_tflite, run_tflite  # noqa: E402
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -109,14 +109,14 @@ def test_a_map_that_is_always_zero_has_a_scale() -> None:
 
 def test_a_whole_network(tiny: Layout) -> None:
     torch.manual_seed(0)
-    network = scrambled(build_network(tiny, genome.sample(tiny, random.Random(3))))
+    network = scrambled(build_network(tiny, sampling.sample(tiny, random.Random(3))))
     network.train()
     x = images(8, 3, 16, 16)
     model = lower(network, in_ch=3, size=16, calibration=[x])
     assert network.training and check_tflite(model, network, x).sqnr_db > 25
     assert model == lower(network, in_ch=3, size=16, calibration=[x])
     with pytest.raises(Disagreement, match="does not survive"):
-        check_tflite(model, scrambled(build_network(tiny, genome.sample(tiny, random.Random(3)))), -x)
+        check_tflite(model, scrambled(build_network(tiny, sampling.sample(tiny, random.Random(3)))), -x)
 
 
 class Odd(nn.Module):

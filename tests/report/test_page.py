@@ -17,11 +17,12 @@ import yaml
 from tiny_search import config_of, searched
 from tiny_space import TINY
 
-from nas import cli, show
+from nas import cli
+from nas.cli import render
 from nas.report import figures
 from nas.report.page import page
-from nas.report.story import story
-from nas.run import Run
+from nas.report.run_data import story
+from nas.run.directory import Run
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
                  if (path := shutil.which(name))), None)
@@ -247,7 +248,7 @@ def test_table_page_and_picture_say_the_same_of_a_pick(run: Run, capsys: pytest.
     for target, ids_ in STANDING.items():
         assert drawn[f"{target} front"] == [{id for id, word in ids_.items() if word.startswith("front")}]
         assert drawn[f"{target} picks"] == [{id for id, word in ids_.items() if word == "dominated"}]
-    show.front(FRONT)
+    render.front(FRONT)
     table = {line.split()[0]: re.split(r" {3,}", line.strip()) for line in capsys.readouterr().out.splitlines()
              if re.match(r" [a-z]+ {3}", line)}
     titles = table.pop("id")

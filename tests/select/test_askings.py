@@ -9,10 +9,10 @@ import pytest
 from truths import table
 
 from nas.errors import UserError
+from nas.pipeline.budgets import askings
 from nas.plan import Layout, resized
 from nas.select.ilp import solve
 from nas.select.problem import Cost, Problem, Scores, budgets
-from nas.stages.bounds import askings
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from truths import Additive, chosen_by, flat, smooth_truth
 
 from nas.errors import UserError
 from nas.select.bayes import Coding, rescale, select_bayes
-from nas.select.control import select_random
 from nas.select.problem import Cost, Limits, Problem
+from nas.select.random_search import select_random
 
 run = partial(chosen_by, select_bayes)
 

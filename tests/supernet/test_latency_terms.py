@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nas.config import Gates as Settings
+from nas.config.search import Gates as Settings
 from nas.decision import Prices, as_float, expected_ms, prices
 from nas.plan import Layout, OpKey, macs
 from nas.supernet.gates import Gates, Soft, full

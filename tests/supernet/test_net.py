@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas import genome
+from nas import sampling
 from nas.arch import SKIP, Op
 from nas.decision import Choice, Decision, one_hot
 from nas.plan import Layout, Task, layout
@@ -29,14 +29,14 @@ def test_an_inherited_network_equals_the_supernet_exactly(name: str) -> None:
     plan = layout(Space.load(name), Task(32, 3, 5))
     net, rng, x = shaken(Supernet(plan)), random.Random(1), torch.randn(2, 3, 32, 32)
     for _ in range(4):
-        arch = genome.sample(plan, rng)
+        arch = sampling.sample(plan, rng)
         with torch.no_grad():
             assert torch.equal(net(x, one_hot(arch)), net.inherit(arch).eval()(x))
 
 
 def test_soft_weights_mix_the_outputs_of_the_choices(tiny: Layout) -> None:
     net, x = shaken(Supernet(tiny)), torch.randn(2, 3, 16, 16)
-    arch = genome.sample(tiny, random.Random(0))
+    arch = sampling.sample(tiny, random.Random(0))
     branch = tiny.slots[0].branches[0].op
     with torch.no_grad():
         before = net.stem(x)
@@ -49,7 +49,7 @@ def test_soft_weights_mix_the_outputs_of_the_choices(tiny: Layout) -> None:
 
 def test_what_has_no_weight_gets_no_gradient(tiny: Layout) -> None:
     net = Supernet(tiny)
-    arch = genome.decode(tiny, [0] * len(tiny.slots))
+    arch = sampling.decode(tiny, [0] * len(tiny.slots))
     net(torch.randn(2, 3, 16, 16), one_hot(arch)).sum().backward()
     for name, parameter in net.named_parameters():
         inside = name.startswith(("stem", "head")) or (".shared.m0." in name and ".se." not in name)
@@ -58,7 +58,7 @@ def test_what_has_no_weight_gets_no_gradient(tiny: Layout) -> None:
 
 def test_training_leaves_no_running_statistics_behind(tiny: Layout) -> None:
     net = Supernet(tiny).train()
-    net(torch.randn(4, 3, 16, 16), one_hot(genome.sample(tiny, random.Random(0))))
+    net(torch.randn(4, 3, 16, 16), one_hot(sampling.sample(tiny, random.Random(0))))
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and not any(m.running_mean.any() for m in norms if m.running_mean is not None)
 

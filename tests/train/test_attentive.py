@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from nas import genome
+from nas import sampling
 from nas.arch import Arch
 from nas.decision import Prices, prices
 from nas.plan import Layout, macs
@@ -28,7 +28,7 @@ def test_the_extreme_of_k_of_about_one_cost(tiny: Layout, priced: Prices, worst:
     assert len(asked) == k and asked[chosen] == (max if worst else min)(asked.values())
     # the same draws again: no network of the pool is nearer in cost to the first than one that was asked about
     rng = random.Random(3)
-    pool = list(dict.fromkeys(genome.sample(tiny, rng) for _ in range(POOL)))
+    pool = list(dict.fromkeys(sampling.sample(tiny, rng) for _ in range(POOL)))
     assert len(pool) > k
     ms = [sum(row[op] for row, op in zip(priced.ms, arch.ops, strict=True)) for arch in pool]
     off = {arch: abs(cost - ms[0]) for arch, cost in zip(pool, ms, strict=True)}

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from batch_norms import scrambled
 
-from nas import genome
+from nas import sampling
 from nas.arch import SKIP
-from nas.config import Training
+from nas.config.search import Training
 from nas.decision import one_hot
 from nas.plan import Layout
 from nas.supernet.net import Supernet
@@ -26,22 +26,22 @@ def net(tiny: Layout) -> Supernet:
 
 
 def loss(net: Supernet, students: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    big = one_hot(genome.decode(net.layout, [len(slot.ops) - 1 for slot in net.layout.slots]))
-    drawn = one_hot(genome.sample(net.layout, random.Random(1))) if students else None
+    big = one_hot(sampling.decode(net.layout, [len(slot.ops) - 1 for slot in net.layout.slots]))
+    drawn = one_hot(sampling.sample(net.layout, random.Random(1))) if students else None
     return blockwise(net, Stepper(torch.device("cpu")), big, drawn, 0.0)(IMAGES, LABELS)
 
 
 def test_without_students_it_is_the_teachers_loss(net: Supernet) -> None:
     value, figures = loss(net, students=False)
-    big = one_hot(genome.decode(net.layout, [len(slot.ops) - 1 for slot in net.layout.slots]))
+    big = one_hot(sampling.decode(net.layout, [len(slot.ops) - 1 for slot in net.layout.slots]))
     assert float(value.detach()) == pytest.approx(float(F.cross_entropy(net(IMAGES, big), LABELS).detach()))
     assert set(figures) == {"loss_largest"}
 
 
 def test_each_slot_learns_the_map_behind_it_from_the_map_before_it(net: Supernet) -> None:
     """Slot by slot by hand; a student that is the teacher has nothing to learn."""
-    big = one_hot(genome.decode(net.layout, [len(slot.ops) - 1 for slot in net.layout.slots]))
-    drawn, x, errors = one_hot(genome.sample(net.layout, random.Random(1))), net.stem(IMAGES), []
+    big = one_hot(sampling.decode(net.layout, [len(slot.ops) - 1 for slot in net.layout.slots]))
+    drawn, x, errors = one_hot(sampling.sample(net.layout, random.Random(1))), net.stem(IMAGES), []
     for slot, theirs, ours in zip(net.slots, big.slots, drawn.slots, strict=True):
         before, x = x, slot(x, theirs)
         if ours[0].branch != SKIP:
@@ -60,7 +60,7 @@ def test_no_slot_learns_through_another(net: Supernet) -> None:
     gradient = [p.grad for p in net.stem.parameters()]
     assert all(g is None or not g.any() for g in gradient)
     learned = [any(p.grad is not None and p.grad.any() for p in slot.parameters()) for slot in net.slots]
-    drawn = genome.sample(net.layout, random.Random(1)).ops
+    drawn = sampling.sample(net.layout, random.Random(1)).ops
     dearest = [slot.ops[-1] for slot in net.layout.slots]
     assert learned == [op not in (SKIP, best) for op, best in zip(drawn, dearest, strict=True)] and any(learned)
 
@@ -82,7 +82,7 @@ def test_a_share_that_was_given_leaves_the_rest(given: dict[str, float], shares:
 
 
 def test_maps_end_in_what_forward_gives(net: Supernet) -> None:
-    arch = one_hot(genome.sample(net.layout, random.Random(2)))
+    arch = one_hot(sampling.sample(net.layout, random.Random(2)))
     logits, maps = net.eval().maps(IMAGES, arch)
     assert torch.equal(logits, net(IMAGES, arch)) and len(maps) == len(net.slots)
     assert all(torch.equal(maps[i][1], maps[i + 1][0]) for i in range(len(maps) - 1))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nas.arch import Arch
-from nas.baseline import choose
-from nas.config import Training
+from nas.config.search import Training
+from nas.pipeline.train_one import choose
 from nas.plan import Layout
 from nas.subnet import build
 from nas.train import loop

@@ -12,14 +12,14 @@ import torch
 from colours import colours
 from torch import Tensor
 
-from nas import genome
+from nas import sampling
 from nas.decision import Decision, Prices, prices
 from nas.plan import Layout, OpKey, macs, resized
 from nas.supernet.gates import Gates
 from nas.supernet.prune import Pruner, survivors
 from nas.train import loop
 from nas.train.data import Data, batches, normalise
-from nas.train.search_loop import Recipe, SupernetTraining
+from nas.train.supernet_training import Recipe, SupernetTraining
 
 CPU = torch.device("cpu")
 SIZES = (16, 8)
@@ -135,14 +135,14 @@ def test_a_network_is_judged_at_its_own_size(tiny: Layout, data: Data) -> None:
     """By hand: taken out at 8 pixels, statistics of 8-pixel batches, the loss of 8-pixel images."""
     run = training(tiny, data)
     run.epoch()
-    small = genome.sample(resized(run.supernet.layout, 8), random.Random(1))
+    small = sampling.sample(resized(run.supernet.layout, 8), random.Random(1))
     judged = run.judge(small, data.select, 32)
     net, at = run.supernet.inherit(small), data.at(8)
     assert [key.size for key in net.keys][:2] == [8, 8]
     loop.recalibrate(net, [normalise(data.train.images[torch.randperm(64, generator=loop.generator(
         0, "calibration"))[:32]], at)])
     assert judged == loop.evaluate(net, data.select, at, CPU)
-    large = run.judge(genome.decode(run.supernet.layout, genome.encode(resized(run.supernet.layout, 8), small)),
+    large = run.judge(sampling.decode(run.supernet.layout, sampling.encode(resized(run.supernet.layout, 8), small)),
                       data.select, 32)
     assert large.loss != judged.loss
 

@@ -8,8 +8,8 @@ import pytest
 from pictures import from_folder, tree
 from tiny_search import Quiet, config_of
 
-from nas.run import Run
-from nas.scene import set_scene
+from nas.pipeline.inputs import set_scene
+from nas.run.directory import Run
 from nas.train.data import load
 from nas.train.header import data_lines
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from colours import colours
 from torch import Tensor, nn
 
-from nas import genome
-from nas.config import Gates as Settings
+from nas import sampling
+from nas.config.search import Gates as Settings
 from nas.decision import largest, one_hot, prices, smallest
 from nas.errors import UserError
 from nas.plan import Layout, OpKey, macs
@@ -25,8 +25,8 @@ from nas.train import finetune, loop
 from nas.train.data import Data, Split
 from nas.train.distill import kd
 from nas.train.ema import Average
-from nas.train.search_loop import Recipe, SupernetTraining
 from nas.train.stepper import Stepper
+from nas.train.supernet_training import Recipe, SupernetTraining
 
 CPU = torch.device("cpu")
 
@@ -113,7 +113,7 @@ def test_judged_standard_error() -> None:
 
 
 def test_a_small_split_is_seen_at_several_shifts(tiny: Layout, data: Data) -> None:
-    model = build(tiny, genome.decode(tiny, [0] * len(tiny.slots))).eval()
+    model = build(tiny, sampling.decode(tiny, [0] * len(tiny.slots))).eval()
     once = loop.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=32)
     assert once == loop.evaluate(model, data.select, data, CPU)
     often = loop.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=200)
@@ -198,7 +198,7 @@ def test_every_option_changes_what_is_learned(tiny: Layout, data: Data) -> None:
         run = training(tiny, data, **options)
         for _ in range(2):
             run.epoch()
-        arch = genome.decode(run.supernet.layout, [0] * len(tiny.slots))
+        arch = sampling.decode(run.supernet.layout, [0] * len(tiny.slots))
         figures[name] = float(run.gates.theta.detach().abs().sum()) + run.judge(arch, data.select, 32).loss
         assert all(part.any() for part in run.term.buffers())  # the dual has climbed
     assert len(set(figures.values())) == len(OPTIONS), figures
@@ -293,7 +293,7 @@ def test_averaged_weights_are_judged_inherited_and_started_from(tiny: Layout, da
     assert run.average is not None
     assert run.average.net.layout == run.supernet.layout
     assert [p.shape for p in run.average.net.parameters()] == [p.shape for p in run.supernet.parameters()]
-    arch = genome.sample(run.supernet.layout, random.Random(0))
+    arch = sampling.sample(run.supernet.layout, random.Random(0))
     inherited, mean, last = run.inherit(arch), run.average.net.inherit(arch), run.supernet.inherit(arch)
     assert all(torch.equal(a, b) for a, b in zip(inherited.parameters(), mean.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(inherited.parameters(), last.parameters(), strict=True))
@@ -322,7 +322,7 @@ def test_the_phases_learn_and_the_layout_shrinks(tiny: Layout, data: Data) -> No
     assert all(record["grad_norm"] > 0 for record in records)
     assert [("gate_grad_norm" in record) for record in records] == [record["phase"] == "search" for record in records]
     assert records[-1]["loss_largest"] < records[0]["loss_largest"]
-    arch = genome.sample(run.supernet.layout, random.Random(0))
+    arch = sampling.sample(run.supernet.layout, random.Random(0))
     assert run.judge(arch, data.select, 32).n == 32
 
 
@@ -415,7 +415,7 @@ def test_the_other_relaxations_run(tiny: Layout, data: Data, relaxation: str) ->
 
 def tuned(tiny: Layout, data: Data, stop: int | None) -> finetune.FineTuning:
     recipe = finetune.Recipe(3, 16, 0.01, 0.0, 0.0, "crop")
-    arch = genome.decode(tiny, [0] * len(tiny.slots))
+    arch = sampling.decode(tiny, [0] * len(tiny.slots))
 
     def fresh() -> finetune.FineTuning:
         with loop.seeded("w"):

@@ -15,15 +15,14 @@ import yaml
 from tiny_search import Quiet, config_of
 from tiny_space import TINY
 
-from nas import launch
-from nas.config import Config
+from nas.config.search import Config
 from nas.decision import largest
-from nas.run import Run
-from nas.scene import limits_of, set_scene
-from nas.stages import supernet
-from nas.train import loop
+from nas.pipeline import supernet
+from nas.pipeline.inputs import limits_of, set_scene
+from nas.run.directory import Run
+from nas.train import loop, torchrun
 from nas.train.ranks import ALONE, Ranks, joined
-from nas.train.search_loop import SupernetTraining
+from nas.train.supernet_training import SupernetTraining
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -50,7 +49,7 @@ def another_process(monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Pop
 def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")  # some other launcher's
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert (launch.rank(), launch.processes(), launch.leads()) == (0, 1, True)
+    assert (torchrun.rank(), torchrun.processes(), torchrun.leads()) == (0, 1, True)
     tensor = torch.ones(2)
     ALONE.add_up([tensor])
     assert torch.equal(tensor, torch.ones(2)) and ALONE.first("x") == "x" and ALONE.mean({"a": 3.0}) == {"a": 3.0}

@@ -9,7 +9,7 @@ import torch
 from test_loops import CPU, OPTIONS, data, training, weights  # noqa: F401  (data is a fixture)
 from torch import Tensor, nn
 
-from nas.config import resolve, spread
+from nas.config.search import resolve, spread
 from nas.errors import UserError
 from nas.plan import Layout
 from nas.train import loop

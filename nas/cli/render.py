@@ -1,0 +1,396 @@
+"""Results as tables on stdout, for people; ``--json`` is for programs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from rich.cells import cell_len
+
+from nas import text
+from nas.pipeline import overrun
+from nas.run.records import standing
+from nas.units import amount, by_target, column, counted, device, millions, targets_of, unit
+
+GAP = 3  # blanks between two columns
+INDENT = 5  # of what has no room beside the first columns
+
+
+def rows(values: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """One line a value; the columns are all keys in order of appearance, unless given.
+
+    In a terminal, the columns for which it is too narrow stand below each line; a pipe gets whole lines.
+    """
+    names = list(columns or dict.fromkeys(key for value in values for key in value))
+    numeric = [all(isinstance(value.get(name), int | float | None) for value in values) for name in names]
+    titles = [_shown(name.replace("_", " ")) for name in names]
+    cells = [[_shown(cell(value.get(name))) for name in names] for value in values]
+    for row in _laid_out(titles, cells, numeric, _room()):
+        print(row.rstrip())
+
+
+def _laid_out(titles: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool],
+              room: int | None) -> Iterator[str]:
+    """Lines of a table of at most ``room`` characters each, where a limit is given."""
+    widths = [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
+    ends = [end - GAP + 1 for end in accumulate(width + GAP for width in widths)]
+    fitting = len(ends) if room is None else max(1, sum(end <= room for end in ends))
+    rule = "\N{BOX DRAWINGS LIGHT HORIZONTAL}"
+    yield _line(titles[:fitting], widths, numeric)
+    yield f" {(rule if _shown(rule) == rule else '-') * (ends[fitting - 1] - 1)}"
+    for row in cells:
+        yield _line(row[:fitting], widths, numeric)
+        rest = "; ".join(f"{title}: {value}" for title, value in zip(titles[fitting:], row[fitting:], strict=True)
+                         if value not in ("", "-"))
+        yield from textwrap.wrap(rest, max(20, room or 0), initial_indent=" " * INDENT,
+                                 subsequent_indent=" " * INDENT, break_on_hyphens=False) if rest else []
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    padded = []
+    for value, width, right in zip(cells, widths, numeric, strict=False):
+        blanks = " " * (width - cell_len(value))
+        padded.append(blanks + value if right else value + blanks)
+    return " " + (" " * GAP).join(padded)
+
+
+def _room() -> int | None:
+    """Characters in a line of the terminal; None in a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _shown(value: str) -> str:
+    """As the terminal can show it."""
+    return text.printable(value, getattr(sys.stdout, "encoding", None))
+
+
+def front(result: Mapping[str, Any]) -> None:
+    """The picks of a search or a selection, then what was chosen for each budget, then the run directory."""
+    rows([_point(point, result) for point in (*result["front"], *result.get("dominated", []))])
+    measured = any(_stopwatch(one) for one in result["budgets"])
+    if result["budgets"]:
+        rows([{"budget": _amounts(one["budget_ms"], one.get("target"), result), "pick": one["id"],
+               **({"size": one["size"]} if result.get("sizes") else {}),
+               "predicted": _amounts(one["ms"], one.get("target"), result),
+               **({"measured ms": _stopwatch(one) or None} if measured else {})} for one in result["budgets"]])
+    for target, ids in result.get("fronts", {}).items():
+        line(f"front of {target}: {', '.join(ids)}")
+    if result.get("fronts"):
+        line(f"on several fronts: {', '.join(result['on_several']) or 'none'}")
+    for target in _unmeasured(result):
+        line(f"not measured: no {target} here")
+    for one in result.get("too_large", []):
+        line(f"{one['id']} is too large with its trained weights, and not in the front: SRAM {cell(one['sram_kb'])} "
+             f"KB, flash {cell(one['flash_kb'])} KB")
+    over_budget(result)
+    if "seconds" in result:
+        line(text.took(result["seconds"]))
+    line(str(result["run"]))
+
+
+def _stopwatch(budget: Mapping[str, Any]) -> Any:
+    """What the pick of a budget was measured to take: one number, or those of several targets that have one."""
+    ms = budget.get("measured_ms")
+    return {target: part for target, part in ms.items() if part is not None} if isinstance(ms, Mapping) else ms
+
+
+def over_budget(result: Mapping[str, Any]) -> None:
+    """A line for every pick that is measured above its budget, and for every table that was made on a busy machine."""
+    cards = [*result["front"], *result.get("dominated", [])]
+    tables = {target: busy for card in cards for target, busy in (card.get("tables") or {}).items()}
+    for target, busy in tables.items():
+        line(f"the table of {target} was {busy}; nas profile --remeasure with its device, space and size, where "
+             "nothing else runs, makes it anew")
+    for excess in overrun.lines(result):
+        line(excess)
+
+
+def exported(result: Mapping[str, Any]) -> None:
+    """The files, then a line for each that is measured above the budget of its pick."""
+    files, targets = result["files"], targets_of(result) if result.get("target") else []
+    rows([{name: part for key, value in file.items() if key != "over_budget"
+           for name, part in _of_file(key, value, targets).items()} for file in files]) if files else line("none")
+    for file in files:
+        for target, excess in file.get("over_budget", {}).items():
+            predicted = by_target(file["predicted_ms"], targets_of(result))
+            line(overrun.sentence(file["id"], target, excess, predicted.get(target)))
+
+
+def _of_file(key: str, value: Any, targets: Sequence[str]) -> dict[str, Any]:
+    """The column or columns of a figure of a file; costs have their unit where a target is a count."""
+    what = {"predicted_ms": "predicted", "measured_ms": "measured"}.get(key)
+    apart = len(targets) > 1 or any(map(counted, targets))
+    if apart and what:
+        return _costs(what, value, targets)
+    if apart and key == "drift":  # of what is measured
+        return _per_target(key, {name: part for name, part in by_target(value, targets).items()
+                                 if not counted(name)})
+    return {key: value}
+
+
+def stopped(result: Mapping[str, Any]) -> None:
+    """A search that ended behind a stage: the picks that it has, what they are worth without fine-tuning, the run."""
+    targets = targets_of(result)
+    points = [*result["front"], *result["dominated"]]
+    if points:
+        rows([{"id": one["id"], **({"size": one["size"]} if result.get("sizes") else {}),
+               "inherited accuracy": _accuracy(one["select_accuracy"], one["select_accuracy_se"]),
+               **_costs("predicted", one["ms"], targets), "MACs": millions(one["macs"]),
+               "params": millions(one["params"])} for one in points])
+        line("accuracy: with inherited weights, on the images that the selection decides by; nothing is fine-tuned, "
+             "tested or exported")
+    line(text.took(result["seconds"]))
+    line(f"stopped behind the {result['until']}, as asked; the same command without --until goes on")
+    line(str(result["run"]))
+
+
+def judged(result: Mapping[str, Any]) -> None:
+    """Network by network, in the order of the file."""
+    networks = result["networks"]
+    rows([{"id": one["id"], "loss": one["loss"], "inherited accuracy": _accuracy(one["accuracy"], one["accuracy_se"]),
+           **_costs("predicted", one["ms"], list(one["ms"])), "MACs": millions(one["macs"]),
+           "params": millions(one["params"])} for one in networks])
+    line(f"networks: {len(networks)}, judged on {result['images']} images of the selection split")
+
+
+def profile(result: Mapping[str, Any]) -> None:
+    """How far off the table is, where that was tried; rows; the file."""
+    if result["validation"]:
+        rows([result["validation"]])
+    line(f"{result['measured']} rows measured, {result['rows'] - result['measured']} already there")
+    if "seconds" in result:
+        line(text.took(result["seconds"]))
+    line(str(result["table"]))
+
+
+def space(result: Mapping[str, Any]) -> None:
+    """Its size and its ends; then what it costs, target by target, or what is missing there."""
+    names = ("name", "size", "classes", "slots", "archs", "operators", "last_map")
+    ends = {key: " .. ".join(map(millions, result[key])) for key in ("params", "macs")}
+    rows([{**{name: result[name] for name in names}, **ends}])
+    priced = [one for one in result["targets"] if "smallest_ms" in one]
+    if priced:
+        print()
+        rows([{"target": one["target"], "predicted": f"{cell(one['smallest_ms'])} .. {cell(one['largest_ms'])} "
+                                                     f"{unit(one['target'])}"} for one in priced])
+    for one in result["targets"]:
+        if "missing" in one:
+            how = "a search makes them itself, or now: " if one["here"] else ""
+            line(f"{one['target']}: {one['missing']} rows are missing, first {one['first']}; {how}{one['do']}")
+        elif "error" in one:
+            line(f"{one['target']}: {one['error']}")
+
+
+def spaces(results: Sequence[Mapping[str, Any]]) -> None:
+    """What all spaces have and cost; a last line where a target lacks rows."""
+    titles, cells = _costs_of_spaces(results)
+    rows([dict(zip(titles, row, strict=True)) for row in cells])
+    if lacking := [one["target"] for result in results for one in result["targets"] if "smallest_ms" not in one]:
+        line(f"-: not known; nas spaces --check NAME --target {lacking[0]} says what is missing")
+
+
+def table_of_spaces(results: Sequence[Mapping[str, Any]]) -> None:
+    """The same for a documentation page."""
+    markdown(*_costs_of_spaces(results))
+
+
+def _costs_of_spaces(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Titles and, space by space, its size and the ends of what its networks cost; a dash where rows are missing."""
+    titles = ["space", "slots", "networks", "parameters", "multiply-adds",
+              *(f"{unit(one['target'])}, {device(one['target'])}" for one in results[0]["targets"])]
+
+    def ends(*two: float, unit: str = "") -> str:
+        return " .. ".join(f"{end:.0f}" if end >= 1000 else cell(end) for end in two) + unit
+
+    return titles, [[result["name"], str(result["slots"]), result["archs"],
+                     *(ends(*(end / 1e6 for end in result[key]), unit=" M") for key in ("params", "macs")),
+                     *(ends(one["smallest_ms"], one["largest_ms"]) if "smallest_ms" in one else "-"
+                       for one in result["targets"])] for result in results]
+
+
+def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """A table of a documentation page; what stands in a cell is text."""
+    for row in (map(text.markdown, titles), ["---"] * len(titles), *(map(text.markdown, row) for row in cells)):
+        print("| " + " | ".join(row) + " |")
+
+
+def comparison(result: Mapping[str, Any]) -> None:
+    """Budget by budget the spaces beside each other, then each front's hypervolume, then the run directory."""
+    columns = {part["space"]: part["budgets"] for part in result["spaces"]}
+    of = unit(result["target"])
+    rows([{f"budget {of}": bound, **{space: _spread(budgets[i]) for space, budgets in columns.items()}}
+          for i, bound in enumerate(result["budgets"])])
+    print()
+    rows([{"space": part["space"], f"reach {of}": " .. ".join(map(cell, part["reach_ms"])),
+           "networks": len(part["front"]) + len(part["dominated"]), "in the front": len(part["front"]),
+           "hypervolume": part["hypervolume"]} for part in result["spaces"]])
+    if "seconds" in result:
+        line(text.took(result["seconds"]))
+    line(str(result["run"]))
+
+
+def prediction(result: Mapping[str, Any]) -> None:
+    """Operator by operator, what was left out, and the sum."""
+    of = unit(result["target"])
+    rows([{**{key: one[key] for key in ("name", "op")}, of: one["ms"]} for one in result["operators"]])
+    for one in result["unknown"]:
+        line(f"left out: {one['op']} ({one['name']})" + (f": {one['why']}" if one["why"] else ""))
+    for note in result["notes"]:
+        line(note)
+    if counted(result["target"]):
+        line(f"{amount(result['ms'], result['target'])} for an image")
+        return
+    line(f"{cell(result['ms'])} ms at batch {result['batch']} on {result['target']} ({result['method']}: predicted, "
+         "not measured)")
+
+
+def score(result: Mapping[str, Any]) -> None:
+    """Class by class, then all together."""
+    def shown(one: Mapping[str, Any]) -> str:
+        return f"{100 * one['share']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+
+    rows([{"class": one["class"], "images": one["n"], "top-1": shown(one["top1"]) if one["top1"] else "-"}
+          for one in result["classes"]])
+    for name in ("top1", "top5"):
+        if result[name]:
+            line(f"{name[:3]}-{name[3]} {shown(result[name])} of {result['n']} images, {result['split']} split of "
+                 f"{result['data']}")
+    if result["ends_in"] != "logits":
+        line(f"its outputs are {result['ends_in']}: the loss is that of their logarithms"
+             + (", the Sigmoid undone" if result["ends_in"].startswith("independent") else ""))
+    _read_as(result)
+
+
+def exits(card: Mapping[str, Any]) -> None:
+    """Where images leave and when, then accuracy and latency with and without exits, then the folder."""
+    measured = card["measured_prefix_ms"] or [None] * len(card["prefix_ms"])
+    names = [f"exit {index}" for index in range(len(card["kept"]))] + ["head"]
+    target = card["target"]
+    rows([{"leaves at": name, "images": f"{100 * share:.1f} %", column("predicted", target, False): ms,
+           **({} if counted(target) else {column("measured", target, False): own})}
+          for name, share, ms, own in zip(names, card["shares"], card["prefix_ms"], measured, strict=True)])
+    accuracy = _accuracy(card["accuracy"], card["accuracy_se"])
+    line(f"{len(card['kept'])} of {card['candidates']} possible exits kept; accuracy {accuracy} on {card['n']} test "
+         f"images, {_accuracy(card['accuracy_without'], None)} without exits (labels: {card['labels']})")
+    line(f"mean {amount(card['mean_ms'], target)}, worst {amount(card['worst_ms'], target)} predicted" + (
+        "" if counted(target) else f"; not measured: no {target} here" if card["measured_ms"] is None else
+        f"; measured here: mean {cell(card['measured_ms'])} ms, worst {cell(card['measured_worst_ms'])} ms"))
+    if card.get("ends_in", "logits") != "logits":
+        line(f"the network gives {card['ends_in']}; with exits it gives logits, which they were made of")
+    _read_as(card)
+    for where, excess in card.get("over_budget", {}).items():
+        line(overrun.sentence(card["id"], where, excess, None))
+    if "seconds" in card:
+        line(text.took(card["seconds"]))
+    line(str(card["folder"]))
+
+
+def places(result: Mapping[str, Any]) -> None:
+    """Where exits could stand in a network, then what the whole of it takes."""
+    timed = result["ms"] is not None
+    rows([{"exit behind": place["behind"], "map": "x".join(map(str, place["shape"])), "MACs": millions(place["macs"]),
+           "of all": f"{100 * place['macs_share']:.1f} %", "its head": millions(place["head_macs"]),
+           **({"ms": place["ms"], "of all ms": f"{100 * place['ms_share']:.1f} %"} if timed else {})}
+          for place in result["places"]])
+    whole = f", {cell(result['ms'])} ms on {result['target']}" if timed else ""
+    line(f"{result['model']} at {result['size']}x{result['size']}, {result['classes']} classes: "
+         f"{millions(result['macs'])} MACs{whole}" + (" (random weights)" if result.get("weights") else ""))
+    if result.get("uncounted"):
+        line(f"not in these MACs, as no rule counts them: {', '.join(result['uncounted'])}")
+
+
+def _read_as(result: Mapping[str, Any]) -> None:
+    """How pixels and classes of the images went into a network."""
+    if how := result.get("preprocessing"):
+        mean, std = (" ".join(f"{value:.4g}" for value in how[key]) for key in ("mean", "std"))
+        scaled = "pixels / 255" if how["scale"] == 1 else f"pixels / 255 * {how['scale']:g}"
+        line(f"input: ({scaled} - mean) / std with mean {mean} and std {std} ({how['source']})")
+    if result.get("classes_by"):
+        line(f"classes: {result['classes_by']}")
+    if result.get("weights_at"):
+        line(f"weights: those under {result['weights_at']} in the file")
+
+
+def line(words: str) -> None:
+    """One line, whatever names stand in it."""
+    print(_shown(words))
+
+
+def cell(value: Any) -> str:
+    """Three or four significant digits; nothing known is a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(cell(part) for part in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {cell(part)}" for key, part in value.items())
+    return str(value)
+
+
+def _unmeasured(result: Mapping[str, Any]) -> list[str]:
+    """Targets that this machine is not."""
+    targets = targets_of(result)
+    measured = [point.get("measured_ms") for point in result["front"]]
+    values = {target: [one.get(target) if isinstance(one, Mapping) else one for one in measured] for target in targets}
+    return [target for target in targets if not counted(target) and all(value is None for value in values[target])]
+
+
+def _point(point: Mapping[str, Any], front: Mapping[str, Any]) -> dict[str, Any]:
+    accuracy, error, targets = point.get("accuracy"), point.get("accuracy_se"), targets_of(front)
+    shown = {"id": point["id"], **({"size": point["size"]} if front.get("sizes") else {}),
+             "accuracy": _accuracy(accuracy, error)}
+    if point.get("exits"):
+        shown |= {"exits": cell(point["exits"])} | _costs("worst", point.get("worst_ms"), targets)
+    if point.get("within_error_of"):
+        shown["accuracy"] += f" (tied with {point['within_error_of']} in selection)"
+    shown |= _costs("predicted", point.get("ms"), targets) | _costs("measured", point.get("measured_ms"), targets)
+    shown |= _per_target("standing", {target: standing(front, point["id"], target) for target in targets}
+                         if len(targets) > 1 else standing(front, point["id"], "".join(targets)))
+    for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
+        shown |= _per_target(name, point[key]) if point.get(key) is not None else {}
+    return shown | {"MACs": millions(point.get("macs")), "params": millions(point.get("params")),
+                    "onnx": cell(point.get("int8_onnx", point.get("onnx")))}  # the file whose figures these are
+
+
+def _accuracy(accuracy: float | None, error: float | None) -> str:
+    if accuracy is None:
+        return "-"
+    return f"{100 * accuracy:.1f} %" + ("" if error is None else f" +- {100 * error:.1f}")
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    """Mean and standard deviation of the accuracies at a budget."""
+    if row["mean"] is None:
+        return "-"
+    sd = "" if row["sd"] is None else f" +- {100 * row['sd']:.1f}"
+    return f"{100 * row['mean']:.1f} %{sd} ({row['n']})"
+
+
+def _per_target(name: str, values: Any) -> dict[str, str]:
+    """One column, or one for each target."""
+    if isinstance(values, Mapping):
+        return {f"{name} {device(target)}": cell(value) for target, value in values.items()}
+    return {name: cell(values)}
+
+
+def _costs(what: str, ms: Any, targets: Sequence[str]) -> dict[str, str]:
+    """One column, or one for each target; none of what is measured for a count, which nothing measures."""
+    return {column(what, target, len(targets) > 1): cell(value)
+            for target, value in by_target(ms, targets).items() if what != "measured" or not counted(target)}
+
+
+def _amounts(value: Any, target: str | Sequence[str] | None, result: Mapping[str, Any]) -> str:
+    """A budget, or what a pick takes of it, with its unit; one for each target where it is of several together."""
+    if isinstance(value, Mapping):
+        return " and ".join(amount(part, name) for name, part in value.items())
+    targets = targets_of(result)
+    name = target if isinstance(target, str) else targets[0]
+    return amount(value, name) if len(targets) > 1 else f"{cell(value)} {unit(name)}"

@@ -1,0 +1,65 @@
+"""Settings as a user writes them: flags, ``key=value`` and a file, each as dotted keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from nas.config.yaml import parsed
+from nas.errors import UserError
+from nas.files import nearest
+
+FLAGS = {"train.finetune_epochs": "--epochs"}  # of nas train and nas compare
+
+
+def from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, ``--key``); None is not given. Of a dotted key in ``FLAGS``, else the flag is that of its group."""
+    for key, value in flags.items():
+        if value is not None:
+            usual = f"--{'no-' if value is False else ''}{key.partition('.')[0].replace('_', '-')}"
+            yield key, value, FLAGS.get(key, usual)
+
+
+def from_overrides(overrides: Sequence[str], kind: type[BaseModel]) -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, value, the text) of each ``key=value``. Raises UserError naming it."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"{text!r}: write key=value, for example train.lr=0.1")
+        nested = parsed(value, text)
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        yield from ((name, leaf, text) for name, leaf in _leaves(nested, kind, text))
+
+
+def from_file(path: Path, kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value). Raises UserError naming file and key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"--config {path}: cannot be read: {reason}") from None
+    value = parsed(text, str(path))
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: expected keys and values, got {type(value).__name__}")
+    yield from _leaves(value or {}, kind, str(path))
+
+
+def _leaves(value: dict[Any, Any], model: type[BaseModel], where: str, above: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every setting; raises UserError for a key that the models do not have."""
+    for name, part in value.items():
+        key = f"{above}{name}"
+        field = model.model_fields.get(str(name))
+        if field is None:
+            known = [f"{above}{known}" for known in model.model_fields]
+            raise UserError(f"{where}: {key}: unknown key; {nearest(key, known)}")
+        inner = field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            yield key, part
+        elif isinstance(part, dict):
+            yield from _leaves(part, inner, where, f"{key}.")
+        else:
+            raise UserError(f"{where}: {key}: expected {', '.join(inner.model_fields)}, got {part!r}")

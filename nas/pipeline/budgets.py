@@ -1,0 +1,153 @@
+"""What picks must keep to beside a budget of one target: all budgets together, parameters, MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from nas.arch import Op
+from nas.errors import UserError
+from nas.files import nearest
+from nas.pipeline.inputs import Scene, limits_of, memory_bounds, problem, up_to_max
+from nas.plan import Layout, OpKey, Slot, macs, params, resized
+from nas.select.ilp import below, solve
+from nas.select.problem import Cost, Limits, Problem, budgets
+from nas.units import amount
+
+PARAMS, MACS = "--max-params", "--max-macs"  # costs are named as a user limits them
+_COUNTS: dict[str, tuple[str, Callable[[OpKey], int]]] = {PARAMS: ("parameters", params), MACS: ("MACs", macs)}
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the selection of one input size is asked for: limits, and which budgets (their indices) each stands for."""
+
+    problem: Problem
+    limits: list[Limits]
+    budgets: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Hard limits: on every pick (``counts``, by flag) and of one network on several targets (``together``, in ms)."""
+
+    counts: dict[str, float] = field(default_factory=dict)
+    together: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(max_params: float | None = None, max_macs: float | None = None,
+           together: dict[str, float] | None = None) -> Bounds:
+        counts = {name: value for name, value in ((PARAMS, max_params), (MACS, max_macs)) if value is not None}
+        return Bounds(counts, together or {})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {**self.counts, **({"together": self.together} if self.together else {})}
+
+    def check(self, targets: Sequence[str]) -> None:
+        """Raises UserError for a budget of a target that is not asked for."""
+        for target in self.together:
+            if target not in targets:
+                raise UserError(f"--budget-ms {target}=...: no --target {target} is given; {nearest(target, targets)}")
+
+
+NOTHING = Bounds()
+
+
+def bounded(scene: Scene, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
+    """The selection problem of ``targets``, with a cost for each count that is limited."""
+    one = problem(scene, layout, [*targets, *_worst(scene, targets)])
+    return replace(one, costs=(*one.costs, *(_count(layout, name) for name in bounds.counts)))
+
+
+def all_bounds(scene: Scene, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:
+    """Limits beside milliseconds, by the name of the cost."""
+    memory = {name: value for target in targets for name, value in memory_bounds(scene, target).items()}
+    return {**memory, **_worst(scene, targets), **bounds.counts}
+
+
+def _worst(scene: Scene, targets: Sequence[str]) -> dict[str, float]:
+    """``max_ms`` of the run's first target for picks that are for others; its own have no budget above it."""
+    first, most = scene.config.target[0] if scene.config.target else "", scene.config.max_ms
+    return {first: most} if most is not None and first in scene.costs and first not in targets else {}
+
+
+def reachable(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[float], count: int,
+              bounds: Bounds) -> list[float]:
+    """The budgets of one target, as ``limits_of`` has them, over what the counts leave reachable.
+
+    Raises UserError for a budget or a count that is out of reach, with the smallest value that is not.
+    """
+    worst = _worst(scene, [target])
+    if not bounds.counts and not worst:
+        return limits_of(scene, layout, target, budget_ms, count)
+    limits = all_bounds(scene, [target], bounds)
+    every = within_reach([bounded(at, resized(layout, at.size), [target], bounds) for at in scene.every], limits)
+    ms = every[0].costs[0]
+    least = min(one.costs[0].of(fastest(one, limits)) for one in every)
+    most = max(one.costs[0].of(solve(one.costs[0].per_op, one.costs, limits)[0]) for one in every)
+    ends = up_to_max(scene.config, target, (least, most), budget_ms)
+    for budget in budget_ms:
+        if budget < ends[0]:
+            kept = {**bounds.counts, **{f"--max-ms on {name}": value for name, value in worst.items()}}
+            within = " and ".join(f"{name} {value:g}" for name, value in kept.items())
+            raise UserError(below(ms, budget, ends[0], f"with {within}; raise one of them"))
+    return sorted(budget_ms) or budgets(every[0], count, ends)
+
+
+def tell_beyond(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[float],
+                tell: Callable[[str], None]) -> None:
+    """Says which of the user's budgets no network needs: the answer to them is the best of all networks."""
+    most = max(problem(at, resized(layout, at.size), [target]).costs[0].largest for at in scene.every)
+    if beyond := [f"{budget:g}" for budget in budget_ms if budget > most]:
+        tell(f"--budget-ms {', '.join(beyond)}: above the largest network, {amount(most, target)}: all networks are "
+             "within it")
+
+
+def askings(problems: Sequence[Problem], limits_list: Sequence[Limits]) -> list[Asking]:
+    """One for each problem: of several, one an input size, each is asked for what it can reach, and for nothing twice.
+
+    A budget above the largest network of a size is that network's cost there. Raises UserError for limits that no size
+    can keep.
+    """
+    if len(problems) == 1:
+        return [Asking(problems[0], list(limits_list), [[index] for index in range(len(limits_list))])]
+    asked: list[dict[tuple[tuple[str, float], ...], list[int]]] = [{} for _ in problems]
+    for index, limits in enumerate(limits_list):
+        for one in within_reach(problems, limits):
+            own = tuple((name, min(value, one.largest(name))) for name, value in limits.items())
+            asked[problems.index(one)].setdefault(own, []).append(index)
+    return [Asking(one, [dict(limits) for limits in own], list(own.values()))
+            for one, own in zip(problems, asked, strict=True) if own]
+
+
+def within_reach(problems: Sequence[Problem], limits: Limits) -> list[Problem]:
+    """Those, one an input size, with a network within the limits; where none has one, UserError of the last."""
+    found = []
+    for one in problems:
+        try:
+            fastest(one, limits)
+            found.append(one)
+        except UserError:
+            if not found and one is problems[-1]:
+                raise
+    return found
+
+
+def fastest(problem: Problem, limits: Limits) -> list[int]:
+    """Of the least first cost. Raises UserError where nothing is within the limits."""
+    return solve(tuple(-row for row in problem.costs[0].per_op), problem.costs, limits)[0]
+
+
+def _count(layout: Layout, name: str) -> Cost:
+    unit, of = _COUNTS[name]
+
+    def cost(slot: Slot, op: Op) -> float:
+        key = slot.key(op)
+        return float(of(key)) if key else 0.0
+
+    rows = tuple(np.array([cost(slot, op) for op in slot.ops]) for slot in layout.slots)
+    return Cost(name, unit, float(sum(of(key) for key in layout.fixed)), rows)

@@ -1,0 +1,150 @@
+"""What a space is, before anything is trained: its size, its ends, what it costs where; or everything wrong with it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nas import sampling
+from nas.arch import Op
+from nas.errors import UserError
+from nas.latency.costs import known, load
+from nas.latency.devices import local
+from nas.latency.devices.board import recorded
+from nas.latency.table import LatencyTable
+from nas.lower.onnx import export
+from nas.lower.verify import check_onnx
+from nas.ops import build, contract, family, user_files
+from nas.plan import Branch, Layout, OpKey, Slot, Task, candidates, layout, macs, params
+from nas.progress import Progress
+from nas.space import Head, Space, Widths
+from nas.space import mistakes as wrong_keys
+
+
+def check(name: str, task: Task, targets: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """Slots, number of archs, ends of params and MACs, and of the predicted ms on each target (or what rows it lacks).
+
+    No ``targets``: all that are known here. The ends are those at the smallest and the largest hidden width of each
+    branch. Operators of the user's own are tried first. Raises UserError naming every mistake of the file.
+    """
+    plan = checked_layout(name, task)
+    _check_own(plan, progress)
+    (least, most), (light, heavy) = (_ends(plan, cost) for cost in (params, macs))
+    costs = []
+    with progress.task("targets", len(targets or known())) as bar:
+        for target in targets or sorted(known()):
+            costs.append({"target": target, **_priced(plan, target, name)})
+            bar.advance()
+    return {"name": plan.space, "size": task.size, "classes": task.classes, "slots": len(plan.slots),
+            "archs": f"10^{math.log10(sampling.size(plan)):.1f}", "operators": len(candidates(plan)),
+            "params": [int(least), int(most)], "macs": [int(light), int(heavy)], "last_map": plan.head.size,
+            "targets": costs}
+
+
+def checked_layout(name: str, task: Task) -> Layout:
+    """The space laid out. Raises UserError that names every mistake, with its key, value and what to do."""
+    try:
+        space = Space.load(name)
+    except UserError as error:
+        cause = error.__cause__
+        raise _all(name, wrong_keys(cause)) if isinstance(cause, ValidationError) else error from None
+    try:
+        return layout(space, task)
+    except UserError as error:
+        found = list(dict.fromkeys(_refusals(space, task))) or [str(error)]
+        raise _all(name, [text.removeprefix(f"{space.file}: ") for text in found]) from None
+
+
+def _all(name: str, mistakes: Sequence[str]) -> UserError:
+    count = f"{len(mistakes)} mistakes: " if len(mistakes) > 1 else ""
+    return UserError(f"{name}: {count}{'; '.join(mistakes)}")
+
+
+def _refusals(space: Space, task: Task) -> Iterator[str]:
+    """What ``layout`` says of each part alone, beside parts that are sound."""
+    plain: dict[str, Any] = {"mbconv": {"hidden": Widths(min=1, max=1, step=8)}}
+    bare = [stage.model_copy(update={"ops": plain}) for stage in space.stages]
+    sound = space.model_copy(update={"stem": space.stem.model_copy(update={"op": "stem"}), "head": Head(op="head"),
+                                     "exit": Head(op="exit_head"), "ops": plain, "stages": bare})
+    parts: list[dict[str, Any]] = [{"stem": space.stem}, {"head": space.head}, {"exit": space.exit}]
+    common = [stage.model_copy(update={"ops": stage.ops and plain}) for stage in space.stages]
+    parts += [{"ops": {op: knobs}, "stages": common} for op, knobs in space.ops.items()]
+    for i, stage in enumerate(space.stages):
+        for op, knobs in (stage.ops or {}).items():
+            parts.append({"stages": [*bare[:i], stage.model_copy(update={"ops": {op: knobs}}), *bare[i + 1:]]})
+    for part in parts:
+        try:
+            layout(sound.model_copy(update=part), task, exits="exit" in part)
+        except UserError as error:
+            yield str(error)
+
+
+def _ends(plan: Layout, cost: Callable[[OpKey], float]) -> tuple[float, float]:
+    """Sums over the cheapest and over the dearest choice of every slot."""
+    rows = [[cost(key) if key else 0.0 for op in _extremes(slot) for key in [slot.key(op)]] for slot in plan.slots]
+    fixed = [cost(key) for key in plan.fixed]
+    return math.fsum([*fixed, *map(min, rows)]), math.fsum([*fixed, *map(max, rows)])
+
+
+def _extremes(slot: Slot) -> list[Op]:
+    """The smallest and the largest width of every branch."""
+    return list(dict.fromkeys(op for branch in slot.branches for op in (branch.ops[0], branch.ops[-1])))
+
+
+def _priced(plan: Layout, target: str, name: str) -> dict[str, Any]:
+    """``smallest_ms`` and ``largest_ms``; or ``missing``, how many rows, and ``do``, the command; or ``error``."""
+    try:
+        costs = load(target)
+        lacking = costs.missing(candidates(plan)) if isinstance(costs, LatencyTable) else []
+        if isinstance(costs, LatencyTable) and lacking:
+            here = local(costs.meta) is not None or recorded(costs.meta) is not None
+            do = (costs.command if here else costs.advice)(shlex.quote(name), plan.task.size).removeprefix("run: ")
+            return {"missing": len(lacking), "first": str(lacking[0]), "do": do, "here": here}
+        smallest, largest = _ends(plan, costs.ms)
+    except UserError as error:
+        return {"error": str(error)}
+    return {"smallest_ms": smallest, "largest_ms": largest}
+
+
+def _check_own(plan: Layout, progress: Progress) -> None:
+    """The contract of every operator of the user's own at every shape of the space, and its ONNX against PyTorch."""
+    names = {name for one in user_files.loaded() for name in one.operators}
+    work = [(slot, branch) for slot in plan.slots for branch in slot.branches if branch.op.name in names]
+    tried = list(dict.fromkeys(((slot.in_ch, slot.out_ch, slot.stride), branch, _shared(slot, branch))
+                               for slot, branch in work))
+    if not tried:
+        return
+    with progress.task("your operators", len(tried)) as bar:
+        for shape, branch, shared in tried:
+            contract.check(branch.ops[-1], *shape, branch.widths[0] if branch.widths else None, shared)
+            _check_onnx(branch.ops[0], shape)
+            bar.advance()
+
+
+def _shared(slot: Slot, branch: Branch) -> Op:
+    """The operator whose weights a branch is a part of in the supernet: elastic knobs at their largest."""
+    largest = branch.ops[-1]
+    for knob in family(branch.op.name).elastic:
+        values = [value for other in slot.branches if other.op.name == branch.op.name
+                  and isinstance(value := other.op.get(knob), int)]
+        largest = largest.with_knobs(**{knob: max(values)}) if values else largest
+    return largest
+
+
+def _check_onnx(op: Op, shape: tuple[int, int, int]) -> None:
+    block = contract.settled(build(op, *shape))  # with batch norms that a wrong deploy() would show
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "operator.onnx"
+        try:
+            export(block, path, in_ch=shape[0], size=contract.SIDE, metadata={})
+            check_onnx(path, block, in_ch=shape[0], size=contract.SIDE)
+        except Exception as error:  # of the user's code, of the exporter or of the runtime
+            text = " ".join(str(error).replace(str(path), "").split())
+            where = f"operator {op} at {shape[0]}->{shape[1]} stride {shape[2]}"
+            raise UserError(f"{where}: its ONNX: {text[:300]}") from error

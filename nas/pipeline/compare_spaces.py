@@ -1,0 +1,213 @@
+"""Which space to search: random networks of each under one budget grid, trained with one short recipe.
+
+After the building-block comparison of Bonnaerens et al. (Applied Sciences 2022, arXiv 2208.12694): Pareto fronts of
+random networks, not single networks. Budgets, sampling and recipe are ours; all learn from scratch, from labels alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nas.arch import Arch
+from nas.config.search import PLACES, Config
+from nas.config.space import checked_space
+from nas.errors import UserError
+from nas.pipeline.deliver import deliver
+from nas.pipeline.finetune import train_picks
+from nas.pipeline.inputs import Scene, limits_of, problem, set_scene
+from nas.pipeline.search import refuse
+from nas.progress import Progress
+from nas.report.comparison import draw_comparison
+from nas.run import timeline
+from nas.run.directory import Run
+from nas.select.pareto import Point, front, hypervolume
+from nas.select.problem import Problem, budgets, random_within
+from nas.subnet import build
+from nas.train import loop
+from nas.train.finetune import Recipe
+from nas.units import amount, unit
+
+IMAGES, LEAST = 12_000, 5  # when no epochs are given, a network sees at least so many images and as many epochs
+INSIDE = 1.2  # a budget at the very ends of the reachable range leaves a single network, and nothing to draw
+CLOSE = 0.9  # share of a budget that a network drawn for it takes
+TRIES = 50  # draws at a budget for each network that is new
+RECIPE = ("batch", "finetune_lr", "weight_decay", "finetune_epochs", "augment", "label_smoothing", "accumulate", "amp")
+FLAGS = ("space", "target", "width", "size", "budget_ms", "budgets", "data", "data_dir", "limit", "seed", "train_on",
+         "threads")
+
+
+class Scratch:
+    """The networks of a layout with random weights, which depend on the seed and the network alone."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        with loop.seeded(self.scene.seed, arch.id, "scratch"):
+            return build(self.scene.layout, arch)
+
+
+def settings(configs: Sequence[Config], networks: int) -> dict[str, Any]:
+    """What the run records. Raises UserError for spaces of one name and for settings that have no effect here."""
+    names = [checked_space(config).name for config in configs]
+    if len(names) < 2:
+        raise UserError("--spaces: give two or more, for example --spaces ghost --spaces mbconv")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--spaces: two of them are called {twice}: change the name in one of the files")
+    value, usual = configs[0].model_dump(mode="json"), Config(target=configs[0].target).model_dump(mode="json")
+    for given, default, used, above in ((value, usual, FLAGS, ""), (value["train"], usual["train"], RECIPE, "train.")):
+        if idle := [key for key in given if key not in used and key != "train" and given[key] != default[key]]:
+            raise UserError(f"{above}{idle[0]}: has no effect on a comparison")
+    kept = {key: value[key] for key in FLAGS if key != "space"}
+    return {"spaces": [config.space for config in configs], "networks": networks, **kept,
+            "train": {key: value["train"][key] for key in RECIPE}}
+
+
+def default_run_dir(settings: dict[str, Any]) -> Path:
+    """``runs/compare-SPACES-HEX``: the same settings find the same directory."""
+    value = {key: part for key, part in settings.items() if key != "data_dir"}
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+    names = "+".join(Path(name).name.removesuffix(".yaml") for name in settings["spaces"])[:80]
+    return Path("runs") / f"compare-{names}-{Path(settings['target'][0]).name.removesuffix('.json')}-{digest}"
+
+
+def check(configs: Sequence[Config]) -> None:
+    """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
+    for config in configs:
+        if config.sizes:
+            raise UserError(f"size={config.sizes}: spaces are compared at one size")
+        refuse(config)
+
+
+def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progress) -> dict[str, Any]:
+    """``networks`` random ones of each space at each budget, trained and judged; continues where the run stands.
+
+    ``configs`` are equal but for their space. Raises UserError for what the user has to mend.
+    """
+    with timeline.phase(run, "inputs"):
+        scenes = _scenes(configs, run, progress)
+    target = configs[0].target[0]
+    problems = [problem(scene, scene.layout, [target]) for scene in scenes]
+    grid = run.stage("budgets.json", lambda: _grid(configs[0], scenes, problems))
+    drawn = [[[Arch.from_json(value) for value in row]
+              for row in scene.run.stage("networks.json", partial(_drawn, scene, one, grid, networks))]
+             for scene, one in zip(scenes, problems, strict=True)]
+    if not any(row for rows in drawn for row in rows):
+        raise UserError(f"--budget-ms: no network of any of the spaces was found that takes {100 * CLOSE:.0f} to 100 % "
+                        f"of {', '.join(f'{bound:.4g}' for bound in grid)} {unit(target)} on {target}: give others")
+    how, count = _recipe(scenes[0]), sum(len(set(itertools.chain(*rows))) for rows in drawn)
+    progress.note(f"{count} networks of {len(scenes)} spaces, each trained for {how.epochs} epochs of "
+                  f"{len(scenes[0].data.learn):,} images in batches of {how.batch}")
+    parts = []
+    for scene, one, archs in zip(scenes, problems, drawn, strict=True):
+        if missing := networks * len(grid) - sum(map(len, archs)):
+            progress.note(f"{scene.layout.space}: {missing} networks fewer than asked: it has no more at these budgets")
+        with timeline.phase(run, scene.layout.space):
+            parts.append(_part(scene, one, grid, archs, progress))
+    result = run.stage("compare.json", lambda: {
+        "target": target, "data": scenes[0].data.name, "size": scenes[0].data.size, "seed": configs[0].seed,
+        "recipe": vars(_recipe(scenes[0])), "budgets": grid, "networks": networks, "spaces": _volumes(parts)})
+    if not run.has("compare.png"):
+        run.write("compare.png", lambda file: draw_comparison(result, file))
+    return {"run": str(run.path), **result, "seconds": timeline.finished(run)}
+
+
+def _scenes(configs: Sequence[Config], run: Run, progress: Progress) -> list[Scene]:
+    """A run of its own for each space inside the comparison's; they share the images."""
+    scenes: list[Scene] = []
+    for config in configs:
+        every_width = config.gates.model_copy(update={"granularity": "space"})  # spaces are compared, not searches
+        whole = config.model_copy(update={"gates": every_width})
+        opened = Run.open(run.file(f"spaces/{checked_space(config).name}"), whole.to_json(), places=PLACES)
+        scene = set_scene(whole, opened, config.target, progress, introduce=not scenes)
+        scenes.append(replace(scene, data=scenes[0].data) if scenes else scene)
+    return scenes
+
+
+def _grid(config: Config, scenes: Sequence[Scene], problems: Sequence[Problem]) -> list[float]:
+    """The budgets given, or ``budgets`` geometric ones over what every space can reach."""
+    target = config.target[0]
+    for scene in scenes if config.budget_ms else ():
+        limits_of(scene, scene.layout, target, config.budget_ms, 1)  # refuses what a space cannot reach
+    if config.budget_ms:
+        most = max(one.costs[0].largest for one in problems)
+        if idle := next((budget for budget in config.budget_ms if CLOSE * budget > most), None):
+            raise UserError(f"--budget-ms {idle:g}: no network of these spaces takes more than "
+                            f"{amount(most, target)}, and one drawn for a budget takes {100 * CLOSE:.0f} % of it at "
+                            "least: lower it")
+        return config.budget_ms
+    low = max(one.costs[0].smallest for one in problems) * INSIDE
+    high = min(one.costs[0].largest for one in problems) / INSIDE
+    if low >= high:
+        ranges = ", ".join(f"{scene.layout.space} {one.costs[0].smallest:.4g} .. {one.costs[0].largest:.4g} "
+                           f"{unit(target)}" for scene, one in zip(scenes, problems, strict=True))
+        raise UserError(f"--spaces: no budget on {target} that all of them reach ({ranges}): scale one (NAME@0.5)")
+    return budgets(problems[0], config.budgets, (low, high))
+
+
+def _drawn(scene: Scene, one: Problem, grid: Sequence[float], networks: int) -> list[list[dict[str, Any]]]:
+    """By budget, different random networks between 90 % and 100 % of it."""
+    rows = []
+    for index, bound in enumerate(grid):
+        rng, found = random.Random(f"compare {scene.seed} {scene.layout.space} {index}"), dict[Arch, None]()
+        for _ in range(TRIES * networks):
+            indices = random_within(one, {one.costs[0].name: bound}, rng) if len(found) < networks else None
+            if indices is not None and one.costs[0].of(indices) >= CLOSE * bound:
+                found[one.arch(indices)] = None
+        rows.append([arch.to_json() for arch in found])
+    return rows
+
+
+def _recipe(scene: Scene) -> Recipe:
+    t, count = scene.config.train, len(scene.data.learn)
+    epochs = t.finetune_epochs if t.finetune_epochs is not None else max(LEAST, -(-IMAGES // count))
+    return Recipe(epochs, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing, t.augment or scene.data.augment,
+                  0.0, t.accumulate, t.amp)
+
+
+def _part(scene: Scene, one: Problem, grid: Sequence[float], archs: list[list[Arch]],
+          progress: Progress) -> dict[str, Any]:
+    """Trains and judges the networks of one space: its spread at each budget, and its front."""
+    different = list(dict.fromkeys(arch for row in archs for arch in row))
+    progress.note(f"{scene.layout.space}: {len(different)} networks")
+    train_picks(scene, Scratch(scene), different, "", _recipe(scene), progress)
+    cards: dict[Arch, dict[str, Any]] = {}
+    with progress.task("export", len(different)) as task:
+        for arch in different:
+            cards[arch] = deliver(scene, arch, "", True)
+            task.advance()
+    brief = {card["id"]: {key: value for key, value in card.items() if key not in ("arch", "provenance", "exits")}
+             for card in cards.values()}
+    best = front(Point(card["id"], card["ms"], card["select_accuracy"]) for card in cards.values())
+    kept = [point.id for point in best]
+    others = sorted((card for name, card in brief.items() if name not in kept), key=lambda card: card["ms"])
+    return {"space": scene.layout.space, "reach_ms": [one.costs[0].smallest, one.costs[0].largest],
+            "budgets": [_spread(bound, [cards[arch] for arch in row]) for bound, row in zip(grid, archs, strict=True)],
+            "front": [brief[name] for name in kept], "dominated": others}
+
+
+def _spread(bound: float, cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Test accuracy at a budget: mean and standard deviation over the networks; the best by selection accuracy."""
+    values = [card["accuracy"] for card in cards]
+    return {"budget_ms": bound, "n": len(values), "mean": statistics.fmean(values) if values else None,
+            "sd": statistics.stdev(values) if len(values) > 1 else None,
+            "best": max(cards, key=lambda card: card["select_accuracy"])["accuracy"] if values else None}
+
+
+def _volumes(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With the hypervolume of each front (test accuracy): the reference is the slowest and the worst network of all."""
+    every = [card for part in parts for card in (*part["front"], *part["dominated"])]
+    slowest, worst = max(card["ms"] for card in every), min(card["accuracy"] for card in every)
+    return [{**part, "hypervolume": hypervolume((Point(c["id"], c["ms"], c["accuracy"]) for c in part["front"]),
+                                                slowest, worst)} for part in parts]

@@ -1,0 +1,203 @@
+"""``nas evaluate``: how good an ONNX file is on a data set, in ONNX Runtime, as it will be deployed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.errors import UserError
+from nas.files import nearest
+from nas.latency.devices.onnxruntime import session
+from nas.latency.onnx_ending import as_logits, seen
+from nas.latency.onnx_file import runnable
+from nas.latency.onnx_graph import read
+from nas.pipeline.front import cards_of, find
+from nas.progress import Progress
+from nas.run.directory import Run
+from nas.run.images import require_place
+from nas.run.settings import settings_of
+from nas.train.data import Data, Split, load, normalise
+from nas.train.header import data_lines
+from nas.train.labels import outputs
+from nas.train.pixels import Whites
+from nas.train.preprocessing import Preprocessing, check_input
+
+BATCH = 256
+Z95 = 1.959964  # two-sided 95 % of a normal distribution
+SPLITS = ("test", "select", "all")
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = None, data: str | None = None,
+             data_dir: str | None = None, split: str = "test", size: int | None = None, seed: int | None = None,
+             preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None,
+             progress: Progress | None = None) -> dict[str, Any]:
+    """``score`` of a file, or of a pick of a run on the run's own images where no others are named.
+
+    Images are normalised by ``preprocessing``, else as the file's metadata say, else by ImageNet's mean and deviation;
+    ``classes`` are those of the outputs, in place of the file's own. The result says which of these it was,
+    ``progress`` what the images are. Raises UserError where file, classes and images do not go together.
+    """
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: {nearest(split, SPLITS)}")
+    if not model.exists():
+        raise UserError(f"{model}: no such file or run")
+    given: dict[str, Any] = {"data": data, "data_dir": data_dir, "size": size, "seed": seed}
+    if model.is_dir():
+        run = Run.existing(model)
+        config, model = settings_of(run), _pick(run, arch, budget_ms)
+        own = {"data": config.data, "data_dir": config.data_dir, "seed": config.seed,
+               "size": None if config.sizes else config.side}  # of several, the file's own
+        if (data or config.data) != "cifar10":
+            own["data_dir"] = None
+        limit = config.limit if data is None else None
+        if data is None:
+            require_place(run, config)
+        given = {key: own[key] if value is None and (data is None or key != "size") else value
+                 for key, value in given.items()}
+    elif arch is not None or budget_ms is not None:
+        raise UserError(f"--arch and --budget-ms choose from a run; {model} is a file")
+    else:
+        limit = None
+    if given["data"] is None:
+        raise UserError("--data: on which images? digits, cifar10, or a folder")
+    file = _File(model)
+    how = Preprocessing.of_file(file.metadata, model, preprocessing)
+    place = Path(given["data_dir"]) if given["data_dir"] else None
+    images = load(given["data"], data_dir=place, size=file.size(given["size"]), seed=given["seed"] or 0, limit=limit,
+                  whites=Whites.of_metadata(file.metadata))
+    if progress is not None:
+        for line in data_lines(images):
+            progress.note(line)
+    images = how.applied(images)
+    meant = outputs(model, file.count(images), file.names() if classes is None else classes, images.classes)
+    part = _part(images, split)
+    made = file.run(part, images)
+    kind = file.ends_in(images.size, made)
+    judged = score(as_logits(made, kind), meant.labels(part.labels).numpy(), meant.names)
+    return {"model": str(model), "data": images.name, "split": split, "preprocessing": how.to_json(),
+            "classes_by": meant.by, "ends_in": kind, **judged}
+
+
+def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Of outputs [n, classes] and labels [n]: top-1, top-5 (None for five classes or fewer), loss, every class.
+
+    A share stands with its standard error (binomial) and its 95 % interval. Raises UserError for outputs that are not
+    numbers.
+    """
+    if not np.isfinite(logits).all():
+        raise UserError(f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images give outputs that are no "
+                        "numbers")
+    true = logits[np.arange(len(labels)), labels][:, None]
+    ties = (logits == true) & (np.arange(logits.shape[1]) < labels[:, None])  # the first of equals is the answer
+    rank = (logits > true).sum(1) + ties.sum(1)
+    top = logits.max(1, keepdims=True)
+    loss = float(np.mean(np.log(np.exp((logits - top).astype(np.float64)).sum(1)) - (true - top)[:, 0]))
+    each = [{"class": name, "n": int((labels == i).sum()), "top1": _share(rank[labels == i] < 1)}
+            for i, name in enumerate(classes)]
+    return {"n": len(labels), "top1": _share(rank < 1), "top5": _share(rank < 5) if len(classes) > 5 else None,
+            "loss": loss, "classes": each}
+
+
+def wilson(right: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Confidence interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927): sound at 0, at 1 and for few images."""
+    share, shrink = right / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / shrink
+    half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _share(right: np.ndarray) -> dict[str, float] | None:
+    """None of no images."""
+    n, count = len(right), int(right.sum())
+    if not n:
+        return None
+    low, high = wilson(count, n)
+    return {"share": count / n, "se": math.sqrt(count / n * (1 - count / n) / n), "low": low, "high": high}
+
+
+def _pick(run: Run, arch: str | None, budget_ms: float | None) -> Path:
+    """The file whose figures stand in the front: the int8 one where there is one."""
+    places = ["", *sorted(f"selections/{path.parent.name}/" for path in run.path.glob("selections/*/front.json"))]
+    fronts = {place: run.read_json(f"{place}front.json") for place in places}
+    place, wanted = find(fronts, arch, budget_ms)
+    if len(wanted) > 1:
+        raise UserError(f"--arch: which pick? {', '.join(wanted)}")
+    card = next(card for card in cards_of(fronts[place]) if card["id"] == wanted[0])
+    return run.file(card.get("int8_onnx") or card["onnx"])
+
+
+def _part(data: Data, split: str) -> Split:
+    if split != "all":
+        return data.test if split == "test" else data.select
+    parts = (data.learn, data.select, data.test)
+    return Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+
+
+class _File:
+    """An ONNX file of one input [N, 3, S, S] in ONNX Runtime, and what its metadata says."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():  # the run says that it has one
+            raise UserError(f"{path}: missing; nas export writes it anew")
+        self.path, self.session = path, session(runnable(path), torch.get_num_threads())
+        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+        names = [output.name for output in self.session.get_outputs()]
+        if len(self.session.get_inputs()) != 1 or not names:
+            raise UserError(f"{path}: has {len(self.session.get_inputs())} inputs and {len(names)} outputs, expected "
+                            "one input [N, 3, S, S] and the classes")
+        self.entry = self.session.get_inputs()[0]
+        check_input(path, self.entry.shape, self.entry.type in FLOATS)
+        self.output = "output" if "output" in names else names[0]
+
+    def size(self, asked: int | None) -> int:
+        """The side of its images."""
+        side, text = self.entry.shape[2], self.metadata.get("size", "")
+        own = side if isinstance(side, int) else int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else asked
+        if own is None:
+            raise UserError(f"--size: {self.path} leaves open how large its images are")
+        if asked is not None and asked != own:
+            raise UserError(f"--size {asked}: {self.path} takes images of {own}x{own}")
+        return int(own)
+
+    def names(self) -> list[str] | None:
+        """Of its classes, where it has them."""
+        return self.metadata["classes"].split("\n") if "classes" in self.metadata else None
+
+    def count(self, data: Data) -> int:
+        """How many classes it knows. Raises UserError where it is no classifier."""
+        blank = torch.zeros(1, 3, data.size, data.size, dtype=torch.uint8)
+        shape = self.run(Split(blank, torch.zeros(1, dtype=torch.int64)), data).shape
+        if len(shape) != 2:
+            raise UserError(f"{self.path}: its output is {list(shape[1:])} an image, not one number for each class")
+        return int(shape[1])
+
+    def ends_in(self, side: int, outputs: np.ndarray) -> str:
+        """What its outputs are, by its graph, and by their numbers where that says nothing."""
+        try:
+            graph = read(self.path, side, weights=False, any_batch=True)
+        except UserError:  # ONNX Runtime runs it all the same, such as one whose channels are open
+            return seen(outputs)
+        first = graph.model.graph.output[0].name == self.output
+        return graph.ending.kind if first and graph.ending.node else seen(outputs)
+
+    def run(self, split: Split, data: Data) -> np.ndarray:
+        """Outputs [n, classes]; a file of a fixed batch gets its last one filled up."""
+        fixed = self.entry.shape[0] if isinstance(self.entry.shape[0], int) else None
+        results = []
+        for images in torch.split(split.images, fixed or BATCH):
+            batch = normalise(images, data).contiguous().numpy().astype(FLOATS[self.entry.type])
+            short = (fixed or len(batch)) - len(batch)
+            filled = np.concatenate([batch, np.zeros((short, *batch.shape[1:]), batch.dtype)]) if short else batch
+            try:
+                made = self.session.run([self.output], {self.entry.name: filled})[0]
+            except Exception as error:  # its own classes have no public base
+                raise UserError(f"{self.path}: ONNX Runtime: {str(error).splitlines()[0][:200]}") from None
+            results.append(made[:len(batch)])
+        return np.concatenate(results).astype(np.float32)

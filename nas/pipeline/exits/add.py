@@ -1,0 +1,163 @@
+"""Exits on a network that is trained already: only their heads learn (``nas exits``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.errors import UserError
+from nas.exits.choice import Pieces
+from nas.exits.export import check
+from nas.exits.methods import method as make
+from nas.exits.methods import methods
+from nas.pipeline.exits.existing import Model
+from nas.pipeline.exits.serve import CARD, THRESHOLDS, Served, Trained, Wishes, chosen, measured, repriced, write
+from nas.pipeline.exits.train import train
+from nas.pipeline.overrun import over
+from nas.progress import Progress
+from nas.run import timeline
+from nas.run.directory import Run
+from nas.train import augment as augmentation
+from nas.train import loop
+from nas.train.data import Data
+from nas.train.finetune import LEAST, Recipe
+from nas.train.header import data_lines, unlabeled_lines
+from nas.train.unlabeled import answered, unlabeled
+from nas.units import at_least
+
+IMAGES = 20_000  # that heads learn from when no epochs are given
+BATCH, LR, DECAY = 32, 0.003, 0.0
+PIECES = "pieces.json"
+TRIES = 3  # at a choice of exits whose file keeps to --max-ms
+
+
+def add(model: Model, run: Run, progress: Progress, *, images: Path | None = None, limit: int | None = None,
+        method: str = "cache", settings: Mapping[str, Any] | None = None, epochs: int | None = None, seed: int = 0,
+        augment: str | None = None, wishes: Wishes = Wishes(), train_on: str = "auto") -> dict[str, Any]:  # noqa: B008
+    """Trains exits for a network, chooses some of them, and writes everything into the run; returns the card.
+
+    With ``images``, a folder of images without labels, accuracies are shares of images on which the answer is the
+    network's own. ``augment`` is what heads learn under, in place of what suits the images.
+    Raises UserError as ``refuse`` does, and for a network that files with exits cannot hold.
+    """
+    refuse(method)
+    augmentation.check(augment or model.data.augment)
+    check(model.net, in_ch=model.data.in_ch, size=model.data.size)
+    data = _data(model, images, seed, limit)
+    data = replace(data, augment=augment or data.augment)
+    lines = unlabeled_lines(data) if images else data_lines(data, data.augment, "--augment ")
+    for line in lines:
+        progress.note(line)
+    heads = make(method, model.net, **(settings or {}))
+    count = epochs if epochs is not None else max(LEAST, heads.phases(), -(-IMAGES // len(data.learn)))
+    recipe = Recipe(count, min(BATCH, len(data.learn)), LR, DECAY, 0.0, data.augment)
+    device = loop.device_of(train_on)
+    if not run.has(CARD):
+        progress.note(f"heads: {count} epochs of {len(data.learn):,} images in batches of {recipe.batch}; then exits "
+                      f"and thresholds are chosen{', and the files are timed here' if model.clock is not None else ''}")
+    with timeline.phase(run, "training"):
+        made = train(model.name, model.net, data, recipe, run, "", seed, device, progress, method=method,
+                     settings=settings)
+
+    def served() -> dict[str, Any]:
+        with timeline.phase(run, "choice and files"):
+            trained = Trained.of(made, data, device, wishes.kind)
+            return _served(model, run, trained, wishes, method, progress)
+
+    card = run.stage(CARD, lambda: {
+        "id": model.name, "method": method, "epochs": count, "target": model.target,
+        "labels": "the network's answers" if images else "the images'", **model.said, **served(),
+        "seconds": timeline.spent(run)})
+    return {**card, "folder": str(run.path)}
+
+
+def refuse(method: str) -> None:
+    """Raises UserError for a method that is not known or would change the network."""
+    known = methods(frozen=True)
+    if method not in known:
+        raise UserError(f"--method {method}: known are {', '.join(known)}; others train the whole network: "
+                        "nas search --exits")
+
+
+def _served(model: Model, run: Run, trained: Trained, wishes: Wishes, method: str,
+            progress: Progress) -> dict[str, Any]:
+    folder = run.path
+    with progress.task("measure and choose exits" if model.clock is not None else "choose exits", 3) as task:
+        pieces = _pieces(model, run)  # measured once
+        task.advance()
+        served, final = _within(model, run, trained, wishes, pieces)
+        task.advance()
+        if final is not served:  # milliseconds of the very file: thresholds for them
+            prefix, trunk = np.array(final.policy.prefix_ms), np.zeros(len(trained.select.logits))
+            trunk[[*served.kept, -1]] = np.diff(np.r_[0.0, prefix])
+            served = chosen(trained, Pieces(trunk, np.zeros(len(trunk))), wishes, served.kept)
+        card = write(folder, trained, served, {**model.metadata, "exit_method": method})
+        times: dict[str, Any] = dict.fromkeys(("measured_ms", "measured_worst_ms", "measured_prefix_ms", "drift"))
+        if model.clock is not None:
+            times = measured(folder, trained, served, model.clock, model.now_ns)
+        task.advance()
+    return {"candidates": len(trained.select.logits) - 1, **card, **times, **_over_budget(model.target, times, wishes),
+            "thresholds": THRESHOLDS}
+
+
+def _over_budget(target: str, times: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+    """``over_budget`` of exits whose file is measured above what was wished for: of the mean, or of the worst."""
+    asked = (("measured_ms", wishes.budget_ms), ("measured_worst_ms", wishes.max_ms))
+    excess: dict[str, Any] = {}
+    for name, bound in asked:
+        if bound is not None:
+            excess |= over({target: times[name]}, {target: bound})
+    return {"over_budget": excess} if excess else {}
+
+
+def _pieces(model: Model, run: Run) -> Pieces:
+    """Milliseconds that exits are chosen by; what was measured stays in the run."""
+    def listed() -> dict[str, list[float]]:
+        pieces = model.pieces()
+        return {"trunk": pieces.trunk.tolist(), "heads": pieces.heads.tolist()}
+
+    kept = run.stage(PIECES, listed)
+    return Pieces(np.array(kept["trunk"]), np.array(kept["heads"]))
+
+
+def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pieces) -> tuple[Served, Served]:
+    """The exits chosen, and with the milliseconds of their very file, which may be above those they were chosen by.
+
+    Raises UserError where ``max_ms`` is not kept by those either, after a few choices that left room for it.
+    """
+    asked = wishes
+    for _ in range(TRIES):
+        served = chosen(trained, pieces, asked)
+        final = _timed(model, run, trained, served)
+        worst = final.policy.prefix_ms[-1]
+        if wishes.max_ms is None or asked.max_ms is None or worst <= wishes.max_ms:
+            return served, final
+        asked = replace(asked, max_ms=asked.max_ms * wishes.max_ms / worst)
+    raise UserError(f"--max-ms {wishes.max_ms:g}: the file of these exits takes {at_least(worst)} ms; raise it")
+
+
+def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
+    """``model.final`` of exits that were not timed before; what was measured stays in the run's log.
+
+    How confidence is computed is part of the file.
+    """
+    file = {"kept": list(served.kept), "confidence": served.policy.kind}
+    for event in run.events("timed"):
+        if file.items() <= event.items() and "prefix_ms" in event:
+            return repriced(served, event["prefix_ms"])
+    final = model.final(trained, served, run.path)
+    if final is not served:
+        run.log("timed", **file, prefix_ms=list(final.policy.prefix_ms))
+    return final
+
+
+def _data(model: Model, images: Path | None, seed: int, limit: int | None) -> Data:
+    if images is not None:
+        return answered(unlabeled(images, model.data, seed, limit), model.plain, loop.device_of("cpu"))
+    if not len(model.data.learn):
+        raise UserError("--data or --images: which images? --images FOLDER takes any, without labels")
+    return model.data

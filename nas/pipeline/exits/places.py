@@ -1,0 +1,109 @@
+"""Where exits could be added to a network, without images and without training: ``nas exits MODEL --list``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.exits import choice
+from nas.exits.choice import Pieces
+from nas.exits.export import check
+from nas.latency.devices.onnxruntime import clock
+from nas.latency.onnx_counts import multiply_adds
+from nas.latency.onnx_graph import Graph
+from nas.pipeline.exits.existing import (
+    Foreign,
+    Model,
+    foreign_costs,
+    grafted,
+    head_macs,
+    measured_pieces,
+    predicted_pieces,
+)
+from nas.plan import macs
+from nas.train.data import recorded
+
+
+@dataclass(frozen=True)
+class Place:
+    """A map that an exit could read: what makes it, its shape for one image, and what runs up to it.
+
+    ``head_macs`` are those of the exit's own head; ``ms`` are those of leaving there with no exit before it, None
+    without a target. Shares are of the network without exits.
+    """
+
+    behind: str
+    shape: tuple[int, int, int]
+    macs: int
+    macs_share: float
+    head_macs: int
+    ms: float | None = None
+    ms_share: float | None = None
+
+
+def of_file(model: str, weights: Path | None, size: int | None, target: str | None, seed: int = 0) -> dict[str, Any]:
+    """Places of an ONNX file or a torchvision model, which may have random weights; with ``target`` also milliseconds.
+
+    Raises UserError for what exits cannot be added to.
+    """
+    costs = foreign_costs(model, target)
+    foreign = grafted(model, weights, size, seed, untrained=True)
+    net, side = foreign.net, foreign.graph.shape[2]
+    check(net, in_ch=3, size=side)
+    blank = recorded({"name": model, "classes": map(str, range(net.classes)), "size": side, "mean": (0.0,) * 3,
+                      "std": (1.0,) * 3})
+    pieces = None
+    if target is not None:
+        pieces = predicted_pieces(net, blank, costs) if costs else measured_pieces(net, blank, foreign.graph.model,
+                                                                                   clock(1)[1])
+    return _said(model, side, net.classes, target, _of_graph(foreign, head_macs(net, blank)), pieces, {
+        "weights": "random" if foreign.torchvision and weights is None else None,
+        "uncounted": _uncounted(foreign.graph)})
+
+
+def of_pick(model: Model) -> dict[str, Any]:
+    """Places of a pick of a run."""
+    assert model.walk is not None
+    at, keys = model.walk
+    work = choice.pieces(keys, lambda plan: [float(macs(key)) for key in plan])
+    shapes = [(exit_.key.in_ch, exit_.key.size, exit_.key.size) for exit_ in at.exits]
+    named = [f"slot {exit_.slot}" for exit_ in at.exits]
+    places = _places(named, shapes, np.cumsum(work.trunk).tolist(), work.heads.tolist(), work.plain_ms)
+    return _said(model.name, model.data.size, at.task.classes, model.target, (int(work.plain_ms), places),
+                 model.pieces(), {})
+
+
+def _said(name: str, size: int, classes: int, target: str | None, work: tuple[int, list[Place]], pieces: Pieces | None,
+          more: dict[str, Any]) -> dict[str, Any]:
+    places = [asdict(place) for place in work[1]]
+    if pieces is not None:
+        for index, place in enumerate(places):
+            place["ms"] = float(pieces.prefix_ms([index])[0])
+            place["ms_share"] = place["ms"] / pieces.plain_ms
+    return {"model": name, "size": size, "classes": classes, "target": target, "macs": work[0],
+            "ms": None if pieces is None else pieces.plain_ms, "places": places, **more}
+
+
+def _of_graph(foreign: Foreign, heads: Sequence[int]) -> tuple[int, list[Place]]:
+    """Multiply-adds of the whole graph, and its places."""
+    graph = foreign.graph
+    nodes, at = foreign.net.model.graph.node, foreign.net.places
+    sums = np.cumsum([multiply_adds(node, graph.shapes) or 0 for node in nodes])
+    named = [f"{nodes[cut.node].op_type} {nodes[cut.node].name or cut.name}" for cut in at]
+    return int(sums[-1]), _places(named, [(cut.channels, cut.side, cut.side) for cut in at],
+                                  [sums[cut.node] for cut in at], heads, sums[-1])
+
+
+def _uncounted(graph: Graph) -> list[str]:
+    """Returns the operators whose multiply-adds are not known, and missing from every sum."""
+    return sorted({node.op_type for node in graph.model.graph.node if multiply_adds(node, graph.shapes) is None})
+
+
+def _places(named: Sequence[str], shapes: Sequence[tuple[int, int, int]], upto: Sequence[float], heads: Sequence[float],
+            whole: float) -> list[Place]:
+    return [Place(name, shape, int(work), float(work / whole), int(head))
+            for name, shape, work, head in zip(named, shapes, upto, heads, strict=False)]

@@ -1,0 +1,100 @@
+"""What asking an exit whether it is sure costs, beyond the operators of its head: measured on files as served."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nas import sampling
+from nas.exits import choice
+from nas.exits.export import BRANCHED, export
+from nas.exits.net import Additive, MultiExit
+from nas.exits.policy import Point, Policy
+from nas.latency.costs import Costs
+from nas.latency.devices.onnxruntime import clock
+from nas.latency.profile import check_all
+from nas.latency.table import EXIT_MS, LatencyTable
+from nas.latency.timing import Device, Run
+from nas.pipeline.exits.serve import exit_runs, timed_here
+from nas.plan import Layout, plan
+from nas.progress import Progress
+from nas.subnet import build
+from nas.train import loop
+
+NETWORKS = 3  # random ones, with all their exits
+IMAGES = 16  # random, one after another
+
+
+def price_asking(at: Layout, path: Path, again: bool, progress: Progress) -> None:
+    """Puts ``exit_ms`` into the table ``path`` where its prices are this machine's, as one thread serves one image.
+
+    Says that it does not where they are another's.
+
+    One that is there stays, unless it is to be measured ``again``.
+    """
+    if not at.exits:
+        return
+    if not (here := timed_here(LatencyTable.load(path))):
+        progress.note(f"{path}: what it takes to ask an exit is not measured, and counts as nothing: that is measured "
+                      "for this machine's CPU in fp32, with one thread and one image")
+        return
+    table, device = here
+    if again or EXIT_MS not in table.meta:
+        table.meta[EXIT_MS] = round(exit_ms(at, table, device, progress), 6)
+        table.save(path)
+
+
+def exit_ms(at: Layout, table: LatencyTable, device: Device, progress: Progress) -> float:
+    """Milliseconds for each exit that an image comes to, whether it leaves there or not; 0 or more.
+
+    By least squares over the exits of a few random networks: what the file with ``If`` takes beyond the sum of the
+    table's rows, over how many exits were asked. ``at`` has places for exits. The table's yardstick runs beside.
+    """
+    asked, beyond = list[float](), list[float]()
+    with progress.task("cost of asking exits", NETWORKS) as task:
+        for number in range(NETWORKS):
+            _time_asking(at, table, device, number, asked, beyond)
+            task.advance()
+    return max(0.0, float(np.dot(asked, beyond) / np.dot(asked, asked)))
+
+
+def _time_asking(at: Layout, table: LatencyTable, device: Device, number: int, asked: list[float],
+                 beyond: list[float]) -> None:
+    """Adds, for each exit of a random network, how many exits are asked there and the ms beyond the sum of its rows."""
+    arch = replace(sampling.sample(at, random.Random(f"exits {number}")), exits=tuple(e.slot for e in at.exits))
+    with loop.seeded("exit_ms", number):
+        net = MultiExit(build(at, arch), Additive(0.5)).eval()
+    count = len(at.exits)
+    prefix = choice.pieces(plan(at, arch), table.ms_many).prefix_ms(range(count))
+    with tempfile.TemporaryDirectory() as folder:
+        write_untrained(net, Path(folder), at, prefix)
+        ms, _ = check_all(_runs(Path(folder) / BRANCHED, at, count), count + 1, at, table, device)
+    for index in range(count + 1):
+        asked.append(min(index + 1, count))
+        beyond.append(ms[f"exit {index}"] - float(prefix[index]))
+
+
+def known_exit_ms(costs: Costs) -> float:
+    """What the prices of a target say of it; 0 where they say nothing, as those of a GPU or an NPU do."""
+    return float(costs.meta.get(EXIT_MS, 0.0))
+
+
+def write_untrained(net: MultiExit, folder: Path, at: Layout, prefix: np.ndarray) -> None:
+    """The files of a network whose exits were never calibrated; ``prefix`` [exits + 1] in ms."""
+    count = len(at.exits)
+    point = Point((0.5,) * count + (-np.inf,), (1 / (count + 1),) * (count + 1), float(prefix.mean()),
+                  float(prefix[-1]), 0.0)
+    policy = Policy("max-softmax", (1.5,) * (count + 1), tuple(map(float, prefix)), 1, point)
+    export(net, folder, in_ch=at.task.in_ch, size=at.task.size, policy=policy, metadata={})
+
+
+def _runs(path: Path, at: Layout, count: int) -> Callable[[], Mapping[str, Run]]:
+    shape = IMAGES, at.task.in_ch, at.task.size, at.task.size
+    images = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).numpy()
+    return lambda: exit_runs(path, images, np.zeros(IMAGES, int), count + 1, clock(1)[1])

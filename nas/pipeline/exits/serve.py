@@ -1,0 +1,271 @@
+"""From heads that are trained to a folder that serves: exits chosen, thresholds set, files checked and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.errors import UserError
+from nas.exits import choice, policy
+from nas.exits.base import Method
+from nas.exits.choice import Pieces, Said
+from nas.exits.export import BRANCHED, export
+from nas.exits.net import Kept, MultiExit
+from nas.exits.policy import Point, Policy, calibrate
+from nas.exits.runtime import Runtime, confidences
+from nas.files import write_atomic, write_json, write_text
+from nas.latency.costs import Costs
+from nas.latency.devices import local
+from nas.latency.table import LatencyTable
+from nas.latency.timing import Device
+from nas.latency.timing import Run as Timed
+from nas.lower.verify import MAX_RELATIVE, Disagreement
+from nas.report import exits as figures
+from nas.train.data import Data, Split, normalise
+from nas.train.exits import record
+from nas.train.loop import standard_error
+
+THRESHOLDS, CLASSES, CARD = "thresholds.json", "classes.txt", "card.json"
+PICTURES = {"curve.png": figures.draw_curve, "shares.png": figures.draw_shares, "first-and-last.png":
+            figures.draw_examples}
+CHECKED = 1000  # test images on which the files are compared with PyTorch
+ROUNDING = 1e-5  # of a confidence, which is of float32 here and in ONNX Runtime
+TIMED = 64  # images an exit is timed on
+Array = np.ndarray[Any, Any]
+# (ms, drift) of several runs: what prepares them, and how many they are
+Clock = Callable[[Callable[[], Mapping[str, Timed]], int], tuple[dict[str, float], float | None]]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked of exits: ``budget_ms`` for the mean, or else to be at most ``lose`` less right; ``max_ms``.
+
+    Less than ``than``, or, where that is None, than the network's own head.
+
+    ``kind`` is what confidence is made of, ``rule`` how thresholds are set.
+    """
+
+    kind: str = "max-softmax"
+    rule: str = "search"
+    budget_ms: float | None = None
+    lose: float = 0.0
+    than: float | None = None
+    max_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with all the exits it could have, trained, and what they say of the selection and the test split.
+
+    Thresholds and exits are chosen on the first; the second is only reported.
+    """
+
+    method: Method
+    data: Data
+    select: Said
+    test: Said
+
+    @staticmethod
+    def of(method: Method, data: Data, device: torch.device, kind: str,
+           views: Sequence[Split] | None = None) -> Trained:
+        """``views`` of the selection split are what it is shifted; without them it is as it stands."""
+        method.eval()
+        said = []
+        for splits in (views or [data.select], [data.test]):
+            heard = [record(method.net.net.logits, _even(split, len(splits)), data, device) for split in splits]
+            logits, labels = np.concatenate([h.logits for h in heard], 1), np.concatenate([h.labels for h in heard])
+            said.append(Said(logits, labels, method.net.combine, kind))
+        method.cpu()
+        return Trained(method, data, *said)
+
+    def network(self, kept: Sequence[int]) -> MultiExit:
+        """With these of its exits, on the CPU, in eval mode."""
+        combine = self.method.net.combine.kept(kept)
+        assert combine is not None
+        return MultiExit(Kept(self.method.net.net, kept), combine).eval()
+
+
+@dataclass(frozen=True)
+class Served:
+    """Exits that are kept, their thresholds, and what comes of them on the test split and, ``crossed``, on selection's
+    halves.
+    """
+
+    kept: tuple[int, ...]
+    policy: Policy
+    crossed: Point
+    test: Point
+
+
+def chosen(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequence[int] | None = None) -> Served:
+    """The exits to keep (unless given) and thresholds for them. Raises UserError where nothing meets the wishes."""
+    said = trained.select
+    least = (said.accuracy if wishes.than is None else wishes.than) - wishes.lose
+    point = None
+    if kept is None:
+        kept, point = choice.choose(said, pieces, budget_ms=wishes.budget_ms, accuracy=least, max_ms=wishes.max_ms)
+    prefix, predictions = pieces.prefix_ms(kept), said.predictions(kept)
+    assert predictions is not None
+    budget = wishes.budget_ms
+    if budget is not None:
+        point = None  # the rule finds its own
+    else:
+        if point is None or wishes.rule != "search":  # subsets were compared by searched thresholds
+            point = choice.cheapest(*said.sure(predictions), prefix, least, wishes.rule)
+        budget = point.mean_ms
+    made = calibrate(predictions, said.labels, prefix, budget, kind=wishes.kind, rule=wishes.rule, found=point)
+    tested = trained.test.predictions(kept)
+    assert tested is not None
+    confidence, fits = judged(made, tested, trained.test.labels)
+    return Served(tuple(kept), made, choice.crossed(said, kept, prefix, budget),
+                  policy.outcome(confidence, fits, made.point.thresholds, prefix))
+
+
+def judged(made: Policy, predictions: Array, labels: Array) -> tuple[Array, Array]:
+    """(confidence, right) [exits, n] as the policy has them."""
+    return confidences(made.kind, predictions, np.array(made.temperatures)), predictions.argmax(-1) == labels
+
+
+def write(folder: Path, trained: Trained, served: Served, metadata: dict[str, str]) -> dict[str, Any]:
+    """The files and pictures of exits that were chosen, compared with PyTorch; returns what a card says of them."""
+    data, network = trained.data, trained.network(served.kept)
+    written = export(network, folder, in_ch=data.in_ch, size=data.size, policy=served.policy, metadata=metadata)
+    write_json(folder / THRESHOLDS, served.policy.to_json())
+    write_text(folder / CLASSES, "\n".join(data.classes) + "\n")
+    agreement = compared(folder, network, served.policy, normalise(data.test.images[:CHECKED], data))
+    predictions = trained.test.predictions(served.kept)
+    assert predictions is not None
+    held_out = figures.HeldOut(served.policy, *judged(served.policy, predictions, trained.test.labels),
+                               trained.test.labels, data.classes, data.test.images, trained.test.accuracy,
+                               served.test)
+    for name, draw in PICTURES.items():
+        write_atomic(folder / name, partial(draw, held_out))
+    return {**written, **agreement, **figures_of(trained, served)}
+
+
+def figures_of(trained: Trained, served: Served) -> dict[str, Any]:
+    """Accuracies and latencies; ``n`` are the test images that ``accuracy``, ``shares`` and ``mean_ms`` are of."""
+    test, n = served.test, len(trained.test.labels)
+    return {"kept": list(served.kept), "select_accuracy": served.crossed.accuracy,
+            "select_accuracy_without": trained.select.accuracy, "accuracy": test.accuracy,
+            "accuracy_se": standard_error(test.accuracy, n),
+            "accuracy_without": trained.test.accuracy, "n": n, "shares": list(test.shares), "mean_ms": test.mean_ms,
+            "calibrated_ms": served.policy.point.mean_ms, "worst_ms": test.worst_ms,
+            "prefix_ms": list(served.policy.prefix_ms), "confidence": served.policy.kind}
+
+
+def compared(folder: Path, network: MultiExit, made: Policy, images: torch.Tensor) -> dict[str, float]:
+    """Exits, classes and logits of the file with ``If``, of the segments and of PyTorch on images [n, C, S, S].
+
+    Where a confidence is within rounding of its threshold either exit is right; ``at_threshold`` counts those images.
+    Raises Disagreement where another exit or a class differs, or a logit by 1e-4 of the largest or more.
+    """
+    with torch.inference_mode():
+        expected = torch.cat([torch.stack(network(part)) for part in torch.split(images, 256)], 1).numpy()
+    confidence, _ = judged(made, expected, np.zeros(len(images)))
+    thresholds = np.array(made.point.thresholds)
+    at = policy.leaving(confidence, made.point.thresholds)
+    close = np.zeros(len(at), bool)
+    if made.kind != "patience":  # whole numbers, without rounding
+        close = (np.abs(confidence[:-1] - thresholds[:-1, None]) < ROUNDING).any(0)
+    worst = 0.0
+    for path in (folder / BRANCHED, folder):
+        answer = Runtime(path)(images.numpy())
+        logits = expected[answer.exits, np.arange(len(at))]
+        worst = max(worst, float(np.abs(answer.logits - logits).max() / max(np.abs(logits).max(), 1e-12)))
+        other = int(((answer.exits != at) & ~close).sum() + (answer.classes != logits.argmax(1)).sum())
+        if other or not worst < MAX_RELATIVE:
+            raise Disagreement(f"{path}: {other} of {len(at)} images leave elsewhere or as another class than in "
+                               f"PyTorch (not counting {int(close.sum())} within rounding of a threshold), and logits "
+                               f"differ by {worst:.1e} of the largest")
+    return {"relative_diff": worst, "compared": len(at), "at_threshold": int(close.sum())}
+
+
+def exit_runs(path: Path, images: Array, at: Array, exits: int, now_ns: Callable[[], int]) -> dict[str, Timed]:
+    """For each exit a run of the ``If`` file that leaves there, over images [n, C, S, S] that do (``at``), if any."""
+    runs = {}
+    for index in range(exits):
+        own = images[at == index][:TIMED] if (at == index).any() else images[:TIMED]
+        runtime = Runtime(path)
+        runtime.thresholds = [np.inf] * index + [-np.inf] * (exits - index)
+        runs[f"exit {index}"] = _cycling(runtime, own, now_ns)
+    return runs
+
+
+def measured(folder: Path, trained: Trained, served: Served, clock: Clock,
+             now_ns: Callable[[], int]) -> dict[str, Any]:
+    """``measured_prefix_ms``, and the mean and worst that follow from where test images leave; ``drift``."""
+    images = normalise(trained.data.test.images, trained.data).numpy()
+    predictions = trained.test.predictions(served.kept)
+    assert predictions is not None
+    sure, _ = judged(served.policy, predictions, trained.test.labels)
+    at = policy.leaving(sure, served.policy.point.thresholds)
+    exits = len(predictions)
+    ms, drift = clock(lambda: exit_runs(folder / BRANCHED, images, at, exits, now_ns), exits)
+    prefix = np.array([ms[f"exit {index}"] for index in range(exits)])
+    point = policy.outcome(sure, sure > 0, served.policy.point.thresholds, prefix)
+    return {"measured_ms": point.mean_ms, "measured_worst_ms": point.worst_ms,
+            "measured_prefix_ms": prefix.tolist(), "drift": drift}
+
+
+def timed_here(costs: Costs) -> tuple[LatencyTable, Device] | None:
+    """A table and its device, where that is this machine's CPU as ``runtime.py`` uses it: float, one thread, one image.
+    """
+    if not isinstance(costs, LatencyTable) or costs.int8_on_cpu or (costs.meta.get("threads"),
+                                                                    costs.meta.get("batch")) != (1, 1):
+        return None
+    device = local(costs.meta)
+    return (costs, device) if device is not None and device.name == "cpu" else None
+
+
+def repriced(served: Served, prefix_ms: Sequence[float]) -> Served:
+    """With latencies of leaving that were measured instead of added up."""
+    ms = np.asarray(prefix_ms)
+
+    def again(point: Point) -> Point:
+        deepest = int(np.argmax(np.asarray(point.thresholds) == -np.inf))
+        return replace(point, mean_ms=float(np.asarray(point.shares) @ ms), worst_ms=float(ms[deepest]))
+
+    made = replace(served.policy, prefix_ms=tuple(map(float, ms)), point=again(served.policy.point),
+                   points=tuple(map(again, served.policy.points)))
+    return replace(served, policy=made, crossed=again(served.crossed), test=again(served.test))
+
+
+def named(data: Data, size: int) -> dict[str, str]:
+    """What a program needs to use a file on images."""
+    return {"classes": "\n".join(data.classes), "input": "NCHW float32", "size": str(size), "scale": "pixels / 255",
+            "producer": "nas", "mean": " ".join(f"{v:.6g}" for v in data.mean),
+            "std": " ".join(f"{v:.6g}" for v in data.std), **data.whites.metadata()}
+
+
+def checked(wishes: Wishes) -> Wishes:
+    """Raises UserError for what cannot be wished for."""
+    if not 0 <= wishes.lose < 1:
+        raise UserError(f"--lose {100 * wishes.lose:g}: points of accuracy, from 0 to below 100")
+    return wishes
+
+
+def _even(split: Split, views: int) -> Split:
+    """Of several views an even number of images each, so that halves of all are the same images."""
+    return split if views == 1 else split.part(0, len(split) // 2 * 2)
+
+
+def _cycling(runtime: Runtime, images: Array, now_ns: Callable[[], int]) -> Timed:
+    """One image after another, as a user would call the file: a session's run and no more."""
+    session, thresholds = runtime.sessions[0], np.array(runtime.thresholds[:-1], np.float32)
+    state = {"next": 0}
+
+    def run() -> float:
+        image = images[state["next"] % len(images)][None]
+        state["next"] += 1
+        start = now_ns()
+        session.run(["output", "exit"], {"input": image, "thresholds": thresholds})
+        return (now_ns() - start) / 1e6
+
+    return run

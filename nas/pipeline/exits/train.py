@@ -1,0 +1,83 @@
+"""Training of exits in a directory: continues where it stands, ends with ``exits.safetensors``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.exits.base import Method
+from nas.exits.methods import method as make
+from nas.exits.net import Network
+from nas.plan import Layout
+from nas.progress import Progress, Task
+from nas.run import checkpoint
+from nas.run.directory import Run
+from nas.subnet import Subnet, build
+from nas.train import loop
+from nas.train.data import Data
+from nas.train.exits import ExitTraining, recalibrate
+from nas.train.finetune import Recipe
+
+WEIGHTS, CHECKPOINT = "exits.safetensors", "exits.pt"
+
+
+def with_exits(at: Layout, arch: Arch, plain: Subnet, seed: int) -> Subnet:
+    """A trained network of the layout with ``arch.exits`` added, which are untrained yet."""
+    with loop.seeded(seed, arch.id, "exits"):
+        net = build(at, arch)
+    own = net.state_dict()
+    net.load_state_dict({**own, **plain.state_dict()})
+    return net
+
+
+def train(name: str, net: Network, data: Data, recipe: Recipe, run: Run, place: str, seed: int, device: torch.device,
+          progress: Progress, *, method: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """The method around ``net``, trained, in eval mode; its files are ``place`` + ``exits.*`` of the run.
+
+    Raises UserError for a file that is broken, and for fewer epochs than the method has phases.
+    """
+    with loop.seeded(seed, name, "method"):
+        made = make(method, net, **{"label_smoothing": recipe.label_smoothing, **(settings or {})})
+    if recipe.epochs < made.phases():
+        raise UserError(f"{method} trains in {made.phases()} phases, each an epoch at least; {recipe.epochs} are "
+                        f"too few; give {made.phases()} or more", key="exits.epochs")
+    if run.has(place + WEIGHTS):
+        load(made, run, place)
+        return made.to(device).eval()
+    training = ExitTraining(name, made, data, recipe, seed, device)
+    if run.has(place + CHECKPOINT):
+        checkpoint.resume(run, place + CHECKPOINT, training.load)
+    with progress.task(f"exits of {name}", recipe.epochs, training.done) as task:
+        while not training.finished:
+            began = time.monotonic()
+            with loop.seeded(seed, name, training.done):
+                record = training.epoch(partial(_reach, task, training.done))
+            run.log("exits", id=name, **record, seconds=round(time.monotonic() - began, 3))
+            checkpoint.save(run, place + CHECKPOINT, training.state())
+    recalibrate(made, loop.calibration_images(data, 2000, 128, device, seed))
+    weights = {key: value.contiguous().cpu() for key, value in made.net.state_dict().items()}
+    run.write(place + WEIGHTS, lambda file: file.write(safetensors.torch.save(weights)))
+    run.file(place + CHECKPOINT).unlink(missing_ok=True)
+    return made.eval()
+
+
+def _reach(task: Task, epochs: int, step: int, of: int) -> None:
+    task.advance(epochs + step / of - task.done)
+
+
+def load(method: Method, run: Run, place: str) -> None:
+    """Puts in what training left in ``place``. Raises UserError for a file that is broken."""
+    path = run.file(place + WEIGHTS)
+    try:
+        method.net.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except Exception as error:  # of whatever kind a broken file makes
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: not the weights of these exits ({reason}); delete it, then the same command"
+                        ) from None

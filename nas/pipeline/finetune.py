@@ -1,0 +1,188 @@
+"""Weights of the picks: inherited, BN recomputed, fine-tuned side by side, one thread of Python a network.
+
+PyTorch lets other threads run while an operator works, and networks as small as these train faster beside each other,
+each on its share of the processor, than one after the other on all of it (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Protocol
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.pipeline.inputs import Scene
+from nas.plan import macs, plan
+from nas.progress import Progress, Task
+from nas.run import checkpoint
+from nas.subnet import Subnet, build
+from nas.train import loop
+from nas.train.finetune import FineTuning, Recipe
+
+WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
+FIRST = "generation.safetensors"  # of born-again: what teaches the delivered ones
+CHECKPOINTS = {WEIGHTS: CHECKPOINT, FIRST: "generation.pt"}
+
+
+class Origin(Protocol):
+    """Where the weights that a network begins with come from: a trained supernet, or chance."""
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        """The network with these weights."""
+
+
+def folder_of(place: str, arch: Arch) -> str:
+    return f"{place}archs/{arch.id}/"
+
+
+def train_picks(scene: Scene, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
+                progress: Progress) -> None:
+    """Weights of every pick; with distillation the largest is trained first and then teaches the others.
+
+    With ``assistant`` each is taught by the next larger one, with ``born-again`` by itself, trained before.
+    """
+    size = {arch: sum(macs(key) for key in plan(scene.layout, arch)) for arch in archs}
+    ordered = sorted(archs, key=lambda arch: (-size[arch], arch.id))
+    train = partial(_train, scene, training, place=place, recipe=recipe, progress=progress)
+
+    def trained(arch: Arch, file: str = WEIGHTS) -> Subnet:
+        return loop.placed(load_weights(scene, arch, place, file), scene.device)
+
+    if not recipe.epochs or recipe.distill_weight == 0:
+        train(ordered)
+    elif recipe.distill == "born-again":
+        train(ordered, file=FIRST)
+        train(ordered, teacher_of=lambda arch: trained(arch, FIRST))
+    elif recipe.distill == "assistant":
+        larger = dict(zip(ordered[1:], ordered, strict=False))
+        for arch in ordered:
+            train([arch], teacher_of=lambda arch: trained(larger[arch]) if arch in larger else None)
+    else:
+        train(ordered[:1])
+        if len(ordered) > 1:
+            teacher = trained(ordered[0])
+            train(ordered, teacher_of=lambda _: teacher)
+
+
+def load_weights(scene: Scene, arch: Arch, place: str, file: str = WEIGHTS) -> Subnet:
+    """The delivered network in eval mode; raises UserError if its file is broken."""
+    path = scene.run.file(folder_of(place, arch) + file)
+    model = build(scene.layout, arch)
+    try:
+        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except Exception as error:  # of whatever kind a broken file makes
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: not the weights of {arch.id} ({reason}); delete it, then the same command") from None
+    return model.eval()
+
+
+class _Stopped(Exception):
+    """Another pick failed, or the user interrupted: this one is given up back to its last checkpoint."""
+
+
+def _train(scene: Scene, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe, progress: Progress,
+           teacher_of: Callable[[Arch], nn.Module | None] = lambda arch: None, file: str = WEIGHTS) -> None:
+    """Those whose weights do not stand yet. The share of the threads depends on all: a continued run ends the same."""
+    left = [arch for arch in archs if not scene.run.has(folder_of(place, arch) + file)]
+    tunings = [_prepared(scene, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
+    if not tunings:
+        return
+    threads = torch.get_num_threads()
+    at_once = min(len(archs), threads) if recipe.epochs and scene.device.type == "cpu" else 1
+    alone = at_once == 1 or any(_draws(tuning.model, scene) for tuning in tunings)
+    what = "fine-tune" if recipe.epochs else "weights"
+    with progress.task(what, len(left) * recipe.epochs, sum(tuning.done for tuning in tunings)) as task:
+        shared = _Shared(task, {tuning.name: float(tuning.done) for tuning in tunings})
+        work = [partial(_tune, scene, tuning, folder_of(place, arch), file, shared, alone)
+                for tuning, arch in zip(tunings, left, strict=True)]
+        if alone:
+            for one in work:
+                one()
+        else:
+            side_by_side(work, at_once, shared.stop)
+
+
+def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threading.Event) -> None:
+    """Each piece of ``work`` in a thread with its share of PyTorch's, ``at_once`` of them at a time.
+
+    Raises what one that fails has raised, once the others, which look at ``stop``, have ended.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
+    try:
+        futures = [pool.submit(one) for one in work]
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:  # also where the user interrupts
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+    for future in futures:
+        if not future.cancelled() and (error := future.exception()) and not isinstance(error, _Stopped):
+            raise error
+
+
+def _prepared(scene: Scene, training: Origin, arch: Arch, place: str, recipe: Recipe,
+              teacher: nn.Module | None, file: str) -> FineTuning:
+    """With its inherited weights, or where its checkpoint stands."""
+    run, data, name = scene.run, scene.data, folder_of(place, arch)
+    run.write_json(f"{name}arch.json", arch.to_json())
+    model = loop.placed(training.inherit(arch), scene.device)
+    own = arch.id if file == WEIGHTS else f"{arch.id}/first"
+    tuning = FineTuning(own, model, teacher, data, recipe, scene.seed, scene.device)
+    if run.has(name + CHECKPOINTS[file]):
+        checkpoint.resume(run, name + CHECKPOINTS[file], tuning.load)
+    else:
+        loop.recalibrate(model, loop.calibration_images(data, 1000, 128, scene.device, scene.seed))
+    return tuning
+
+
+def _draws(model: nn.Module, scene: Scene) -> bool:
+    """Whether training takes numbers from PyTorch's one generator, as an operator of the user's own may."""
+    trial, before = copy.deepcopy(model).train(), torch.get_rng_state()
+    images = torch.zeros(2, scene.data.in_ch, scene.data.size, scene.data.size, device=scene.device)
+    with torch.no_grad(), loop.drawing_from(trial, loop.generator("trial", device=scene.device)):
+        trial(images)
+    return not torch.equal(before, torch.get_rng_state())
+
+
+class _Shared:
+    """What the networks in training have in common: the bar, the log, and the word to stop."""
+
+    def __init__(self, task: Task, epochs: dict[str, float]) -> None:
+        self.stop, self.lock = threading.Event(), threading.Lock()
+        self._task, self._epochs = task, epochs
+
+    def reach(self, name: str, epochs: int, step: int, of: int) -> None:
+        """A network has done so many epochs and a part of the next; raises _Stopped if it has to stop there."""
+        if self.stop.is_set():
+            raise _Stopped
+        with self.lock:
+            self._epochs[name] = epochs + step / of
+            self._task.advance(sum(self._epochs.values()) - self._task.done)
+
+
+def _tune(scene: Scene, tuning: FineTuning, name: str, file: str, shared: _Shared, alone: bool) -> None:
+    """Trains to the end and writes the weights; one that is ``alone`` may have PyTorch's one generator for itself."""
+    run, data, recipe = scene.run, scene.data, tuning.recipe
+    while not tuning.finished:
+        began = time.monotonic()
+        with loop.seeded(scene.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
+            record = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))
+        with shared.lock:
+            run.log("finetune", id=tuning.name, **record, seconds=round(time.monotonic() - began, 3))
+        checkpoint.save(run, name + CHECKPOINTS[file], tuning.state())
+    if recipe.epochs:
+        loop.recalibrate(tuning.model, loop.calibration_images(data, 2000, 128, scene.device, scene.seed))
+    weights = {key: value.contiguous().cpu() for key, value in tuning.model.state_dict().items()}
+    run.write(name + file, lambda out: out.write(safetensors.torch.save(weights)))
+    run.file(name + CHECKPOINTS[file]).unlink(missing_ok=True)

@@ -1,0 +1,40 @@
+"""What a search says of itself before anything long: space, targets, budgets, epochs, how many networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nas import sampling
+from nas.pipeline.inputs import Scene
+from nas.run.tables import origin
+from nas.train.finetune import Recipe as FineTuning
+from nas.train.supernet_training import Recipe
+from nas.units import amount
+
+
+def lines(scene: Scene, limits: Mapping[str, Sequence[float]], recipe: Recipe, tuning: FineTuning) -> list[str]:
+    """Returns one line each of the space, of every target with its budgets, and of what is trained and judged."""
+    layout, config = scene.layout, scene.config
+    sizes = " and ".join(str(at.size) for at in scene.every)
+    searched = (f"space: {layout.space} at {sizes} pixels, {len(layout.slots)} slots, {about(sampling.size(layout))} "
+                "networks")
+    targets = [f"target: {target} ({', '.join(origin(scene.costs[target])) or scene.costs[target].name}), "
+               f"{'budget' if len(budgets) == 1 else 'budgets'} {', '.join(amount(ms, target) for ms in budgets)}"
+               for target, budgets in limits.items()]
+    return [searched, *targets, f"epochs: {_epochs(recipe)}; {config.evaluations} networks are judged for each target, "
+            f"then each pick is fine-tuned for {tuning.epochs}"]
+
+
+def _epochs(recipe: Recipe) -> str:
+    """``3 of warm-up (60 % the largest network alone, 40 % blockwise), 2 of search, 2 to settle``."""
+    shares = {"the largest network alone": recipe.largest_first, "blockwise": recipe.blockwise}
+    rest = 1 - sum(shares.values())
+    parts = [f"{100 * share:.0f} % {name}" for name, share in {**shares, "sandwich": rest}.items() if share > 1e-9]
+    return (f"{recipe.epochs['warmup']} of warm-up ({', '.join(parts)}), {recipe.epochs['search']} of search, "
+            f"{recipe.epochs['settle']} to settle")
+
+
+def about(count: int) -> str:
+    """``3.1e+105`` of a number that may be larger than any float."""
+    text = str(count)
+    return f"{count:,}" if len(text) <= 6 else f"{text[0]}.{text[1]}e+{len(text) - 1}"

@@ -1,0 +1,102 @@
+"""What networks are worth with the supernet's weights: those that a user names, and picks that are not fine-tuned."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.pipeline.front import ms_of
+from nas.pipeline.inputs import Scene
+from nas.pipeline.selection import Judge
+from nas.plan import OpKey, macs, params, plan, resized
+from nas.progress import Progress
+from nas.run import timeline
+from nas.select.pareto import Point
+from nas.select.pareto import front as pareto_front
+from nas.train import loop
+from nas.train.supernet_training import SupernetTraining
+from nas.units import one_or_all
+
+
+def read_archs(file: Path) -> list[Arch]:
+    """Reads a JSON list of networks, each as an ``arch.json`` has it or under ``arch``, as ``nas sample`` lists them.
+
+    Raises UserError, one line with the file and the number of the network, for anything else.
+    """
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--archs {file}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
+    if not isinstance(value, list) or not value:
+        raise UserError(f"--archs {file}: expected a list of networks, such as samples.json of nas sample")
+    archs = []
+    for number, item in enumerate(value, 1):
+        try:
+            archs.append(Arch.from_json(item["arch"] if isinstance(item, dict) and "arch" in item else item))
+        except UserError as error:
+            raise UserError(f"--archs {file}: network {number}: {error}") from None
+    return archs
+
+
+def judge_given(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], progress: Progress) -> dict[str, Any]:
+    """Returns, network by network, its loss and accuracy on the selection split and what it costs on every target.
+
+    What was judged before is remembered in the run, and not judged again. Raises UserError, before any is judged, for a
+    network that the supernet does not have (any more).
+    """
+    plans = [_plan(scene, training, arch, number) for number, arch in enumerate(archs, 1)]
+    with progress.task("judge", len(set(archs))) as task:
+        judge = Judge(scene, training, task)
+        judge(list(dict.fromkeys(archs)))
+    networks = [_row(scene, keys, arch, (judge.known[arch.id], judge.accuracies[arch.id]), len(judge.split))
+                for arch, keys in zip(archs, plans, strict=True)]
+    return {"run": str(scene.run.path), "split": "select", "images": len(judge.split), "networks": networks}
+
+
+def _plan(scene: Scene, training: SupernetTraining, arch: Arch, number: int) -> list[OpKey]:
+    try:
+        return plan(resized(training.supernet.layout, scene.at(arch.size).size), arch)
+    except UserError as error:
+        raise UserError(f"--archs: network {number}: {error}; what was pruned, or left out before training, is there "
+                        "in a search with --no-prune and gates.granularity=space") from None
+
+
+def stopped(scene: Scene, until: str, picks: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns what a search shows that ended behind a stage: its picks, if any, by their inherited accuracy."""
+    budgets, targets = picks["budgets"] if picks else [], list(scene.costs)
+    known, images = Judge.remembered(scene.run), min(scene.config.judge_images, len(scene.data.select))
+    archs = {b["id"]: Arch.from_json(b["arch"]) for b in budgets}
+    cards = [_card(_row(scene.at(arch.size), plan(scene.at(arch.size).measured, arch), arch, known[arch.id], images))
+             for arch in archs.values()]
+    cards.sort(key=lambda card: ms_of(card, targets[0]))
+    kept = {point.id for t in targets for point in pareto_front(
+        Point(card["id"], ms_of(card, t), card["select_accuracy"]) for card in cards)}
+    return {"run": str(scene.run.path), "space": scene.layout.space, "until": until,
+            "target": targets if len(targets) > 1 else targets[0],
+            **({"sizes": [at.size for at in scene.every]} if scene.others else {}),
+            "front": [card for card in cards if card["id"] in kept],
+            "dominated": [card for card in cards if card["id"] not in kept],
+            "budgets": [{key: value for key, value in b.items() if key != "arch"} for b in budgets],
+            "seconds": timeline.spent(scene.run)}
+
+
+def _card(row: dict[str, Any]) -> dict[str, Any]:
+    """With the keys that a delivered pick has, as far as they are known."""
+    return {"id": row["id"], "size": row["size"], "fine_tuned": False, "select_accuracy": row["accuracy"],
+            "select_accuracy_se": row["accuracy_se"], "accuracy": None, "accuracy_se": None,
+            "ms": one_or_all(row["ms"]), "measured_ms": None,
+            "macs": row["macs"], "params": row["params"], "exits": [], "onnx": None}
+
+
+def _row(scene: Scene, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, float], images: int) -> dict[str, Any]:
+    """A loss that is no number is None."""
+    loss, accuracy = judged
+    return {"id": arch.id, "size": arch.size, "loss": loss if math.isfinite(loss) else None, "accuracy": accuracy,
+            "accuracy_se": loop.standard_error(accuracy, images),
+            "ms": {target: math.fsum(costs.ms_many(keys)) for target, costs in scene.costs.items()},
+            "macs": sum(map(macs, keys)), "params": sum(map(params, keys))}

@@ -1,0 +1,271 @@
+"""Picks are measured before they are fine-tuned; for budgets that they do not keep, others are chosen.
+
+A table may be off, above all one that was made on a busy machine. Latency does not depend on the weights, so that the
+picks can be measured as soon as they are chosen. Where one takes longer than its budget, the table's correction
+(``nas.latency.correction``) is fitted to what all of them took, selection is repeated for the budgets that were missed,
+and the new picks are measured, too. What was measured stays in the run's log and is never measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.arch import Arch
+from nas.decision import Prices
+from nas.errors import UserError
+from nas.latency.correction import fit
+from nas.latency.table import LatencyTable
+from nas.pipeline import deliver
+from nas.pipeline.budgets import Bounds, reachable
+from nas.pipeline.inputs import Scene
+from nas.pipeline.npu_memory import within
+from nas.pipeline.overrun import over
+from nas.pipeline.selection import Judge, state_of
+from nas.plan import Layout, plan
+from nas.progress import Progress
+from nas.train.supernet_training import SupernetTraining
+from nas.units import amount, by_target, listed_targets, one_or_all
+
+REPEATS = 2  # of the selection, at most
+AFFINE = 4  # networks that a factor and a cost per operator are fitted to; of fewer, a factor alone
+ROUNDING = 1e-9  # of sums of milliseconds
+Budget = dict[str, Any]  # of ``picks.json``: target, budget_ms, id, arch, ms
+Select = Callable[[Scene, dict[str, list[float]], Bounds], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a table's milliseconds are raised by, an operator at a time: ``scale * ms + per_op_ms``, never lowered."""
+
+    scale: float
+    per_op_ms: float
+    n: int  # networks that it was fitted to
+
+    @staticmethod
+    def fitted(predicted: Sequence[float], operators: Sequence[int], measured: Sequence[float],
+               smallest_ms: float) -> Correction:
+        """Fits to networks of ``predicted`` and ``measured`` ms; none of them is then put too low."""
+        sums, counts, ms = (np.array(values, float) for values in (predicted, operators, measured))
+        scale, per_op_ms = float(np.median(ms / sums)), 0.0
+        if len(ms) >= AFFINE:
+            scale, per_op_ms = fit(sums, counts, ms, smallest_ms=smallest_ms)
+        short = float((ms / (scale * sums + per_op_ms * counts)).max())
+        return Correction(scale * short, per_op_ms * short, len(ms))
+
+    def raised(self, prices: Prices, layout: Layout) -> Prices:
+        """Returns the prices as this corrects them."""
+        rows = tuple({op: self._ms(ms, 1) if slot.key(op) else ms for op, ms in row.items()}
+                     for slot, row in zip(layout.slots, prices.ms, strict=True))
+        return Prices(self._ms(prices.fixed, len(layout.fixed)), rows)
+
+    def _ms(self, ms: float, operators: int) -> float:
+        return max(ms, self.scale * ms + self.per_op_ms * operators)
+
+
+class Stopwatch:
+    """Measures networks on the targets that are this machine; remembers in the run's log what was measured."""
+
+    def __init__(self, scene: Scene, training: SupernetTraining, progress: Progress) -> None:
+        self.scene, self.training, self._progress = scene, training, progress
+        self.targets = [target for target in scene.costs if deliver.measurable(scene, target)]
+        self._state = {target: _digest(scene, target) for target in self.targets}
+        self.measured: dict[str, dict[Arch, float]] = {target: {} for target in self.targets}
+        self._known = {(event["target"], event["costs"], event["id"]): float(event["ms"])
+                       for event in scene.run.events("timed") if {"target", "costs", "id", "ms"} <= event.keys()}
+
+    def time(self, picks: dict[str, Any]) -> None:
+        """Measures what of the picks was not measured yet."""
+        archs = list(dict.fromkeys(Arch.from_json(budget["arch"]) for budget in picks["budgets"]))
+        left = [(arch, target) for arch in archs for target in self.targets if arch not in self.measured[target]]
+        with self._progress.task("measure picks", len(left)) as task:
+            for arch, target in left:
+                self.measured[target][arch] = self._time(arch, target)
+                task.advance(1)
+
+    def of(self, budget: Budget) -> dict[str, float | None]:
+        """Returns what the pick of a budget takes on each of its targets, None where that is not measured here."""
+        arch = Arch.from_json(budget["arch"])
+        return {target: self.measured[target][arch] if target in self.targets else None
+                for target in listed_targets(budget["target"])}
+
+    def keeps(self, budget: Budget) -> bool:
+        """Whether the pick of a budget is within it wherever it is measured."""
+        return not over(self.of(budget), by_target(budget["budget_ms"], listed_targets(budget["target"])))
+
+    def _time(self, arch: Arch, target: str) -> float:
+        key = target, self._state[target], arch.id
+        if key not in self._known:
+            at = self.scene.at(arch.size)
+            model = self.training.inherit(arch).eval().cpu()
+            with tempfile.TemporaryDirectory() as folder:
+                files = deliver.files_to_time(at, arch, model, target, Path(folder))
+                ms, drift = deliver.measured(at, target, model, files)
+            assert ms is not None  # the target is this machine
+            self.scene.run.log("timed", id=arch.id, target=target, costs=key[1], ms=ms, drift=drift)
+            self._known[key] = ms
+        return self._known[key]
+
+
+def kept(scene: Scene, training: SupernetTraining, limits: dict[str, list[float]], asked: Bounds,
+         given: Mapping[str, bool], select: Select, progress: Progress) -> dict[str, Any]:
+    """Returns the picks of ``select``, repeated for budgets that are missed when measured.
+
+    ``given`` says of which targets the user named the budgets: others are a grid, which begins where the fastest
+    network is. A budget that nothing keeps has the fastest network known, and that is said.
+    """
+    picks, watch = select(scene, limits, asked), Stopwatch(scene, training, progress)
+    if not watch.targets:
+        return picks
+    watch.time(picks)
+    corrections: dict[str, Correction] = {}
+    for _ in range(REPEATS):
+        missed = [budget for budget in picks["budgets"] if not watch.keeps(budget)]
+        if not missed:
+            break
+        corrections = {target: _corrected(scene, target, watch) for target in watch.targets}
+        progress.note(_said(missed, watch, corrections))
+        chosen = _again(_with(scene, corrections), training, missed, asked, given, select, progress)
+        watch.time({"budgets": [budget for _, budget in chosen]})
+        picks = {**picks, "budgets": _replaced(picks["budgets"], chosen)}
+    budgets = _best_measured(scene, picks["budgets"], watch)
+    for budget in budgets:
+        if not watch.keeps(budget):
+            progress.note(_out_of_reach(budget, watch))
+    return {**picks, "budgets": budgets, "corrections": {
+        target: vars(correction) for target, correction in corrections.items()}}
+
+
+def _again(scene: Scene, training: SupernetTraining, missed: Sequence[Budget], asked: Bounds, given: Mapping[str, bool],
+           select: Select, progress: Progress) -> list[tuple[Budget, Budget]]:
+    """Returns each budget that was missed with what is chosen for it by the corrected prices of ``scene``.
+
+    A budget for which there is nothing to choose is not in it.
+    """
+    layout, asked_alone = within(training.supernet.layout, scene.footprints), replace(asked, together={})
+    alone = [budget for budget in missed if isinstance(budget["target"], str)]
+    least = {target: ms for target in dict.fromkeys(budget["target"] for budget in alone)
+             if (ms := _least(scene, layout, target, asked_alone, progress)) is not None}
+    at = [(budget, max(budget["budget_ms"], least[budget["target"]])) for budget in alone if budget["target"] in least]
+    limits = {target: sorted({ms for budget, ms in at if budget["target"] == target}) for target in least}
+    answers = {(answer["target"], answer["budget_ms"]): answer
+               for answer in (select(scene, limits, asked_alone)["budgets"] if limits else ())}
+    chosen = [(budget, {**answer, "budget_ms": budget["budget_ms"] if given.get(budget["target"]) else ms})
+              for budget, ms in at if (answer := answers.get((budget["target"], ms)))]
+    for budget in missed:
+        if not isinstance(budget["target"], str):
+            chosen += _together(scene, budget, asked, select, progress)
+    return chosen
+
+
+def _least(scene: Scene, layout: Layout, target: str, asked: Bounds, progress: Progress) -> float | None:
+    """Returns what the fastest network takes; None, and says so, where that is above the search's ``max_ms``."""
+    try:
+        return reachable(scene, layout, target, [], 2, asked)[0]
+    except UserError as error:
+        progress.note(f"{error}, as measured")
+        return None
+
+
+def _together(scene: Scene, budget: Budget, asked: Bounds, select: Select,
+              progress: Progress) -> list[tuple[Budget, Budget]]:
+    """Returns the same of a budget on several targets; nothing where no network is within all of them."""
+    try:
+        answers = select(scene, {}, replace(asked, together=budget["budget_ms"]))["budgets"]
+    except UserError as error:
+        progress.note(f"{error}, as measured")
+        return []
+    return [(budget, answer) for answer in answers]
+
+
+def _replaced(budgets: Sequence[Budget], chosen: Sequence[tuple[Budget, Budget]]) -> list[Budget]:
+    """Returns the budgets with their new picks, each budget once."""
+    new = [next((other for old, other in chosen if old is budget), budget) for budget in budgets]
+    return list({json.dumps([budget["target"], budget["budget_ms"]]): budget for budget in new}.values())
+
+
+def _best_measured(scene: Scene, budgets: Sequence[Budget], watch: Stopwatch) -> list[Budget]:
+    """Returns the budgets with what was measured; one that is still missed has the best network that keeps it, if any.
+
+    The best is that of the lowest loss, as judged; where none keeps the budget it is the fastest.
+    """
+    losses = {name: loss for name, (loss, _) in Judge.remembered(scene.run, state_of(scene)).items()}
+    chosen = []
+    for budget in budgets:
+        best = _with_pick(scene, budget, budget)
+        if not watch.keeps(best):
+            others = [best, *(other for other in (_with_pick(scene, budget, other) for other in budgets)
+                              if _predicted_within(other, watch))]
+            keeping = [other for other in others if watch.keeps(other)]
+            best = min(keeping, key=lambda other: losses.get(other["id"], math.inf)) if keeping else (
+                min(others, key=lambda other: _excess(other, watch)))
+        chosen.append({**best, "measured_ms": one_or_all(watch.of(best))})
+    return chosen
+
+
+def _predicted_within(budget: Budget, watch: Stopwatch) -> bool:
+    """Whether the pick of a budget keeps it by the tables of the targets that are not measured here."""
+    targets = listed_targets(budget["target"])
+    bounds, ms = by_target(budget["budget_ms"], targets), by_target(budget["ms"], targets)
+    return all(ms[target] <= bounds[target] * (1 + ROUNDING)
+               for target, measured in watch.of(budget).items() if measured is None)
+
+
+def _excess(budget: Budget, watch: Stopwatch) -> float:
+    bounds = by_target(budget["budget_ms"], listed_targets(budget["target"]))
+    return max(ms / bounds[target] for target, ms in watch.of(budget).items() if ms is not None)
+
+
+def _with_pick(scene: Scene, budget: Budget, other: Budget) -> Budget:
+    """Returns a budget with the pick of another, and with what the tables say that this takes."""
+    arch = Arch.from_json(other["arch"])
+    ms = deliver.predicted(scene.at(arch.size), arch)
+    asked = {target: ms[target] for target in listed_targets(budget["target"])}
+    return {**budget, **{key: other[key] for key in ("id", "size", "arch")}, "ms": one_or_all(asked)}
+
+
+def _corrected(scene: Scene, target: str, watch: Stopwatch) -> Correction:
+    measured = watch.measured[target]
+    predicted = [deliver.predicted(scene.at(arch.size), arch)[target] for arch in measured]
+    operators = [len(plan(scene.at(arch.size).layout, arch)) for arch in measured]
+    smallest = min(ms for at in scene.every for row in at.prices[target].ms for ms in row.values() if ms > 0)
+    return Correction.fitted(predicted, operators, list(measured.values()), smallest)
+
+
+def _with(scene: Scene, corrections: Mapping[str, Correction]) -> Scene:
+    """Returns the scene, at all its input sizes, with the prices that corrections make of its own."""
+    def priced(at: Scene) -> Scene:
+        return replace(at, prices={**at.prices, **{target: correction.raised(at.prices[target], at.layout)
+                                                   for target, correction in corrections.items()}})
+
+    return replace(priced(scene), others={size: priced(at) for size, at in scene.others.items()})
+
+
+def _said(missed: Sequence[Budget], watch: Stopwatch, corrections: Mapping[str, Correction]) -> str:
+    worst = max(missed, key=lambda budget: _excess(budget, watch))
+    factors = ", ".join(f"{target}: {correction.scale:.3g} times its ms and {correction.per_op_ms:.3g} ms an operator"
+                        for target, correction in corrections.items())
+    return (f"{len(missed)} of the picks take longer than their budgets when measured, by up to "
+            f"{100 * (_excess(worst, watch) - 1):.0f} %: selecting again with costs as measured ({factors})")
+
+
+def _out_of_reach(budget: Budget, watch: Stopwatch) -> str:
+    bounds = by_target(budget["budget_ms"], listed_targets(budget["target"]))
+    asked = ", ".join(amount(bound, target) for target, bound in bounds.items())
+    takes = ", ".join(amount(ms, target) for target, ms in watch.of(budget).items() if ms is not None)
+    return f"no network that was measured keeps {asked}: the fastest known, {budget['id']}, takes {takes}"
+
+
+def _digest(scene: Scene, target: str) -> str:
+    """Returns what tells one state of a target's table from another."""
+    costs = scene.costs[target]
+    assert isinstance(costs, LatencyTable)
+    return hashlib.sha256(json.dumps(costs.meta, sort_keys=True).encode()).hexdigest()[:12]

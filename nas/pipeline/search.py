@@ -1,0 +1,282 @@
+"""The pipeline, stage by stage over a Run: scene, supernet, selection, fine-tuning, export, front.
+
+Each stage writes one artefact and is skipped where it stands, so the same command continues what was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.arch import Arch
+from nas.config.search import Config
+from nas.config.space import checked_space
+from nas.errors import UserError
+from nas.latency.costs import load as load_costs
+from nas.pipeline import deliver, header, judging, recheck, selection, supernet
+from nas.pipeline.budgets import NOTHING, Bounds, reachable, tell_beyond
+from nas.pipeline.exits import picks as picks_exits
+from nas.pipeline.finetune import folder_of, train_picks
+from nas.pipeline.front import cards_of, find, front_of, meant
+from nas.pipeline.inputs import Scene, compiler, limits_of, limits_of_memory, recorded_scene, set_scene, with_targets
+from nas.pipeline.npu_memory import UNLIMITED, Memory, within
+from nas.pipeline.overrun import bounds_of, over
+from nas.pipeline.pace import pace_of
+from nas.pipeline.workers import Crew
+from nas.progress import Progress
+from nas.report.figures import draw_front
+from nas.run import timeline
+from nas.run.directory import Run
+from nas.run.images import RECORDED, Images, keep_place, lying_at
+from nas.run.settings import as_recorded, named_target, searched, settings_of
+from nas.run.tables import find_costs
+from nas.train import augment, finetune, loop
+from nas.train.data import check_data_dir
+from nas.train.ranks import joined
+from nas.train.supernet_training import SupernetTraining
+from nas.units import by_target, targets_of
+
+STAGES = ("supernet", "selection")  # that a search can end behind
+FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_features, "model.features.onnx"),
+           "int8-onnx": (deliver.to_int8, deliver.INT8), "tflite": (deliver.to_tflite, deliver.TFLITE)}
+
+
+def refuse(config: Config) -> None:
+    """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
+    checked_space(config)
+    check_data_dir(config.data, config.data_dir)
+    loop.device_of(config.train_on)
+    if config.train.augment:
+        augment.check(config.train.augment)
+    if config.init:
+        Run.existing(config.init)
+    for target in config.target:
+        path, memory = find_costs(target), limits_of_memory(config)
+        if memory.given:
+            compiler(target, load_costs(str(path)) if path else None, memory)
+
+
+def search(config: Config, run: Run, progress: Progress, until: str | None = None) -> dict[str, Any]:
+    """The whole road, or ``until`` a stage of ``STAGES`` has ended; continues where the run stands.
+
+    Raises UserError for what the user has to mend.
+    """
+    config = as_recorded(config, run)
+    with timeline.phase(run, "inputs"):
+        scene = set_scene(config, run, config.target, progress)
+    keep_place(run, config)
+    if config.exits.method != "none":
+        picks_exits.refuse(scene)
+    limits = {target: limits_of(scene, scene.layout, target, supernet.given_budgets(config, target), config.budgets)
+              for target in config.target}
+    if config.target:
+        tell_beyond(scene, scene.layout, config.target[0], config.budget_ms, progress.note)
+    recipe, tuning = supernet.recipe_of(scene), _finetuning(scene, True)
+    for line in header.lines(scene, limits, recipe, tuning) if not run.has("picks.json") else ():
+        progress.note(line)
+    pace = pace_of(scene, recipe, tuning, sum(map(len, limits.values())), selection.CALIBRATED_ON, progress)
+    with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
+        training = supernet.train(scene, limits, group, progress, pace)
+    if until == "supernet":
+        return judging.stopped(scene, until, None)
+    if config.max_ms is not None:  # bounds the picks for the other targets, too
+        kept = within(training.supernet.layout, scene.footprints)
+        limits |= {target: reachable(scene, kept, target, [], config.budgets, NOTHING) for target in config.target[1:]}
+    asked = {config.target[0]: bool(config.budget_ms)} if config.target else {}
+
+    def chosen(at: Scene, limits: dict[str, list[float]], bounds: Bounds) -> dict[str, Any]:
+        return selection.choose(at, training, limits, "", progress, bounds)
+
+    with timeline.phase(run, "selection"):
+        picks = run.stage("picks.json", lambda: recheck.kept(scene, training, limits, NOTHING, asked, chosen, progress))
+    pace.end("selection")
+    if until == "selection":
+        return judging.stopped(scene, until, picks)
+    return _finish(scene, training, picks, "", True, progress)
+
+
+def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progress: Progress,
+           fine_tune: bool = False, memory: Memory = UNLIMITED, bounds: Bounds = NOTHING,
+           points: int | None = None, storage: str | None = None, workers: int = 1,
+           images: Images = RECORDED) -> dict[str, Any]:
+    """New picks from the run's supernet for other devices or budgets, with inherited weights unless ``fine_tune``.
+
+    ``budget_ms`` are those of the first target; where there are none, a front is ``points`` budgets over its range.
+    Limits of ``memory`` that are not given are those of the run, if all targets are its own. With a ``storage`` so many
+    ``workers`` share the evaluations.
+    """
+    config = lying_at(searched(run), images)
+    targets = [named_target(run, target) for target in targets]
+    bounds = replace(bounds, together={named_target(run, target): ms for target, ms in bounds.together.items()})
+    bounds.check(targets)
+    scene, training = supernet.finished(run, config, progress)
+    keep_place(run, config)
+    limited = _memory(config, targets, memory)
+    if config.sizes and limited.given:
+        raise UserError(f"{next(iter(limited.given))}: is not there for a run of several "
+                        f"input sizes ({', '.join(map(str, config.sizes))})")
+    scene = with_targets(scene, targets, training.supernet.layout, progress, limited)
+    if fine_tune and config.exits.method != "none":
+        picks_exits.refuse(scene)
+    kept = within(training.supernet.layout, scene.footprints)
+    named = {t: [ms] for t, ms in bounds.together.items()} if len(bounds.together) == 1 else {}
+    limits = {t: reachable(scene, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
+                           points or config.budgets, bounds) for t in targets}
+    for target in targets:
+        asked_ms = named.get(target) or [*(budget_ms if target == targets[0] else []),
+                                         *([bounds.together[target]] if target in bounds.together else [])]
+        tell_beyond(scene, kept, target, asked_ms, progress.note)
+    unseen = [target for target in targets if target not in config.target]
+    if unseen:
+        progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
+    if config.gates.granularity == "target" and (limited.given or bounds.counts):
+        progress.note(f"{run.path}: was trained without hidden widths beside which a wider one takes no longer, though "
+                      "they need less; a search with gates.granularity=space has them")
+    asked = [limits, fine_tune, *(bound for bound in (limited.given, bounds.given) if bound)]
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
+
+    with_budget = {t: bool(named.get(t) or (budget_ms and t == targets[0])) for t in targets}
+
+    def chosen() -> dict[str, Any]:
+        crews: AbstractContextManager[Crew | None] = nullcontext()
+        if storage:
+            crews = Crew(run, storage, workers, selection.evaluations_of(scene))
+        with crews as crew:
+            return recheck.kept(scene, training, limits, bounds, with_budget, lambda at, limits, bounds:
+                                selection.choose(at, training, limits, place, progress, bounds, crew), progress)
+
+    with timeline.phase(run, "selection", place):
+        picks = run.stage(f"{place}picks.json", chosen)
+    return _finish(scene, training, picks, place, fine_tune, progress)
+
+
+def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECORDED) -> dict[str, Any]:
+    """Networks of a file, judged with the weights of a run's supernet; continues what was stopped."""
+    archs, config = judging.read_archs(file), lying_at(searched(run), images)
+    scene, training = supernet.finished(run, config, progress)
+    keep_place(run, config)
+    return judging.judge_given(scene, training, archs, progress)
+
+
+def judge(run: Run, storage: str, progress: Progress, parent: int | None = None, images: Images = RECORDED) -> None:
+    """A worker: evaluates what a ``select`` of the same run, here or elsewhere, puts into the storage."""
+    config = lying_at(searched(run), images)
+    scene = set_scene(config, run, config.target, progress)
+    if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    selection.serve(scene, supernet.trained(scene), storage, parent)
+
+
+def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,
+           kind: str = "onnx", images: Images = RECORDED) -> dict[str, Any]:
+    """One pick or all in a format of ``FORMATS``, written anew, checked, and measured where that is possible."""
+    write, name = FORMATS[kind]
+    config = lying_at(settings_of(run), images)
+    calibrated = kind not in ("onnx", "features")
+    if images != RECORDED and not calibrated:
+        raise UserError(f"--data: an export as {kind} reads no images: leave it out")
+    selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
+    fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
+    arch_id = arch_id and meant(fronts, arch_id)
+    if kind != "onnx":
+        fronts = _without_exits(fronts, kind, arch_id)
+    place, wanted = find(fronts, arch_id, budget_ms)
+    scene = recorded_scene(config, run, targets_of(fronts[place]), images=calibrated)
+    if calibrated:
+        keep_place(run, config)
+    cards = {card["id"]: card for card in cards_of(fronts[place])}
+    files = []
+    with progress.task("export", len(wanted)) as task:
+        for one in wanted:
+            predicted = cards[one]["ms"]
+            if cards[one]["exits"]:
+                folder = out / one if out else run.file(cards[one]["onnx"]).parent
+                files.append({"id": one, **picks_exits.export_exits(scene, cards[one], place, folder),
+                              "predicted_ms": predicted})
+                task.advance()
+                continue
+            arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
+            path = out / f"{one}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
+            file = {"id": one, "predicted_ms": predicted, **write(scene.at(arch.size), arch, place, path)}
+            files.append({**file, **_over_budget(file, fronts, place, budget_ms)})
+            task.advance()
+    return {"files": files, "target": fronts[place]["target"]}
+
+
+def _over_budget(file: dict[str, Any], fronts: dict[str, dict[str, Any]], place: str,
+                 budget_ms: float | None) -> dict[str, Any]:
+    """``over_budget`` of an exported file that is measured above a budget it was picked for, or above ``budget_ms``."""
+    targets = targets_of(fronts[place])
+    bounds = bounds_of((budget for front in fronts.values() for budget in front["budgets"]), file["id"], targets)
+    if budget_ms is not None:
+        bounds[targets[0]] = min(budget_ms, bounds.get(targets[0], budget_ms))
+    excess = over(by_target(file["measured_ms"], targets), bounds)
+    return {"over_budget": excess} if excess else {}
+
+
+def _without_exits(fronts: dict[str, dict[str, Any]], kind: str, arch_id: str | None) -> dict[str, dict[str, Any]]:
+    """Fronts of picks without exits: the files of those are float. One that exits dominate is as good as another.
+
+    Raises UserError where the one that was asked for has exits, and where all of the search have.
+    """
+    plain = {}
+    for place, front in fronts.items():
+        for card in cards_of(front):
+            if card["exits"] and card["id"] == arch_id:
+                raise UserError(f"--arch {arch_id}: has early exits, which --format {kind} does not; --arch "
+                                f"{card['of']} is the same network without")
+        own = [card for card in cards_of(front) if not card["exits"]]
+        if arch_id is None and not place and cards_of(front) and not own:
+            raise UserError(f"--format {kind}: has no early exits, and all picks of this run have; --format onnx "
+                            "writes them")
+        plain[place] = {**front, "front": own, "dominated": []}
+    return plain
+
+
+def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
+    own = limits_of_memory(config) if set(targets) <= set(config.target) else UNLIMITED
+    return Memory(asked.sram_kb or own.sram_kb, asked.flash_kb or own.flash_kb)
+
+
+def _finish(scene: Scene, training: SupernetTraining, picks: dict[str, Any], place: str, fine_tune: bool,
+            progress: Progress) -> dict[str, Any]:
+    archs = {b["id"]: Arch.from_json(b["arch"]) for b in picks["budgets"]}
+    recipe = _finetuning(scene, fine_tune)
+    with timeline.phase(scene.run, "fine-tuning" if recipe.epochs else "weights", place):
+        for at in scene.every:  # of one size at a time: a teacher sees the images that its students see
+            if of_size := [arch for arch in archs.values() if arch.size == at.size]:
+                train_picks(at, training, of_size, place, recipe, progress)
+    cards = []
+    with timeline.phase(scene.run, "export", place), progress.task("export", len(archs)) as task:
+        for arch in archs.values():
+            bounds = bounds_of(picks["budgets"], arch.id, list(scene.costs))
+            cards.append(deliver.deliver(scene.at(arch.size), arch, place, recipe.epochs > 0, bounds))
+            task.advance()
+    if scene.config.exits.method != "none" and recipe.epochs:
+        plain = {card["id"]: card for card in cards}
+        with timeline.phase(scene.run, "exits", place):
+            found = [picks_exits.exit_card(scene, arch, plain[arch.id], place, recipe, progress,
+                                           bounds_of(picks["budgets"], arch.id, list(scene.costs)))
+                     for arch in archs.values() if plain[arch.id].get("fits", True)]
+        cards += [card for card in found if card is not None]
+    front = scene.run.stage(f"{place}front.json", lambda: front_of(scene, cards, picks))
+    if not scene.run.has(f"{place}front.png"):
+        scene.run.write(f"{place}front.png", lambda file: draw_front(front, file))
+    return {"run": str(scene.run.path), **front, "seconds": timeline.finished(scene.run, place)}
+
+
+def _finetuning(scene: Scene, fine_tune: bool) -> finetune.Recipe:
+    t, n = scene.config.train, len(scene.data.train) + len(scene.data.gate)
+    epochs = t.finetune_epochs if t.finetune_epochs is not None else max(finetune.LEAST, -(-finetune.IMAGES // n))
+    return finetune.Recipe(epochs if fine_tune else 0, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing,
+                           t.augment or scene.data.augment, 0.0 if t.distill == "none" else 0.5,
+                           t.accumulate, t.amp, t.distill)

@@ -1,0 +1,223 @@
+"""Picks of a trained supernet: the selector is asked, target by target, and judges by inherited loss."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.pipeline.budgets import NOTHING, Asking, Bounds, all_bounds, askings, bounded
+from nas.pipeline.inputs import Scene
+from nas.pipeline.npu_memory import within
+from nas.pipeline.supernet import SUPERNET
+from nas.pipeline.workers import Crew, study_name
+from nas.pipeline.workers import judge as serve_evaluations
+from nas.plan import resized
+from nas.progress import Progress
+from nas.run.directory import Run
+from nas.select import get as selector
+from nas.select import scores as fits
+from nas.select.evaluation import Evaluation
+from nas.select.problem import Limits, Problem, Scores, ScoresFor
+from nas.select.score_models import GATES, agreements, candidates
+from nas.supernet.gates import RELAXATIONS, position
+from nas.train import loop
+from nas.train.supernet_training import SupernetTraining
+from nas.units import amount
+
+USED = 0.9  # share of a budget that its pick takes: inherited loss favours the smallest network, fine-tuning does not
+CALIBRATED_ON = 256  # training images for its batch norm statistics
+
+
+def choose(scene: Scene, training: SupernetTraining, limits: dict[str, list[float]], place: str,
+           progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> dict[str, Any]:
+    """Asks the selector, target by target and then for all budgets of ``asked`` together.
+
+    Where input size is searched, each size has a selection of its own (one ILP a size), and a budget's pick is the best
+    of them all. Every network judged, by this process or by the workers of ``crew``, stays in the log and is never
+    judged again.
+    """
+    config, kept = scene.config, within(training.supernet.layout, scene.footprints)
+    parts = [([target], [{target: bound} for bound in bounds]) for target, bounds in limits.items()]
+    if len(asked.together) > 1:
+        together = dict(asked.together)
+        if config.max_ms is not None and (first := config.target[0]) in together:
+            together[first] = min(together[first], config.max_ms)
+        parts.append((list(together), [together]))
+    budgets: list[dict[str, Any]] = []
+    agreement: dict[str, Any] = {}
+    held_out: dict[str, Any] = {}
+    for targets, of_ms in parts:
+        problems = {at.size: bounded(at, resized(kept, at.size), targets, asked) for at in scene.every}
+        limited = [{**ms, **all_bounds(scene, targets, asked)} for ms in of_ms]
+        ranked: list[list[Arch]] = [[] for _ in of_ms]
+        losses: dict[Arch, float] = {}
+        for asking in askings(list(problems.values()), limited):
+            name = " and ".join(targets) + (f" at {asking.problem.layout.task.size} pixels" if scene.others else "")
+            answers, judge, scores = _answers(scene, training, asking, targets, name, progress, crew)
+            losses |= judge.asked
+            for indices, archs in zip(asking.budgets, answers, strict=True):
+                for index in indices:
+                    ranked[index] += archs
+            if len(targets) == 1:
+                bounds = [one[targets[0]] for one in asking.limits]
+                agreement[name] = judge.agreement(asking.problem, training, targets[0], bounds, scene)
+                held_out[name] = judge.held_out(asking.problem, scores(asking.limits[-1]))
+        for ms, archs in zip(of_ms, ranked, strict=True):
+            if not archs and scene.footprints:
+                raise UserError(scene.footprints[targets[0]].nothing(f" within {_listed(ms)}"))
+            if scene.others:  # of several sizes, by loss; what is not a number comes last
+                archs = sorted(archs, key=lambda arch: (not np.isfinite(losses[arch]), losses[arch]))
+            if archs:
+                budgets.append(_pick(problems, ms, archs, losses))
+    scene.run.log("selection", place=place, rank_agreement=agreement, held_out=held_out)
+    return {"budgets": budgets, "rank_agreement": agreement, "held_out": held_out, "selector": config.selector}
+
+
+def _answers(scene: Scene, training: SupernetTraining, asking: Asking, targets: Sequence[str], name: str,
+             progress: Progress, crew: Crew | None) -> tuple[list[list[Arch]], Judge, ScoresFor]:
+    """Of the selector, for each of the limits asked for; who judged for it, and the scores that it began with."""
+    config, scores = scene.config, gate_scores(training, asking.problem, targets, scene)
+    with progress.task(f"select for {name}", config.evaluations) as task:
+        judge = Judge(scene, training, task, crew)
+        ask = selector(config.selector, config.objective, config.shrink)
+        answers = ask(asking.problem, asking.limits, scores, judge, config.evaluations, random.Random(scene.seed))
+    return answers, judge, scores
+
+
+def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence[Arch],
+          losses: Mapping[Arch, float]) -> dict[str, Any]:
+    """The first that takes its share of some budget; one budget is a number, several together are an object.
+
+    What is not a number comes last among the answers, and has no such claim.
+    """
+    def cost(arch: Arch, target: str) -> float:
+        return problems[arch.size].cost(arch, target)
+
+    claims = (arch for arch in archs if np.isfinite(losses.get(arch, 0.0)))
+    best = next((arch for arch in claims if any(cost(arch, t) >= USED * bound for t, bound in ms.items())), archs[0])
+    found, together = {target: cost(best, target) for target in ms}, len(ms) > 1
+    target = next(iter(ms))
+    return {"target": list(ms) if together else target, "budget_ms": ms if together else ms[target], "id": best.id,
+            "size": best.size, "arch": best.to_json(), "ms": found if together else found[target]}
+
+
+def _listed(ms: dict[str, float]) -> str:
+    return " and ".join(amount(bound, target) for target, bound in ms.items())
+
+
+def gate_scores(training: SupernetTraining, problem: Problem, targets: Sequence[str], scene: Scene) -> Any:
+    """The gates' log-probabilities at a budget, the mean over several; targets that they do not know are asked at
+    their own range."""
+    seen = list(scene.config.target)
+
+    def scores_for(limits: Limits) -> Scores:
+        if training.recipe.relaxation not in RELAXATIONS:
+            return tuple(np.zeros(len(ops)) for ops in problem.allowed)
+        tables = []
+        for target in targets:
+            columns, cost = training.columns(problem.layout.task.size), problem.named(target)
+            index = columns[seen.index(target) if target in seen else 0]
+            ends = training.gates.ranges[index] if target in seen else (cost.smallest, cost.largest)
+            tables.append(training.gates.log_scores(position(limits[target], *ends), index))
+        return tuple(np.mean([[max(row[op], -50.0) for op in ops] for row in rows], axis=0)
+                     for ops, *rows in zip(problem.allowed, *tables, strict=True))
+
+    return scores_for
+
+
+def evaluations_of(scene: Scene) -> str:
+    """The name of this supernet's evaluations on these images, in a storage and in the run's log."""
+    return study_name(scene.run, SUPERNET, scene.config.judge_images, CALIBRATED_ON, scene.seed,
+                      scene.data.source["fingerprint"])
+
+
+def state_of(scene: Scene) -> str:
+    """Returns the same for the run's log; empty where no epoch was asked for, so that there is no file."""
+    return evaluations_of(scene) if scene.run.has(SUPERNET) else ""
+
+
+def serve(scene: Scene, training: SupernetTraining, storage: str, parent: int | None) -> None:
+    """Judges what waits in the storage."""
+    serve_evaluations(storage, evaluations_of(scene), Judge(scene, training, None).evaluate, parent)
+
+
+class Judge:
+    """Held-out loss of networks with inherited weights; remembers in the run's log what was judged."""
+
+    def __init__(self, scene: Scene, training: SupernetTraining, task: Any,
+                 crew: Crew | None = None) -> None:
+        self.scene, self.training, self.task, self.crew = scene, training, task, crew
+        self.split = loop.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
+        self.state = state_of(scene)
+        before = self.remembered(scene.run, self.state)
+        self.known = {id: loss for id, (loss, _) in before.items()}
+        self.accuracies = {id: accuracy for id, (_, accuracy) in before.items()}
+        self.asked: dict[Arch, float] = {}
+        self.reused = 0  # of those asked for, judged by an earlier call
+
+    @staticmethod
+    def remembered(run: Run, state: str | None = None) -> dict[str, tuple[float, float]]:
+        """(loss, accuracy) of what was judged before, by id; of a line that is not as it was written nothing is known.
+
+        With ``state``, ``evaluations_of`` a scene, only of what was judged in it: by this supernet on these images.
+        """
+        known = {}
+        for event in run.events("judged"):
+            if state is not None and event.get("state") != state:
+                continue
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                known[str(event["id"])] = float(event["loss"]), float(event["accuracy"])
+        return known
+
+    def __call__(self, archs: Sequence[Arch]) -> list[float]:
+        new = [arch for arch in archs if arch.id not in self.known]
+        for arch, found in self.crew.evaluated(new) if self.crew else ((arch, self.evaluate(arch)) for arch in new):
+            self.known[arch.id], self.accuracies[arch.id] = found.loss, found.figures["accuracy"]
+            self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), state=self.state, loss=found.loss,
+                               **found.figures)
+            self._shown(arch)
+        for arch in archs:
+            if arch not in self.asked:
+                self._shown(arch, known=True)
+        return [self.known[arch.id] for arch in archs]
+
+    def evaluate(self, arch: Arch) -> Evaluation:
+        judged = self.training.judge(arch, self.split, CALIBRATED_ON)
+        return Evaluation(judged.loss, {"accuracy": judged.accuracy, "accuracy_se": judged.accuracy_se})
+
+    def _shown(self, arch: Arch, known: bool = False) -> None:
+        self.asked[arch] = self.known[arch.id]
+        self.reused += known
+        self.task.advance(1, known=known, loss=self.known[arch.id],
+                          **({"judged before": self.reused} if self.reused else {}))
+
+    def agreement(self, problem: Problem, training: SupernetTraining, target: str, bounds: Sequence[float],
+                  scene: Scene) -> float | None:
+        """Mean over the budgets of Kendall's tau between the gates' scores and the losses of networks near them."""
+        taus, scores_for = [], gate_scores(training, problem, [target], scene)
+        for bound in bounds:
+            near = [arch for arch in self.asked if 0.8 * bound <= problem.cost(arch, target) <= bound]
+            if len(near) >= 4:
+                losses = [self.asked[arch] for arch in near]
+                taus.append(fits.rank_agreement(scores_for({target: bound}), problem, near, losses))
+        finite = [tau for tau in taus if np.isfinite(tau)]
+        return round(float(np.mean(finite)), 4) if finite else None
+
+    def held_out(self, problem: Problem, gates: Scores) -> dict[str, Any]:
+        """Kendall's tau of each kind of scores with the loss and the accuracy of networks that they were made without.
+
+        Gates are asked at the largest budget. Empty where too few were judged to say.
+        """
+        finite = (arch for arch, loss in self.asked.items() if np.isfinite(loss))
+        archs = sorted(finite, key=lambda arch: arch.id)  # the parts are then those of an uninterrupted call
+        losses, fits = [self.asked[arch] for arch in archs], candidates(problem, {GATES: gates})
+        by_loss = agreements(problem, fits, archs, losses)
+        by_accuracy = agreements(problem, fits, archs, losses, [self.accuracies[arch.id] for arch in archs])
+        return {name: {"n": len(archs), "loss": round(by_loss[name], 4), "accuracy": round(by_accuracy[name], 4)}
+                for name in by_loss}

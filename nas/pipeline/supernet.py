@@ -1,0 +1,174 @@
+"""The supernet of a run: set up from its settings, continued where it stands, trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nas.config.search import Config
+from nas.errors import UserError
+from nas.pipeline.inputs import Scene, limits_of, problem, set_scene
+from nas.pipeline.pace import Pace
+from nas.progress import Progress, Task
+from nas.run import checkpoint, timeline
+from nas.run.directory import Run
+from nas.run.settings import searched
+from nas.select.problem import Cost
+from nas.supernet.gates import position
+from nas.train import followers
+from nas.train.ranks import ALONE, Ranks
+from nas.train.supernet_training import PHASES, Recipe, SupernetTraining, default_epochs
+from nas.units import amount
+
+SUPERNET = "supernet.pt"
+CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
+
+
+def train(scene: Scene, limits: dict[str, list[float]], group: Ranks, progress: Progress,
+          pace: Pace | None = None) -> SupernetTraining:
+    """Trains what is not trained yet; ``pace`` is told how far it is."""
+    pace = pace or Pace({}, progress)
+    training, run = training_of(scene, limits, group), scene.run
+    if run.has(SUPERNET):
+        checkpoint.resume(run, SUPERNET, training.load)
+    elif scene.config.init:
+        _start_from(Run.existing(scene.config.init), scene, training, progress)
+    followers.begin(scene.config, training, progress)
+    for phase in PHASES:
+        if any(name == phase for name, _ in training.schedule[training.done:]):
+            with timeline.phase(run, f"supernet {phase}"):
+                _train_phase(run, training, phase, pace, progress)
+        pace.end(f"supernet {phase}")
+    return training
+
+
+def _train_phase(run: Run, training: SupernetTraining, phase: str, pace: Pace, progress: Progress) -> None:
+    """One line at its end, and one of all that it pruned, which the log has block by block."""
+    total, index, saved = training.recipe.epochs[phase], training.schedule[training.done][1], time.monotonic()
+    pruned: list[dict[str, Any]] = []
+    with progress.task(f"supernet {phase}", total, index) as task:
+        pace.reach(f"supernet {phase}", index / total)
+        while not training.finished and training.schedule[training.done][0] == phase:
+            began = time.monotonic()
+            record = training.epoch(_within(task, training.schedule[training.done][1], total, pace, phase))
+            run.log("epoch", **record, seconds=round(time.monotonic() - began, 3))
+            pruned += record.get("pruned", [])
+            _warn(record, progress)
+            last = training.finished or training.schedule[training.done][0] != phase
+            if time.monotonic() - saved > CHECKPOINT_EVERY_S or last:
+                checkpoint.save(run, SUPERNET, training.state())
+                saved = time.monotonic()
+    _tell_pruned(training, pruned, progress)
+
+
+def finished(run: Run, config: Config, progress: Progress) -> tuple[Scene, SupernetTraining]:
+    """The scene and the settled supernet of a search. Raises UserError for a run that is not that far."""
+    refusal = UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
+    if not run.has(SUPERNET) and not run.has("picks.json"):
+        raise refusal
+    scene = set_scene(config, run, config.target, progress)
+    training = trained(scene)
+    if not training.finished:
+        raise refusal
+    return scene, training
+
+
+def trained(scene: Scene) -> SupernetTraining:
+    config = scene.config
+    limits = {t: limits_of(scene, scene.layout, t, given_budgets(config, t), config.budgets) for t in config.target}
+    training = training_of(scene, limits)
+    checkpoint.resume(scene.run, SUPERNET, training.load)
+    return training
+
+
+def _within(task: Task, epoch: int, epochs: int, pace: Pace, phase: str) -> Callable[[int, int], None]:
+    """Moves a task that counts epochs along with the steps of one of them."""
+
+    def step(step: int, of: int) -> None:
+        task.advance(epoch + step / of - task.done)
+        pace.reach(f"supernet {phase}", (epoch + step / of) / epochs)
+
+    return step
+
+
+def _start_from(other: Run, scene: Scene, training: SupernetTraining, progress: Progress) -> None:
+    """Takes over the weights of an earlier run's supernet: everything of equal name and shape."""
+    old = searched(other)
+    if not other.has("picks.json"):
+        raise UserError(f"--init {other.path}: that run has not finished its supernet")
+    recorded, own_splits = other.read_json("data.json"), scene.data.indices
+    if recorded.get("from") == scene.data.source["from"]:
+        earlier = other.read_json("splits.json")
+        if set(own_splits["select"]) & {*earlier["train"], *earlier["gate"]}:
+            raise UserError(f"--init {other.path}: it trained on images of this run's selection split; take its --seed "
+                            "and --limit")
+    taken = training.start_from(checkpoint.load(other, SUPERNET))
+    if not taken:
+        raise UserError(f"--init {other.path}: a supernet of {old.space}; it shares nothing with this space")
+    progress.note(f"starting from {other.path}: {taken} of {len(training.supernet.state_dict())} tensors")
+
+
+def _tell_pruned(training: SupernetTraining, pruned: list[dict[str, Any]], progress: Progress) -> None:
+    """``pruned: 12 blocks and 2 layers; 31 branches are left``."""
+    if not pruned:
+        return
+    kinds = [drop["kind"] for drop in pruned]
+    counts = [f"{kinds.count(kind)} {kind}{'s' if kinds.count(kind) > 1 else ''}" for kind in dict.fromkeys(kinds)]
+    left = sum(len(slot.branches) for slot in training.supernet.layout.slots)
+    progress.note(f"pruned: {' and '.join(counts)} (log.jsonl names them); {left} branches are left")
+
+
+def _warn(record: dict[str, Any], progress: Progress) -> None:
+    if record.get("entry_passed") is False:
+        progress.note("warning: after the warm-up the smallest and the largest network are hardly apart in held-out "
+                      f"loss ({record['entry_smallest_loss']:.3f}, {record['entry_largest_loss']:.3f}); gates see "
+                      "little signal: a longer train.warmup_epochs may help")
+
+
+def recipe_of(scene: Scene) -> Recipe:
+    """Returns the settings of the supernet's training, with the epochs that follow from the number of images."""
+    config, data = scene.config, scene.data
+    t, g = config.train, config.gates
+    given = {"warmup": t.warmup_epochs, "search": t.search_epochs, "settle": t.settle_epochs}
+    epochs = {phase: n if n is not None else default_epochs(phase, len(data.train))
+              for phase, n in given.items()}
+    return Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
+                  t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune, g.latency,
+                  g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp, g.widths, t.attend, t.attend_to,
+                  *t.beginning(trained=config.init is not None))
+
+
+def training_of(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALONE) -> SupernetTraining:
+    config, data, recipe = scene.config, scene.data, recipe_of(scene)
+    _refuse_idle(scene, limits)
+    columns = [(at, target) for at in scene.every for target in config.target]
+    ranges = [_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]
+    grid = sorted({position(b, *bounds) for (_, t), bounds in zip(columns, ranges, strict=True) for b in limits[t]})
+    return SupernetTraining(scene.layout, data, [at.prices[target] for at, target in columns], ranges,
+                                        tuple(grid), recipe, scene.seed, scene.device, group,
+                                        [at.size for at, _ in columns])
+
+
+def _refuse_idle(scene: Scene, limits: dict[str, list[float]]) -> None:
+    """Raises UserError for an input size at which no network is within any budget: it would be trained for nothing."""
+    for at in scene.every if scene.others else ():
+        least = {target: problem(at, at.layout, [target]).costs[0].smallest for target in limits}
+        if all(least[target] > max(budgets) for target, budgets in limits.items()):
+            target = next(iter(limits))
+            raise UserError(f"--size {at.size}: its smallest network takes {amount(least[target], target)}, above "
+                            "every budget: leave this size out, or raise --budget-ms")
+
+
+def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:
+    """Budgets of the gates: those asked for, but not the very ends of the reachable range.
+
+    There a single network meets the expectation, whatever the gates say, and nothing could be learned or pruned.
+    """
+    low = min(max(min(budgets), 1.03 * cost.smallest), cost.largest)
+    return low, max(low, min(max(budgets), 0.9 * cost.largest))
+
+
+def given_budgets(config: Config, target: str) -> list[float]:
+    """Budgets in ms are those of the first target; the others get as many over their own range."""
+    return config.budget_ms if target == config.target[0] else []

@@ -1,0 +1,138 @@
+"""``nas train``: one network of a space from scratch, by the recipe that fine-tunes the picks of a search.
+
+The same loop, checkpoints and delivery as for a pick, so that a baseline differs from a pick in its architecture and
+its first weights alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nas import sampling
+from nas.arch import Arch, Op
+from nas.config.space import checked_space
+from nas.errors import UserError
+from nas.pipeline import deliver
+from nas.pipeline.finetune import train_picks
+from nas.pipeline.inputs import Scene, set_scene
+from nas.plan import Layout, OpKey, Slot, macs, plan
+from nas.progress import Progress
+from nas.report.figures import draw_front
+from nas.run import timeline
+from nas.run.directory import Run
+from nas.run.images import keep_place
+from nas.run.settings import Baseline, as_recorded
+from nas.run.tables import find_costs
+from nas.subnet import Subnet, build
+from nas.train import augment, loop
+from nas.train.data import check_data_dir
+from nas.train.finetune import IMAGES as FINETUNED
+from nas.train.finetune import LEAST as FINETUNED_LEAST
+from nas.train.finetune import Recipe
+from nas.train.supernet_training import IMAGES, LEAST
+
+CHOICES = ("largest", "smallest", "random")
+
+
+def refuse(settings: Baseline) -> None:
+    """Raises UserError for a space, a target or a device that cannot be used; quick, and writes nothing."""
+    checked_space(settings)
+    check_data_dir(settings.data, settings.data_dir)
+    loop.device_of(settings.train_on)
+    if settings.train.augment:
+        augment.check(settings.train.augment)
+    for target in settings.target:
+        find_costs(target)
+
+
+def read_arch(file: Path) -> Arch:
+    """Of an ``arch.json`` or a ``card.json``. Raises UserError for anything else."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--arch {file}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
+    try:
+        return Arch.from_json(value["arch"] if isinstance(value, dict) and "arch" in value else value)
+    except UserError as error:
+        raise UserError(f"--arch {file}: {error}") from None
+
+
+def choose(layout: Layout, what: str, seed: int) -> Arch:
+    """The network of the most or the least multiply-adds of a space, slot by slot, or a random one."""
+    if what == "random":
+        return sampling.sample(layout, random.Random(seed))
+    by: Callable[..., Op] = max if what == "largest" else min
+
+    def cost(slot: Slot, op: Op) -> int:
+        key: OpKey | None = slot.key(op)
+        return macs(key) if key else 0
+
+    ends = [{op for branch in slot.branches for op in (branch.ops[0], branch.ops[-1])} for slot in layout.slots]
+    ops = [by(sorted(found), key=lambda op, slot=slot: cost(slot, op))  # sorted: a tie has one answer
+           for slot, found in zip(layout.slots, ends, strict=True)]
+    return Arch(layout.space, layout.task.size, tuple(ops))
+
+
+def default_epochs(images: int) -> int:
+    """As many images as a pick of a search has seen in all: its share of the supernet's epochs, then its own."""
+    return max(sum(LEAST.values()) + FINETUNED_LEAST, -(-(sum(IMAGES.values()) + FINETUNED) // images))
+
+
+def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) -> dict[str, Any]:
+    """Trains, writes weights, ONNX and card, and a front of this one network; continues where the run stands.
+
+    ``given`` is the arch of a file. Raises UserError for one that the space does not admit.
+    """
+    settings = as_recorded(settings, run)
+    with timeline.phase(run, "inputs"):
+        scene = set_scene(settings, run, settings.target, progress)
+    keep_place(run, settings)
+    arch = Arch.from_json(run.stage("arch.json", lambda: _checked(scene, settings, given).to_json()))
+    how, keys = recipe(scene), plan(scene.layout, arch)
+    if not run.has("front.json"):
+        progress.note(f"{arch.id}: of {arch.space} at {arch.size} pixels, {sum(map(macs, keys)) / 1e6:.4g} M multiply-"
+                      f"adds; {how.epochs} epochs of {len(scene.data.learn):,} images in batches of {how.batch}")
+    with timeline.phase(run, "training"):
+        train_picks(scene, _Chance(scene), [arch], "", how, progress)
+    with timeline.phase(run, "export"), progress.task("export", 1) as task:
+        card = deliver.deliver(scene, arch, "", True)
+        task.advance()
+    front = run.stage("front.json", lambda: _front(scene, card))
+    if settings.target and not run.has("front.png"):
+        run.write("front.png", lambda file: draw_front(front, file))
+    return {"run": str(run.path), **front, "seconds": timeline.finished(run)}
+
+
+def recipe(scene: Scene) -> Recipe:
+    t = scene.config.train
+    epochs = t.finetune_epochs if t.finetune_epochs is not None else default_epochs(len(scene.data.learn))
+    return Recipe(epochs, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing, t.augment or scene.data.augment,
+                  0.0, t.accumulate, t.amp)
+
+
+class _Chance:
+    """First weights from the seed."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+
+    def inherit(self, arch: Arch) -> Subnet:
+        with loop.seeded(self.scene.seed, arch.id, "weights"):
+            return build(self.scene.layout, arch)
+
+
+def _checked(scene: Scene, settings: Baseline, given: Arch | None) -> Arch:
+    arch = given or choose(scene.layout, settings.arch, settings.seed)
+    plan(scene.layout, arch)
+    return arch
+
+
+def _front(scene: Scene, card: dict[str, Any]) -> dict[str, Any]:
+    brief = {key: value for key, value in card.items() if key not in ("arch", "provenance")}
+    targets = list(scene.costs)
+    return {"space": scene.layout.space, "target": targets[0] if len(targets) == 1 else targets,
+            "front": [{**brief, "dominated_on_test": False}], "dominated": [], "budgets": []}

@@ -1,0 +1,91 @@
+"""Workers of a selection: processes that judge networks of one run, through a storage that they share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.ops import user_files
+from nas.run.directory import Run
+from nas.select.evaluation import Evaluation, label
+
+IDLE_S = 0.2  # between two looks for work
+
+
+class Crew:
+    """``with Crew(run, url, 4, name) as crew``: four workers here, and whoever else runs ``nas judge`` on the storage.
+
+    A worker that ends is not replaced, but what it was at is given to another. Raises UserError once none is left.
+    """
+
+    def __init__(self, run: Run, url: str, workers: int, name: str) -> None:
+        from nas.select.storage import Board
+
+        self.run, self.url, self.count, self._board = run, url, workers, Board(url, name)
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Crew:
+        log = self.run.file("workers.log").open("ab")
+        command = [sys.executable, "-m", "nas", "judge", str(self.run.path), "--storage", self.url, "--parent"]
+        files = [part for one in user_files.loaded() for part in ("--ops", str(one.path))]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, _cores() // self.count))}
+        with log:
+            self._children = [subprocess.Popen([*command, str(os.getpid()), *files], stdout=log, stderr=log,
+                                               stdin=subprocess.DEVNULL, env=environment) for _ in range(self.count)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self._children:
+            child.terminate()
+        for child in self._children:
+            child.wait()
+            self._board.release(label(child.pid))
+
+    def evaluated(self, archs: Sequence[Arch]) -> Iterator[tuple[Arch, Evaluation]]:
+        yield from self._board.evaluated(archs, self._watch)
+
+    def _watch(self) -> None:
+        for child in [child for child in self._children if child.poll() is not None]:
+            self._board.release(label(child.pid))
+            self._children.remove(child)
+        if not self._children:
+            raise UserError(f"{self.run.file('workers.log')}: all workers have ended; it says why, and the same "
+                            "command continues")
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def study_name(run: Run, supernet: str, *judging: Any) -> str:
+    """Of the evaluations of one supernet, judged in one way: what others wrote into the storage is not ours."""
+    file = run.file(supernet)
+    state = file.stat()
+    digest = hashlib.sha256(f"{_digest(file, state.st_mtime_ns, state.st_size)} {judging!r}".encode())
+    return f"nas-{digest.hexdigest()[:16]}"
+
+
+@lru_cache(maxsize=8)
+def _digest(file: Path, *state: int) -> str:
+    """Of a file that is as its time and size say: it may be hundreds of MB."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def judge(url: str, name: str, evaluate: Callable[[Arch], Evaluation], parent: int | None) -> None:
+    """Evaluates whatever waits in the storage, until interrupted, or until the ``parent`` is gone."""
+    from nas.select.storage import Board
+
+    board = Board(url, name)
+    while parent is None or os.getppid() == parent:
+        if not board.work(evaluate, label(os.getpid())):
+            time.sleep(IDLE_S)

@@ -1,0 +1,266 @@
+"""What a run has to tell so far, as one plain object: the page of ``nas report`` draws it and knows nothing else.
+
+Nothing is written and no lock is taken: a search may be running meanwhile. Every artefact is written atomically, so
+what is there is whole; what is missing or unreadable becomes a note on the page.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nas.arch import SKIP, Arch
+from nas.config.search import Config
+from nas.config.space import checked_space
+from nas.errors import UserError
+from nas.latency.costs import Costs
+from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
+from nas.run.directory import Run
+from nas.run.records import standing
+from nas.run.settings import settings_of
+from nas.run.tables import kept_table, recorded_costs
+from nas.run.timeline import spent
+from nas.text import duration
+from nas.train.supernet_training import default_epochs
+from nas.units import axis, counted, device, targets_of, unit
+
+KINDS = ("front", "dominated", "too_large", "undecided")  # lists of cards in a front
+META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",
+        "validation", "commit", "source")
+
+
+def story(run: Run) -> dict[str, Any]:
+    """Everything that the page shows. Raises UserError for a run whose settings cannot be read."""
+    return _Teller(run, settings_of(run)).tell()
+
+
+class _Teller:
+    def __init__(self, run: Run, config: Config) -> None:
+        self.run, self.config, self.notes = run, config, list[str]()
+        self.data = self._read("data.json")
+        self.layouts: dict[int, Layout] = self._try(self._layouts) if self.data and run.has("space.yaml") else {}
+        self.layout = next(iter(self.layouts.values()), None)  # of the largest input size, where there are several
+        self.fronts = self._fronts()
+        targets = [*config.target, *(t for _, front in self.fronts for t in targets_of(front))]
+        self.costs = {target: costs for target in dict.fromkeys(targets) if (costs := self._costs(target))}
+        self.known: dict[str, dict[OpKey, float]] = {target: {} for target in self.costs}
+
+    def tell(self) -> dict[str, Any]:
+        run, views, networks = self.run, list[Any](), dict[str, Any]()
+        for place, front in self.fronts:
+            views += [self._try(self._view, place, front, target) for target in targets_of(front) or [""]]
+            networks |= self._try(self._networks, place, front) or {}
+        return {"run": str(run.path), "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+                "state": self._try(self._state) or "not known", "space": self.config.space,
+                "data": self.data.get("name", self.config.data),
+                "views": [view for view in views if view],
+                "units": {target: {"unit": unit(target), "axis": axis(target), "counted": counted(target),
+                                   "name": device(target)} for target in self.costs},
+                "networks": networks, "slots": self._slots(),
+                "pruned": self._try(self._pruned) or [],
+                "epochs": self._try(self._events, "epoch", "phase", "pruned") or [],
+                "finetune": self._try(self._finetuning), "finetune_title": self._try(self._finetune_title),
+                "judged": self._try(self._judged) or [],
+                "conditions": self._try(self._conditions),
+                "notes": list(dict.fromkeys(self.notes))}
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """An object; empty where it is missing or broken."""
+        return self._try(self._object, name) if self.run.has(name) else {}
+
+    def _object(self, name: str) -> dict[str, Any]:
+        value = self.run.read_json(name)
+        if not isinstance(value, dict):
+            raise UserError(f"{self.run.file(name)}: expected an object")
+        return value
+
+    def _try(self, make: Callable[..., Any], *args: Any) -> Any:
+        """Nothing, and a note, where a file of the run cannot be used."""
+        try:
+            return make(*args)
+        except UserError as error:
+            self.notes.append(str(error))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self.notes.append(f"{self.run.path}: a file is not as nas search wrote it ({error!r})")
+        return {}
+
+    def _layouts(self) -> dict[int, Layout]:
+        task = Task(self.data["size"], len(self.data["mean"]), len(self.data["classes"]))
+        return layouts(checked_space(self.config, self.run.file("space.yaml")), task, self.config.sizes, exits=True)
+
+    def _at(self, arch: Arch) -> Layout:
+        """The layout of an arch's input size."""
+        assert self.layout is not None
+        return self.layouts.get(arch.size, self.layout)
+
+    def _costs(self, target: str) -> Costs | None:
+        name = self._try(kept_table, self.run, target) or ""
+        known = counted(target) or self.run.has(name)
+        return self._try(recorded_costs, self.run, target) if known else None
+
+    def _fronts(self) -> list[tuple[str, dict[str, Any]]]:
+        """(place, front) of the search, finished or as far as it is, and of every finished selection."""
+        places = sorted(path.parent.name for path in self.run.path.glob("selections/*/front.json"))
+        found = [(place, self._read(f"{place}front.json")) for place in ("", *(f"selections/{p}/" for p in places))]
+        if not found[0][1] and self.run.has("picks.json"):
+            found[0] = ("", self._try(self._so_far))
+        return [(place, front) for place, front in found if {"front", "target"} <= front.keys()]
+
+    def _so_far(self) -> dict[str, Any]:
+        """What the front will be made of: cards of the picks that are delivered, bare milliseconds of the others."""
+        picks, sizes = self.run.read_json("picks.json"), self.config.sizes
+        points = {b["id"]: self._read(f"archs/{b['id']}/card.json") or {
+            "id": b["id"], "arch": b["arch"], "size": b["arch"]["size"], "ms": {b["target"]: b["ms"]}}
+            for b in picks["budgets"]}
+        return {"target": list(self.config.target), **({"sizes": sizes} if sizes else {}),
+                "front": [], "undecided": list(points.values()), "budgets": picks["budgets"]}
+
+    def _view(self, place: str, front: dict[str, Any], target: str) -> dict[str, Any]:
+        points = [{**_brief(point, target, "sizes" in front), "standing": standing(front, point["id"], target)}
+                  for kind in KINDS for point in front.get(kind, [])]
+        known = {point["id"]: point for point in points}
+        budgets = [{"budget_ms": _of(b["budget_ms"], target), "id": b["id"], "ms": _of(b["ms"], target),
+                    "measured_ms": known.get(b["id"], {}).get("measured_ms")}
+                   for b in front.get("budgets", []) if target in _listed(b.get("target", target))]
+        return {"name": f"{place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
+                "unmeasured": "counted, not measured" if counted(target) else
+                "not measured yet" if "undecided" in front else f"not measured: no {target} here",
+                "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
+                "budgets": budgets}
+
+    def _networks(self, place: str, front: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        """Rows of every network of a front whose arch stands."""
+        archs = {point["id"]: point.get("arch") or self._read(f"{place}archs/{point['id']}/arch.json")
+                 for kind in KINDS for point in front.get(kind, [])}
+        networks = {id: self._try(self._network, arch) for id, arch in archs.items() if arch and self.layout}
+        return {id: rows for id, rows in networks.items() if rows}
+
+    def _network(self, value: Any) -> list[dict[str, Any]]:
+        """Stem, every slot (skipped ones too), exits and head in the order they run, with what each costs."""
+        arch = Arch.from_json(value)
+        at = self._at(arch)
+        plan(at, arch)  # refuses an arch of another space
+        heads = {exit_.slot: exit_.key for exit_ in at.exits}
+        rows: list[tuple[str, OpKey | None]] = [("stem", at.stem)]
+        for slot, op in zip(at.slots, arch.ops, strict=True):
+            rows += [(str(slot.index), None if op == SKIP else slot.key(op))]
+            rows += [(f"exit {slot.index}", heads[slot.index])] if slot.index in arch.exits else []
+        rows.append(("head", at.head))
+        self._price(key for _, key in rows if key)
+        return [self._row(where, key) for where, key in rows]
+
+    def _row(self, where: str, key: OpKey | None) -> dict[str, Any]:
+        if key is None:
+            return {"where": where, "op": "skip"}
+        return {"where": where, "op": str(key.op), "in_ch": key.in_ch, "out_ch": key.out_ch, "stride": key.stride,
+                "size": key.size, "macs": macs(key), "params": params(key),
+                "ms": {target: known[key] for target, known in self.known.items() if key in known}}
+
+    def _price(self, keys: Iterable[OpKey]) -> None:
+        """Looks up what is not known yet; a cost that a table has not is left out, and noted."""
+        wanted = list(dict.fromkeys(keys))
+        for target, costs in self.costs.items():
+            new = [key for key in wanted if key not in self.known[target]]
+            self.known[target].update(zip(new, self._try(costs.ms_many, new), strict=False))
+
+    def _slots(self) -> list[dict[str, Any]]:
+        slots = self.layout.slots if self.layout else ()
+        return [{"stage": slot.stage, "in_ch": slot.in_ch, "out_ch": slot.out_ch, "stride": slot.stride,
+                 "size": slot.size, "branches": [str(branch.op) for branch in slot.branches]} for slot in slots]
+
+    def _pruned(self) -> list[dict[str, Any]]:
+        """Every drop with its evidence: the most that its probability reached at any budget."""
+        return [{**{key: drop[key] for key in ("slot", "op", "kind", "epoch", "threshold")},
+                 "most": max(max(row) for row in drop["probabilities"])}
+                for epoch in self._events("epoch", "phase") for drop in epoch.get("pruned") or []]
+
+    def _events(self, kind: str, must: str, without: str = "") -> list[dict[str, Any]]:
+        """The last line of every epoch: one that was done again after a kill stands twice in the log."""
+        events = {(e.get("phase"), e.get("id"), e.get("epoch")): e for e in self.run.events(kind) if must in e}
+        return [{key: value for key, value in e.items() if key != without} for e in events.values()]
+
+    def _finetuning(self) -> dict[str, list[dict[str, Any]]]:
+        """Loss by epoch of every pick: of labels alone, where that is known, which all have alike."""
+        events, curves = self._events("finetune", "id"), dict[str, list[dict[str, Any]]]()
+        for event in sorted(events, key=lambda e: e.get("epoch", 0)):
+            loss = event.get("label_loss", event.get("loss"))
+            curves.setdefault(event["id"], []).append({"epoch": event.get("epoch"), "loss": loss})
+        return curves
+
+    def _finetune_title(self) -> str:
+        """Which loss is drawn: one that all picks have alike, or in runs of before that was logged, each its own."""
+        events = self._events("finetune", "id")
+        taught = "" if self.config.train.distill == "none" else (
+            "the largest pick learns from labels alone, the others from its answers as well")
+        if all("label_loss" in event for event in events):
+            return "Fine-tuning: cross-entropy with the labels" + (f" ({taught})" if taught else "")
+        return "Fine-tuning: loss" + (f" ({taught}: not to be compared with it)" if taught else "")
+
+    def _judged(self) -> list[dict[str, Any]]:
+        """Networks that the selection has judged: held-out loss with inherited weights, and predicted ms."""
+        judged = []
+        for event in self.run.events("judged") if self.layout else []:
+            ms = self._try(self._ms, event.get("arch"))
+            judged.append({"id": event.get("id"), "loss": event.get("loss"), "ms": ms})
+        return judged
+
+    def _ms(self, value: Any) -> dict[str, float]:
+        arch = Arch.from_json(value)
+        keys = plan(self._at(arch), arch)
+        self._price(keys)
+        return {target: sum(known[key] for key in keys) for target, known in self.known.items()
+                if all(key in known for key in keys)}
+
+    def _state(self) -> str:
+        if self.run.has("front.json"):
+            return "finished"
+        if self.run.has("picks.json"):
+            return "so far: picks are chosen, fine-tuning and export are under way or stopped"
+        sizes, train = self.data.get("sizes"), self.config.train
+        done = len(self._events("epoch", "phase"))
+        if not isinstance(sizes, dict) or not done:
+            return "so far: the supernet has not finished an epoch"
+        given = {"warmup": train.warmup_epochs, "search": train.search_epochs, "settle": train.settle_epochs}
+        total = sum(n if n is not None else default_epochs(phase, sizes.get("train", 1)) for phase, n in given.items())
+        return f"so far: {done} of {total} epochs of the supernet"
+
+    def _conditions(self) -> dict[str, Any]:
+        """Settings, machine, images, targets, hours."""
+        data = {key: value for key, value in self.data.items() if key not in ("mean", "std", "class_counts")}
+        tables = {target: {key: costs.meta[key] for key in META if costs.meta.get(key) is not None}
+                  for target, costs in self.costs.items()}
+        stages = {e["name"]: f"{e.get('seconds')} s" for e in self.run.events("stage") if "name" in e}
+        spent = sum(e["seconds"] for kind in ("epoch", "finetune") for e in self.run.events(kind)
+                    if isinstance(e.get("seconds"), int | float))
+        times = [str(e.get("time", ""))[:19] for e in self.run.events()]
+        hours = {"first line of the log": times[0], "last line": times[-1],
+                 "seconds in training": round(spent)} if times else {}
+        environment = self._read("environment.json")
+        environment["command"] = shlex.join(map(str, environment.get("command", [])))
+        return {"settings": self.config.to_json(), "machine of the run": environment, "images": data,
+                **{f"target {name}": meta for name, meta in tables.items()},
+                "time": {**hours, **_phases(self.run), **stages}}
+
+
+def _phases(run: Run) -> dict[str, str]:
+    """What each phase of the search took, over all calls."""
+    return {f"spent: {name}": duration(seconds) for name, seconds in spent(run).items() if seconds}
+
+
+def _of(value: Any, target: str) -> Any:
+    """Of one target, where there are several."""
+    return value.get(target) if isinstance(value, dict) else value
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _brief(point: dict[str, Any], target: str, sizes: bool) -> dict[str, Any]:
+    """A card for one target; with its input size, where there are several."""
+    one = {key: _of(point.get(key), target) for key in ("ms", "measured_ms", "drift")}
+    names = ("id", "accuracy", "accuracy_se", "select_accuracy", "test_images", "macs", "params", "fine_tuned",
+             "float_accuracy", "max_abs_diff", "exits", *(["size"] if sizes else []))
+    return {**{name: point[name] for name in names if point.get(name) is not None}, **one}

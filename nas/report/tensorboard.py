@@ -1,0 +1,53 @@
+"""The curves of a run as TensorBoard event files, with the times at which they were logged."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from nas.errors import UserError
+from nas.run.directory import Run
+
+
+def write_scalars(run: Run, folder: Path) -> int:
+    """Every number of every epoch, as ``supernet/NAME`` and ``finetune/NAME`` by pick; returns how many there are.
+
+    Those of an earlier call are replaced. Raises UserError where TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: needs the package tensorboard: pip install tensorboard") from None
+    for place in ("supernet", "finetune"):
+        for old in (folder / place).rglob("events.out.tfevents.*"):
+            old.unlink()
+    total = 0
+    for place, scalars in _by_folder(run).items():
+        writer: Any = SummaryWriter(str(folder / place))
+        with writer:
+            for tag, value, step, when in scalars:
+                writer.add_scalar(tag, value, step, when)
+        total += len(scalars)
+    return total
+
+
+def _by_folder(run: Run) -> dict[str, list[tuple[str, float, int, float]]]:
+    """Folder -> (tag, value, step, seconds since 1970); one folder a network, so that its curves lie over each other.
+
+    Steps of the supernet count on over its phases. An epoch that was done again after a kill counts once.
+    """
+    epochs = {(e["phase"], e["epoch"]): e for e in run.events("epoch") if {"phase", "epoch", "time"} <= e.keys()}
+    found: dict[str, list[tuple[str, float, int, float]]] = {}
+    for step, event in enumerate(epochs.values()):
+        found.setdefault("supernet", []).extend(_scalars("supernet", event, step))
+    tuned = {(e["id"], e["epoch"]): e for e in run.events("finetune") if {"id", "epoch", "time"} <= e.keys()}
+    for (name, step), event in tuned.items():
+        found.setdefault(f"finetune/{str(name).replace('..', '_')}", []).extend(_scalars("finetune", event, step))
+    return found
+
+
+def _scalars(group: str, event: dict[str, Any], step: int) -> list[tuple[str, float, int, float]]:
+    when = datetime.datetime.fromisoformat(event["time"]).timestamp()
+    return [(f"{group}/{name}", float(value), step, when) for name, value in event.items()
+            if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool)]

@@ -1,0 +1,354 @@
+"""One directory, one experiment: its settings, where it ran, a log, and one artefact for every stage that is done.
+
+Everything is written atomically, so that a kill at any moment leaves the artefacts of finished stages and nothing else.
+No path of the machine is stored: a directory that was moved elsewhere is still the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nas import __version__
+from nas.errors import UserError
+from nas.files import write_atomic, write_json
+from nas.run import records
+
+CONFIG, ENVIRONMENT, LOCK, LOG = "config.json", "environment.json", "lock", "log.jsonl"
+_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "optuna")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory. Every method raises UserError, naming the file, where the disk refuses."""
+
+    path: Path
+
+    @staticmethod
+    def open(path: Path | str, config: dict[str, Any], free: Collection[str] = (),
+             places: Collection[str] = ()) -> Run:
+        """Creates a run, or reopens one with the same settings.
+
+        Those in ``free`` may change, and are then recorded anew; those in ``places`` say where inputs lie that are
+        compared themselves, and stay as they are recorded. Raises UserError for changed settings, naming the first, and
+        for a directory that holds something else.
+        """
+        run = Run(Path(path).expanduser())
+        with _disk(run.path):
+            if run.path.exists() and not run.path.is_dir():
+                raise UserError(f"{run.path}: a file, not a run directory; give another with --run")
+            if not run.has(CONFIG):
+                run._create(config)
+        run._of_this_format()
+        run._agree(config, free, places)
+        return run
+
+    @staticmethod
+    def existing(path: Path | str) -> Run:
+        """A run that was created before; raises UserError if there is none."""
+        run = Run(Path(path).expanduser())
+        with _disk(run.path):
+            if not run.has(CONFIG):
+                what = "not a run directory (no config.json)" if run.path.exists() else "no such run directory"
+                raise UserError(f"{run.path}: {what}; nas search makes one and prints it")
+        run._of_this_format()
+        return run
+
+    @staticmethod
+    @contextlib.contextmanager
+    def begun(path: Path | str, config: dict[str, Any], places: Collection[str] = (),
+              worth: Sequence[str] = ()) -> Iterator[Run]:
+        """``open``, locked; one that is refused before anything was trained leaves no directory behind.
+
+        So the mended command may use the same directory. A run that has an artefact of ``worth`` is kept, too.
+        """
+        fresh, there = Run.fresh(path), Path(path).expanduser().exists()
+        run = Run.open(path, config, places=places)
+        with run.lock():  # whoever fails to get it removes nothing: another process has begun
+            try:
+                yield run
+            except UserError:
+                if fresh and not (run.events("epoch") or run.events("finetune") or any(map(run.has, worth))):
+                    shutil.rmtree(run.path)
+                    if there:  # empty, as the user made it
+                        run.path.mkdir()
+                raise
+
+    @staticmethod
+    def fresh(path: Path | str) -> bool:
+        """Whether nothing is there, or an empty directory."""
+        place = Path(path).expanduser()
+        return not place.exists() or (place.is_dir() and not any(place.iterdir()))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        value = self.read_json(CONFIG)
+        if not isinstance(value, dict):
+            raise UserError(f"{self.file(CONFIG)}: expected an object with the settings; start a new run")
+        return value
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes out; goes with the process, however it ends.
+
+        Raises UserError with the process id of the holder.
+        """
+        with _disk(self.file(LOCK)):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.file(LOCK).open("a+")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UserError(f"{self.path}: in use by process {holder}; wait, or give another --run") from None
+            except OSError as error:
+                raise _refused(self.file(LOCK), error) from None
+            with _disk(self.file(LOCK)):
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n")
+                file.flush()
+                for left_over in self.path.rglob(".*.tmp"):  # of a write that a kill cut short
+                    if next(p for p in left_over.parents if p == self.path or (p / CONFIG).is_file()) == self.path:
+                        left_over.unlink(missing_ok=True)  # not of a run inside this one, with a lock of its own
+            yield
+
+    def file(self, name: str) -> Path:
+        """Path of an artefact; ``name`` may have folders in it but never leaves the run."""
+        assert name and not Path(name).is_absolute() and ".." not in Path(name).parts, name
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        with _disk(self.file(name)):
+            return self.file(name).is_file()
+
+    def read_json(self, name: str) -> Any:
+        """Raises UserError for a file that is missing, truncated, not JSON, or not what it should hold."""
+        path, again = self.file(name), "delete it and give the same command: it is made again"
+        try:
+            value = json.loads(path.read_bytes(), parse_constant=_refuse, parse_float=_finite)
+        except FileNotFoundError:
+            raise UserError(f"{path}: missing; this run is not that far; give its nas search command again, "
+                            "without --until") from None
+        except OSError as error:
+            raise _refused(path, error) from None
+        except (ValueError, RecursionError):
+            what = "start a new run" if name == CONFIG else again
+            raise UserError(f"{path}: truncated or not JSON; {what}") from None
+        if mistake := records.mistake(name, value):
+            raise UserError(f"{path}: {mistake}; put it back, or {again}")
+        return value
+
+    def write_json(self, name: str, value: Any) -> None:
+        with _disk(self.file(name)):
+            write_json(self.file(name), value)
+
+    def write(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+        """Atomic artefact of bytes: ``write(file)`` fills it."""
+        with _disk(self.file(name)):
+            write_atomic(self.file(name), write)
+
+    def keep(self, name: str, content: bytes) -> None:
+        """A copy of an input (a space, a table); raises UserError if the run began with another content."""
+        if not self.has(name):
+            self.write(name, lambda file: file.write(content))
+        elif self.file(name).read_bytes() != content:
+            raise UserError(f"{self.file(name)}: differs from what it was copied from, which changed since this run "
+                            "began; give another --run, or put the file back")
+
+    def stage(self, name: str, make: Callable[[], Any]) -> Any:
+        """The JSON artefact ``name``: read if it stands, else made, written and logged with its seconds."""
+        if not self.has(name):
+            start = time.monotonic()
+            self.write_json(name, make())
+            self.log("stage", name=name, seconds=round(time.monotonic() - start, 3))
+        return self.read_json(name)
+
+    def log(self, event: str, **values: Any) -> None:
+        """Appends one line to ``log.jsonl``; a line that a kill tore before is cut off first."""
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        line = json.dumps(_plain({"time": now, "event": event, **values}), allow_nan=False)
+        with _disk(self.file(LOG)):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.file(LOG).open("ab+") as file:
+                _mend(file)
+                file.write(f"{line}\n".encode())
+
+    def events(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The log in order, all of it or one kind; lines that are no JSON objects are left out."""
+        path = self.file(LOG)
+        with _disk(path):
+            lines = path.read_bytes().splitlines() if path.exists() else []
+        parsed = (_event(line) for line in lines)
+        return [one for one in parsed if one is not None and event in (None, one.get("event"))]
+
+    def _create(self, config: dict[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        ours = (CONFIG, ENVIRONMENT, LOCK)
+        strange = sorted(p.name for p in self.path.iterdir() if p.name not in ours and not p.name.endswith(".tmp"))
+        if strange:
+            raise UserError(f"{self.path}: not a run directory, and not empty ({strange[0]}); give another --run")
+        with self.lock():
+            if not self.has(CONFIG):  # last: it makes the directory a run
+                self.write_json(ENVIRONMENT, environment())
+                self.write_json(CONFIG, config)
+
+    def _of_this_format(self) -> None:
+        """Raises UserError for a run of a newer nas, whose files this one may misread."""
+        here: Any = None
+        with contextlib.suppress(UserError):  # missing or broken: it is only for people
+            here = self.read_json(ENVIRONMENT)
+        made = here if isinstance(here, dict) else {}
+        if (found := made.get("format", 1)) != records.FORMAT:
+            raise UserError(f"{self.path}: format {found} of a run, made by nas {made.get('nas')}; this is nas "
+                            f"{__version__}, which knows format {records.FORMAT}: use that version")
+
+    def _agree(self, config: dict[str, Any], free: Collection[str], places: Collection[str]) -> None:
+        old, new = (_flat(one) for one in (self.config, json.loads(json.dumps(config))))
+        changed = [key for key in dict.fromkeys([*new, *old])
+                   if key not in places and not _same(old.get(key, _ABSENT), new.get(key, _ABSENT))]
+        refused = [key for key in changed if key.split(".")[0] not in free]
+        if refused:
+            key = refused[0]
+            raise UserError(f" = {_shown(old, key)}, now {_shown(new, key)}; give another --run, or the old value",
+                            key=key, before=f"{self.path}: began with ")
+        if changed:
+            self.write_json(CONFIG, config)
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what a run is made."""
+    return {
+        "nas": __version__,
+        "format": records.FORMAT,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "command": ["nas", *sys.argv[1:]],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _revision() -> str | None:
+    """Commit of the checkout that this code runs from, ``+`` where files differ; None where it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return None
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: OSError) -> UserError:
+    advice = "free some space" if error.errno in _FULL else "check the path and its permissions"
+    return UserError(f"{path}: {error.strerror or error}; {advice}, then give the same command: it continues")
+
+
+def _mend(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _refuse(text)
+
+
+def _plain(value: Any) -> Any:
+    """JSON of what a log is given: numbers of numpy and torch as numbers, NaN and infinities as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_ABSENT = object()
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Equal, or a path that leads nowhere any more and one to a file of its name: what a run copied was moved."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_same, old, new))
+    if old == new or not (isinstance(old, str) and isinstance(new, str)):
+        return bool(old == new)
+    before, now = Path(old), Path(new)
+    return before.is_absolute() and now.is_absolute() and before.name == now.name and not before.exists()
+
+
+def _flat(value: dict[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        flat |= _flat(part, f"{above}{key}.") if isinstance(part, dict) else {f"{above}{key}": part}
+    return flat
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key]) if key in values else "not set"

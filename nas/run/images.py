@@ -1,0 +1,97 @@
+"""Images of a run: where they lie, which may change, and that they are those it began with, which may not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nas.config.search import Config
+from nas.errors import UserError
+from nas.paths import BUILT_IN, absolute, located
+from nas.run.directory import CONFIG, Run
+from nas.train.data import Data, check_data_dir, description, load
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Where a run's images lie now, where that is another place than it has recorded."""
+
+    data: str | None = None
+    data_dir: str | None = None
+
+
+RECORDED = Images()
+
+
+def lying_at(config: C, images: Images) -> C:
+    """The settings with the images in another place, where one is given."""
+    check_data_dir(images.data or config.data, images.data_dir)
+    given = {key: located(key, value) for key, value in vars(images).items() if value is not None}
+    return config.model_copy(update=given)
+
+
+def require_place(run: Run, config: Config) -> None:
+    """Raises UserError where the folder of a run's images is gone, with the flag that says where it is now."""
+    if config.data not in BUILT_IN and not Path(config.data).expanduser().exists():
+        raise UserError(f"{run.path}: its images were in {config.data}, where nothing is now: give the folder that "
+                        "they are in, with --data")
+
+
+def load_images(config: Config, run: Run) -> Data:
+    """Those of the settings; at the start their splits and provenance are recorded.
+
+    Raises UserError where they are not those that the run began with, saying in what they differ.
+    """
+    if run.has("data.json"):
+        require_place(run, config)
+    data_dir = (config.data_dir or _recorded_dir(run)) if config.data == "cifar10" else None
+    data = load(config.data, data_dir=Path(data_dir) if data_dir else None, size=config.side, seed=config.seed,
+                limit=config.limit)
+    if not run.has("data.json"):
+        run.write_json("splits.json", data.indices)
+        run.write_json("data.json", description(data))
+        keep_place(run, config)
+    before = run.read_json("data.json")
+    if before["fingerprint"] != data.source["fingerprint"]:
+        raise UserError(f"{run.path}: began with other images than those of {config.data}: "
+                        f"{difference(before, description(data))}; name the folder of the same images with --data "
+                        "(a search of other ones needs a directory of its own)")
+    return data
+
+
+def keep_place(run: Run, config: Config) -> None:
+    """Notes in the run where its images lie, for commands that are given elsewhere; they were found to be the same."""
+    recorded = run.config
+    data_dir = config.data_dir or _recorded_dir(run) or (absolute("data") if config.data == "cifar10" else None)
+    now = {**recorded, "data": config.data, "data_dir": data_dir}
+    if now != recorded:
+        run.write_json(CONFIG, now)
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what images differ from those that are recorded, as ``description`` has both."""
+    old, new = list(before["classes"]), list(now["classes"])
+    if strange := sorted(set(old) ^ set(new)):
+        return f"the class {strange[0]!r} is {'new' if strange[0] in new else 'missing'}"
+    if before["size"] != now["size"]:
+        return f"they are {now['size']}x{now['size']} by default, and were {before['size']}x{before['size']}"
+    counts = [_by_class(one) for one in (before, now)]
+    for name, was, is_ in zip(new, *counts, strict=False):
+        if was != is_:
+            return f"{is_} of the class {name!r}, and there were {was}"
+    return "as many of each class, with other pixels"
+
+
+def _by_class(value: Mapping[str, Any]) -> list[int]:
+    """Images of each class in all splits together."""
+    counts = value.get("class_counts")
+    return [sum(part) for part in zip(*counts.values(), strict=False)] if isinstance(counts, dict) else []
+
+
+def _recorded_dir(run: Run) -> str | None:
+    value = run.config.get("data_dir")
+    return value if isinstance(value, str) else None

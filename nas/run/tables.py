@@ -1,0 +1,182 @@
+"""Costs of a run's targets: their files found, completed where this machine can, and copied into the run.
+
+Rows that are missing are measured where a table is this machine's, and compiled where Vela made it; a table of another
+machine is left as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from nas.errors import UserError
+from nas.files import folder
+from nas.latency import costs as cost_models
+from nas.latency.bench import Estimator
+from nas.latency.costs import Costs
+from nas.latency.devices import board, local, opened, own
+from nas.latency.devices.ethos_u import of_table
+from nas.latency.load import busy_text
+from nas.latency.profile import begun, estimate_s, profile, unfinished
+from nas.latency.table import LatencyTable
+from nas.latency.timing import Device
+from nas.plan import Layout, candidates
+from nas.progress import Progress, duration
+from nas.run.directory import Run
+from nas.run.settings import TABLES
+from nas.units import counted
+
+
+def find_costs(target: str) -> Path | None:
+    """The file of a target; None for one that has still to be made here, and for a count. Raises UserError."""
+    if counted(target):
+        return None
+    if target in cost_models.known() or target not in (*own(), *board.TARGETS):
+        return cost_models.find(target)
+    _made_here(target)  # refuses a GPU that is not there
+    return None
+
+
+def costs_for(target: str, plans: Sequence[Layout], space: str, progress: Progress) -> Costs:
+    """The costs of a target with all that the layouts need. ``space`` is how the command calls it.
+
+    Raises UserError where rows are missing that cannot be made here, with the command that makes them there.
+    """
+    return cost_models.load(target if counted(target) else str(_completed(target, plans, space, progress)))
+
+
+def filled(target: str, plan: Layout, progress: Progress, measure: bool = True) -> Costs:
+    """The costs of a target with the rows that can be made here; others are refused where they are asked for.
+
+    Without ``measure`` rows are compiled only: a list of networks is not worth minutes of this machine.
+    """
+    return cost_models.load(target if counted(target) else str(complete(target, plan, progress, measure)))
+
+
+def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout], space: str,
+           progress: Progress) -> Costs:
+    """The run's copy of the target's file, found, completed and copied at first use; ``known`` are the run's targets.
+
+    Raises UserError as ``costs_for``.
+    """
+    if counted(target):
+        return cost_models.load(target)
+    here = Path(target).is_file() and target not in known  # a file that the run does not stand on
+    name = f"tables/{label(target)}.json" if here else kept_table(run, target)
+    if run.has(name):
+        kept = cost_models.load(str(run.file(name)))
+        if not any(lacks(kept, plan) for plan in plans):
+            return kept
+    path = _completed(target, plans, space, progress)
+    run.write(name, lambda file: file.write(path.read_bytes()))
+    if target.endswith(".json"):
+        run.write_json(TABLES, {**(run.read_json(TABLES) if run.has(TABLES) else {}), target: name})
+    costs = cost_models.load(str(run.file(name)))
+    progress.note(f"costs of {target}: {', '.join([str(path), *origin(costs)])}")
+    return costs
+
+
+def origin(costs: Costs) -> list[str]:
+    """Returns how the figures of a target came about: how and when, and whether on a busy machine."""
+    method, date = costs.meta.get("method"), costs.meta.get("date")
+    how = " on ".join(str(part) for part in (method, date) if part)
+    return [text for text in (how, busy_text(costs.meta)) if text]
+
+
+def recorded_costs(run: Run, target: str) -> Costs:
+    """From the run's copy. Raises UserError where that is missing or broken."""
+    return cost_models.load(target if counted(target) else str(run.file(kept_table(run, target))))
+
+
+def label(target: str) -> str:
+    """A file name for a target: its own, and for a path a digest that keeps two files of one name apart."""
+    if not target.endswith(".json"):
+        return target
+    return f"{Path(target).stem}-{hashlib.sha256(str(Path(target).resolve()).encode()).hexdigest()[:6]}"
+
+
+def kept_table(run: Run, target: str) -> str:
+    """The run's copy of a target's file: by what the target was called then, as its path may lead elsewhere now."""
+    own = f"tables/{label(target)}.json"
+    if not target.endswith(".json"):
+        return own
+    if run.has(TABLES):
+        named = run.read_json(TABLES).get(target)
+        return named if named and run.has(named) else own
+    alike = [path for path in run.file("tables").glob("*.json") if path.stem[:-7] == Path(target).stem]
+    return f"tables/{alike[0].name}" if len(alike) == 1 and not run.has(own) else own  # of a run before TABLES was
+
+
+def lacks(costs: Costs, plan: Layout) -> bool:
+    return isinstance(costs, LatencyTable) and not all(costs.covers(key) for key in candidates(plan))
+
+
+def require(path: Path, space: str, plan: Layout) -> None:
+    """Raises UserError where a table lacks rows, with the command for its own file: that of the run is a copy."""
+    if isinstance(table := cost_models.load(str(path)), LatencyTable):
+        table.require(candidates(plan), space, plan.task.size)
+
+
+def complete(target: str, plan: Layout, progress: Progress, measure: bool = True) -> Path:
+    """Makes what a table of this machine or of Vela lacks, after saying how much; other targets are left as they are.
+
+    A shipped table stays as it is: its rows and the new ones are then in the user's own. Raises UserError where Vela
+    is needed and not installed.
+    """
+    path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
+    table = cost_models.load(str(path)) if path.is_file() else None
+    if measure:
+        _tell_elsewhere(target, table, progress)
+    if table is not None and not lacks(table, plan) and not (
+            isinstance(table, LatencyTable) and unfinished(plan, table)):
+        return path
+    device = _maker(target, table, plan)
+    if device is None or not (measure or isinstance(device, Estimator)):
+        return path
+    shipped = path.parent.resolve() == folder("latency_tables").resolve()
+    here = cost_models.LOCAL / path.name if shipped else path
+    so_far = begun(here, device, tell=progress.note)
+    rows = len(so_far.missing(candidates(plan)))
+    if rows or unfinished(plan, so_far):
+        what, how = ("compiled", "compiling") if isinstance(device, Estimator) else ("measured", "measuring")
+        progress.note(f"{target}: {rows} rows are not {what} yet; {how} them now into {here}, which takes about "
+                      f"{duration(estimate_s(plan, so_far, device))} where nothing else runs")
+        profile(plan, here, device=device, knots=False, progress=progress)
+    return here
+
+
+def _completed(target: str, plans: Sequence[Layout], space: str, progress: Progress) -> Path:
+    """For all the layouts, in a file that has every row."""
+    for plan in plans:
+        path = complete(target, plan, progress)
+        require(path, space, plan)
+    return path
+
+
+def _maker(target: str, table: Costs | None, plan: Layout) -> Device | Estimator | None:
+    """Who fills in a target's rows here; None for a table of another machine, and for what is no table."""
+    if table is None:
+        return _made_here(target)
+    if not isinstance(table, LatencyTable):
+        return None
+    if device := local(table.meta):
+        return device
+    try:
+        return of_table(table.meta)
+    except UserError as error:
+        rows = table.missing(candidates(plan))
+        raise UserError(f"{target}: {len(rows)} of the rows that {plan.space} needs at {plan.task.size} are missing, "
+                        f"first {rows[0]}; to compile them, {error}") from None
+
+
+def _made_here(target: str) -> Device | Estimator:
+    name, precision = own().get(target, (target, None))
+    return opened(name, precision=precision)
+
+
+def _tell_elsewhere(target: str, table: Costs | None, progress: Progress) -> None:
+    if table is not None and local(table.meta) is None and table.meta.get("device") in dict(own().values()):
+        progress.note(f"{target}: measured on {table.meta.get('processor')} with {table.meta.get('runtime')} "
+                      f"{table.meta.get('runtime_version')}, not here: picks will not be measured; nas profile "
+                      f"--device {table.meta['device']} makes a table of this machine")

@@ -1,0 +1,45 @@
+"""What a run spent its time on: a line in its log for each phase of each call, however the call ended."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from nas.errors import UserError
+from nas.run.directory import Run
+
+SECONDS = "seconds.json"  # apart from the front, which is the same however often the work was interrupted
+LEAST_S = 0.05  # a phase that was done already is no line
+
+
+@contextlib.contextmanager
+def phase(run: Run, name: str, place: str = "", clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Notes in the log what the work inside took, also where it is interrupted; ``place`` is of a selection.
+
+    Work that was finished before is no line: what reads it again adds nothing.
+    """
+    began = clock()
+    try:
+        yield
+    finally:
+        seconds = clock() - began
+        if seconds >= LEAST_S and not run.has(f"{place}{SECONDS}"):
+            with contextlib.suppress(UserError):  # a full disk: the work itself says so
+                run.log("phase", name=name, place=place, seconds=round(seconds, 3))
+
+
+def spent(run: Run, place: str = "") -> dict[str, float]:
+    """Returns the seconds of each phase over all calls, in the order in which they came, and their ``total``."""
+    seconds: dict[str, float] = {}
+    for event in run.events("phase"):
+        value, name = event.get("seconds"), event.get("name")
+        if event.get("place") == place and isinstance(value, int | float) and isinstance(name, str):
+            seconds[name] = round(seconds.get(name, 0.0) + value, 3)
+    return {**seconds, "total": round(sum(seconds.values()), 3)}
+
+
+def finished(run: Run, place: str = "") -> dict[str, float]:
+    """Returns ``spent`` as it was when the work was finished; the first call, once it is, records it in the run."""
+    recorded: dict[str, float] = run.stage(f"{place}{SECONDS}", lambda: spent(run, place))
+    return recorded

@@ -1,0 +1,156 @@
+"""Fine-tuning of the picks side by side: the same weights as one after the other, in whatever order they end."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_search import Quiet, config_of, searched, weights
+from tiny_space import TINY
+from torch import Tensor, nn
+
+from nas.config.search import Config
+from nas.errors import UserError
+from nas.ops.layers import Dropout
+from nas.pipeline import finetune
+from nas.plan import macs
+from nas.run.directory import Run
+from nas.train import loop
+
+Made = tuple[Config, Path]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A finished run of a space whose head drops out, every pick learning from labels alone."""
+    home = tmp_path_factory.mktemp("picks")
+    space = copy.deepcopy(TINY) | {"head": {"op": "head(hidden=16, dropout_percent=50)"}}
+    (home / "dropout.yaml").write_text(yaml.safe_dump(space))
+    config = config_of(home / "dropout.yaml", "train.distill=none")
+    searched(config, home / "run")
+    return config, home / "run"
+
+
+@pytest.fixture
+def untuned(trained: Made, tmp_path: Path) -> Made:
+    """The same run before its picks were fine-tuned."""
+    shutil.copytree(trained[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "archs")
+    for name in ("front.json", "front.png"):
+        (tmp_path / "run" / name).unlink()
+    return trained[0], tmp_path / "run"
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--threads 1`` is part of the run that is continued here; two are given to its picks."""
+    own = finetune.train_picks
+
+    def on_two(*given: Any) -> None:
+        torch.set_num_threads(2)
+        try:
+            own(*given)
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(1)
+
+    monkeypatch.setattr("nas.pipeline.search.train_picks", on_two)
+
+
+def test_side_by_side_ends_as_one_after_the_other(trained: Made, untuned: Made, two_threads: None,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    used = list[int]()
+    own = finetune.side_by_side
+    monkeypatch.setattr(finetune, "side_by_side", lambda work, at_once, stop: (used.append(at_once),
+                                                                            own(work, at_once, stop)))
+    searched(*untuned)
+    assert used == [2] and len(weights(trained[1])) >= 2
+    assert weights(untuned[1]) == weights(trained[1])
+
+
+@pytest.mark.parametrize("step", [1, 12, 40])
+def test_interrupted_side_by_side_it_continues(trained: Made, untuned: Made, two_threads: None, step: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        searched(*untuned, Quiet(stop_at=step))
+    assert not (untuned[1] / "front.json").exists()
+    searched(*untuned)
+    assert weights(untuned[1]) == weights(trained[1])
+    assert not list(untuned[1].rglob("finetune.pt"))
+
+
+def test_one_that_fails_stops_the_others_and_is_what_is_raised(untuned: Made, two_threads: None,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Run.write
+
+    def full(run: Run, name: str, fill: Callable[[Any], object]) -> None:
+        if name.endswith(finetune.CHECKPOINT):
+            raise UserError(f"{name}: No space left on device")
+        write(run, name, fill)
+
+    monkeypatch.setattr(Run, "write", full)
+    with pytest.raises(UserError, match="No space left"):
+        searched(*untuned)
+    assert not weights(untuned[1])
+
+
+def test_an_operator_with_randomness_of_its_own_trains_alone(untuned: Made, two_threads: None,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*given: Any) -> None:
+        raise AssertionError("side by side")
+
+    monkeypatch.setattr(finetune, "side_by_side", forbidden)
+    monkeypatch.setattr("nas.ops.heads.Dropout", nn.Dropout)
+    searched(*untuned)
+    assert len(weights(untuned[1])) >= 2
+
+
+def test_dropout_draws_from_the_generator_that_it_was_given() -> None:
+    layer, x = Dropout(0.25).train(), torch.ones(4, 1000)
+
+    def dropped(seed: int) -> Tensor:
+        with loop.drawing_from(nn.Sequential(layer), loop.generator(seed)):
+            return layer(x)
+
+    before = torch.get_rng_state()
+    first = dropped(0)
+    assert torch.equal(first, dropped(0)) and not torch.equal(first, dropped(1))
+    assert torch.equal(before, torch.get_rng_state())
+    kept = first[first > 0]
+    assert torch.allclose(kept, torch.tensor(4 / 3)) and 0.72 < len(kept) / x.numel() < 0.78
+    layer(x)  # without a generator it is nn.Dropout
+    assert not torch.equal(before, torch.get_rng_state())
+    assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize("method", ["hints", "mutual", "assistant", "born-again"])
+def test_who_teaches_whom_and_it_continues(trained: Made, untuned: Made, tmp_path: Path, method: str,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(Path(trained[0].space), f"train.distill={method}")
+    Run(untuned[1]).write_json("config.json", config.to_json())
+    whole = Path(shutil.copytree(untuned[1], tmp_path / "whole"))
+    taught = dict[str, tuple[list[Any], list[Any] | None]]()
+    own = finetune.FineTuning
+
+    def noted(name: str, model: Any, teacher: Any, *more: Any) -> Any:
+        taught[name] = model.keys, teacher.keys if teacher is not None else None
+        return own(name, model, teacher, *more)
+
+    monkeypatch.setattr(finetune, "FineTuning", noted)
+    searched(config, whole)
+    size = {name: sum(map(macs, keys)) for name, (keys, _) in taught.items()}
+    delivered = sorted((name for name in taught if "/" not in name), key=lambda name: (-size[name], name))
+    assert len(delivered) >= 2
+    keys, teachers = ([taught[name][i] for name in delivered] for i in (0, 1))
+    if method == "born-again":
+        assert teachers == keys and all(taught[f"{name}/first"] == (taught[name][0], None) for name in delivered)
+    else:
+        assert teachers == [None, *(keys[:-1] if method == "assistant" else [keys[0]] * (len(keys) - 1))]
+    with pytest.raises(KeyboardInterrupt):
+        searched(config, untuned[1], Quiet(stop_at=25))
+    searched(config, untuned[1])
+    assert weights(untuned[1]) == weights(whole)
+    assert not [file for file in untuned[1].rglob("*.pt") if file.name != "supernet.pt"]

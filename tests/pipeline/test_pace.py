@@ -1,0 +1,131 @@
+"""What a search says of itself before it begins, how long it takes, and what it took."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_search import Quiet, config_of, searched
+
+from nas import text
+from nas.cli import render
+from nas.pipeline.header import about
+from nas.pipeline.pace import FIRST_S, Pace, Sizes, work_of
+from nas.run import timeline
+from nas.run.directory import Run
+from nas.train.finetune import Recipe as FineTuning
+from nas.train.supernet_training import Recipe
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_work_is_passes_times_images_times_multiply_adds() -> None:
+    recipe = Recipe({"warmup": 2, "search": 1, "settle": 1}, 8, 0.1, 0.0, 0.0, "none", largest_first=0.5,
+                    blockwise=0.25)
+    tuning = FineTuning(3, 8, 0.1, 0.0, 0.0, "none", distill_weight=0.5)
+    # largest 8, smallest 4, a random one 6; a sandwich is 3 * (8 + 6 + 4) = 54
+    assert work_of(Sizes(8.0, 4.0), recipe, 10, 100, tuning, 20, 2) == {
+        "supernet warmup": 2 * 10 * (0.5 * 24 + 0.25 * 42 + 0.25 * 54), "supernet search": 10 * (54 + 2 * 18),
+        "supernet settle": 10 * 54, "selection": 600, "fine-tuning": 2 * 3 * 20 * (18 + 6)}
+
+
+def test_the_time_is_said_after_the_first_steps_and_refined_after_a_phase() -> None:
+    clock, progress = Clock(), Quiet()
+    pace = Pace({"a": 100.0, "b": 300.0}, progress, clock)  # type: ignore[arg-type]
+    pace.reach("a", 0.0)
+    clock.now = FIRST_S - 1
+    pace.reach("a", 0.2)
+    assert progress.notes == []
+    clock.now = 10.0
+    pace.reach("a", 0.25)  # 25 in 10 s: 75 and 300 are left
+    assert progress.notes == ["time: about 2 min in all where nothing changes, by the first steps: a 30 s, b 2 min"]
+    clock.now = 100.0
+    pace.reach("a", 0.5)
+    clock.now = 200.0
+    pace.end("a")  # 100 in 200 s
+    assert progress.notes[1:] == ["time: about 10 min are left: b 10 min"]
+    pace.end("b")
+    assert len(progress.notes) == 2
+
+
+def test_what_an_earlier_command_did_says_nothing_of_the_speed() -> None:
+    clock, progress = Clock(), Quiet()
+    pace = Pace({"a": 100.0, "b": 100.0}, progress, clock)  # type: ignore[arg-type]
+    pace.end("a")
+    assert progress.notes == []
+    pace.reach("b", 0.5)
+    clock.now = 10.0
+    pace.reach("b", 0.6)
+    assert pace.left_s() == {"b": pytest.approx(40.0)}
+
+
+def test_what_was_spent_adds_up_over_calls_also_interrupted_ones(tmp_path: Path) -> None:
+    run, clock = Run.open(tmp_path / "run", {}), Clock()
+    with pytest.raises(KeyboardInterrupt), timeline.phase(run, "warm-up", clock=clock):
+        clock.now += 90
+        raise KeyboardInterrupt
+    for name, place, seconds in (("warm-up", "", 30.0), ("export", "", 5.0), ("export", "selections/x/", 7.0),
+                                 ("warm-up", "", 0.01)):
+        with timeline.phase(run, name, place, clock):
+            clock.now += seconds
+    assert timeline.spent(run) == {"warm-up": 120.0, "export": 5.0, "total": 125.0}
+    assert timeline.spent(run, "selections/x/") == {"export": 7.0, "total": 7.0}
+    assert text.took(timeline.spent(run)) == "took 2 min in all: warm-up 2 min, export 5 s"
+    assert len(run.events("phase")) == 4  # what was done already is no line
+    assert timeline.finished(run) == timeline.spent(run)
+    with timeline.phase(run, "export", clock=clock):
+        clock.now += 60  # a finished run that is read again
+    assert timeline.finished(run)["total"] == timeline.spent(run)["total"] == 125.0
+
+
+def test_a_number_of_networks_is_short() -> None:
+    assert (about(999_999), about(31_415_926), about(10**400)) == ("999,999", "3.1e+7", "1.0e+400")
+
+
+@pytest.fixture(scope="module")
+def made(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any], Quiet]:
+    path, progress = tmp_path_factory.mktemp("head") / "run", Quiet()
+    result = searched(config_of(space_file, "budget_ms=[0.06]"), path, progress)
+    return Run.existing(path), result, progress
+
+
+def test_a_search_says_first_what_it_will_do(made: tuple[Run, dict[str, Any], Quiet]) -> None:
+    _, _, progress = made
+    notes = progress.notes
+    first = next(index for index, note in enumerate(notes) if note.startswith("space: "))
+    assert re.fullmatch(r"space: tiny at 16 pixels, 4 slots, [\d,]+ networks", notes[first])
+    assert re.fullmatch(r"target: gpu-v100 \(.*\), budget 0\.06 ms on gpu-v100", notes[first + 1])
+    assert notes[first + 2] == (
+        "epochs: 1 of warm-up (60 % the largest network alone, 40 % blockwise), 2 of search, 1 to settle; "
+        "12 networks are judged for each target, then each pick is fine-tuned for 2")
+    assert any(note.startswith("memory: about") for note in notes)
+    assert any("images of 10 classes" in note for note in notes[:first])
+
+
+def test_what_is_pruned_is_one_line_and_the_log_has_each(made: tuple[Run, dict[str, Any], Quiet]) -> None:
+    run, _, progress = made
+    pruned = [drop for event in run.events("epoch") for drop in event.get("pruned", [])]
+    said = [note for note in progress.notes if "pruned" in note]
+    assert len(said) == bool(pruned)
+    if pruned:
+        assert sum(map(int, re.findall(r"(\d+) (?:block|layer)", said[0]))) == len(pruned)
+
+
+def test_what_it_took_is_in_the_result(made: tuple[Run, dict[str, Any], Quiet],
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    run, result, _ = made
+    seconds = result["seconds"]
+    assert {"supernet warmup", "supernet search", "selection", "fine-tuning", "export", "total"} <= set(seconds)
+    assert seconds["total"] == pytest.approx(sum(value for name, value in seconds.items() if name != "total"), abs=0.01)
+    assert timeline.finished(run) == seconds and "seconds" not in run.read_json("front.json")
+    render.front(result)
+    assert any(line.startswith("took ") and " in all" in line for line in capsys.readouterr().out.splitlines())

@@ -1,0 +1,151 @@
+"""Selection for several devices: a front each, what is on several, the best under all limits at once."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_search import SHORT, Quiet, comparable, config_of, searched
+from tiny_space import TINY
+
+from nas.cli import render
+from nas.cli.output import named_budgets
+from nas.config.search import resolve
+from nas.errors import UserError
+from nas.pipeline import search as pipeline
+from nas.pipeline.budgets import Bounds
+from nas.pipeline.front import _mark_ties
+from nas.run.directory import Run
+
+TARGETS = ["gpu-v100", "gpu-v100-b32"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = tmp_path_factory.mktemp("together")
+    (path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    searched(config_of(path / "tiny.yaml"), path / "run")
+    return Run.existing(path / "run")
+
+
+def select(run: Run, targets: list[str], budget_ms: list[float], **more: Any) -> dict[str, Any]:
+    return pipeline.select(run, targets, budget_ms, Quiet(), **more)  # type: ignore[arg-type]
+
+
+def test_a_front_each_and_the_best_under_all_budgets(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = select(finished, TARGETS, [])
+    assert set(whole["fronts"]) == set(TARGETS) and all(whole["fronts"].values())
+    cards = {card["id"]: card for card in [*whole["front"], *whole["dominated"]]}
+    for target, ids in whole["fronts"].items():
+        accuracies = [cards[id]["select_accuracy"] for id in ids]
+        ms = [cards[id]["ms"][target] for id in ids]
+        assert ms == sorted(ms) and accuracies == sorted(set(accuracies))
+    both = [id for id in cards if all(id in front for front in whole["fronts"].values())]
+    assert set(whole["on_several"]) == set(both)
+    together = {t: sorted(card["ms"][t] for card in cards.values())[len(cards) // 2] for t in TARGETS}
+    result = select(finished, TARGETS, [], bounds=Bounds.of(together=together))
+    joint = result["budgets"][-1]
+    assert joint["target"] == TARGETS and joint["budget_ms"] == together
+    assert all(joint["ms"][t] <= together[t] for t in TARGETS)
+    render.front(result)
+    said = capsys.readouterr().out
+    assert "front of gpu-v100-b32: " in said and "on several fronts: " in said and "gpu-v100: " in said
+
+
+def test_parameters_and_macs_are_hard_limits(finished: Run) -> None:
+    free = select(finished, TARGETS[:1], [], points=2)
+    cards = [*free["front"], *free["dominated"]]
+    most = max(card["params"] for card in cards) - 1
+    macs = sorted(card["macs"] for card in cards)[-1] - 1
+    held = select(finished, TARGETS[:1], [], bounds=Bounds.of(most, macs), points=4)
+    assert len(held["budgets"]) >= 3
+    assert all(c["params"] <= most and c["macs"] <= macs for c in [*held["front"], *held["dominated"]])
+
+
+def test_a_named_budget_of_one_target_is_that_target_s(finished: Run) -> None:
+    whole = select(finished, TARGETS, [], points=3)
+    ms = sorted(b["budget_ms"] for b in whole["budgets"] if b["target"] == TARGETS[1])[1]
+    result = select(finished, TARGETS, [], bounds=Bounds.of(together={TARGETS[1]: ms}), points=2)
+    assert [b["budget_ms"] for b in result["budgets"] if b["target"] == TARGETS[1]] == [ms]
+    assert len([b for b in result["budgets"] if b["target"] == TARGETS[0]]) == 2
+
+
+def test_the_run_s_worst_case_holds_beside_other_limits(finished: Run, tmp_path: Path) -> None:
+    other = tmp_path / "copy"
+    shutil.copytree(finished.path, other, ignore=shutil.ignore_patterns("selections", "lock"))
+    ends = sorted(b["budget_ms"] for b in json.loads((other / "picks.json").read_text())["budgets"])
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "max_ms": ends[-2]}))
+    result = select(Run.existing(other), TARGETS[:1], [], bounds=Bounds.of(1e9), points=3)
+    assert max(b["ms"] for b in result["budgets"]) <= max(b["budget_ms"] for b in result["budgets"]) <= ends[-2]
+
+
+def test_the_worst_case_of_the_first_target_bounds_the_picks_for_the_others(finished: Run, tmp_path: Path) -> None:
+    ends = sorted(b["budget_ms"] for b in json.loads((finished.path / "picks.json").read_text())["budgets"])
+    flags = {"space": str(finished.path.parent / "tiny.yaml"), "target": TARGETS, "size": 16, "limit": 160,
+             "threads": 1, "max_ms": ends[1]}
+    result = searched(resolve(None, SHORT, flags), tmp_path / "run")
+    assert {b["target"] for b in result["budgets"]} == set(TARGETS)
+    every = [*result["front"], *result["dominated"]]
+    assert every and all(card["ms"][TARGETS[0]] <= ends[1] for card in every)
+    again = select(Run.existing(tmp_path / "run"), TARGETS[::-1], [], points=2)
+    assert all(card["ms"][TARGETS[0]] <= ends[1] for card in (*again["front"], *again["dominated"]))
+
+
+def test_what_cannot_be_met_names_the_smallest_that_can(finished: Run) -> None:
+    with pytest.raises(UserError, match=r"^--max-params 10 is below the smallest reachable \d+ parameters: "):
+        select(finished, TARGETS[:1], [], bounds=Bounds.of(max_params=10))
+    with pytest.raises(UserError, match=r"^--budget-ms 0.0001 is below the smallest reachable .* with --max-macs "):
+        select(finished, TARGETS[:1], [0.0001], bounds=Bounds.of(max_macs=1e9))
+    with pytest.raises(UserError, match=r"^--budget-ms 0.0001 is below the smallest reachable .* ms on gpu-v100-b32"):
+        select(finished, TARGETS, [], bounds=Bounds.of(together={"gpu-v100": 9.0, "gpu-v100-b32": 0.0001}))
+    with pytest.raises(UserError, match=r"--budget-ms cpu=\.\.\.: no --target cpu is given"):
+        select(finished, TARGETS, [], bounds=Bounds.of(together={"cpu": 1.0}))
+
+
+def test_the_same_question_finds_the_same_folder(finished: Run) -> None:
+    before = {path.name for path in finished.path.glob("selections/*")}
+    result = select(finished, TARGETS[:1], [], bounds=Bounds.of(1e9))
+    new = {path.name for path in finished.path.glob("selections/*")} - before
+    assert len(new) == 1
+    assert select(finished, TARGETS[:1], [], bounds=Bounds.of(1e9)) == result
+    assert json.loads((finished.path / "selections" / new.pop() / "front.json").read_text())["budgets"]
+
+
+def test_budgets_by_name() -> None:
+    assert named_budgets(["2", "cpu=1.5", "0.5", "my=dir/a.json=3"]) == ([0.5, 2.0], {"cpu": 1.5, "my=dir/a.json": 3.0})
+    assert named_budgets(None) == ([], {})
+    for text, what in (("cpu=x", "write a number"), ("cpu=-1", "above 0"), ("nan", "above 0")):
+        with pytest.raises(UserError, match=what):
+            named_budgets([text])
+    with pytest.raises(UserError, match="cpu is given twice"):
+        named_budgets(["cpu=1", "cpu=2"])
+
+
+def test_points_within_the_error_of_a_faster_one_are_marked() -> None:
+    def card(id: str, ms: float, accuracy: float, error: float) -> dict[str, Any]:
+        return {"id": id, "ms": ms, "select_accuracy": accuracy, "select_accuracy_se": error}
+
+    cards = [card("a", 1.0, 0.80, 0.03), card("b", 2.0, 0.84, 0.03), card("c", 3.0, 0.90, 0.03)]
+    _mark_ties(cards, "any")
+    # errors of differences: 0.042; b is 0.04 above a; c is 0.06 above b
+    assert [card.get("within_error_of") for card in cards] == [None, "a", None]
+    older = [{"id": "a", "ms": 1.0, "select_accuracy": 0.8}, {"id": "b", "ms": 2.0, "select_accuracy": 0.81}]
+    _mark_ties(older, "any")
+    assert not any("within_error_of" in card for card in older)
+
+
+@pytest.mark.slow
+def test_two_workers_choose_what_one_process_chooses(finished: Run, tmp_path: Path) -> None:
+    alone = select(finished, TARGETS[:1], [], points=4)
+    events = len(finished.events("judged"))
+    other = tmp_path / "copy"
+    shutil.copytree(finished.path, other, ignore=shutil.ignore_patterns("selections", "lock"))
+    log = [e for e in finished.events() if e["event"] != "judged"]
+    (other / "log.jsonl").write_text("".join(f"{json.dumps(e)}\n" for e in log))
+    storage = f"sqlite:///{tmp_path / 'all.db'}"
+    shared = select(Run.existing(other), TARGETS[:1], [], points=4, storage=storage, workers=2)
+    assert comparable(shared) == comparable(alone)
+    assert 0 < len(Run.existing(other).events("judged")) <= events

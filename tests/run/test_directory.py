@@ -1,0 +1,279 @@
+"""Run directories: reopened, locked, moved, cut short, on a disk that is full or read-only."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nas.errors import UserError
+from nas.run import checkpoint
+from nas.run.directory import Run
+
+CONFIG = {"space": "ghost", "seed": 0, "train": {"lr": 0.1, "batch": 96}}
+HOLD = "import sys; from nas.run.directory import Run\nwith Run(__import__('pathlib').Path(sys.argv[1])).lock():\n" \
+       "    print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_run_is_created_and_found_again(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "deep" / "run", CONFIG)
+    environment = run.read_json("environment.json")
+    assert environment["python"] == sys.version.split()[0] and environment["cores"] >= 1
+    assert environment["packages"]["torch"] and environment["nas"] and environment["command"][0] == "nas"
+    before = run.file("environment.json").read_bytes()
+    assert Run.open(run.path, CONFIG) == run == Run.existing(run.path)
+    assert run.file("environment.json").read_bytes() == before and run.config == CONFIG
+
+
+@pytest.mark.parametrize(("config", "expected"), [
+    ({**CONFIG, "seed": 1}, ["seed = 0, now 1"]),
+    ({**CONFIG, "train": {"lr": 0.2, "batch": 96}}, ["train.lr = 0.1, now 0.2"]),
+    ({**CONFIG, "new": None}, ["new = not set, now null"]),
+    ({"space": "ghost", "seed": 0, "train": {"lr": 0.1}}, ["train.batch = 96, now not set"]),
+])
+def test_changed_settings_are_refused(tmp_path: Path, config: dict[str, object], expected: list[str]) -> None:
+    Run.open(tmp_path / "run", CONFIG)
+    with pytest.raises(UserError) as error:
+        Run.open(tmp_path / "run", config)
+    assert all(part in str(error.value) for part in [*expected, "--run", str(tmp_path)])
+    assert Run.existing(tmp_path / "run").config == CONFIG
+
+
+def test_a_free_setting_may_change(tmp_path: Path) -> None:
+    Run.open(tmp_path, {**CONFIG, "data_dir": "a"})
+    assert Run.open(tmp_path, {**CONFIG, "data_dir": "b"}, free=["data_dir"]).config["data_dir"] == "b"
+
+
+def test_something_else_is_not_a_run(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    (tmp_path / "file").touch()
+    for path, expected in (("photos", "cat.png"), ("file", "a file")):
+        with pytest.raises(UserError, match=expected):
+            Run.open(tmp_path / path, CONFIG)
+    for path, expected in (("photos", "not a run directory"), ("file", "not a run"), ("none", "no such run")):
+        with pytest.raises(UserError, match=expected):
+            Run.existing(tmp_path / path)
+    assert sorted(p.name for p in (tmp_path / "photos").iterdir()) == ["cat.png"]
+
+
+def test_a_run_whose_creation_was_cut_short_is_created(tmp_path: Path) -> None:
+    for name in ("lock", "environment.json", ".config.json.abc.tmp"):
+        (tmp_path / name).touch()
+    run = Run.open(tmp_path, CONFIG)
+    assert run.config == CONFIG and run.read_json("environment.json")["python"]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of tmp_path/run."""
+    Run.open(tmp_path / "run", CONFIG)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
+        assert it.stdout is not None and it.stdout.readline() == "held\n"
+        yield it
+        it.kill()
+
+
+def test_the_lock_keeps_a_second_process_out_and_dies_with_its_holder(
+        tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    run = Run.existing(tmp_path / "run")
+    with pytest.raises(UserError, match=f"in use by process {holder.pid}"), run.lock():
+        pytest.fail("the lock was given twice")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with run.lock():
+        assert run.file("lock").read_text() == f"{os.getpid()}\n"
+    with run.lock():  # and is given back
+        pass
+
+
+def test_the_lock_is_given_back_after_an_error_and_sweeps_torn_writes(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / ".a.onnx.xyz.tmp").write_bytes(b"half")
+    with pytest.raises(ZeroDivisionError), run.lock():
+        assert not list((tmp_path / "onnx").iterdir())
+        raise ZeroDivisionError
+    with run.lock():
+        pass
+
+
+def test_a_moved_run_is_the_same_run(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "a", CONFIG)
+    run.stage("done.json", lambda: [1])
+    shutil.move(run.path, tmp_path / "b")
+    assert all(str(tmp_path) not in file.read_text() for file in (tmp_path / "b").iterdir())
+    moved = Run.open(tmp_path / "b", CONFIG)
+    assert moved.stage("done.json", lambda: pytest.fail("made twice")) == [1]
+
+
+def test_a_stage_is_made_once_and_looks_the_same_before_and_after(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    calls = []
+    for _ in range(2):
+        assert run.stage("a.json", lambda: {"pair": (1, 2), "n": calls.append(0)}) == {"pair": [1, 2], "n": None}
+    assert len(calls) == 1
+    assert [event["name"] for event in run.events("stage")] == ["a.json"]
+    with pytest.raises(ZeroDivisionError):
+        run.stage("b.json", lambda: 1 / 0)
+    assert not run.has("b.json")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\x00\x00", b"[" * 100_000])
+def test_a_broken_artefact_is_named(tmp_path: Path, content: bytes) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.file("front.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"front\.json: truncated or not JSON; delete it"):
+        run.stage("front.json", lambda: 1)
+    run.file("config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json: truncated or not JSON; start a new run"):
+        Run.open(tmp_path, CONFIG)
+    run.file("config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json"):
+        Run.open(tmp_path, CONFIG)
+
+
+def test_a_missing_artefact_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"front\.json: missing"):
+        Run.open(tmp_path, CONFIG).read_json("front.json")
+
+
+def test_a_write_that_fails_leaves_the_old_artefact(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.write("w.bin", lambda file: file.write(b"old"))
+    with pytest.raises(ZeroDivisionError):
+        run.write("w.bin", lambda file: (file.write(b"new"), 1 / 0))
+    assert run.file("w.bin").read_bytes() == b"old" and not list(tmp_path.glob(".*"))
+
+
+def test_an_input_is_kept_and_may_not_change(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.keep("space.yaml", b"name: a")
+    run.keep("space.yaml", b"name: a")
+    with pytest.raises(UserError, match=r"space\.yaml"):
+        run.keep("space.yaml", b"name: b")
+
+
+def test_the_log_survives_a_torn_line(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.log("epoch", n=1, loss=np.float32(0.5), worst=float("nan"), where=Path("a"), each=np.arange(2))
+    with run.file("log.jsonl").open("ab") as file:
+        file.write(b'{"event": "epoch", "n": 2, "lo')
+    assert [event["n"] for event in run.events("epoch")] == [1]
+    run.log("epoch", n=3)
+    run.log("end")
+    assert [event.get("n") for event in run.events()] == [1, 3, None]
+    lines = [json.loads(line) for line in run.file("log.jsonl").read_text().splitlines()]
+    assert {key: lines[0][key] for key in ("loss", "worst", "where", "each")} == {
+        "loss": 0.5, "worst": "nan", "where": "a", "each": [0, 1]}
+    assert all("time" in line for line in lines)
+    run.file("log.jsonl").write_bytes(b"torn")  # not even one whole line
+    run.log("again")
+    assert [event["event"] for event in run.events()] == ["again"]
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.write_json("a.json", 1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"a\.json: No space left on device; free some space"):
+        run.write_json("a.json", 2)
+    assert run.read_json("a.json") == 1 and not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 64 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk: Path) -> None:
+    run = Run.open(small_disk / "run", CONFIG)
+    run.write_json("done.json", [1])
+    with pytest.raises(UserError, match="No space left"):
+        run.write("weights.bin", lambda file: file.write(bytes(200_000)))
+    with pytest.raises(UserError, match=r"state\.pt: No space left"):  # PyTorch's word for it is another
+        checkpoint.save(run, "state.pt", {"done": 1, "weights": torch.zeros(50_000)})
+    with pytest.raises(UserError, match="No space left"):
+        for _ in range(200):
+            run.log("epoch", text="x" * 1000)
+    assert run.read_json("done.json") == [1] and not run.has("weights.bin")
+    assert all(event["event"] == "epoch" for event in run.events())
+    (small_disk / "run" / "log.jsonl").unlink()
+    run.log("goes on")
+    assert [event["event"] for event in run.events()] == ["goes on"]
+
+
+def test_a_read_only_disk_is_one_line(small_disk: Path) -> None:
+    Run.open(small_disk / "run", CONFIG)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match="Read-only file system"), Run.existing(small_disk / "run").lock():
+        pytest.fail("locked on a read-only disk")
+    with pytest.raises(UserError, match="Read-only file system"):
+        Run.open(small_disk / "other", CONFIG)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
+def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        Run.open(tmp_path / "run", CONFIG)
+    tmp_path.chmod(0o700)
+
+
+def test_a_refused_beginning_leaves_nothing_and_a_second_one_removes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such space"), Run.begun(tmp_path / "a", CONFIG):
+        raise UserError("no such space")
+    assert not (tmp_path / "a").exists()
+    with Run.begun(tmp_path / "a", CONFIG) as first:
+        # as of a process that began at the same moment, and so found no directory either
+        second = Run.begun(tmp_path / "a", CONFIG)
+        with pytest.raises(UserError, match="in use by process"), second:
+            pass
+        assert first.has("config.json")
+        first.log("epoch", loss=1.0)
+    with pytest.raises(UserError, match="later"), Run.begun(tmp_path / "a", CONFIG):
+        raise UserError("later")
+    assert (tmp_path / "a" / "config.json").is_file()
+
+
+def test_a_refused_beginning_leaves_an_empty_directory_empty(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="no such target"), Run.begun(tmp_path / "a", CONFIG):
+        raise UserError("no such target")
+    assert (tmp_path / "a").is_dir() and Run.fresh(tmp_path / "a")
+    with Run.begun(tmp_path / "a", {**CONFIG, "seed": 1}) as mended:
+        assert mended.has("config.json") and not Run.fresh(tmp_path / "a")
+
+
+def test_a_lock_mends_its_own_run_and_not_one_inside(tmp_path: Path) -> None:
+    run, inner = Run.open(tmp_path / "run", CONFIG), Run.open(tmp_path / "run" / "exits" / "a", CONFIG)
+    for place in (run.path / "archs", inner.path / "deep"):
+        place.mkdir()
+        (place / ".x.tmp").write_bytes(b"half")
+    with run.lock():
+        assert not (run.path / "archs" / ".x.tmp").exists() and (inner.path / "deep" / ".x.tmp").exists()
+    with inner.lock():
+        assert not (inner.path / "deep" / ".x.tmp").exists()

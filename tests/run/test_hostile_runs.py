@@ -1,0 +1,277 @@
+"""Runs and networks that somebody else has sent, or that were edited: read, or refused in one line with the file."""
+
+import io
+import json
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hostile import TEXTS, changed, json_files, put_back, read_or_refused, slowly_tried, torn, tried
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_search import Quiet, config_of, searched
+
+from nas import api
+from nas.arch import Arch
+from nas.cli import render
+from nas.exits.policy import Policy
+from nas.exits.runtime import KEY, Runtime
+from nas.latency import costs
+from nas.latency.devices import onnxruntime
+from nas.latency.predict import predict
+from nas.pipeline import inputs, supernet
+from nas.pipeline import search as pipeline
+from nas.pipeline.evaluate import _File, evaluate
+from nas.pipeline.exits import existing
+from nas.pipeline.exits import picks as exits
+from nas.pipeline.finetune import load_weights
+from nas.pipeline.front import cards_of, find
+from nas.progress import Progress
+from nas.report.page import page
+from nas.report.run_data import story
+from nas.run import records
+from nas.run.directory import Run
+from nas.run.settings import settings_of
+from nas.train.data import recorded
+from nas.train.labels import outputs
+from nas.train.preprocessing import Preprocessing
+
+V100 = costs.load("gpu-v100")
+
+
+@pytest.fixture(scope="module")
+def finished(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = tmp_path_factory.mktemp("runs") / "hostile"
+    searched(config_of(space_file, "exits.method=boost"), path)
+    return Run.existing(path)
+
+
+def plain_card(run: Run) -> dict[str, Any]:
+    return next(card for card in cards_of(run.read_json("front.json")) if not card["exits"])
+
+
+def with_exits(run: Run) -> dict[str, Any]:
+    return next(card for card in cards_of(run.read_json("front.json")) if card["exits"])
+
+
+def named(run: Run, kind: str) -> str:
+    """The file of a kind."""
+    own, early = f"archs/{plain_card(run)['id']}/", f"{Path(with_exits(run)['onnx']).parent}/"
+    return {"arch.json": f"{own}arch.json", "card.json": f"{own}card.json", "exits": f"{early}card.json",
+            "thresholds.json": f"{early}thresholds.json"}.get(kind, kind)
+
+
+def shown(run: Run) -> None:
+    """What reads a front: the command line's table, an export's choice, the objects of Python."""
+    front = run.read_json("front.json")
+    render.front({**front, "run": "run"})
+    for budget in (None, 1.0, 1e-9):
+        find({"": front}, None, budget)
+    api._front(run.path, front)
+
+
+READERS: dict[str, Callable[[Run, Any], Any]] = {
+    "front.json": lambda run, value: shown(run),
+    "picks.json": lambda run, value: [Arch.from_json(b["arch"]).id for b in run.read_json("picks.json")["budgets"]],
+    "data.json": lambda run, value: recorded(run.read_json("data.json")),
+    "splits.json": lambda run, value: set(run.read_json("splits.json")["train"]),
+    "config.json": lambda run, value: settings_of(run),
+    "environment.json": lambda run, value: Run.existing(run.path),
+    "arch.json": lambda run, value: Arch.from_json(run.read_json(value)).id,
+    "card.json": lambda run, value: run.read_json(value)["ms"],
+    "exits": lambda run, value: (run.read_json(value) or {"of": ""})["of"],
+    "thresholds.json": lambda run, value: Policy.from_json(run.read_json(value)).to_json(),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+@tried
+@given(drawn=st.data())
+def test_a_file_of_a_run(finished: Run, kind: str, drawn: st.DataObject) -> None:
+    name, restore = named(finished, kind), put_back(finished.path)
+    content = finished.file(name).read_bytes()
+    try:
+        finished.file(name).write_bytes(drawn.draw(json_files(json.loads(content))))
+        read_or_refused(lambda: READERS[kind](finished, name), Path(name).name, str(finished.path), "--budget-ms")
+        told = read_or_refused(lambda: page(story(finished)), Path(name).name, str(finished.path))
+        assert told is None or "</html>" in told
+    finally:
+        finished.file(name).write_bytes(content)
+        restore()
+
+
+@slowly_tried
+@given(drawn=st.data())
+def test_a_log(finished: Run, drawn: st.DataObject) -> None:
+    content = finished.file("log.jsonl").read_bytes()
+    lines = [json.loads(line) for line in content.splitlines()]
+    broken = changed(lines).filter(lambda value: isinstance(value, list)).map(
+        lambda value: b"".join(json.dumps(line).encode() + b"\n" for line in value))
+    try:
+        finished.file("log.jsonl").write_bytes(drawn.draw(broken | torn(content)))
+        assert "</html>" in page(story(finished))
+        config = settings_of(finished)
+        assert pipeline.selection.Judge.remembered(finished) is not None and config.target == ["gpu-v100"]
+    finally:
+        finished.file("log.jsonl").write_bytes(content)
+
+
+@slowly_tried
+@given(drawn=st.data())
+def test_a_whole_command(finished: Run, space_file: Path, drawn: st.DataObject) -> None:
+    restore = put_back(finished.path)
+    kinds = (".json", ".yaml", ".jsonl", ".safetensors", ".pt")
+    files = sorted(path for path in finished.path.rglob("*") if path.suffix in kinds)
+    plain, early = plain_card(finished)["id"], with_exits(finished)["id"]
+    file = drawn.draw(st.sampled_from(files))
+    content = file.read_bytes()
+    is_json = file.suffix == ".json" and len(content) < 100_000
+    file.write_bytes(drawn.draw(json_files(json.loads(content)) if is_json else torn(content)))
+    commands: dict[str, Callable[[], Any]] = {
+        "search": lambda: searched(config_of(space_file, "exits.method=boost"), finished.path),
+        "export": lambda: pipeline.export(finished, plain, None, None, Quiet()),  # type: ignore[arg-type]
+        "export exits": lambda: pipeline.export(finished, early, None, None, Quiet()),  # type: ignore[arg-type]
+        "evaluate": lambda: evaluate(finished.path, arch=plain),
+        "exits": lambda: existing.pick(finished, plain, None, False, Quiet()),  # type: ignore[arg-type]
+        "network": lambda: [pick.network() for pick in api._front(finished.path, finished.read_json("front.json")).front
+                            if not pick.exits]}
+    try:
+        read_or_refused(commands[drawn.draw(st.sampled_from(sorted(commands)))], file.name, str(finished.path))
+    finally:
+        restore()
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "exits.safetensors"])
+@tried
+@given(drawn=st.data())
+def test_weights(finished: Run, file: str, drawn: st.DataObject) -> None:
+    config, card = settings_of(finished), with_exits(finished)
+    here = inputs.recorded_scene(config, finished, config.target)
+    path = finished.file(f"archs/{card['of']}/{'exits/' if file.startswith('exits') else ''}{file}")
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:8 + length])
+
+    def again(value: Any) -> bytes:
+        text = json.dumps(value).encode()
+        return struct.pack("<Q", len(text)) + text + content[8 + length:]
+
+    arch = Arch.from_json(finished.read_json(f"archs/{card['of']}/arch.json"))
+    try:
+        path.write_bytes(drawn.draw(changed(header).map(again) | torn(content)))
+        read_or_refused(lambda: exits.rebuilt(here, card, "") if file.startswith("exits") else
+                        load_weights(here, arch, ""), file)
+    finally:
+        path.write_bytes(content)
+
+
+@slowly_tried
+@given(drawn=st.data())
+def test_a_checkpoint(finished: Run, set_up: inputs.Scene, drawn: st.DataObject) -> None:
+    content = finished.file("supernet.pt").read_bytes()
+    state = torch.load(io.BytesIO(content), weights_only=True)
+
+    def saved(value: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        return buffer.getvalue()
+
+    try:
+        finished.file("supernet.pt").write_bytes(drawn.draw(changed(state).map(saved) | torn(content)))
+        read_or_refused(lambda: supernet.trained(set_up), "supernet.pt")
+    finally:
+        finished.file("supernet.pt").write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def set_up(finished: Run) -> inputs.Scene:
+    config = settings_of(finished)
+    return inputs.set_scene(config, finished, config.target, Progress())
+
+
+METADATA = st.dictionaries(st.sampled_from(["size", "mean", "std", "classes", "arch", "id", "exits"]),
+                           st.sampled_from([*TEXTS, "16", "0.5 0.5 0.5"]) | st.text(max_size=9))
+
+
+@st.composite
+def networks(draw: st.DrawFn, content: bytes) -> bytes:
+    """An ONNX file with other metadata, inputs, attributes, nodes or weights than it had."""
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    what = draw(st.sampled_from(("metadata", "shape", "node", "attribute", "weight", "output", "opset", "order")))
+    one = graph.node[draw(st.integers(0, len(graph.node) - 1))]
+    if what == "metadata":
+        onnx.helper.set_model_props(model, draw(METADATA))
+    elif what == "shape":
+        dims = graph.input[0].type.tensor_type.shape.dim
+        dims[draw(st.integers(0, len(dims) - 1))].dim_value = draw(st.sampled_from((-1, 0, 1, 3, 7, 10_000)))
+    elif what == "node":
+        one.op_type = draw(st.sampled_from(("Relu", "Conv", "", "Nothing", "If", "Reshape", "Shape", "Add")))
+    elif what == "attribute":
+        name, value = draw(st.sampled_from((("strides", [0, 0]), ("group", 7), ("pads", [1]), ("kernel_shape", [-1]))))
+        kept = [a for a in one.attribute if a.name != name]
+        del one.attribute[:]
+        one.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+    elif what == "weight":
+        tensor = graph.initializer[draw(st.integers(0, len(graph.initializer) - 1))]
+        tensor.dims[:] = draw(st.lists(st.integers(-1, 9), max_size=4))
+    elif what == "output":
+        del graph.output[:]
+    elif what == "opset":
+        model.opset_import[0].version = draw(st.sampled_from((0, 1, 7, 99)))
+    else:
+        one.input[:] = list(one.input)[::-1]
+    return model.SerializeToString()
+
+
+@tried
+@given(drawn=st.data())
+def test_a_network(finished: Run, tmp_path_factory: pytest.TempPathFactory, drawn: st.DataObject) -> None:
+    content = finished.file(plain_card(finished)["onnx"]).read_bytes()
+    path = tmp_path_factory.getbasetemp() / "broken.onnx"
+    path.write_bytes(drawn.draw(networks(content)))
+
+    def evaluated() -> None:
+        file = _File(path)
+        file.size(None), Preprocessing.of_file(file.metadata, path)
+        outputs(path, 10, file.names(), [str(i) for i in range(10)])
+
+    read_or_refused(evaluated, "broken.onnx", "--size")
+    read_or_refused(lambda: onnxruntime.Cpu().load(path)(), "broken.onnx", "model")
+    found = read_or_refused(lambda: predict(path, V100, 16, allow_unknown=True), "broken.onnx")
+    assert found is None or 0 <= found["ms"] < math.inf
+
+
+@tried
+@given(drawn=st.data())
+def test_the_thresholds_in_a_network_with_exits(finished: Run, tmp_path_factory: pytest.TempPathFactory,
+                                                drawn: st.DataObject) -> None:
+    """The runtime, which knows nothing of nas: ValueError in place of UserError."""
+    model = onnx.load(finished.file(with_exits(finished)["onnx"]))
+    metadata = {p.key: p.value for p in model.metadata_props}
+    broken = drawn.draw(json_files(json.loads(metadata[KEY]))).decode("latin-1")
+    onnx.helper.set_model_props(model, {**metadata, KEY: broken})
+    path = tmp_path_factory.getbasetemp() / "exits.onnx"
+    onnx.save(model, path)
+    try:
+        runtime = Runtime(path)
+        answer = runtime(np.zeros((2, 3, 16, 16), np.float32))
+        runtime.budget(1e9)
+        runtime.deadline(1e9)
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert answer.logits.shape == (2, 10) and set(answer.exits) <= set(range(runtime.exits))
+
+
+def test_the_fronts_of_the_experiments_are_as_runs_should_be() -> None:
+    files = sorted(Path(__file__).parents[2].glob("experiments/*/*.json"))
+    checked = [file for file in files if file.name in ("front.json", "picks.json")]
+    assert len(checked) >= 4
+    assert [records.mistake(file.name, json.loads(file.read_bytes())) for file in checked] == [None] * len(checked)
