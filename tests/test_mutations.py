@@ -9,8 +9,8 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 mutants = pytest.importorskip("mutants")
 mutations = pytest.importorskip("mutations")
-PACKAGES = {"nas/supernet", "nas/train", "nas/select", "nas/latency", "nas/exits", "nas/early", "nas/lower", "nas/ops",
-            "nas/stages", "nas/cli", "nas/report", "nas"}
+PACKAGES = {"nas/supernet", "nas/train", "nas/select", "nas/latency", "nas/exits", "nas/lower", "nas/ops", "nas/run",
+            "nas/pipeline", "nas/pipeline/exits", "nas/cli", "nas/report", "nas"}
 
 
 def test_every_fault_can_be_put_in_and_its_tests_are_there() -> None:

@@ -368,7 +368,7 @@ def heard() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    code = ("import sys, time, types, nas; m = types.ModuleType('nas.pipeline.search')\n"
+    code = ("import sys, time, types, nas.pipeline; m = types.ModuleType('nas.pipeline.search')\n"
             "sys.modules['nas.pipeline.search'] = nas.pipeline.search = m\n"
             "def search(*_):\n    print('ready', file=sys.stderr, flush=True); time.sleep(3600)\n"
             "m.search, m.refuse = search, (lambda config: None)\n"

@@ -30,7 +30,7 @@ WORKER = """
 import os, sys, time
 from pathlib import Path
 from nas.select.evaluation import Evaluation
-from nas.select.shared import Board
+from nas.select.storage import Board
 url, log, parent, workers, victim = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 def wait_until(done):
     while os.getppid() == parent and not done():
