@@ -1,3 +1,3 @@
 """nas: efficient vision backbones for a given device (profile, search, select, export)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
