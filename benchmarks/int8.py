@@ -20,7 +20,7 @@ from nas.pipeline.deliver import CALIBRATION
 from nas.pipeline.finetune import load_weights
 from nas.pipeline.inputs import recorded_scene
 from nas.run.directory import Run
-from nas.train import loop
+from nas.train import evaluation
 from nas.train.data import normalise
 from nas.units import targets_of
 
@@ -38,7 +38,7 @@ def main() -> None:
     data, cpu = scene.data, torch.device("cpu")
     test = data.test.part(0, min(options.images, len(data.test)))
     images, labels = normalise(test.images, data), test.labels.numpy()
-    calibration = loop.calibration_images(data, CALIBRATION, 64, cpu, scene.seed)
+    calibration = evaluation.calibration_images(data, CALIBRATION, 64, cpu, scene.seed)
     print(f"{data.name}, {len(labels)} test images, {CALIBRATION} training images for the scales")
     for card in [*front["front"], *front["dominated"]]:
         model = load_weights(scene, Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json")), "")

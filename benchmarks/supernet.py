@@ -41,7 +41,7 @@ from nas.subnet import build as build_subnet
 from nas.supernet.gates import Gates, gumbel
 from nas.supernet.net import Supernet
 from nas.supernet.prune import GRID
-from nas.train import loop
+from nas.train import optimization, placement
 from nas.train.data import batches, load
 from nas.train.stepper import Stepper
 from nas.train.supernet_training import Recipe, SupernetTraining
@@ -105,8 +105,8 @@ def pair_step(plan: Layout, images: Tensor, labels: Tensor) -> Step:
     """Gates and weights from one loss, as with ``gates.update=single``; the pairs are the two ends of the range."""
     priced = prices(plan, by_macs)
     low, high = (priced.fixed + sum(pick(row.values()) for row in priced.ms) for pick in (min, max))
-    net, gates = loop.placed(Supernet(plan), CPU).train(), Gates(plan, [priced], [(low * 1.05, high * 0.95)])
-    optimizer, gate_optimizer = loop.optimizer(net, 1e-4, 0.0), torch.optim.Adam(gates.parameters(), 1e-4)
+    net, gates = placement.placed(Supernet(plan), CPU).train(), Gates(plan, [priced], [(low * 1.05, high * 0.95)])
+    optimizer, gate_optimizer = optimization.optimizer(net, 1e-4, 0.0), torch.optim.Adam(gates.parameters(), 1e-4)
     rng, noise = random.Random(0), torch.Generator().manual_seed(0)
 
     def loss(images: Tensor, labels: Tensor) -> Loss:
@@ -124,11 +124,11 @@ def pair_step(plan: Layout, images: Tensor, labels: Tensor) -> Step:
 def path_step(plan: Layout, hidden: int, images: Tensor, labels: Tensor) -> Step:
     """A plain network of one width."""
     arch = Arch(plan.space, plan.task.size, tuple(slot.branches[0].op.with_knobs(hidden=hidden) for slot in plan.slots))
-    return plain_step(loop.placed(build_subnet(plan, arch), CPU), images, labels)
+    return plain_step(placement.placed(build_subnet(plan, arch), CPU), images, labels)
 
 
 def plain_step(net: nn.Module, images: Tensor, labels: Tensor) -> Step:
-    optimizer = loop.optimizer(net.train(), 1e-4, 0.0)
+    optimizer = optimization.optimizer(net.train(), 1e-4, 0.0)
 
     def loss(images: Tensor, labels: Tensor) -> Loss:
         return F.cross_entropy(net(images), labels), {}
@@ -158,7 +158,7 @@ class Enumerated(nn.Module):
 
 
 def enumerated_step(plan: Layout, images: Tensor, labels: Tensor) -> Step:
-    return plain_step(loop.placed(Enumerated(plan), CPU), images, labels)
+    return plain_step(placement.placed(Enumerated(plan), CPU), images, labels)
 
 
 def by_macs(keys: list[OpKey]) -> list[float]:
@@ -219,8 +219,8 @@ class Alone:
 
     def __init__(self, run: SupernetTraining) -> None:
         self.run, self.seconds, self.images = run, 0.0, 0
-        self.net = loop.placed(build_subnet(run.layout, largest(run.layout, run.prices[0])), CPU).train()
-        self.optimizer = loop.optimizer(self.net, run.recipe.lr, run.recipe.weight_decay)
+        self.net = placement.placed(build_subnet(run.layout, largest(run.layout, run.prices[0])), CPU).train()
+        self.optimizer = optimization.optimizer(self.net, run.recipe.lr, run.recipe.weight_decay)
         self.batches = self._batches()
 
     def step(self) -> None:
@@ -315,7 +315,7 @@ def once_for_all(options: argparse.Namespace) -> None:
 def our_step(nets: Sequence[Subnet], images: Tensor, labels: Tensor, first: bool) -> Step:
     """``first``: with our nearest to OFA's first block, which has no expansion; ours has a 1x1 convolution more."""
     plan = layout(Space.parse(yaml.safe_load(MOBILENET_V3)), Task(images.shape[-1], 3, 10))
-    net, decisions = loop.placed(Supernet(plan), CPU).train(), [one_hot(arch_of(plan, one, first)) for one in nets]
+    net, decisions = placement.placed(Supernet(plan), CPU).train(), [one_hot(arch_of(plan, one, first)) for one in nets]
     return accumulated(net, [partial(net, images, decision) for decision in decisions], labels)
 
 
@@ -343,7 +343,7 @@ def their_step(nets: Sequence[Subnet], images: Tensor, labels: Tensor, equal: bo
                 if type(child).__name__ == "Hswish":
                     setattr(module, name, nn.ReLU(inplace=True))
     if images.is_contiguous(memory_format=torch.channels_last):
-        net = loop.placed(net, CPU)
+        net = placement.placed(net, CPU)
 
     def forward(subnet: Subnet) -> Tensor:
         DynamicSeparableConv2d.KERNEL_TRANSFORM_MODE = None if equal else 1
@@ -354,7 +354,7 @@ def their_step(nets: Sequence[Subnet], images: Tensor, labels: Tensor, equal: bo
 
 
 def accumulated(net: nn.Module, forwards: Sequence[Callable[[], Tensor]], labels: Tensor) -> Step:
-    optimizer = loop.optimizer(net, 1e-4, 0.0)
+    optimizer = optimization.optimizer(net, 1e-4, 0.0)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

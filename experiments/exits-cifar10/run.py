@@ -35,7 +35,7 @@ from nas.run import checkpoint
 from nas.run.directory import Run
 from nas.space import Space
 from nas.subnet import Subnet, build
-from nas.train import loop
+from nas.train import evaluation, randomness
 from nas.train.data import Data, load
 from nas.train.exits import record
 from nas.train.finetune import FineTuning, Recipe
@@ -67,14 +67,14 @@ class Bench:
 
     def part(self, method: str, seed: int, progress: Progress) -> dict[str, Any]:
         """Trains and judges; returns the line."""
-        with loop.seeded("exits-cifar10", seed):
+        with randomness.seeded("exits-cifar10", seed):
             net = build(self.at, self.arch)
         name, place = f"{method}-{seed}", f"{method}-{seed}/"
         work = Run(self.work)
         if method == PLAIN or method in methods(frozen=True):
             self.plain(net, seed, work, progress)
         if method == PLAIN:
-            judged = loop.evaluate(net, self.data.test, self.data, CPU)
+            judged = evaluation.evaluate(net, self.data.test, self.data, CPU)
             return {"accuracy": [judged.accuracy], "se": judged.accuracy_se, "seconds": seconds_of(work, name)}
         made = train(name, net, self.data, self.recipe, work, place, seed, CPU, progress, method=method)
         select, test = (record(made, split, self.data, CPU) for split in (self.data.select, self.data.test))
@@ -103,7 +103,7 @@ class Bench:
             while not tuning.finished:
                 task.advance(1, loss=tuning.epoch()["loss"])
         net.requires_grad_(True)
-        loop.recalibrate(net, loop.calibration_images(self.data, 2000, 128, CPU, seed))
+        evaluation.recalibrate(net, evaluation.calibration_images(self.data, 2000, 128, CPU, seed))
         work.log("exits", id=name, seconds=time.perf_counter() - began)
         checkpoint.save(work, f"{name}.pt", {"done": tuning.done, "net": net.state_dict()})
 

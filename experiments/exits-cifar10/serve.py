@@ -32,7 +32,7 @@ from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run.directory import Run
 from nas.subnet import build
-from nas.train import loop
+from nas.train import evaluation, randomness
 from nas.train.data import Data, Split, load
 
 sys.path.insert(0, str(HERE.parent.parent / "benchmarks"))
@@ -58,13 +58,13 @@ def served(bench: Bench, table: LatencyTable, method: str, seed: int, options: a
     # refused, if at all, before training
     pieces, nets = choice.pieces(plan(bench.at, bench.arch), table.ms_many, known_exit_ms(table)), []
     for _ in (PLAIN, method):  # the same initial weights
-        with loop.seeded("exits-cifar10", seed):
+        with randomness.seeded("exits-cifar10", seed):
             nets.append(build(bench.at, bench.arch))
     plain, net = nets
     bench.plain(plain, seed, work, progress)
     if method in methods(frozen=True):
         net.load_state_dict(plain.state_dict())
-    select, test = (loop.evaluate(plain, split, data, CPU) for split in (data.select, data.test))
+    select, test = (evaluation.evaluate(plain, split, data, CPU) for split in (data.select, data.test))
     made = train(f"{method}-{seed}", net, bench.data, bench.recipe, work, place, seed, CPU, progress, method=method)
     trained = Trained.of(made, data, CPU, "max-softmax")
     found = chosen(trained, pieces, Wishes(than=select.accuracy))

@@ -40,7 +40,7 @@ from nas.run.directory import Run
 from nas.run.settings import searched
 from nas.select.problem import Problem, random_within
 from nas.subnet import build
-from nas.train import loop
+from nas.train import evaluation, randomness
 from nas.train.data import Data
 from nas.train.finetune import FineTuning, Recipe
 from nas.train.supernet_training import SupernetTraining
@@ -68,14 +68,14 @@ class Bench:
         self.settings = settings
         self.scene, self.training = supernet(run_dir, data_dir)
         data = self.scene.data  # the selection split is not in ``learn``
-        learn = loop.part_of(data.learn, settings["images"], settings["train_seed"], "alone")
+        learn = evaluation.part_of(data.learn, settings["images"], settings["train_seed"], "alone")
         self.alone: Data = dataclasses.replace(data, learn=learn, train=learn)
 
     def inherited(self, arch: Arch) -> dict[str, Any]:
         """What the network is worth with the supernet's weights."""
         data, start = self.scene.data, time.perf_counter()
         found = self.training.judge(arch, data.select, CALIBRATED_ON)
-        few = loop.part_of(data.select, JUDGED_ON, self.scene.seed, "judge")
+        few = evaluation.part_of(data.select, JUDGED_ON, self.scene.seed, "judge")
         judged = self.training.judge(arch, few, CALIBRATED_ON)  # what the search itself sees
         return {"inherited_accuracy": found.accuracy, "inherited_loss": round(found.loss, 6),
                 "judged_loss": round(judged.loss, 6), "inherited_s": round(time.perf_counter() - start, 1)}
@@ -86,15 +86,15 @@ class Bench:
         inherited, start = self.inherited(arch), time.perf_counter()
         recipe = Recipe(settings["epochs"], settings["batch"], settings["lr"], settings["weight_decay"],
                         settings["label_smoothing"], settings["augment"], distill_weight=0.0)
-        with loop.seeded(settings["train_seed"], "alone", arch.id):
+        with randomness.seeded(settings["train_seed"], "alone", arch.id):
             model = build(scene.layout, arch)
         tuning = FineTuning(arch.id, model, None, self.alone, recipe, settings["train_seed"], scene.device)
         while not tuning.finished:
             last = tuning.epoch()
         trained_s = time.perf_counter() - start
-        images = loop.calibration_images(self.alone, RECALIBRATED_ON, 128, scene.device, settings["train_seed"])
-        loop.recalibrate(tuning.model, images)
-        tested = loop.evaluate(tuning.model, scene.data.test, scene.data, scene.device)
+        images = evaluation.calibration_images(self.alone, RECALIBRATED_ON, 128, scene.device, settings["train_seed"])
+        evaluation.recalibrate(tuning.model, images)
+        tested = evaluation.evaluate(tuning.model, scene.data.test, scene.data, scene.device)
         keys = plan(scene.layout, arch)
         return {
             "part": part.number, "group": part.group, "id": arch.id, "ms": round(part.ms, 6),

@@ -39,7 +39,7 @@ from nas.run.directory import Run
 from nas.run.settings import searched
 from nas.select import SELECTORS
 from nas.select.problem import Limits, budgets
-from nas.train import loop
+from nas.train import evaluation, placement
 from nas.train.data import Split, eval_batches
 from nas.train.supernet_training import SupernetTraining
 
@@ -114,10 +114,10 @@ class Tree:
         batches = [batch for part in parts for batch in eval_batches(part, scene.data, BATCH)]
         self.labels, self.seen = [labels for _, labels in batches], -(-len(parts[0]) // BATCH)
         self.sizes = [len(part) for part in parts]
-        images = loop.calibration_images(scene.data, CALIBRATED_ON, 128, scene.device, scene.seed)
+        images = evaluation.calibration_images(scene.data, CALIBRATED_ON, 128, scene.device, scene.seed)
         self.begin: State = images, [image for image, _ in batches]
         archs = [problem.arch([min(choice, len(ops) - 1) for ops in problem.allowed]) for choice in range(CHOICES)]
-        self.nets = [(arch, loop.placed(training.inherit(arch), scene.device)) for arch in archs]
+        self.nets = [(arch, placement.placed(training.inherit(arch), scene.device)) for arch in archs]
 
     def line(self, part: int) -> dict[str, Any]:
         """The networks of a part: the first half of the free slots is that of its number, the others walk."""
@@ -148,7 +148,7 @@ class Tree:
         placed = [(-1, net.stem), *((slot, next(blocks)) for slot, op in enumerate(arch.ops) if op != SKIP),
                   (len(arch.ops) - 1, net.head)]
         kept = Kept(*(module for slot, module in placed if at[level + 1] <= slot < at[level + 2]))
-        loop.recalibrate(kept, state[0])
+        evaluation.recalibrate(kept, state[0])
         images, kept.outputs = kept.outputs, []
         with torch.no_grad():
             for batch in state[1]:
@@ -165,7 +165,7 @@ class Tree:
 
 def halves(scene: Scene) -> list[Split]:
     """Two parts of the selection split: the images that a search judges on, and others."""
-    own = loop.part_of(scene.data.select, JUDGED_ON + UNSEEN, scene.seed, "judge")  # begins with those
+    own = evaluation.part_of(scene.data.select, JUDGED_ON + UNSEEN, scene.seed, "judge")  # begins with those
     return [Split(own.images[part], own.labels[part]) for part in (slice(JUDGED_ON), slice(JUDGED_ON, None))]
 
 
@@ -191,7 +191,7 @@ def on_full(scene: Scene, training: SupernetTraining, stored: Stored, part: str)
                  "right": whole(one.right for one, _ in both), "unseen_loss": five(one.loss for _, one in both),
                  "unseen_right": whole(one.right for _, one in both)}
     else:
-        found: list[tuple[Arch, loop.Judged]] = []
+        found: list[tuple[Arch, evaluation.Judged]] = []
 
         def judge(archs: Sequence[Arch]) -> list[float]:
             found.extend((arch, training.judge(arch, seen, CALIBRATED_ON)) for arch in archs)

@@ -25,7 +25,7 @@ from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Limits, Scores, budgets
-from nas.train.loop import Judged
+from nas.train.evaluation import Judged
 from nas.train.supernet_training import SupernetTraining
 
 EVALUATIONS, CHANCE = 100, 0.1

@@ -29,7 +29,7 @@ from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.space import Space
 from nas.subnet import Subnet, build
-from nas.train import finetune, loop
+from nas.train import evaluation, finetune, placement, randomness
 from nas.train.data import Data, load
 from nas.train.supernet_training import Recipe, SupernetTraining
 
@@ -82,7 +82,7 @@ def beginning(run: SupernetTraining, at: Layout, arch: Arch, way: str, seed: int
     """What fine-tuning begins with: the supernet's weights, or random ones."""
     if WAYS[way][0]:
         return run.inherit(arch)
-    with loop.seeded(seed, arch.id, "scratch"):
+    with randomness.seeded(seed, arch.id, "scratch"):
         return build(at, arch)
 
 
@@ -96,9 +96,9 @@ def tuned(net: Subnet, arch: Arch, data: Data, seed: int, options: argparse.Name
 
 def judged(net: Subnet, data: Data, seed: int) -> list[float]:
     """Loss and accuracy on the selection split, batch norms recomputed."""
-    net = loop.placed(net, CPU)
-    loop.recalibrate(net, loop.calibration_images(data, CALIBRATED_ON, 128, CPU, seed))
-    result = loop.evaluate(net, data.select, data, CPU)
+    net = placement.placed(net, CPU)
+    evaluation.recalibrate(net, evaluation.calibration_images(data, CALIBRATED_ON, 128, CPU, seed))
+    result = evaluation.evaluate(net, data.select, data, CPU)
     return [round(result.loss, 4), round(result.accuracy, 4)]
 
 

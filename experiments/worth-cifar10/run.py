@@ -41,7 +41,7 @@ from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run.directory import Run
 from nas.select.pareto import Point, hypervolume
-from nas.train import loop
+from nas.train import evaluation
 from nas.train.data import load
 
 HERE = Path(__file__).resolve().parent
@@ -289,14 +289,15 @@ def _take_over(ours: Path, path: Path, config: Config) -> None:
     aside.rename(path)
 
 
-def _inherited(run: Run, config: Config) -> dict[str, loop.Judged]:
+def _inherited(run: Run, config: Config) -> dict[str, evaluation.Judged]:
     """Of every pick before its fine-tuning, on the test split; nothing was chosen by it."""
     scene, training = finished(run, config, Progress())
     archs = {Arch.from_json(pick["arch"]) for pick in run.read_json("picks.json")["budgets"]}
     return {arch.id: training.judge(arch, scene.data.test, CALIBRATED_ON) for arch in archs}
 
 
-def _read(run: Run, config: Config, sizes: Sizes, trained: Run, inherited: dict[str, loop.Judged]) -> dict[str, Any]:
+def _read(run: Run, config: Config, sizes: Sizes, trained: Run,
+          inherited: dict[str, evaluation.Judged]) -> dict[str, Any]:
     """Picks, seconds and image-forwards of a search; ``trained`` is the run that its supernet comes from."""
     front = run.read_json("front.json")
     cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}

@@ -34,7 +34,7 @@ from nas.run.directory import Run
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Problem, budgets, random_within
 from nas.subnet import build
-from nas.train import loop
+from nas.train import randomness
 from nas.train.finetune import Recipe
 from nas.units import amount, unit
 
@@ -54,7 +54,7 @@ class Scratch:
         self.scene = scene
 
     def inherit(self, arch: Arch) -> nn.Module:
-        with loop.seeded(self.scene.seed, arch.id, "scratch"):
+        with randomness.seeded(self.scene.seed, arch.id, "scratch"):
             return build(self.scene.layout, arch)
 
 

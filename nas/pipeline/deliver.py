@@ -38,9 +38,9 @@ from nas.pipeline.overrun import over
 from nas.plan import macs, params, plan
 from nas.run.operators import recorded as recorded_ops
 from nas.subnet import Backbone
-from nas.train import loop
+from nas.train import evaluation, placement
 from nas.train.data import normalise
-from nas.train.loop import Judged
+from nas.train.evaluation import Judged
 from nas.units import by_target, one_or_all
 
 CARD, ONNX, INT8, TFLITE = "card.json", "model.onnx", "model.int8.onnx", "model.int8.tflite"
@@ -119,7 +119,7 @@ def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool, bounds: Mappin
     name, keys = folder_of(place, arch), plan(scene.layout, arch)
     model, files = load_weights(scene, arch, place), {"float": scene.run.file(name + ONNX)}
     differences = _write_float(scene, arch, model, files["float"])
-    select, test = _judged(scene, loop.placed(copy.deepcopy(model), scene.device), scene.device)
+    select, test = _judged(scene, placement.placed(copy.deepcopy(model), scene.device), scene.device)
     int8: dict[str, Any] = {}
     if _int8_tables(scene):
         files["int8"] = scene.run.file(name + INT8)
@@ -196,14 +196,14 @@ def metadata_of(scene: Scene, arch: Arch) -> dict[str, str]:
 
 def _calibration(scene: Scene) -> list[torch.Tensor]:
     """In small batches: every map of a batch is in memory at once."""
-    return loop.calibration_images(scene.data, CALIBRATION, 8, torch.device("cpu"), scene.seed)
+    return evaluation.calibration_images(scene.data, CALIBRATION, 8, torch.device("cpu"), scene.seed)
 
 
 def _judged(scene: Scene, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> tuple[Judged, Judged]:
     """On the selection split and on the test split."""
     data, augment = scene.data, scene.config.train.augment or scene.data.augment
-    return (loop.evaluate_shifted(model, data.select, data, device, augment, scene.seed),
-            loop.evaluate(model, data.test, data, device))
+    return (evaluation.evaluate_shifted(model, data.select, data, device, augment, scene.seed),
+            evaluation.evaluate(model, data.test, data, device))
 
 
 def _running(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -26,7 +26,7 @@ from nas.plan import macs, plan
 from nas.progress import Progress, Task
 from nas.run import checkpoint
 from nas.subnet import Subnet, build
-from nas.train import loop
+from nas.train import evaluation, placement, randomness
 from nas.train.finetune import FineTuning, Recipe
 
 WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
@@ -56,7 +56,7 @@ def train_picks(scene: Scene, training: Origin, archs: Sequence[Arch], place: st
     train = partial(_train, scene, training, place=place, recipe=recipe, progress=progress)
 
     def trained(arch: Arch, file: str = WEIGHTS) -> Subnet:
-        return loop.placed(load_weights(scene, arch, place, file), scene.device)
+        return placement.placed(load_weights(scene, arch, place, file), scene.device)
 
     if not recipe.epochs or recipe.distill_weight == 0:
         train(ordered)
@@ -136,13 +136,13 @@ def _prepared(scene: Scene, training: Origin, arch: Arch, place: str, recipe: Re
     """With its inherited weights, or where its checkpoint stands."""
     run, data, name = scene.run, scene.data, folder_of(place, arch)
     run.write_json(f"{name}arch.json", arch.to_json())
-    model = loop.placed(training.inherit(arch), scene.device)
+    model = placement.placed(training.inherit(arch), scene.device)
     own = arch.id if file == WEIGHTS else f"{arch.id}/first"
     tuning = FineTuning(own, model, teacher, data, recipe, scene.seed, scene.device)
     if run.has(name + CHECKPOINTS[file]):
         checkpoint.resume(run, name + CHECKPOINTS[file], tuning.load)
     else:
-        loop.recalibrate(model, loop.calibration_images(data, 1000, 128, scene.device, scene.seed))
+        evaluation.recalibrate(model, evaluation.calibration_images(data, 1000, 128, scene.device, scene.seed))
     return tuning
 
 
@@ -150,7 +150,7 @@ def _draws(model: nn.Module, scene: Scene) -> bool:
     """Whether training takes numbers from PyTorch's one generator, as an operator of the user's own may."""
     trial, before = copy.deepcopy(model).train(), torch.get_rng_state()
     images = torch.zeros(2, scene.data.in_ch, scene.data.size, scene.data.size, device=scene.device)
-    with torch.no_grad(), loop.drawing_from(trial, loop.generator("trial", device=scene.device)):
+    with torch.no_grad(), randomness.drawing_from(trial, randomness.generator("trial", device=scene.device)):
         trial(images)
     return not torch.equal(before, torch.get_rng_state())
 
@@ -176,13 +176,13 @@ def _tune(scene: Scene, tuning: FineTuning, name: str, file: str, shared: _Share
     run, data, recipe = scene.run, scene.data, tuning.recipe
     while not tuning.finished:
         began = time.monotonic()
-        with loop.seeded(scene.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
+        with randomness.seeded(scene.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
             record = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))
         with shared.lock:
             run.log("finetune", id=tuning.name, **record, seconds=round(time.monotonic() - began, 3))
         checkpoint.save(run, name + CHECKPOINTS[file], tuning.state())
     if recipe.epochs:
-        loop.recalibrate(tuning.model, loop.calibration_images(data, 2000, 128, scene.device, scene.seed))
+        evaluation.recalibrate(tuning.model, evaluation.calibration_images(data, 2000, 128, scene.device, scene.seed))
     weights = {key: value.contiguous().cpu() for key, value in tuning.model.state_dict().items()}
     run.write(name + file, lambda out: out.write(safetensors.torch.save(weights)))
     run.file(name + CHECKPOINTS[file]).unlink(missing_ok=True)

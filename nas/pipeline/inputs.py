@@ -28,7 +28,7 @@ from nas.run.tables import copied, costs_for, recorded_costs
 from nas.select.ilp import below
 from nas.select.problem import Cost, Problem, budgets
 from nas.space import Space
-from nas.train import loop
+from nas.train import placement
 from nas.train.data import Data, recorded
 from nas.train.header import data_lines
 from nas.units import least, unit
@@ -83,7 +83,7 @@ def set_scene(config: Config, run: Run, targets: Sequence[str], progress: Progre
 
     Raises UserError for whatever the user has to mend: before anything long starts.
     """
-    device = loop.device_of(config.train_on)
+    device = placement.device_of(config.train_on)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     space = _space(config, run)
     data = load_images(config, run)
@@ -125,7 +125,7 @@ def recorded_scene(config: Config, run: Run, targets: Sequence[str], images: boo
     data = load_images(config, run) if images else recorded(run.read_json("data.json"))
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
     costs = {target: recorded_costs(run, target) for target in targets}
-    device = loop.device_of(config.train_on)
+    device = placement.device_of(config.train_on)
     return _one([Scene(config, run, data.at(size), plan, costs, {}, device) for size, plan in plans.items()])
 
 

@@ -18,7 +18,7 @@ from nas.progress import Progress
 from nas.run import timeline
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
-from nas.train import loop
+from nas.train import evaluation
 from nas.train.supernet_training import SupernetTraining
 from nas.units import one_or_all
 
@@ -97,6 +97,6 @@ def _row(scene: Scene, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, f
     """A loss that is no number is None."""
     loss, accuracy = judged
     return {"id": arch.id, "size": arch.size, "loss": loss if math.isfinite(loss) else None, "accuracy": accuracy,
-            "accuracy_se": loop.standard_error(accuracy, images),
+            "accuracy_se": evaluation.standard_error(accuracy, images),
             "ms": {target: math.fsum(costs.ms_many(keys)) for target, costs in scene.costs.items()},
             "macs": sum(map(macs, keys)), "params": sum(map(params, keys))}

@@ -38,7 +38,7 @@ from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, keep_place, lying_at
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
-from nas.train import augment, finetune, loop
+from nas.train import augment, finetune, placement
 from nas.train.data import check_data_dir
 from nas.train.ranks import joined
 from nas.train.supernet_training import SupernetTraining
@@ -53,7 +53,7 @@ def refuse(config: Config) -> None:
     """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
     checked_space(config)
     check_data_dir(config.data, config.data_dir)
-    loop.device_of(config.train_on)
+    placement.device_of(config.train_on)
     if config.train.augment:
         augment.check(config.train.augment)
     if config.init:

@@ -26,7 +26,7 @@ from nas.select.evaluation import Evaluation
 from nas.select.problem import Limits, Problem, Scores, ScoresFor
 from nas.select.score_models import GATES, agreements, candidates
 from nas.supernet.gates import RELAXATIONS, position
-from nas.train import loop
+from nas.train import evaluation
 from nas.train.supernet_training import SupernetTraining
 from nas.units import amount
 
@@ -153,7 +153,7 @@ class Judge:
     def __init__(self, scene: Scene, training: SupernetTraining, task: Any,
                  crew: Crew | None = None) -> None:
         self.scene, self.training, self.task, self.crew = scene, training, task, crew
-        self.split = loop.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
+        self.split = evaluation.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
         self.state = state_of(scene)
         before = self.remembered(scene.run, self.state)
         self.known = {id: loss for id, (loss, _) in before.items()}

@@ -28,7 +28,7 @@ from nas.run.images import keep_place
 from nas.run.settings import Baseline, as_recorded
 from nas.run.tables import find_costs
 from nas.subnet import Subnet, build
-from nas.train import augment, loop
+from nas.train import augment, placement, randomness
 from nas.train.data import check_data_dir
 from nas.train.finetune import IMAGES as FINETUNED
 from nas.train.finetune import LEAST as FINETUNED_LEAST
@@ -42,7 +42,7 @@ def refuse(settings: Baseline) -> None:
     """Raises UserError for a space, a target or a device that cannot be used; quick, and writes nothing."""
     checked_space(settings)
     check_data_dir(settings.data, settings.data_dir)
-    loop.device_of(settings.train_on)
+    placement.device_of(settings.train_on)
     if settings.train.augment:
         augment.check(settings.train.augment)
     for target in settings.target:
@@ -121,7 +121,7 @@ class _Chance:
         self.scene = scene
 
     def inherit(self, arch: Arch) -> Subnet:
-        with loop.seeded(self.scene.seed, arch.id, "weights"):
+        with randomness.seeded(self.scene.seed, arch.id, "weights"):
             return build(self.scene.layout, arch)
 
 

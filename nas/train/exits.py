@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nas.exits.base import Method
-from nas.train import loop
+from nas.train import evaluation
 from nas.train.data import Data, Split, eval_batches
 from nas.train.finetune import FineTuning, Recipe
 
@@ -33,7 +33,7 @@ class ExitTraining(FineTuning):
 
 def recalibrate(method: Method, images: Sequence[Tensor]) -> None:
     """BN statistics from training images [N, C, S, S]; of a frozen backbone only those of what hangs on it."""
-    loop.recalibrate(method, images, method.net.net.exits if method.frozen else None)
+    evaluation.recalibrate(method, images, method.net.net.exits if method.frozen else None)
 
 
 @dataclass(frozen=True)

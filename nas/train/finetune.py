@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.subnet import Subnet
-from nas.train import loop
+from nas.train import optimization, placement, randomness
 from nas.train.data import Data, batches
 from nas.train.distill import METHODS, Distiller, Said
 from nas.train.stepper import Stepper
@@ -43,17 +43,17 @@ class FineTuning:
     def __init__(self, name: str, model: nn.Module, teacher: nn.Module | None, data: Data, recipe: Recipe, seed: int,
                  device: torch.device) -> None:
         self.name, self.data, self.recipe, self.seed, self.device = name, data, recipe, seed, device
-        self.model = loop.placed(model, device)
+        self.model = placement.placed(model, device)
         self.teacher = teacher.eval() if teacher is not None and recipe.distill_weight > 0 else None
         self.distiller: Distiller | None = None
         if self.teacher is not None:
-            with loop.seeded(seed, name, "distill"):
+            with randomness.seeded(seed, name, "distill"):
                 made = METHODS[recipe.distill](model, self.teacher, recipe.distill_weight, recipe.label_smoothing)
-            self.distiller, self.teacher = loop.placed(made, device), made.peer() or self.teacher
+            self.distiller, self.teacher = placement.placed(made, device), made.peer() or self.teacher
         self.trained: nn.Module = self.model
         if self.distiller is not None and next(self.distiller.parameters(), None) is not None:
             self.trained = nn.ModuleList([self.model, self.distiller])
-        self.optimizer = loop.optimizer(self.trained, recipe.lr, recipe.weight_decay)
+        self.optimizer = optimization.optimizer(self.trained, recipe.lr, recipe.weight_decay)
         self.stepper = Stepper(device, recipe.accumulate, recipe.amp)
         self.done, self.progress = 0, 0.0
 
@@ -69,11 +69,11 @@ class FineTuning:
         learn = self.data.learn
         steps, total = max(1, len(learn) // recipe.batch), dict[str, float]()
         self.trained.train()
-        train = batches(learn, self.data, recipe.batch, generator=loop.generator(*names), augment=recipe.augment)
-        with loop.drawing_from(self.trained, loop.generator(*names, "dropout", device=self.device)):
+        train = batches(learn, self.data, recipe.batch, generator=randomness.generator(*names), augment=recipe.augment)
+        with randomness.drawing_from(self.trained, randomness.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
                 self.progress = (self.done + i / steps) / recipe.epochs
-                loop.set_lr(self.optimizer, loop.one_cycle(self.cycle(self.progress), recipe.lr))
+                optimization.set_lr(self.optimizer, optimization.one_cycle(self.cycle(self.progress), recipe.lr))
                 batch = images.to(self.device), labels.to(self.device)
                 figures = self.stepper.step(self._loss, batch, self.trained, self.optimizer)
                 total = {name: total.get(name, 0.0) + figures[name] for name in LOSSES if name in figures}
@@ -88,13 +88,13 @@ class FineTuning:
     def state(self) -> dict[str, Any]:
         beside = {"distiller": self.distiller.state_dict()} if self.distiller and self.trained is not self.model else {}
         return {"done": self.done, "model": self.model.state_dict(), **beside,
-                "optimizer": loop.optimizer_state(self.trained, self.optimizer), **self.stepper.state()}
+                "optimizer": optimization.optimizer_state(self.trained, self.optimizer), **self.stepper.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         if self.distiller and "distiller" in state:
             self.distiller.load_state_dict(state["distiller"])
-        loop.load_optimizer_state(self.trained, self.optimizer, state["optimizer"])
+        optimization.load_optimizer_state(self.trained, self.optimizer, state["optimizer"])
         self.stepper.load(state)
         self.done = state["done"]
 

@@ -19,7 +19,7 @@ from nas.errors import UserError
 from nas.ops import user_files
 from nas.plan import Layout
 from nas.progress import Progress
-from nas.train import loop, memory
+from nas.train import memory, placement
 from nas.train.data import load
 from nas.train.ranks import Ranks, joined
 from nas.train.supernet_training import Recipe, SupernetTraining
@@ -85,6 +85,6 @@ def _training(errand: Errand, ranks: Ranks) -> SupernetTraining:
         raise UserError(f"process {ranks.rank}: other images than the first process has (fingerprint "
                         f"{data.source['fingerprint']}, there {errand.images}); give every machine the same")
     training = SupernetTraining(errand.layout, data, errand.prices, errand.ranges, errand.grid, errand.recipe,
-                                config.seed, loop.device_of(config.train_on), ranks, errand.sizes)
+                                config.seed, placement.device_of(config.train_on), ranks, errand.sizes)
     training.load(torch.load(io.BytesIO(errand.state), map_location="cpu", weights_only=True))
     return training

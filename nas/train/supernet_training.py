@@ -32,7 +32,7 @@ from nas.supernet.latency_terms import TERMS
 from nas.supernet.net import Supernet
 from nas.supernet.prune import Pruner, survivors
 from nas.supernet.width import closing_gap
-from nas.train import loop
+from nas.train import evaluation, optimization, placement, randomness
 from nas.train.attentive import attend
 from nas.train.blockwise import blockwise
 from nas.train.data import Data, batches, resized
@@ -92,15 +92,15 @@ class SupernetTraining:
         self.layout, self.data, self.recipe, self.seed, self.device = layout, data, recipe, seed, device
         self.prices, self.sizes = prices, tuple(sizes) or (layout.task.size,) * len(prices)
         self.stepper = Stepper(device, recipe.accumulate, recipe.amp, ranks, apart=True)
-        with loop.seeded(seed, "weights"):
+        with randomness.seeded(seed, "weights"):
             net = Supernet(layout)
-        self.supernet = loop.placed(net, device)
+        self.supernet = placement.placed(net, device)
         self.average = Average(self.supernet, recipe.ema) if recipe.ema else None
         self.term = TERMS[recipe.latency](len(prices), **recipe.latency_options)
         choices = enumerated(layout) if recipe.widths == "enumerated" else layout
         self.gates = Gates(choices, prices, ranges, self.term.projected)
         self.pruner = Pruner(grid=grid, blocks=recipe.prune != "layers", layers=recipe.prune != "blocks")
-        self.optimizer = loop.optimizer(self.supernet, recipe.lr, recipe.weight_decay)
+        self.optimizer = optimization.optimizer(self.supernet, recipe.lr, recipe.weight_decay)
         self.gate_optimizer = _gate_optimizer(self.gates, recipe.gate_lr)
         self.done = 0
         self.schedule = [(phase, i) for phase in PHASES for i in range(recipe.epochs[phase])]
@@ -112,7 +112,7 @@ class SupernetTraining:
     def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> dict[str, Any]:
         """Runs the next epoch and returns what is worth logging."""
         phase, index = self.schedule[self.done]
-        with loop.seeded(self.seed, phase, index):
+        with randomness.seeded(self.seed, phase, index):
             record = self._epoch(phase, index, on_step)
         if phase == "search":
             record |= self._after_search_epoch(index)
@@ -124,19 +124,19 @@ class SupernetTraining:
     def entry_test(self) -> dict[str, Any]:
         """Held-out loss of the smallest and the largest network: gates have a signal only if they lie clearly apart."""
         small, large = smallest(self.layout, self.prices[0]), largest(self.layout, self.prices[0])
-        split = loop.part_of(self.data.gate, 1000, self.seed, "entry")
+        split = evaluation.part_of(self.data.gate, 1000, self.seed, "entry")
         judged = [self.judge(arch, split, 500) for arch in (small, large)]
         apart = judged[0].loss - judged[1].loss
         return {"entry_smallest_loss": judged[0].loss, "entry_largest_loss": judged[1].loss,
                 "entry_smallest_accuracy": judged[0].accuracy, "entry_largest_accuracy": judged[1].accuracy,
                 "entry_passed": bool(apart > 0.02 + 0.05 * judged[1].loss)}
 
-    def judge(self, arch: Arch, split: Any, calibration: int) -> loop.Judged:
+    def judge(self, arch: Arch, split: Any, calibration: int) -> evaluation.Judged:
         """Takes a network out, recomputes its BN statistics on training images, judges it."""
-        subnet, data = loop.placed(self.inherit(arch), self.device), self.data.at(arch.size)
-        images = loop.calibration_images(data, calibration, 128, self.device, self.seed)
-        loop.recalibrate(subnet, images)
-        return loop.evaluate(subnet, split, data, self.device)
+        subnet, data = placement.placed(self.inherit(arch), self.device), self.data.at(arch.size)
+        images = evaluation.calibration_images(data, calibration, 128, self.device, self.seed)
+        evaluation.recalibrate(subnet, images)
+        return evaluation.evaluate(subnet, split, data, self.device)
 
     def columns(self, size: int) -> list[int]:
         """Which of the prices, ranges and gates are those of an input size, target by target."""
@@ -163,8 +163,9 @@ class SupernetTraining:
     def state(self) -> dict[str, Any]:
         return {"done": self.done, "keep": [[str(op) for op in slot.ops] for slot in self.supernet.layout.slots],
                 "supernet": self.supernet.state_dict(), "gates": self.gates.state_dict(),
-                "optimizer": loop.optimizer_state(self.supernet, self.optimizer),
-                "gate_optimizer": loop.optimizer_state(self.gates, self.gate_optimizer), "pruner": self.pruner.state(),
+                "optimizer": optimization.optimizer_state(self.supernet, self.optimizer),
+                "gate_optimizer": optimization.optimizer_state(self.gates, self.gate_optimizer),
+                "pruner": self.pruner.state(),
                 "term": self.term.state_dict(), "average": self.average.state() if self.average else None,
                 **self.stepper.state()}
 
@@ -174,8 +175,8 @@ class SupernetTraining:
         self._keep([[op for op in slot.ops if str(op) in set(kept)]
                     for slot, kept in zip(self.layout.slots, state["keep"], strict=True)])
         self.supernet.load_state_dict(state["supernet"])
-        loop.load_optimizer_state(self.supernet, self.optimizer, state["optimizer"])
-        loop.load_optimizer_state(self.gates, self.gate_optimizer, state["gate_optimizer"])
+        optimization.load_optimizer_state(self.supernet, self.optimizer, state["optimizer"])
+        optimization.load_optimizer_state(self.gates, self.gate_optimizer, state["gate_optimizer"])
         self.pruner.load(state["pruner"])
         self.term.load_state_dict(state.get("term", {}))  # checkpoints of before there were terms have none
         if self.average:
@@ -185,9 +186,9 @@ class SupernetTraining:
 
     def _epoch(self, phase: str, index: int, on_step: Callable[[int, int], None]) -> dict[str, Any]:
         names = (self.seed, phase, index)
-        rng, coins = random.Random(loop.seed_of(*names, "archs")), loop.generator(*names, "gates")
+        rng, coins = random.Random(randomness.seed_of(*names, "archs")), randomness.generator(*names, "gates")
         recipe = self.recipe
-        train = batches(self.data.train, self.data, recipe.batch, generator=loop.generator(*names, "train"),
+        train = batches(self.data.train, self.data, recipe.batch, generator=randomness.generator(*names, "train"),
                         augment=recipe.augment, share=self.stepper.ranks.share)
         gate = self._gate_batches(names)
         steps, choices = max(1, len(self.data.train) // recipe.batch), list(dict.fromkeys(self.sizes))
@@ -195,7 +196,8 @@ class SupernetTraining:
         self.supernet.train()
         for i, (images, labels) in enumerate(train):
             within = (index + i / steps) / max(1, recipe.epochs[phase])
-            loop.set_lr(self.optimizer, loop.one_cycle((self.done + i / steps) / len(self.schedule), recipe.lr))
+            progress = (self.done + i / steps) / len(self.schedule)
+            optimization.set_lr(self.optimizer, optimization.one_cycle(progress, recipe.lr))
             size = rng.choice(choices) if len(choices) > 1 else self.data.size
             images = resized(images, size)
             step = self._step_of(phase, i, within)
@@ -341,7 +343,7 @@ class SupernetTraining:
         passes = 0
         while True:
             yield from batches(self.data.gate, self.data, self.recipe.batch,
-                               generator=loop.generator(*names, "gate", passes), augment=self.recipe.augment,
+                               generator=randomness.generator(*names, "gate", passes), augment=self.recipe.augment,
                                share=self.stepper.ranks.share)
             passes += 1
 
@@ -358,11 +360,11 @@ class SupernetTraining:
 
     def _keep(self, ops: list[list[Any]]) -> None:
         """Prunes the supernet; the optimizer's state of what is left goes along, the rest is freed."""
-        state = loop.optimizer_state(self.supernet, self.optimizer)
+        state = optimization.optimizer_state(self.supernet, self.optimizer)
         for net in self._nets():
             net.keep(ops)
-        self.optimizer = loop.optimizer(self.supernet, self.recipe.lr, self.recipe.weight_decay)
-        loop.load_optimizer_state(self.supernet, self.optimizer, state)
+        self.optimizer = optimization.optimizer(self.supernet, self.recipe.lr, self.recipe.weight_decay)
+        optimization.load_optimizer_state(self.supernet, self.optimizer, state)
 
     def _nets(self) -> list[Supernet]:
         return [self.supernet, self.average.net] if self.average else [self.supernet]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nas.errors import UserError
-from nas.train import loop
+from nas.train import randomness
 from nas.train.data import Data, Split, eval_batches
 from nas.train.listing import Lister
 from nas.train.pixels import NARROW, decoded, whites
@@ -28,7 +28,7 @@ def unlabeled(folder: Path, like: Data, seed: int, limit: int | None = None) -> 
     if not folder.is_dir():
         raise UserError(f"--images {folder}: no such folder")
     files = lister.images(folder)
-    order = torch.randperm(len(files), generator=loop.generator(seed, "unlabeled"))[:limit].tolist()
+    order = torch.randperm(len(files), generator=randomness.generator(seed, "unlabeled"))[:limit].tolist()
     if len(order) < LEAST:
         raise UserError(f"--images {folder}: {len(order)} images; at least {LEAST} are needed")
     held_out = max(1, round(HELD_OUT * len(order)))

@@ -19,7 +19,7 @@ from nas.ops.layers import Dropout
 from nas.pipeline import finetune
 from nas.plan import macs
 from nas.run.directory import Run
-from nas.train import loop
+from nas.train import randomness
 
 Made = tuple[Config, Path]
 
@@ -112,7 +112,7 @@ def test_dropout_draws_from_the_generator_that_it_was_given() -> None:
     layer, x = Dropout(0.25).train(), torch.ones(4, 1000)
 
     def dropped(seed: int) -> Tensor:
-        with loop.drawing_from(nn.Sequential(layer), loop.generator(seed)):
+        with randomness.drawing_from(nn.Sequential(layer), randomness.generator(seed)):
             return layer(x)
 
     before = torch.get_rng_state()

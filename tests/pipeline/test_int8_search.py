@@ -26,7 +26,7 @@ from nas.plan import Layout, Task, layout
 from nas.run import tables
 from nas.run.directory import Run
 from nas.space import Space
-from nas.train import loop
+from nas.train import evaluation
 from nas.train.data import Data, Split, load, normalise
 
 Made = tuple[Path, dict[str, Any], Quiet]
@@ -102,7 +102,7 @@ def test_a_card_states_the_int8_file(finished: Made) -> None:
         for prefix, file in (("", int8), ("float_", path / card["onnx"])):
             assert card[f"{prefix}accuracy"] == pytest.approx(right(file, data.test))
             assert card[f"{prefix}select_accuracy"] == pytest.approx(
-                np.mean([right(file, view) for view in loop.views(data.select, data.augment, 0)]))
+                np.mean([right(file, view) for view in evaluation.views(data.select, data.augment, 0)]))
         assert card["measured_ms"] > 0 and card["drift"] > 0 and card["sqnr_db"] > 10 and card["same_top1"] > 0.7
         assert card["relative_diff"] < 1e-4  # of the float file
         metadata = {p.key: p.value for p in onnx.load(int8).metadata_props}

@@ -21,7 +21,7 @@ from nas.pipeline.selection import CALIBRATED_ON
 from nas.plan import macs, params, plan
 from nas.report.run_data import story
 from nas.run.directory import Run
-from nas.train import loop
+from nas.train import evaluation
 
 Made = tuple[Path, dict[str, Any]]
 
@@ -57,7 +57,7 @@ def test_given_networks_are_judged_as_the_selector_judges(run: Run, tmp_path: Pa
     found = pipeline.judge_archs(run, file, Quiet())  # type: ignore[arg-type]
     assert [one["id"] for one in found["networks"]] == [archs[i].id for i in (0, 1, 0, 2)]
     scene, training = supernet.finished(run, pipeline.searched(run), Quiet())  # type: ignore[arg-type]
-    split = loop.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
+    split = evaluation.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
     assert found["images"] == len(split) and found["split"] == "select"
     for one, arch in zip(found["networks"], (archs[i] for i in (0, 1, 0, 2)), strict=True):
         judged, keys = training.judge(arch, split, CALIBRATED_ON), plan(scene.layout, arch)

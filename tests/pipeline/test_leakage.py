@@ -44,7 +44,7 @@ from nas.run import checkpoint
 from nas.run.directory import Run
 from nas.run.settings import Baseline, settings_of
 from nas.train import data as data_module
-from nas.train import loop
+from nas.train import evaluation
 from nas.train.data import Data, Split, normalise
 
 SEARCH = ["exits.method=joint", "exits.epochs=2", "exits.lose=5", "train.finetune_epochs=1"]
@@ -191,7 +191,7 @@ def test_a_supernet_and_its_gates_learn_nothing_from_the_selection_split(
         supernet.train(here, limits, supernet.ALONE, Quiet())  # type: ignore[arg-type]
     now = weights(run)
     assert {name: tensor.numpy().tobytes() for name, tensor in now.items()} == search[1].kept["supernet"]
-    networks = [loop.calibration_images(at.data, 64, 16, torch.device("cpu"), 0)
+    networks = [evaluation.calibration_images(at.data, 64, 16, torch.device("cpu"), 0)
                 for at in (here, set_scene(config, run, config.target, Quiet()))]  # type: ignore[arg-type]
     assert all(torch.equal(one, other) for one, other in zip(*networks, strict=True))
 
@@ -206,7 +206,7 @@ def test_a_cards_figures_are_of_the_delivered_weights_on_their_own_split(search:
     here = recorded_scene(settings_of(run), run, ["gpu-v100"])
     result = run.read_json("front.json")
     plain = [card for card in front.cards_of(result) if not card["exits"]]
-    views = list(loop.views(data.select, data.augment, 0))
+    views = list(evaluation.views(data.select, data.augment, 0))
     assert plain and len(views) > 1 and any(card["accuracy"] != card["select_accuracy"] for card in plain)
     for card in plain:
         arch = Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json"))
@@ -255,7 +255,7 @@ def recomputed(net: nn.Module, count: int, part: nn.Module | None = None) -> dic
     """Its batch norms' statistics as they are of training images."""
     other = copy.deepcopy(net)
     within = dict(other.named_modules())[next(name for name, m in net.named_modules() if m is part)] if part else None
-    loop.recalibrate(other, loop.calibration_images(splits(), count, 128, torch.device("cpu"), 0), within)
+    evaluation.recalibrate(other, evaluation.calibration_images(splits(), count, 128, torch.device("cpu"), 0), within)
     return statistics(other)
 
 

@@ -15,7 +15,7 @@ from nas.config.search import Training
 from nas.pipeline.train_one import choose
 from nas.plan import Layout
 from nas.subnet import build
-from nas.train import loop
+from nas.train import randomness
 from nas.train.data import Data, load
 from nas.train.distill import BEGIN, METHODS, Distiller, Said, channels, flow
 from nas.train.finetune import FineTuning, Recipe
@@ -99,7 +99,7 @@ def digits() -> Data:
 
 
 def tuning(name: str, layout: Layout, digits: Data, teacher: torch.nn.Module, arch: Arch) -> FineTuning:
-    with loop.seeded("student"):
+    with randomness.seeded("student"):
         model = build(layout, arch)
     recipe = Recipe(8, 32, .01, .01, .05, "none", .5, distill=name)
     return FineTuning("net", model, teacher, digits, recipe, 0, torch.device("cpu"))
@@ -110,7 +110,7 @@ def test_it_learns_and_continues_exactly(name: str, tiny_space: object, digits: 
     from nas.plan import Task, layout
 
     tiny = layout(tiny_space, Task(16, 3, 10))  # type: ignore[arg-type]
-    with loop.seeded("teacher"):
+    with randomness.seeded("teacher"):
         teacher = build(tiny, choose(tiny, "largest", 0))
     before = copy.deepcopy(teacher.state_dict())
     arch = choose(tiny, "random", 1)

@@ -17,7 +17,7 @@ from nas.decision import Decision, Prices, prices
 from nas.plan import Layout, OpKey, macs, resized
 from nas.supernet.gates import Gates
 from nas.supernet.prune import Pruner, survivors
-from nas.train import loop
+from nas.train import evaluation, randomness
 from nas.train.data import Data, batches, normalise
 from nas.train.supernet_training import Recipe, SupernetTraining
 
@@ -71,7 +71,7 @@ def test_every_step_is_of_one_size(tiny: Layout, data: Data) -> None:
 def test_gates_learn_at_the_budgets_of_their_size(tiny: Layout, data: Data) -> None:
     """A step at 8 pixels moves the row that all share and that of 8 pixels, never that of 16."""
     run, rng, coins = training(tiny, data), random.Random(0), torch.Generator().manual_seed(0)
-    batch = next(batches(data.gate, data.at(8), 16, generator=loop.generator("x"), augment="none"))
+    batch = next(batches(data.gate, data.at(8), 16, generator=randomness.generator("x"), augment="none"))
     assert batch[0].shape == (16, 3, 8, 8) and run.columns(8) == [1]
     figures = run._gate_step(0.5, batch, rng, coins)
     assert figures["budget_residual"] < 1e-3
@@ -139,9 +139,9 @@ def test_a_network_is_judged_at_its_own_size(tiny: Layout, data: Data) -> None:
     judged = run.judge(small, data.select, 32)
     net, at = run.supernet.inherit(small), data.at(8)
     assert [key.size for key in net.keys][:2] == [8, 8]
-    loop.recalibrate(net, [normalise(data.train.images[torch.randperm(64, generator=loop.generator(
+    evaluation.recalibrate(net, [normalise(data.train.images[torch.randperm(64, generator=randomness.generator(
         0, "calibration"))[:32]], at)])
-    assert judged == loop.evaluate(net, data.select, at, CPU)
+    assert judged == evaluation.evaluate(net, data.select, at, CPU)
     large = run.judge(sampling.decode(run.supernet.layout, sampling.encode(resized(run.supernet.layout, 8), small)),
                       data.select, 32)
     assert large.loss != judged.loss

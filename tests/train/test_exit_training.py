@@ -10,7 +10,8 @@ from three_exits import three
 
 from nas.exits.methods import method, methods
 from nas.subnet import build
-from nas.train import loop
+from nas.train import evaluation, randomness
+from nas.train.data import eval_batches
 from nas.train.exits import ExitTraining, recalibrate, record
 from nas.train.finetune import Recipe
 
@@ -21,7 +22,7 @@ def trained(name: str, stop: int | None, epochs: int = 6) -> ExitTraining:
     recipe = Recipe(epochs, 16, 0.01, 0.0, 0.0, "crop")
 
     def fresh() -> ExitTraining:
-        with loop.seeded("w"):
+        with randomness.seeded("w"):
             sparing = {"interval": 4} if name == "weighted" else {}  # its meta step is three more passes
             return ExitTraining("x", method(name, build(*three()), **sparing), colours(), recipe, 0, CPU)
 
@@ -42,7 +43,7 @@ def test_a_method_learns_and_continues_bit_equal(name: str) -> None:
     for key, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, broken.model.state_dict()[key]), key
     data = colours()
-    recalibrate(whole.model, loop.calibration_images(data, 64, 16, CPU, 0))
+    recalibrate(whole.model, evaluation.calibration_images(data, 64, 16, CPU, 0))
     recorded = record(whole.model, data.test, data, CPU, batch=20)
     assert recorded.logits.shape == (3, 32, 4) and recorded.labels.tolist() == data.test.labels.tolist()
     said, head = recorded.logits.argmax(-1), recorded.logits[-1].argmax(-1)
@@ -51,5 +52,5 @@ def test_a_method_learns_and_continues_bit_equal(name: str) -> None:
     learned = right.mean(1)[:1 if name == "cascade" else 2 if whole.model.frozen else 3]
     assert learned.min() > 0.8
     with torch.no_grad():
-        again = whole.model.eval()(next(iter(loop.eval_batches(data.test, data, 32)))[0])
+        again = whole.model.eval()(next(iter(eval_batches(data.test, data, 32)))[0])
     np.testing.assert_allclose(torch.stack(again).numpy(), recorded.logits, atol=1e-5)

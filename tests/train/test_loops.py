@@ -21,7 +21,7 @@ from nas.plan import Layout, OpKey, macs
 from nas.subnet import build
 from nas.supernet.gates import RELAXATIONS, Gates
 from nas.supernet.net import Supernet
-from nas.train import finetune, loop
+from nas.train import evaluation, finetune, optimization, randomness
 from nas.train.data import Data, Split
 from nas.train.distill import kd
 from nas.train.ema import Average
@@ -69,20 +69,20 @@ def weights(run: SupernetTraining) -> dict[str, torch.Tensor]:
 
 
 def test_seeds_come_from_names() -> None:
-    assert loop.seed_of(0, "a") == loop.seed_of(0, "a") != loop.seed_of(0, "b")
+    assert randomness.seed_of(0, "a") == randomness.seed_of(0, "a") != randomness.seed_of(0, "b")
     state = torch.random.get_rng_state()
-    with loop.seeded(1, "x"):
+    with randomness.seeded(1, "x"):
         first = torch.rand(3)
-    with loop.seeded(1, "x"):
+    with randomness.seeded(1, "x"):
         assert torch.equal(first, torch.rand(3))
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_one_cycle_by_hand() -> None:
-    assert loop.one_cycle(0.0, 1.0) == pytest.approx(0.05)
-    assert loop.one_cycle(0.1, 1.0) == pytest.approx(1.0)
-    assert loop.one_cycle(0.55, 1.0) == pytest.approx(0.5)
-    assert loop.one_cycle(1.0, 1.0) == pytest.approx(0.0)
+    assert optimization.one_cycle(0.0, 1.0) == pytest.approx(0.05)
+    assert optimization.one_cycle(0.1, 1.0) == pytest.approx(1.0)
+    assert optimization.one_cycle(0.55, 1.0) == pytest.approx(0.5)
+    assert optimization.one_cycle(1.0, 1.0) == pytest.approx(0.0)
 
 
 def test_kd_is_zero_for_equal_logits_and_matches_a_hand_figure() -> None:
@@ -96,7 +96,7 @@ def test_kd_is_zero_for_equal_logits_and_matches_a_hand_figure() -> None:
 def test_recalibrate_gives_the_statistics_of_the_images() -> None:
     model = nn.Sequential(nn.BatchNorm2d(1))
     images = [torch.full((2, 1, 4, 4), 1.0), torch.full((2, 1, 4, 4), 3.0)]
-    loop.recalibrate(model, images)
+    evaluation.recalibrate(model, images)
     assert float(model[0].running_mean) == pytest.approx(2.0)  # mean of the batch means
     assert model[0].momentum == 0.1 and not model.training
 
@@ -104,20 +104,21 @@ def test_recalibrate_gives_the_statistics_of_the_images() -> None:
 @pytest.mark.parametrize(("count", "batch", "expected"), [(32, 16, [16, 16]), (33, 16, [16, 16]), (34, 16, [16, 16, 2]),
                                                           (1, 16, [1])])
 def test_no_image_is_alone_in_its_batch(data: Data, count: int, batch: int, expected: list[int]) -> None:
-    assert [len(part) for part in loop.calibration_images(data, count, batch, CPU, 0)] == expected
+    assert [len(part) for part in evaluation.calibration_images(data, count, batch, CPU, 0)] == expected
 
 
 def test_judged_standard_error() -> None:
-    judged = loop.Judged(0.5, 90, 100)
+    judged = evaluation.Judged(0.5, 90, 100)
     assert judged.accuracy == 0.9 and judged.accuracy_se == pytest.approx(0.03)
 
 
 def test_a_small_split_is_seen_at_several_shifts(tiny: Layout, data: Data) -> None:
     model = build(tiny, sampling.decode(tiny, [0] * len(tiny.slots))).eval()
-    once = loop.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=32)
-    assert once == loop.evaluate(model, data.select, data, CPU)
-    often = loop.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=200)
-    assert often.n == once.n == 32 and often == loop.evaluate_shifted(model, data.select, data, CPU, "crop", 0, 200)
+    once = evaluation.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=32)
+    assert once == evaluation.evaluate(model, data.select, data, CPU)
+    often = evaluation.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=200)
+    assert often.n == once.n == 32
+    assert often == evaluation.evaluate_shifted(model, data.select, data, CPU, "crop", 0, 200)
     assert often.loss != once.loss
 
 
@@ -125,7 +126,7 @@ def test_divergence_is_one_line(tiny: Layout) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(UserError, match=r"diverged.*train\.lr"):
         Stepper(CPU).step(lambda x, y: (model(x).sum(), {}), (torch.tensor([[float("nan")]]), torch.zeros(1)), model,
-                          loop.optimizer(model, 0.1, 0.0))
+                          optimization.optimizer(model, 0.1, 0.0))
 
 
 class AsBefore(SupernetTraining):
@@ -298,8 +299,8 @@ def test_averaged_weights_are_judged_inherited_and_started_from(tiny: Layout, da
     assert all(torch.equal(a, b) for a, b in zip(inherited.parameters(), mean.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(inherited.parameters(), last.parameters(), strict=True))
     judged = run.judge(arch, data.select, 32)
-    loop.recalibrate(mean, loop.calibration_images(data, 32, 128, CPU, 0))
-    assert judged == loop.evaluate(mean, data.select, data, CPU)
+    evaluation.recalibrate(mean, evaluation.calibration_images(data, 32, 128, CPU, 0))
+    assert judged == evaluation.evaluate(mean, data.select, data, CPU)
     heir = training(tiny, data, ema=0.5)
     assert heir.start_from(run.state()) == len(run.supernet.state_dict())
     assert heir.average is not None
@@ -364,7 +365,7 @@ def test_the_gap_of_the_two_widths_closes_over_the_search(tiny: Layout, data: Da
 
 def test_the_warm_up_ends_with_a_test_on_images_that_weights_did_not_learn_from(tiny: Layout, data: Data) -> None:
     run, seen = training(tiny, data), list[Any]()
-    run.judge = lambda arch, split, calibration: seen.append((arch, split)) or loop.Judged(  # type: ignore
+    run.judge = lambda arch, split, calibration: seen.append((arch, split)) or evaluation.Judged(  # type: ignore
         2.0 if len(seen) == 1 else 1.0, 3, 4)
     found = run.entry_test()
     assert found["entry_passed"] and (found["entry_smallest_loss"], found["entry_largest_loss"]) == (2.0, 1.0)
@@ -418,7 +419,7 @@ def tuned(tiny: Layout, data: Data, stop: int | None) -> finetune.FineTuning:
     arch = sampling.decode(tiny, [0] * len(tiny.slots))
 
     def fresh() -> finetune.FineTuning:
-        with loop.seeded("w"):
+        with randomness.seeded("w"):
             return finetune.FineTuning("x", build(tiny, arch), build(tiny, arch), data, recipe, 0, CPU)
 
     tuning = fresh()
@@ -435,5 +436,5 @@ def test_fine_tuning_learns_and_continues_bit_equal(tiny: Layout, data: Data) ->
     whole, broken = tuned(tiny, data, None), tuned(tiny, data, 1)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, broken.model.state_dict()[name]), name
-    loop.recalibrate(whole.model, loop.calibration_images(data, 64, 16, CPU, 0))
-    assert loop.evaluate(whole.model, data.test, data, CPU).accuracy > 0.9
+    evaluation.recalibrate(whole.model, evaluation.calibration_images(data, 64, 16, CPU, 0))
+    assert evaluation.evaluate(whole.model, data.test, data, CPU).accuracy > 0.9

@@ -20,7 +20,7 @@ from nas.decision import largest
 from nas.pipeline import supernet
 from nas.pipeline.inputs import limits_of, set_scene
 from nas.run.directory import Run
-from nas.train import loop, torchrun
+from nas.train import evaluation, torchrun
 from nas.train.ranks import ALONE, Ranks, joined
 from nas.train.supernet_training import SupernetTraining
 
@@ -88,7 +88,7 @@ def test_two_processes_equal_two_micro_batches(tmp_path: Path, monkeypatch: pyte
     arch = largest(one.supernet.layout, one.prices[0])
     nets = [training.inherit(arch) for training in (one, two)]
     for net in nets:
-        loop.recalibrate(net, loop.calibration_images(one.data, 64, 16, one.device, 0))
+        evaluation.recalibrate(net, evaluation.calibration_images(one.data, 64, 16, one.device, 0))
     for name, tensor in nets[0].state_dict().items():
         assert torch.allclose(tensor, nets[1].state_dict()[name], rtol=1e-4, atol=1e-5), name
     logged = [[event["loss_largest"] for event in Run.existing(tmp_path / name).events("epoch")]

@@ -22,7 +22,7 @@ from nas.progress import Progress
 from nas.run import timeline
 from nas.run.directory import Run
 from nas.train import augment as augmentation
-from nas.train import loop
+from nas.train import placement
 from nas.train.data import Data
 from nas.train.finetune import LEAST, Recipe
 from nas.train.header import data_lines, unlabeled_lines
@@ -55,7 +55,7 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
     heads = make(method, model.net, **(settings or {}))
     count = epochs if epochs is not None else max(LEAST, heads.phases(), -(-IMAGES // len(data.learn)))
     recipe = Recipe(count, min(BATCH, len(data.learn)), LR, DECAY, 0.0, data.augment)
-    device = loop.device_of(train_on)
+    device = placement.device_of(train_on)
     if not run.has(CARD):
         progress.note(f"heads: {count} epochs of {len(data.learn):,} images in batches of {recipe.batch}; then exits "
                       f"and thresholds are chosen{', and the files are timed here' if model.clock is not None else ''}")
@@ -157,7 +157,7 @@ def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
 
 def _data(model: Model, images: Path | None, seed: int, limit: int | None) -> Data:
     if images is not None:
-        return answered(unlabeled(images, model.data, seed, limit), model.plain, loop.device_of("cpu"))
+        return answered(unlabeled(images, model.data, seed, limit), model.plain, placement.device_of("cpu"))
     if not len(model.data.learn):
         raise UserError("--data or --images: which images? --images FOLDER takes any, without labels")
     return model.data

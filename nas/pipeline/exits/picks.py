@@ -46,7 +46,7 @@ from nas.pipeline.overrun import over
 from nas.plan import macs, params, plan
 from nas.progress import Progress
 from nas.subnet import build
-from nas.train import loop
+from nas.train import evaluation, placement, randomness
 from nas.train.finetune import Recipe
 from nas.units import by_target, one_or_all
 
@@ -66,7 +66,7 @@ def refuse(scene: Scene) -> None:
     if scene.config.train.finetune_epochs == 0:
         raise UserError(f"--exits {options.method}: exits are trained with fine-tuned picks, and "
                         "train.finetune_epochs=0: leave one of them out")
-    with loop.seeded(scene.seed):
+    with randomness.seeded(scene.seed):
         net = build(scene.layout, _with_all(scene, some))
     least = _phases(scene, net)
     if options.epochs is not None and options.epochs < least:
@@ -77,7 +77,7 @@ def refuse(scene: Scene) -> None:
 def _phases(scene: Scene, net: Network) -> int:
     """Of the method around a network with all exits. Raises UserError for settings that it refuses."""
     options = scene.config.exits
-    with loop.seeded(scene.seed):  # what it begins with is not kept, and nothing else is to begin otherwise
+    with randomness.seeded(scene.seed):  # what it begins with is not kept, and nothing else is to begin otherwise
         return make(options.method, net, **options.settings).phases()
 
 
@@ -139,9 +139,9 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
         return None
     least = _phases(scene, net)
     learned = replace(recipe, epochs=options.epochs if options.epochs is not None else max(least, recipe.epochs))
-    method = train(arch.id, loop.placed(net, scene.device), data, learned, scene.run, name, scene.seed, scene.device,
-                   progress, method=options.method, settings=options.settings)
-    views = list(loop.views(data.select, scene.config.train.augment or data.augment, scene.seed))
+    method = train(arch.id, placement.placed(net, scene.device), data, learned, scene.run, name, scene.seed,
+                   scene.device, progress, method=options.method, settings=options.settings)
+    views = list(evaluation.views(data.select, scene.config.train.augment or data.augment, scene.seed))
     trained = Trained.of(method, data, scene.device, options.confidence, views)
     pieces = {target: choice.pieces(plan(scene.layout, full), costs.ms_many, known_exit_ms(costs))
               for target, costs in scene.costs.items()}
@@ -169,7 +169,7 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
     worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
     return {"id": own.id, "of": arch.id, "arch": own.to_json(), "fine_tuned": True,
             "select_accuracy": served.crossed.accuracy,
-            "select_accuracy_se": loop.standard_error(served.crossed.accuracy, len(data.select)),
+            "select_accuracy_se": evaluation.standard_error(served.crossed.accuracy, len(data.select)),
             "accuracy": served.test.accuracy,
             "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": one_or_all(mean),
             "worst_ms": one_or_all(worst), **times, **({"over_budget": excess} if excess else {}), **noted(scene),

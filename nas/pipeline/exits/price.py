@@ -25,7 +25,7 @@ from nas.pipeline.exits.serve import exit_runs, timed_here
 from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.subnet import build
-from nas.train import loop
+from nas.train import randomness
 
 NETWORKS = 3  # random ones, with all their exits
 IMAGES = 16  # random, one after another
@@ -68,7 +68,7 @@ def _time_asking(at: Layout, table: LatencyTable, device: Device, number: int, a
                  beyond: list[float]) -> None:
     """Adds, for each exit of a random network, how many exits are asked there and the ms beyond the sum of its rows."""
     arch = replace(sampling.sample(at, random.Random(f"exits {number}")), exits=tuple(e.slot for e in at.exits))
-    with loop.seeded("exit_ms", number):
+    with randomness.seeded("exit_ms", number):
         net = MultiExit(build(at, arch), Additive(0.5)).eval()
     count = len(at.exits)
     prefix = choice.pieces(plan(at, arch), table.ms_many).prefix_ms(range(count))

@@ -28,8 +28,8 @@ from nas.latency.timing import Run as Timed
 from nas.lower.verify import MAX_RELATIVE, Disagreement
 from nas.report import exits as figures
 from nas.train.data import Data, Split, normalise
+from nas.train.evaluation import standard_error
 from nas.train.exits import record
-from nas.train.loop import standard_error
 
 THRESHOLDS, CLASSES, CARD = "thresholds.json", "classes.txt", "card.json"
 PICTURES = {"curve.png": figures.draw_curve, "shares.png": figures.draw_shares, "first-and-last.png":

@@ -20,7 +20,7 @@ from nas.progress import Progress, Task
 from nas.run import checkpoint
 from nas.run.directory import Run
 from nas.subnet import Subnet, build
-from nas.train import loop
+from nas.train import evaluation, randomness
 from nas.train.data import Data
 from nas.train.exits import ExitTraining, recalibrate
 from nas.train.finetune import Recipe
@@ -30,7 +30,7 @@ WEIGHTS, CHECKPOINT = "exits.safetensors", "exits.pt"
 
 def with_exits(at: Layout, arch: Arch, plain: Subnet, seed: int) -> Subnet:
     """A trained network of the layout with ``arch.exits`` added, which are untrained yet."""
-    with loop.seeded(seed, arch.id, "exits"):
+    with randomness.seeded(seed, arch.id, "exits"):
         net = build(at, arch)
     own = net.state_dict()
     net.load_state_dict({**own, **plain.state_dict()})
@@ -43,7 +43,7 @@ def train(name: str, net: Network, data: Data, recipe: Recipe, run: Run, place: 
 
     Raises UserError for a file that is broken, and for fewer epochs than the method has phases.
     """
-    with loop.seeded(seed, name, "method"):
+    with randomness.seeded(seed, name, "method"):
         made = make(method, net, **{"label_smoothing": recipe.label_smoothing, **(settings or {})})
     if recipe.epochs < made.phases():
         raise UserError(f"{method} trains in {made.phases()} phases, each an epoch at least; {recipe.epochs} are "
@@ -57,11 +57,11 @@ def train(name: str, net: Network, data: Data, recipe: Recipe, run: Run, place: 
     with progress.task(f"exits of {name}", recipe.epochs, training.done) as task:
         while not training.finished:
             began = time.monotonic()
-            with loop.seeded(seed, name, training.done):
+            with randomness.seeded(seed, name, training.done):
                 record = training.epoch(partial(_reach, task, training.done))
             run.log("exits", id=name, **record, seconds=round(time.monotonic() - began, 3))
             checkpoint.save(run, place + CHECKPOINT, training.state())
-    recalibrate(made, loop.calibration_images(data, 2000, 128, device, seed))
+    recalibrate(made, evaluation.calibration_images(data, 2000, 128, device, seed))
     weights = {key: value.contiguous().cpu() for key, value in made.net.state_dict().items()}
     run.write(place + WEIGHTS, lambda file: file.write(safetensors.torch.save(weights)))
     run.file(place + CHECKPOINT).unlink(missing_ok=True)

@@ -1,24 +1,18 @@
-"""What every training loop shares: seeds from names, one-cycle learning rate, optimizer, judging, BN recomputation."""
+"""Loss and accuracy of networks on held-out images, and their batch norms beforehand."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.errors import UserError
-from nas.ops.layers import Dropout
 from nas.train.augment import augmented
 from nas.train.data import Data, Split, eval_batches, normalise
-
-RAMP = 0.1  # share of a schedule in which the learning rate rises
+from nas.train.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -42,71 +36,6 @@ class Judged:
 def standard_error(accuracy: float, n: int) -> float:
     """Of an accuracy on ``n`` images (binomial); views of them are no further images."""
     return math.sqrt(accuracy * (1 - accuracy) / n)
-
-
-def seed_of(*names: object) -> int:
-    """A 63-bit seed from names: randomness without a state to store, so that a continued run draws the same."""
-    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def generator(*names: object, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed_of(*names))
-
-
-@contextmanager
-def seeded(*names: object) -> Iterator[None]:
-    """PyTorch's own randomness (initial weights, dropout) from names, restored afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(*names))
-        yield
-
-
-@contextmanager
-def drawing_from(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Dropout of ``model`` from its own generator: what trains beside it does not change what it draws."""
-    layers = [module for module in model.modules() if isinstance(module, Dropout)]
-    for layer in layers:
-        layer.generator = generator
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.generator = None
-
-
-def one_cycle(progress: float, peak: float) -> float:
-    """Learning rate at ``progress`` in [0, 1]: a linear ramp, then a cosine to zero."""
-    if progress < RAMP:
-        return peak * (0.05 + 0.95 * progress / RAMP)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - RAMP) / (1 - RAMP))))
-
-
-def optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW without decay on biases and batch norms."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    groups = [{"params": [p for _, p in named if p.dim() > 1], "weight_decay": weight_decay},
-              {"params": [p for _, p in named if p.dim() <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=all(p.is_floating_point() for _, p in named))
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Optimizer state by parameter name, so that it survives pruning and a new order of parameters."""
-    return {name: dict(optimizer.state[p]) for name, p in module.named_parameters() if p in optimizer.state}
-
-
-def load_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes over what is there for the parameters that are left. Raises ValueError for moments of another shape."""
-    for name, p in module.named_parameters():
-        if name in state:
-            if any(isinstance(v, Tensor) and v.dim() and v.shape != p.shape for v in state[name].values()):
-                raise ValueError(f"optimizer state of {name} is of another shape")
-            optimizer.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v for k, v in state[name].items()}
 
 
 def recalibrate(model: nn.Module, images: Iterable[Tensor], part: nn.Module | None = None) -> None:
@@ -174,18 +103,3 @@ def part_of(split: Split, count: int, *names: object) -> Split:
     """A fixed random part of a split (all of it if it is smaller)."""
     chosen = torch.randperm(len(split), generator=generator(*names))[:count]
     return Split(split.images[chosen], split.labels[chosen])
-
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def placed(module: M, device: torch.device) -> M:
-    """On the device and in channels_last, which doubles the speed of depthwise convolutions on a CPU."""
-    return module.to(device).to(memory_format=torch.channels_last)
-
-
-def device_of(train_on: str) -> torch.device:
-    """``auto`` is CUDA where there is one. Raises UserError for ``cuda`` where there is none."""
-    if train_on == "cuda" and not torch.cuda.is_available():
-        raise UserError("--train-on cuda: PyTorch sees no GPU here; use --train-on cpu")
-    return torch.device("cuda" if train_on != "cpu" and torch.cuda.is_available() else "cpu")
