@@ -33,13 +33,14 @@ import torch
 import torchvision  # noqa: F401  all that a search loads is loaded once, before any fork
 import yaml
 
+import nas.cli.progress
 import nas.pipeline.evaluate
 import nas.pipeline.search
-import nas.progress
 from nas import cli, results
 from nas.latency import bench, profile
 from nas.latency.table import LatencyTable
 from nas.pipeline import supernet
+from nas.progress import Task
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from tiny_search import SHORT
@@ -63,13 +64,13 @@ class End(NamedTuple):
     stage: str
 
 
-class Told(nas.progress.Progress):
+class Told(nas.cli.progress.TerminalProgress):
     """Also writes the name of the task at hand where the parent reads it."""
 
     place: mmap.mmap
 
     @contextlib.contextmanager
-    def task(self, name: str, total: float, done: float = 0) -> Iterator[nas.progress.Task]:
+    def task(self, name: str, total: float, done: float = 0) -> Iterator[Task]:
         told = " ".join(name.split()[:2 if name.startswith("supernet") else 1])
         self.place[:32] = told.encode().ljust(32)
         with super().task(name, total, done) as task:
@@ -167,7 +168,7 @@ def run(words: list[str], folder: Path, options: argparse.Namespace) -> int:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    nas.progress.Progress = Told  # type: ignore[misc]
+    nas.cli.progress.TerminalProgress = Told  # type: ignore[misc]
     supernet.CHECKPOINT_EVERY_S = options.checkpoint_s
     profile.FITTED_ON, profile.HELD_OUT = 3, 4
     setattr(profile, "CHUNK", 4)  # noqa: B010 - it is imported there

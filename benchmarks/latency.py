@@ -26,6 +26,7 @@ import torchvision
 from scipy.stats import kendalltau
 
 from nas import sampling
+from nas.cli.progress import TerminalProgress
 from nas.files import resolve
 from nas.latency.costs import known, load
 from nas.latency.devices.onnxruntime import Cpu
@@ -35,7 +36,6 @@ from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady
 from nas.ops import build
 from nas.plan import Layout, OpKey, Task, candidates, layout, macs, plan
-from nas.progress import Progress
 from nas.space import Space
 
 FITTED_ON = 30  # networks that the line through MACs is fitted on
@@ -71,7 +71,7 @@ def _laid_out(options: argparse.Namespace) -> Layout:
 def _cpu(options: argparse.Namespace) -> None:
     plan_, device = _laid_out(options), Cpu(options.threads, precision=options.precision)
     start = time.monotonic()
-    done = profile(plan_, options.table, device=device, progress=Progress())
+    done = profile(plan_, options.table, device=device, progress=TerminalProgress())
     seconds = time.monotonic() - start
     table = LatencyTable.load(options.table)
     print(f"{options.space} at {options.size}, {options.precision}, {options.threads} threads, "

@@ -33,7 +33,7 @@ from nas.pipeline.budgets import Bounds
 from nas.pipeline.finetune import load_weights
 from nas.pipeline.inputs import recorded_scene
 from nas.pipeline.npu_memory import Memory
-from nas.progress import Progress
+from nas.progress import Lines, Progress
 from nas.run.directory import Run
 from nas.run.images import Images
 from nas.run.settings import searched, settings_of
@@ -121,7 +121,7 @@ def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | No
     if Run.fresh(path):
         pipeline.refuse(resolved)  # before a directory is made
     with Run.begun(path, resolved.to_json(), PLACES) as here:
-        return _front(path, pipeline.search(resolved, here, progress or Progress()))
+        return _front(path, pipeline.search(resolved, here, progress or Lines()))
 
 
 def front(run: Path | str) -> Front:
@@ -144,7 +144,7 @@ def select(run: Path | str, target: str | Sequence[str] = (), budget_ms: Sequenc
     here = Run.existing(run)
     targets = [target] if isinstance(target, str) else list(target)
     with here.lock():
-        found = pipeline.select(here, targets or list(searched(here).target), budget_ms, progress or Progress(),
+        found = pipeline.select(here, targets or list(searched(here).target), budget_ms, progress or Lines(),
                                 fine_tune, Memory(sram_kb, flash_kb),
                                 Bounds.of(max_params, max_macs, dict(together or {})), points,
                                 images=_images(data, data_dir))
@@ -162,7 +162,7 @@ def export(run: Path | str, arch: str | None = None, budget_ms: float | None = N
         raise UserError(f"format {format}: known are {', '.join(pipeline.FORMATS)}")
     here = Run.existing(run)
     with here.lock():
-        done = pipeline.export(here, arch, budget_ms, Path(out) if out else None, progress or Progress(), format,
+        done = pipeline.export(here, arch, budget_ms, Path(out) if out else None, progress or Lines(), format,
                                _images(data, data_dir))
     return [Path(file.get("onnx") or file["tflite"]) for file in done["files"]]
 

@@ -1,46 +1,85 @@
-"""Progress on stderr with the time left: a live bar in a terminal, a plain line every few seconds elsewhere."""
+"""Progress: what long work tells about itself while it runs, silent or as plain lines with the time left."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
-import rich.progress as bars
-from rich.console import Console
-
-from nas.text import duration as duration
-from nas.text import printable
+from nas.text import duration, printable
 
 EVERY_S = 5.0  # between two plain lines of a task
 GROWING = 0.25  # of what a task has taken so far: hours of work are some dozens of lines
 
 
-class Task:
-    """One piece of work: ``done`` of ``total`` steps, and the latest figures."""
+class Task(Protocol):
+    """Takes in how far one piece of work is."""
 
-    def __init__(self, name: str, total: float, done: float, show: Callable[[Task], None],
+    done: float
+
+    def advance(self, n: float = 1, *, known: bool = False, **figures: object) -> None:
+        """``n`` more steps are done; figures stand until they are given anew.
+
+        Steps that were ``known``, from an earlier call, say nothing about the speed.
+        """
+
+    def reach(self, done: float, total: float, **figures: object) -> None:
+        """For work that says how far it is, and only then how much there is."""
+
+
+class Progress(Protocol):
+    """Takes in the tasks of long work, which may nest, and notes."""
+
+    def task(self, name: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Task]:
+        """``with progress.task("profile", rows) as task: task.advance(1, ms=0.3)``; ``done`` by an earlier call."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Takes one line that stays."""
+
+
+class Count:
+    """Counts the steps of a task and shows nothing."""
+
+    def __init__(self, done: float = 0) -> None:
+        self.done = done
+
+    def advance(self, n: float = 1, *, known: bool = False, **figures: object) -> None:
+        self.done += n
+
+    def reach(self, done: float, total: float, **figures: object) -> None:
+        self.done = done
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def task(self, name: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Task]:
+        return contextlib.nullcontext(Count(done))
+
+    def note(self, text: str) -> None:
+        pass
+
+
+class TimedTask:
+    """Knows ``done`` of ``total`` steps, the latest figures and the time left; calls ``show`` at each step."""
+
+    def __init__(self, name: str, total: float, done: float, show: Callable[[TimedTask], None],
                  clock: Callable[[], float]) -> None:
         self.name, self.total, self.done = name, total, done
         self.figures: dict[str, object] = {}
         self._show, self._clock = show, clock
         self._began, self._before = clock(), done  # what an earlier call did says nothing about the speed
 
-    def advance(self, n: float = 1, known: bool = False, **figures: object) -> None:
-        """``n`` more steps are done; figures stand until they are given anew.
-
-        Steps that were ``known``, from an earlier call, say nothing about the speed.
-        """
+    def advance(self, n: float = 1, *, known: bool = False, **figures: object) -> None:
         self.done += n
         self._before += n if known else 0
         self.figures |= figures
         self._show(self)
 
     def reach(self, done: float, total: float, **figures: object) -> None:
-        """For work that says how far it is, and only then how much there is."""
         self.total, self.done = total, done
         self.figures |= figures
         self._show(self)
@@ -59,34 +98,27 @@ class Task:
         return ", ".join([*parts, f"{duration(left)} left"] if left is not None and self.done < self.total else parts)
 
 
-class Progress:
-    """Shows tasks, which may nest, and notes. Nothing goes to stdout."""
+def to_stderr(line: str) -> None:
+    """Writes a line to stderr; a reader who is gone stops no work."""
+    with contextlib.suppress(BrokenPipeError):
+        print(printable(line, sys.stderr.encoding), file=sys.stderr, flush=True)
 
-    def __init__(self, console: Console | None = None, every_s: float = EVERY_S,
+
+class Lines:
+    """Writes a plain line every few seconds, and each note; to stderr unless told otherwise, never to stdout."""
+
+    def __init__(self, write: Callable[[str], None] = to_stderr, every_s: float = EVERY_S,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or _Stderr(stderr=True)
-        self._every_s, self._clock = every_s, clock
-        self._live: bars.Progress | None = None
-
-    @contextlib.contextmanager
-    def task(self, name: str, total: float, done: float = 0) -> Iterator[Task]:
-        """``with progress.task("profile", rows) as task: task.advance(1, ms=0.3)``; ``done`` by an earlier call."""
-        shown = self._bar if self._console.is_terminal else self._lines
-        with shown(name, total, done) as task:
-            yield task
+        self._write, self._every_s, self._clock = write, every_s, clock
 
     def note(self, text: str) -> None:
-        """One line that stays."""
-        self._console.print(self._shown(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-    def _shown(self, text: str) -> str:
-        return printable(text, self._console.encoding)
+        self._write(text)
 
     @contextlib.contextmanager
-    def _lines(self, name: str, total: float, done: float) -> Iterator[Task]:
+    def task(self, name: str, total: float, done: float = 0) -> Iterator[TimedTask]:
         began = last = self._clock()
 
-        def show(task: Task) -> None:
+        def show(task: TimedTask) -> None:
             nonlocal last
             if task.total and task.done >= task.total:  # the last line says it
                 return
@@ -94,52 +126,10 @@ class Progress:
                 last = self._clock()
                 self.note(f"{name}: {task.text()}")
 
-        task = Task(name, total, done, show, self._clock)
+        task = TimedTask(name, total, done, show, self._clock)
         yield task
         took = f"took {duration(self._clock() - began)}"
         self.note(f"{name}: {', '.join(filter(None, (task.text(), took)))}")
-
-    @contextlib.contextmanager
-    def _bar(self, name: str, total: float, done: float) -> Iterator[Task]:
-        with self._display() as live:
-            bar = live.add_task(self._shown(name), total=total, completed=int(done), text="")
-
-            def show(task: Task) -> None:
-                live.update(bar, completed=task.done, total=task.total, text=self._shown(task.text()))
-
-            yield Task(name, total, done, show, self._clock)
-            live.remove_task(bar)
-
-    @contextlib.contextmanager
-    def _display(self) -> Iterator[bars.Progress]:
-        if self._live is not None:  # a task inside a task
-            yield self._live
-            return
-        spinner = bars.SpinnerColumn("dots" if self._console.encoding.startswith("utf") else "line")
-        columns = (spinner, bars.TextColumn("{task.description}", markup=False), bars.BarColumn(),
-                   bars.TextColumn("{task.fields[text]}", markup=False))
-        with bars.Progress(*columns, console=self._console, transient=True) as self._live:
-            try:
-                yield self._live
-            finally:
-                self._live = None
-
-
-class _Stderr(Console):
-    """Goes quiet when nobody reads it any more; the work goes on."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stderr.fileno())
-        os.close(null)
-
-
-class NoProgress(Progress):
-    """Shows nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(Console(file=io.StringIO(), quiet=True), clock=time.monotonic)
 
 
 def _figure(value: object) -> str:

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def search(folder: Path) -> api.Front:
     return api.search(SETTINGS, space=str(folder / "tiny.yaml"), target="gpu-v100", size=16, limit=160, threads=1,
-                      run=folder / "run", progress=Quiet())  # type: ignore[arg-type]
+                      run=folder / "run", progress=Quiet())
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,11 @@ def test_a_pick_within_a_budget(found: api.Front) -> None:
 
 
 def test_select_and_export(found: api.Front, folder: Path) -> None:
-    other = api.select(folder / "run", "gpu-v100-b32", progress=Quiet())  # type: ignore[arg-type]
+    other = api.select(folder / "run", "gpu-v100-b32", progress=Quiet())
     assert other.targets == ("gpu-v100-b32",) and not other.front[0].fine_tuned
     assert other.front[0].network()(torch.randn(2, 3, 16, 16)).shape == (2, 10)
     (file,) = api.export(folder / "run", found.front[0].id, out=folder / "out",
-                         progress=Quiet())  # type: ignore[arg-type]
+                         progress=Quiet())
     assert file == folder / "out" / f"{found.front[0].id}.onnx" and file.is_file()
 
 
@@ -86,13 +86,13 @@ def test_space_and_costs(folder: Path) -> None:
 def test_a_refused_search_leaves_no_directory(folder: Path) -> None:
     with pytest.raises(UserError, match=r"(?i)budget"):
         api.search(SETTINGS, space=str(folder / "tiny.yaml"), target="gpu-v100", size=16, limit=160, threads=1,
-                   budget_ms=[1e-6], run=folder / "refused", progress=Quiet())  # type: ignore[arg-type]
+                   budget_ms=[1e-6], run=folder / "refused", progress=Quiet())
     assert not (folder / "refused").exists()
 
 
 def test_a_pick_with_exits(folder: Path) -> None:
     found = api.search(SETTINGS, space=str(folder / "tiny.yaml"), target="gpu-v100", size=16, limit=160, threads=1,
-                       exits="joint", run=folder / "exits", progress=Quiet())  # type: ignore[arg-type]
+                       exits="joint", run=folder / "exits", progress=Quiet())
     picks = [pick for pick in (*found.front, *found.dominated) if pick.exits]
     assert picks and all(pick.onnx.is_file() and pick.arch.exits == pick.exits for pick in picks)
     with pytest.raises(UserError, match=r"has early exits; nas\.exits\.Runtime"):
@@ -101,4 +101,4 @@ def test_a_pick_with_exits(folder: Path) -> None:
 
 def test_an_unknown_format_is_named(found: api.Front, folder: Path) -> None:
     with pytest.raises(UserError, match="format png: known are onnx"):
-        api.export(folder / "run", format="png", progress=Quiet())  # type: ignore[arg-type]
+        api.export(folder / "run", format="png", progress=Quiet())

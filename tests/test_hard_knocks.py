@@ -149,9 +149,9 @@ def test_a_finished_run_is_all_there_where_its_space_and_images_are_not(
     space_file.unlink()
     try:
         run, card = Run.existing(path), finished[1]["front"][-1]
-        (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]  # type: ignore[arg-type]
+        (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]
         assert file["predicted_ms"] == card["ms"] and file["relative_diff"] < 1e-4
-        chosen = pipeline.select(run, ["gpu-v100"], [card["ms"]], Quiet())  # type: ignore[arg-type]
+        chosen = pipeline.select(run, ["gpu-v100"], [card["ms"]], Quiet())
         assert chosen["front"] and all(one["ms"] <= card["ms"] for one in chosen["front"])
         told = story(run)
         assert str(finished[0].parent) not in page(told).replace(str(space_file), "") and not told["notes"]

@@ -1,14 +1,20 @@
-"""Progress: plain lines with the time left, a bar in a terminal; never on stdout."""
+"""Progress: nothing, plain lines with the time left, or a bar in a terminal; never on stdout."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import os
+import re
+import sys
 
 import pytest
 from rich.console import Console
 
-from nas.progress import Progress, duration
+from nas.cli.progress import TerminalProgress
+from nas.progress import Lines, NoProgress, Progress
+from nas.text import duration
 
 
 class Clock:
@@ -20,9 +26,9 @@ class Clock:
         return self.now
 
 
-def plain(clock: Clock) -> tuple[Progress, io.StringIO]:
+def plain(clock: Clock) -> tuple[TerminalProgress, io.StringIO]:
     text = io.StringIO()
-    return Progress(Console(file=text, width=60), every_s=5, clock=clock), text
+    return TerminalProgress(Console(file=text, width=60), every_s=5, clock=clock), text
 
 
 def test_a_line_every_few_seconds_with_the_time_left() -> None:
@@ -101,7 +107,7 @@ def test_how_much_there_is_may_turn_out_later_or_never() -> None:
 
 def test_a_bar_in_a_terminal_and_tasks_that_nest() -> None:
     text = io.StringIO()
-    progress = Progress(Console(file=text, force_terminal=True, width=80))
+    progress = TerminalProgress(Console(file=text, force_terminal=True, width=80))
     with progress.task("outer", 2) as outer:
         with progress.task("inner", 1) as inner:
             inner.advance()
@@ -114,7 +120,7 @@ def test_a_bar_in_a_terminal_and_tasks_that_nest() -> None:
 
 
 def test_nothing_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress().task("work", 1) as task:
+    with TerminalProgress().task("work", 1) as task:
         task.advance()
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("work: 1/1")
@@ -123,3 +129,31 @@ def test_nothing_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (7500, "2 h 05 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def work(progress: Progress) -> float:
+    with progress.task("rows", 0, done=1) as task:
+        task.advance(2, known=True, ms=0.5)
+        task.reach(7, 9)
+        progress.note("a note")
+        return task.done
+
+
+def test_no_progress_counts_and_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert work(NoProgress()) == 7 and capfd.readouterr() == ("", "")
+
+
+def test_a_library_writes_plain_lines_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    assert work(Lines()) == 7
+    out, err = capfd.readouterr()
+    assert out == "" and re.fullmatch(r"a note\nrows: 7/9, ms 0\.5, .*took 0 s\n", err)
+
+
+def test_a_reader_of_the_lines_who_is_gone_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as nobody:
+        monkeypatch.setattr(sys, "stderr", nobody)
+        assert work(Lines()) == 7
+        with contextlib.suppress(BrokenPipeError):
+            nobody.close()

@@ -18,8 +18,8 @@ from rich.console import Console
 from nas import text
 from nas.cli import render
 from nas.cli.output import one_line
+from nas.cli.progress import TerminalProgress
 from nas.errors import UserError
-from nas.progress import Progress
 from nas.report.comparison import draw_comparison
 from nas.report.drawing import drawing, label
 from nas.report.figures import draw_front
@@ -84,13 +84,13 @@ def capsys_free() -> Any:
 @example("[/b]")
 def test_progress_shows_names_as_they_are(name: str) -> None:
     plain, bar = io.StringIO(), io.StringIO()
-    progress = Progress(Console(file=plain, width=1000), every_s=0)
+    progress = TerminalProgress(Console(file=plain, width=1000), every_s=0)
     progress.note(name)
     with progress.task(name, 1) as task:
         task.advance(1, figure=name)
     lines = plain.getvalue().split("\n")
     assert lines[0] == text.printable(name) and all(map(visible, lines)) and len(lines) == 3
-    with Progress(Console(file=bar, force_terminal=True, width=1000)).task(name, 2) as task:
+    with TerminalProgress(Console(file=bar, force_terminal=True, width=1000)).task(name, 2) as task:
         task.advance(1, figure=name)
     drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", bar.getvalue())
     assert text.printable(name).strip() in drawn

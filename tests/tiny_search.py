@@ -7,6 +7,7 @@ from typing import Any
 
 from nas.config.search import Config, resolve
 from nas.pipeline import search as pipeline
+from nas.progress import NoProgress, Progress
 from nas.run.directory import Run
 
 SHORT = ["train.warmup_epochs=1", "train.search_epochs=2", "train.settle_epochs=1", "train.finetune_epochs=2",
@@ -14,10 +15,13 @@ SHORT = ["train.warmup_epochs=1", "train.search_epochs=2", "train.settle_epochs=
 
 
 class Quiet:
-    """A progress that shows nothing; ``stop_at`` raises KeyboardInterrupt at that step, as Ctrl-C would."""
+    """A progress, and each of its tasks, that keeps the notes and shows nothing.
+
+    At step ``stop_at`` it raises KeyboardInterrupt, as Ctrl-C would.
+    """
 
     def __init__(self, stop_at: int | None = None) -> None:
-        self.steps, self.stop_at, self.notes = 0, stop_at, list[str]()
+        self.done, self.steps, self.stop_at, self.notes = 0.0, 0, stop_at, list[str]()
 
     @contextmanager
     def task(self, name: str, total: float, done: float = 0) -> Iterator["Quiet"]:
@@ -43,11 +47,10 @@ def config_of(space_file: Path, *more: str, target: str = "gpu-v100") -> Config:
     return resolve(None, [*(text for text in SHORT if text.partition("=")[0] not in given), *more], flags)
 
 
-def searched(config: Config, path: Path, progress: Any = None) -> dict[str, Any]:
-    shown: Any = progress or Quiet()
+def searched(config: Config, path: Path, progress: Progress | None = None) -> dict[str, Any]:
     run = Run.open(path, config.to_json())
     with run.lock():
-        return pipeline.search(config, run, shown)
+        return pipeline.search(config, run, progress or NoProgress())
 
 
 def comparable(result: dict[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
+from nas.cli.progress import TerminalProgress
 from nas.errors import UserError
 from nas.files import write_json
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.timing import interleaved
-from nas.progress import Progress
 from nas.results import keep, nas, standing, told
 from nas.run.directory import Run
 
@@ -135,7 +135,7 @@ def main() -> None:
         left = [(one, seed) for seed in range(options.first_seed, options.seeds) for one in networks
                 if (one.name, seed) not in stand]
         options.work.mkdir(parents=True, exist_ok=True)
-        with Progress().task("networks", len(left)) as task:
+        with TerminalProgress().task("networks", len(left)) as task:
             for network, seed in left:
                 line = trained(network, seed, options) | {"settings": settings}
                 lines = [*standing(options.out, settings), line]  # read again: another call may train others

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from nas import sampling
+from nas.cli.progress import TerminalProgress
 from nas.errors import UserError
 from nas.exits import policy
 from nas.exits.methods import methods
@@ -163,7 +164,7 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     for seed in range(options.seeds):
         for name in asked:
             if (name, seed) not in done:
-                lines.append({"method": name, "seed": seed, **bench.part(name, seed, Progress()),
+                lines.append({"method": name, "seed": seed, **bench.part(name, seed, TerminalProgress()),
                               "mmacs": bench.mmacs.round(4).tolist(), "arch": bench.arch.to_json(),
                               "settings": settings, "where": bench.where()})
                 keep(options.out, lines)

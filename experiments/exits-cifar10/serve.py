@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from run import CPU, HERE, PLAIN, Bench, arguments, asked_of, settings_of
 
+from nas.cli.progress import TerminalProgress
 from nas.exits import choice
 from nas.exits.methods import methods
 from nas.latency.table import LatencyTable
@@ -28,7 +29,6 @@ from nas.pipeline.exits.price import known_exit_ms
 from nas.pipeline.exits.serve import Trained, Wishes, chosen, named, write
 from nas.pipeline.exits.train import train
 from nas.plan import plan
-from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run.directory import Run
 from nas.subnet import build
@@ -53,7 +53,7 @@ def held_out(options: argparse.Namespace, data: Data) -> Split:
 
 def served(bench: Bench, table: LatencyTable, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Exports and measures; returns the line."""
-    work, place, progress = Run(options.work), f"{method}-{seed}/", Progress()
+    work, place, progress = Run(options.work), f"{method}-{seed}/", TerminalProgress()
     data = replace(bench.data, select=held_out(options, bench.data))
     # refused, if at all, before training
     pieces, nets = choice.pieces(plan(bench.at, bench.arch), table.ms_many, known_exit_ms(table)), []

@@ -28,13 +28,13 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
+from nas.cli.progress import TerminalProgress
 from nas.config.search import JUDGED_ON
 from nas.errors import UserError
 from nas.pipeline.inputs import Scene, problem
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import macs, params, plan
-from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run.directory import Run
 from nas.run.settings import searched
@@ -111,7 +111,7 @@ def supernet(run_dir: Path, data_dir: str | None) -> tuple[Scene, SupernetTraini
     """Of a finished search, with its images in ``data_dir``. Raises UserError for a run that is not that far."""
     run = Run.existing(run_dir)
     config = searched(run)
-    found = finished(run, config.model_copy(update={"data_dir": data_dir or config.data_dir}), Progress())
+    found = finished(run, config.model_copy(update={"data_dir": data_dir or config.data_dir}), TerminalProgress())
     torch.set_num_threads(1)
     return found
 
@@ -194,7 +194,7 @@ def measure(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     for worker in range(options.workers):
         cores.put(own[worker % len(own)])
     pool = ProcessPoolExecutor(options.workers, context, _begin, (cores, options.run, options.data_dir, settings))
-    with pool, Progress().task("networks", len(done) + len(left), len(done)) as task:
+    with pool, TerminalProgress().task("networks", len(done) + len(left), len(done)) as task:
         try:
             for future in as_completed([pool.submit(_measure, part) for part in reversed(left)]):
                 done.append(future.result())
@@ -211,7 +211,7 @@ def judge_again(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     done, bench = standing(options.out, settings), Bench(options.run, options.data_dir, settings)
     texts = options.alone.read_text().splitlines()
     left = [line for line in map(json.loads, texts) if line["id"] not in {one["id"] for one in done}]
-    with Progress().task("networks", len(done) + len(left), len(done)) as task:
+    with TerminalProgress().task("networks", len(done) + len(left), len(done)) as task:
         for line in left[:options.parts]:
             done.append(line | bench.inherited(Arch.from_json(line["arch"])) | {"settings": settings})
             keep(options.out, done)

@@ -23,8 +23,8 @@ from rivals import POPULATIONS, Oracle, SpentError, ofa_evolution, optuna_nsga2,
 from stored import HERE, JUDGED, PROBLEM, Array, Judged, Pick, Stored, judged, picks
 
 from nas.arch import Arch
+from nas.cli.progress import TerminalProgress
 from nas.files import nearest
-from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.select import SELECTORS
 from nas.select.pareto import Point, front, hypervolume
@@ -136,7 +136,7 @@ def replay(options: argparse.Namespace) -> None:
     done = {(line["method"], line["seed"]) for line in lines}
     left = [(method, seed) for method in options.methods for seed in range(options.seeds)
             if (method, seed) not in done]
-    with Progress().task("searches", len(lines) + len(left), len(lines)) as task:
+    with TerminalProgress().task("searches", len(lines) + len(left), len(lines)) as task:
         for method, seed in left:
             lines.append(measure(bench, method, seed) | {"settings": settings})
             keep(options.out, lines)

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from nas import sampling
 from nas.arch import SKIP, Arch
+from nas.cli.progress import TerminalProgress
 from nas.config.search import JUDGED_ON
 from nas.errors import UserError
 from nas.files import write_text
@@ -33,7 +34,6 @@ from nas.pipeline.inputs import Scene, problem
 from nas.pipeline.selection import CALIBRATED_ON, gate_scores
 from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import OpKey, Slot, macs, params
-from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run.directory import Run
 from nas.run.settings import searched
@@ -54,7 +54,7 @@ def supernet(run_dir: Path, data_dir: str | None) -> tuple[Scene, SupernetTraini
     """Of a finished search, with its images in ``data_dir``. Raises UserError for a run that is not that far."""
     run = Run.existing(run_dir)
     config = searched(run)
-    found = finished(run, config.model_copy(update={"data_dir": data_dir or config.data_dir}), Progress())
+    found = finished(run, config.model_copy(update={"data_dir": data_dir or config.data_dir}), TerminalProgress())
     torch.set_num_threads(1)
     return found
 
@@ -245,7 +245,7 @@ def measure(options: argparse.Namespace) -> None:
         *((FULL, name, lambda name: on_full(scene, training, stored, name)) for name in names)]
     left = [one for one in todo if one[0].stem in options.only
             and one[1] not in {line["part"] for line in lines[one[0]]}]
-    with Progress().task("parts", len(left)) as task:
+    with TerminalProgress().task("parts", len(left)) as task:
         for path, part, made in left[:options.parts]:
             lines[path].append(made(part) | {"settings": settings})
             keep(path, lines[path])

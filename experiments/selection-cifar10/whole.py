@@ -19,9 +19,9 @@ from rivals import Oracle, SpentError
 from run import halves, settings_of, stored_of, supernet
 from stored import HERE, Pick, Stored
 
+from nas.cli.progress import TerminalProgress
 from nas.pipeline.inputs import Scene
 from nas.pipeline.selection import CALIBRATED_ON
-from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Limits, Scores, budgets
@@ -99,7 +99,7 @@ def main() -> None:
         left = [(method, seed) for seed in range(options.seeds) for method in options.methods
                 if (method, seed) not in done]
         whole = Whole(stored_of(settings), *supernet(options.run, options.data_dir))
-        with Progress().task("searches", len(lines) + len(left), len(lines)) as task:
+        with TerminalProgress().task("searches", len(lines) + len(left), len(lines)) as task:
             for method, seed in left:
                 line = measure(whole, METHODS[method](whole), seed)
                 lines.append({"method": method, "seed": seed, **line, "settings": settings})

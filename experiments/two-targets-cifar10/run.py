@@ -20,10 +20,10 @@ from typing import Any
 
 from scipy.stats import ttest_rel
 
+from nas.cli.progress import TerminalProgress
 from nas.errors import UserError
 from nas.files import write_json
 from nas.latency import costs
-from nas.progress import Progress
 from nas.results import keep, nas, standing, told
 from nas.run.directory import Run
 from nas.run.settings import searched
@@ -108,7 +108,7 @@ def main() -> None:
         left = [(pruned, seed) for seed in range(options.seeds) for pruned in (ALONE, TOGETHER)
                 if (pruned, seed) not in stand]
         options.work.mkdir(parents=True, exist_ok=True)
-        with Progress().task("supernets", len(left)) as task:
+        with TerminalProgress().task("supernets", len(left)) as task:
             for pruned, seed in left:
                 lines.append(part(pruned, seed, options) | {"settings": settings})
                 keep(options.out, lines)

@@ -22,10 +22,10 @@ from scipy.stats import kendalltau
 
 from nas import sampling
 from nas.arch import Arch
+from nas.cli.progress import TerminalProgress
 from nas.decision import largest, prices, smallest
 from nas.latency import costs
 from nas.plan import Layout, Task, layout
-from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.space import Space
 from nas.subnet import Subnet, build
@@ -147,7 +147,7 @@ def main() -> None:
         lines = standing(options.out, settings)
         stand = {(line["way"], line["seed"]) for line in lines}
         left = [(way, seed) for seed in range(options.seeds) for way in WAYS if (way, seed) not in stand]
-        with Progress().task("parts", len(left)) as task:
+        with TerminalProgress().task("parts", len(left)) as task:
             for way, seed in left:
                 lines.append(part(way, seed, options) | {"settings": settings})
                 keep(options.out, lines)

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
+from nas.cli.progress import TerminalProgress
 from nas.config.search import JUDGED_ON, Config, resolve
 from nas.config.space import checked_space
 from nas.errors import UserError
@@ -37,7 +38,6 @@ from nas.latency.table import LatencyTable
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import Task, candidates, layout
-from nas.progress import Progress
 from nas.results import keep, standing, told
 from nas.run.directory import Run
 from nas.select.pareto import Point, hypervolume
@@ -291,7 +291,7 @@ def _take_over(ours: Path, path: Path, config: Config) -> None:
 
 def _inherited(run: Run, config: Config) -> dict[str, evaluation.Judged]:
     """Of every pick before its fine-tuning, on the test split; nothing was chosen by it."""
-    scene, training = finished(run, config, Progress())
+    scene, training = finished(run, config, TerminalProgress())
     archs = {Arch.from_json(pick["arch"]) for pick in run.read_json("picks.json")["budgets"]}
     return {arch.id: training.judge(arch, scene.data.test, CALIBRATED_ON) for arch in archs}
 
@@ -340,7 +340,7 @@ def measure(options: argparse.Namespace) -> None:
     bench.work.mkdir(parents=True, exist_ok=True)
     running: dict[Future[dict[str, Any]], Part] = {}
     with ThreadPoolExecutor(options.workers) as pool, \
-            Progress().task("parts", len(done) + len(waiting), len(done)) as task:
+            TerminalProgress().task("parts", len(done) + len(waiting), len(done)) as task:
         try:
             while waiting or running:
                 able = [part for part in waiting if bench.ready(part)][:options.workers - len(running)]

@@ -83,12 +83,12 @@ def run_files(ops: list[Path] | None) -> None:
 
 @contextlib.contextmanager
 def existing(path: Path) -> Iterator[tuple[Any, Any]]:
-    from nas.progress import Progress
+    from nas.cli.progress import TerminalProgress
     from nas.run.directory import Run
 
     run = Run.existing(path)
     with run.lock():
-        yield run, Progress()
+        yield run, TerminalProgress()
 
 
 def rows(values: Sequence[dict[str, Any]]) -> None:

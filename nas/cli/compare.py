@@ -44,9 +44,9 @@ def compare(
 
     def work() -> dict[str, Any]:
         run_files(ops)
+        from nas.cli.progress import TerminalProgress
         from nas.config.search import PLACES, Config, resolve
         from nas.pipeline import compare_spaces as comparison
-        from nas.progress import Progress
         from nas.run.directory import Run
 
         configs: list[Config] = [resolve(None, overrides or [], {**flags, "space": name}) for name in spaces]
@@ -55,7 +55,7 @@ def compare(
         if Run.fresh(path):
             comparison.check(configs)  # before a directory is made
         with Run.begun(path, settings, PLACES, worth=["budgets.json"]) as here:
-            return comparison.compare(configs, networks, here, Progress())
+            return comparison.compare(configs, networks, here, TerminalProgress())
 
     print_result(work, as_json, _show)
 

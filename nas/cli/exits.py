@@ -60,22 +60,22 @@ def exits(
     """Add early exits to a trained network. Only their heads learn, also from images without labels."""
 
     def places() -> dict[str, Any]:
+        from nas.cli.progress import TerminalProgress
         from nas.pipeline.exits import existing
         from nas.pipeline.exits import places as listing
-        from nas.progress import Progress
         from nas.run.directory import Run
 
         run_files(ops)
         if not Path(model).is_dir():
             return listing.of_file(model, weights, size, target, seed)
-        return listing.of_pick(existing.pick(Run.existing(model), arch, target, False, Progress()))
+        return listing.of_pick(existing.pick(Run.existing(model), arch, target, False, TerminalProgress()))
 
     def work() -> dict[str, Any]:
+        from nas.cli.progress import TerminalProgress
         from nas.exits.runtime import CONFIDENCES
         from nas.pipeline.exits import existing
         from nas.pipeline.exits.add import add, refuse
         from nas.pipeline.exits.serve import Wishes, checked
-        from nas.progress import Progress
         from nas.run.directory import Run
         from nas.run.images import Images
         from nas.train.labels import read_names
@@ -92,7 +92,7 @@ def exits(
         refuse(method)
         out_folder(out)
         wishes = checked(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
-        progress = Progress()
+        progress = TerminalProgress()
         of_run = Path(model).is_dir()
         settings: dict[str, Any] = {
             "model": "." if of_run and out is None else absolute(model) if Path(model).exists() else model,

@@ -25,12 +25,12 @@ def presets(
     """List known networks. Their parameters, MACs and predicted ms; each is a --space of one network."""
 
     def work() -> list[dict[str, Any]]:
+        from nas.cli.progress import TerminalProgress
         from nas.files import shipped
         from nas.latency.costs import load
         from nas.plan import Task
-        from nas.progress import Progress
 
-        costs, progress = {name: load(name) for name in target or []}, Progress()
+        costs, progress = {name: load(name) for name in target or []}, TerminalProgress()
         task, factor = Task(size, 3, classes), checked_width(width)
         presets = [_preset(name, factor, task, costs, progress) for name in shipped("search_spaces/presets", ".yaml")]
         for line in _lacking(presets, costs, size):

@@ -74,8 +74,8 @@ def search(
              "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms}
 
     def work() -> dict[str, Any]:
+        from nas.cli.progress import TerminalProgress
         from nas.config.search import PLACES, default_run_dir, resolve, spread
-        from nas.progress import Progress
         from nas.run.directory import Run
 
         run_files(ops)
@@ -88,7 +88,7 @@ def search(
         if Run.fresh(path):
             pipeline.refuse(settings)  # before a directory is made
         with Run.begun(path, settings.to_json(), PLACES) as here:
-            return pipeline.search(settings, here, Progress(), until)
+            return pipeline.search(settings, here, TerminalProgress(), until)
 
     print_result(work, as_json, _show_front if until is None else _show_stopped)
 
@@ -157,8 +157,8 @@ def judge(
 
     Batch norm statistics are recomputed for each. The same command continues what was stopped.
     """
+    from nas.cli.progress import TerminalProgress
     from nas.pipeline import search as pipeline
-    from nas.progress import Progress
     from nas.run.directory import Run
     from nas.run.images import Images
 
@@ -168,7 +168,8 @@ def judge(
         raise UserError("--json: a worker prints nothing: leave it out")
     run_files(ops)
     if storage is not None:
-        pipeline.judge(Run.existing(run), storage, Progress(), parent, Images(data, data_dir))  # no lock: it only reads
+        # no lock: it only reads
+        pipeline.judge(Run.existing(run), storage, TerminalProgress(), parent, Images(data, data_dir))
         return
 
     def work() -> dict[str, Any]:

@@ -40,12 +40,12 @@ def spaces(
         if check is None and not target:
             return [_space(name, size) for name in shipped("search_spaces", ".yaml")]
         run_files(ops)
+        from nas.cli.progress import TerminalProgress
         from nas.latency.costs import load
         from nas.pipeline.check_space import check as examine
         from nas.plan import Task
-        from nas.progress import Progress
 
-        task, progress = Task(size, 3, classes), Progress()
+        task, progress = Task(size, 3, classes), TerminalProgress()
         if check is not None:
             return examine(check, task, target or [], progress)
         for name in target or []:

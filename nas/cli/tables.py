@@ -40,6 +40,7 @@ def profile(
     """Fill the latency table of a device. Rows that are there stay; an interrupted call continues."""
 
     def work() -> dict[str, Any]:
+        from nas.cli.progress import TerminalProgress
         from nas.files import shipped
         from nas.latency.costs import LOCAL
         from nas.latency.devices import file_name, opened
@@ -47,12 +48,12 @@ def profile(
         from nas.latency.profile import profile as fill
         from nas.pipeline.exits.price import price_asking
         from nas.plan import Task, layout
-        from nas.progress import Progress, duration
         from nas.space import Space
+        from nas.text import duration
 
         out_file(out)
         run_files(ops)
-        factor, progress = checked_width(width), Progress()
+        factor, progress = checked_width(width), TerminalProgress()
         machine = opened(device, threads, batch, precision)
         path = out or LOCAL / file_name(machine.name, precision, threads, batch)
         layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes), exits)
@@ -142,14 +143,15 @@ def sample(
     """Random networks as ONNX with their predicted ms, to be measured anywhere. The same command continues."""
 
     def work() -> list[dict[str, Any]]:
+        from nas.cli.progress import TerminalProgress
         from nas.latency.sample import sample as draw
         from nas.plan import Task, layout
-        from nas.progress import Progress
         from nas.run.tables import filled
         from nas.space import Space
 
         run_files(ops)
-        place, progress = layout(Space.load(space).scaled(checked_width(width)), Task(size, 3, classes)), Progress()
+        progress = TerminalProgress()
+        place = layout(Space.load(space).scaled(checked_width(width)), Task(size, 3, classes))
         return draw(place, filled(target, place, progress), n, seed, out, progress)
 
     print_result(work, as_json, lambda samples: rows([

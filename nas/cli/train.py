@@ -43,9 +43,9 @@ def train(
     """
 
     def work() -> dict[str, Any]:
+        from nas.cli.progress import TerminalProgress
         from nas.config.search import PLACES, resolve
         from nas.pipeline import train_one
-        from nas.progress import Progress
         from nas.run.directory import Run
         from nas.run.settings import Baseline, default_run_dir
 
@@ -67,7 +67,7 @@ def train(
         if Run.fresh(path):
             train_one.refuse(settings)  # before a directory is made
         with Run.begun(path, settings.to_json(), PLACES) as here:
-            return train_one.train(settings, here, given, Progress())
+            return train_one.train(settings, here, given, TerminalProgress())
 
     def _only(settings: Any) -> str:
         """Of a space with one network; raises UserError where there is a choice."""
@@ -102,14 +102,14 @@ def evaluate(
     """Say how good an ONNX file is on images: top-1, top-5 and every class, with 95 % intervals."""
 
     def work() -> dict[str, Any]:
+        from nas.cli.progress import TerminalProgress
         from nas.pipeline.evaluate import evaluate as judge
-        from nas.progress import Progress
         from nas.train.labels import read_names
         from nas.train.preprocessing import Preprocessing
 
         return judge(model, arch=arch, budget_ms=budget_ms, data=data, data_dir=data_dir, split=split, size=size,
                      seed=seed, preprocessing=Preprocessing.of_flags(mean, std, scale), classes=read_names(classes),
-                     progress=Progress())
+                     progress=TerminalProgress())
 
     print_result(work, as_json, _show_score)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from nas.decision import largest, smallest
 from nas.pipeline.inputs import Scene
 from nas.plan import macs, plan
-from nas.progress import Progress, duration
+from nas.progress import Progress
+from nas.text import duration
 from nas.train.finetune import Recipe as FineTuning
 from nas.train.supernet_training import Recipe
 

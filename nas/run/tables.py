@@ -22,9 +22,10 @@ from nas.latency.profile import begun, estimate_s, profile, unfinished
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Device
 from nas.plan import Layout, candidates
-from nas.progress import Progress, duration
+from nas.progress import Progress
 from nas.run.directory import Run
 from nas.run.settings import TABLES
+from nas.text import duration
 from nas.units import counted
 
 

@@ -283,7 +283,7 @@ def test_this_gpu(tiny: Layout, tmp_path: Path, name: str, precision: str) -> No
     if reason := cuda.RUNTIMES[name].lacks():
         pytest.skip(reason)
     device = devices.opened(name, precision=precision)
-    result = profile(tiny, tmp_path / f"{name}.json", device=device, validate=4)  # type: ignore[arg-type]
+    result = profile(tiny, tmp_path / f"{name}.json", device=device, validate=4)
     table = LatencyTable.load(tmp_path / f"{name}.json")
     assert result["rows"] == len(table.rows) and all(0 < row.ms < 100 for row in table.rows.values())
     assert result["validation"]["mape"] < 0.5 and table.meta["processor"] and table.meta["driver"]

@@ -21,7 +21,7 @@ from nas.subnet import build
 
 
 def total(path: Path, what: str, **more: bool) -> float:
-    return float(predict(path, load(what), **more)["ms"])  # type: ignore[arg-type]
+    return float(predict(path, load(what), **more)["ms"])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -12,6 +12,7 @@ from torch import nn
 
 from nas import sampling
 from nas.arch import Op
+from nas.cli.progress import TerminalProgress
 from nas.errors import UserError
 from nas.latency import bench as bench_module
 from nas.latency import estimate
@@ -24,7 +25,6 @@ from nas.latency.timing import Steady, interleaved, summary
 from nas.ops.layers import ConvBN
 from nas.ops.registry import Block
 from nas.plan import Layout, OpKey, Task, candidates, layout, plan
-from nas.progress import Progress
 from nas.space import Space
 from nas.subnet import Subnet
 
@@ -122,7 +122,8 @@ def test_a_context_takes_off_half_a_pair_on_each_map() -> None:
 def test_a_profile_prices_whole_networks_exactly(tiny: Layout, tmp_path: Path) -> None:
     text = io.StringIO()
     path = tmp_path / "clockwork.json"
-    result = profile(tiny, path, device=Clockwork(), validate=12, progress=Progress(Console(file=text, width=200)))
+    progress = TerminalProgress(Console(file=text, width=200))
+    result = profile(tiny, path, device=Clockwork(), validate=12, progress=progress)
     table = LatencyTable.load(path)
     assert result["rows"] == result["measured"] == len(table.rows) and result["flagged"] == 0
     said = [line.partition(", took")[0] for line in text.getvalue().splitlines()]
@@ -137,7 +138,7 @@ def test_a_profile_prices_whole_networks_exactly(tiny: Layout, tmp_path: Path) -
     keys = plan(tiny, sampling.sample(tiny, random.Random(5)))
     network = Subnet(keys)
     blocks = [network.stem, *network.blocks, network.head]
-    whole = CALL_MS + sum(map(known_ms, blocks))  # type: ignore[arg-type]
+    whole = CALL_MS + sum(map(known_ms, blocks))
     assert sum(table.ms_many(keys)) == pytest.approx(whole)
 
 
@@ -275,7 +276,7 @@ def test_rounds_are_interleaved_and_the_first_runs_of_a_burst_are_not_counted() 
 
 def test_the_yardstick_comes_back_within_a_round() -> None:
     calls: list[str] = []
-    runs = {name: (lambda name=name: calls.append(name) or 1.0) for name in "abcdefg!"}  # type: ignore[misc]
+    runs = {name: (lambda name=name: calls.append(name) or 1.0) for name in "abcdefg!"}
     timings = interleaved(runs, seconds=0.0, rng=random.Random(0), min_rounds=8, recurring=["!"])
     assert timings["!"].n == 2 * timings["a"].n == 8 * 2 * 2
     for start in range(0, 8 * 36, 36):  # 7 graphs and twice the yardstick
@@ -294,7 +295,7 @@ def test_the_yardstick_takes_out_what_slows_down_everything() -> None:
 def test_yardsticks_take_turns_and_their_mean_counts() -> None:
     calls: list[str] = []
     loads = {"a": 1.0, "b": 1.0}
-    yardsticks = [lambda name=name: calls.append(name) or loads[name] for name in loads]  # type: ignore[misc]
+    yardsticks = [lambda name=name: calls.append(name) or loads[name] for name in loads]
     steady = Steady(lambda: yardsticks, None, random.Random(0))
     runs = {str(i): (lambda: 1.0) for i in range(12)}  # two visits a round
     steady.time(lambda: runs, 0.0)
@@ -325,7 +326,7 @@ def test_patience_with_a_machine_that_stays_slow_has_an_end() -> None:
 
     def attempts() -> int:
         calls[0] = 0
-        steady.time(lambda: {"a": lambda: calls.__setitem__(0, calls[0] + 1) or 1.0}, 0.0)  # type: ignore[func-returns-value]
+        steady.time(lambda: {"a": lambda: calls.__setitem__(0, calls[0] + 1) or 1.0}, 0.0)
         return calls[0] // (2 + 8 * 4)
 
     assert [attempts() for _ in range(4)] == [4, 4, 1, 1] and steady.drift == pytest.approx(1.2)

@@ -22,7 +22,7 @@ from nas.latency import sample as module
 from nas.latency.sample import sample
 from nas.latency.table import LatencyTable
 from nas.plan import Layout, OpKey, Task, layout, plan
-from nas.progress import Progress
+from nas.progress import NoProgress
 from nas.space import Space
 
 
@@ -35,7 +35,7 @@ V100 = costs.load("gpu-v100")
 
 
 def draw(place: Layout, out: Path, n: int = 5, seed: int = 3) -> list[dict[str, Any]]:
-    return sample(place, V100, n, seed, out, Progress())
+    return sample(place, V100, n, seed, out, NoProgress())
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -61,7 +61,7 @@ class Int8(LatencyTable):
 
 def test_samples_of_an_int8_target_are_int8_files(tmp_path: Path, place: Layout) -> None:
     table = Int8("cpu-int8", {"device": "cpu", "precision": "int8", "weight_bits": 7})
-    (one,) = sample(place, table, 1, 0, tmp_path / "s", Progress())
+    (one,) = sample(place, table, 1, 0, tmp_path / "s", NoProgress())
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "s" / one["onnx"]).graph.node)
     assert kinds["Conv"] and kinds["QuantizeLinear"] >= kinds["Conv"]
 

@@ -269,7 +269,7 @@ def test_blocks_inside_blocks_are_deployed_and_those_of_a_form_of_their_own_are_
     assert params(key) == convolution == sum(p.numel() for p in inside.parameters())
     assert macs(key) == 81 * 9 * 8 * 8 and isinstance(alone, Nested) and not isinstance(alone.inner, Block)
     whole = nn.Sequential(Fused(8, 8, 1))
-    assert [type(part) for part in deployed(whole)[0]] == [nn.Conv2d, nn.ReLU, nn.Identity]  # type: ignore[index]
+    assert [type(part) for part in deployed(whole)[0]] == [nn.Conv2d, nn.ReLU, nn.Identity]
     assert isinstance(whole[0].inner, Block)  # the given one stays
 
 

@@ -46,7 +46,7 @@ def space(tmp_path: Path) -> Path:
 
 
 def checked(space: Path) -> dict[str, object]:
-    return check_space.check(str(space), Task(16, 3, 4), ["gpu-v100"], Quiet())  # type: ignore[arg-type]
+    return check_space.check(str(space), Task(16, 3, 4), ["gpu-v100"], Quiet())
 
 
 def test_a_file_is_run_once_and_its_operator_stands_beside_the_shipped_ones(ops: Path) -> None:
@@ -184,8 +184,8 @@ def test_a_run_asks_for_the_file_again_and_refuses_one_that_changed(ops: Path, s
     assert card["provenance"]["ops"][0]["operators"] == ["double"]
     forget()
     run = Run.existing(path)
-    again = [lambda: searched(config, path), lambda: pipeline.select(run, ["gpu-v100"], [], Quiet()),  # type: ignore
-             lambda: pipeline.export(run, None, None, tmp_path / "out", Quiet())]  # type: ignore[arg-type]
+    again = [lambda: searched(config, path), lambda: pipeline.select(run, ["gpu-v100"], [], Quiet()),
+             lambda: pipeline.export(run, None, None, tmp_path / "out", Quiet())]
     for work in again:
         with pytest.raises(UserError, match=r"operators double are code of my_ops\.py.* give --ops my_ops\.py again"):
             work()
@@ -196,7 +196,7 @@ def test_a_run_asks_for_the_file_again_and_refuses_one_that_changed(ops: Path, s
             work()
     forget()
     user_files.load([copy])
-    assert searched(config, path) == result and again[2]()["files"]  # type: ignore[index]
+    assert searched(config, path) == result and again[2]()["files"]
 
 
 def test_a_run_of_shipped_operators_needs_and_records_nothing(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_what_a_table_lacks_is_counted_with_the_command_that_makes_it(tmp_path: 
     key = OpKey(candidates(check_space.checked_layout(str(file), Task(16, 3, 4)))[0].op, 3, 8, 1, 16)
     row = Row.of(key, ms=1.0, raw_ms=1.0, p10_ms=1.0, p90_ms=1.0, n=9, how="measured")
     LatencyTable("t", {"device": "cpu", "align": 8}, [row]).save(tmp_path / "t.json")
-    result = check_space.check(str(file), Task(16, 3, 4), [str(tmp_path / "t.json")], Quiet())  # type: ignore[arg-type]
+    result = check_space.check(str(file), Task(16, 3, 4), [str(tmp_path / "t.json")], Quiet())
     (costs,) = result["targets"]
     assert costs["missing"] > 0
     assert costs["do"] == f"nas profile --device cpu --space {file} --size 16 --out {tmp_path / 't.json'}"

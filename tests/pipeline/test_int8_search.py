@@ -77,7 +77,7 @@ def test_the_table_is_made_and_completed_in_int8(finished: Made, tiny_space: Spa
     key = next(iter(table.rows))
     del table.rows[key]
     table.save(costs.LOCAL / "cpu-int8.json")
-    tables.complete("cpu-int8", layout(tiny_space, Task(16, 3, 10)), Quiet())  # type: ignore[arg-type]
+    tables.complete("cpu-int8", layout(tiny_space, Task(16, 3, 10)), Quiet())
     assert key in LatencyTable.load(costs.LOCAL / "cpu-int8.json").rows
 
 
@@ -86,9 +86,9 @@ def test_a_table_of_another_machine_is_used_and_said_to_be_one(finished: Made, t
     table.meta["processor"] = "Abacus 3000"
     table.save(Path("other.json"))
     progress, plan = Quiet(), layout(tiny_space, Task(16, 3, 10))
-    assert tables.complete("other.json", plan, progress) == Path("other.json")  # type: ignore[arg-type]
+    assert tables.complete("other.json", plan, progress) == Path("other.json")
     assert [note[:40] for note in progress.notes] == ["other.json: measured on Abacus 3000 with"]
-    tables.complete("cpu-int8", plan, progress)  # type: ignore[arg-type]
+    tables.complete("cpu-int8", plan, progress)
     assert len(progress.notes) == 1
 
 
@@ -114,10 +114,10 @@ def test_export_as_int8_onnx(finished: Made, tmp_path: Path) -> None:
     path, result, _ = finished
     best = result["front"][-1]["id"]
     run = Run.existing(path)
-    (file,) = pipeline.export(run, best, None, tmp_path, Quiet(), "int8-onnx")["files"]  # type: ignore[arg-type]
+    (file,) = pipeline.export(run, best, None, tmp_path, Quiet(), "int8-onnx")["files"]
     assert file["onnx"] == str(tmp_path / f"{best}.int8.onnx") and file["sqnr_db"] > 10 and file["measured_ms"] > 0
     assert Path(file["onnx"]).read_bytes() == (path / "archs" / best / "model.int8.onnx").read_bytes()
-    (file,) = pipeline.export(run, best, None, tmp_path, Quiet())["files"]  # type: ignore[arg-type]
+    (file,) = pipeline.export(run, best, None, tmp_path, Quiet())["files"]
     assert file["measured_ms"] is None  # a float file is not what the target's milliseconds are of
 
 
@@ -125,7 +125,7 @@ def test_beside_another_target_accuracies_are_still_the_int8_files(finished: Mad
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     path, _, _ = finished
     monkeypatch.setattr(pipeline, "limits_of", lambda *given: limits_of(*given)[-1:])  # one budget each will do
-    result = pipeline.select(Run.existing(path), ["gpu-v100", "cpu-int8"], [], Quiet())  # type: ignore[arg-type]
+    result = pipeline.select(Run.existing(path), ["gpu-v100", "cpu-int8"], [], Quiet())
     card = result["front"][0]
     assert card["measured_ms"]["gpu-v100"] is None and card["measured_ms"]["cpu-int8"] > 0
     assert card["accuracy"] == pytest.approx(right(path / card["int8_onnx"], images().test))

@@ -34,7 +34,7 @@ def copied(made: Path, path: Path, **settings: Any) -> Run:
 
 
 def select(run: Run) -> dict[str, Any]:
-    return pipeline.select(run, ["gpu-v100"], [], Quiet())  # type: ignore[arg-type]
+    return pipeline.select(run, ["gpu-v100"], [], Quiet())
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[str]:
@@ -99,5 +99,5 @@ def test_what_was_judged_before_is_said(made: Path, tmp_path: Path, monkeypatch:
             super().advance(n, **figures)
             seen.append(figures)
 
-    pipeline.select(run, ["gpu-v100"], [], Told())  # type: ignore[arg-type]
+    pipeline.select(run, ["gpu-v100"], [], Told())
     assert [step["judged before"] for step in seen if step.get("known")] == [1, 2, 3, 4, 5]

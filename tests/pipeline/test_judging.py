@@ -45,7 +45,7 @@ def written(path: Path, value: Any) -> Path:
 
 def sampled(run: Run, count: int) -> list[Arch]:
     config = pipeline.searched(run)
-    _, training = supernet.finished(run, config, Quiet())  # type: ignore[arg-type]
+    _, training = supernet.finished(run, config, Quiet())
     rng = random.Random(0)
     return list(dict.fromkeys(sampling.sample(training.supernet.layout, rng) for _ in range(8 * count)))[:count]
 
@@ -54,9 +54,9 @@ def test_given_networks_are_judged_as_the_selector_judges(run: Run, tmp_path: Pa
     archs = sampled(run, 4)
     file = written(tmp_path / "archs.json", [archs[0].to_json(), {"id": "x", "arch": archs[1].to_json(), "ms": 3},
                                              archs[0].to_json(), archs[2].to_json()])
-    found = pipeline.judge_archs(run, file, Quiet())  # type: ignore[arg-type]
+    found = pipeline.judge_archs(run, file, Quiet())
     assert [one["id"] for one in found["networks"]] == [archs[i].id for i in (0, 1, 0, 2)]
-    scene, training = supernet.finished(run, pipeline.searched(run), Quiet())  # type: ignore[arg-type]
+    scene, training = supernet.finished(run, pipeline.searched(run), Quiet())
     split = evaluation.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
     assert found["images"] == len(split) and found["split"] == "select"
     for one, arch in zip(found["networks"], (archs[i] for i in (0, 1, 0, 2)), strict=True):
@@ -72,7 +72,7 @@ def test_what_was_judged_is_not_judged_again(run: Run, tmp_path: Path, monkeypat
     file = written(tmp_path / "archs.json", [arch.to_json() for arch in archs])
     before = len(run.events("judged"))
     with pytest.raises(KeyboardInterrupt):
-        pipeline.judge_archs(run, file, Quiet(2))  # type: ignore[arg-type]
+        pipeline.judge_archs(run, file, Quiet(2))
     done = {event["id"] for event in run.events("judged")[before:]}
     known = {event["id"] for event in run.events("judged")}
     judged: list[str] = []
@@ -83,10 +83,10 @@ def test_what_was_judged_is_not_judged_again(run: Run, tmp_path: Path, monkeypat
         return judge(self, arch, *more)
 
     monkeypatch.setattr(pipeline.search_loop.SupernetTraining, "judge", counting)
-    first = pipeline.judge_archs(run, file, Quiet())  # type: ignore[arg-type]
+    first = pipeline.judge_archs(run, file, Quiet())
     assert done and set(judged) == {arch.id for arch in archs} - known
     judged.clear()
-    assert pipeline.judge_archs(run, file, Quiet()) == first and judged == []  # type: ignore[arg-type]
+    assert pipeline.judge_archs(run, file, Quiet()) == first and judged == []
 
 
 @pytest.mark.parametrize(("content", "said"), [
@@ -114,7 +114,7 @@ def test_a_network_that_the_supernet_has_not_is_named_before_any_is_judged(run: 
     good, before = sampled(run, 1)[0].to_json(), run.events()
     file = written(tmp_path / "archs.json", [good, {**good, **change}])
     with pytest.raises(UserError, match=r"--archs: network 2: .*--no-prune"):
-        pipeline.judge_archs(run, file, Quiet())  # type: ignore[arg-type]
+        pipeline.judge_archs(run, file, Quiet())
     assert run.events() == before
 
 
@@ -144,7 +144,7 @@ def test_a_search_that_stopped_goes_on_to_the_same_result(finished: Made, space_
     config = config_of(space_file, target="macs")
     run = Run.open(tmp_path / "run", config.to_json())
     for stage in stages:
-        found = pipeline.search(config, run, Quiet(), stage)  # type: ignore[arg-type]
+        found = pipeline.search(config, run, Quiet(), stage)
         assert found["until"] == stage and not list(run.path.glob("archs/*/weights.safetensors"))
         assert bool(found["front"]) == (stage == "selection") == run.has("picks.json")
         assert not run.has("front.json")
@@ -157,16 +157,16 @@ def test_a_search_that_stopped_goes_on_to_the_same_result(finished: Made, space_
         assert {card["id"] for card in cards} == {b["id"] for b in found["budgets"]}
         assert all(b["ms"] <= b["budget_ms"] for b in found["budgets"])
     torch.manual_seed(1)  # of no account
-    assert comparable(pipeline.search(config, run, Quiet())) == comparable(finished[1])  # type: ignore[arg-type]
+    assert comparable(pipeline.search(config, run, Quiet())) == comparable(finished[1])
     assert weights(run.path) == weights(finished[0])
 
 
 def test_networks_can_be_judged_once_the_supernet_is_trained(space_file: Path, tmp_path: Path) -> None:
     config = config_of(space_file, target="params")
     run = Run.open(tmp_path / "run", config.to_json())
-    pipeline.search(config, run, Quiet(), "supernet")  # type: ignore[arg-type]
+    pipeline.search(config, run, Quiet(), "supernet")
     file = written(tmp_path / "archs.json", [arch.to_json() for arch in sampled(run, 2)])
-    assert len(pipeline.judge_archs(run, file, Quiet())["networks"]) == 2  # type: ignore[arg-type]
+    assert len(pipeline.judge_archs(run, file, Quiet())["networks"]) == 2
 
 
 def test_an_unknown_stage_is_refused_before_anything_is_made(nas: Callable[..., Any], tmp_path: Path,
@@ -180,7 +180,7 @@ def test_an_unknown_stage_is_refused_before_anything_is_made(nas: Callable[..., 
 def test_a_stopped_search_says_what_its_accuracies_are(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     from nas.cli import render
 
-    scene, _ = supernet.finished(run, pipeline.searched(run), Quiet())  # type: ignore[arg-type]
+    scene, _ = supernet.finished(run, pipeline.searched(run), Quiet())
     render.stopped(pipeline.inherited.stopped(scene, "selection", run.read_json("picks.json")))
     out = capsys.readouterr().out
     assert "inherited accuracy" in out and "with inherited weights" in out and "without --until goes on" in out

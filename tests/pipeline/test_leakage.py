@@ -111,12 +111,12 @@ def trained(space_file: Path, path: Path) -> Outcome:
              "target": ["gpu-v100"]}
     config, done = resolve(None, ["train.finetune_epochs=2", "train.batch=16"], flags, Baseline), Outcome()
     run, quiet = Run.open(path / "trained", config.to_json()), Quiet()
-    done.take("train", run.path, train_one.train(config, run, None, quiet))  # type: ignore[arg-type]
-    pipeline.export(run, None, None, path / "int8", quiet, "int8-onnx")  # type: ignore[arg-type]
+    done.take("train", run.path, train_one.train(config, run, None, quiet))
+    pipeline.export(run, None, None, path / "int8", quiet, "int8-onnx")
     done.kept["int8"] = [file.read_bytes() for file in (path / "int8").iterdir()]
-    model = existing.pick(run, None, None, True, quiet)  # type: ignore[arg-type]
+    model = existing.pick(run, None, None, True, quiet)
     run = Run.open(path / "exits", {})
-    done.take("exits", run.path, add(model, run, quiet, epochs=1))  # type: ignore[arg-type]
+    done.take("exits", run.path, add(model, run, quiet, epochs=1))
     return done
 
 
@@ -125,7 +125,7 @@ def whole_search(space_file: Path, path: Path) -> Outcome:
     result, done = searched(config_of(space_file, *SEARCH), path), Outcome()
     done.take("search", path, result)
     done.kept["supernet"] = {name: tensor.numpy().tobytes() for name, tensor in weights(Run(path)).items()}
-    selected = pipeline.select(Run.existing(path), ["gpu-v100"], [], Quiet(), points=2)  # type: ignore[arg-type]
+    selected = pipeline.select(Run.existing(path), ["gpu-v100"], [], Quiet(), points=2)
     done.take("select", path, selected)
     return done
 
@@ -186,13 +186,13 @@ def test_a_supernet_and_its_gates_learn_nothing_from_the_selection_split(
     config = config_of(space_file, *SEARCH)
     run = Run.open(tmp_path / "run", config.to_json())
     with with_noise("select", what):
-        here = set_scene(config, run, config.target, Quiet())  # type: ignore[arg-type]
+        here = set_scene(config, run, config.target, Quiet())
         limits = {t: limits_of(here, here.layout, t, [], config.budgets) for t in config.target}
-        supernet.train(here, limits, supernet.ALONE, Quiet())  # type: ignore[arg-type]
+        supernet.train(here, limits, supernet.ALONE, Quiet())
     now = weights(run)
     assert {name: tensor.numpy().tobytes() for name, tensor in now.items()} == search[1].kept["supernet"]
     networks = [evaluation.calibration_images(at.data, 64, 16, torch.device("cpu"), 0)
-                for at in (here, set_scene(config, run, config.target, Quiet()))]  # type: ignore[arg-type]
+                for at in (here, set_scene(config, run, config.target, Quiet()))]
     assert all(torch.equal(one, other) for one, other in zip(*networks, strict=True))
 
 
@@ -276,7 +276,7 @@ def test_delivered_batch_norms_are_those_of_training_images(search: tuple[Path, 
         for file in files:
             net = load_weights(here, Arch.from_json(json.loads(file.read_text())), place)
             assert alike(statistics(net), recomputed(net, count)), file
-    one = existing.pick(Run.existing(single[0] / "trained"), None, None, True, Quiet())  # type: ignore[arg-type]
+    one = existing.pick(Run.existing(single[0] / "trained"), None, None, True, Quiet())
     heads = method("cache", one.net)
     load_exits(heads, Run(single[0] / "exits"), "")
     assert alike(statistics(heads.eval()), recomputed(heads, 2000, heads.net.net.exits))
@@ -309,7 +309,7 @@ def test_a_file_that_differs_from_its_weights_is_not_delivered(search: tuple[Pat
     assert not (tmp_path / "run" / "front.json").exists()
     run = Run.existing(search[0])
     with pytest.raises(verify.Disagreement, match="differs from PyTorch by"):
-        pipeline.export(run, None, None, tmp_path / "out", Quiet())  # type: ignore[arg-type]
+        pipeline.export(run, None, None, tmp_path / "out", Quiet())
 
 
 def test_what_exits_may_lose_is_of_the_plain_picks_own_accuracy(search: tuple[Path, Outcome], space_file: Path,

@@ -251,20 +251,20 @@ def test_the_same_search_again_compiles_nothing(finished: tuple[Path, dict[str, 
 def test_a_selection_keeps_the_limits_of_its_run_or_takes_tighter_ones(finished: tuple[Path, dict[str, Any]]) -> None:
     run = Run.existing(finished[0])
     largest = max(card["flash_kb"] for card in finished[1]["front"])
-    result = pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=0.9 * largest))  # type: ignore[arg-type]
+    result = pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=0.9 * largest))
     cards = [*result["front"], *result["dominated"]]
     assert cards and all(card["sram_kb"] <= 16 and card["flash_kb"] <= 0.9 * largest for card in cards)
     with pytest.raises(UserError, match=r"^--flash-kb 2 is below the smallest reachable"):
-        pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=2))  # type: ignore[arg-type]
+        pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=2))
     with pytest.raises(UserError, match=r"^--sram-kb: gpu-v100 is not compiled by Vela"):
-        pipeline.select(run, ["gpu-v100"], [], Quiet(), memory=Memory(64))  # type: ignore[arg-type]
+        pipeline.select(run, ["gpu-v100"], [], Quiet(), memory=Memory(64))
 
 
 @needs_vela
 def test_trained_weights_are_compiled_for_the_card(finished: tuple[Path, dict[str, Any]], tmp_path: Path,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     run, card = Run.existing(finished[0]), finished[1]["front"][0]
-    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")["files"]  # type: ignore[arg-type]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")["files"]
     report = EthosU(TARGET).compile(Path(file["tflite"]).read_bytes(), "the exported file")
     assert (report.sram_bytes / 1024, report.flash_bytes / 1024) == (card["sram_kb"], card["flash_kb"])
 
@@ -282,4 +282,4 @@ def test_without_vela_a_search_without_limits_goes_on(monkeypatch: pytest.Monkey
         deliver._memory(place, nn.Identity())  # type: ignore[arg-type]
     monkeypatch.setattr(inputs, "of_table", missing)
     with pytest.raises(UserError, match="pip install"):
-        inputs.compiler(TARGET, costs[TARGET], Memory(64))  # type: ignore[arg-type]
+        inputs.compiler(TARGET, costs[TARGET], Memory(64))

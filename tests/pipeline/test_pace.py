@@ -40,7 +40,7 @@ def test_work_is_passes_times_images_times_multiply_adds() -> None:
 
 def test_the_time_is_said_after_the_first_steps_and_refined_after_a_phase() -> None:
     clock, progress = Clock(), Quiet()
-    pace = Pace({"a": 100.0, "b": 300.0}, progress, clock)  # type: ignore[arg-type]
+    pace = Pace({"a": 100.0, "b": 300.0}, progress, clock)
     pace.reach("a", 0.0)
     clock.now = FIRST_S - 1
     pace.reach("a", 0.2)
@@ -59,7 +59,7 @@ def test_the_time_is_said_after_the_first_steps_and_refined_after_a_phase() -> N
 
 def test_what_an_earlier_command_did_says_nothing_of_the_speed() -> None:
     clock, progress = Clock(), Quiet()
-    pace = Pace({"a": 100.0, "b": 100.0}, progress, clock)  # type: ignore[arg-type]
+    pace = Pace({"a": 100.0, "b": 100.0}, progress, clock)
     pace.end("a")
     assert progress.notes == []
     pace.reach("b", 0.5)

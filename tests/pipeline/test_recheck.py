@@ -104,7 +104,7 @@ def copy(made: tuple[Path, dict[str, Any], Quiet], tmp_path: Path) -> Run:
 
 
 def select(run: Run, table: Path, *budget_ms: float, progress: Quiet | None = None) -> dict[str, Any]:
-    return pipeline.select(run, [str(table)], budget_ms, progress or Quiet())  # type: ignore[arg-type]
+    return pipeline.select(run, [str(table)], budget_ms, progress or Quiet())
 
 
 def test_picks_of_a_table_that_is_off_are_chosen_again(made: tuple[Path, dict[str, Any], Quiet]) -> None:
@@ -164,7 +164,7 @@ def test_a_budget_that_nothing_keeps_is_said(copy: Run, table: Path, here: Any,
     said = (f"measured above its budget: {fast['id']} takes {1.25 * least:.4g} ms on {table} for {budget:g} "
             f"({100 * above:.0f} % above; predicted {least:.4g})")
     assert said in capsys.readouterr().out.splitlines()
-    exported = pipeline.export(copy, fast["id"], None, copy.path / "out", Quiet())  # type: ignore[arg-type]
+    exported = pipeline.export(copy, fast["id"], None, copy.path / "out", Quiet())
     assert exported["files"][0]["over_budget"] == {str(table): excess}
     render.exported(exported)
     assert said in capsys.readouterr().out.splitlines()
@@ -195,7 +195,7 @@ def test_a_budget_of_two_targets_is_kept_on_the_one_that_is_not_measured(copy: R
 
     def ask(**more: Any) -> list[dict[str, Any]]:
         budgets: list[dict[str, Any]] = pipeline.select(
-            copy, [str(table), "macs"], [], Quiet(), points=2, **more)["budgets"]  # type: ignore[arg-type]
+            copy, [str(table), "macs"], [], Quiet(), points=2, **more)["budgets"]
         return budgets
 
     fastest, *_, smallest, _ = ask()

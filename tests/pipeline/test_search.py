@@ -55,7 +55,7 @@ def test_every_pick_is_within_its_budget_and_the_front_has_no_dominated_point(
 def test_widths_that_a_wider_one_undercuts_are_not_searched(space_file: Path, tmp_path: Path) -> None:
     told, gone = Quiet(), 0
     whole, left = (set_scene(config_of(space_file, f"gates.granularity={kept}"), Run.open(tmp_path / kept, {}),
-                             ["gpu-v100"], told) for kept in ("space", "target"))  # type: ignore[arg-type]
+                             ["gpu-v100"], told) for kept in ("space", "target"))
     for before, after, ms in zip(whole.layout.slots, left.layout.slots, whole.prices["gpu-v100"].ms, strict=True):
         for branch in before.branches:
             for i, op in enumerate(branch.ops):
@@ -114,10 +114,10 @@ def test_budgets_are_hard_and_an_impossible_one_names_the_smallest(finished: tup
     front = finished[1]["front"]
     bound = front[-1]["ms"] * 0.9
     run = Run.existing(finished[0])
-    result = pipeline.select(run, ["gpu-v100"], [bound], Quiet())  # type: ignore[arg-type]
+    result = pipeline.select(run, ["gpu-v100"], [bound], Quiet())
     assert all(card["ms"] <= bound for card in [*result["front"], *result["dominated"]])
     with pytest.raises(UserError, match=r"--budget-ms 0\.001 is below the smallest reachable 0\.\d+ ms on gpu-v100"):
-        pipeline.select(run, ["gpu-v100"], [0.001], Quiet())  # type: ignore[arg-type]
+        pipeline.select(run, ["gpu-v100"], [0.001], Quiet())
     with pytest.raises(UserError, match="below the smallest reachable"):
         searched(config_of(space_file, "budget_ms=[0.001]"), tmp_path / "none")
 
@@ -128,7 +128,7 @@ def test_selection_for_another_target_trains_nothing(finished: tuple[Path, dict[
     other["name"] = "other"
     (tmp_path / "other.json").write_text(json.dumps(other))
     progress, before = Quiet(), (path / "supernet.pt").stat().st_mtime_ns
-    result = pipeline.select(Run.existing(path), [str(tmp_path / "other.json")], [], progress)  # type: ignore[arg-type]
+    result = pipeline.select(Run.existing(path), [str(tmp_path / "other.json")], [], progress)
     assert (path / "supernet.pt").stat().st_mtime_ns == before
     assert any("without" in note and "in view" in note for note in progress.notes)
     assert result["front"] and not any(card["fine_tuned"] for card in result["front"])
@@ -162,14 +162,14 @@ def test_a_run_finds_its_table_from_any_directory(space_file: Path, tmp_path: Pa
     name = kept_table(run, target)
     assert json.loads(run.file(name).read_text())["name"] == "here" and len(list(run.file("tables").iterdir())) == 1
     card = result["front"][0]
-    (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]  # type: ignore[arg-type]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]
     assert file["predicted_ms"] == card["ms"]
     (here / "phone.json").unlink()
-    again = pipeline.select(run, run.config["target"], [], Quiet(), points=1)  # type: ignore[arg-type]
+    again = pipeline.select(run, run.config["target"], [], Quiet(), points=1)
     assert [b["ms"] for b in again["budgets"]] and len(list(run.file("tables").iterdir())) == 1
     (run.path / "tables.json").unlink()  # of a run before there was one
     assert kept_table(run, target) == name
-    pipeline.select(run, ["phone.json"], [], Quiet(), points=1)  # type: ignore[arg-type]
+    pipeline.select(run, ["phone.json"], [], Quiet(), points=1)
     assert len(list(run.file("tables").iterdir())) == 2  # that of there is another target
     assert [named_target(run, name) for name in (target, "phone.json", "cpu")] == [
         target, str(there / "phone.json"), "cpu"]
@@ -194,7 +194,7 @@ def test_a_selection_in_which_nothing_fits_does_not_stand_in_the_way_of_another(
     (tmp_path / "run" / "selections" / "none" / "front.json").write_text(
         json.dumps({**front, "front": [], "dominated": [], "budgets": []}))
     run, quiet = Run.existing(tmp_path / "run"), Quiet()
-    files = pipeline.export(run, None, None, tmp_path / "out", quiet, "features")["files"]  # type: ignore[arg-type]
+    files = pipeline.export(run, None, None, tmp_path / "out", quiet, "features")["files"]
     assert len(files) == len(front["front"]) + len(front["dominated"])
 
 
@@ -202,7 +202,7 @@ def test_two_tables_of_one_name_are_kept_apart(finished: tuple[Path, dict[str, A
     path, _ = finished
     table = (path / "tables" / "gpu-v100.json").read_bytes()
     (tmp_path / "gpu-v100.json").write_bytes(table)
-    pipeline.select(Run.existing(path), [str(tmp_path / "gpu-v100.json")], [], Quiet())  # type: ignore[arg-type]
+    pipeline.select(Run.existing(path), [str(tmp_path / "gpu-v100.json")], [], Quiet())
     assert len(list((path / "tables").glob("gpu-v100*.json"))) == 2
 
 
@@ -227,7 +227,7 @@ def test_budgets_are_hard_whatever_told_the_gates_of_them(space_file: Path, tmp_
     assert result["budgets"] and all(b["ms"] <= b["budget_ms"] for b in result["budgets"])
     assert searched(config, path) == result
     run, bound = Run.existing(path), 0.97 * max(b["ms"] for b in result["budgets"])
-    pipeline.select(run, ["gpu-v100"], [bound], Quiet())  # type: ignore[arg-type]
+    pipeline.select(run, ["gpu-v100"], [bound], Quiet())
     average, name = checkpoint.load(run, "supernet.pt")["average"]["net"], "stem.conv.conv.weight"
     delivered = [load_file(file)[name] for file in path.glob("selections/*/archs/*/weights.safetensors")]
     assert delivered and all(torch.equal(weight, average[name]) for weight in delivered)  # inherited, not fine-tuned
@@ -243,20 +243,20 @@ def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]],
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     run, front = Run.existing(finished[0]), finished[1]["front"]
     monkeypatch.delattr("nas.run.images.load")  # an export has no need of the images
-    files = pipeline.export(run, front[0]["id"], None, tmp_path / "out", Quiet())["files"]  # type: ignore[arg-type]
+    files = pipeline.export(run, front[0]["id"], None, tmp_path / "out", Quiet())["files"]
     assert [f["id"] for f in files] == [front[0]["id"]] and Path(files[0]["onnx"]).is_file()
     assert files[0]["relative_diff"] < 1e-4
     with pytest.raises(UserError, match="--arch nope: no such pick"):
-        pipeline.export(run, "nope", None, None, Quiet())  # type: ignore[arg-type]
+        pipeline.export(run, "nope", None, None, Quiet())
     with pytest.raises(UserError, match="cheapest pick"):
-        pipeline.export(run, None, 1e-6, None, Quiet())  # type: ignore[arg-type]
+        pipeline.export(run, None, 1e-6, None, Quiet())
 
 
 def test_export_of_the_features(finished: tuple[Path, dict[str, Any]], tmp_path: Path,
                                 monkeypatch: pytest.MonkeyPatch) -> None:
     run, card = Run.existing(finished[0]), finished[1]["front"][-1]
     monkeypatch.delattr("nas.run.images.load")
-    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "features")["files"]  # type: ignore[arg-type]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "features")["files"]
     assert file["features"] == [{"name": "stride1", "channels": 8, "stride": 1},
                                 {"name": "stride2", "channels": 16, "stride": 2}]
     assert file["relative_diff"] < 1e-4 and 0 < file["predicted_ms"] < card["ms"] and file["measured_ms"] is None
@@ -268,9 +268,9 @@ def test_export_of_the_features(finished: tuple[Path, dict[str, Any]], tmp_path:
 def test_export_finds_a_pick_of_a_selection(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     run, own = Run.existing(finished[0]), {card["id"] for card in [*finished[1]["front"], *finished[1]["dominated"]]}
     bound = 0.97 * finished[1]["front"][-1]["ms"]
-    chosen = pipeline.select(run, ["gpu-v100"], [bound], Quiet())["front"][0]  # type: ignore[arg-type]
+    chosen = pipeline.select(run, ["gpu-v100"], [bound], Quiet())["front"][0]
     assert chosen["id"] not in own
-    (file,) = pipeline.export(run, chosen["id"], None, tmp_path, Quiet())["files"]  # type: ignore[arg-type]
+    (file,) = pipeline.export(run, chosen["id"], None, tmp_path, Quiet())["files"]
     assert file["predicted_ms"] == chosen["ms"] and file["onnx"] == str(tmp_path / f"{chosen['id']}.onnx")
     assert file["relative_diff"] < 1e-4
 
@@ -279,7 +279,7 @@ def test_export_as_int8_agrees_with_the_float_network(finished: tuple[Path, dict
     for package in ("tflite", "ai_edge_litert"):
         pytest.importorskip(package, reason="needs the extra: pip install '.[npu]'")
     run, front = Run.existing(finished[0]), finished[1]["front"]
-    out = pipeline.export(run, front[0]["id"], None, tmp_path, Quiet(), "tflite")["files"][0]  # type: ignore[arg-type]
+    out = pipeline.export(run, front[0]["id"], None, tmp_path, Quiet(), "tflite")["files"][0]
     assert Path(out["tflite"]).read_bytes()[4:8] == b"TFL3" and list(tmp_path.iterdir()) == [Path(out["tflite"])]
     assert out["sqnr_db"] > 15 and 0.8 < out["same_top1"] <= 1
     assert out["predicted_ms"] == front[0]["ms"] and out["measured_ms"] is None

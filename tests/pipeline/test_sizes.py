@@ -125,7 +125,7 @@ def test_budgets_reach_from_the_least_of_all_sizes_to_the_most(finished: tuple[R
     (log,) = [event for event in finished[0].events("selection")]
     assert {name.rpartition(" at ")[2] for name in log["held_out"]} == {"16 pixels", "8 pixels"}
     least, most = end(8, min), end(16, max)
-    picks = pipeline.select(finished[0], [finished[1]["target"]], [], Quiet())  # type: ignore[arg-type]
+    picks = pipeline.select(finished[0], [finished[1]["target"]], [], Quiet())
     assert least <= min(b["budget_ms"] for b in picks["budgets"])
     assert max(b["budget_ms"] for b in picks["budgets"]) <= most
     assert finished[1]["budgets"][0]["budget_ms"] == pytest.approx(least)
@@ -134,7 +134,7 @@ def test_budgets_reach_from_the_least_of_all_sizes_to_the_most(finished: tuple[R
 
 def test_files_take_images_of_the_size(finished: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     run, result = finished
-    exported = pipeline.export(run, None, None, tmp_path, Quiet())["files"]  # type: ignore[arg-type]
+    exported = pipeline.export(run, None, None, tmp_path, Quiet())["files"]
     assert len(exported) == len(cards_of(result))
     sizes = {card["id"]: card["size"] for card in cards_of(result)}
     for file in (*exported, *({"id": id, "onnx": str(run.file(f"archs/{id}/model.onnx"))} for id in sizes)):
@@ -191,17 +191,17 @@ def test_selection_for_a_target_needs_its_rows_at_every_size(finished: tuple[Run
                                                              tmp_path: Path) -> None:
     run = Run(Path(shutil.copytree(finished[0].path, tmp_path / "run")))
     other = phone(tmp_path / "other.json", SIZES)
-    result = pipeline.select(run, [str(other)], [], Quiet(), points=3)  # type: ignore[arg-type]
+    result = pipeline.select(run, [str(other)], [], Quiet(), points=3)
     assert {card["size"] for card in cards_of(result)} == set(SIZES)
     most = max(card["macs"] for card in cards_of(result) if card["size"] == 8)
-    few = pipeline.select(run, [str(other)], [], Quiet(), points=2, bounds=Bounds.of(  # type: ignore[arg-type]
+    few = pipeline.select(run, [str(other)], [], Quiet(), points=2, bounds=Bounds.of(
         max_macs=most))
     assert all(card["macs"] <= most for card in cards_of(few))
     lacking = phone(tmp_path / "lacking.json", [16])
     with pytest.raises(UserError, match=r"lacking.json.*run: nas profile .*--size 8"):
-        pipeline.select(run, [str(lacking)], [], Quiet())  # type: ignore[arg-type]
+        pipeline.select(run, [str(lacking)], [], Quiet())
     with pytest.raises(UserError, match=r"--max-macs 1 "):
-        pipeline.select(run, [str(other)], [], Quiet(), bounds=Bounds.of(max_macs=1))  # type: ignore[arg-type]
+        pipeline.select(run, [str(other)], [], Quiet(), bounds=Bounds.of(max_macs=1))
 
 
 def test_the_same_network_at_two_sizes_is_two_candidates() -> None:

@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def select(run: Run, targets: list[str], budget_ms: list[float], **more: Any) -> dict[str, Any]:
-    return pipeline.select(run, targets, budget_ms, Quiet(), **more)  # type: ignore[arg-type]
+    return pipeline.select(run, targets, budget_ms, Quiet(), **more)
 
 
 def test_a_front_each_and_the_best_under_all_budgets(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def settings(space_file: Path, *more: str, **flags: object) -> Baseline:
 def trained(config: Baseline, path: Path, progress: Quiet | None = None, given: Arch | None = None) -> dict:
     run = Run.open(path, config.to_json())
     with run.lock():
-        return train_one.train(config, run, given, progress or Quiet())  # type: ignore[arg-type]
+        return train_one.train(config, run, given, progress or Quiet())
 
 
 def test_the_largest_and_the_smallest_are_so_slot_by_slot(tiny: Layout) -> None:

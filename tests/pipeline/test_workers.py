@@ -76,7 +76,7 @@ def test_a_worker_of_a_crew_takes_its_share_whatever_the_run_trained_with(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(pipeline.supernet, "trained", lambda scene: None)
     monkeypatch.setattr(pipeline.selection, "serve", lambda *_: seen.append(torch.get_num_threads()))
-    pipeline.judge(run, "sqlite:///x.db", Quiet(), parent)  # type: ignore[arg-type]
+    pipeline.judge(run, "sqlite:///x.db", Quiet(), parent)
     assert seen == [expected]
 
 

@@ -32,7 +32,7 @@ from nas.pipeline.exits import existing
 from nas.pipeline.exits import picks as exits
 from nas.pipeline.finetune import load_weights
 from nas.pipeline.front import cards_of, find
-from nas.progress import Progress
+from nas.progress import NoProgress
 from nas.report.page import page
 from nas.report.run_data import story
 from nas.run import records
@@ -135,10 +135,10 @@ def test_a_whole_command(finished: Run, space_file: Path, drawn: st.DataObject) 
     file.write_bytes(drawn.draw(json_files(json.loads(content)) if is_json else torn(content)))
     commands: dict[str, Callable[[], Any]] = {
         "search": lambda: searched(config_of(space_file, "exits.method=boost"), finished.path),
-        "export": lambda: pipeline.export(finished, plain, None, None, Quiet()),  # type: ignore[arg-type]
-        "export exits": lambda: pipeline.export(finished, early, None, None, Quiet()),  # type: ignore[arg-type]
+        "export": lambda: pipeline.export(finished, plain, None, None, Quiet()),
+        "export exits": lambda: pipeline.export(finished, early, None, None, Quiet()),
         "evaluate": lambda: evaluate(finished.path, arch=plain),
-        "exits": lambda: existing.pick(finished, plain, None, False, Quiet()),  # type: ignore[arg-type]
+        "exits": lambda: existing.pick(finished, plain, None, False, Quiet()),
         "network": lambda: [pick.network() for pick in api._front(finished.path, finished.read_json("front.json")).front
                             if not pick.exits]}
     try:
@@ -192,7 +192,7 @@ def test_a_checkpoint(finished: Run, set_up: inputs.Scene, drawn: st.DataObject)
 @pytest.fixture(scope="module")
 def set_up(finished: Run) -> inputs.Scene:
     config = settings_of(finished)
-    return inputs.set_scene(config, finished, config.target, Progress())
+    return inputs.set_scene(config, finished, config.target, NoProgress())
 
 
 METADATA = st.dictionaries(st.sampled_from(["size", "mean", "std", "classes", "arch", "id", "exits"]),

@@ -47,14 +47,14 @@ def test_vela_compiles_what_is_missing_into_the_users_own_table(small: Layout, h
     shipped, told = LatencyTable.load(folder("latency_tables") / f"{NPU}.json"), Quiet()
     lacking = shipped.missing(candidates(small))
     assert lacking
-    costs = costs_for(NPU, [small], "small.yaml", told)  # type: ignore[arg-type]
+    costs = costs_for(NPU, [small], "small.yaml", told)
     assert isinstance(costs, LatencyTable) and costs.path == Path("latency_tables") / f"{NPU}.json"
     assert not costs.missing(candidates(small)) and costs.rows.keys() == {*shipped.rows, *lacking}
     assert all(costs.rows[key] == row for key, row in shipped.rows.items())
     assert all(costs.rows[key].how == "compiled" for key in lacking)
     assert any(f"{len(lacking)} rows are not compiled yet; compiling them now" in note for note in told.notes)
     again = Quiet()
-    assert filled(NPU, small, again).ms_many(candidates(small)) == costs.ms_many(  # type: ignore[arg-type]
+    assert filled(NPU, small, again).ms_many(candidates(small)) == costs.ms_many(
         candidates(small))
     assert again.notes == [] and again.steps == 0
 
@@ -62,13 +62,13 @@ def test_vela_compiles_what_is_missing_into_the_users_own_table(small: Layout, h
 def test_what_an_interrupted_call_compiled_is_kept(small: Layout, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "CHUNK", 2)
     with pytest.raises(KeyboardInterrupt):
-        complete(NPU, small, Quiet(1))  # type: ignore[arg-type]
+        complete(NPU, small, Quiet(1))
     table = LatencyTable.load(Path("latency_tables") / f"{NPU}.json")
     left, whole = (len(LatencyTable.load(path).missing(candidates(small)))
                    for path in (table.path, folder("latency_tables") / f"{NPU}.json") if path)
     assert whole - left == 2 and left > 0
     told = Quiet()
-    complete(NPU, small, told)  # type: ignore[arg-type]
+    complete(NPU, small, told)
     assert any(f"{left} rows are not compiled yet" in note for note in told.notes)
 
 
@@ -78,7 +78,7 @@ def test_a_target_of_vela_without_any_table_is_begun(small: Layout, here: Path,
     assert tables.find_costs(NPU) is None
     told = Quiet()
     monkeypatch.setattr("nas.latency.profile.folder", lambda kind: here / "nothing")
-    path = complete(NPU, small, told)  # type: ignore[arg-type]
+    path = complete(NPU, small, told)
     assert set(LatencyTable.load(path).rows) >= set(candidates(small))
 
 
@@ -89,7 +89,7 @@ def test_without_the_extra_one_line_says_how_to_install_it(small: Layout, here: 
 
     monkeypatch.setattr(tables, "of_table", missing)
     with pytest.raises(UserError, match=r"rows that small needs at 16 are missing.*pip install") as refusal:
-        costs_for(NPU, [small], "small.yaml", Quiet())  # type: ignore[arg-type]
+        costs_for(NPU, [small], "small.yaml", Quiet())
     assert "\n" not in str(refusal.value) and not Path("latency_tables").exists()
 
 
@@ -99,7 +99,7 @@ def test_rows_of_another_version_are_left_out_and_that_is_said(small: Layout, he
     other.version = "5.2.99"
     monkeypatch.setattr(tables, "of_table", lambda meta: other)
     told = Quiet()
-    path = complete(NPU, small, told)  # type: ignore[arg-type]
+    path = complete(NPU, small, told)
     table = LatencyTable.load(path)
     assert {row.how for row in table.rows.values()} == {"compiled"} and table.meta["runtime_version"] == "5.2.99"
     assert set(table.rows) >= set(candidates(small)) and len(table.rows) < 20
@@ -112,10 +112,10 @@ def test_rows_of_this_machine_never_join_those_of_another(small: Layout, here: P
     value["meta"]["processor"] = "Abacus 3000"
     Path("other.json").write_text(json.dumps(value))
     before, told = Path("other.json").read_bytes(), Quiet()
-    assert complete("other.json", small, told) == Path("other.json")  # type: ignore[arg-type]
+    assert complete("other.json", small, told) == Path("other.json")
     assert any("Abacus 3000" in note and "not here" in note for note in told.notes)
     with pytest.raises(UserError, match=r"not in the table other\.json"):
-        costs_for("other.json", [small], "small.yaml", Quiet())  # type: ignore[arg-type]
+        costs_for("other.json", [small], "small.yaml", Quiet())
     with pytest.raises(UserError, match=r"processor was 'Abacus 3000'.*another file with --out"):
         profile.profile(small, Path("other.json"), device="cpu")
     said: list[str] = []
@@ -127,7 +127,7 @@ def test_a_list_of_networks_measures_nothing(small: Layout, here: Path, monkeypa
     monkeypatch.setattr(tables, "profile", None)  # would be called
     device = opened("cpu")
     LatencyTable("cpu", {**device.conditions(), "align": 1}).save(Path("latency_tables/cpu.json"))
-    costs = filled("cpu", small, Quiet(), measure=False)  # type: ignore[arg-type]
+    costs = filled("cpu", small, Quiet(), measure=False)
     with pytest.raises(UserError, match="not in the table"):
         costs.ms_many(candidates(small))
 

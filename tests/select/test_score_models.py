@@ -42,7 +42,7 @@ def test_a_network_is_scored_without_itself(problem: Problem) -> None:
         seen.append([arch.id for arch in known])  # type: ignore[attr-defined]
         return tuple(np.zeros(len(ops)) for ops in problem.allowed)
 
-    score_models.held_out(problem, fit, archs, [1.0] * 10)  # type: ignore[arg-type]
+    score_models.held_out(problem, fit, archs, [1.0] * 10)
     assert [[archs[i].id not in known for i in range(10)] for known in seen] == [
         [i % score_models.FOLDS == fold for i in range(10)] for fold in range(score_models.FOLDS)]
 

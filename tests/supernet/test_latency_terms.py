@@ -105,7 +105,7 @@ def test_gates_move_towards_their_budget(tiny: Layout, priced: Prices, name: str
         for s in (-0.6, 0.6):
             at = gates.at(s)
             optimizer.zero_grad()
-            built(torch.tensor(1.0), at).backward()  # type: ignore[no-untyped-call]
+            built(torch.tensor(1.0), at).backward()
             optimizer.step()
             built.learn(at)
     shares = [gates.at(s).expected_ms / gates.budget(s) for s in (-0.6, 0.6)]

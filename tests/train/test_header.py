@@ -48,12 +48,12 @@ def test_a_limit_is_said(tmp_path: Path) -> None:
 def test_a_run_says_it_first_and_logs_it(space_file: Path, tmp_path: Path, augment: str) -> None:
     config = config_of(space_file, f"train.augment={augment}")
     run, shown = Run.open(tmp_path / "run", config.to_json()), Quiet()
-    scene = set_scene(config, run, ["gpu-v100"], shown)  # type: ignore[arg-type]
+    scene = set_scene(config, run, ["gpu-v100"], shown)
     lines = data_lines(scene.data, augment)
     assert shown.notes[: len(lines)] == lines and run.events("data")[0]["lines"] == lines
     assert any(line.startswith("warning: classes may not survive mirroring") for line in lines) == (
         augment == "flip-crop")
     run.write("supernet.pt", lambda file: file.write(b""))
     again = Quiet()
-    set_scene(config, run, ["gpu-v100"], again)  # type: ignore[arg-type]
+    set_scene(config, run, ["gpu-v100"], again)
     assert not set(lines) & set(again.notes)

@@ -51,6 +51,6 @@ def test_too_little_memory_is_one_line(tiny: Layout, data: Data,  # noqa: F811
     monkeypatch.setattr(memory, "_free", lambda device: None)
     assert "free" not in memory.check(run)
     monkeypatch.setattr(memory, "_free", lambda device: 2 * total - 1)
-    monkeypatch.setattr(memory.launch, "processes_here", lambda: 2)
+    monkeypatch.setattr(memory.torchrun, "processes_here", lambda: 2)
     with pytest.raises(UserError, match="in each of 2 processes"):
         memory.check(run)

@@ -106,7 +106,7 @@ def test_interrupted_it_ends_the_same(finished: tuple[Path, dict[str, Any]], spa
 
 def test_export_writes_exits_anew(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     run, card = Run.existing(finished[0]), next(card for card in cards(finished[1]) if card["exits"])
-    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet())["files"]  # type: ignore[arg-type]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet())["files"]
     assert file["relative_diff"] < 1e-4 and file["predicted_ms"] == card["ms"] and file["compared"] == 64
     old = onnx.load(finished[0] / card["onnx"]).SerializeToString()
     assert onnx.load(file["onnx"]).SerializeToString() == old
@@ -114,7 +114,7 @@ def test_export_writes_exits_anew(finished: tuple[Path, dict[str, Any]], tmp_pat
     assert {"runtime.py", "card.json", "thresholds.json", "classes.txt", "curve.png"} <= names  # as docs/exits.md says
     assert names <= {path.name for path in (tmp_path / card["id"]).iterdir()}
     with pytest.raises(UserError, match=f"has early exits, which --format tflite does not; --arch {card['of']}"):
-        pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")  # type: ignore[arg-type]
+        pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")
 
 
 def test_one_pick_whose_files_differ_leaves_the_others_and_the_search(
@@ -146,31 +146,31 @@ def test_int8_targets_are_refused(finished: tuple[Path, dict[str, Any]], monkeyp
     monkeypatch.setattr(existing.scenes, "priced_exits", lambda *rest: int8)
     plain = next(card["id"] for card in cards(finished[1]) if not card["exits"])
     with pytest.raises(UserError, match="--target gpu-v100: files with exits are float, and gpu-v100 is int8"):
-        existing.pick(run, plain, None, False, Quiet())  # type: ignore[arg-type]
+        existing.pick(run, plain, None, False, Quiet())
 
     def with_int8(scene: Any, *rest: Any) -> Any:
         return replace(scene, costs={"cpu-int8": int8})
 
     monkeypatch.setattr(pipeline, "with_targets", with_int8)
     with pytest.raises(UserError, match="--exits joint: files with exits are float, and cpu-int8 is int8"):
-        pipeline.select(run, ["cpu-int8"], [], Quiet(), fine_tune=True)  # type: ignore[arg-type]
+        pipeline.select(run, ["cpu-int8"], [], Quiet(), fine_tune=True)
     assert not (finished[0] / "selections").exists()
 
 
 def test_exits_are_not_added_to_exits(finished: tuple[Path, dict[str, Any]]) -> None:
     early = next(card for card in cards(finished[1]) if card["exits"])
     with pytest.raises(UserError, match=f"--arch {early['id']}: has exits already; --arch {early['of']} is the same"):
-        existing.pick(Run.existing(finished[0]), early["id"], None, False, Quiet())  # type: ignore[arg-type]
+        existing.pick(Run.existing(finished[0]), early["id"], None, False, Quiet())
 
 
 def test_a_baseline_takes_exits_for_a_target(space_file: Path, tmp_path: Path) -> None:
     flags = {"space": str(space_file), "arch": "smallest", "size": 16, "limit": 160, "threads": 1}
     settings = resolve(None, ["train.finetune_epochs=1", "train.batch=16"], flags, Baseline)
     run, quiet = Run.open(tmp_path / "run", settings.to_json()), Quiet()
-    train_one.train(settings, run, None, quiet)  # type: ignore[arg-type]
+    train_one.train(settings, run, None, quiet)
     with pytest.raises(UserError, match=r"--target: .*run has none; give one"):
-        existing.pick(run, None, None, False, quiet)  # type: ignore[arg-type]
-    model = existing.pick(run, None, "gpu-v100", True, quiet)  # type: ignore[arg-type]
+        existing.pick(run, None, None, False, quiet)
+    model = existing.pick(run, None, "gpu-v100", True, quiet)
     assert model.target == "gpu-v100" and len(model.net.exits) == 1 and len(model.data.learn)
 
 
@@ -195,13 +195,13 @@ def test_formats_without_exits_choose_among_picks_without(finished: tuple[Path, 
     budget = max(card["ms"] for card in plain)
     best = max(plain, key=lambda card: (card["select_accuracy"], -card["ms"]))
     run, quiet = Run.existing(whole), Quiet()
-    (file,) = pipeline.export(run, None, budget, tmp_path / "out", quiet, "features")["files"]  # type: ignore[arg-type]
+    (file,) = pipeline.export(run, None, budget, tmp_path / "out", quiet, "features")["files"]
     assert file["id"] == best["id"] and Path(file["onnx"]).is_file()
-    files = pipeline.export(run, None, None, tmp_path / "all", quiet, "features")["files"]  # type: ignore[arg-type]
+    files = pipeline.export(run, None, None, tmp_path / "all", quiet, "features")["files"]
     assert {file["id"] for file in files} == {card["id"] for card in plain}
     write_json(whole / "front.json", {**front, "front": early, "dominated": []})
     with pytest.raises(UserError, match="--format features: has no early exits, and all picks"):
-        pipeline.export(run, None, None, tmp_path / "out", quiet, "features")  # type: ignore[arg-type]
+        pipeline.export(run, None, None, tmp_path / "out", quiet, "features")
 
 
 def test_max_ms_bounds_the_worst_case(finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path) -> None:
@@ -293,17 +293,17 @@ def test_heads_for_a_finished_pick_without_labels(finished: tuple[Path, dict[str
     plain = next(card for card in result["front"] + result["dominated"] if not card["exits"])
     before = (path / "archs" / plain["id"] / "weights.safetensors").read_bytes()
     pictures(tmp_path / "any", 60)
-    model = existing.pick(Run.existing(path), plain["id"], None, False, Quiet())  # type: ignore[arg-type]
+    model = existing.pick(Run.existing(path), plain["id"], None, False, Quiet())
     run = Run.open(tmp_path / "out", {})
-    card = add(model, run, Quiet(), images=tmp_path / "any", epochs=2, wishes=Wishes(lose=0.3))  # type: ignore[arg-type]
+    card = add(model, run, Quiet(), images=tmp_path / "any", epochs=2, wishes=Wishes(lose=0.3))
     assert card["accuracy_without"] == 1.0 and card["labels"] == "the network's answers" and card["n"] == 12
     assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES and card["kept"] == [0]
     assert card["select_accuracy"] <= 1 and card["measured_ms"] is None
     assert (path / "archs" / plain["id"] / "weights.safetensors").read_bytes() == before
     with pytest.raises(UserError, match="--method boost: known are cache, ztw"):
-        add(model, run, Quiet(), method="boost")  # type: ignore[arg-type]
+        add(model, run, Quiet(), method="boost")
     with pytest.raises(UserError, match="--data or --images"):
-        add(model, run, Quiet())  # type: ignore[arg-type]
+        add(model, run, Quiet())
 
 
 def pictures(folder: Path, n: int) -> None:
@@ -321,11 +321,11 @@ def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path
     model = existing.file(source, None, None, "gpu-v100", lambda side: data, 0)
     assert model.name == "model" and model.data.mean == pytest.approx(data.mean, rel=1e-5)
     run = Run.open(tmp_path / "out", {})
-    card = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))  # type: ignore[arg-type]
+    card = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))
     assert card["accuracy_without"] == pytest.approx(plain["accuracy"]) and card["kept"] == [0]
     assert card["mean_ms"] <= card["worst_ms"] and card["target"] == "gpu-v100"
     assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES
-    again = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))  # type: ignore[arg-type]
+    again = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))
     assert again == card
     with pytest.raises(UserError, match="--target cpu-emerald-rapids: has rows for operators of search spaces"):
         existing.file(source, None, None, "cpu-emerald-rapids", lambda side: data, 0)
@@ -403,5 +403,5 @@ def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> N
             searched(config_of(space_file, *words), tmp_path / f"refused{number}")
         assert not Run.existing(tmp_path / f"refused{number}").events("epoch")  # before anything is trained
     assert picks._phases(set_scene(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
-                                   ["gpu-v100"], Quiet()), three()) == 3  # type: ignore[arg-type]
+                                   ["gpu-v100"], Quiet()), three()) == 3
     assert "exits" not in config_of(space_file).to_json() and "max_ms" not in config_of(space_file).to_json()

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from test_early import Quiet
+from tiny_search import Quiet
 from torch import nn
 
 from nas.lower.onnx import lower, save
@@ -52,7 +52,7 @@ def test_evaluate_exits_and_the_exported_file_agree(network: Path, folders: Path
     how = Preprocessing.of_flags(*flags)
     model = existing.file(str(network), None, None, "gpu-v100",
                         lambda side: load(str(folders), data_dir=None, size=side, seed=0), 0, how)
-    card = add(model, Run.open(tmp_path / "out", {}), Quiet(), epochs=1, wishes=Wishes(lose=0.5))  # type: ignore[arg-type]
+    card = add(model, Run.open(tmp_path / "out", {}), Quiet(), epochs=1, wishes=Wishes(lose=0.5))
     plain = evaluate(network, data=str(folders), preprocessing=how)
     assert card["accuracy_without"] == pytest.approx(plain["top1"]["share"])
     assert card["preprocessing"] == plain["preprocessing"] and card["classes_by"] == plain["classes_by"] == "by name"
@@ -77,8 +77,8 @@ def test_images_and_augmentation_are_said_before_heads_are_trained(network: Path
                                                                    augment: str | None) -> None:
     model = existing.file(str(network), None, None, "gpu-v100",
                         lambda side: load(str(folders), data_dir=None, size=side, seed=0), 0)
-    shown = Noted()
-    add(model, Run.open(tmp_path / "out", {}), shown, epochs=1, augment=augment)  # type: ignore[arg-type]
+    shown = Quiet()
+    add(model, Run.open(tmp_path / "out", {}), shown, epochs=1, augment=augment)
     assert shown.notes[0] == f"images: 60 images of 3 classes at 16x16, from {folders}"
     (line,) = [note for note in shown.notes if note.startswith("augmentation")]
     assert f"({augment or 'flip-crop'}); --augment " in line
@@ -86,20 +86,9 @@ def test_images_and_augmentation_are_said_before_heads_are_trained(network: Path
 
 def test_images_without_labels_are_said_too(network: Path, folders: Path, tmp_path: Path) -> None:
     (folders / "notes.txt").write_text("x")
-    shown = Noted()
+    shown = Quiet()
     model = existing.file(str(network), None, None, "gpu-v100", lambda side: None, 0)
-    add(model, Run.open(tmp_path / "out", {}), shown, images=folders, epochs=1)  # type: ignore[arg-type]
+    add(model, Run.open(tmp_path / "out", {}), shown, images=folders, epochs=1)
     assert shown.notes[0] == (f"images: 60 images without labels at 16x16, from {folders}: 36 to learn from, "
                               "12 for thresholds, 12 to report on")
     assert "left out: .txt files (1)" in shown.notes
-
-
-class Noted(Quiet):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_search import Quiet
 
 from nas.errors import UserError
 from nas.latency.table import EXIT_MS, LatencyTable
@@ -15,7 +16,6 @@ from nas.latency.timing import Run
 from nas.pipeline.exits import price
 from nas.plan import Layout, OpKey
 from nas.progress import NoProgress
-from tests.tiny_search import Quiet
 
 
 class Flat(LatencyTable):
@@ -61,7 +61,7 @@ def test_it_is_in_the_table_once_and_in_the_prices_of_exits(tiny: Layout, tiny_e
     monkeypatch.setattr(price, "exit_ms", measure)
     monkeypatch.setattr(price, "timed_here", lambda costs: None)
     shown = Quiet()
-    price.price_asking(tiny_exits, path, True, shown)  # type: ignore[arg-type]
+    price.price_asking(tiny_exits, path, True, shown)
     assert [note.partition(" is ")[0] for note in shown.notes] == [f"{path}: what it takes to ask an exit"]
     monkeypatch.setattr(price, "timed_here", lambda costs: (costs, None))
     price.price_asking(tiny, path, True, NoProgress())
