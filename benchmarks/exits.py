@@ -44,7 +44,8 @@ from nas.lower.emit import emit_many
 from nas.pipeline.exits.picks import rebuilt
 from nas.pipeline.exits.price import write_untrained
 from nas.pipeline.exits.serve import THRESHOLDS, Trained, judged
-from nas.pipeline.inputs import Scene, recorded_scene
+from nas.pipeline.inputs import Inputs
+from nas.pipeline.setup import load_recorded
 from nas.plan import Layout, Task, layout
 from nas.run.directory import Run
 from nas.space import Space
@@ -214,13 +215,13 @@ def _budgets(trained: Trained, kept: Sequence[int], made: Policy) -> Iterator[di
         yield {"budget_ms": budget, "mean_ms": point.mean_ms, "accuracy": point.accuracy}
 
 
-def of_card(scene: Scene, card: dict[str, Any], accuracy_without: float) -> Subject:
+def of_card(inputs: Inputs, card: dict[str, Any], accuracy_without: float) -> Subject:
     """A network with exits of a search."""
-    method, full = rebuilt(scene, card, "")
+    method, full = rebuilt(inputs, card, "")
     return Subject(f"{card['id']} ({card['method']}, exits behind slots {card['exits']})",
-                   Trained.of(method, scene.data, torch.device("cpu"), "max-softmax"),
-                   [full.exits.index(slot) for slot in card["exits"]], scene.run.file(card["onnx"]).parent,
-                   scene.run.file(f"archs/{card['of']}/model.onnx"), accuracy_without)
+                   Trained.of(method, inputs.data, torch.device("cpu"), "max-softmax"),
+                   [full.exits.index(slot) for slot in card["exits"]], inputs.run.file(card["onnx"]).parent,
+                   inputs.run.file(f"archs/{card['of']}/model.onnx"), accuracy_without)
 
 
 def main() -> None:
@@ -245,12 +246,12 @@ def main() -> None:
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir or run.config["data_dir"]}, str(run.path))
     front = run.read_json("front.json")
-    scene = recorded_scene(config, run, targets_of(front), images=True)
+    inputs = load_recorded(config, run, targets_of(front), images=True)
     cards = [*front["front"], *front["dominated"]]
     accuracy = {card["id"]: card["accuracy"] for card in cards}
     for card in cards:
         if card["exits"]:
-            report(of_card(scene, card, accuracy[card["of"]]), options.images, options.seconds)
+            report(of_card(inputs, card, accuracy[card["of"]]), options.images, options.seconds)
 
 
 if __name__ == "__main__":

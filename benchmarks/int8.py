@@ -18,7 +18,7 @@ from nas.lower import tflite
 from nas.lower.verify import run_tflite
 from nas.pipeline.deliver import CALIBRATION
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.inputs import recorded_scene
+from nas.pipeline.setup import load_recorded
 from nas.run.directory import Run
 from nas.train import evaluation
 from nas.train.data import normalise
@@ -34,14 +34,14 @@ def main() -> None:
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir}, str(run.path))
     front = run.read_json("front.json")
-    scene = recorded_scene(config, run, targets_of(front), images=True)
-    data, cpu = scene.data, torch.device("cpu")
+    inputs = load_recorded(config, run, targets_of(front), images=True)
+    data, cpu = inputs.data, torch.device("cpu")
     test = data.test.part(0, min(options.images, len(data.test)))
     images, labels = normalise(test.images, data), test.labels.numpy()
-    calibration = evaluation.calibration_images(data, CALIBRATION, 64, cpu, scene.seed)
+    calibration = evaluation.calibration_images(data, CALIBRATION, 64, cpu, inputs.seed)
     print(f"{data.name}, {len(labels)} test images, {CALIBRATION} training images for the scales")
     for card in [*front["front"], *front["dominated"]]:
-        model = load_weights(scene, Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json")), "")
+        model = load_weights(inputs, Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json")), "")
         file = tflite.lower(model, in_ch=data.in_ch, size=data.size, calibration=calibration)
         with torch.inference_mode():
             wanted = torch.cat([model(part) for part in images.split(256)]).numpy()  # type: ignore[no-untyped-call]

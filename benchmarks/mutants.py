@@ -47,8 +47,8 @@ MUTANTS = (
            "evaluation.evaluate_shifted(model, data.select,", "evaluation.evaluate_shifted(model, data.test,", CARDS),
     Mutant("a card's accuracy of selection images", "nas/pipeline/deliver.py", "evaluation.evaluate(model, data.test,",
            "evaluation.evaluate(model, data.select,", CARDS),
-    Mutant("networks are judged on test images", "nas/pipeline/selection.py", "evaluation.part_of(scene.data.select,",
-           "evaluation.part_of(scene.data.test,", SEARCH_LEAK),
+    Mutant("networks are judged on test images", "nas/pipeline/selection.py", "evaluation.part_of(inputs.data.select,",
+           "evaluation.part_of(inputs.data.test,", SEARCH_LEAK),
     Mutant("thresholds from test images", "nas/pipeline/exits/serve.py", "said = trained.select\n",
            "said = trained.test\n", SINGLE_LEAK),
     Mutant("exits of a search from test images", "nas/pipeline/exits/picks.py", "evaluation.views(data.select,",
@@ -106,7 +106,7 @@ MUTANTS = (
     Mutant("picks are delivered without recomputed batch norms", "nas/pipeline/finetune.py",
            "evaluation.recalibrate(tuning.model, evaluation.calibration_images(", "len((", NORMS),
     Mutant("inherited picks keep old batch norms", "nas/pipeline/finetune.py",
-           "evaluation.recalibrate(model, evaluation.calibration_images(data, 1000, 128, scene.device, scene.seed))",
+           "evaluation.recalibrate(model, evaluation.calibration_images(data, 1000, 128, inputs.device, inputs.seed))",
            "pass", NORMS),
     Mutant("exits keep old batch norms", "nas/pipeline/exits/train.py",
            "    recalibrate(made, evaluation.calibration_images(data, 2000, 128, device, seed))\n", "",
@@ -245,9 +245,9 @@ MUTANTS = (
     Mutant("a file that gives no numbers is passed", "nas/lower/verify.py", "if not agreement.relative < MAX_RELATIVE:",
            "if agreement.relative >= MAX_RELATIVE:", ("tests/lower/test_verify.py",)),
     Mutant("delivered without a check", "nas/pipeline/deliver.py",
-           "    export(model, path, in_ch=in_ch, size=size, metadata=metadata_of(scene, arch))\n"
+           "    export(model, path, in_ch=in_ch, size=size, metadata=metadata_of(inputs, arch))\n"
            "    agreement = check_onnx(path, model, in_ch=in_ch, size=size)\n",
-           "    export(model, path, in_ch=in_ch, size=size, metadata=metadata_of(scene, arch))\n"
+           "    export(model, path, in_ch=in_ch, size=size, metadata=metadata_of(inputs, arch))\n"
            "    from nas.lower.verify import Agreement\n    agreement = Agreement(0.0, 0.0)\n",
            ("tests/pipeline/test_leakage.py::test_a_file_that_differs_from_its_weights_is_not_delivered",)),
     Mutant("int8 that does not survive is delivered", "nas/lower/verify.py", "MIN_SQNR_DB = 10.0", "MIN_SQNR_DB = 3.0",
@@ -317,14 +317,14 @@ MUTANTS = (
             "tests/run/test_hostile_runs.py")),
 
     # wiring: what is tested by itself is also called
-    Mutant("choices that a wider one undercuts are searched", "nas/pipeline/inputs.py",
+    Mutant("choices that a wider one undercuts are searched", "nas/pipeline/setup.py",
            "searched = {size: restrict(plan, keep) for size, plan in plans.items()}", "pass",
            ("tests/pipeline/test_search.py::test_widths_that_a_wider_one_undercuts_are_not_searched",)),
     Mutant("a run goes on with other images", "nas/run/images.py",
            'if before["fingerprint"] != data.source["fingerprint"]:', "if False:",
            ("tests/test_hard_knocks.py", "tests/run/test_elsewhere.py")),
     Mutant("exits are refused after training", "nas/pipeline/search.py",
-           "    keep_place(run, config)\n    if config.exits.method != \"none\":\n        picks_exits.refuse(scene)\n",
+           "    keep_place(run, config)\n    if config.exits.method != \"none\":\n        picks_exits.refuse(inputs)\n",
            "    keep_place(run, config)\n",
            ("tests/pipeline/exits/test_early.py::test_what_a_search_with_exits_refuses",)),
     Mutant("a network that files cannot hold is trained", "nas/pipeline/exits/add.py",

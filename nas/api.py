@@ -31,8 +31,8 @@ from nas.latency.costs import Costs, load
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.inputs import recorded_scene
 from nas.pipeline.npu_memory import Memory
+from nas.pipeline.setup import load_recorded
 from nas.progress import Lines, Progress
 from nas.run.directory import Run
 from nas.run.images import Images
@@ -73,8 +73,8 @@ class Pick:
             raise UserError(f"{self.id}: has early exits; nas.exits.Runtime({str(self.folder)!r}) serves it")
         run = Run.existing(self.run)
         place = self.folder.parent.parent.relative_to(self.run).as_posix()
-        scene = recorded_scene(settings_of(run), run, list(self.ms), images=False)
-        return load_weights(scene.at(self.arch.size), self.arch, "" if place == "." else f"{place}/")
+        inputs = load_recorded(settings_of(run), run, list(self.ms), images=False)
+        return load_weights(inputs.at(self.arch.size), self.arch, "" if place == "." else f"{place}/")
 
 
 @dataclass(frozen=True)

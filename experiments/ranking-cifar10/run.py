@@ -31,7 +31,7 @@ from nas.arch import Arch
 from nas.cli.progress import TerminalProgress
 from nas.config.search import JUDGED_ON
 from nas.errors import UserError
-from nas.pipeline.inputs import Scene, problem
+from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import macs, params, plan
@@ -66,36 +66,36 @@ class Bench:
 
     def __init__(self, run_dir: Path, data_dir: str | None, settings: dict[str, Any]) -> None:
         self.settings = settings
-        self.scene, self.training = supernet(run_dir, data_dir)
-        data = self.scene.data  # the selection split is not in ``learn``
+        self.inputs, self.training = supernet(run_dir, data_dir)
+        data = self.inputs.data  # the selection split is not in ``learn``
         learn = evaluation.part_of(data.learn, settings["images"], settings["train_seed"], "alone")
         self.alone: Data = dataclasses.replace(data, learn=learn, train=learn)
 
     def inherited(self, arch: Arch) -> dict[str, Any]:
         """What the network is worth with the supernet's weights."""
-        data, start = self.scene.data, time.perf_counter()
+        data, start = self.inputs.data, time.perf_counter()
         found = self.training.judge(arch, data.select, CALIBRATED_ON)
-        few = evaluation.part_of(data.select, JUDGED_ON, self.scene.seed, "judge")
+        few = evaluation.part_of(data.select, JUDGED_ON, self.inputs.seed, "judge")
         judged = self.training.judge(arch, few, CALIBRATED_ON)  # what the search itself sees
         return {"inherited_accuracy": found.accuracy, "inherited_loss": round(found.loss, 6),
                 "judged_loss": round(judged.loss, 6), "inherited_s": round(time.perf_counter() - start, 1)}
 
     def measure(self, part: Part) -> dict[str, Any]:
         """Judges the network with inherited weights, then trains and tests it alone; returns its line."""
-        settings, scene, arch = self.settings, self.scene, part.arch
+        settings, inputs, arch = self.settings, self.inputs, part.arch
         inherited, start = self.inherited(arch), time.perf_counter()
         recipe = Recipe(settings["epochs"], settings["batch"], settings["lr"], settings["weight_decay"],
                         settings["label_smoothing"], settings["augment"], distill_weight=0.0)
         with randomness.seeded(settings["train_seed"], "alone", arch.id):
-            model = build(scene.layout, arch)
-        tuning = FineTuning(arch.id, model, None, self.alone, recipe, settings["train_seed"], scene.device)
+            model = build(inputs.layout, arch)
+        tuning = FineTuning(arch.id, model, None, self.alone, recipe, settings["train_seed"], inputs.device)
         while not tuning.finished:
             last = tuning.epoch()
         trained_s = time.perf_counter() - start
-        images = evaluation.calibration_images(self.alone, RECALIBRATED_ON, 128, scene.device, settings["train_seed"])
+        images = evaluation.calibration_images(self.alone, RECALIBRATED_ON, 128, inputs.device, settings["train_seed"])
         evaluation.recalibrate(tuning.model, images)
-        tested = evaluation.evaluate(tuning.model, scene.data.test, scene.data, scene.device)
-        keys = plan(scene.layout, arch)
+        tested = evaluation.evaluate(tuning.model, inputs.data.test, inputs.data, inputs.device)
+        keys = plan(inputs.layout, arch)
         return {
             "part": part.number, "group": part.group, "id": arch.id, "ms": round(part.ms, 6),
             "macs": sum(map(macs, keys)), "params": sum(map(params, keys)),
@@ -103,11 +103,11 @@ class Bench:
             "test_accuracy": tested.accuracy, "test_accuracy_se": round(tested.accuracy_se, 6),
             "test_loss": round(tested.loss, 6), "trained_s": round(trained_s, 1),
             "arch": arch.to_json(), "settings": settings,
-            "where": {"torch": torch.__version__, "python": platform.python_version(), "device": str(scene.device)},
+            "where": {"torch": torch.__version__, "python": platform.python_version(), "device": str(inputs.device)},
         }
 
 
-def supernet(run_dir: Path, data_dir: str | None) -> tuple[Scene, SupernetTraining]:
+def supernet(run_dir: Path, data_dir: str | None) -> tuple[Inputs, SupernetTraining]:
     """Of a finished search, with its images in ``data_dir``. Raises UserError for a run that is not that far."""
     run = Run.existing(run_dir)
     config = searched(run)
@@ -183,8 +183,8 @@ def _measure(part: Part) -> dict[str, Any]:
 def measure(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Every part that does not stand yet, dearest first, ``workers`` at a time: single-thread processes."""
     done = standing(options.out, settings)
-    scene, training = supernet(options.run, options.data_dir)
-    parts = draw(problem(scene, training.supernet.layout, [settings["target"]]), options.groups, options.group_size,
+    inputs, training = supernet(options.run, options.data_dir)
+    parts = draw(problem(inputs, training.supernet.layout, [settings["target"]]), options.groups, options.group_size,
                  options.seed)
     del training
     left = [part for part in parts[:options.parts] if part.arch.id not in {line["id"] for line in done}]

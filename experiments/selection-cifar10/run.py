@@ -30,7 +30,7 @@ from nas.cli.progress import TerminalProgress
 from nas.config.search import JUDGED_ON
 from nas.errors import UserError
 from nas.files import write_text
-from nas.pipeline.inputs import Scene, problem
+from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.selection import CALIBRATED_ON, gate_scores
 from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import OpKey, Slot, macs, params
@@ -50,7 +50,7 @@ UNSEEN = 2000  # further images of the selection split, on which what a method f
 BATCH = 256
 
 
-def supernet(run_dir: Path, data_dir: str | None) -> tuple[Scene, SupernetTraining]:
+def supernet(run_dir: Path, data_dir: str | None) -> tuple[Inputs, SupernetTraining]:
     """Of a finished search, with its images in ``data_dir``. Raises UserError for a run that is not that far."""
     run = Run.existing(run_dir)
     config = searched(run)
@@ -59,12 +59,12 @@ def supernet(run_dir: Path, data_dir: str | None) -> tuple[Scene, SupernetTraini
     return found
 
 
-def describe(scene: Scene, training: SupernetTraining) -> dict[str, Any]:
+def describe(inputs: Inputs, training: SupernetTraining) -> dict[str, Any]:
     """The content of ``problem.json``."""
-    layout, target = training.supernet.layout, scene.config.target[0]
-    one = problem(scene, layout, [target])
-    middle = scene.run.read_json("picks.json")["budgets"]
-    scores, at = gate_scores(training, one, [target], scene), budgets(one, POSITIONS)
+    layout, target = training.supernet.layout, inputs.config.target[0]
+    one = problem(inputs, layout, [target])
+    middle = inputs.run.read_json("picks.json")["budgets"]
+    scores, at = gate_scores(training, one, [target], inputs), budgets(one, POSITIONS)
     tables = [scores({target: ms}) for ms in at]
 
     def counted(slot: Slot, of: Any) -> list[int]:
@@ -72,7 +72,7 @@ def describe(scene: Scene, training: SupernetTraining) -> dict[str, Any]:
         return [of(key) if key else 0 for key in keys]
 
     return {
-        "supernet": digest(scene.run), "space": layout.space,
+        "supernet": digest(inputs.run), "space": layout.space,
         "task": [layout.task.size, layout.task.in_ch, layout.task.classes],
         "ops": [[str(op) for op in slot.ops] for slot in layout.slots],
         "fixed": {"ms": one.costs[0].fixed, "macs": sum(map(macs, layout.fixed)),
@@ -108,16 +108,16 @@ class Tree:
     So each beginning is computed once; the figures are those of ``SupernetTraining.judge`` one by one.
     """
 
-    def __init__(self, scene: Scene, training: SupernetTraining, stored: Stored) -> None:
+    def __init__(self, inputs: Inputs, training: SupernetTraining, stored: Stored) -> None:
         self.free, problem = stored.free, stored.restricted
-        parts = halves(scene)
-        batches = [batch for part in parts for batch in eval_batches(part, scene.data, BATCH)]
+        parts = halves(inputs)
+        batches = [batch for part in parts for batch in eval_batches(part, inputs.data, BATCH)]
         self.labels, self.seen = [labels for _, labels in batches], -(-len(parts[0]) // BATCH)
         self.sizes = [len(part) for part in parts]
-        images = evaluation.calibration_images(scene.data, CALIBRATED_ON, 128, scene.device, scene.seed)
+        images = evaluation.calibration_images(inputs.data, CALIBRATED_ON, 128, inputs.device, inputs.seed)
         self.begin: State = images, [image for image, _ in batches]
         archs = [problem.arch([min(choice, len(ops) - 1) for ops in problem.allowed]) for choice in range(CHOICES)]
-        self.nets = [(arch, placement.placed(training.inherit(arch), scene.device)) for arch in archs]
+        self.nets = [(arch, placement.placed(training.inherit(arch), inputs.device)) for arch in archs]
 
     def line(self, part: int) -> dict[str, Any]:
         """The networks of a part: the first half of the free slots is that of its number, the others walk."""
@@ -163,9 +163,9 @@ class Tree:
                 for value in (sum(losses[part]) / size, sum(right[part]))]
 
 
-def halves(scene: Scene) -> list[Split]:
+def halves(inputs: Inputs) -> list[Split]:
     """Two parts of the selection split: the images that a search judges on, and others."""
-    own = evaluation.part_of(scene.data.select, JUDGED_ON + UNSEEN, scene.seed, "judge")  # begins with those
+    own = evaluation.part_of(inputs.data.select, JUDGED_ON + UNSEEN, inputs.seed, "judge")  # begins with those
     return [Split(own.images[part], own.labels[part]) for part in (slice(JUDGED_ON), slice(JUDGED_ON, None))]
 
 
@@ -178,15 +178,15 @@ def whole(values: Iterable[float]) -> list[int]:
     return [round(value) for value in values]
 
 
-def on_full(scene: Scene, training: SupernetTraining, stored: Stored, part: str) -> dict[str, Any]:
+def on_full(inputs: Inputs, training: SupernetTraining, stored: Stored, part: str) -> dict[str, Any]:
     """A line of ``full.jsonl``: random networks judged on all images, or those that a selection judged, in order."""
-    start, full, seen = time.perf_counter(), stored.full, halves(scene)[0]
+    start, full, seen = time.perf_counter(), stored.full, halves(inputs)[0]
     kind, number = part.split()
     line: dict[str, Any] = {"part": part}
     if kind in ("held-out", "fitted"):
         rng = random.Random(int(number) + (kind == "fitted") * HELD_OUT)
         drawn = [sampling.sample(training.supernet.layout, rng) for _ in range(AT_ONCE)]
-        both = [[training.judge(arch, split, CALIBRATED_ON) for split in halves(scene)] for arch in drawn]
+        both = [[training.judge(arch, split, CALIBRATED_ON) for split in halves(inputs)] for arch in drawn]
         line |= {"picks": [full.indices(arch) for arch in drawn], "loss": five(one.loss for one, _ in both),
                  "right": whole(one.right for one, _ in both), "unseen_loss": five(one.loss for _, one in both),
                  "unseen_right": whole(one.right for _, one in both)}
@@ -199,7 +199,7 @@ def on_full(scene: Scene, training: SupernetTraining, stored: Stored, part: str)
 
         bounds: list[Limits] = [{"ms": ms} for ms in budgets(full)]
         SELECTORS[kind](full, bounds, lambda limits: stored.gates(limits, False), judge, int(number),
-                        random.Random(scene.seed))
+                        random.Random(inputs.seed))
         line |= {"picks": [full.indices(arch) for arch, _ in found], "loss": five(one.loss for _, one in found),
                  "right": whole(one.right for _, one in found)}
     return line | {"seconds": round(time.perf_counter() - start, 1)}
@@ -233,16 +233,16 @@ def measure(options: argparse.Namespace) -> None:
     """Every part that does not stand yet, in order."""
     settings = settings_of(options)
     lines = {path: standing(path, settings) for path in (JUDGED, FULL)}
-    scene, training = supernet(options.run, options.data_dir)
+    inputs, training = supernet(options.run, options.data_dir)
     if not PROBLEM.is_file():
-        write_text(PROBLEM, json.dumps(describe(scene, training)))
+        write_text(PROBLEM, json.dumps(describe(inputs, training)))
     stored = stored_of(settings)
-    tree = Tree(scene, training, stored)
+    tree = Tree(inputs, training, stored)
     names = [*(f"ilp {n}" for n in EVALUATIONS), *(f"held-out {i}" for i in range(HELD_OUT // AT_ONCE)),
              *(f"fitted {i}" for i in range(FITTED // AT_ONCE))]
     todo: list[tuple[Path, Any, Callable[[Any], dict[str, Any]]]] = [
         *((JUDGED, part, tree.line) for part in range(CHOICES ** (FREE - FREE // 2))),
-        *((FULL, name, lambda name: on_full(scene, training, stored, name)) for name in names)]
+        *((FULL, name, lambda name: on_full(inputs, training, stored, name)) for name in names)]
     left = [one for one in todo if one[0].stem in options.only
             and one[1] not in {line["part"] for line in lines[one[0]]}]
     with TerminalProgress().task("parts", len(left)) as task:

@@ -20,7 +20,7 @@ from run import halves, settings_of, stored_of, supernet
 from stored import HERE, Pick, Stored
 
 from nas.cli.progress import TerminalProgress
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.results import keep, standing, told
 from nas.select.pareto import Point, front, hypervolume
@@ -35,9 +35,9 @@ NAMES = tuple(name for name in METHODS if not name.endswith(", 50"))  # populati
 class Whole:
     """The space, and what was judged of it; the reference is its largest ms and the accuracy of guessing."""
 
-    def __init__(self, stored: Stored, scene: Scene, training: SupernetTraining) -> None:
+    def __init__(self, stored: Stored, inputs: Inputs, training: SupernetTraining) -> None:
         self.stored, self.training, self.problem = stored, training, stored.full
-        self.halves = dict(zip(("seen", "unseen"), halves(scene), strict=True))
+        self.halves = dict(zip(("seen", "unseen"), halves(inputs), strict=True))
         self.judged: dict[tuple[str, Pick], Judged] = {}
         self.reference = self.problem.costs[0].largest, CHANCE
 

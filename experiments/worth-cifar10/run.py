@@ -291,9 +291,9 @@ def _take_over(ours: Path, path: Path, config: Config) -> None:
 
 def _inherited(run: Run, config: Config) -> dict[str, evaluation.Judged]:
     """Of every pick before its fine-tuning, on the test split; nothing was chosen by it."""
-    scene, training = finished(run, config, TerminalProgress())
+    inputs, training = finished(run, config, TerminalProgress())
     archs = {Arch.from_json(pick["arch"]) for pick in run.read_json("picks.json")["budgets"]}
-    return {arch.id: training.judge(arch, scene.data.test, CALIBRATED_ON) for arch in archs}
+    return {arch.id: training.judge(arch, inputs.data.test, CALIBRATED_ON) for arch in archs}
 
 
 def _read(run: Run, config: Config, sizes: Sizes, trained: Run,

@@ -1,1 +1,1 @@
-"""The stages between a scene and its result, one file each; ``nas.pipeline.search`` walks through them."""
+"""The stages between a run's inputs and its result, one file each; ``nas.pipeline.search`` walks through them."""

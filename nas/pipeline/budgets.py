@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from nas.arch import Op
+from nas.config.search import Config
 from nas.errors import UserError
 from nas.files import nearest
-from nas.pipeline.inputs import Scene, limits_of, memory_bounds, problem, up_to_max
+from nas.pipeline.inputs import Inputs, memory_bounds, problem
 from nas.plan import Layout, OpKey, Slot, macs, params, resized
 from nas.select.ilp import below, solve
 from nas.select.problem import Cost, Limits, Problem, budgets
-from nas.units import amount
+from nas.units import amount, least
 
 PARAMS, MACS = "--max-params", "--max-macs"  # costs are named as a user limits them
 _COUNTS: dict[str, tuple[str, Callable[[OpKey], int]]] = {PARAMS: ("parameters", params), MACS: ("MACs", macs)}
@@ -57,39 +58,69 @@ class Bounds:
 NOTHING = Bounds()
 
 
-def bounded(scene: Scene, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
+def bounded(inputs: Inputs, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
     """The selection problem of ``targets``, with a cost for each count that is limited."""
-    one = problem(scene, layout, [*targets, *_worst(scene, targets)])
+    one = problem(inputs, layout, [*targets, *_worst(inputs, targets)])
     return replace(one, costs=(*one.costs, *(_count(layout, name) for name in bounds.counts)))
 
 
-def all_bounds(scene: Scene, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:
+def all_bounds(inputs: Inputs, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:
     """Limits beside milliseconds, by the name of the cost."""
-    memory = {name: value for target in targets for name, value in memory_bounds(scene, target).items()}
-    return {**memory, **_worst(scene, targets), **bounds.counts}
+    memory = {name: value for target in targets for name, value in memory_bounds(inputs, target).items()}
+    return {**memory, **_worst(inputs, targets), **bounds.counts}
 
 
-def _worst(scene: Scene, targets: Sequence[str]) -> dict[str, float]:
+def _worst(inputs: Inputs, targets: Sequence[str]) -> dict[str, float]:
     """``max_ms`` of the run's first target for picks that are for others; its own have no budget above it."""
-    first, most = scene.config.target[0] if scene.config.target else "", scene.config.max_ms
-    return {first: most} if most is not None and first in scene.costs and first not in targets else {}
+    first, most = inputs.config.target[0] if inputs.config.target else "", inputs.config.max_ms
+    return {first: most} if most is not None and first in inputs.costs and first not in targets else {}
 
 
-def reachable(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[float], count: int,
+def limits_of(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float], count: int) -> list[float]:
+    """The budgets of one target: those given, or ``count`` geometric ones over what it reaches at some input size.
+
+    Raises UserError for a budget that is out of reach, and where no network fits into the target's memory.
+    """
+    every = [problem(at, resized(layout, at.size), [target]) for at in inputs.every]
+    one = min(every, key=lambda one: one.costs[0].smallest)
+    fits = inputs.footprints.get(target)
+    ends = fits.ends(one) if fits else (one.costs[0].smallest, max(one.costs[0].largest for one in every))
+    ends = up_to_max(inputs.config, target, ends, budget_ms)
+    for budget in budget_ms:
+        if budget < ends[0]:
+            advice = f"raise it{f' or {fits.limits}' if fits else ''}, or search a smaller space (--width)"
+            raise UserError(below(one.costs[0], budget, ends[0], advice))
+    return sorted(budget_ms) or budgets(one, count, ends)
+
+
+def up_to_max(config: Config, target: str, ends: tuple[float, float],
+              budget_ms: Sequence[float]) -> tuple[float, float]:
+    """The range within ``max_ms``, which is of the first target. Raises UserError where that is out of reach."""
+    if config.max_ms is None or target != config.target[0]:
+        return ends
+    if config.max_ms < ends[0]:
+        raise UserError(f"--max-ms {config.max_ms:g} is below the smallest reachable {least(ends[0], target)}; "
+                        "raise it, or search a smaller space (--width)")
+    if over := [budget for budget in budget_ms if budget > config.max_ms]:
+        raise UserError(f"--budget-ms {over[0]:g} is above --max-ms {config.max_ms:g}")
+    return ends[0], min(ends[1], config.max_ms)
+
+
+def reachable(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float], count: int,
               bounds: Bounds) -> list[float]:
     """The budgets of one target, as ``limits_of`` has them, over what the counts leave reachable.
 
     Raises UserError for a budget or a count that is out of reach, with the smallest value that is not.
     """
-    worst = _worst(scene, [target])
+    worst = _worst(inputs, [target])
     if not bounds.counts and not worst:
-        return limits_of(scene, layout, target, budget_ms, count)
-    limits = all_bounds(scene, [target], bounds)
-    every = within_reach([bounded(at, resized(layout, at.size), [target], bounds) for at in scene.every], limits)
+        return limits_of(inputs, layout, target, budget_ms, count)
+    limits = all_bounds(inputs, [target], bounds)
+    every = within_reach([bounded(at, resized(layout, at.size), [target], bounds) for at in inputs.every], limits)
     ms = every[0].costs[0]
     least = min(one.costs[0].of(fastest(one, limits)) for one in every)
     most = max(one.costs[0].of(solve(one.costs[0].per_op, one.costs, limits)[0]) for one in every)
-    ends = up_to_max(scene.config, target, (least, most), budget_ms)
+    ends = up_to_max(inputs.config, target, (least, most), budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
             kept = {**bounds.counts, **{f"--max-ms on {name}": value for name, value in worst.items()}}
@@ -98,10 +129,10 @@ def reachable(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[flo
     return sorted(budget_ms) or budgets(every[0], count, ends)
 
 
-def tell_beyond(scene: Scene, layout: Layout, target: str, budget_ms: Sequence[float],
+def tell_beyond(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float],
                 tell: Callable[[str], None]) -> None:
     """Says which of the user's budgets no network needs: the answer to them is the best of all networks."""
-    most = max(problem(at, resized(layout, at.size), [target]).costs[0].largest for at in scene.every)
+    most = max(problem(at, resized(layout, at.size), [target]).costs[0].largest for at in inputs.every)
     if beyond := [f"{budget:g}" for budget in budget_ms if budget > most]:
         tell(f"--budget-ms {', '.join(beyond)}: above the largest network, {amount(most, target)}: all networks are "
              "within it")

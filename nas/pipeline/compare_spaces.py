@@ -23,10 +23,12 @@ from nas.arch import Arch
 from nas.config.search import PLACES, Config
 from nas.config.space import checked_space
 from nas.errors import UserError
+from nas.pipeline.budgets import limits_of
 from nas.pipeline.deliver import deliver
 from nas.pipeline.finetune import train_picks
-from nas.pipeline.inputs import Scene, limits_of, problem, set_scene
+from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.search import refuse
+from nas.pipeline.setup import load_inputs
 from nas.progress import Progress
 from nas.report.comparison import draw_comparison
 from nas.run import timeline
@@ -50,12 +52,12 @@ FLAGS = ("space", "target", "width", "size", "budget_ms", "budgets", "data", "da
 class Scratch:
     """The networks of a layout with random weights, which depend on the seed and the network alone."""
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
 
     def inherit(self, arch: Arch) -> nn.Module:
-        with randomness.seeded(self.scene.seed, arch.id, "scratch"):
-            return build(self.scene.layout, arch)
+        with randomness.seeded(self.inputs.seed, arch.id, "scratch"):
+            return build(self.inputs.layout, arch)
 
 
 def settings(configs: Sequence[Config], networks: int) -> dict[str, Any]:
@@ -96,50 +98,51 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
     ``configs`` are equal but for their space. Raises UserError for what the user has to mend.
     """
     with timeline.phase(run, "inputs"):
-        scenes = _scenes(configs, run, progress)
+        loaded = _load_each(configs, run, progress)
     target = configs[0].target[0]
-    problems = [problem(scene, scene.layout, [target]) for scene in scenes]
-    grid = run.stage("budgets.json", lambda: _grid(configs[0], scenes, problems))
+    problems = [problem(inputs, inputs.layout, [target]) for inputs in loaded]
+    grid = run.stage("budgets.json", lambda: _grid(configs[0], loaded, problems))
     drawn = [[[Arch.from_json(value) for value in row]
-              for row in scene.run.stage("networks.json", partial(_drawn, scene, one, grid, networks))]
-             for scene, one in zip(scenes, problems, strict=True)]
+              for row in inputs.run.stage("networks.json", partial(_drawn, inputs, one, grid, networks))]
+             for inputs, one in zip(loaded, problems, strict=True)]
     if not any(row for rows in drawn for row in rows):
         raise UserError(f"--budget-ms: no network of any of the spaces was found that takes {100 * CLOSE:.0f} to 100 % "
                         f"of {', '.join(f'{bound:.4g}' for bound in grid)} {unit(target)} on {target}: give others")
-    how, count = _recipe(scenes[0]), sum(len(set(itertools.chain(*rows))) for rows in drawn)
-    progress.note(f"{count} networks of {len(scenes)} spaces, each trained for {how.epochs} epochs of "
-                  f"{len(scenes[0].data.learn):,} images in batches of {how.batch}")
+    how, count = _recipe(loaded[0]), sum(len(set(itertools.chain(*rows))) for rows in drawn)
+    progress.note(f"{count} networks of {len(loaded)} spaces, each trained for {how.epochs} epochs of "
+                  f"{len(loaded[0].data.learn):,} images in batches of {how.batch}")
     parts = []
-    for scene, one, archs in zip(scenes, problems, drawn, strict=True):
+    for inputs, one, archs in zip(loaded, problems, drawn, strict=True):
         if missing := networks * len(grid) - sum(map(len, archs)):
-            progress.note(f"{scene.layout.space}: {missing} networks fewer than asked: it has no more at these budgets")
-        with timeline.phase(run, scene.layout.space):
-            parts.append(_part(scene, one, grid, archs, progress))
+            progress.note(f"{inputs.layout.space}: {missing} networks fewer than asked: it has no more at these "
+                          "budgets")
+        with timeline.phase(run, inputs.layout.space):
+            parts.append(_part(inputs, one, grid, archs, progress))
     result = run.stage("compare.json", lambda: {
-        "target": target, "data": scenes[0].data.name, "size": scenes[0].data.size, "seed": configs[0].seed,
-        "recipe": vars(_recipe(scenes[0])), "budgets": grid, "networks": networks, "spaces": _volumes(parts)})
+        "target": target, "data": loaded[0].data.name, "size": loaded[0].data.size, "seed": configs[0].seed,
+        "recipe": vars(_recipe(loaded[0])), "budgets": grid, "networks": networks, "spaces": _volumes(parts)})
     if not run.has("compare.png"):
         run.write("compare.png", lambda file: draw_comparison(result, file))
     return {"run": str(run.path), **result, "seconds": timeline.finished(run)}
 
 
-def _scenes(configs: Sequence[Config], run: Run, progress: Progress) -> list[Scene]:
+def _load_each(configs: Sequence[Config], run: Run, progress: Progress) -> list[Inputs]:
     """A run of its own for each space inside the comparison's; they share the images."""
-    scenes: list[Scene] = []
+    loaded: list[Inputs] = []
     for config in configs:
         every_width = config.gates.model_copy(update={"granularity": "space"})  # spaces are compared, not searches
         whole = config.model_copy(update={"gates": every_width})
         opened = Run.open(run.file(f"spaces/{checked_space(config).name}"), whole.to_json(), places=PLACES)
-        scene = set_scene(whole, opened, config.target, progress, introduce=not scenes)
-        scenes.append(replace(scene, data=scenes[0].data) if scenes else scene)
-    return scenes
+        inputs = load_inputs(whole, opened, config.target, progress, introduce=not loaded)
+        loaded.append(replace(inputs, data=loaded[0].data) if loaded else inputs)
+    return loaded
 
 
-def _grid(config: Config, scenes: Sequence[Scene], problems: Sequence[Problem]) -> list[float]:
+def _grid(config: Config, loaded: Sequence[Inputs], problems: Sequence[Problem]) -> list[float]:
     """The budgets given, or ``budgets`` geometric ones over what every space can reach."""
     target = config.target[0]
-    for scene in scenes if config.budget_ms else ():
-        limits_of(scene, scene.layout, target, config.budget_ms, 1)  # refuses what a space cannot reach
+    for inputs in loaded if config.budget_ms else ():
+        limits_of(inputs, inputs.layout, target, config.budget_ms, 1)  # refuses what a space cannot reach
     if config.budget_ms:
         most = max(one.costs[0].largest for one in problems)
         if idle := next((budget for budget in config.budget_ms if CLOSE * budget > most), None):
@@ -150,17 +153,17 @@ def _grid(config: Config, scenes: Sequence[Scene], problems: Sequence[Problem]) 
     low = max(one.costs[0].smallest for one in problems) * INSIDE
     high = min(one.costs[0].largest for one in problems) / INSIDE
     if low >= high:
-        ranges = ", ".join(f"{scene.layout.space} {one.costs[0].smallest:.4g} .. {one.costs[0].largest:.4g} "
-                           f"{unit(target)}" for scene, one in zip(scenes, problems, strict=True))
+        ranges = ", ".join(f"{inputs.layout.space} {one.costs[0].smallest:.4g} .. {one.costs[0].largest:.4g} "
+                           f"{unit(target)}" for inputs, one in zip(loaded, problems, strict=True))
         raise UserError(f"--spaces: no budget on {target} that all of them reach ({ranges}): scale one (NAME@0.5)")
     return budgets(problems[0], config.budgets, (low, high))
 
 
-def _drawn(scene: Scene, one: Problem, grid: Sequence[float], networks: int) -> list[list[dict[str, Any]]]:
+def _drawn(inputs: Inputs, one: Problem, grid: Sequence[float], networks: int) -> list[list[dict[str, Any]]]:
     """By budget, different random networks between 90 % and 100 % of it."""
     rows = []
     for index, bound in enumerate(grid):
-        rng, found = random.Random(f"compare {scene.seed} {scene.layout.space} {index}"), dict[Arch, None]()
+        rng, found = random.Random(f"compare {inputs.seed} {inputs.layout.space} {index}"), dict[Arch, None]()
         for _ in range(TRIES * networks):
             indices = random_within(one, {one.costs[0].name: bound}, rng) if len(found) < networks else None
             if indices is not None and one.costs[0].of(indices) >= CLOSE * bound:
@@ -169,30 +172,30 @@ def _drawn(scene: Scene, one: Problem, grid: Sequence[float], networks: int) -> 
     return rows
 
 
-def _recipe(scene: Scene) -> Recipe:
-    t, count = scene.config.train, len(scene.data.learn)
+def _recipe(inputs: Inputs) -> Recipe:
+    t, count = inputs.config.train, len(inputs.data.learn)
     epochs = t.finetune_epochs if t.finetune_epochs is not None else max(LEAST, -(-IMAGES // count))
-    return Recipe(epochs, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing, t.augment or scene.data.augment,
+    return Recipe(epochs, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing, t.augment or inputs.data.augment,
                   0.0, t.accumulate, t.amp)
 
 
-def _part(scene: Scene, one: Problem, grid: Sequence[float], archs: list[list[Arch]],
+def _part(inputs: Inputs, one: Problem, grid: Sequence[float], archs: list[list[Arch]],
           progress: Progress) -> dict[str, Any]:
     """Trains and judges the networks of one space: its spread at each budget, and its front."""
     different = list(dict.fromkeys(arch for row in archs for arch in row))
-    progress.note(f"{scene.layout.space}: {len(different)} networks")
-    train_picks(scene, Scratch(scene), different, "", _recipe(scene), progress)
+    progress.note(f"{inputs.layout.space}: {len(different)} networks")
+    train_picks(inputs, Scratch(inputs), different, "", _recipe(inputs), progress)
     cards: dict[Arch, dict[str, Any]] = {}
     with progress.task("export", len(different)) as task:
         for arch in different:
-            cards[arch] = deliver(scene, arch, "", True)
+            cards[arch] = deliver(inputs, arch, "", True)
             task.advance()
     brief = {card["id"]: {key: value for key, value in card.items() if key not in ("arch", "provenance", "exits")}
              for card in cards.values()}
     best = front(Point(card["id"], card["ms"], card["select_accuracy"]) for card in cards.values())
     kept = [point.id for point in best]
     others = sorted((card for name, card in brief.items() if name not in kept), key=lambda card: card["ms"])
-    return {"space": scene.layout.space, "reach_ms": [one.costs[0].smallest, one.costs[0].largest],
+    return {"space": inputs.layout.space, "reach_ms": [one.costs[0].smallest, one.costs[0].largest],
             "budgets": [_spread(bound, [cards[arch] for arch in row]) for bound, row in zip(grid, archs, strict=True)],
             "front": [brief[name] for name in kept], "dominated": others}
 

@@ -32,7 +32,7 @@ from nas.lower.onnx import export, lower, save
 from nas.lower.qdq import quantise
 from nas.lower.verify import Int8Agreement, check_onnx, check_tflite, compare_int8, surviving
 from nas.pipeline.finetune import folder_of, load_weights
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Memory
 from nas.pipeline.overrun import over
 from nas.plan import macs, params, plan
@@ -47,162 +47,163 @@ CARD, ONNX, INT8, TFLITE = "card.json", "model.onnx", "model.int8.onnx", "model.
 CALIBRATION, CHECKED = 512, 200  # training images that int8 scales come from; held-out ones on which it is compared
 
 
-def predicted(scene: Scene, arch: Arch) -> dict[str, float]:
+def predicted(inputs: Inputs, arch: Arch) -> dict[str, float]:
     """Milliseconds by target: the sum over its operators, rounded exactly as the selection's ``Cost.of`` rounds it."""
     slots = range(len(arch.ops))
-    return {target: math.fsum((p.fixed, *(p.ms[i][arch.ops[i]] for i in slots))) for target, p in scene.prices.items()}
+    return {target: math.fsum((p.fixed, *(p.ms[i][arch.ops[i]] for i in slots))) for target, p in inputs.prices.items()}
 
 
-def deliver(scene: Scene, arch: Arch, place: str, fine_tuned: bool,
+def deliver(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool,
             bounds: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Writes ``model.onnx``, for int8 targets ``model.int8.onnx``, and ``card.json`` of a pick; returns the card.
 
     ``bounds`` are the budgets by target that it was chosen for: what is measured above them is said in the card.
     """
     name = folder_of(place, arch)
-    return scene.run.stage(name + CARD, lambda: _card(scene, arch, place, fine_tuned, bounds or {}))
+    return inputs.run.stage(name + CARD, lambda: _card(inputs, arch, place, fine_tuned, bounds or {}))
 
 
-def to_onnx(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
+def to_onnx(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     """Exports one pick, checks it against PyTorch and measures it where this machine is the target.
 
-    Of the scene's data only the description is read, and its prices not at all.
+    Of the inputs's data only the description is read, and its prices not at all.
     """
-    model = load_weights(scene, arch, place)
-    return {"onnx": str(path), **_write_float(scene, arch, model, path), **_timed(scene, model, {"float": path})}
+    model = load_weights(inputs, arch, place)
+    return {"onnx": str(path), **_write_float(inputs, arch, model, path), **_timed(inputs, model, {"float": path})}
 
 
-def to_features(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
+def to_features(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     """Exports one pick without its head: an output for the map of each stride, named after it, checked against PyTorch.
 
     ``predicted_ms`` is without the head; nothing is measured.
     """
-    network = load_weights(scene, arch, place)
-    model, in_ch, size = Backbone(network), scene.data.in_ch, scene.layout.task.size
+    network = load_weights(inputs, arch, place)
+    model, in_ch, size = Backbone(network), inputs.data.in_ch, inputs.layout.task.size
     maps = [{"name": f"stride{one.stride}", "channels": one.channels, "stride": one.stride} for one in model.maps]
     names = [str(one["name"]) for one in maps]
-    export(model, path, in_ch=in_ch, size=size, metadata={**metadata_of(scene, arch), "features": json.dumps(maps)},
+    export(model, path, in_ch=in_ch, size=size, metadata={**metadata_of(inputs, arch), "features": json.dumps(maps)},
            outputs=names)
     agreement = check_onnx(path, model, in_ch=in_ch, size=size)
-    trunk = plan(scene.layout, arch)[:-1]
-    ms = {target: math.fsum(costs.ms_many(trunk)) for target, costs in scene.costs.items()}
+    trunk = plan(inputs.layout, arch)[:-1]
+    ms = {target: math.fsum(costs.ms_many(trunk)) for target, costs in inputs.costs.items()}
     return {"onnx": str(path), "features": maps, "max_abs_diff": agreement.max_abs_diff,
             "relative_diff": agreement.relative, "predicted_ms": one_or_all(ms),
             "measured_ms": one_or_all(dict.fromkeys(ms))}
 
 
-def to_int8(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
+def to_int8(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     """Exports one pick as int8 ONNX, calibrated on training images and compared with PyTorch on held-out ones.
 
     Raises Disagreement where 8 bits are not enough.
     """
-    model = load_weights(scene, arch, place)
-    agreement = surviving(path, _write_int8(scene, arch, model, path))
+    model = load_weights(inputs, arch, place)
+    agreement = surviving(path, _write_int8(inputs, arch, model, path))
     return {"onnx": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
-            **_timed(scene, model, {"int8": path})}
+            **_timed(inputs, model, {"int8": path})}
 
 
-def to_tflite(scene: Scene, arch: Arch, place: str, path: Path) -> dict[str, Any]:
+def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     """Exports one pick as int8 TFLite, calibrated on training images and checked in LiteRT on held-out ones.
 
     Raises UserError where the packages for it are missing, and Disagreement where 8 bits are not enough.
     """
-    model, data, size = load_weights(scene, arch, place), scene.data, scene.layout.task.size
-    file = tflite.lower(model, in_ch=data.in_ch, size=size, calibration=_calibration(scene))
+    model, data, size = load_weights(inputs, arch, place), inputs.data, inputs.layout.task.size
+    file = tflite.lower(model, in_ch=data.in_ch, size=size, calibration=_calibration(inputs))
     agreement = check_tflite(file, model, normalise(data.select.images[:CHECKED], data))
     write_atomic(path, lambda out: out.write(file))
     return {"tflite": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
-            "measured_ms": one_or_all(dict.fromkeys(scene.costs))}
+            "measured_ms": one_or_all(dict.fromkeys(inputs.costs))}
 
 
-def _card(scene: Scene, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> dict[str, Any]:
-    name, keys = folder_of(place, arch), plan(scene.layout, arch)
-    model, files = load_weights(scene, arch, place), {"float": scene.run.file(name + ONNX)}
-    differences = _write_float(scene, arch, model, files["float"])
-    select, test = _judged(scene, placement.placed(copy.deepcopy(model), scene.device), scene.device)
+def _card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> dict[str, Any]:
+    name, keys = folder_of(place, arch), plan(inputs.layout, arch)
+    model, files = load_weights(inputs, arch, place), {"float": inputs.run.file(name + ONNX)}
+    differences = _write_float(inputs, arch, model, files["float"])
+    select, test = _judged(inputs, placement.placed(copy.deepcopy(model), inputs.device), inputs.device)
     int8: dict[str, Any] = {}
-    if _int8_tables(scene):
-        files["int8"] = scene.run.file(name + INT8)
-        agreement = _write_int8(scene, arch, model, files["int8"])  # however weak: its accuracy says what it is worth
+    if _int8_tables(inputs):
+        files["int8"] = inputs.run.file(name + INT8)
+        agreement = _write_int8(inputs, arch, model, files["int8"])  # however weak: its accuracy says what it is worth
         int8 = {"int8_onnx": name + INT8, "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
                 "float_accuracy": test.accuracy, "float_select_accuracy": select.accuracy}
-        select, test = _judged(scene, _running(files["int8"]), torch.device("cpu"))
-    ms = one_or_all(predicted(scene, arch))
-    memory = _memory(scene, model)
-    times = _timed(scene, model, files)
-    excess = over(by_target(times["measured_ms"], list(scene.costs)), bounds)
+        select, test = _judged(inputs, _running(files["int8"]), torch.device("cpu"))
+    ms = one_or_all(predicted(inputs, arch))
+    memory = _memory(inputs, model)
+    times = _timed(inputs, model, files)
+    excess = over(by_target(times["measured_ms"], list(inputs.costs)), bounds)
     return {"id": arch.id, "arch": arch.to_json(), "size": arch.size, "fine_tuned": fine_tuned,
             "select_accuracy": select.accuracy, "select_accuracy_se": select.accuracy_se, "select_loss": select.loss,
             "accuracy": test.accuracy,
             "accuracy_se": test.accuracy_se, "test_images": test.n, "ms": ms, "worst_ms": ms,
-            **times, **({"over_budget": excess} if excess else {}), **noted(scene), **differences,
+            **times, **({"over_budget": excess} if excess else {}), **noted(inputs), **differences,
             "macs": sum(macs(key) for key in keys),
             "params": sum(params(key) for key in keys), "exits": [], "onnx": name + ONNX, **int8, **memory,
-            "provenance": {"run": scene.run.path.name, "space": scene.config.space, "data": scene.data.name,
-                           "fingerprint": scene.data.source["fingerprint"], "seed": scene.seed,
-                           "targets": {target: costs.meta for target, costs in scene.costs.items()},
-                           "environment": scene.run.read_json("environment.json"),
-                           **({"ops": own} if (own := recorded_ops(scene.run)) else {})}}
+            "provenance": {"run": inputs.run.path.name, "space": inputs.config.space, "data": inputs.data.name,
+                           "fingerprint": inputs.data.source["fingerprint"], "seed": inputs.seed,
+                           "targets": {target: costs.meta for target, costs in inputs.costs.items()},
+                           "environment": inputs.run.read_json("environment.json"),
+                           **({"ops": own} if (own := recorded_ops(inputs.run)) else {})}}
 
 
-def _memory(scene: Scene, model: nn.Module) -> dict[str, Any]:
+def _memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
     """``sram_kb`` and ``flash_kb`` of the int8 file on targets that Vela compiles, None where it is not installed.
 
     ``fits`` where there are limits: trained weights can compress less than the typical ones that it was chosen by.
     """
-    tables = {target: costs.meta for target, costs in scene.costs.items() if recorded(costs.meta)}
+    tables = {target: costs.meta for target, costs in inputs.costs.items() if recorded(costs.meta)}
     if not tables:
         return {}
     try:
         npus = {target: of_table(meta) for target, meta in tables.items()}
-        size = scene.layout.task.size
-        file = tflite.lower(model, in_ch=scene.data.in_ch, size=size, calibration=_calibration(scene))
+        size = inputs.layout.task.size
+        file = tflite.lower(model, in_ch=inputs.data.in_ch, size=size, calibration=_calibration(inputs))
     except UserError:
-        if scene.footprints:
+        if inputs.footprints:
             raise
         return {"sram_kb": None, "flash_kb": None}
     needs = {target: Memory.of(npu.compile(file, f"a pick on {target}")) for target, npu in npus.items() if npu}
-    fits = all(one.limits.admits(needs[target]) for target, one in scene.footprints.items())
+    fits = all(one.limits.admits(needs[target]) for target, one in inputs.footprints.items())
     return {"sram_kb": one_or_all({target: need.sram_kb for target, need in needs.items()}),
             "flash_kb": one_or_all({target: need.flash_kb for target, need in needs.items()}),
-            **({"fits": fits} if scene.footprints else {})}
+            **({"fits": fits} if inputs.footprints else {})}
 
 
-def _write_float(scene: Scene, arch: Arch, model: nn.Module, path: Path) -> dict[str, float]:
+def _write_float(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> dict[str, float]:
     """How far ONNX Runtime is from PyTorch."""
-    in_ch, size = scene.data.in_ch, scene.layout.task.size
-    export(model, path, in_ch=in_ch, size=size, metadata=metadata_of(scene, arch))
+    in_ch, size = inputs.data.in_ch, inputs.layout.task.size
+    export(model, path, in_ch=in_ch, size=size, metadata=metadata_of(inputs, arch))
     agreement = check_onnx(path, model, in_ch=in_ch, size=size)
     return {"max_abs_diff": agreement.max_abs_diff, "relative_diff": agreement.relative}
 
 
-def _write_int8(scene: Scene, arch: Arch, model: nn.Module, path: Path) -> Int8Agreement:
+def _write_int8(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> Int8Agreement:
     """With weights as wide as the target's processor sums them exactly, this machine's where that is not known."""
-    data, size = scene.data, scene.layout.task.size
-    bits = min((int(table.meta.get("weight_bits", 8)) for table in _int8_tables(scene)), default=weight_bits())
-    graph = quantise(lower(model, in_ch=data.in_ch, size=size), _calibration(scene), bits)
-    save(graph, path, {**metadata_of(scene, arch), "precision": "int8", "weight_bits": str(bits)})
+    data, size = inputs.data, inputs.layout.task.size
+    bits = min((int(table.meta.get("weight_bits", 8)) for table in _int8_tables(inputs)), default=weight_bits())
+    graph = quantise(lower(model, in_ch=data.in_ch, size=size), _calibration(inputs), bits)
+    save(graph, path, {**metadata_of(inputs, arch), "precision": "int8", "weight_bits": str(bits)})
     return compare_int8(_running(path), model, normalise(data.select.images[:CHECKED], data))
 
 
-def metadata_of(scene: Scene, arch: Arch) -> dict[str, str]:
+def metadata_of(inputs: Inputs, arch: Arch) -> dict[str, str]:
     """Of every file of a pick: what a program needs to use it on images, and what it is."""
-    data = scene.data
+    data = inputs.data
     return {"arch": json.dumps(arch.to_json()), "id": arch.id, "classes": "\n".join(data.classes),
-            "input": "NCHW float32", "size": str(scene.layout.task.size), "scale": "pixels / 255", "producer": "nas",
+            "input": "NCHW float32", "size": str(inputs.layout.task.size), "scale": "pixels / 255", "producer": "nas",
             "mean": " ".join(f"{v:.6g}" for v in data.mean), "std": " ".join(f"{v:.6g}" for v in data.std),
             **data.whites.metadata()}
 
 
-def _calibration(scene: Scene) -> list[torch.Tensor]:
+def _calibration(inputs: Inputs) -> list[torch.Tensor]:
     """In small batches: every map of a batch is in memory at once."""
-    return evaluation.calibration_images(scene.data, CALIBRATION, 8, torch.device("cpu"), scene.seed)
+    return evaluation.calibration_images(inputs.data, CALIBRATION, 8, torch.device("cpu"), inputs.seed)
 
 
-def _judged(scene: Scene, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> tuple[Judged, Judged]:
+def _judged(inputs: Inputs, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+            ) -> tuple[Judged, Judged]:
     """On the selection split and on the test split."""
-    data, augment = scene.data, scene.config.train.augment or scene.data.augment
-    return (evaluation.evaluate_shifted(model, data.select, data, device, augment, scene.seed),
+    data, augment = inputs.data, inputs.config.train.augment or inputs.data.augment
+    return (evaluation.evaluate_shifted(model, data.select, data, device, augment, inputs.seed),
             evaluation.evaluate(model, data.test, data, device))
 
 
@@ -212,45 +213,45 @@ def _running(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda images: torch.from_numpy(loaded.run(None, {"input": images.numpy()})[0])
 
 
-def _int8_tables(scene: Scene) -> list[LatencyTable]:
-    return [costs for costs in scene.costs.values() if isinstance(costs, LatencyTable) and costs.int8_on_cpu]
+def _int8_tables(inputs: Inputs) -> list[LatencyTable]:
+    return [costs for costs in inputs.costs.values() if isinstance(costs, LatencyTable) and costs.int8_on_cpu]
 
 
-def _timed(scene: Scene, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
+def _timed(inputs: Inputs, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
     """``measured_ms`` and ``drift`` by target, of the ``int8`` or the ``float`` file as its precision asks."""
-    times = {target: measured(scene, target, model, files) for target in scene.costs}
+    times = {target: measured(inputs, target, model, files) for target in inputs.costs}
     return {"measured_ms": one_or_all({target: ms for target, (ms, _) in times.items()}),
             "drift": one_or_all({target: drift for target, (_, drift) in times.items()})}
 
 
-def noted(scene: Scene) -> dict[str, Any]:
+def noted(inputs: Inputs) -> dict[str, Any]:
     """Returns what a card says of tables that were made on a busy machine; nothing where none was."""
-    busy = {target: text for target, costs in scene.costs.items() if (text := busy_text(costs.meta))}
+    busy = {target: text for target, costs in inputs.costs.items() if (text := busy_text(costs.meta))}
     return {"tables": busy} if busy else {}
 
 
-def measurable(scene: Scene, target: str) -> bool:
+def measurable(inputs: Inputs, target: str) -> bool:
     """Returns whether a target is this machine, so that networks are timed for it."""
-    costs = scene.costs[target]
+    costs = inputs.costs[target]
     return isinstance(costs, LatencyTable) and local(costs.meta) is not None
 
 
-def files_to_time(scene: Scene, arch: Arch, model: nn.Module, target: str, folder: Path) -> dict[str, Path]:
+def files_to_time(inputs: Inputs, arch: Arch, model: nn.Module, target: str, folder: Path) -> dict[str, Path]:
     """Writes the file of a network, of whatever weights, that ``measured`` times for a target."""
-    costs = scene.costs[target]
+    costs = inputs.costs[target]
     if isinstance(costs, LatencyTable) and costs.int8_on_cpu:
-        graph = lower(model, in_ch=scene.data.in_ch, size=scene.layout.task.size)
-        save(quantise(graph, _calibration(scene), int(costs.meta.get("weight_bits", 8))), folder / INT8, {})
+        graph = lower(model, in_ch=inputs.data.in_ch, size=inputs.layout.task.size)
+        save(quantise(graph, _calibration(inputs), int(costs.meta.get("weight_bits", 8))), folder / INT8, {})
         return {"int8": folder / INT8}
-    export(model, folder / ONNX, in_ch=scene.data.in_ch, size=scene.layout.task.size,
-           metadata=metadata_of(scene, arch))
+    export(model, folder / ONNX, in_ch=inputs.data.in_ch, size=inputs.layout.task.size,
+           metadata=metadata_of(inputs, arch))
     return {"float": folder / ONNX}
 
 
-def measured(scene: Scene, target: str, model: nn.Module,
+def measured(inputs: Inputs, target: str, model: nn.Module,
              files: Mapping[str, Path]) -> tuple[float | None, float | None]:
     """(ms, drift) on this machine if it is the target, at its threads and batch, beside the table's yardstick."""
-    costs, task = scene.costs[target], scene.layout.task
+    costs, task = inputs.costs[target], inputs.layout.task
     device = local(costs.meta) if isinstance(costs, LatencyTable) else None
     if not isinstance(costs, LatencyTable) or device is None:
         return None, None
@@ -262,4 +263,4 @@ def measured(scene: Scene, target: str, model: nn.Module,
     def prepare() -> Timed:
         return device.load(path) if reads else device.prepare(model, in_ch=task.in_ch, size=task.size)
 
-    return check(prepare, scene.measured, costs, device)
+    return check(prepare, inputs.measured, costs, device)

@@ -21,7 +21,7 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.errors import UserError
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.plan import macs, plan
 from nas.progress import Progress, Task
 from nas.run import checkpoint
@@ -45,18 +45,18 @@ def folder_of(place: str, arch: Arch) -> str:
     return f"{place}archs/{arch.id}/"
 
 
-def train_picks(scene: Scene, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
+def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
                 progress: Progress) -> None:
     """Weights of every pick; with distillation the largest is trained first and then teaches the others.
 
     With ``assistant`` each is taught by the next larger one, with ``born-again`` by itself, trained before.
     """
-    size = {arch: sum(macs(key) for key in plan(scene.layout, arch)) for arch in archs}
+    size = {arch: sum(macs(key) for key in plan(inputs.layout, arch)) for arch in archs}
     ordered = sorted(archs, key=lambda arch: (-size[arch], arch.id))
-    train = partial(_train, scene, training, place=place, recipe=recipe, progress=progress)
+    train = partial(_train, inputs, training, place=place, recipe=recipe, progress=progress)
 
     def trained(arch: Arch, file: str = WEIGHTS) -> Subnet:
-        return placement.placed(load_weights(scene, arch, place, file), scene.device)
+        return placement.placed(load_weights(inputs, arch, place, file), inputs.device)
 
     if not recipe.epochs or recipe.distill_weight == 0:
         train(ordered)
@@ -74,10 +74,10 @@ def train_picks(scene: Scene, training: Origin, archs: Sequence[Arch], place: st
             train(ordered, teacher_of=lambda _: teacher)
 
 
-def load_weights(scene: Scene, arch: Arch, place: str, file: str = WEIGHTS) -> Subnet:
+def load_weights(inputs: Inputs, arch: Arch, place: str, file: str = WEIGHTS) -> Subnet:
     """The delivered network in eval mode; raises UserError if its file is broken."""
-    path = scene.run.file(folder_of(place, arch) + file)
-    model = build(scene.layout, arch)
+    path = inputs.run.file(folder_of(place, arch) + file)
+    model = build(inputs.layout, arch)
     try:
         model.load_state_dict(safetensors.torch.load(path.read_bytes()))
     except Exception as error:  # of whatever kind a broken file makes
@@ -90,20 +90,20 @@ class _Stopped(Exception):
     """Another pick failed, or the user interrupted: this one is given up back to its last checkpoint."""
 
 
-def _train(scene: Scene, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe, progress: Progress,
+def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe, progress: Progress,
            teacher_of: Callable[[Arch], nn.Module | None] = lambda arch: None, file: str = WEIGHTS) -> None:
     """Those whose weights do not stand yet. The share of the threads depends on all: a continued run ends the same."""
-    left = [arch for arch in archs if not scene.run.has(folder_of(place, arch) + file)]
-    tunings = [_prepared(scene, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
+    left = [arch for arch in archs if not inputs.run.has(folder_of(place, arch) + file)]
+    tunings = [_prepared(inputs, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
     if not tunings:
         return
     threads = torch.get_num_threads()
-    at_once = min(len(archs), threads) if recipe.epochs and scene.device.type == "cpu" else 1
-    alone = at_once == 1 or any(_draws(tuning.model, scene) for tuning in tunings)
+    at_once = min(len(archs), threads) if recipe.epochs and inputs.device.type == "cpu" else 1
+    alone = at_once == 1 or any(_draws(tuning.model, inputs) for tuning in tunings)
     what = "fine-tune" if recipe.epochs else "weights"
     with progress.task(what, len(left) * recipe.epochs, sum(tuning.done for tuning in tunings)) as task:
         shared = _Shared(task, {tuning.name: float(tuning.done) for tuning in tunings})
-        work = [partial(_tune, scene, tuning, folder_of(place, arch), file, shared, alone)
+        work = [partial(_tune, inputs, tuning, folder_of(place, arch), file, shared, alone)
                 for tuning, arch in zip(tunings, left, strict=True)]
         if alone:
             for one in work:
@@ -131,26 +131,26 @@ def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threadi
             raise error
 
 
-def _prepared(scene: Scene, training: Origin, arch: Arch, place: str, recipe: Recipe,
+def _prepared(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: Recipe,
               teacher: nn.Module | None, file: str) -> FineTuning:
     """With its inherited weights, or where its checkpoint stands."""
-    run, data, name = scene.run, scene.data, folder_of(place, arch)
+    run, data, name = inputs.run, inputs.data, folder_of(place, arch)
     run.write_json(f"{name}arch.json", arch.to_json())
-    model = placement.placed(training.inherit(arch), scene.device)
+    model = placement.placed(training.inherit(arch), inputs.device)
     own = arch.id if file == WEIGHTS else f"{arch.id}/first"
-    tuning = FineTuning(own, model, teacher, data, recipe, scene.seed, scene.device)
+    tuning = FineTuning(own, model, teacher, data, recipe, inputs.seed, inputs.device)
     if run.has(name + CHECKPOINTS[file]):
         checkpoint.resume(run, name + CHECKPOINTS[file], tuning.load)
     else:
-        evaluation.recalibrate(model, evaluation.calibration_images(data, 1000, 128, scene.device, scene.seed))
+        evaluation.recalibrate(model, evaluation.calibration_images(data, 1000, 128, inputs.device, inputs.seed))
     return tuning
 
 
-def _draws(model: nn.Module, scene: Scene) -> bool:
+def _draws(model: nn.Module, inputs: Inputs) -> bool:
     """Whether training takes numbers from PyTorch's one generator, as an operator of the user's own may."""
     trial, before = copy.deepcopy(model).train(), torch.get_rng_state()
-    images = torch.zeros(2, scene.data.in_ch, scene.data.size, scene.data.size, device=scene.device)
-    with torch.no_grad(), randomness.drawing_from(trial, randomness.generator("trial", device=scene.device)):
+    images = torch.zeros(2, inputs.data.in_ch, inputs.data.size, inputs.data.size, device=inputs.device)
+    with torch.no_grad(), randomness.drawing_from(trial, randomness.generator("trial", device=inputs.device)):
         trial(images)
     return not torch.equal(before, torch.get_rng_state())
 
@@ -171,18 +171,18 @@ class _Shared:
             self._task.advance(sum(self._epochs.values()) - self._task.done)
 
 
-def _tune(scene: Scene, tuning: FineTuning, name: str, file: str, shared: _Shared, alone: bool) -> None:
+def _tune(inputs: Inputs, tuning: FineTuning, name: str, file: str, shared: _Shared, alone: bool) -> None:
     """Trains to the end and writes the weights; one that is ``alone`` may have PyTorch's one generator for itself."""
-    run, data, recipe = scene.run, scene.data, tuning.recipe
+    run, data, recipe = inputs.run, inputs.data, tuning.recipe
     while not tuning.finished:
         began = time.monotonic()
-        with randomness.seeded(scene.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
+        with randomness.seeded(inputs.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
             record = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))
         with shared.lock:
             run.log("finetune", id=tuning.name, **record, seconds=round(time.monotonic() - began, 3))
         checkpoint.save(run, name + CHECKPOINTS[file], tuning.state())
     if recipe.epochs:
-        evaluation.recalibrate(tuning.model, evaluation.calibration_images(data, 2000, 128, scene.device, scene.seed))
+        evaluation.recalibrate(tuning.model, evaluation.calibration_images(data, 2000, 128, inputs.device, inputs.seed))
     weights = {key: value.contiguous().cpu() for key, value in tuning.model.state_dict().items()}
     run.write(name + file, lambda out: out.write(safetensors.torch.save(weights)))
     run.file(name + CHECKPOINTS[file]).unlink(missing_ok=True)

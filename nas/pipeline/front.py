@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nas.errors import UserError
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.pipeline.overrun import TOLERANCE
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
@@ -16,12 +16,12 @@ from nas.units import by_target, least, listed_targets, one_or_all, targets_of
 LEAST_OF_ID = 4  # characters that stand for an id, where only one begins so
 
 
-def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -> dict[str, Any]:
+def front_of(inputs: Inputs, cards: list[dict[str, Any]], picks: dict[str, Any]) -> dict[str, Any]:
     """Picks sorted by ms; in the front are those that no other dominates on any target, by selection accuracy.
 
     One whose trained weights are over the limit of memory is in ``too_large`` and nowhere else.
     """
-    targets = list(scene.costs)
+    targets = list(inputs.costs)
 
     def of_target(cards: Sequence[dict[str, Any]], by: str, t: str) -> list[str]:
         return [p.id for p in pareto_front(Point(c["id"], ms_of(c, t), c[by]) for c in cards)]
@@ -43,8 +43,8 @@ def front_of(scene: Scene, cards: list[dict[str, Any]], picks: dict[str, Any]) -
     budgets = [{**{key: value for key, value in b.items() if key != "arch"}, **_measured(b, known[b["id"]], targets)}
                for b in picks["budgets"] if b["id"] in fitting]
     shown, large = ([card for card in shown if (card["id"] in fitting) is wanted] for wanted in (True, False))
-    return {"space": scene.layout.space, "target": targets if len(targets) > 1 else targets[0],
-            **({"sizes": [at.size for at in scene.every]} if scene.others else {}),
+    return {"space": inputs.layout.space, "target": targets if len(targets) > 1 else targets[0],
+            **({"sizes": [at.size for at in inputs.every]} if inputs.others else {}),
             "front": [card for card in shown if card["id"] in kept],
             "dominated": [card for card in shown if card["id"] not in kept], "budgets": budgets,
             **({"too_large": large} if large else {}), **(_per_device(fronts) if len(targets) > 1 else {}),

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nas import sampling
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.run.tables import origin
 from nas.train.finetune import Recipe as FineTuning
 from nas.train.supernet_training import Recipe
 from nas.units import amount
 
 
-def lines(scene: Scene, limits: Mapping[str, Sequence[float]], recipe: Recipe, tuning: FineTuning) -> list[str]:
+def lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: Recipe, tuning: FineTuning) -> list[str]:
     """Returns one line each of the space, of every target with its budgets, and of what is trained and judged."""
-    layout, config = scene.layout, scene.config
-    sizes = " and ".join(str(at.size) for at in scene.every)
+    layout, config = inputs.layout, inputs.config
+    sizes = " and ".join(str(at.size) for at in inputs.every)
     searched = (f"space: {layout.space} at {sizes} pixels, {len(layout.slots)} slots, {about(sampling.size(layout))} "
                 "networks")
-    targets = [f"target: {target} ({', '.join(origin(scene.costs[target])) or scene.costs[target].name}), "
+    targets = [f"target: {target} ({', '.join(origin(inputs.costs[target])) or inputs.costs[target].name}), "
                f"{'budget' if len(budgets) == 1 else 'budgets'} {', '.join(amount(ms, target) for ms in budgets)}"
                for target, budgets in limits.items()]
     return [searched, *targets, f"epochs: {_epochs(recipe)}; {config.evaluations} networks are judged for each target, "

@@ -11,7 +11,7 @@ from typing import Any
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.pipeline.front import ms_of
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.pipeline.selection import Judge
 from nas.plan import OpKey, macs, params, plan, resized
 from nas.progress import Progress
@@ -43,46 +43,47 @@ def read_archs(file: Path) -> list[Arch]:
     return archs
 
 
-def judge_given(scene: Scene, training: SupernetTraining, archs: Sequence[Arch], progress: Progress) -> dict[str, Any]:
+def judge_given(inputs: Inputs, training: SupernetTraining, archs: Sequence[Arch],
+                progress: Progress) -> dict[str, Any]:
     """Returns, network by network, its loss and accuracy on the selection split and what it costs on every target.
 
     What was judged before is remembered in the run, and not judged again. Raises UserError, before any is judged, for a
     network that the supernet does not have (any more).
     """
-    plans = [_plan(scene, training, arch, number) for number, arch in enumerate(archs, 1)]
+    plans = [_plan(inputs, training, arch, number) for number, arch in enumerate(archs, 1)]
     with progress.task("judge", len(set(archs))) as task:
-        judge = Judge(scene, training, task)
+        judge = Judge(inputs, training, task)
         judge(list(dict.fromkeys(archs)))
-    networks = [_row(scene, keys, arch, (judge.known[arch.id], judge.accuracies[arch.id]), len(judge.split))
+    networks = [_row(inputs, keys, arch, (judge.known[arch.id], judge.accuracies[arch.id]), len(judge.split))
                 for arch, keys in zip(archs, plans, strict=True)]
-    return {"run": str(scene.run.path), "split": "select", "images": len(judge.split), "networks": networks}
+    return {"run": str(inputs.run.path), "split": "select", "images": len(judge.split), "networks": networks}
 
 
-def _plan(scene: Scene, training: SupernetTraining, arch: Arch, number: int) -> list[OpKey]:
+def _plan(inputs: Inputs, training: SupernetTraining, arch: Arch, number: int) -> list[OpKey]:
     try:
-        return plan(resized(training.supernet.layout, scene.at(arch.size).size), arch)
+        return plan(resized(training.supernet.layout, inputs.at(arch.size).size), arch)
     except UserError as error:
         raise UserError(f"--archs: network {number}: {error}; what was pruned, or left out before training, is there "
                         "in a search with --no-prune and gates.granularity=space") from None
 
 
-def stopped(scene: Scene, until: str, picks: dict[str, Any] | None) -> dict[str, Any]:
+def stopped(inputs: Inputs, until: str, picks: dict[str, Any] | None) -> dict[str, Any]:
     """Returns what a search shows that ended behind a stage: its picks, if any, by their inherited accuracy."""
-    budgets, targets = picks["budgets"] if picks else [], list(scene.costs)
-    known, images = Judge.remembered(scene.run), min(scene.config.judge_images, len(scene.data.select))
+    budgets, targets = picks["budgets"] if picks else [], list(inputs.costs)
+    known, images = Judge.remembered(inputs.run), min(inputs.config.judge_images, len(inputs.data.select))
     archs = {b["id"]: Arch.from_json(b["arch"]) for b in budgets}
-    cards = [_card(_row(scene.at(arch.size), plan(scene.at(arch.size).measured, arch), arch, known[arch.id], images))
+    cards = [_card(_row(inputs.at(arch.size), plan(inputs.at(arch.size).measured, arch), arch, known[arch.id], images))
              for arch in archs.values()]
     cards.sort(key=lambda card: ms_of(card, targets[0]))
     kept = {point.id for t in targets for point in pareto_front(
         Point(card["id"], ms_of(card, t), card["select_accuracy"]) for card in cards)}
-    return {"run": str(scene.run.path), "space": scene.layout.space, "until": until,
+    return {"run": str(inputs.run.path), "space": inputs.layout.space, "until": until,
             "target": targets if len(targets) > 1 else targets[0],
-            **({"sizes": [at.size for at in scene.every]} if scene.others else {}),
+            **({"sizes": [at.size for at in inputs.every]} if inputs.others else {}),
             "front": [card for card in cards if card["id"] in kept],
             "dominated": [card for card in cards if card["id"] not in kept],
             "budgets": [{key: value for key, value in b.items() if key != "arch"} for b in budgets],
-            "seconds": timeline.spent(scene.run)}
+            "seconds": timeline.spent(inputs.run)}
 
 
 def _card(row: dict[str, Any]) -> dict[str, Any]:
@@ -93,10 +94,10 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
             "macs": row["macs"], "params": row["params"], "exits": [], "onnx": None}
 
 
-def _row(scene: Scene, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, float], images: int) -> dict[str, Any]:
+def _row(inputs: Inputs, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, float], images: int) -> dict[str, Any]:
     """A loss that is no number is None."""
     loss, accuracy = judged
     return {"id": arch.id, "size": arch.size, "loss": loss if math.isfinite(loss) else None, "accuracy": accuracy,
             "accuracy_se": evaluation.standard_error(accuracy, images),
-            "ms": {target: math.fsum(costs.ms_many(keys)) for target, costs in scene.costs.items()},
+            "ms": {target: math.fsum(costs.ms_many(keys)) for target, costs in inputs.costs.items()},
             "macs": sum(map(macs, keys)), "params": sum(map(params, keys))}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nas.decision import largest, smallest
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.plan import macs, plan
 from nas.progress import Progress
 from nas.text import duration
@@ -34,9 +34,9 @@ class Sizes:
         return (self.large + self.small) / 2
 
     @staticmethod
-    def of(scene: Scene) -> Sizes:
-        prices = next(iter(scene.prices.values()))
-        ends = [sum(map(macs, plan(scene.layout, end(scene.layout, prices)))) for end in (largest, smallest)]
+    def of(inputs: Inputs) -> Sizes:
+        prices = next(iter(inputs.prices.values()))
+        ends = [sum(map(macs, plan(inputs.layout, end(inputs.layout, prices)))) for end in (largest, smallest)]
         return Sizes(*map(float, ends))
 
 
@@ -103,9 +103,10 @@ class Pace:
         self._progress.note(f"time: {text.format(duration(sum(left.values())))}: {parts}")
 
 
-def pace_of(scene: Scene, recipe: Recipe, tuning: FineTuning, picks: int, calibrated: int, progress: Progress) -> Pace:
-    """Returns the pace of a search of a scene; each network that is judged is ``calibrated`` on so many images."""
-    data, config = scene.data, scene.config
+def pace_of(inputs: Inputs, recipe: Recipe, tuning: FineTuning, picks: int, calibrated: int,
+            progress: Progress) -> Pace:
+    """Returns the pace of a search; each network that is judged is ``calibrated`` on so many images."""
+    data, config = inputs.data, inputs.config
     judged = config.evaluations * len(config.target) * (calibrated + min(config.judge_images, len(data.select)))
-    work = work_of(Sizes.of(scene), recipe, len(data.train), judged, tuning, len(data.train) + len(data.gate), picks)
+    work = work_of(Sizes.of(inputs), recipe, len(data.train), judged, tuning, len(data.train) + len(data.gate), picks)
     return Pace(work, progress)

@@ -26,7 +26,7 @@ from nas.latency.correction import fit
 from nas.latency.table import LatencyTable
 from nas.pipeline import deliver
 from nas.pipeline.budgets import Bounds, reachable
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import within
 from nas.pipeline.overrun import over
 from nas.pipeline.selection import Judge, state_of
@@ -39,7 +39,7 @@ REPEATS = 2  # of the selection, at most
 AFFINE = 4  # networks that a factor and a cost per operator are fitted to; of fewer, a factor alone
 ROUNDING = 1e-9  # of sums of milliseconds
 Budget = dict[str, Any]  # of ``picks.json``: target, budget_ms, id, arch, ms
-Select = Callable[[Scene, dict[str, list[float]], Bounds], dict[str, Any]]
+Select = Callable[[Inputs, dict[str, list[float]], Bounds], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Correction:
 class Stopwatch:
     """Measures networks on the targets that are this machine; remembers in the run's log what was measured."""
 
-    def __init__(self, scene: Scene, training: SupernetTraining, progress: Progress) -> None:
-        self.scene, self.training, self._progress = scene, training, progress
-        self.targets = [target for target in scene.costs if deliver.measurable(scene, target)]
-        self._state = {target: _digest(scene, target) for target in self.targets}
+    def __init__(self, inputs: Inputs, training: SupernetTraining, progress: Progress) -> None:
+        self.inputs, self.training, self._progress = inputs, training, progress
+        self.targets = [target for target in inputs.costs if deliver.measurable(inputs, target)]
+        self._state = {target: _digest(inputs, target) for target in self.targets}
         self.measured: dict[str, dict[Arch, float]] = {target: {} for target in self.targets}
         self._known = {(event["target"], event["costs"], event["id"]): float(event["ms"])
-                       for event in scene.run.events("timed") if {"target", "costs", "id", "ms"} <= event.keys()}
+                       for event in inputs.run.events("timed") if {"target", "costs", "id", "ms"} <= event.keys()}
 
     def time(self, picks: dict[str, Any]) -> None:
         """Measures what of the picks was not measured yet."""
@@ -104,25 +104,25 @@ class Stopwatch:
     def _time(self, arch: Arch, target: str) -> float:
         key = target, self._state[target], arch.id
         if key not in self._known:
-            at = self.scene.at(arch.size)
+            at = self.inputs.at(arch.size)
             model = self.training.inherit(arch).eval().cpu()
             with tempfile.TemporaryDirectory() as folder:
                 files = deliver.files_to_time(at, arch, model, target, Path(folder))
                 ms, drift = deliver.measured(at, target, model, files)
             assert ms is not None  # the target is this machine
-            self.scene.run.log("timed", id=arch.id, target=target, costs=key[1], ms=ms, drift=drift)
+            self.inputs.run.log("timed", id=arch.id, target=target, costs=key[1], ms=ms, drift=drift)
             self._known[key] = ms
         return self._known[key]
 
 
-def kept(scene: Scene, training: SupernetTraining, limits: dict[str, list[float]], asked: Bounds,
+def kept(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], asked: Bounds,
          given: Mapping[str, bool], select: Select, progress: Progress) -> dict[str, Any]:
     """Returns the picks of ``select``, repeated for budgets that are missed when measured.
 
     ``given`` says of which targets the user named the budgets: others are a grid, which begins where the fastest
     network is. A budget that nothing keeps has the fastest network known, and that is said.
     """
-    picks, watch = select(scene, limits, asked), Stopwatch(scene, training, progress)
+    picks, watch = select(inputs, limits, asked), Stopwatch(inputs, training, progress)
     if not watch.targets:
         return picks
     watch.time(picks)
@@ -131,12 +131,12 @@ def kept(scene: Scene, training: SupernetTraining, limits: dict[str, list[float]
         missed = [budget for budget in picks["budgets"] if not watch.keeps(budget)]
         if not missed:
             break
-        corrections = {target: _corrected(scene, target, watch) for target in watch.targets}
+        corrections = {target: _corrected(inputs, target, watch) for target in watch.targets}
         progress.note(_said(missed, watch, corrections))
-        chosen = _again(_with(scene, corrections), training, missed, asked, given, select, progress)
+        chosen = _again(_with(inputs, corrections), training, missed, asked, given, select, progress)
         watch.time({"budgets": [budget for _, budget in chosen]})
         picks = {**picks, "budgets": _replaced(picks["budgets"], chosen)}
-    budgets = _best_measured(scene, picks["budgets"], watch)
+    budgets = _best_measured(inputs, picks["budgets"], watch)
     for budget in budgets:
         if not watch.keeps(budget):
             progress.note(_out_of_reach(budget, watch))
@@ -144,42 +144,42 @@ def kept(scene: Scene, training: SupernetTraining, limits: dict[str, list[float]
         target: vars(correction) for target, correction in corrections.items()}}
 
 
-def _again(scene: Scene, training: SupernetTraining, missed: Sequence[Budget], asked: Bounds, given: Mapping[str, bool],
-           select: Select, progress: Progress) -> list[tuple[Budget, Budget]]:
-    """Returns each budget that was missed with what is chosen for it by the corrected prices of ``scene``.
+def _again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Budget], asked: Bounds,
+           given: Mapping[str, bool], select: Select, progress: Progress) -> list[tuple[Budget, Budget]]:
+    """Returns each budget that was missed with what is chosen for it by the corrected prices of ``inputs``.
 
     A budget for which there is nothing to choose is not in it.
     """
-    layout, asked_alone = within(training.supernet.layout, scene.footprints), replace(asked, together={})
+    layout, asked_alone = within(training.supernet.layout, inputs.footprints), replace(asked, together={})
     alone = [budget for budget in missed if isinstance(budget["target"], str)]
     least = {target: ms for target in dict.fromkeys(budget["target"] for budget in alone)
-             if (ms := _least(scene, layout, target, asked_alone, progress)) is not None}
+             if (ms := _least(inputs, layout, target, asked_alone, progress)) is not None}
     at = [(budget, max(budget["budget_ms"], least[budget["target"]])) for budget in alone if budget["target"] in least]
     limits = {target: sorted({ms for budget, ms in at if budget["target"] == target}) for target in least}
     answers = {(answer["target"], answer["budget_ms"]): answer
-               for answer in (select(scene, limits, asked_alone)["budgets"] if limits else ())}
+               for answer in (select(inputs, limits, asked_alone)["budgets"] if limits else ())}
     chosen = [(budget, {**answer, "budget_ms": budget["budget_ms"] if given.get(budget["target"]) else ms})
               for budget, ms in at if (answer := answers.get((budget["target"], ms)))]
     for budget in missed:
         if not isinstance(budget["target"], str):
-            chosen += _together(scene, budget, asked, select, progress)
+            chosen += _together(inputs, budget, asked, select, progress)
     return chosen
 
 
-def _least(scene: Scene, layout: Layout, target: str, asked: Bounds, progress: Progress) -> float | None:
+def _least(inputs: Inputs, layout: Layout, target: str, asked: Bounds, progress: Progress) -> float | None:
     """Returns what the fastest network takes; None, and says so, where that is above the search's ``max_ms``."""
     try:
-        return reachable(scene, layout, target, [], 2, asked)[0]
+        return reachable(inputs, layout, target, [], 2, asked)[0]
     except UserError as error:
         progress.note(f"{error}, as measured")
         return None
 
 
-def _together(scene: Scene, budget: Budget, asked: Bounds, select: Select,
+def _together(inputs: Inputs, budget: Budget, asked: Bounds, select: Select,
               progress: Progress) -> list[tuple[Budget, Budget]]:
     """Returns the same of a budget on several targets; nothing where no network is within all of them."""
     try:
-        answers = select(scene, {}, replace(asked, together=budget["budget_ms"]))["budgets"]
+        answers = select(inputs, {}, replace(asked, together=budget["budget_ms"]))["budgets"]
     except UserError as error:
         progress.note(f"{error}, as measured")
         return []
@@ -192,17 +192,17 @@ def _replaced(budgets: Sequence[Budget], chosen: Sequence[tuple[Budget, Budget]]
     return list({json.dumps([budget["target"], budget["budget_ms"]]): budget for budget in new}.values())
 
 
-def _best_measured(scene: Scene, budgets: Sequence[Budget], watch: Stopwatch) -> list[Budget]:
+def _best_measured(inputs: Inputs, budgets: Sequence[Budget], watch: Stopwatch) -> list[Budget]:
     """Returns the budgets with what was measured; one that is still missed has the best network that keeps it, if any.
 
     The best is that of the lowest loss, as judged; where none keeps the budget it is the fastest.
     """
-    losses = {name: loss for name, (loss, _) in Judge.remembered(scene.run, state_of(scene)).items()}
+    losses = {name: loss for name, (loss, _) in Judge.remembered(inputs.run, state_of(inputs)).items()}
     chosen = []
     for budget in budgets:
-        best = _with_pick(scene, budget, budget)
+        best = _with_pick(inputs, budget, budget)
         if not watch.keeps(best):
-            others = [best, *(other for other in (_with_pick(scene, budget, other) for other in budgets)
+            others = [best, *(other for other in (_with_pick(inputs, budget, other) for other in budgets)
                               if _predicted_within(other, watch))]
             keeping = [other for other in others if watch.keeps(other)]
             best = min(keeping, key=lambda other: losses.get(other["id"], math.inf)) if keeping else (
@@ -224,29 +224,29 @@ def _excess(budget: Budget, watch: Stopwatch) -> float:
     return max(ms / bounds[target] for target, ms in watch.of(budget).items() if ms is not None)
 
 
-def _with_pick(scene: Scene, budget: Budget, other: Budget) -> Budget:
+def _with_pick(inputs: Inputs, budget: Budget, other: Budget) -> Budget:
     """Returns a budget with the pick of another, and with what the tables say that this takes."""
     arch = Arch.from_json(other["arch"])
-    ms = deliver.predicted(scene.at(arch.size), arch)
+    ms = deliver.predicted(inputs.at(arch.size), arch)
     asked = {target: ms[target] for target in listed_targets(budget["target"])}
     return {**budget, **{key: other[key] for key in ("id", "size", "arch")}, "ms": one_or_all(asked)}
 
 
-def _corrected(scene: Scene, target: str, watch: Stopwatch) -> Correction:
+def _corrected(inputs: Inputs, target: str, watch: Stopwatch) -> Correction:
     measured = watch.measured[target]
-    predicted = [deliver.predicted(scene.at(arch.size), arch)[target] for arch in measured]
-    operators = [len(plan(scene.at(arch.size).layout, arch)) for arch in measured]
-    smallest = min(ms for at in scene.every for row in at.prices[target].ms for ms in row.values() if ms > 0)
+    predicted = [deliver.predicted(inputs.at(arch.size), arch)[target] for arch in measured]
+    operators = [len(plan(inputs.at(arch.size).layout, arch)) for arch in measured]
+    smallest = min(ms for at in inputs.every for row in at.prices[target].ms for ms in row.values() if ms > 0)
     return Correction.fitted(predicted, operators, list(measured.values()), smallest)
 
 
-def _with(scene: Scene, corrections: Mapping[str, Correction]) -> Scene:
-    """Returns the scene, at all its input sizes, with the prices that corrections make of its own."""
-    def priced(at: Scene) -> Scene:
+def _with(inputs: Inputs, corrections: Mapping[str, Correction]) -> Inputs:
+    """Returns the inputs, at all input sizes, with the prices that corrections make of its own."""
+    def priced(at: Inputs) -> Inputs:
         return replace(at, prices={**at.prices, **{target: correction.raised(at.prices[target], at.layout)
                                                    for target, correction in corrections.items()}})
 
-    return replace(priced(scene), others={size: priced(at) for size, at in scene.others.items()})
+    return replace(priced(inputs), others={size: priced(at) for size, at in inputs.others.items()})
 
 
 def _said(missed: Sequence[Budget], watch: Stopwatch, corrections: Mapping[str, Correction]) -> str:
@@ -264,8 +264,8 @@ def _out_of_reach(budget: Budget, watch: Stopwatch) -> str:
     return f"no network that was measured keeps {asked}: the fastest known, {budget['id']}, takes {takes}"
 
 
-def _digest(scene: Scene, target: str) -> str:
+def _digest(inputs: Inputs, target: str) -> str:
     """Returns what tells one state of a target's table from another."""
-    costs = scene.costs[target]
+    costs = inputs.costs[target]
     assert isinstance(costs, LatencyTable)
     return hashlib.sha256(json.dumps(costs.meta, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The pipeline, stage by stage over a Run: scene, supernet, selection, fine-tuning, export, front.
+"""The pipeline, stage by stage over a Run: inputs, supernet, selection, fine-tuning, export, front.
 
 Each stage writes one artefact and is skipped where it stands, so the same command continues what was stopped.
 """
@@ -22,14 +22,15 @@ from nas.config.space import checked_space
 from nas.errors import UserError
 from nas.latency.costs import load as load_costs
 from nas.pipeline import deliver, header, judging, recheck, selection, supernet
-from nas.pipeline.budgets import NOTHING, Bounds, reachable, tell_beyond
+from nas.pipeline.budgets import NOTHING, Bounds, limits_of, reachable, tell_beyond
 from nas.pipeline.exits import picks as picks_exits
 from nas.pipeline.finetune import folder_of, train_picks
 from nas.pipeline.front import cards_of, find, front_of, meant
-from nas.pipeline.inputs import Scene, compiler, limits_of, limits_of_memory, recorded_scene, set_scene, with_targets
+from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import UNLIMITED, Memory, within
 from nas.pipeline.overrun import bounds_of, over
 from nas.pipeline.pace import pace_of
+from nas.pipeline.setup import compiler, limits_of_memory, load_inputs, load_recorded, with_targets
 from nas.pipeline.workers import Crew
 from nas.progress import Progress
 from nas.report.figures import draw_front
@@ -71,36 +72,37 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     """
     config = as_recorded(config, run)
     with timeline.phase(run, "inputs"):
-        scene = set_scene(config, run, config.target, progress)
+        inputs = load_inputs(config, run, config.target, progress)
     keep_place(run, config)
     if config.exits.method != "none":
-        picks_exits.refuse(scene)
-    limits = {target: limits_of(scene, scene.layout, target, supernet.given_budgets(config, target), config.budgets)
+        picks_exits.refuse(inputs)
+    limits = {target: limits_of(inputs, inputs.layout, target, supernet.given_budgets(config, target), config.budgets)
               for target in config.target}
     if config.target:
-        tell_beyond(scene, scene.layout, config.target[0], config.budget_ms, progress.note)
-    recipe, tuning = supernet.recipe_of(scene), _finetuning(scene, True)
-    for line in header.lines(scene, limits, recipe, tuning) if not run.has("picks.json") else ():
+        tell_beyond(inputs, inputs.layout, config.target[0], config.budget_ms, progress.note)
+    recipe, tuning = supernet.recipe_of(inputs), _finetuning(inputs, True)
+    for line in header.lines(inputs, limits, recipe, tuning) if not run.has("picks.json") else ():
         progress.note(line)
-    pace = pace_of(scene, recipe, tuning, sum(map(len, limits.values())), selection.CALIBRATED_ON, progress)
+    pace = pace_of(inputs, recipe, tuning, sum(map(len, limits.values())), selection.CALIBRATED_ON, progress)
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
-        training = supernet.train(scene, limits, group, progress, pace)
+        training = supernet.train(inputs, limits, group, progress, pace)
     if until == "supernet":
-        return judging.stopped(scene, until, None)
+        return judging.stopped(inputs, until, None)
     if config.max_ms is not None:  # bounds the picks for the other targets, too
-        kept = within(training.supernet.layout, scene.footprints)
-        limits |= {target: reachable(scene, kept, target, [], config.budgets, NOTHING) for target in config.target[1:]}
+        kept = within(training.supernet.layout, inputs.footprints)
+        limits |= {target: reachable(inputs, kept, target, [], config.budgets, NOTHING) for target in config.target[1:]}
     asked = {config.target[0]: bool(config.budget_ms)} if config.target else {}
 
-    def chosen(at: Scene, limits: dict[str, list[float]], bounds: Bounds) -> dict[str, Any]:
+    def chosen(at: Inputs, limits: dict[str, list[float]], bounds: Bounds) -> dict[str, Any]:
         return selection.choose(at, training, limits, "", progress, bounds)
 
     with timeline.phase(run, "selection"):
-        picks = run.stage("picks.json", lambda: recheck.kept(scene, training, limits, NOTHING, asked, chosen, progress))
+        picks = run.stage("picks.json", lambda: recheck.kept(inputs, training, limits, NOTHING, asked, chosen,
+                                                             progress))
     pace.end("selection")
     if until == "selection":
-        return judging.stopped(scene, until, picks)
-    return _finish(scene, training, picks, "", True, progress)
+        return judging.stopped(inputs, until, picks)
+    return _finish(inputs, training, picks, "", True, progress)
 
 
 def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progress: Progress,
@@ -117,23 +119,23 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     targets = [named_target(run, target) for target in targets]
     bounds = replace(bounds, together={named_target(run, target): ms for target, ms in bounds.together.items()})
     bounds.check(targets)
-    scene, training = supernet.finished(run, config, progress)
+    inputs, training = supernet.finished(run, config, progress)
     keep_place(run, config)
     limited = _memory(config, targets, memory)
     if config.sizes and limited.given:
         raise UserError(f"{next(iter(limited.given))}: is not there for a run of several "
                         f"input sizes ({', '.join(map(str, config.sizes))})")
-    scene = with_targets(scene, targets, training.supernet.layout, progress, limited)
+    inputs = with_targets(inputs, targets, training.supernet.layout, progress, limited)
     if fine_tune and config.exits.method != "none":
-        picks_exits.refuse(scene)
-    kept = within(training.supernet.layout, scene.footprints)
+        picks_exits.refuse(inputs)
+    kept = within(training.supernet.layout, inputs.footprints)
     named = {t: [ms] for t, ms in bounds.together.items()} if len(bounds.together) == 1 else {}
-    limits = {t: reachable(scene, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
+    limits = {t: reachable(inputs, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
                            points or config.budgets, bounds) for t in targets}
     for target in targets:
         asked_ms = named.get(target) or [*(budget_ms if target == targets[0] else []),
                                          *([bounds.together[target]] if target in bounds.together else [])]
-        tell_beyond(scene, kept, target, asked_ms, progress.note)
+        tell_beyond(inputs, kept, target, asked_ms, progress.note)
     unseen = [target for target in targets if target not in config.target]
     if unseen:
         progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
@@ -149,31 +151,31 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     def chosen() -> dict[str, Any]:
         crews: AbstractContextManager[Crew | None] = nullcontext()
         if storage:
-            crews = Crew(run, storage, workers, selection.evaluations_of(scene))
+            crews = Crew(run, storage, workers, selection.evaluations_of(inputs))
         with crews as crew:
-            return recheck.kept(scene, training, limits, bounds, with_budget, lambda at, limits, bounds:
+            return recheck.kept(inputs, training, limits, bounds, with_budget, lambda at, limits, bounds:
                                 selection.choose(at, training, limits, place, progress, bounds, crew), progress)
 
     with timeline.phase(run, "selection", place):
         picks = run.stage(f"{place}picks.json", chosen)
-    return _finish(scene, training, picks, place, fine_tune, progress)
+    return _finish(inputs, training, picks, place, fine_tune, progress)
 
 
 def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECORDED) -> dict[str, Any]:
     """Networks of a file, judged with the weights of a run's supernet; continues what was stopped."""
     archs, config = judging.read_archs(file), lying_at(searched(run), images)
-    scene, training = supernet.finished(run, config, progress)
+    inputs, training = supernet.finished(run, config, progress)
     keep_place(run, config)
-    return judging.judge_given(scene, training, archs, progress)
+    return judging.judge_given(inputs, training, archs, progress)
 
 
 def judge(run: Run, storage: str, progress: Progress, parent: int | None = None, images: Images = RECORDED) -> None:
     """A worker: evaluates what a ``select`` of the same run, here or elsewhere, puts into the storage."""
     config = lying_at(searched(run), images)
-    scene = set_scene(config, run, config.target, progress)
+    inputs = load_inputs(config, run, config.target, progress)
     if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    selection.serve(scene, supernet.trained(scene), storage, parent)
+    selection.serve(inputs, supernet.trained(inputs), storage, parent)
 
 
 def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,
@@ -190,7 +192,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     if kind != "onnx":
         fronts = _without_exits(fronts, kind, arch_id)
     place, wanted = find(fronts, arch_id, budget_ms)
-    scene = recorded_scene(config, run, targets_of(fronts[place]), images=calibrated)
+    inputs = load_recorded(config, run, targets_of(fronts[place]), images=calibrated)
     if calibrated:
         keep_place(run, config)
     cards = {card["id"]: card for card in cards_of(fronts[place])}
@@ -200,13 +202,13 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
             predicted = cards[one]["ms"]
             if cards[one]["exits"]:
                 folder = out / one if out else run.file(cards[one]["onnx"]).parent
-                files.append({"id": one, **picks_exits.export_exits(scene, cards[one], place, folder),
+                files.append({"id": one, **picks_exits.export_exits(inputs, cards[one], place, folder),
                               "predicted_ms": predicted})
                 task.advance()
                 continue
             arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
             path = out / f"{one}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
-            file = {"id": one, "predicted_ms": predicted, **write(scene.at(arch.size), arch, place, path)}
+            file = {"id": one, "predicted_ms": predicted, **write(inputs.at(arch.size), arch, place, path)}
             files.append({**file, **_over_budget(file, fronts, place, budget_ms)})
             task.advance()
     return {"files": files, "target": fronts[place]["target"]}
@@ -247,36 +249,36 @@ def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
     return Memory(asked.sram_kb or own.sram_kb, asked.flash_kb or own.flash_kb)
 
 
-def _finish(scene: Scene, training: SupernetTraining, picks: dict[str, Any], place: str, fine_tune: bool,
+def _finish(inputs: Inputs, training: SupernetTraining, picks: dict[str, Any], place: str, fine_tune: bool,
             progress: Progress) -> dict[str, Any]:
     archs = {b["id"]: Arch.from_json(b["arch"]) for b in picks["budgets"]}
-    recipe = _finetuning(scene, fine_tune)
-    with timeline.phase(scene.run, "fine-tuning" if recipe.epochs else "weights", place):
-        for at in scene.every:  # of one size at a time: a teacher sees the images that its students see
+    recipe = _finetuning(inputs, fine_tune)
+    with timeline.phase(inputs.run, "fine-tuning" if recipe.epochs else "weights", place):
+        for at in inputs.every:  # of one size at a time: a teacher sees the images that its students see
             if of_size := [arch for arch in archs.values() if arch.size == at.size]:
                 train_picks(at, training, of_size, place, recipe, progress)
     cards = []
-    with timeline.phase(scene.run, "export", place), progress.task("export", len(archs)) as task:
+    with timeline.phase(inputs.run, "export", place), progress.task("export", len(archs)) as task:
         for arch in archs.values():
-            bounds = bounds_of(picks["budgets"], arch.id, list(scene.costs))
-            cards.append(deliver.deliver(scene.at(arch.size), arch, place, recipe.epochs > 0, bounds))
+            bounds = bounds_of(picks["budgets"], arch.id, list(inputs.costs))
+            cards.append(deliver.deliver(inputs.at(arch.size), arch, place, recipe.epochs > 0, bounds))
             task.advance()
-    if scene.config.exits.method != "none" and recipe.epochs:
+    if inputs.config.exits.method != "none" and recipe.epochs:
         plain = {card["id"]: card for card in cards}
-        with timeline.phase(scene.run, "exits", place):
-            found = [picks_exits.exit_card(scene, arch, plain[arch.id], place, recipe, progress,
-                                           bounds_of(picks["budgets"], arch.id, list(scene.costs)))
+        with timeline.phase(inputs.run, "exits", place):
+            found = [picks_exits.exit_card(inputs, arch, plain[arch.id], place, recipe, progress,
+                                           bounds_of(picks["budgets"], arch.id, list(inputs.costs)))
                      for arch in archs.values() if plain[arch.id].get("fits", True)]
         cards += [card for card in found if card is not None]
-    front = scene.run.stage(f"{place}front.json", lambda: front_of(scene, cards, picks))
-    if not scene.run.has(f"{place}front.png"):
-        scene.run.write(f"{place}front.png", lambda file: draw_front(front, file))
-    return {"run": str(scene.run.path), **front, "seconds": timeline.finished(scene.run, place)}
+    front = inputs.run.stage(f"{place}front.json", lambda: front_of(inputs, cards, picks))
+    if not inputs.run.has(f"{place}front.png"):
+        inputs.run.write(f"{place}front.png", lambda file: draw_front(front, file))
+    return {"run": str(inputs.run.path), **front, "seconds": timeline.finished(inputs.run, place)}
 
 
-def _finetuning(scene: Scene, fine_tune: bool) -> finetune.Recipe:
-    t, n = scene.config.train, len(scene.data.train) + len(scene.data.gate)
+def _finetuning(inputs: Inputs, fine_tune: bool) -> finetune.Recipe:
+    t, n = inputs.config.train, len(inputs.data.train) + len(inputs.data.gate)
     epochs = t.finetune_epochs if t.finetune_epochs is not None else max(finetune.LEAST, -(-finetune.IMAGES // n))
     return finetune.Recipe(epochs if fine_tune else 0, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing,
-                           t.augment or scene.data.augment, 0.0 if t.distill == "none" else 0.5,
+                           t.augment or inputs.data.augment, 0.0 if t.distill == "none" else 0.5,
                            t.accumulate, t.amp, t.distill)

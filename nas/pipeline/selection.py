@@ -12,7 +12,7 @@ import numpy as np
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.pipeline.budgets import NOTHING, Asking, Bounds, all_bounds, askings, bounded
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import within
 from nas.pipeline.supernet import SUPERNET
 from nas.pipeline.workers import Crew, study_name
@@ -34,7 +34,7 @@ USED = 0.9  # share of a budget that its pick takes: inherited loss favours the 
 CALIBRATED_ON = 256  # training images for its batch norm statistics
 
 
-def choose(scene: Scene, training: SupernetTraining, limits: dict[str, list[float]], place: str,
+def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], place: str,
            progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> dict[str, Any]:
     """Asks the selector, target by target and then for all budgets of ``asked`` together.
 
@@ -42,7 +42,7 @@ def choose(scene: Scene, training: SupernetTraining, limits: dict[str, list[floa
     of them all. Every network judged, by this process or by the workers of ``crew``, stays in the log and is never
     judged again.
     """
-    config, kept = scene.config, within(training.supernet.layout, scene.footprints)
+    config, kept = inputs.config, within(training.supernet.layout, inputs.footprints)
     parts = [([target], [{target: bound} for bound in bounds]) for target, bounds in limits.items()]
     if len(asked.together) > 1:
         together = dict(asked.together)
@@ -53,40 +53,40 @@ def choose(scene: Scene, training: SupernetTraining, limits: dict[str, list[floa
     agreement: dict[str, Any] = {}
     held_out: dict[str, Any] = {}
     for targets, of_ms in parts:
-        problems = {at.size: bounded(at, resized(kept, at.size), targets, asked) for at in scene.every}
-        limited = [{**ms, **all_bounds(scene, targets, asked)} for ms in of_ms]
+        problems = {at.size: bounded(at, resized(kept, at.size), targets, asked) for at in inputs.every}
+        limited = [{**ms, **all_bounds(inputs, targets, asked)} for ms in of_ms]
         ranked: list[list[Arch]] = [[] for _ in of_ms]
         losses: dict[Arch, float] = {}
         for asking in askings(list(problems.values()), limited):
-            name = " and ".join(targets) + (f" at {asking.problem.layout.task.size} pixels" if scene.others else "")
-            answers, judge, scores = _answers(scene, training, asking, targets, name, progress, crew)
+            name = " and ".join(targets) + (f" at {asking.problem.layout.task.size} pixels" if inputs.others else "")
+            answers, judge, scores = _answers(inputs, training, asking, targets, name, progress, crew)
             losses |= judge.asked
             for indices, archs in zip(asking.budgets, answers, strict=True):
                 for index in indices:
                     ranked[index] += archs
             if len(targets) == 1:
                 bounds = [one[targets[0]] for one in asking.limits]
-                agreement[name] = judge.agreement(asking.problem, training, targets[0], bounds, scene)
+                agreement[name] = judge.agreement(asking.problem, training, targets[0], bounds, inputs)
                 held_out[name] = judge.held_out(asking.problem, scores(asking.limits[-1]))
         for ms, archs in zip(of_ms, ranked, strict=True):
-            if not archs and scene.footprints:
-                raise UserError(scene.footprints[targets[0]].nothing(f" within {_listed(ms)}"))
-            if scene.others:  # of several sizes, by loss; what is not a number comes last
+            if not archs and inputs.footprints:
+                raise UserError(inputs.footprints[targets[0]].nothing(f" within {_listed(ms)}"))
+            if inputs.others:  # of several sizes, by loss; what is not a number comes last
                 archs = sorted(archs, key=lambda arch: (not np.isfinite(losses[arch]), losses[arch]))
             if archs:
                 budgets.append(_pick(problems, ms, archs, losses))
-    scene.run.log("selection", place=place, rank_agreement=agreement, held_out=held_out)
+    inputs.run.log("selection", place=place, rank_agreement=agreement, held_out=held_out)
     return {"budgets": budgets, "rank_agreement": agreement, "held_out": held_out, "selector": config.selector}
 
 
-def _answers(scene: Scene, training: SupernetTraining, asking: Asking, targets: Sequence[str], name: str,
+def _answers(inputs: Inputs, training: SupernetTraining, asking: Asking, targets: Sequence[str], name: str,
              progress: Progress, crew: Crew | None) -> tuple[list[list[Arch]], Judge, ScoresFor]:
     """Of the selector, for each of the limits asked for; who judged for it, and the scores that it began with."""
-    config, scores = scene.config, gate_scores(training, asking.problem, targets, scene)
+    config, scores = inputs.config, gate_scores(training, asking.problem, targets, inputs)
     with progress.task(f"select for {name}", config.evaluations) as task:
-        judge = Judge(scene, training, task, crew)
+        judge = Judge(inputs, training, task, crew)
         ask = selector(config.selector, config.objective, config.shrink)
-        answers = ask(asking.problem, asking.limits, scores, judge, config.evaluations, random.Random(scene.seed))
+        answers = ask(asking.problem, asking.limits, scores, judge, config.evaluations, random.Random(inputs.seed))
     return answers, judge, scores
 
 
@@ -111,10 +111,10 @@ def _listed(ms: dict[str, float]) -> str:
     return " and ".join(amount(bound, target) for target, bound in ms.items())
 
 
-def gate_scores(training: SupernetTraining, problem: Problem, targets: Sequence[str], scene: Scene) -> Any:
+def gate_scores(training: SupernetTraining, problem: Problem, targets: Sequence[str], inputs: Inputs) -> Any:
     """The gates' log-probabilities at a budget, the mean over several; targets that they do not know are asked at
     their own range."""
-    seen = list(scene.config.target)
+    seen = list(inputs.config.target)
 
     def scores_for(limits: Limits) -> Scores:
         if training.recipe.relaxation not in RELAXATIONS:
@@ -131,31 +131,31 @@ def gate_scores(training: SupernetTraining, problem: Problem, targets: Sequence[
     return scores_for
 
 
-def evaluations_of(scene: Scene) -> str:
+def evaluations_of(inputs: Inputs) -> str:
     """The name of this supernet's evaluations on these images, in a storage and in the run's log."""
-    return study_name(scene.run, SUPERNET, scene.config.judge_images, CALIBRATED_ON, scene.seed,
-                      scene.data.source["fingerprint"])
+    return study_name(inputs.run, SUPERNET, inputs.config.judge_images, CALIBRATED_ON, inputs.seed,
+                      inputs.data.source["fingerprint"])
 
 
-def state_of(scene: Scene) -> str:
+def state_of(inputs: Inputs) -> str:
     """Returns the same for the run's log; empty where no epoch was asked for, so that there is no file."""
-    return evaluations_of(scene) if scene.run.has(SUPERNET) else ""
+    return evaluations_of(inputs) if inputs.run.has(SUPERNET) else ""
 
 
-def serve(scene: Scene, training: SupernetTraining, storage: str, parent: int | None) -> None:
+def serve(inputs: Inputs, training: SupernetTraining, storage: str, parent: int | None) -> None:
     """Judges what waits in the storage."""
-    serve_evaluations(storage, evaluations_of(scene), Judge(scene, training, None).evaluate, parent)
+    serve_evaluations(storage, evaluations_of(inputs), Judge(inputs, training, None).evaluate, parent)
 
 
 class Judge:
     """Held-out loss of networks with inherited weights; remembers in the run's log what was judged."""
 
-    def __init__(self, scene: Scene, training: SupernetTraining, task: Any,
+    def __init__(self, inputs: Inputs, training: SupernetTraining, task: Any,
                  crew: Crew | None = None) -> None:
-        self.scene, self.training, self.task, self.crew = scene, training, task, crew
-        self.split = evaluation.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
-        self.state = state_of(scene)
-        before = self.remembered(scene.run, self.state)
+        self.inputs, self.training, self.task, self.crew = inputs, training, task, crew
+        self.split = evaluation.part_of(inputs.data.select, inputs.config.judge_images, inputs.seed, "judge")
+        self.state = state_of(inputs)
+        before = self.remembered(inputs.run, self.state)
         self.known = {id: loss for id, (loss, _) in before.items()}
         self.accuracies = {id: accuracy for id, (_, accuracy) in before.items()}
         self.asked: dict[Arch, float] = {}
@@ -165,7 +165,7 @@ class Judge:
     def remembered(run: Run, state: str | None = None) -> dict[str, tuple[float, float]]:
         """(loss, accuracy) of what was judged before, by id; of a line that is not as it was written nothing is known.
 
-        With ``state``, ``evaluations_of`` a scene, only of what was judged in it: by this supernet on these images.
+        With ``state``, ``evaluations_of`` these inputs, only of what this supernet and these images judged.
         """
         known = {}
         for event in run.events("judged"):
@@ -179,7 +179,7 @@ class Judge:
         new = [arch for arch in archs if arch.id not in self.known]
         for arch, found in self.crew.evaluated(new) if self.crew else ((arch, self.evaluate(arch)) for arch in new):
             self.known[arch.id], self.accuracies[arch.id] = found.loss, found.figures["accuracy"]
-            self.scene.run.log("judged", id=arch.id, arch=arch.to_json(), state=self.state, loss=found.loss,
+            self.inputs.run.log("judged", id=arch.id, arch=arch.to_json(), state=self.state, loss=found.loss,
                                **found.figures)
             self._shown(arch)
         for arch in archs:
@@ -198,9 +198,9 @@ class Judge:
                           **({"judged before": self.reused} if self.reused else {}))
 
     def agreement(self, problem: Problem, training: SupernetTraining, target: str, bounds: Sequence[float],
-                  scene: Scene) -> float | None:
+                  inputs: Inputs) -> float | None:
         """Mean over the budgets of Kendall's tau between the gates' scores and the losses of networks near them."""
-        taus, scores_for = [], gate_scores(training, problem, [target], scene)
+        taus, scores_for = [], gate_scores(training, problem, [target], inputs)
         for bound in bounds:
             near = [arch for arch in self.asked if 0.8 * bound <= problem.cost(arch, target) <= bound]
             if len(near) >= 4:

@@ -8,8 +8,10 @@ from typing import Any
 
 from nas.config.search import Config
 from nas.errors import UserError
-from nas.pipeline.inputs import Scene, limits_of, problem, set_scene
+from nas.pipeline.budgets import limits_of
+from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.pace import Pace
+from nas.pipeline.setup import load_inputs
 from nas.progress import Progress, Task
 from nas.run import checkpoint, timeline
 from nas.run.directory import Run
@@ -25,16 +27,16 @@ SUPERNET = "supernet.pt"
 CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
 
 
-def train(scene: Scene, limits: dict[str, list[float]], group: Ranks, progress: Progress,
+def train(inputs: Inputs, limits: dict[str, list[float]], group: Ranks, progress: Progress,
           pace: Pace | None = None) -> SupernetTraining:
     """Trains what is not trained yet; ``pace`` is told how far it is."""
     pace = pace or Pace({}, progress)
-    training, run = training_of(scene, limits, group), scene.run
+    training, run = training_of(inputs, limits, group), inputs.run
     if run.has(SUPERNET):
         checkpoint.resume(run, SUPERNET, training.load)
-    elif scene.config.init:
-        _start_from(Run.existing(scene.config.init), scene, training, progress)
-    followers.begin(scene.config, training, progress)
+    elif inputs.config.init:
+        _start_from(Run.existing(inputs.config.init), inputs, training, progress)
+    followers.begin(inputs.config, training, progress)
     for phase in PHASES:
         if any(name == phase for name, _ in training.schedule[training.done:]):
             with timeline.phase(run, f"supernet {phase}"):
@@ -62,23 +64,23 @@ def _train_phase(run: Run, training: SupernetTraining, phase: str, pace: Pace, p
     _tell_pruned(training, pruned, progress)
 
 
-def finished(run: Run, config: Config, progress: Progress) -> tuple[Scene, SupernetTraining]:
-    """The scene and the settled supernet of a search. Raises UserError for a run that is not that far."""
+def finished(run: Run, config: Config, progress: Progress) -> tuple[Inputs, SupernetTraining]:
+    """The inputs and the settled supernet of a search. Raises UserError for a run that is not that far."""
     refusal = UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
     if not run.has(SUPERNET) and not run.has("picks.json"):
         raise refusal
-    scene = set_scene(config, run, config.target, progress)
-    training = trained(scene)
+    inputs = load_inputs(config, run, config.target, progress)
+    training = trained(inputs)
     if not training.finished:
         raise refusal
-    return scene, training
+    return inputs, training
 
 
-def trained(scene: Scene) -> SupernetTraining:
-    config = scene.config
-    limits = {t: limits_of(scene, scene.layout, t, given_budgets(config, t), config.budgets) for t in config.target}
-    training = training_of(scene, limits)
-    checkpoint.resume(scene.run, SUPERNET, training.load)
+def trained(inputs: Inputs) -> SupernetTraining:
+    config = inputs.config
+    limits = {t: limits_of(inputs, inputs.layout, t, given_budgets(config, t), config.budgets) for t in config.target}
+    training = training_of(inputs, limits)
+    checkpoint.resume(inputs.run, SUPERNET, training.load)
     return training
 
 
@@ -92,13 +94,13 @@ def _within(task: Task, epoch: int, epochs: int, pace: Pace, phase: str) -> Call
     return step
 
 
-def _start_from(other: Run, scene: Scene, training: SupernetTraining, progress: Progress) -> None:
+def _start_from(other: Run, inputs: Inputs, training: SupernetTraining, progress: Progress) -> None:
     """Takes over the weights of an earlier run's supernet: everything of equal name and shape."""
     old = searched(other)
     if not other.has("picks.json"):
         raise UserError(f"--init {other.path}: that run has not finished its supernet")
-    recorded, own_splits = other.read_json("data.json"), scene.data.indices
-    if recorded.get("from") == scene.data.source["from"]:
+    recorded, own_splits = other.read_json("data.json"), inputs.data.indices
+    if recorded.get("from") == inputs.data.source["from"]:
         earlier = other.read_json("splits.json")
         if set(own_splits["select"]) & {*earlier["train"], *earlier["gate"]}:
             raise UserError(f"--init {other.path}: it trained on images of this run's selection split; take its --seed "
@@ -126,9 +128,9 @@ def _warn(record: dict[str, Any], progress: Progress) -> None:
                       "little signal: a longer train.warmup_epochs may help")
 
 
-def recipe_of(scene: Scene) -> Recipe:
+def recipe_of(inputs: Inputs) -> Recipe:
     """Returns the settings of the supernet's training, with the epochs that follow from the number of images."""
-    config, data = scene.config, scene.data
+    config, data = inputs.config, inputs.data
     t, g = config.train, config.gates
     given = {"warmup": t.warmup_epochs, "search": t.search_epochs, "settle": t.settle_epochs}
     epochs = {phase: n if n is not None else default_epochs(phase, len(data.train))
@@ -139,20 +141,20 @@ def recipe_of(scene: Scene) -> Recipe:
                   *t.beginning(trained=config.init is not None))
 
 
-def training_of(scene: Scene, limits: dict[str, list[float]], group: Ranks = ALONE) -> SupernetTraining:
-    config, data, recipe = scene.config, scene.data, recipe_of(scene)
-    _refuse_idle(scene, limits)
-    columns = [(at, target) for at in scene.every for target in config.target]
+def training_of(inputs: Inputs, limits: dict[str, list[float]], group: Ranks = ALONE) -> SupernetTraining:
+    config, data, recipe = inputs.config, inputs.data, recipe_of(inputs)
+    _refuse_idle(inputs, limits)
+    columns = [(at, target) for at in inputs.every for target in config.target]
     ranges = [_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]
     grid = sorted({position(b, *bounds) for (_, t), bounds in zip(columns, ranges, strict=True) for b in limits[t]})
-    return SupernetTraining(scene.layout, data, [at.prices[target] for at, target in columns], ranges,
-                                        tuple(grid), recipe, scene.seed, scene.device, group,
+    return SupernetTraining(inputs.layout, data, [at.prices[target] for at, target in columns], ranges,
+                                        tuple(grid), recipe, inputs.seed, inputs.device, group,
                                         [at.size for at, _ in columns])
 
 
-def _refuse_idle(scene: Scene, limits: dict[str, list[float]]) -> None:
+def _refuse_idle(inputs: Inputs, limits: dict[str, list[float]]) -> None:
     """Raises UserError for an input size at which no network is within any budget: it would be trained for nothing."""
-    for at in scene.every if scene.others else ():
+    for at in inputs.every if inputs.others else ():
         least = {target: problem(at, at.layout, [target]).costs[0].smallest for target in limits}
         if all(least[target] > max(budgets) for target, budgets in limits.items()):
             target = next(iter(limits))

@@ -18,7 +18,8 @@ from nas.config.space import checked_space
 from nas.errors import UserError
 from nas.pipeline import deliver
 from nas.pipeline.finetune import train_picks
-from nas.pipeline.inputs import Scene, set_scene
+from nas.pipeline.inputs import Inputs
+from nas.pipeline.setup import load_inputs
 from nas.plan import Layout, OpKey, Slot, macs, plan
 from nas.progress import Progress
 from nas.report.figures import draw_front
@@ -89,50 +90,50 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     """
     settings = as_recorded(settings, run)
     with timeline.phase(run, "inputs"):
-        scene = set_scene(settings, run, settings.target, progress)
+        inputs = load_inputs(settings, run, settings.target, progress)
     keep_place(run, settings)
-    arch = Arch.from_json(run.stage("arch.json", lambda: _checked(scene, settings, given).to_json()))
-    how, keys = recipe(scene), plan(scene.layout, arch)
+    arch = Arch.from_json(run.stage("arch.json", lambda: _checked(inputs, settings, given).to_json()))
+    how, keys = recipe(inputs), plan(inputs.layout, arch)
     if not run.has("front.json"):
         progress.note(f"{arch.id}: of {arch.space} at {arch.size} pixels, {sum(map(macs, keys)) / 1e6:.4g} M multiply-"
-                      f"adds; {how.epochs} epochs of {len(scene.data.learn):,} images in batches of {how.batch}")
+                      f"adds; {how.epochs} epochs of {len(inputs.data.learn):,} images in batches of {how.batch}")
     with timeline.phase(run, "training"):
-        train_picks(scene, _Chance(scene), [arch], "", how, progress)
+        train_picks(inputs, _Chance(inputs), [arch], "", how, progress)
     with timeline.phase(run, "export"), progress.task("export", 1) as task:
-        card = deliver.deliver(scene, arch, "", True)
+        card = deliver.deliver(inputs, arch, "", True)
         task.advance()
-    front = run.stage("front.json", lambda: _front(scene, card))
+    front = run.stage("front.json", lambda: _front(inputs, card))
     if settings.target and not run.has("front.png"):
         run.write("front.png", lambda file: draw_front(front, file))
     return {"run": str(run.path), **front, "seconds": timeline.finished(run)}
 
 
-def recipe(scene: Scene) -> Recipe:
-    t = scene.config.train
-    epochs = t.finetune_epochs if t.finetune_epochs is not None else default_epochs(len(scene.data.learn))
-    return Recipe(epochs, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing, t.augment or scene.data.augment,
+def recipe(inputs: Inputs) -> Recipe:
+    t = inputs.config.train
+    epochs = t.finetune_epochs if t.finetune_epochs is not None else default_epochs(len(inputs.data.learn))
+    return Recipe(epochs, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing, t.augment or inputs.data.augment,
                   0.0, t.accumulate, t.amp)
 
 
 class _Chance:
     """First weights from the seed."""
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
 
     def inherit(self, arch: Arch) -> Subnet:
-        with randomness.seeded(self.scene.seed, arch.id, "weights"):
-            return build(self.scene.layout, arch)
+        with randomness.seeded(self.inputs.seed, arch.id, "weights"):
+            return build(self.inputs.layout, arch)
 
 
-def _checked(scene: Scene, settings: Baseline, given: Arch | None) -> Arch:
-    arch = given or choose(scene.layout, settings.arch, settings.seed)
-    plan(scene.layout, arch)
+def _checked(inputs: Inputs, settings: Baseline, given: Arch | None) -> Arch:
+    arch = given or choose(inputs.layout, settings.arch, settings.seed)
+    plan(inputs.layout, arch)
     return arch
 
 
-def _front(scene: Scene, card: dict[str, Any]) -> dict[str, Any]:
+def _front(inputs: Inputs, card: dict[str, Any]) -> dict[str, Any]:
     brief = {key: value for key, value in card.items() if key not in ("arch", "provenance")}
-    targets = list(scene.costs)
-    return {"space": scene.layout.space, "target": targets[0] if len(targets) == 1 else targets,
+    targets = list(inputs.costs)
+    return {"space": inputs.layout.space, "target": targets[0] if len(targets) == 1 else targets,
             "front": [{**brief, "dominated_on_test": False}], "dominated": [], "budgets": []}

@@ -21,7 +21,7 @@ from nas.latency.devices import local
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.table import LatencyTable
 from nas.pipeline import search as pipeline
-from nas.pipeline.inputs import limits_of
+from nas.pipeline.budgets import limits_of
 from nas.plan import Layout, Task, layout
 from nas.run import tables
 from nas.run.directory import Run

@@ -56,11 +56,11 @@ def test_given_networks_are_judged_as_the_selector_judges(run: Run, tmp_path: Pa
                                              archs[0].to_json(), archs[2].to_json()])
     found = pipeline.judge_archs(run, file, Quiet())
     assert [one["id"] for one in found["networks"]] == [archs[i].id for i in (0, 1, 0, 2)]
-    scene, training = supernet.finished(run, pipeline.searched(run), Quiet())
-    split = evaluation.part_of(scene.data.select, scene.config.judge_images, scene.seed, "judge")
+    inputs, training = supernet.finished(run, pipeline.searched(run), Quiet())
+    split = evaluation.part_of(inputs.data.select, inputs.config.judge_images, inputs.seed, "judge")
     assert found["images"] == len(split) and found["split"] == "select"
     for one, arch in zip(found["networks"], (archs[i] for i in (0, 1, 0, 2)), strict=True):
-        judged, keys = training.judge(arch, split, CALIBRATED_ON), plan(scene.layout, arch)
+        judged, keys = training.judge(arch, split, CALIBRATED_ON), plan(inputs.layout, arch)
         assert (one["loss"], one["accuracy"], one["accuracy_se"]) == pytest.approx(
             (judged.loss, judged.accuracy, judged.accuracy_se), rel=1e-6)
         assert (one["macs"], one["params"]) == (sum(map(macs, keys)), sum(map(params, keys)))
@@ -180,8 +180,8 @@ def test_an_unknown_stage_is_refused_before_anything_is_made(nas: Callable[..., 
 def test_a_stopped_search_says_what_its_accuracies_are(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     from nas.cli import render
 
-    scene, _ = supernet.finished(run, pipeline.searched(run), Quiet())
-    render.stopped(pipeline.inherited.stopped(scene, "selection", run.read_json("picks.json")))
+    inputs, _ = supernet.finished(run, pipeline.searched(run), Quiet())
+    render.stopped(pipeline.inherited.stopped(inputs, "selection", run.read_json("picks.json")))
     out = capsys.readouterr().out
     assert "inherited accuracy" in out and "with inherited weights" in out and "without --until goes on" in out
     assert "M multiply-adds" in out and "predicted ms" not in out

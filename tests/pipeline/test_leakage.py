@@ -34,11 +34,12 @@ from nas.latency.costs import Costs
 from nas.lower import verify
 from nas.pipeline import deliver, front, supernet, train_one
 from nas.pipeline import search as pipeline
+from nas.pipeline.budgets import limits_of
 from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import add
 from nas.pipeline.exits.train import load as load_exits
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.inputs import limits_of, recorded_scene, set_scene
+from nas.pipeline.setup import load_inputs, load_recorded
 from nas.plan import plan
 from nas.run import checkpoint
 from nas.run.directory import Run
@@ -186,13 +187,13 @@ def test_a_supernet_and_its_gates_learn_nothing_from_the_selection_split(
     config = config_of(space_file, *SEARCH)
     run = Run.open(tmp_path / "run", config.to_json())
     with with_noise("select", what):
-        here = set_scene(config, run, config.target, Quiet())
+        here = load_inputs(config, run, config.target, Quiet())
         limits = {t: limits_of(here, here.layout, t, [], config.budgets) for t in config.target}
         supernet.train(here, limits, supernet.ALONE, Quiet())
     now = weights(run)
     assert {name: tensor.numpy().tobytes() for name, tensor in now.items()} == search[1].kept["supernet"]
     networks = [evaluation.calibration_images(at.data, 64, 16, torch.device("cpu"), 0)
-                for at in (here, set_scene(config, run, config.target, Quiet()))]
+                for at in (here, load_inputs(config, run, config.target, Quiet()))]
     assert all(torch.equal(one, other) for one, other in zip(*networks, strict=True))
 
 
@@ -203,7 +204,7 @@ def splits() -> Data:
 def test_a_cards_figures_are_of_the_delivered_weights_on_their_own_split(search: tuple[Path, Outcome]) -> None:
     """Recomputed: the share of the split's images, or of shifted views of them, that the weights get right."""
     run, data = Run.existing(search[0]), splits()
-    here = recorded_scene(settings_of(run), run, ["gpu-v100"])
+    here = load_recorded(settings_of(run), run, ["gpu-v100"])
     result = run.read_json("front.json")
     plain = [card for card in front.cards_of(result) if not card["exits"]]
     views = list(evaluation.views(data.select, data.augment, 0))
@@ -267,7 +268,7 @@ def test_delivered_batch_norms_are_those_of_training_images(search: tuple[Path, 
                                                             single: tuple[Path, Outcome]) -> None:
     """Of fine-tuned picks, of picks with inherited weights, and of the heads of exits."""
     run = Run.existing(search[0])
-    here = recorded_scene(settings_of(run), run, ["gpu-v100"])
+    here = load_recorded(settings_of(run), run, ["gpu-v100"])
     places = {"": 2000, **{f"selections/{path.name}/": 1000 for path in (search[0] / "selections").iterdir()}}
     assert len(places) == 2
     for place, count in places.items():

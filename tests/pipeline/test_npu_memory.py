@@ -24,7 +24,7 @@ from nas.latency.devices.ethos_u import EthosU
 from nas.latency.devices.vela import Report
 from nas.latency.profile import profile
 from nas.ops import build
-from nas.pipeline import deliver, inputs
+from nas.pipeline import deliver, setup
 from nas.pipeline import search as pipeline
 from nas.pipeline.front import front_of
 from nas.pipeline.npu_memory import Footprints, Memory
@@ -280,6 +280,6 @@ def test_without_vela_a_search_without_limits_goes_on(monkeypatch: pytest.Monkey
     place.footprints = {TARGET: None}
     with pytest.raises(UserError, match="pip install"):
         deliver._memory(place, nn.Identity())  # type: ignore[arg-type]
-    monkeypatch.setattr(inputs, "of_table", missing)
+    monkeypatch.setattr(setup, "of_table", missing)
     with pytest.raises(UserError, match="pip install"):
-        inputs.compiler(TARGET, costs[TARGET], Memory(64))
+        setup.compiler(TARGET, costs[TARGET], Memory(64))

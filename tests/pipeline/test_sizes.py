@@ -25,7 +25,7 @@ from nas.pipeline import search as pipeline
 from nas.pipeline import supernet
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.evaluate import evaluate
-from nas.pipeline.inputs import recorded_scene
+from nas.pipeline.setup import load_recorded
 from nas.plan import OpKey, Task, candidates, layouts, macs, plan
 from nas.report.run_data import story
 from nas.run.directory import Run
@@ -146,8 +146,8 @@ def test_files_take_images_of_the_size(finished: tuple[Run, dict[str, Any]], tmp
     for id, size in sizes.items():
         scored = evaluate(run.path, arch=id)
         assert 0 <= scored["top1"]["share"] <= 1, size
-    scene = recorded_scene(settings_of(run), run, [])
-    assert [at.data.size for at in scene.every] == [at.layout.task.size for at in scene.every] == SIZES
+    inputs = load_recorded(settings_of(run), run, [])
+    assert [at.data.size for at in inputs.every] == [at.layout.task.size for at in inputs.every] == SIZES
 
 
 def settings_of(run: Run) -> Config:

@@ -74,5 +74,5 @@ def test_an_evaluation_is_of_the_images_that_the_settings_say(monkeypatch: pytes
     asked: list[Any] = []
     monkeypatch.setattr(selection.loop, "part_of", lambda *given: asked.append(given))
     made = judge(Run.open(tmp_path / "run", {}), [])
-    assert asked == [(made.scene.data.select, 4, 0, "judge")]
+    assert asked == [(made.inputs.data.select, 4, 0, "judge")]
     assert isinstance(made.evaluate(networks(1)[0]), Evaluation)

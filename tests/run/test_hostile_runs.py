@@ -25,13 +25,14 @@ from nas.exits.runtime import KEY, Runtime
 from nas.latency import costs
 from nas.latency.devices import onnxruntime
 from nas.latency.predict import predict
-from nas.pipeline import inputs, supernet
 from nas.pipeline import search as pipeline
+from nas.pipeline import setup, supernet
 from nas.pipeline.evaluate import _File, evaluate
 from nas.pipeline.exits import existing
 from nas.pipeline.exits import picks as exits
 from nas.pipeline.finetune import load_weights
 from nas.pipeline.front import cards_of, find
+from nas.pipeline.inputs import Inputs
 from nas.progress import NoProgress
 from nas.report.page import page
 from nas.report.run_data import story
@@ -152,7 +153,7 @@ def test_a_whole_command(finished: Run, space_file: Path, drawn: st.DataObject) 
 @given(drawn=st.data())
 def test_weights(finished: Run, file: str, drawn: st.DataObject) -> None:
     config, card = settings_of(finished), with_exits(finished)
-    here = inputs.recorded_scene(config, finished, config.target)
+    here = setup.load_recorded(config, finished, config.target)
     path = finished.file(f"archs/{card['of']}/{'exits/' if file.startswith('exits') else ''}{file}")
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
@@ -173,7 +174,7 @@ def test_weights(finished: Run, file: str, drawn: st.DataObject) -> None:
 
 @slowly_tried
 @given(drawn=st.data())
-def test_a_checkpoint(finished: Run, set_up: inputs.Scene, drawn: st.DataObject) -> None:
+def test_a_checkpoint(finished: Run, set_up: Inputs, drawn: st.DataObject) -> None:
     content = finished.file("supernet.pt").read_bytes()
     state = torch.load(io.BytesIO(content), weights_only=True)
 
@@ -190,9 +191,9 @@ def test_a_checkpoint(finished: Run, set_up: inputs.Scene, drawn: st.DataObject)
 
 
 @pytest.fixture(scope="module")
-def set_up(finished: Run) -> inputs.Scene:
+def set_up(finished: Run) -> Inputs:
     config = settings_of(finished)
-    return inputs.set_scene(config, finished, config.target, NoProgress())
+    return setup.load_inputs(config, finished, config.target, NoProgress())
 
 
 METADATA = st.dictionaries(st.sampled_from(["size", "mean", "std", "classes", "arch", "id", "exits"]),

@@ -18,7 +18,8 @@ from tiny_space import TINY
 from nas.config.search import Config
 from nas.decision import largest
 from nas.pipeline import supernet
-from nas.pipeline.inputs import limits_of, set_scene
+from nas.pipeline.budgets import limits_of
+from nas.pipeline.setup import load_inputs
 from nas.run.directory import Run
 from nas.train import evaluation, torchrun
 from nas.train.ranks import ALONE, Ranks, joined
@@ -60,9 +61,9 @@ def trained(config: Config, path: Path, progress: Any = None) -> SupernetTrainin
     """A search as far as its supernet."""
     progress, run = progress or Quiet(), Run.open(path, config.to_json())
     with run.lock(), joined() as group:
-        scene = set_scene(config, run, config.target, progress)
-        limits = {t: limits_of(scene, scene.layout, t, [], config.budgets) for t in config.target}
-        return supernet.train(scene, limits, group, progress)
+        inputs = load_inputs(config, run, config.target, progress)
+        limits = {t: limits_of(inputs, inputs.layout, t, [], config.budgets) for t in config.target}
+        return supernet.train(inputs, limits, group, progress)
 
 
 @pytest.mark.parametrize("size", [16, [16, 8]], ids=str)

@@ -39,7 +39,7 @@ from nas.lower.emit import emit
 from nas.lower.onnx import export as export_onnx
 from nas.lower.onnx import save
 from nas.lower.verify import check_onnx
-from nas.pipeline import inputs as scenes
+from nas.pipeline import setup
 from nas.pipeline.deliver import metadata_of
 from nas.pipeline.exits.price import known_exit_ms
 from nas.pipeline.exits.serve import Clock, Served, Trained, exit_runs, named, repriced, timed_here
@@ -104,25 +104,25 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     if of["exits"]:
         raise UserError(f"--arch {wanted}: has exits already; --arch {of['of']} is the same network without")
     target = target or config.target[0]
-    scene = scenes.recorded_scene(config, run, [target] if target in config.target else config.target[:1], images)
+    inputs = setup.load_recorded(config, run, [target] if target in config.target else config.target[:1], images)
     arch = Arch.from_json(run.read_json(f"{place}archs/{wanted}/arch.json"))
-    scene = scene.at(arch.size)
-    at = scenes.with_exit_places(scene)
-    costs = scenes.priced_exits(scene, at, target, progress)
+    inputs = inputs.at(arch.size)
+    at = setup.with_exit_places(inputs)
+    costs = setup.priced_exits(inputs, at, target, progress)
     if isinstance(costs, LatencyTable) and costs.int8_on_cpu:
         raise UserError(f"--target {target}: files with exits are float, and {target} is int8")
     full = replace(arch, exits=tuple(exit_.slot for exit_ in at.exits))
     if not full.exits:
         raise UserError(f"{wanted}: the space {arch.space} has no stride change behind its first slot: no exits")
-    plain = load_weights(scene, arch, place)
+    plain = load_weights(inputs, arch, place)
     keys = plan(at, full)
     own = choice.pieces(keys, costs.ms_many, known_exit_ms(costs))
     here = timed_here(costs)
-    metadata = metadata_of(scene, arch)
-    data = replace(scene.data, augment=config.train.augment or scene.data.augment)
-    return Model(wanted, with_exits(at, full, plain, scene.seed), plain, data, metadata,
+    metadata = metadata_of(inputs, arch)
+    data = replace(inputs.data, augment=config.train.augment or inputs.data.augment)
+    return Model(wanted, with_exits(at, full, plain, inputs.seed), plain, data, metadata,
                  target, lambda: own, lambda trained, served, folder: served,
-                 partial(check_all, layout=scene.layout, table=here[0], device=here[1]) if here else None,
+                 partial(check_all, layout=inputs.layout, table=here[0], device=here[1]) if here else None,
                  clock_of(1)[1], {"preprocessing": Preprocessing.of_file(metadata, run.path).to_json()}, (at, keys))
 
 

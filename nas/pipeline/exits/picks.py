@@ -41,7 +41,7 @@ from nas.pipeline.exits.serve import (
 )
 from nas.pipeline.exits.train import load, train, with_exits
 from nas.pipeline.finetune import folder_of, load_weights
-from nas.pipeline.inputs import Scene
+from nas.pipeline.inputs import Inputs
 from nas.pipeline.overrun import over
 from nas.plan import macs, params, plan
 from nas.progress import Progress
@@ -54,34 +54,34 @@ FOLDER = "exits/"  # of a pick's
 RANDOM = 64  # inputs on which an export without images is compared with PyTorch
 
 
-def refuse(scene: Scene) -> None:
+def refuse(inputs: Inputs) -> None:
     """Raises UserError for what no exits come of: places, targets, epochs and settings of the method."""
-    if not scene.layout.exits:
-        raise UserError(f"--exits {scene.config.exits.method}: {scene.layout.space} has no stride change behind its "
-                        f"first slot at {scene.layout.task.size} pixels")
-    int8 = [t for t, costs in scene.costs.items() if isinstance(costs, LatencyTable) and costs.int8_on_cpu]
+    if not inputs.layout.exits:
+        raise UserError(f"--exits {inputs.config.exits.method}: {inputs.layout.space} has no stride change behind its "
+                        f"first slot at {inputs.layout.task.size} pixels")
+    int8 = [t for t, costs in inputs.costs.items() if isinstance(costs, LatencyTable) and costs.int8_on_cpu]
     if int8:
-        raise UserError(f"--exits {scene.config.exits.method}: files with exits are float, and {int8[0]} is int8")
-    options, some = scene.config.exits, sampling.smallest(scene.layout)
-    if scene.config.train.finetune_epochs == 0:
+        raise UserError(f"--exits {inputs.config.exits.method}: files with exits are float, and {int8[0]} is int8")
+    options, some = inputs.config.exits, sampling.smallest(inputs.layout)
+    if inputs.config.train.finetune_epochs == 0:
         raise UserError(f"--exits {options.method}: exits are trained with fine-tuned picks, and "
                         "train.finetune_epochs=0: leave one of them out")
-    with randomness.seeded(scene.seed):
-        net = build(scene.layout, _with_all(scene, some))
-    least = _phases(scene, net)
+    with randomness.seeded(inputs.seed):
+        net = build(inputs.layout, _with_all(inputs, some))
+    least = _phases(inputs, net)
     if options.epochs is not None and options.epochs < least:
         raise UserError(f"exits.epochs={options.epochs}: {options.method} trains in {least} phases, each an epoch at "
                         "least")
 
 
-def _phases(scene: Scene, net: Network) -> int:
+def _phases(inputs: Inputs, net: Network) -> int:
     """Of the method around a network with all exits. Raises UserError for settings that it refuses."""
-    options = scene.config.exits
-    with randomness.seeded(scene.seed):  # what it begins with is not kept, and nothing else is to begin otherwise
+    options = inputs.config.exits
+    with randomness.seeded(inputs.seed):  # what it begins with is not kept, and nothing else is to begin otherwise
         return make(options.method, net, **options.settings).phases()
 
 
-def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recipe: Recipe, progress: Progress,
+def exit_card(inputs: Inputs, arch: Arch, plain: dict[str, Any], place: str, recipe: Recipe, progress: Progress,
               bounds: Mapping[str, float]) -> dict[str, Any] | None:
     """Trains and writes the exits of a pick whose card is ``plain``; None where no exits keep within the limits, and
     where their files cannot be made or differ from PyTorch.
@@ -89,78 +89,78 @@ def exit_card(scene: Scene, arch: Arch, plain: dict[str, Any], place: str, recip
     ``bounds`` are the budgets of the mean, by target: what is measured above them is said in the card.
     """
     name = folder_of(place, arch) + FOLDER
-    card: dict[str, Any] | None = scene.run.stage(name + CARD, lambda: _card(scene, arch, plain, name, place, recipe,
+    card: dict[str, Any] | None = inputs.run.stage(name + CARD, lambda: _card(inputs, arch, plain, name, place, recipe,
                                                                              progress, bounds))
     return card
 
 
-def export_exits(scene: Scene, card: dict[str, Any], place: str, folder: Path) -> dict[str, Any]:
+def export_exits(inputs: Inputs, card: dict[str, Any], place: str, folder: Path) -> dict[str, Any]:
     """The files of a card with exits, written anew and compared with PyTorch on random inputs.
 
     Thresholds, classes, pictures and card, which images made, are copied.
     """
-    method, full = rebuilt(scene, card, place)
+    method, full = rebuilt(inputs, card, place)
     kept = [full.exits.index(slot) for slot in card["exits"]]
     network = MultiExit(Kept(method.net.net, kept), method.net.combine.kept(kept)).eval()
-    own = scene.run.file(card["onnx"]).parent
-    policy = Policy.from_json(scene.run.read_json(str(Path(card["onnx"]).parent / THRESHOLDS)))
+    own = inputs.run.file(card["onnx"]).parent
+    policy = Policy.from_json(inputs.run.read_json(str(Path(card["onnx"]).parent / THRESHOLDS)))
     arch = replace(full, exits=())
-    size, in_ch = scene.layout.task.size, scene.layout.task.in_ch
+    size, in_ch = inputs.layout.task.size, inputs.layout.task.in_ch
     written = export(network, folder, in_ch=in_ch, size=size, policy=policy,
-                     metadata={**metadata_of(scene, arch), "exit_method": scene.config.exits.method})
+                     metadata={**metadata_of(inputs, arch), "exit_method": inputs.config.exits.method})
     for name in (THRESHOLDS, CLASSES, CARD, *PICTURES):
         copy(own / name, folder / name)
-    inputs = torch.randn(RANDOM, in_ch, size, size, generator=torch.Generator().manual_seed(0))
-    return {"onnx": str(folder / written["onnx"]), **compared(folder, network, policy, inputs)}
+    images = torch.randn(RANDOM, in_ch, size, size, generator=torch.Generator().manual_seed(0))
+    return {"onnx": str(folder / written["onnx"]), **compared(folder, network, policy, images)}
 
 
-def rebuilt(scene: Scene, card: dict[str, Any], place: str) -> tuple[Method, Arch]:
+def rebuilt(inputs: Inputs, card: dict[str, Any], place: str) -> tuple[Method, Arch]:
     """The trained network of a card with exits, with all that it could have, in eval mode; and its arch."""
-    arch = Arch.from_json(scene.run.read_json(f"{place}archs/{card['of']}/arch.json"))
-    full, options = _with_all(scene, arch), scene.config.exits
-    net = with_exits(scene.layout, full, load_weights(scene, arch, place), scene.seed)
+    arch = Arch.from_json(inputs.run.read_json(f"{place}archs/{card['of']}/arch.json"))
+    full, options = _with_all(inputs, arch), inputs.config.exits
+    net = with_exits(inputs.layout, full, load_weights(inputs, arch, place), inputs.seed)
     method = make(options.method, net, **options.settings)
-    load(method, scene.run, f"{Path(card['onnx']).parent}/")
+    load(method, inputs.run, f"{Path(card['onnx']).parent}/")
     return method.eval(), full
 
 
-def _with_all(scene: Scene, arch: Arch) -> Arch:
-    return replace(arch, exits=tuple(exit_.slot for exit_ in scene.layout.exits))
+def _with_all(inputs: Inputs, arch: Arch) -> Arch:
+    return replace(arch, exits=tuple(exit_.slot for exit_ in inputs.layout.exits))
 
 
-def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str, recipe: Recipe,
+def _card(inputs: Inputs, arch: Arch, plain: dict[str, Any], name: str, place: str, recipe: Recipe,
           progress: Progress, bounds: Mapping[str, float]) -> dict[str, Any] | None:
-    options, data, full = scene.config.exits, scene.data, _with_all(scene, arch)
-    net = with_exits(scene.layout, full, load_weights(scene, arch, place), scene.seed)
+    options, data, full = inputs.config.exits, inputs.data, _with_all(inputs, arch)
+    net = with_exits(inputs.layout, full, load_weights(inputs, arch, place), inputs.seed)
     try:
         check(net, in_ch=data.in_ch, size=data.size)
     except UserError as error:
         progress.note(f"{arch.id}: no exits: {error}")
         return None
-    least = _phases(scene, net)
+    least = _phases(inputs, net)
     learned = replace(recipe, epochs=options.epochs if options.epochs is not None else max(least, recipe.epochs))
-    method = train(arch.id, placement.placed(net, scene.device), data, learned, scene.run, name, scene.seed,
-                   scene.device, progress, method=options.method, settings=options.settings)
-    views = list(evaluation.views(data.select, scene.config.train.augment or data.augment, scene.seed))
-    trained = Trained.of(method, data, scene.device, options.confidence, views)
-    pieces = {target: choice.pieces(plan(scene.layout, full), costs.ms_many, known_exit_ms(costs))
-              for target, costs in scene.costs.items()}
-    first, limit = next(iter(pieces)), scene.config.max_ms
+    method = train(arch.id, placement.placed(net, inputs.device), data, learned, inputs.run, name, inputs.seed,
+                   inputs.device, progress, method=options.method, settings=options.settings)
+    views = list(evaluation.views(data.select, inputs.config.train.augment or data.augment, inputs.seed))
+    trained = Trained.of(method, data, inputs.device, options.confidence, views)
+    pieces = {target: choice.pieces(plan(inputs.layout, full), costs.ms_many, known_exit_ms(costs))
+              for target, costs in inputs.costs.items()}
+    first, limit = next(iter(pieces)), inputs.config.max_ms
     if limit is not None:  # that is of the run's first target
-        bounded = next(iter(scene.config.target), "")
+        bounded = next(iter(inputs.config.target), "")
         first, limit = (bounded, limit) if bounded in pieces else (first, None)
     wishes = Wishes(options.confidence, options.rule, None, options.lose / 100, plain["select_accuracy"], limit)
     try:
         served = chosen(trained, pieces[first], wishes)
-        written = write(scene.run.file(name), trained, served, {**metadata_of(scene, arch),
+        written = write(inputs.run.file(name), trained, served, {**metadata_of(inputs, arch),
                                                                 "exit_method": options.method})
     except UserError as error:  # of this pick: the others and the search go on
         progress.note(f"{arch.id}: no exits: {error}")
         return None
     slots = tuple(full.exits[index] for index in served.kept)
     own = replace(arch, exits=slots)
-    keys = plan(scene.layout, own)
-    times = _measured(scene, trained, served, name)
+    keys = plan(inputs.layout, own)
+    times = _measured(inputs, trained, served, name)
     excess = over(by_target(times["measured_ms"], list(pieces)), bounds)
     if limit is not None:
         excess |= over(by_target(times["measured_worst_ms"], list(pieces)), {first: limit})
@@ -172,7 +172,7 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
             "select_accuracy_se": evaluation.standard_error(served.crossed.accuracy, len(data.select)),
             "accuracy": served.test.accuracy,
             "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": one_or_all(mean),
-            "worst_ms": one_or_all(worst), **times, **({"over_budget": excess} if excess else {}), **noted(scene),
+            "worst_ms": one_or_all(worst), **times, **({"over_budget": excess} if excess else {}), **noted(inputs),
             "relative_diff": written["relative_diff"],
             "macs": sum(macs(key) for key in keys), "params": sum(params(key) for key in keys), "exits": list(slots),
             "onnx": f"{name}{written['onnx']}", "method": options.method, "shares": written["shares"],
@@ -181,14 +181,14 @@ def _card(scene: Scene, arch: Arch, plain: dict[str, Any], name: str, place: str
 
 
 
-def _measured(scene: Scene, trained: Trained, served: Any, name: str) -> dict[str, Any]:
+def _measured(inputs: Inputs, trained: Trained, served: Any, name: str) -> dict[str, Any]:
     """``measured_ms`` (mean), ``measured_worst_ms`` and ``drift`` by target, None where that is another machine."""
     found: dict[str, dict[str, Any]] = {}
-    for target, costs in scene.costs.items():
+    for target, costs in inputs.costs.items():
         found[target] = dict.fromkeys(("measured_ms", "measured_worst_ms", "drift"))
         if here := timed_here(costs):
             table, device = here
-            beside = partial(check_all, layout=scene.measured, table=table, device=device)
-            found[target] = measured(scene.run.file(name), trained, served, beside, clock(1)[1])
+            beside = partial(check_all, layout=inputs.measured, table=table, device=device)
+            found[target] = measured(inputs.run.file(name), trained, served, beside, clock(1)[1])
     return {key: one_or_all({target: one[key] for target, one in found.items()})
             for key in ("measured_ms", "measured_worst_ms", "drift")}

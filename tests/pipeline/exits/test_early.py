@@ -37,7 +37,7 @@ from nas.pipeline import train_one
 from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import _over_budget, _pieces, _within, add
 from nas.pipeline.exits.serve import CLASSES, THRESHOLDS, Wishes, chosen, repriced
-from nas.pipeline.inputs import set_scene
+from nas.pipeline.setup import load_inputs
 from nas.run.directory import Run
 from nas.run.settings import Baseline
 from nas.train.data import load, normalise
@@ -143,13 +143,13 @@ def test_one_pick_whose_files_differ_leaves_the_others_and_the_search(
 
 def test_int8_targets_are_refused(finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     run, int8 = Run.existing(finished[0]), LatencyTable("cpu-int8", {"device": "cpu", "precision": "int8"})
-    monkeypatch.setattr(existing.scenes, "priced_exits", lambda *rest: int8)
+    monkeypatch.setattr(existing.setup, "priced_exits", lambda *rest: int8)
     plain = next(card["id"] for card in cards(finished[1]) if not card["exits"])
     with pytest.raises(UserError, match="--target gpu-v100: files with exits are float, and gpu-v100 is int8"):
         existing.pick(run, plain, None, False, Quiet())
 
-    def with_int8(scene: Any, *rest: Any) -> Any:
-        return replace(scene, costs={"cpu-int8": int8})
+    def with_int8(inputs: Any, *rest: Any) -> Any:
+        return replace(inputs, costs={"cpu-int8": int8})
 
     monkeypatch.setattr(pipeline, "with_targets", with_int8)
     with pytest.raises(UserError, match="--exits joint: files with exits are float, and cpu-int8 is int8"):
@@ -402,6 +402,6 @@ def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> N
         with pytest.raises(UserError, match=message):
             searched(config_of(space_file, *words), tmp_path / f"refused{number}")
         assert not Run.existing(tmp_path / f"refused{number}").events("epoch")  # before anything is trained
-    assert picks._phases(set_scene(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
+    assert picks._phases(load_inputs(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
                                    ["gpu-v100"], Quiet()), three()) == 3
     assert "exits" not in config_of(space_file).to_json() and "max_ms" not in config_of(space_file).to_json()

@@ -1,0 +1,163 @@
+"""Loads what every stage of a run works on, from the run's own copies where it has them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from nas.config.search import Config
+from nas.config.space import checked_space
+from nas.decision import efficient, prices
+from nas.errors import UserError
+from nas.files import resolve
+from nas.latency.costs import Costs
+from nas.latency.devices.ethos_u import EthosU, of_table
+from nas.latency.table import LatencyTable
+from nas.paths import space_parts
+from nas.pipeline.inputs import Inputs
+from nas.pipeline.npu_memory import Footprints, Memory, within
+from nas.plan import Layout, Task, layout, layouts, resized, restrict
+from nas.progress import Progress
+from nas.run import operators
+from nas.run.directory import Run
+from nas.run.images import load_images
+from nas.run.tables import copied, costs_for, recorded_costs
+from nas.space import Space
+from nas.train import placement
+from nas.train.data import Data, recorded
+from nas.train.header import data_lines
+
+
+def load_inputs(config: Config, run: Run, targets: Sequence[str], progress: Progress, introduce: bool = True) -> Inputs:
+    """Loads everything a run needs and records it there; says what the images are where ``introduce`` asks for it.
+
+    Raises UserError for whatever the user has to mend: before anything long starts.
+    """
+    device = placement.device_of(config.train_on)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    space = _space(config, run)
+    data = load_images(config, run)
+    if introduce:
+        _introduce(config, run, data, progress)
+    plans = _layouts(space, data, config)
+    costs = {target: _costs(target, config, run, plans, progress) for target in targets}
+    priced = {size: {t: prices(plan, c.ms_many) for t, c in costs.items()} for size, plan in plans.items()}
+    memory, searched = limits_of_memory(config), plans
+    if config.gates.granularity == "target" and not memory.given:  # under a limit a narrower width may be what fits
+        keep = efficient(plans[data.size], [one for each in priced.values() for one in each.values()])
+        searched = {size: restrict(plan, keep) for size, plan in plans.items()}
+    _tell_dropped(plans[data.size], searched[data.size], run, progress)
+    footprints = _footprints(memory, run, searched[data.size], costs, progress)
+    return _one([Inputs(config, run, data.at(size), within(plan, footprints), costs, priced[size], device, footprints,
+                       whole=plans[size]) for size, plan in searched.items()])
+
+
+def _introduce(config: Config, run: Run, data: Data, progress: Progress) -> None:
+    """Says what the images are before anything long, here and in the log; nothing once the supernet is trained."""
+    if run.has("supernet.pt"):
+        return
+    lines = data_lines(data, config.train.augment or data.augment)
+    for line in lines:
+        progress.note(line)
+    run.log("data", lines=lines)
+
+
+def _tell_dropped(whole: Layout, searched: Layout, run: Run, progress: Progress) -> None:
+    before, after = (sum(len(slot.ops) for slot in plan.slots) for plan in (whole, searched))
+    if after < before and not run.has("supernet.pt"):
+        progress.note(f"{before - after} of {before} choices are left out: hidden widths beside which a wider one "
+                      "takes no longer on any target (gates.granularity=space keeps them)")
+
+
+def load_recorded(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Inputs:
+    """A finished run from its own files, without prices, and without ``images`` unless asked for: enough to export."""
+    operators.demand(run)
+    data = load_images(config, run) if images else recorded(run.read_json("data.json"))
+    plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
+    costs = {target: recorded_costs(run, target) for target in targets}
+    device = placement.device_of(config.train_on)
+    return _one([Inputs(config, run, data.at(size), plan, costs, {}, device) for size, plan in plans.items()])
+
+
+def with_targets(inputs: Inputs, targets: Sequence[str], kept: Layout, progress: Progress, memory: Memory) -> Inputs:
+    """The inputs with the costs of ``targets``; those that the run did not know are asked for ``kept`` alone.
+
+    ``memory`` are the limits from here on, in place of those of the run.
+    """
+    plans = {at.size: resized(kept, at.size) for at in inputs.every}
+    costs = {t: inputs.costs[t] if t in inputs.costs else _costs(t, inputs.config, inputs.run, plans, progress)
+             for t in targets}
+    footprints = _footprints(memory, inputs.run, kept, costs, progress)
+    return _one([replace(at, costs=costs, footprints=footprints, prices={
+        t: at.prices[t] if t in at.prices else prices(plans[at.size], costs[t].ms_many) for t in targets})
+        for at in inputs.every])
+
+
+def _one(inputs: Sequence[Inputs]) -> Inputs:
+    """The first, of the largest size, with those of the other sizes."""
+    first, *others = inputs
+    return replace(first, others={one.size: one for one in others})
+
+
+def _layouts(space: Space, data: Data, config: Config) -> dict[int, Layout]:
+    task = Task(data.size, data.in_ch, len(data.classes))
+    return layouts(space, task, config.sizes, exits=config.exits.method != "none")
+
+
+def with_exit_places(inputs: Inputs) -> Layout:
+    """The inputs's space with an exit before every stride change."""
+    if inputs.layout.exits:
+        return inputs.layout
+    return layout(checked_space(inputs.config, inputs.run.file("space.yaml")), inputs.layout.task, exits=True)
+
+
+def priced_exits(inputs: Inputs, at: Layout, target: str, progress: Progress) -> Costs:
+    """The costs of a target that knows the exits of a layout: the run's own, else its file, completed if it is this
+    machine's.
+    """
+    costs = inputs.costs.get(target)
+    if costs is None or not all(costs.covers(exit_.key) for exit_ in at.exits if isinstance(costs, LatencyTable)):
+        costs = costs_for(target, [at], _called(inputs.config), progress)
+    return costs
+
+
+def limits_of_memory(config: Config) -> Memory:
+    return Memory(config.sram_kb, config.flash_kb)
+
+
+def compiler(target: str, costs: Costs | None, memory: Memory) -> EthosU:
+    """Who counts the memory of a target's networks; ``costs`` None: this machine. Raises UserError if nobody does."""
+    npu = of_table(costs.meta) if costs else None
+    if npu is None:
+        raise UserError(f"{next(iter(memory.given))}: {target} is not compiled by Vela, so what a network needs there "
+                        "is not known: leave it out, or give Ethos-U targets only")
+    return npu
+
+
+def _footprints(memory: Memory, run: Run, layout: Layout, costs: dict[str, Costs],
+                progress: Progress) -> dict[str, Footprints]:
+    if not memory.given:
+        return {}
+    npus = {target: compiler(target, one, memory) for target, one in costs.items()}
+    return {target: Footprints(run, target, npu, memory, layout, progress) for target, npu in npus.items()}
+
+
+def _space(config: Config, run: Run) -> Space:
+    """From the run's own copy once there is one, so that a file edited later does not change the run."""
+    operators.demand(run)
+    if not run.has("space.yaml"):
+        operators.keep(run, checked_space(config))  # refuse it before it is copied
+        run.keep("space.yaml", resolve("search_spaces", space_parts(config.space)[0], ".yaml").read_bytes())
+    return checked_space(config, run.file("space.yaml"))
+
+
+def _costs(target: str, config: Config, run: Run, plans: dict[int, Layout], progress: Progress) -> Costs:
+    return copied(target, run, config.target, list(plans.values()), _called(config), progress)
+
+
+def _called(config: Config) -> str:
+    """The space as a shell takes it."""
+    return shlex.quote(config.space) + (f" --width {config.width:g}" if config.width != 1 else "")
