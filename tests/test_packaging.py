@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import nas
 from nas.files import folder, shipped
@@ -64,6 +65,13 @@ def test_the_entry_point_and_the_version_exist() -> None:
     assert config["options.entry_points"]["console_scripts"].strip() == "nas = nas.cli:main" and callable(main)
     assert config["metadata"]["version"] == "attr: nas.__version__" and nas.__version__.count(".") == 2
     assert "Apache License" in (ROOT / "LICENSE").read_text() and config["metadata"]["license"] == "Apache-2.0"
+
+
+def test_hosted_ci_runs_the_script_on_the_oldest_and_the_newest_python() -> None:
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
+    oldest, newest = job["strategy"]["matrix"]["python"]
+    assert setup()["options"]["python_requires"] == f">={oldest}" and newest.startswith("3.") and newest != oldest
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
 
 
 @pytest.fixture(scope="module")
