@@ -5,6 +5,7 @@ On a tiny schedule, and with a tiny space of the same families in place of the s
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -115,3 +116,35 @@ def test_the_glossary_has_the_words_of_the_project_one_line_each() -> None:
     assert set(WORDS) <= set(defined) and len(defined) == len(set(defined))
     for words, meaning in entries:
         assert meaning.endswith(".") and len(meaning) < 160, words
+
+
+ROOT = DOCS.parent
+PROSE = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md",
+         *(ROOT / kind / "README.md" for kind in ("search_spaces", "latency_tables", "experiments", "benchmarks"))]
+
+
+def exists(dotted: str) -> bool:
+    """Whether a name is a module of the package, or something in one."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            thing = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        return all((thing := getattr(thing, part, None)) is not None for part in parts[end:])
+    return False
+
+
+def test_a_name_that_is_not_there_is_noticed() -> None:
+    assert exists("nas.plan") and exists("nas.ops.layers.Dropout")
+    assert not exists("nas.genome") and not exists("nas.plan.walk_of_nothing")
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    folders = "nas|tests|docs|benchmarks|experiments|examples|search_spaces|latency_tables"
+    files = set(re.findall(rf"`((?:{folders})/[\w./-]*[\w/-])`", text))
+    made = {"latency_tables/cpu.json"}  # by a user's command
+    assert not [name for name in sorted(files - made) if not (ROOT / name).exists()]
+    assert not [name for name in sorted(set(re.findall(r"\bnas(?:\.[A-Za-z_]\w*)+", text))) if not exists(name)]
