@@ -106,14 +106,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert "://" in target or (page.parent / target).exists(), target
 
 
-WORDS = ("space stage slot operator branch knob arch decision supernet costs table row yardstick drift target budget pick "
-         "front run exit").split()
+WORDS = {"space", "stage", "slot", "operator", "branch", "knob", "arch", "decision", "supernet", "costs", "table",
+         "row", "yardstick", "drift", "target", "budget", "pick", "front", "run", "exit"}
 
 
 def test_the_glossary_has_the_words_of_the_project_one_line_each() -> None:
     entries = re.findall(r"^- \*\*(.+?)\*\*: (.+)$", (DOCS / "glossary.md").read_text(), re.MULTILINE)
     defined = [word for words, _ in entries for word in words.split(", ")]
-    assert set(WORDS) <= set(defined) and len(defined) == len(set(defined))
+    assert set(defined) >= WORDS and len(defined) == len(set(defined))
     for words, meaning in entries:
         assert meaning.endswith(".") and len(meaning) < 160, words
 
