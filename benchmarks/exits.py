@@ -51,7 +51,6 @@ from nas.run.directory import Run
 from nas.space import Space
 from nas.subnet import build
 from nas.train.data import normalise
-from nas.units import targets_of
 
 LOW = 20  # percentile of an image's passes
 BUDGETS = 5
@@ -246,7 +245,7 @@ def main() -> None:
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir or run.config["data_dir"]}, str(run.path))
     front = run.read_json("front.json")
-    inputs = load_recorded(config, run, targets_of(front), images=True)
+    inputs = load_recorded(config, run, front["target"], images=True)
     cards = [*front["front"], *front["dominated"]]
     accuracy = {card["id"]: card["accuracy"] for card in cards}
     for card in cards:

@@ -22,7 +22,6 @@ from nas.pipeline.setup import load_recorded
 from nas.run.directory import Run
 from nas.train import evaluation
 from nas.train.data import normalise
-from nas.units import targets_of
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir}, str(run.path))
     front = run.read_json("front.json")
-    inputs = load_recorded(config, run, targets_of(front), images=True)
+    inputs = load_recorded(config, run, front["target"], images=True)
     data, cpu = inputs.data, torch.device("cpu")
     test = data.test.part(0, min(options.images, len(data.test)))
     images, labels = normalise(test.images, data), test.labels.numpy()

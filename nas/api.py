@@ -39,7 +39,7 @@ from nas.run.images import Images
 from nas.run.settings import searched, settings_of
 from nas.space import Space
 from nas.train.torchrun import processes
-from nas.units import by_target, least, listed_targets, unit
+from nas.units import least, unit
 
 
 @dataclass(frozen=True)
@@ -172,15 +172,13 @@ def _images(data: Path | str | None, data_dir: Path | str | None) -> Images:
 
 
 def _front(run: Path, found: Mapping[str, Any]) -> Front:
-    targets = listed_targets(found["target"])
-
     def pick(card: Mapping[str, Any]) -> Pick:
         onnx = run / card["onnx"]
         own = onnx.parent.parent if card["exits"] else onnx.parent  # exits lie in a folder of the network's
         arch = Arch.from_json(Run(run).read_json((own / "arch.json").relative_to(run).as_posix()))
-        return Pick(card["id"], replace(arch, exits=tuple(card["exits"])), by_target(card["ms"], targets),
-                    by_target(card["measured_ms"], targets), card["accuracy"], card["accuracy_se"],
+        return Pick(card["id"], replace(arch, exits=tuple(card["exits"])), card["ms"],
+                    card["measured_ms"], card["accuracy"], card["accuracy_se"],
                     card["select_accuracy"], card["macs"], card["params"], card["fine_tuned"], run, onnx.parent, onnx,
                     tuple(card["exits"]))
 
-    return Front(run, tuple(targets), tuple(map(pick, found["front"])), tuple(map(pick, found["dominated"])))
+    return Front(run, tuple(found["target"]), tuple(map(pick, found["front"])), tuple(map(pick, found["dominated"])))

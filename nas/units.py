@@ -1,14 +1,12 @@
 """What a target's costs are counted in: milliseconds of a device, or a count that a network has on any device.
 
-In files, a figure of one target stands alone, and of several it is an object keyed by target.
+In files, figures of targets are objects keyed by target.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 COUNTS = {"macs": "M multiply-adds", "params": "M parameters"}  # target -> unit; the function of ``nas.plan`` counts it
 BUDGETED = ("ms", *COUNTS.values())  # units of what budgets are of
@@ -66,23 +64,3 @@ def least(value: float, target: str) -> str:
 def millions(count: float | None) -> str:
     """A count as ``12.3 M``; nothing known is a dash."""
     return "-" if count is None else f"{count / 1e6:.4g} M"
-
-
-def listed_targets(target: str | Sequence[str]) -> list[str]:
-    """Returns the targets of a front or of a budget, which are one text or a list."""
-    return [target] if isinstance(target, str) else list(target)
-
-
-def targets_of(result: Mapping[str, Any]) -> list[str]:
-    """Returns the targets of a front, whose ``target`` is one name or a list of several."""
-    return listed_targets(result["target"])
-
-
-def by_target(values: Any, targets: Sequence[str]) -> dict[str, Any]:
-    """Returns the object keyed by target that a figure of a file stands for, one number or several."""
-    return dict(values) if isinstance(values, Mapping) else dict.fromkeys(targets[:1], values)
-
-
-def one_or_all(values: Mapping[str, Any]) -> Any:
-    """Returns what a file has for an object keyed by target: the number where there is one, None where none is."""
-    return dict(values) if len(values) > 1 else next(iter(values.values()), None)

@@ -151,8 +151,8 @@ def test_a_finished_run_is_all_there_where_its_space_and_images_are_not(
         run, card = Run.existing(path), finished[1]["front"][-1]
         (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]
         assert file["predicted_ms"] == card["ms"] and file["relative_diff"] < 1e-4
-        chosen = pipeline.select(run, ["gpu-v100"], [card["ms"]], Quiet())
-        assert chosen["front"] and all(one["ms"] <= card["ms"] for one in chosen["front"])
+        chosen = pipeline.select(run, ["gpu-v100"], [card["ms"]["gpu-v100"]], Quiet())
+        assert chosen["front"] and all(one["ms"]["gpu-v100"] <= card["ms"]["gpu-v100"] for one in chosen["front"])
         told = story(run)
         assert str(finished[0].parent) not in page(told).replace(str(space_file), "") and not told["notes"]
         pick = api._front(path, run.read_json("front.json")).front[-1]

@@ -148,14 +148,14 @@ def test_a_page_holds_names_as_text(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_pictures_draw_names_as_they_are(name: str) -> None:
-    card = {"id": name, "ms": 1.0, "accuracy": 0.5, "accuracy_se": 0.1, "exits": [1], "size": 32}
+    card = {"id": name, "ms": {name: 1.0}, "accuracy": 0.5, "accuracy_se": 0.1, "exits": [1], "size": 32}
     part = {"space": name, "front": [card], "dominated": [],
-            "budgets": [{"budget_ms": 1, "mean": 0.5, "sd": 0.1, "n": 2}]}
+            "budgets": [{"budget_ms": {name: 1}, "mean": 0.5, "sd": 0.1, "n": 2}]}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for work, value in ((draw_front, {"space": name, "target": name, "front": [card], "dominated": [],
+        for work, value in ((draw_front, {"space": name, "target": [name], "front": [card], "dominated": [],
                                           "sizes": [32]}),
-                            (draw_comparison, {"target": name, "networks": 1, "spaces": [part, part]})):
+                            (draw_comparison, {"target": [name], "networks": 1, "spaces": [part, part]})):
             file = io.BytesIO()
             work(value, file)
             assert file.getvalue()[:4] == b"\x89PNG"

@@ -6,7 +6,6 @@ from nas import plan, units
 from nas.latency import costs
 from nas.latency.counts import Count
 from nas.plan import Layout, OpKey, candidates
-from nas.units import by_target, listed_targets, one_or_all
 
 
 @pytest.mark.parametrize("name", units.COUNTS)
@@ -41,10 +40,3 @@ def test_units_stand_where_milliseconds_stand() -> None:
 def test_an_unknown_target_lists_the_counts() -> None:
     with pytest.raises(costs.UserError, match="did you mean 'macs'"):
         costs.load("mac")
-
-
-def test_a_figure_of_one_target_stands_alone_in_files() -> None:
-    for values in ({"cpu": 1.5}, {"cpu": None}, {"cpu": 1.5, "gpu-v100": None}):
-        assert by_target(one_or_all(values), list(values)) == values
-    assert one_or_all({"cpu": 1.5}) == 1.5 and one_or_all({}) is None and by_target(None, []) == {}
-    assert listed_targets("cpu") == ["cpu"] and listed_targets(("cpu", "macs")) == ["cpu", "macs"]

@@ -68,12 +68,13 @@ def picks(search: Path) -> tuple[list[Network], dict[str, dict[str, Any]]]:
         places |= {name: file.parent for name in every if name not in places}
         cards = every | cards
         budgets += [budget["id"] for budget in front["budgets"] if budget["id"] in every]
-    chosen = sorted(set(budgets), key=lambda name: cards[name]["ms"])
+    (target,) = run.config["target"]
+    chosen = sorted(set(budgets), key=lambda name: cards[name]["ms"][target])
     epochs = {(event["phase"], event["epoch"]): event["seconds"] for event in run.events("epoch")}  # repeated: once
     tuned = {(event["id"], event["epoch"]): event["seconds"] for event in run.events("finetune")}
     selection = [event["seconds"] for event in run.events("stage") if event["name"].endswith("picks.json")]
     searched = round(sum(epochs.values()) + sum(selection), 1)
-    said = {name: {"ms": cards[name]["ms"], "accuracy": cards[name]["accuracy"], "search_s": searched,
+    said = {name: {"ms": cards[name]["ms"][target], "accuracy": cards[name]["accuracy"], "search_s": searched,
                    "finetune_s": round(sum(s for (own, _), s in tuned.items() if own == name), 1)} for name in chosen}
     return [Network(name, places[name] / "archs" / name) for name in chosen], said
 

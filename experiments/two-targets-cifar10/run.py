@@ -51,7 +51,7 @@ def part(pruned: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     asked = [word for ms in options.budget_ms for word in ("--budget-ms", f"{ms:g}")]
     front = json.loads(nas(log, "select", str(run.path), "--target", options.b, *asked, "--json"))
     cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
-    picks = [{"budget_ms": one["budget_ms"], "id": one["id"], "ms": round(one["ms"], 6),
+    picks = [{"budget_ms": one["budget_ms"][options.b], "id": one["id"], "ms": round(one["ms"][options.b], 6),
               "accuracy": cards[one["id"]]["accuracy"]} for one in front["budgets"]]
     reference = BEYOND * max(options.budget_ms), CHANCE
     points = [Point(pick["id"], pick["ms"], pick["accuracy"]) for pick in picks]

@@ -301,7 +301,8 @@ def _read(run: Run, config: Config, sizes: Sizes, trained: Run,
     """Picks, seconds and image-forwards of a search; ``trained`` is the run that its supernet comes from."""
     front = run.read_json("front.json")
     cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
-    picks = [{"budget_ms": b["budget_ms"], "id": b["id"], "ms": round(b["ms"], 6),
+    target = config.target[0]
+    picks = [{"budget_ms": b["budget_ms"][target], "id": b["id"], "ms": round(b["ms"][target], 6),
               **{key: round(cards[b["id"]][key], 6) for key in ("accuracy", "accuracy_se", "select_accuracy")},
               "inherited_loss": round(inherited[b["id"]].loss, 6),
               "inherited_accuracy": round(inherited[b["id"]].accuracy, 6)}
@@ -311,8 +312,8 @@ def _read(run: Run, config: Config, sizes: Sizes, trained: Run,
     selected = [e["seconds"] for e in run.events("stage") if e["name"] == "picks.json"]
     judged = len({e["id"] for e in run.events("judged")})
     alive = [e["branches"] for e in trained.events("epoch") if "branches" in e]
-    return {"picks": picks, "rank_agreement": front["rank_agreement"][config.target[0]],
-            "held_out": front["held_out"][config.target[0]], "judged": {"n": judged},
+    return {"picks": picks, "rank_agreement": front["rank_agreement"][target],
+            "held_out": front["held_out"][target], "judged": {"n": judged},
             "seconds": {"supernet": round(sum(epochs.values()), 1), "selection": round(sum(selected), 1),
                         "finetune": round(sum(tuned.values()), 1)},
             "image_forwards": dataclasses.asdict(cost_of(config, sizes, judged, supernet_alone=trained != run)),

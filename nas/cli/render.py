@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from nas import text
 from nas.pipeline import overrun
 from nas.run.records import standing
-from nas.units import amount, by_target, column, counted, device, millions, targets_of, unit
+from nas.units import amount, column, counted, device, millions, unit
 
 GAP = 3  # blanks between two columns
 INDENT = 5  # of what has no room beside the first columns
@@ -73,10 +73,10 @@ def front(result: Mapping[str, Any]) -> None:
     rows([_point(point, result) for point in (*result["front"], *result.get("dominated", []))])
     measured = any(_stopwatch(one) for one in result["budgets"])
     if result["budgets"]:
-        rows([{"budget": _amounts(one["budget_ms"], one.get("target"), result), "pick": one["id"],
+        rows([{"budget": _amounts(one["budget_ms"], result), "pick": one["id"],
                **({"size": one["size"]} if result.get("sizes") else {}),
-               "predicted": _amounts(one["ms"], one.get("target"), result),
-               **({"measured ms": _stopwatch(one) or None} if measured else {})} for one in result["budgets"]])
+               "predicted": _amounts(one["ms"], result),
+               **({"measured ms": _stopwatch(one)} if measured else {})} for one in result["budgets"]])
     for target, ids in result.get("fronts", {}).items():
         line(f"front of {target}: {', '.join(ids)}")
     if result.get("fronts"):
@@ -84,8 +84,9 @@ def front(result: Mapping[str, Any]) -> None:
     for target in _unmeasured(result):
         line(f"not measured: no {target} here")
     for one in result.get("too_large", []):
-        line(f"{one['id']} is too large with its trained weights, and not in the front: SRAM {cell(one['sram_kb'])} "
-             f"KB, flash {cell(one['flash_kb'])} KB")
+        needs = "; ".join(f"SRAM {cell(sram)} KB, flash {cell(one['flash_kb'][target])} KB on {target}"
+                          for target, sram in one["sram_kb"].items())
+        line(f"{one['id']} is too large with its trained weights, and not in the front: {needs}")
     over_budget(result)
     if "seconds" in result:
         line(text.took(result["seconds"]))
@@ -94,8 +95,8 @@ def front(result: Mapping[str, Any]) -> None:
 
 def _stopwatch(budget: Mapping[str, Any]) -> Any:
     """What the pick of a budget was measured to take: one number, or those of several targets that have one."""
-    ms = budget.get("measured_ms")
-    return {target: part for target, part in ms.items() if part is not None} if isinstance(ms, Mapping) else ms
+    ms = {target: value for target, value in budget.get("measured_ms", {}).items() if value is not None}
+    return ms if len(budget["budget_ms"]) > 1 and ms else next(iter(ms.values()), None)
 
 
 def over_budget(result: Mapping[str, Any]) -> None:
@@ -111,35 +112,30 @@ def over_budget(result: Mapping[str, Any]) -> None:
 
 def exported(result: Mapping[str, Any]) -> None:
     """The files, then a line for each that is measured above the budget of its pick."""
-    files, targets = result["files"], targets_of(result) if result.get("target") else []
+    files = result["files"]
     rows([{name: part for key, value in file.items() if key != "over_budget"
-           for name, part in _of_file(key, value, targets).items()} for file in files]) if files else line("none")
+           for name, part in _of_file(key, value).items()} for file in files]) if files else line("none")
     for file in files:
         for target, excess in file.get("over_budget", {}).items():
-            predicted = by_target(file["predicted_ms"], targets_of(result))
-            line(overrun.sentence(file["id"], target, excess, predicted.get(target)))
+            line(overrun.sentence(file["id"], target, excess, file["predicted_ms"].get(target)))
 
 
-def _of_file(key: str, value: Any, targets: Sequence[str]) -> dict[str, Any]:
-    """The column or columns of a figure of a file; costs have their unit where a target is a count."""
+def _of_file(key: str, value: Any) -> dict[str, Any]:
+    """The column or columns of a figure of a file."""
+    if key == "drift":
+        return _per_target(key, {target: drift for target, drift in value.items() if not counted(target)},
+                           len(value) > 1)
     what = {"predicted_ms": "predicted", "measured_ms": "measured"}.get(key)
-    apart = len(targets) > 1 or any(map(counted, targets))
-    if apart and what:
-        return _costs(what, value, targets)
-    if apart and key == "drift":  # of what is measured
-        return _per_target(key, {name: part for name, part in by_target(value, targets).items()
-                                 if not counted(name)})
-    return {key: value}
+    return _costs(what, value) if what else {key: value}
 
 
 def stopped(result: Mapping[str, Any]) -> None:
     """A search that ended behind a stage: the picks that it has, what they are worth without fine-tuning, the run."""
-    targets = targets_of(result)
     points = [*result["front"], *result["dominated"]]
     if points:
         rows([{"id": one["id"], **({"size": one["size"]} if result.get("sizes") else {}),
                "inherited accuracy": _accuracy(one["select_accuracy"], one["select_accuracy_se"]),
-               **_costs("predicted", one["ms"], targets), "MACs": millions(one["macs"]),
+               **_costs("predicted", one["ms"]), "MACs": millions(one["macs"]),
                "params": millions(one["params"])} for one in points])
         line("accuracy: with inherited weights, on the images that the selection decides by; nothing is fine-tuned, "
              "tested or exported")
@@ -152,7 +148,7 @@ def judged(result: Mapping[str, Any]) -> None:
     """Network by network, in the order of the file."""
     networks = result["networks"]
     rows([{"id": one["id"], "loss": one["loss"], "inherited accuracy": _accuracy(one["accuracy"], one["accuracy_se"]),
-           **_costs("predicted", one["ms"], list(one["ms"])), "MACs": millions(one["macs"]),
+           **_costs("predicted", one["ms"]), "MACs": millions(one["macs"]),
            "params": millions(one["params"])} for one in networks])
     line(f"networks: {len(networks)}, judged on {result['images']} images of the selection split")
 
@@ -221,11 +217,12 @@ def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
 def comparison(result: Mapping[str, Any]) -> None:
     """Budget by budget the spaces beside each other, then each front's hypervolume, then the run directory."""
     columns = {part["space"]: part["budgets"] for part in result["spaces"]}
-    of = unit(result["target"])
+    (target,) = result["target"]
+    of = unit(target)
     rows([{f"budget {of}": bound, **{space: _spread(budgets[i]) for space, budgets in columns.items()}}
-          for i, bound in enumerate(result["budgets"])])
+          for i, bound in enumerate(result["budget_ms"][target])])
     print()
-    rows([{"space": part["space"], f"reach {of}": " .. ".join(map(cell, part["reach_ms"])),
+    rows([{"space": part["space"], f"reach {of}": " .. ".join(map(cell, part["reach_ms"][target])),
            "networks": len(part["front"]) + len(part["dominated"]), "in the front": len(part["front"]),
            "hypervolume": part["hypervolume"]} for part in result["spaces"]])
     if "seconds" in result:
@@ -337,25 +334,23 @@ def cell(value: Any) -> str:
 
 def _unmeasured(result: Mapping[str, Any]) -> list[str]:
     """Targets that this machine is not."""
-    targets = targets_of(result)
-    measured = [point.get("measured_ms") for point in result["front"]]
-    values = {target: [one.get(target) if isinstance(one, Mapping) else one for one in measured] for target in targets}
-    return [target for target in targets if not counted(target) and all(value is None for value in values[target])]
+    return [target for target in result["target"]
+            if not counted(target) and all(point["measured_ms"][target] is None for point in result["front"])]
 
 
 def _point(point: Mapping[str, Any], front: Mapping[str, Any]) -> dict[str, Any]:
-    accuracy, error, targets = point.get("accuracy"), point.get("accuracy_se"), targets_of(front)
+    accuracy, error, targets = point.get("accuracy"), point.get("accuracy_se"), front["target"]
     shown = {"id": point["id"], **({"size": point["size"]} if front.get("sizes") else {}),
              "accuracy": _accuracy(accuracy, error)}
     if point.get("exits"):
-        shown |= {"exits": cell(point["exits"])} | _costs("worst", point.get("worst_ms"), targets)
+        shown |= {"exits": cell(point["exits"])} | _costs("worst", point["worst_ms"])
     if point.get("within_error_of"):
         shown["accuracy"] += f" (tied with {point['within_error_of']} in selection)"
-    shown |= _costs("predicted", point.get("ms"), targets) | _costs("measured", point.get("measured_ms"), targets)
-    shown |= _per_target("standing", {target: standing(front, point["id"], target) for target in targets}
-                         if len(targets) > 1 else standing(front, point["id"], "".join(targets)))
+    shown |= _costs("predicted", point["ms"]) | _costs("measured", point["measured_ms"])
+    shown |= _per_target("standing", {target: standing(front, point["id"], target) for target in targets or [""]},
+                         len(targets) > 1)
     for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
-        shown |= _per_target(name, point[key]) if point.get(key) is not None else {}
+        shown |= _per_target(name, point.get(key, {}), len(targets) > 1)
     return shown | {"MACs": millions(point.get("macs")), "params": millions(point.get("params")),
                     "onnx": cell(point.get("int8_onnx", point.get("onnx")))}  # the file whose figures these are
 
@@ -374,23 +369,19 @@ def _spread(row: Mapping[str, Any]) -> str:
     return f"{100 * row['mean']:.1f} %{sd} ({row['n']})"
 
 
-def _per_target(name: str, values: Any) -> dict[str, str]:
-    """One column, or one for each target."""
-    if isinstance(values, Mapping):
-        return {f"{name} {device(target)}": cell(value) for target, value in values.items()}
-    return {name: cell(values)}
+def _per_target(name: str, values: Mapping[str, Any], several: bool) -> dict[str, Any]:
+    """A column for each target, which its title names where there are several."""
+    return {f"{name} {device(target)}" if several else name: value for target, value in values.items()}
 
 
-def _costs(what: str, ms: Any, targets: Sequence[str]) -> dict[str, str]:
-    """One column, or one for each target; none of what is measured for a count, which nothing measures."""
-    return {column(what, target, len(targets) > 1): cell(value)
-            for target, value in by_target(ms, targets).items() if what != "measured" or not counted(target)}
+def _costs(what: str, ms: Mapping[str, float | None]) -> dict[str, Any]:
+    """A column for each target; none of what is measured for a count, which nothing measures."""
+    return {column(what, target, len(ms) > 1): value
+            for target, value in ms.items() if what != "measured" or not counted(target)}
 
 
-def _amounts(value: Any, target: str | Sequence[str] | None, result: Mapping[str, Any]) -> str:
+def _amounts(ms: Mapping[str, float], result: Mapping[str, Any]) -> str:
     """A budget, or what a pick takes of it, with its unit; one for each target where it is of several together."""
-    if isinstance(value, Mapping):
-        return " and ".join(amount(part, name) for name, part in value.items())
-    targets = targets_of(result)
-    name = target if isinstance(target, str) else targets[0]
-    return amount(value, name) if len(targets) > 1 else f"{cell(value)} {unit(name)}"
+    if len(result["target"]) > 1:
+        return " and ".join(amount(value, target) for target, value in ms.items())
+    return " and ".join(f"{cell(value)} {unit(target)}" for target, value in ms.items())

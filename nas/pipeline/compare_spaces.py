@@ -119,8 +119,9 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
         with timeline.phase(run, inputs.layout.space):
             parts.append(_part(inputs, one, grid, archs, progress))
     result = run.stage("compare.json", lambda: {
-        "target": target, "data": loaded[0].data.name, "size": loaded[0].data.size, "seed": configs[0].seed,
-        "recipe": vars(_recipe(loaded[0])), "budgets": grid, "networks": networks, "spaces": _volumes(parts)})
+        "target": [target], "data": loaded[0].data.name, "size": loaded[0].data.size, "seed": configs[0].seed,
+        "recipe": vars(_recipe(loaded[0])), "budget_ms": {target: grid}, "networks": networks,
+        "spaces": _volumes(parts, target)})
     if not run.has("compare.png"):
         run.write("compare.png", lambda file: draw_comparison(result, file))
     return {"run": str(run.path), **result, "seconds": timeline.finished(run)}
@@ -192,15 +193,17 @@ def _part(inputs: Inputs, one: Problem, grid: Sequence[float], archs: list[list[
             task.advance()
     brief = {card["id"]: {key: value for key, value in card.items() if key not in ("arch", "provenance", "exits")}
              for card in cards.values()}
-    best = front(Point(card["id"], card["ms"], card["select_accuracy"]) for card in cards.values())
+    target = inputs.config.target[0]
+    best = front(Point(card["id"], card["ms"][target], card["select_accuracy"]) for card in cards.values())
     kept = [point.id for point in best]
-    others = sorted((card for name, card in brief.items() if name not in kept), key=lambda card: card["ms"])
-    return {"space": inputs.layout.space, "reach_ms": [one.costs[0].smallest, one.costs[0].largest],
-            "budgets": [_spread(bound, [cards[arch] for arch in row]) for bound, row in zip(grid, archs, strict=True)],
+    others = sorted((card for name, card in brief.items() if name not in kept), key=lambda card: card["ms"][target])
+    return {"space": inputs.layout.space, "reach_ms": {target: [one.costs[0].smallest, one.costs[0].largest]},
+            "budgets": [_spread({target: bound}, [cards[arch] for arch in row])
+                        for bound, row in zip(grid, archs, strict=True)],
             "front": [brief[name] for name in kept], "dominated": others}
 
 
-def _spread(bound: float, cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _spread(bound: dict[str, float], cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Test accuracy at a budget: mean and standard deviation over the networks; the best by selection accuracy."""
     values = [card["accuracy"] for card in cards]
     return {"budget_ms": bound, "n": len(values), "mean": statistics.fmean(values) if values else None,
@@ -208,9 +211,9 @@ def _spread(bound: float, cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "best": max(cards, key=lambda card: card["select_accuracy"])["accuracy"] if values else None}
 
 
-def _volumes(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _volumes(parts: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:
     """With the hypervolume of each front (test accuracy): the reference is the slowest and the worst network of all."""
     every = [card for part in parts for card in (*part["front"], *part["dominated"])]
-    slowest, worst = max(card["ms"] for card in every), min(card["accuracy"] for card in every)
-    return [{**part, "hypervolume": hypervolume((Point(c["id"], c["ms"], c["accuracy"]) for c in part["front"]),
-                                                slowest, worst)} for part in parts]
+    slowest, worst = max(card["ms"][target] for card in every), min(card["accuracy"] for card in every)
+    return [{**part, "hypervolume": hypervolume((Point(c["id"], c["ms"][target], c["accuracy"])
+                                                 for c in part["front"]), slowest, worst)} for part in parts]

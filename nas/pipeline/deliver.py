@@ -41,7 +41,6 @@ from nas.subnet import Backbone
 from nas.train import evaluation, placement
 from nas.train.data import normalise
 from nas.train.evaluation import Judged
-from nas.units import by_target, one_or_all
 
 CARD, ONNX, INT8, TFLITE = "card.json", "model.onnx", "model.int8.onnx", "model.int8.tflite"
 CALIBRATION, CHECKED = 512, 200  # training images that int8 scales come from; held-out ones on which it is compared
@@ -87,8 +86,7 @@ def to_features(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str,
     trunk = plan(inputs.layout, arch)[:-1]
     ms = {target: math.fsum(costs.ms_many(trunk)) for target, costs in inputs.costs.items()}
     return {"onnx": str(path), "features": maps, "max_abs_diff": agreement.max_abs_diff,
-            "relative_diff": agreement.relative, "predicted_ms": one_or_all(ms),
-            "measured_ms": one_or_all(dict.fromkeys(ms))}
+            "relative_diff": agreement.relative, "predicted_ms": ms, "measured_ms": dict.fromkeys(ms)}
 
 
 def to_int8(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -112,7 +110,7 @@ def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, A
     agreement = check_tflite(file, model, normalise(data.select.images[:CHECKED], data))
     write_atomic(path, lambda out: out.write(file))
     return {"tflite": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
-            "measured_ms": one_or_all(dict.fromkeys(inputs.costs))}
+            "measured_ms": dict.fromkeys(inputs.costs)}
 
 
 def _card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> dict[str, Any]:
@@ -127,10 +125,10 @@ def _card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapp
         int8 = {"int8_onnx": name + INT8, "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
                 "float_accuracy": test.accuracy, "float_select_accuracy": select.accuracy}
         select, test = _judged(inputs, _running(files["int8"]), torch.device("cpu"))
-    ms = one_or_all(predicted(inputs, arch))
+    ms = predicted(inputs, arch)
     memory = _memory(inputs, model)
     times = _timed(inputs, model, files)
-    excess = over(by_target(times["measured_ms"], list(inputs.costs)), bounds)
+    excess = over(times["measured_ms"], bounds)
     return {"id": arch.id, "arch": arch.to_json(), "size": arch.size, "fine_tuned": fine_tuned,
             "select_accuracy": select.accuracy, "select_accuracy_se": select.accuracy_se, "select_loss": select.loss,
             "accuracy": test.accuracy,
@@ -160,11 +158,11 @@ def _memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
     except UserError:
         if inputs.footprints:
             raise
-        return {"sram_kb": None, "flash_kb": None}
+        return {key: dict.fromkeys(tables) for key in ("sram_kb", "flash_kb")}
     needs = {target: Memory.of(npu.compile(file, f"a pick on {target}")) for target, npu in npus.items() if npu}
     fits = all(one.limits.admits(needs[target]) for target, one in inputs.footprints.items())
-    return {"sram_kb": one_or_all({target: need.sram_kb for target, need in needs.items()}),
-            "flash_kb": one_or_all({target: need.flash_kb for target, need in needs.items()}),
+    return {"sram_kb": {target: need.sram_kb for target, need in needs.items()},
+            "flash_kb": {target: need.flash_kb for target, need in needs.items()},
             **({"fits": fits} if inputs.footprints else {})}
 
 
@@ -220,8 +218,8 @@ def _int8_tables(inputs: Inputs) -> list[LatencyTable]:
 def _timed(inputs: Inputs, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
     """``measured_ms`` and ``drift`` by target, of the ``int8`` or the ``float`` file as its precision asks."""
     times = {target: measured(inputs, target, model, files) for target in inputs.costs}
-    return {"measured_ms": one_or_all({target: ms for target, (ms, _) in times.items()}),
-            "drift": one_or_all({target: drift for target, (_, drift) in times.items()})}
+    return {"measured_ms": {target: ms for target, (ms, _) in times.items()},
+            "drift": {target: drift for target, (_, drift) in times.items()}}
 
 
 def noted(inputs: Inputs) -> dict[str, Any]:

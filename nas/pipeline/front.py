@@ -11,7 +11,7 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.overrun import TOLERANCE
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
-from nas.units import by_target, least, listed_targets, one_or_all, targets_of
+from nas.units import least
 
 LEAST_OF_ID = 4  # characters that stand for an id, where only one begins so
 
@@ -40,10 +40,10 @@ def front_of(inputs: Inputs, cards: list[dict[str, Any]], picks: dict[str, Any])
         card["dominated_on_test"] = card["id"] in kept - on_test
     _mark_ties([card for card in shown if card["id"] in kept], targets[0])
     known = {card["id"]: card for card in delivered}
-    budgets = [{**{key: value for key, value in b.items() if key != "arch"}, **_measured(b, known[b["id"]], targets)}
+    budgets = [{**{key: value for key, value in b.items() if key != "arch"}, **_measured(b, known[b["id"]])}
                for b in picks["budgets"] if b["id"] in fitting]
     shown, large = ([card for card in shown if (card["id"] in fitting) is wanted] for wanted in (True, False))
-    return {"space": inputs.layout.space, "target": targets if len(targets) > 1 else targets[0],
+    return {"space": inputs.layout.space, "target": targets,
             **({"sizes": [at.size for at in inputs.every]} if inputs.others else {}),
             "front": [card for card in shown if card["id"] in kept],
             "dominated": [card for card in shown if card["id"] not in kept], "budgets": budgets,
@@ -52,11 +52,10 @@ def front_of(inputs: Inputs, cards: list[dict[str, Any]], picks: dict[str, Any])
             "held_out": picks.get("held_out", {})}
 
 
-def _measured(budget: dict[str, Any], card: dict[str, Any], targets: list[str]) -> dict[str, Any]:
+def _measured(budget: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
     """``measured_ms`` of a budget's pick as it is delivered, on the targets of the budget; nothing where none is."""
-    ms = by_target(card["measured_ms"], targets)
-    asked = {target: ms.get(target) for target in listed_targets(budget["target"])}
-    return {} if all(value is None for value in asked.values()) else {"measured_ms": one_or_all(asked)}
+    asked = {target: card["measured_ms"][target] for target in budget["budget_ms"]}
+    return {} if all(value is None for value in asked.values()) else {"measured_ms": asked}
 
 
 def _mark_ties(front: list[dict[str, Any]], target: str) -> None:
@@ -84,7 +83,7 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
     if arch_id is not None:
         wanted = meant(fronts, arch_id)
         return next(place for place, front in fronts.items() if wanted in _ids(front)), [wanted]
-    cards, targets = cards_of(fronts[""]), targets_of(fronts[""])
+    cards, targets = cards_of(fronts[""]), fronts[""]["target"]
     if budget_ms is None:
         return "", [card["id"] for card in cards]
     if not targets:
@@ -94,8 +93,7 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
         raise UserError("--budget-ms: this run has no pick that fits")
     def takes(card: dict[str, Any]) -> float:
         """As predicted, and, where it is measured above that, as measured."""
-        measured = by_target(card.get("measured_ms"), targets).get(target)
-        return max(ms_of(card, target), (measured or 0.0) / (1 + TOLERANCE))
+        return max(ms_of(card, target), (card["measured_ms"][target] or 0.0) / (1 + TOLERANCE))
 
     within = [card for card in fronts[""]["front"] if takes(card) <= budget_ms]
     if not within:
@@ -126,7 +124,7 @@ def _ids(front: dict[str, Any]) -> list[str]:
 
 
 def ms_of(card: dict[str, Any], target: str) -> float:
-    return float(card["ms"][target] if isinstance(card["ms"], dict) else card["ms"])
+    return float(card["ms"][target])
 
 
 def _shares(cards: list[dict[str, Any]]) -> dict[str, float]:

@@ -20,7 +20,6 @@ from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.train import evaluation
 from nas.train.supernet_training import SupernetTraining
-from nas.units import one_or_all
 
 
 def read_archs(file: Path) -> list[Arch]:
@@ -78,8 +77,7 @@ def stopped(inputs: Inputs, until: str, picks: dict[str, Any] | None) -> dict[st
     kept = {point.id for t in targets for point in pareto_front(
         Point(card["id"], ms_of(card, t), card["select_accuracy"]) for card in cards)}
     return {"run": str(inputs.run.path), "space": inputs.layout.space, "until": until,
-            "target": targets if len(targets) > 1 else targets[0],
-            **({"sizes": [at.size for at in inputs.every]} if inputs.others else {}),
+            "target": targets, **({"sizes": [at.size for at in inputs.every]} if inputs.others else {}),
             "front": [card for card in cards if card["id"] in kept],
             "dominated": [card for card in cards if card["id"] not in kept],
             "budgets": [{key: value for key, value in b.items() if key != "arch"} for b in budgets],
@@ -90,7 +88,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
     """With the keys that a delivered pick has, as far as they are known."""
     return {"id": row["id"], "size": row["size"], "fine_tuned": False, "select_accuracy": row["accuracy"],
             "select_accuracy_se": row["accuracy_se"], "accuracy": None, "accuracy_se": None,
-            "ms": one_or_all(row["ms"]), "measured_ms": None,
+            "ms": row["ms"], "measured_ms": dict.fromkeys(row["ms"]),
             "macs": row["macs"], "params": row["params"], "exits": [], "onnx": None}
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-from nas.units import by_target, listed_targets
 
 TOLERANCE = 0.03  # of a budget: a network that is loaded anew is measured up to 2 % faster or slower than before
 
 
-def bounds_of(budgets: Iterable[Mapping[str, Any]], arch_id: str, targets: Sequence[str]) -> dict[str, float]:
+def bounds_of(budgets: Iterable[Mapping[str, Any]], arch_id: str) -> dict[str, float]:
     """Returns, by target, the smallest of the budgets that a network was chosen for."""
     smallest: dict[str, float] = {}
     for budget in budgets:
         if budget["id"] == arch_id:
-            of = listed_targets(budget["target"]) if "target" in budget else list(targets)
-            for target, ms in by_target(budget["budget_ms"], of).items():
+            for target, ms in budget["budget_ms"].items():
                 smallest[target] = min(ms, smallest.get(target, ms))
     return smallest
 
@@ -33,9 +30,8 @@ def over(measured: Mapping[str, float | None], bounds: Mapping[str, float]) -> d
 
 def lines(front: Mapping[str, Any]) -> list[str]:
     """Returns a line for every pick of a front that is measured above its budget."""
-    targets = listed_targets(front["target"])
     cards = [*front["front"], *front.get("dominated", []), *front.get("too_large", [])]
-    return [sentence(card["id"], target, excess, by_target(card.get("ms"), targets).get(target))
+    return [sentence(card["id"], target, excess, card["ms"].get(target))
             for card in cards for target, excess in (card.get("over_budget") or {}).items()]
 
 

@@ -33,12 +33,12 @@ from nas.pipeline.selection import Judge, state_of
 from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.train.supernet_training import SupernetTraining
-from nas.units import amount, by_target, listed_targets, one_or_all
+from nas.units import amount
 
 REPEATS = 2  # of the selection, at most
 AFFINE = 4  # networks that a factor and a cost per operator are fitted to; of fewer, a factor alone
 ROUNDING = 1e-9  # of sums of milliseconds
-Budget = dict[str, Any]  # of ``picks.json``: target, budget_ms, id, arch, ms
+Budget = dict[str, Any]  # of ``picks.json``: budget_ms, id, arch, ms
 Select = Callable[[Inputs, dict[str, list[float]], Bounds], dict[str, Any]]
 
 
@@ -95,11 +95,11 @@ class Stopwatch:
         """Returns what the pick of a budget takes on each of its targets, None where that is not measured here."""
         arch = Arch.from_json(budget["arch"])
         return {target: self.measured[target][arch] if target in self.targets else None
-                for target in listed_targets(budget["target"])}
+                for target in budget["budget_ms"]}
 
     def keeps(self, budget: Budget) -> bool:
         """Whether the pick of a budget is within it wherever it is measured."""
-        return not over(self.of(budget), by_target(budget["budget_ms"], listed_targets(budget["target"])))
+        return not over(self.of(budget), budget["budget_ms"])
 
     def _time(self, arch: Arch, target: str) -> float:
         key = target, self._state[target], arch.id
@@ -151,17 +151,18 @@ def _again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Budget],
     A budget for which there is nothing to choose is not in it.
     """
     layout, asked_alone = within(training.supernet.layout, inputs.footprints), replace(asked, together={})
-    alone = [budget for budget in missed if isinstance(budget["target"], str)]
-    least = {target: ms for target in dict.fromkeys(budget["target"] for budget in alone)
+    alone = [budget for budget in missed if len(budget["budget_ms"]) == 1]
+    least = {target: ms for target in dict.fromkeys(target for budget in alone for target in budget["budget_ms"])
              if (ms := _least(inputs, layout, target, asked_alone, progress)) is not None}
-    at = [(budget, max(budget["budget_ms"], least[budget["target"]])) for budget in alone if budget["target"] in least]
-    limits = {target: sorted({ms for budget, ms in at if budget["target"] == target}) for target in least}
-    answers = {(answer["target"], answer["budget_ms"]): answer
-               for answer in (select(inputs, limits, asked_alone)["budgets"] if limits else ())}
-    chosen = [(budget, {**answer, "budget_ms": budget["budget_ms"] if given.get(budget["target"]) else ms})
-              for budget, ms in at if (answer := answers.get((budget["target"], ms)))]
+    at = [(budget, target, max(bound, least[target]))
+          for budget in alone for target, bound in budget["budget_ms"].items() if target in least]
+    limits = {target: sorted({ms for _, other, ms in at if other == target}) for target in least}
+    answers = [(answer, answer["budget_ms"]) for answer in (select(inputs, limits, asked_alone)["budgets"] if limits
+                                                            else ())]
+    chosen = [(budget, {**answer, "budget_ms": budget["budget_ms"] if given.get(target) else bound})
+              for budget, target, ms in at for answer, bound in answers if bound == {target: ms}]
     for budget in missed:
-        if not isinstance(budget["target"], str):
+        if len(budget["budget_ms"]) > 1:
             chosen += _together(inputs, budget, asked, select, progress)
     return chosen
 
@@ -189,7 +190,7 @@ def _together(inputs: Inputs, budget: Budget, asked: Bounds, select: Select,
 def _replaced(budgets: Sequence[Budget], chosen: Sequence[tuple[Budget, Budget]]) -> list[Budget]:
     """Returns the budgets with their new picks, each budget once."""
     new = [next((other for old, other in chosen if old is budget), budget) for budget in budgets]
-    return list({json.dumps([budget["target"], budget["budget_ms"]]): budget for budget in new}.values())
+    return list({json.dumps(budget["budget_ms"]): budget for budget in new}.values())
 
 
 def _best_measured(inputs: Inputs, budgets: Sequence[Budget], watch: Stopwatch) -> list[Budget]:
@@ -207,29 +208,26 @@ def _best_measured(inputs: Inputs, budgets: Sequence[Budget], watch: Stopwatch) 
             keeping = [other for other in others if watch.keeps(other)]
             best = min(keeping, key=lambda other: losses.get(other["id"], math.inf)) if keeping else (
                 min(others, key=lambda other: _excess(other, watch)))
-        chosen.append({**best, "measured_ms": one_or_all(watch.of(best))})
+        chosen.append({**best, "measured_ms": watch.of(best)})
     return chosen
 
 
 def _predicted_within(budget: Budget, watch: Stopwatch) -> bool:
     """Whether the pick of a budget keeps it by the tables of the targets that are not measured here."""
-    targets = listed_targets(budget["target"])
-    bounds, ms = by_target(budget["budget_ms"], targets), by_target(budget["ms"], targets)
-    return all(ms[target] <= bounds[target] * (1 + ROUNDING)
+    return all(budget["ms"][target] <= budget["budget_ms"][target] * (1 + ROUNDING)
                for target, measured in watch.of(budget).items() if measured is None)
 
 
 def _excess(budget: Budget, watch: Stopwatch) -> float:
-    bounds = by_target(budget["budget_ms"], listed_targets(budget["target"]))
-    return max(ms / bounds[target] for target, ms in watch.of(budget).items() if ms is not None)
+    return max(ms / budget["budget_ms"][target] for target, ms in watch.of(budget).items() if ms is not None)
 
 
 def _with_pick(inputs: Inputs, budget: Budget, other: Budget) -> Budget:
     """Returns a budget with the pick of another, and with what the tables say that this takes."""
     arch = Arch.from_json(other["arch"])
     ms = deliver.predicted(inputs.at(arch.size), arch)
-    asked = {target: ms[target] for target in listed_targets(budget["target"])}
-    return {**budget, **{key: other[key] for key in ("id", "size", "arch")}, "ms": one_or_all(asked)}
+    return {**budget, **{key: other[key] for key in ("id", "size", "arch")},
+            "ms": {target: ms[target] for target in budget["budget_ms"]}}
 
 
 def _corrected(inputs: Inputs, target: str, watch: Stopwatch) -> Correction:
@@ -258,8 +256,7 @@ def _said(missed: Sequence[Budget], watch: Stopwatch, corrections: Mapping[str, 
 
 
 def _out_of_reach(budget: Budget, watch: Stopwatch) -> str:
-    bounds = by_target(budget["budget_ms"], listed_targets(budget["target"]))
-    asked = ", ".join(amount(bound, target) for target, bound in bounds.items())
+    asked = ", ".join(amount(bound, target) for target, bound in budget["budget_ms"].items())
     takes = ", ".join(amount(ms, target) for target, ms in watch.of(budget).items() if ms is not None)
     return f"no network that was measured keeps {asked}: the fastest known, {budget['id']}, takes {takes}"
 

@@ -43,7 +43,6 @@ from nas.train import augment, finetune, placement
 from nas.train.data import check_data_dir
 from nas.train.ranks import joined
 from nas.train.supernet_training import SupernetTraining
-from nas.units import by_target, targets_of
 
 STAGES = ("supernet", "selection")  # that a search can end behind
 FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_features, "model.features.onnx"),
@@ -192,7 +191,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     if kind != "onnx":
         fronts = _without_exits(fronts, kind, arch_id)
     place, wanted = find(fronts, arch_id, budget_ms)
-    inputs = load_recorded(config, run, targets_of(fronts[place]), images=calibrated)
+    inputs = load_recorded(config, run, fronts[place]["target"], images=calibrated)
     if calibrated:
         keep_place(run, config)
     cards = {card["id"]: card for card in cards_of(fronts[place])}
@@ -217,11 +216,11 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
 def _over_budget(file: dict[str, Any], fronts: dict[str, dict[str, Any]], place: str,
                  budget_ms: float | None) -> dict[str, Any]:
     """``over_budget`` of an exported file that is measured above a budget it was picked for, or above ``budget_ms``."""
-    targets = targets_of(fronts[place])
-    bounds = bounds_of((budget for front in fronts.values() for budget in front["budgets"]), file["id"], targets)
+    bounds = bounds_of((budget for front in fronts.values() for budget in front["budgets"]), file["id"])
     if budget_ms is not None:
-        bounds[targets[0]] = min(budget_ms, bounds.get(targets[0], budget_ms))
-    excess = over(by_target(file["measured_ms"], targets), bounds)
+        first = fronts[place]["target"][0]
+        bounds[first] = min(budget_ms, bounds.get(first, budget_ms))
+    excess = over(file["measured_ms"], bounds)
     return {"over_budget": excess} if excess else {}
 
 
@@ -260,14 +259,14 @@ def _finish(inputs: Inputs, training: SupernetTraining, picks: dict[str, Any], p
     cards = []
     with timeline.phase(inputs.run, "export", place), progress.task("export", len(archs)) as task:
         for arch in archs.values():
-            bounds = bounds_of(picks["budgets"], arch.id, list(inputs.costs))
+            bounds = bounds_of(picks["budgets"], arch.id)
             cards.append(deliver.deliver(inputs.at(arch.size), arch, place, recipe.epochs > 0, bounds))
             task.advance()
     if inputs.config.exits.method != "none" and recipe.epochs:
         plain = {card["id"]: card for card in cards}
         with timeline.phase(inputs.run, "exits", place):
             found = [picks_exits.exit_card(inputs, arch, plain[arch.id], place, recipe, progress,
-                                           bounds_of(picks["budgets"], arch.id, list(inputs.costs)))
+                                           bounds_of(picks["budgets"], arch.id))
                      for arch in archs.values() if plain[arch.id].get("fits", True)]
         cards += [card for card in found if card is not None]
     front = inputs.run.stage(f"{place}front.json", lambda: front_of(inputs, cards, picks))

@@ -92,7 +92,7 @@ def _answers(inputs: Inputs, training: SupernetTraining, asking: Asking, targets
 
 def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence[Arch],
           losses: Mapping[Arch, float]) -> dict[str, Any]:
-    """The first that takes its share of some budget; one budget is a number, several together are an object.
+    """The first that takes its share of some budget.
 
     What is not a number comes last among the answers, and has no such claim.
     """
@@ -101,10 +101,8 @@ def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence
 
     claims = (arch for arch in archs if np.isfinite(losses.get(arch, 0.0)))
     best = next((arch for arch in claims if any(cost(arch, t) >= USED * bound for t, bound in ms.items())), archs[0])
-    found, together = {target: cost(best, target) for target in ms}, len(ms) > 1
-    target = next(iter(ms))
-    return {"target": list(ms) if together else target, "budget_ms": ms if together else ms[target], "id": best.id,
-            "size": best.size, "arch": best.to_json(), "ms": found if together else found[target]}
+    return {"budget_ms": ms, "id": best.id, "size": best.size, "arch": best.to_json(),
+            "ms": {target: cost(best, target) for target in ms}}
 
 
 def _listed(ms: dict[str, float]) -> str:

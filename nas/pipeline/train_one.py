@@ -134,6 +134,5 @@ def _checked(inputs: Inputs, settings: Baseline, given: Arch | None) -> Arch:
 
 def _front(inputs: Inputs, card: dict[str, Any]) -> dict[str, Any]:
     brief = {key: value for key, value in card.items() if key not in ("arch", "provenance")}
-    targets = list(inputs.costs)
-    return {"space": inputs.layout.space, "target": targets[0] if len(targets) == 1 else targets,
+    return {"space": inputs.layout.space, "target": list(inputs.costs),
             "front": [{**brief, "dominated_on_test": False}], "dominated": [], "budgets": []}

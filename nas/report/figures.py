@@ -7,12 +7,12 @@ from typing import Any, BinaryIO
 
 from nas.report.drawing import drawing, label, legend
 from nas.run.records import standing
-from nas.units import axis, counted, device, targets_of
+from nas.units import axis, counted, device
 
 
 def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
     """PNG: test accuracy with its standard error over predicted milliseconds, one panel a target."""
-    targets = targets_of(front)
+    targets = front["target"]
     cards = [*front["front"], *front["dominated"]]
     with drawing(6.4 * len(targets), 4.8) as figure:
         panels = figure.subplots(1, len(targets), squeeze=False)[0]
@@ -66,4 +66,4 @@ def _sizes(axes: Any, cards: list[dict[str, Any]], target: str) -> None:
 
 
 def _ms(card: dict[str, Any], target: str) -> float:
-    return float(card["ms"][target] if isinstance(card["ms"], dict) else card["ms"])
+    return float(card["ms"][target])

@@ -24,7 +24,7 @@ from nas.run.tables import kept_table, recorded_costs
 from nas.run.timeline import spent
 from nas.text import duration
 from nas.train.supernet_training import default_epochs
-from nas.units import axis, counted, device, targets_of, unit
+from nas.units import axis, counted, device, unit
 
 KINDS = ("front", "dominated", "too_large", "undecided")  # lists of cards in a front
 META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",
@@ -43,14 +43,14 @@ class _Teller:
         self.layouts: dict[int, Layout] = self._try(self._layouts) if self.data and run.has("space.yaml") else {}
         self.layout = next(iter(self.layouts.values()), None)  # of the largest input size, where there are several
         self.fronts = self._fronts()
-        targets = [*config.target, *(t for _, front in self.fronts for t in targets_of(front))]
+        targets = [*config.target, *(t for _, front in self.fronts for t in front["target"])]
         self.costs = {target: costs for target in dict.fromkeys(targets) if (costs := self._costs(target))}
         self.known: dict[str, dict[OpKey, float]] = {target: {} for target in self.costs}
 
     def tell(self) -> dict[str, Any]:
         run, views, networks = self.run, list[Any](), dict[str, Any]()
         for place, front in self.fronts:
-            views += [self._try(self._view, place, front, target) for target in targets_of(front) or [""]]
+            views += [self._try(self._view, place, front, target) for target in front["target"] or [""]]
             networks |= self._try(self._networks, place, front) or {}
         return {"run": str(run.path), "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
                 "state": self._try(self._state) or "not known", "space": self.config.space,
@@ -112,7 +112,7 @@ class _Teller:
         """What the front will be made of: cards of the picks that are delivered, bare milliseconds of the others."""
         picks, sizes = self.run.read_json("picks.json"), self.config.sizes
         points = {b["id"]: self._read(f"archs/{b['id']}/card.json") or {
-            "id": b["id"], "arch": b["arch"], "size": b["arch"]["size"], "ms": {b["target"]: b["ms"]}}
+            "id": b["id"], "arch": b["arch"], "size": b["arch"]["size"], "ms": b["ms"]}
             for b in picks["budgets"]}
         return {"target": list(self.config.target), **({"sizes": sizes} if sizes else {}),
                 "front": [], "undecided": list(points.values()), "budgets": picks["budgets"]}
@@ -121,9 +121,9 @@ class _Teller:
         points = [{**_brief(point, target, "sizes" in front), "standing": standing(front, point["id"], target)}
                   for kind in KINDS for point in front.get(kind, [])]
         known = {point["id"]: point for point in points}
-        budgets = [{"budget_ms": _of(b["budget_ms"], target), "id": b["id"], "ms": _of(b["ms"], target),
+        budgets = [{"budget_ms": b["budget_ms"][target], "id": b["id"], "ms": b["ms"][target],
                     "measured_ms": known.get(b["id"], {}).get("measured_ms")}
-                   for b in front.get("budgets", []) if target in _listed(b.get("target", target))]
+                   for b in front.get("budgets", []) if target in b["budget_ms"]]
         return {"name": f"{place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
                 "unmeasured": "counted, not measured" if counted(target) else
                 "not measured yet" if "undecided" in front else f"not measured: no {target} here",
@@ -249,18 +249,9 @@ def _phases(run: Run) -> dict[str, str]:
     return {f"spent: {name}": duration(seconds) for name, seconds in spent(run).items() if seconds}
 
 
-def _of(value: Any, target: str) -> Any:
-    """Of one target, where there are several."""
-    return value.get(target) if isinstance(value, dict) else value
-
-
-def _listed(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
-
-
 def _brief(point: dict[str, Any], target: str, sizes: bool) -> dict[str, Any]:
     """A card for one target; with its input size, where there are several."""
-    one = {key: _of(point.get(key), target) for key in ("ms", "measured_ms", "drift")}
+    one = {key: point.get(key, {}).get(target) for key in ("ms", "measured_ms", "drift")}
     names = ("id", "accuracy", "accuracy_se", "select_accuracy", "test_images", "macs", "params", "fine_tuned",
              "float_accuracy", "max_abs_diff", "exits", *(["size"] if sizes else []))
     return {**{name: point[name] for name in names if point.get(name) is not None}, **one}

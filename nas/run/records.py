@@ -30,19 +30,20 @@ Id = Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=64)]
 File = Annotated[str, Field(pattern=r"^(selections/[^/.\x00][^/\x00]*/)?archs/\w[\w.\-]*/(exits/)?\w[\w.\-]*\.onnx$")]
 Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
 Genotype = Annotated[dict[str, Any], AfterValidator(_genotype)]
-Ms = Annotated[float, Field(gt=0)]
-ByTarget = Ms | dict[str, Ms]  # a number where there is one target
 Text = Annotated[str, Field(min_length=1)]
+Ms = Annotated[float, Field(gt=0)]
+ByTarget = dict[Text, Ms]
+Measured = dict[Text, Ms | None]  # None: that target is not the machine that measured
 
 
 class Card(_Kept):
-    """A network that is delivered. Without a target it has no ms."""
+    """A network that is delivered."""
 
     id: Id
     of: Id | None = None
     arch: Genotype | None = None
-    ms: ByTarget | None
-    measured_ms: Ms | dict[str, Ms | None] | None
+    ms: ByTarget
+    measured_ms: Measured
     select_accuracy: Share
     select_accuracy_se: Annotated[float, Field(ge=0)] = 0.0
     accuracy: Share
@@ -65,12 +66,12 @@ class Card(_Kept):
 class Large(Card):
     """A card whose network needs more memory than there is."""
 
-    sram_kb: Any
-    flash_kb: Any
+    sram_kb: Measured
+    flash_kb: Measured
 
 
 class Budget(_Kept):
-    """What was chosen for a budget; of several targets together each has a list, an object and an object."""
+    """What was chosen for a budget, of one target or of several together."""
 
     budget_ms: ByTarget
     id: Id
@@ -81,7 +82,7 @@ class Front(_Kept):
     """``front.json``"""
 
     space: Text
-    target: Text | list[Text]
+    target: list[Text]
     front: list[Card]
     dominated: list[Card]
     too_large: list[Large] = []
@@ -91,18 +92,16 @@ class Front(_Kept):
 
     @model_validator(mode="after")
     def _priced(self) -> Front:
-        targets = [self.target] if isinstance(self.target, str) else self.target
         if self.fronts and "on_several" not in self.model_fields_set:
             raise ValueError("on_several: missing")
         for card in (*self.front, *self.dominated):
-            known = card.ms if isinstance(card.ms, dict) else dict.fromkeys(targets[:1] if card.ms else [])
-            if missing := [target for target in targets if target not in known]:
-                raise ValueError(f"{card.id} has no ms on {missing[0]}")
+            for figures in (card.ms, card.measured_ms):
+                if missing := [target for target in self.target if target not in figures]:
+                    raise ValueError(f"{card.id} has no ms on {missing[0]}")
         return self
 
 
 class Pick(Budget):
-    target: Text | list[Text]
     arch: Genotype
 
     @model_validator(mode="after")

@@ -24,11 +24,11 @@ from nas.pipeline.npu_memory import Memory
 from nas.run.directory import Run
 from nas.run.images import RECORDED, Images
 
-POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accuracy_se": 0.0123, "ms": 0.5,
-         "worst_ms": 0.5, "measured_ms": None, "macs": 12_340_000, "params": 560_000, "exits": [],
+POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accuracy_se": 0.0123, "ms": {"cpu": 0.5},
+         "worst_ms": {"cpu": 0.5}, "measured_ms": {"cpu": None}, "macs": 12_340_000, "params": 560_000, "exits": [],
          "onnx": "onnx/a.onnx"}
-RESULT = {"run": "runs/x", "space": "ghost", "target": "cpu", "front": [POINT],
-          "budgets": [{"budget_ms": 0.6, "id": "0123456789ab", "ms": 0.5}]}
+RESULT = {"run": "runs/x", "space": "ghost", "target": ["cpu"], "front": [POINT],
+          "budgets": [{"budget_ms": {"cpu": 0.6}, "id": "0123456789ab", "ms": {"cpu": 0.5}}]}
 VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets",
          "compare", "report", "train", "evaluate", "exits"]
 Call = Callable[..., tuple[int, str, str]]
@@ -167,7 +167,7 @@ def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.Monk
              "dominated_on_test": True}
     pretend(monkeypatch, "nas.pipeline.search", refuse=lambda config: None, search=lambda *_: {
         **RESULT, "target": ["cpu", "gpu-v100"], "front": [point],
-        "dominated": [{**POINT, "id": "dominated123"}]})
+        "dominated": [{**point, "id": "dominated123"}]})
     _, out, _ = call("search", "--target", "cpu", "--target", "gpu-v100")
     assert all(part in out for part in ("predicted ms cpu", "predicted ms gpu-v100", "0.52", "0.25", "standing cpu",
                                    "front, dominated on test", "dominated123", "not measured: no gpu-v100 here"))
@@ -178,7 +178,8 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     Run.open("run", {"target": ["cpu", "other"]})
     asked: list[Any] = []
     places: list[Images] = []
-    files = {"files": [{"id": "a", "onnx": "a.onnx", "max_abs_diff": 1e-6, "predicted_ms": 0.5, "measured_ms": None}]}
+    files = {"files": [{"id": "a", "onnx": "a.onnx", "max_abs_diff": 1e-6, "predicted_ms": {"cpu": 0.5},
+                        "measured_ms": {"cpu": None}}], "target": ["cpu"]}
 
     def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any, fine_tune: bool,
                memory: Memory, bounds: Bounds, points: int | None, storage: str | None,

@@ -110,7 +110,7 @@ def test_a_search_of_one_network_trains_and_exports_it(tmp_path: Path) -> None:
     result = searched(config_of(Path("mobilenet_v2@0.25"), "train.weight_decay=0"), tmp_path / "run")
     (card,) = result["front"]
     assert Space.load(str(tmp_path / "run" / "space.yaml")).name == "mobilenet_v2"
-    assert (tmp_path / "run" / "archs" / card["id"] / "model.onnx").is_file() and card["ms"] > 0
+    assert (tmp_path / "run" / "archs" / card["id"] / "model.onnx").is_file() and min(card["ms"].values()) > 0
 
 
 @pytest.mark.parametrize(("size", "stem", "last"), [(32, 1, 4), (64, 2, 4), (96, 2, 6), (224, 4, 7)])

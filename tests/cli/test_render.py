@@ -22,8 +22,8 @@ CARD = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accurac
         "params": 560_000, "exits": [], "onnx": "model.onnx"}
 FRONT: dict[str, Any] = {
     "run": "runs/x", "target": ["macs", "cpu"], "front": [CARD], "dominated": [], "budgets": [
-        {"target": "macs", "budget_ms": 31.0, "id": CARD["id"], "ms": 30.5},
-        {"target": ["macs", "cpu"], "budget_ms": {"macs": 31.0, "cpu": 0.8}, "id": CARD["id"], "ms": CARD["ms"],
+        {"budget_ms": {"macs": 31.0}, "id": CARD["id"], "ms": {"macs": 30.5}},
+        {"budget_ms": {"macs": 31.0, "cpu": 0.8}, "id": CARD["id"], "ms": CARD["ms"],
          "measured_ms": {"macs": None, "cpu": 0.75}}]}
 
 
@@ -41,7 +41,8 @@ def test_drift_is_that_of_each_measured_target(capsys: pytest.CaptureFixture[str
     render.exported({"files": [file], "target": ["macs", "cpu"]})
     title, _, row = capsys.readouterr().out.splitlines()
     assert title.split("   ")[-1].strip() == "drift cpu" and row.split()[-1] == "1.25"
-    render.exported({"files": [{"id": "x", "predicted_ms": 0.5, "measured_ms": 0.75, "drift": 1.5}], "target": "cpu"})
+    alone = {"id": "x", "predicted_ms": {"cpu": 0.5}, "measured_ms": {"cpu": 0.75}, "drift": {"cpu": 1.5}}
+    render.exported({"files": [alone], "target": ["cpu"]})
     title, _, row = capsys.readouterr().out.splitlines()
     assert title.split() == ["id", "predicted", "ms", "measured", "ms", "drift"]
     assert row.split() == ["x", "0.5", "0.75", "1.5"] and row.endswith(" " * 8 + "0.75     1.5")  # as numbers are

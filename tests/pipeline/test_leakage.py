@@ -211,7 +211,7 @@ def test_a_cards_figures_are_of_the_delivered_weights_on_their_own_split(search:
     assert plain and len(views) > 1 and any(card["accuracy"] != card["select_accuracy"] for card in plain)
     for card in plain:
         arch = Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json"))
-        assert card["ms"] == pytest.approx(sum(here.costs["gpu-v100"].ms_many(plan(here.layout, arch))))
+        assert card["ms"]["gpu-v100"] == pytest.approx(sum(here.costs["gpu-v100"].ms_many(plan(here.layout, arch))))
         model = load_weights(here, arch, "")
         session = onnxruntime.InferenceSession(run.file(card["onnx"]), providers=["CPUExecutionProvider"])
 
@@ -326,15 +326,15 @@ def test_what_exits_may_lose_is_of_the_plain_picks_own_accuracy(search: tuple[Pa
     assert {(wishes.lose, wishes.than, wishes.max_ms) for _, _, wishes in asked} == {
         (0.05, card["select_accuracy"], None) for card in plain}
     assert sorted(round(float(pieces.plain_ms), 9) for _, pieces, _ in asked) == sorted(
-        round(card["ms"], 9) for card in plain)
+        round(card["ms"]["gpu-v100"], 9) for card in plain)
     assert front.cards_of(result) == front.cards_of(json.loads((search[0] / "front.json").read_text()))
 
 
 def test_where_the_splits_disagree_the_front_is_that_of_selection() -> None:
     """By selection b beats a and c, which is slower; by test it would be the other way round."""
     def card(id: str, ms: float, select: float, test: float) -> dict[str, Any]:
-        return {"id": id, "ms": ms, "select_accuracy": select, "select_accuracy_se": 0.25, "accuracy": test,
-                "exits": [], "arch": {"ops": ["skip"]}}
+        return {"id": id, "ms": {"t": ms}, "measured_ms": {"t": None}, "select_accuracy": select,
+                "select_accuracy_se": 0.25, "accuracy": test, "exits": [], "arch": {"ops": ["skip"]}}
 
     cards = [card("a", 1.0, 0.5, 0.9), card("b", 2.0, 0.8, 0.6), card("c", 3.0, 0.7, 0.95)]
     costs: dict[str, Costs] = {"t": None}  # type: ignore[dict-item]

@@ -183,11 +183,12 @@ def test_settings_without_limits_are_those_of_runs_before_there_were_any(tmp_pat
 def test_a_pick_that_its_training_made_too_large_is_named_and_not_in_the_front(
         capsys: pytest.CaptureFixture[str]) -> None:
     def card(name: str, ms: float, accuracy: float, fits: bool) -> dict[str, Any]:
-        return {"id": name, "ms": ms, "select_accuracy": accuracy, "accuracy": accuracy, "fits": fits, "sram_kb": 64.0,
-                "flash_kb": 99.5, "arch": {"ops": ["skip"]}, "macs": 1, "params": 1, "measured_ms": None}
+        return {"id": name, "ms": {TARGET: ms}, "select_accuracy": accuracy, "accuracy": accuracy, "fits": fits,
+                "sram_kb": {TARGET: 64.0}, "flash_kb": {TARGET: 99.5}, "arch": {"ops": ["skip"]}, "macs": 1,
+                "params": 1, "measured_ms": {TARGET: None}}
 
     cards = [card("small", 1.0, 0.8, True), card("large", 2.0, 0.9, False)]
-    picks = {"budgets": [{"target": TARGET, "budget_ms": 2.0, "id": c["id"], "ms": c["ms"]} for c in cards],
+    picks = {"budgets": [{"budget_ms": {TARGET: 2.0}, "id": c["id"], "ms": c["ms"]} for c in cards],
              "rank_agreement": {}}
     place = SimpleNamespace(costs={TARGET: None}, layout=SimpleNamespace(space="tiny"), others={})
     front = front_of(place, cards, picks)  # type: ignore[arg-type]
@@ -195,7 +196,7 @@ def test_a_pick_that_its_training_made_too_large_is_named_and_not_in_the_front(
     assert [c["id"] for c in front["too_large"]] == ["large"] and front["dominated"] == []
     render.front({**front, "run": "here"})
     out = capsys.readouterr().out
-    assert "large is too large with its trained weights, and not in the front: SRAM 64 KB, flash 99.5 KB" in out
+    assert "large is too large with its trained weights, and not in the front: SRAM 64 KB, flash 99.5 KB on " in out
     assert "SRAM KB" in out and "flash KB" in out
 
 
@@ -229,9 +230,10 @@ def test_every_pick_of_a_search_is_within_its_limits(finished: tuple[Path, dict[
     assert judged and all(compiled[id_]["sram_bytes"] <= 16 * 1024 and compiled[id_]["flash_bytes"] <= 13 * 1024
                           for id_ in judged)  # and that is never judged
     cards = [*result["front"], *result["dominated"]]
-    assert cards and all(card["fits"] and card["sram_kb"] <= 16 and card["flash_kb"] <= 13 for card in cards)
-    assert all(card["sram_kb"] == pytest.approx(compiled[card["id"]]["sram_bytes"] / 1024, rel=0.03) and
-               card["flash_kb"] == pytest.approx(compiled[card["id"]]["flash_bytes"] / 1024, rel=0.05)
+    assert cards and all(card["fits"] and card["sram_kb"][TARGET] <= 16 and card["flash_kb"][TARGET] <= 13
+                         for card in cards)
+    assert all(card["sram_kb"][TARGET] == pytest.approx(compiled[card["id"]]["sram_bytes"] / 1024, rel=0.03) and
+               card["flash_kb"][TARGET] == pytest.approx(compiled[card["id"]]["flash_bytes"] / 1024, rel=0.05)
                for card in cards)
     assert len(compiled) == sum(e["event"] == "compiled" for e in events)
 
@@ -250,10 +252,10 @@ def test_the_same_search_again_compiles_nothing(finished: tuple[Path, dict[str, 
 @needs_vela
 def test_a_selection_keeps_the_limits_of_its_run_or_takes_tighter_ones(finished: tuple[Path, dict[str, Any]]) -> None:
     run = Run.existing(finished[0])
-    largest = max(card["flash_kb"] for card in finished[1]["front"])
+    largest = max(card["flash_kb"][TARGET] for card in finished[1]["front"])
     result = pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=0.9 * largest))
     cards = [*result["front"], *result["dominated"]]
-    assert cards and all(card["sram_kb"] <= 16 and card["flash_kb"] <= 0.9 * largest for card in cards)
+    assert cards and all(card["sram_kb"][TARGET] <= 16 and card["flash_kb"][TARGET] <= 0.9 * largest for card in cards)
     with pytest.raises(UserError, match=r"^--flash-kb 2 is below the smallest reachable"):
         pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=2))
     with pytest.raises(UserError, match=r"^--sram-kb: gpu-v100 is not compiled by Vela"):
@@ -266,7 +268,8 @@ def test_trained_weights_are_compiled_for_the_card(finished: tuple[Path, dict[st
     run, card = Run.existing(finished[0]), finished[1]["front"][0]
     (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")["files"]
     report = EthosU(TARGET).compile(Path(file["tflite"]).read_bytes(), "the exported file")
-    assert (report.sram_bytes / 1024, report.flash_bytes / 1024) == (card["sram_kb"], card["flash_kb"])
+    assert (report.sram_bytes / 1024, report.flash_bytes / 1024) == (
+        card["sram_kb"][TARGET], card["flash_kb"][TARGET])
 
 
 def test_without_vela_a_search_without_limits_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +279,8 @@ def test_without_vela_a_search_without_limits_goes_on(monkeypatch: pytest.Monkey
     monkeypatch.setattr(deliver, "of_table", missing)
     costs = {TARGET: SimpleNamespace(meta={"device": TARGET})}
     place = SimpleNamespace(costs=costs, footprints={})
-    assert deliver._memory(place, nn.Identity()) == {"sram_kb": None, "flash_kb": None}  # type: ignore[arg-type]
+    unknown = {"sram_kb": {TARGET: None}, "flash_kb": {TARGET: None}}
+    assert deliver._memory(place, nn.Identity()) == unknown  # type: ignore[arg-type]
     place.footprints = {TARGET: None}
     with pytest.raises(UserError, match="pip install"):
         deliver._memory(place, nn.Identity())  # type: ignore[arg-type]

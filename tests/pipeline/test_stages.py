@@ -28,7 +28,7 @@ def picked(ms: list[float], losses: list[float], budget: float) -> int:
     cost = dict(zip(archs, ms, strict=True))
     problem: Any = SimpleNamespace(cost=lambda arch, target: cost[arch])
     found = selection._pick({16: problem}, {"t": budget}, archs, dict(zip(archs, losses, strict=True)))
-    assert found["ms"] == cost[Arch.from_json(found["arch"])] and found["budget_ms"] == budget
+    assert found["ms"] == {"t": cost[Arch.from_json(found["arch"])]} and found["budget_ms"] == {"t": budget}
     return [arch.id for arch in archs].index(found["id"])
 
 

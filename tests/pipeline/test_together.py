@@ -47,7 +47,7 @@ def test_a_front_each_and_the_best_under_all_budgets(finished: Run, capsys: pyte
     together = {t: sorted(card["ms"][t] for card in cards.values())[len(cards) // 2] for t in TARGETS}
     result = select(finished, TARGETS, [], bounds=Bounds.of(together=together))
     joint = result["budgets"][-1]
-    assert joint["target"] == TARGETS and joint["budget_ms"] == together
+    assert list(joint["budget_ms"]) == TARGETS and joint["budget_ms"] == together
     assert all(joint["ms"][t] <= together[t] for t in TARGETS)
     render.front(result)
     said = capsys.readouterr().out
@@ -66,28 +66,30 @@ def test_parameters_and_macs_are_hard_limits(finished: Run) -> None:
 
 def test_a_named_budget_of_one_target_is_that_target_s(finished: Run) -> None:
     whole = select(finished, TARGETS, [], points=3)
-    ms = sorted(b["budget_ms"] for b in whole["budgets"] if b["target"] == TARGETS[1])[1]
+    ms = sorted(ms for b in whole["budgets"] for target, ms in b["budget_ms"].items() if target == TARGETS[1])[1]
     result = select(finished, TARGETS, [], bounds=Bounds.of(together={TARGETS[1]: ms}), points=2)
-    assert [b["budget_ms"] for b in result["budgets"] if b["target"] == TARGETS[1]] == [ms]
-    assert len([b for b in result["budgets"] if b["target"] == TARGETS[0]]) == 2
+    assert [b["budget_ms"] for b in result["budgets"] if TARGETS[1] in b["budget_ms"]] == [{TARGETS[1]: ms}]
+    assert len([b for b in result["budgets"] if list(b["budget_ms"]) == TARGETS[:1]]) == 2
 
 
 def test_the_run_s_worst_case_holds_beside_other_limits(finished: Run, tmp_path: Path) -> None:
     other = tmp_path / "copy"
     shutil.copytree(finished.path, other, ignore=shutil.ignore_patterns("selections", "lock"))
-    ends = sorted(b["budget_ms"] for b in json.loads((other / "picks.json").read_text())["budgets"])
+    ends = sorted(b["budget_ms"][TARGETS[0]] for b in json.loads((other / "picks.json").read_text())["budgets"])
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "max_ms": ends[-2]}))
     result = select(Run.existing(other), TARGETS[:1], [], bounds=Bounds.of(1e9), points=3)
-    assert max(b["ms"] for b in result["budgets"]) <= max(b["budget_ms"] for b in result["budgets"]) <= ends[-2]
+    pairs = [(b["ms"][TARGETS[0]], b["budget_ms"][TARGETS[0]]) for b in result["budgets"]]
+    assert max(ms for ms, _ in pairs) <= max(bound for _, bound in pairs) <= ends[-2]
 
 
 def test_the_worst_case_of_the_first_target_bounds_the_picks_for_the_others(finished: Run, tmp_path: Path) -> None:
-    ends = sorted(b["budget_ms"] for b in json.loads((finished.path / "picks.json").read_text())["budgets"])
+    picks = json.loads((finished.path / "picks.json").read_text())
+    ends = sorted(b["budget_ms"][TARGETS[0]] for b in picks["budgets"])
     flags = {"space": str(finished.path.parent / "tiny.yaml"), "target": TARGETS, "size": 16, "limit": 160,
              "threads": 1, "max_ms": ends[1]}
     result = searched(resolve(None, SHORT, flags), tmp_path / "run")
-    assert {b["target"] for b in result["budgets"]} == set(TARGETS)
+    assert {target for b in result["budgets"] for target in b["budget_ms"]} == set(TARGETS)
     every = [*result["front"], *result["dominated"]]
     assert every and all(card["ms"][TARGETS[0]] <= ends[1] for card in every)
     again = select(Run.existing(tmp_path / "run"), TARGETS[::-1], [], points=2)
@@ -126,13 +128,14 @@ def test_budgets_by_name() -> None:
 
 def test_points_within_the_error_of_a_faster_one_are_marked() -> None:
     def card(id: str, ms: float, accuracy: float, error: float) -> dict[str, Any]:
-        return {"id": id, "ms": ms, "select_accuracy": accuracy, "select_accuracy_se": error}
+        return {"id": id, "ms": {"any": ms}, "select_accuracy": accuracy, "select_accuracy_se": error}
 
     cards = [card("a", 1.0, 0.80, 0.03), card("b", 2.0, 0.84, 0.03), card("c", 3.0, 0.90, 0.03)]
     _mark_ties(cards, "any")
     # errors of differences: 0.042; b is 0.04 above a; c is 0.06 above b
     assert [card.get("within_error_of") for card in cards] == [None, "a", None]
-    older = [{"id": "a", "ms": 1.0, "select_accuracy": 0.8}, {"id": "b", "ms": 2.0, "select_accuracy": 0.81}]
+    older = [{"id": id, "ms": {"any": ms}, "select_accuracy": share}
+             for id, ms, share in (("a", 1.0, 0.8), ("b", 2.0, 0.81))]
     _mark_ties(older, "any")
     assert not any("within_error_of" in card for card in older)
 

@@ -12,8 +12,8 @@ from nas.report import figures
 
 
 def card(ms: float, accuracy: float, **more: Any) -> dict[str, Any]:
-    return {"id": f"{ms}", "ms": ms, "accuracy": accuracy, "accuracy_se": 0.01, "select_accuracy": accuracy / 2,
-            "size": 16, **more}
+    return {"id": f"{ms}", "ms": {"gpu": ms}, "accuracy": accuracy, "accuracy_se": 0.01,
+            "select_accuracy": accuracy / 2, "size": 16, **more}
 
 
 def drawn(front: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, list[tuple[float, float]]]]:
@@ -30,7 +30,7 @@ def drawn(front: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[dict[s
 
 
 def test_points_are_milliseconds_and_test_accuracy_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
-    front = {"space": "s", "target": "gpu", "front": [card(1.0, 0.5), card(2.0, 0.75)], "dominated": [card(3.0, 0.6)]}
+    front = {"space": "s", "target": ["gpu"], "front": [card(1.0, 0.5), card(2.0, 0.75)], "dominated": [card(3.0, 0.6)]}
     (panel,) = drawn(front, monkeypatch)
     by_name = {name.split()[0]: points for name, points in panel.items()}
     assert by_name["front"] == [(1.0, 50.0), (2.0, 75.0)] and by_name["picks"] == [(3.0, 60.0)]

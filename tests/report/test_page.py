@@ -80,11 +80,11 @@ def test_the_page_is_whole_and_holds_every_pick(run: Run) -> None:
         rows = told["networks"][id]
         assert [row["where"] for row in rows] == ["stem", "0", "1", "2", "3", "head"]
         kept = [row for row in rows if row["op"] != "skip"]
-        assert sum(row["ms"]["gpu-v100"] for row in kept) == pytest.approx(card["ms"])
+        assert sum(row["ms"]["gpu-v100"] for row in kept) == pytest.approx(card["ms"]["gpu-v100"])
         assert sum(row["macs"] for row in kept) == card["macs"]
         assert sum(row["params"] for row in kept) == card["params"]
     view = told["views"][0]
-    assert [b["budget_ms"] for b in view["budgets"]] == [b["budget_ms"] for b in front["budgets"]]
+    assert [b["budget_ms"] for b in view["budgets"]] == [b["budget_ms"]["gpu-v100"] for b in front["budgets"]]
     assert [(e["phase"], e["epoch"]) for e in told["epochs"]] == [("warmup", 0), ("search", 0), ("search", 1),
                                                                   ("settle", 0)]
     assert {id: len(curve) for id, curve in told["finetune"].items()} == dict.fromkeys(cards, 2)
@@ -222,14 +222,14 @@ def test_a_browser_draws_a_run_on_its_way(run: Run, stage: str, browse: Callable
 
 def card(letter: str, cpu: float, gpu: float, **more: Any) -> dict[str, Any]:
     return {"id": letter * 12, "ms": {"cpu": cpu, "gpu": gpu}, "accuracy": 0.5, "accuracy_se": 0.01, **more,
-            "select_accuracy": 0.5, "measured_ms": None, "exits": [], "macs": 1000, "params": 100, "fine_tuned": True,
-            "onnx": f"archs/{letter}/model.onnx"}
+            "select_accuracy": 0.5, "measured_ms": {"cpu": None, "gpu": None}, "exits": [], "macs": 1000,
+            "params": 100, "fine_tuned": True, "onnx": f"archs/{letter}/model.onnx"}
 
 
 A, B, C, D, E = (letter * 12 for letter in "abcde")
 FRONT = {"space": "s", "target": ["cpu", "gpu"], "budgets": [], "run": "r",
          "front": [card("a", 1, 3), card("b", 2, 1), card("c", 3, 2, dominated_on_test=True)],
-         "dominated": [card("d", 4, 4)], "too_large": [card("e", 5, 5, sram_kb=9.0, flash_kb=9.0)],
+         "dominated": [card("d", 4, 4)], "too_large": [card("e", 5, 5, sram_kb={"cpu": 9.0}, flash_kb={"cpu": 9.0})],
          "fronts": {"cpu": [A, C], "gpu": [B, C]}, "on_several": [C]}
 STANDING = {"cpu": {A: "front", B: "dominated", C: "front, dominated on test", D: "dominated"},
             "gpu": {A: "dominated", B: "front", C: "front, dominated on test", D: "dominated"}}

@@ -107,7 +107,7 @@ def test_every_command_that_reads_images_works_from_another_folder(made: tuple[P
     run = made[1]
     front = nas("select", run, "--budgets", "1", "--json")
     pick = front["budgets"][0]["id"]
-    assert front["target"] == str(made[0] / "phone.json")
+    assert front["target"] == [str(made[0] / "phone.json")]
     assert nas("export", run, "--format", "int8-onnx", "--arch", pick, "--out", "out", "--json")["files"]
     assert nas("evaluate", run, "--arch", pick, "--json")["n"] > 0
     assert nas("exits", run, "--arch", pick, "--epochs", "1", "--json")["folder"].startswith(str(run))

@@ -48,7 +48,6 @@ from nas.progress import Progress
 from nas.subnet import build
 from nas.train import evaluation, placement, randomness
 from nas.train.finetune import Recipe
-from nas.units import by_target, one_or_all
 
 FOLDER = "exits/"  # of a pick's
 RANDOM = 64  # inputs on which an export without images is compared with PyTorch
@@ -161,9 +160,9 @@ def _card(inputs: Inputs, arch: Arch, plain: dict[str, Any], name: str, place: s
     own = replace(arch, exits=slots)
     keys = plan(inputs.layout, own)
     times = _measured(inputs, trained, served, name)
-    excess = over(by_target(times["measured_ms"], list(pieces)), bounds)
+    excess = over(times["measured_ms"], bounds)
     if limit is not None:
-        excess |= over(by_target(times["measured_worst_ms"], list(pieces)), {first: limit})
+        excess |= over(times["measured_worst_ms"], {first: limit})
     shares, prefixes = np.array(served.crossed.shares), {t: p.prefix_ms(served.kept) for t, p in pieces.items()}
     mean = {target: float(shares @ prefix) for target, prefix in prefixes.items()}
     worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
@@ -171,8 +170,8 @@ def _card(inputs: Inputs, arch: Arch, plain: dict[str, Any], name: str, place: s
             "select_accuracy": served.crossed.accuracy,
             "select_accuracy_se": evaluation.standard_error(served.crossed.accuracy, len(data.select)),
             "accuracy": served.test.accuracy,
-            "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": one_or_all(mean),
-            "worst_ms": one_or_all(worst), **times, **({"over_budget": excess} if excess else {}), **noted(inputs),
+            "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": mean,
+            "worst_ms": worst, **times, **({"over_budget": excess} if excess else {}), **noted(inputs),
             "relative_diff": written["relative_diff"],
             "macs": sum(macs(key) for key in keys), "params": sum(params(key) for key in keys), "exits": list(slots),
             "onnx": f"{name}{written['onnx']}", "method": options.method, "shares": written["shares"],
@@ -190,5 +189,5 @@ def _measured(inputs: Inputs, trained: Trained, served: Any, name: str) -> dict[
             table, device = here
             beside = partial(check_all, layout=inputs.measured, table=table, device=device)
             found[target] = measured(inputs.run.file(name), trained, served, beside, clock(1)[1])
-    return {key: one_or_all({target: one[key] for target, one in found.items()})
+    return {key: {target: one[key] for target, one in found.items()}
             for key in ("measured_ms", "measured_worst_ms", "drift")}
