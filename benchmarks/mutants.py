@@ -318,7 +318,7 @@ MUTANTS = (
 
     # wiring: what is tested by itself is also called
     Mutant("choices that a wider one undercuts are searched", "nas/pipeline/setup.py",
-           "searched = {size: restrict(plan, keep) for size, plan in plans.items()}", "pass",
+           "searched = {size: restrict(layout, keep) for size, layout in layouts.items()}", "pass",
            ("tests/pipeline/test_search.py::test_widths_that_a_wider_one_undercuts_are_not_searched",)),
     Mutant("a run goes on with other images", "nas/run/images.py",
            'if before["fingerprint"] != data.source["fingerprint"]:', "if False:",

@@ -28,7 +28,7 @@ from nas.pipeline.deliver import deliver
 from nas.pipeline.finetune import train_picks
 from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.search import refuse
-from nas.pipeline.setup import load_inputs
+from nas.pipeline.setup import prepare
 from nas.progress import Progress
 from nas.report.comparison import draw_comparison
 from nas.run import timeline
@@ -97,8 +97,7 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
 
     ``configs`` are equal but for their space. Raises UserError for what the user has to mend.
     """
-    with timeline.phase(run, "inputs"):
-        loaded = _load_each(configs, run, progress)
+    loaded = _load_each(configs, run, progress)
     target = configs[0].target[0]
     problems = [problem(inputs, inputs.layout, [target]) for inputs in loaded]
     grid = run.stage("budgets.json", lambda: _grid(configs[0], loaded, problems))
@@ -134,7 +133,7 @@ def _load_each(configs: Sequence[Config], run: Run, progress: Progress) -> list[
         every_width = config.gates.model_copy(update={"granularity": "space"})  # spaces are compared, not searches
         whole = config.model_copy(update={"gates": every_width})
         opened = Run.open(run.file(f"spaces/{checked_space(config).name}"), whole.to_json(), places=PLACES)
-        inputs = load_inputs(whole, opened, config.target, progress, introduce=not loaded)
+        inputs = prepare(whole, opened, config.target, progress, introduce=not loaded, timed_in=run)
         loaded.append(replace(inputs, data=loaded[0].data) if loaded else inputs)
     return loaded
 

@@ -30,8 +30,9 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import UNLIMITED, Memory, within
 from nas.pipeline.overrun import bounds_of, over
 from nas.pipeline.pace import pace_of
-from nas.pipeline.setup import compiler, limits_of_memory, load_inputs, load_recorded, with_targets
+from nas.pipeline.setup import compiler, complete_tables, limits_of_memory, load_recorded, prepare, with_targets
 from nas.pipeline.workers import Crew
+from nas.plan import resized
 from nas.progress import Progress
 from nas.report.figures import draw_front
 from nas.run import timeline
@@ -70,8 +71,7 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     Raises UserError for what the user has to mend.
     """
     config = as_recorded(config, run)
-    with timeline.phase(run, "inputs"):
-        inputs = load_inputs(config, run, config.target, progress)
+    inputs = prepare(config, run, config.target, progress, timed_in=run)
     keep_place(run, config)
     if config.exits.method != "none":
         picks_exits.refuse(inputs)
@@ -124,10 +124,13 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     if config.sizes and limited.given:
         raise UserError(f"{next(iter(limited.given))}: is not there for a run of several "
                         f"input sizes ({', '.join(map(str, config.sizes))})")
-    inputs = with_targets(inputs, targets, training.supernet.layout, progress, limited)
+    pruned = training.supernet.layout
+    costs = inputs.costs | complete_tables(inputs, [target for target in targets if target not in inputs.costs],
+                                           [resized(pruned, at.size) for at in inputs.every], progress)
+    inputs = with_targets(inputs, {target: costs[target] for target in targets}, pruned, progress, limited)
     if fine_tune and config.exits.method != "none":
         picks_exits.refuse(inputs)
-    kept = within(training.supernet.layout, inputs.footprints)
+    kept = within(pruned, inputs.footprints)
     named = {t: [ms] for t, ms in bounds.together.items()} if len(bounds.together) == 1 else {}
     limits = {t: reachable(inputs, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
                            points or config.budgets, bounds) for t in targets}
@@ -171,7 +174,7 @@ def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECOR
 def judge(run: Run, storage: str, progress: Progress, parent: int | None = None, images: Images = RECORDED) -> None:
     """A worker: evaluates what a ``select`` of the same run, here or elsewhere, puts into the storage."""
     config = lying_at(searched(run), images)
-    inputs = load_inputs(config, run, config.target, progress)
+    inputs = prepare(config, run, config.target, progress)
     if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     selection.serve(inputs, supernet.trained(inputs), storage, parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -21,7 +22,7 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Footprints, Memory, within
 from nas.plan import Layout, Task, layout, layouts, resized, restrict
 from nas.progress import Progress
-from nas.run import operators
+from nas.run import operators, timeline
 from nas.run.directory import Run
 from nas.run.images import load_images
 from nas.run.tables import copied, costs_for, recorded_costs
@@ -31,10 +32,27 @@ from nas.train.data import Data, recorded
 from nas.train.header import data_lines
 
 
-def load_inputs(config: Config, run: Run, targets: Sequence[str], progress: Progress, introduce: bool = True) -> Inputs:
-    """Loads everything a run needs and records it there; says what the images are where ``introduce`` asks for it.
+def prepare(config: Config, run: Run, targets: Sequence[str], progress: Progress, introduce: bool = True,
+            timed_in: Run | None = None) -> Inputs:
+    """Loads a run's inputs and fills in the latency tables of its targets, each a phase of the log of ``timed_in``.
 
     Raises UserError for whatever the user has to mend: before anything long starts.
+    """
+    def phase(name: str) -> AbstractContextManager[None]:
+        return timeline.phase(timed_in, name) if timed_in else nullcontext()
+
+    with phase("inputs"):
+        inputs = load_inputs(config, run, progress, introduce)
+    with phase("latency table"):
+        costs = complete_tables(inputs, targets, [at.layout for at in inputs.every], progress)
+    with phase("inputs"):
+        return with_costs(inputs, costs, progress)
+
+
+def load_inputs(config: Config, run: Run, progress: Progress, introduce: bool = True) -> Inputs:
+    """Loads space and images and records them in the run; no target is priced yet (``with_costs``).
+
+    ``introduce`` says what the images are. Raises UserError for whatever the user has to mend.
     """
     device = placement.device_of(config.train_on)
     torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -42,17 +60,33 @@ def load_inputs(config: Config, run: Run, targets: Sequence[str], progress: Prog
     data = load_images(config, run)
     if introduce:
         _introduce(config, run, data, progress)
-    plans = _layouts(space, data, config)
-    costs = {target: _costs(target, config, run, plans, progress) for target in targets}
-    priced = {size: {t: prices(plan, c.ms_many) for t, c in costs.items()} for size, plan in plans.items()}
-    memory, searched = limits_of_memory(config), plans
+    return _by_size([Inputs(config, run, data.at(size), layout, {}, {}, device)
+                     for size, layout in _layouts(space, data, config).items()])
+
+
+def complete_tables(inputs: Inputs, targets: Sequence[str], layouts: Sequence[Layout],
+                    progress: Progress) -> dict[str, Costs]:
+    """Copies the costs of targets into the run, with every row that ``layouts`` need.
+
+    Rows that are missing are measured or compiled first where this machine can, which may take minutes. Raises
+    UserError where it cannot.
+    """
+    return {target: copied(target, inputs.run, inputs.config.target, layouts, _quoted_space(inputs.config), progress)
+            for target in targets}
+
+
+def with_costs(inputs: Inputs, costs: dict[str, Costs], progress: Progress) -> Inputs:
+    """Returns the inputs with every operator priced; choices that no target needs are left out of the layouts."""
+    config, layouts = inputs.config, {at.size: at.layout for at in inputs.every}
+    memory, searched = limits_of_memory(config), layouts
+    priced = {size: {t: prices(layout, c.ms_many) for t, c in costs.items()} for size, layout in layouts.items()}
     if config.gates.granularity == "target" and not memory.given:  # under a limit a narrower width may be what fits
-        keep = efficient(plans[data.size], [one for each in priced.values() for one in each.values()])
-        searched = {size: restrict(plan, keep) for size, plan in plans.items()}
-    _tell_dropped(plans[data.size], searched[data.size], run, progress)
-    footprints = _footprints(memory, run, searched[data.size], costs, progress)
-    return _one([Inputs(config, run, data.at(size), within(plan, footprints), costs, priced[size], device, footprints,
-                       whole=plans[size]) for size, plan in searched.items()])
+        keep = efficient(inputs.layout, [table for tables in priced.values() for table in tables.values()])
+        searched = {size: restrict(layout, keep) for size, layout in layouts.items()}
+    _tell_dropped(inputs.layout, searched[inputs.size], inputs.run, progress)
+    footprints = _footprints(memory, inputs.run, searched[inputs.size], costs, progress)
+    return _by_size([replace(at, layout=within(searched[at.size], footprints), costs=costs, prices=priced[at.size],
+                             footprints=footprints, whole=at.layout) for at in inputs.every])
 
 
 def _introduce(config: Config, run: Run, data: Data, progress: Progress) -> None:
@@ -79,27 +113,24 @@ def load_recorded(config: Config, run: Run, targets: Sequence[str], images: bool
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
     costs = {target: recorded_costs(run, target) for target in targets}
     device = placement.device_of(config.train_on)
-    return _one([Inputs(config, run, data.at(size), plan, costs, {}, device) for size, plan in plans.items()])
+    return _by_size([Inputs(config, run, data.at(size), plan, costs, {}, device) for size, plan in plans.items()])
 
 
-def with_targets(inputs: Inputs, targets: Sequence[str], kept: Layout, progress: Progress, memory: Memory) -> Inputs:
-    """The inputs with the costs of ``targets``; those that the run did not know are asked for ``kept`` alone.
+def with_targets(inputs: Inputs, costs: dict[str, Costs], kept: Layout, progress: Progress, memory: Memory) -> Inputs:
+    """Returns the inputs with the targets of ``costs``; those that the run did not have are priced for ``kept`` alone.
 
     ``memory`` are the limits from here on, in place of those of the run.
     """
-    plans = {at.size: resized(kept, at.size) for at in inputs.every}
-    costs = {t: inputs.costs[t] if t in inputs.costs else _costs(t, inputs.config, inputs.run, plans, progress)
-             for t in targets}
     footprints = _footprints(memory, inputs.run, kept, costs, progress)
-    return _one([replace(at, costs=costs, footprints=footprints, prices={
-        t: at.prices[t] if t in at.prices else prices(plans[at.size], costs[t].ms_many) for t in targets})
+    return _by_size([replace(at, costs=costs, footprints=footprints, prices={
+        t: at.prices[t] if t in at.prices else prices(resized(kept, at.size), costs[t].ms_many) for t in costs})
         for at in inputs.every])
 
 
-def _one(inputs: Sequence[Inputs]) -> Inputs:
-    """The first, of the largest size, with those of the other sizes."""
+def _by_size(inputs: Sequence[Inputs]) -> Inputs:
+    """Returns the first, of the largest size, with those of the other sizes."""
     first, *others = inputs
-    return replace(first, others={one.size: one for one in others})
+    return replace(first, others={at.size: at for at in others})
 
 
 def _layouts(space: Space, data: Data, config: Config) -> dict[int, Layout]:
@@ -108,7 +139,7 @@ def _layouts(space: Space, data: Data, config: Config) -> dict[int, Layout]:
 
 
 def with_exit_places(inputs: Inputs) -> Layout:
-    """The inputs's space with an exit before every stride change."""
+    """The run's space with an exit before every stride change."""
     if inputs.layout.exits:
         return inputs.layout
     return layout(checked_space(inputs.config, inputs.run.file("space.yaml")), inputs.layout.task, exits=True)
@@ -120,7 +151,7 @@ def priced_exits(inputs: Inputs, at: Layout, target: str, progress: Progress) ->
     """
     costs = inputs.costs.get(target)
     if costs is None or not all(costs.covers(exit_.key) for exit_ in at.exits if isinstance(costs, LatencyTable)):
-        costs = costs_for(target, [at], _called(inputs.config), progress)
+        costs = costs_for(target, [at], _quoted_space(inputs.config), progress)
     return costs
 
 
@@ -154,10 +185,6 @@ def _space(config: Config, run: Run) -> Space:
     return checked_space(config, run.file("space.yaml"))
 
 
-def _costs(target: str, config: Config, run: Run, plans: dict[int, Layout], progress: Progress) -> Costs:
-    return copied(target, run, config.target, list(plans.values()), _called(config), progress)
-
-
-def _called(config: Config) -> str:
-    """The space as a shell takes it."""
+def _quoted_space(config: Config) -> str:
+    """Returns the space as a shell takes it."""
     return shlex.quote(config.space) + (f" --width {config.width:g}" if config.width != 1 else "")

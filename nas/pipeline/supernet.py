@@ -11,7 +11,7 @@ from nas.errors import UserError
 from nas.pipeline.budgets import limits_of
 from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.pace import Pace
-from nas.pipeline.setup import load_inputs
+from nas.pipeline.setup import prepare
 from nas.progress import Progress, Task
 from nas.run import checkpoint, timeline
 from nas.run.directory import Run
@@ -69,7 +69,7 @@ def finished(run: Run, config: Config, progress: Progress) -> tuple[Inputs, Supe
     refusal = UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
     if not run.has(SUPERNET) and not run.has("picks.json"):
         raise refusal
-    inputs = load_inputs(config, run, config.target, progress)
+    inputs = prepare(config, run, config.target, progress)
     training = trained(inputs)
     if not training.finished:
         raise refusal

@@ -19,7 +19,7 @@ from nas.errors import UserError
 from nas.pipeline import deliver
 from nas.pipeline.finetune import train_picks
 from nas.pipeline.inputs import Inputs
-from nas.pipeline.setup import load_inputs
+from nas.pipeline.setup import prepare
 from nas.plan import Layout, OpKey, Slot, macs, plan
 from nas.progress import Progress
 from nas.report.figures import draw_front
@@ -89,8 +89,7 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     ``given`` is the arch of a file. Raises UserError for one that the space does not admit.
     """
     settings = as_recorded(settings, run)
-    with timeline.phase(run, "inputs"):
-        inputs = load_inputs(settings, run, settings.target, progress)
+    inputs = prepare(settings, run, settings.target, progress, timed_in=run)
     keep_place(run, settings)
     arch = Arch.from_json(run.stage("arch.json", lambda: _checked(inputs, settings, given).to_json()))
     how, keys = recipe(inputs), plan(inputs.layout, arch)

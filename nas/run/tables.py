@@ -74,7 +74,9 @@ def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout],
     if target.endswith(".json"):
         run.write_json(TABLES, {**(run.read_json(TABLES) if run.has(TABLES) else {}), target: name})
     costs = cost_models.load(str(run.file(name)))
-    progress.note(f"costs of {target}: {', '.join([str(path), *origin(costs)])}")
+    came = ", ".join([str(path), *origin(costs)])
+    run.log("latency table", target=target, file=name, came=came)
+    progress.note(f"costs of {target}: {came}")
     return costs
 
 

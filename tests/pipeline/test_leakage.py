@@ -39,7 +39,7 @@ from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import add
 from nas.pipeline.exits.train import load as load_exits
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.setup import load_inputs, load_recorded
+from nas.pipeline.setup import load_recorded, prepare
 from nas.plan import plan
 from nas.run import checkpoint
 from nas.run.directory import Run
@@ -187,13 +187,13 @@ def test_a_supernet_and_its_gates_learn_nothing_from_the_selection_split(
     config = config_of(space_file, *SEARCH)
     run = Run.open(tmp_path / "run", config.to_json())
     with with_noise("select", what):
-        here = load_inputs(config, run, config.target, Quiet())
+        here = prepare(config, run, config.target, Quiet())
         limits = {t: limits_of(here, here.layout, t, [], config.budgets) for t in config.target}
         supernet.train(here, limits, supernet.ALONE, Quiet())
     now = weights(run)
     assert {name: tensor.numpy().tobytes() for name, tensor in now.items()} == search[1].kept["supernet"]
     networks = [evaluation.calibration_images(at.data, 64, 16, torch.device("cpu"), 0)
-                for at in (here, load_inputs(config, run, config.target, Quiet()))]
+                for at in (here, prepare(config, run, config.target, Quiet()))]
     assert all(torch.equal(one, other) for one, other in zip(*networks, strict=True))
 
 

@@ -27,7 +27,7 @@ from nas.errors import UserError
 from nas.latency.costs import find
 from nas.pipeline import search as pipeline
 from nas.pipeline import selection, supernet
-from nas.pipeline.setup import load_inputs
+from nas.pipeline.setup import prepare
 from nas.plan import Layout
 from nas.run import checkpoint
 from nas.run.directory import Run
@@ -54,7 +54,7 @@ def test_every_pick_is_within_its_budget_and_the_front_has_no_dominated_point(
 
 def test_widths_that_a_wider_one_undercuts_are_not_searched(space_file: Path, tmp_path: Path) -> None:
     told, gone = Quiet(), 0
-    whole, left = (load_inputs(config_of(space_file, f"gates.granularity={kept}"), Run.open(tmp_path / kept, {}),
+    whole, left = (prepare(config_of(space_file, f"gates.granularity={kept}"), Run.open(tmp_path / kept, {}),
                              ["gpu-v100"], told) for kept in ("space", "target"))
     for before, after, ms in zip(whole.layout.slots, left.layout.slots, whole.prices["gpu-v100"].ms, strict=True):
         for branch in before.branches:

@@ -193,7 +193,7 @@ def test_a_checkpoint(finished: Run, set_up: Inputs, drawn: st.DataObject) -> No
 @pytest.fixture(scope="module")
 def set_up(finished: Run) -> Inputs:
     config = settings_of(finished)
-    return setup.load_inputs(config, finished, config.target, NoProgress())
+    return setup.prepare(config, finished, config.target, NoProgress())
 
 
 METADATA = st.dictionaries(st.sampled_from(["size", "mean", "std", "classes", "arch", "id", "exits"]),

@@ -19,7 +19,7 @@ from nas.config.search import Config
 from nas.decision import largest
 from nas.pipeline import supernet
 from nas.pipeline.budgets import limits_of
-from nas.pipeline.setup import load_inputs
+from nas.pipeline.setup import prepare
 from nas.run.directory import Run
 from nas.train import evaluation, torchrun
 from nas.train.ranks import ALONE, Ranks, joined
@@ -61,7 +61,7 @@ def trained(config: Config, path: Path, progress: Any = None) -> SupernetTrainin
     """A search as far as its supernet."""
     progress, run = progress or Quiet(), Run.open(path, config.to_json())
     with run.lock(), joined() as group:
-        inputs = load_inputs(config, run, config.target, progress)
+        inputs = prepare(config, run, config.target, progress)
         limits = {t: limits_of(inputs, inputs.layout, t, [], config.budgets) for t in config.target}
         return supernet.train(inputs, limits, group, progress)
 

@@ -37,7 +37,7 @@ from nas.pipeline import train_one
 from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import _over_budget, _pieces, _within, add
 from nas.pipeline.exits.serve import CLASSES, THRESHOLDS, Wishes, chosen, repriced
-from nas.pipeline.setup import load_inputs
+from nas.pipeline.setup import prepare
 from nas.run.directory import Run
 from nas.run.settings import Baseline
 from nas.train.data import load, normalise
@@ -153,6 +153,7 @@ def test_int8_targets_are_refused(finished: tuple[Path, dict[str, Any]], monkeyp
     def with_int8(inputs: Any, *rest: Any) -> Any:
         return replace(inputs, costs={"cpu-int8": int8})
 
+    monkeypatch.setattr(pipeline, "complete_tables", lambda inputs, targets, *rest: dict.fromkeys(targets, int8))
     monkeypatch.setattr(pipeline, "with_targets", with_int8)
     with pytest.raises(UserError, match="--exits joint: files with exits are float, and cpu-int8 is int8"):
         pipeline.select(run, ["cpu-int8"], [], Quiet(), fine_tune=True)
@@ -404,6 +405,6 @@ def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> N
         with pytest.raises(UserError, match=message):
             searched(config_of(space_file, *words), tmp_path / f"refused{number}")
         assert not Run.existing(tmp_path / f"refused{number}").events("epoch")  # before anything is trained
-    assert picks._phases(load_inputs(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
+    assert picks._phases(prepare(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
                                    ["gpu-v100"], Quiet()), three()) == 3
     assert "exits" not in config_of(space_file).to_json() and "max_ms" not in config_of(space_file).to_json()
