@@ -46,7 +46,11 @@ def space_parts(name: str) -> tuple[str, str]:
 def located(key: str, value: Any) -> Any:
     """A setting whose paths lead where they led from the folder that they were typed in, one or a list of them."""
     if isinstance(value, list | tuple):
-        return [located(key, part) for part in value]
+        return [_located(key, part) for part in value]
+    return _located(key, value)
+
+
+def _located(key: str, value: Any) -> Any:
     return _SETTINGS[key](value) if key in _SETTINGS and isinstance(value, str) and value else value
 
 

@@ -127,7 +127,7 @@ class Space(_Strict):
         stages = [s.model_copy(update={"out": wide(s.out), "ops": _scaled_ops(s.ops, wide)}) for s in self.stages]
         stem = self.stem.model_copy(update={"out": wide(self.stem.out)})
         update = {"name": f"{self.name}@{width:g}", "stem": stem, "stages": stages, "ops": _scaled_ops(self.ops, wide),
-                  **{part: head if head.keep and width < 1 else _scaled_head(head, wide)
+                  **{part: head if head.keep and width < 1 else _scaled_head(head, wide, f"{self.file}: {part}.op")
                      for part, head in (("head", self.head), ("exit", self.exit))}}
         return self.model_copy(update=update)
 
@@ -159,8 +159,11 @@ def _scaled_ops(ops: Ops | None, wide: Callable[[int], int]) -> Ops | None:
                            for knob, value in knobs.items()} for name, knobs in ops.items()}
 
 
-def _scaled_head(head: Head, wide: Callable[[int], int]) -> Head:
-    op = Op.parse(head.op)
+def _scaled_head(head: Head, wide: Callable[[int], int], where: str) -> Head:
+    try:
+        op = Op.parse(head.op)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     hidden = op.get("hidden")
     scaled = op.with_knobs(hidden=wide(hidden)) if isinstance(hidden, int) and hidden else op
     return head.model_copy(update={"op": str(scaled)})

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from nas.cli.output import one_line
 from nas.errors import UserError
+from nas.text import printable
 
 EXAMPLES = int(os.environ.get("NAS_EXAMPLES", "20"))
 tried = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -105,8 +106,8 @@ def read_or_refused(read: Callable[[], Any], *names: str) -> Any:
         line = one_line(error)  # None of an OSError that names no file
         if not line:
             raise
-        shown = [part for name in names for part in (name, repr(name)[1:-1], " ".join(name.split()))]
-        assert any(part in line for part in shown), f"{line[:1000]!r} names none of {names}"
+        shown = [part for name in names for part in (name, repr(name)[1:-1], printable(" ".join(name.split())))]
+        assert line.isprintable() and any(part in line for part in shown), f"{line[:1000]!r} names none of {names}"
         return None
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 
 import pytest
+from hostile import read_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,21 +72,19 @@ def test_text_that_is_no_op(text: str) -> None:
 
 @given(st.text(max_size=30) | st.from_regex(r"[a-z]+\(([a-z]=-?[0-9a-z]+, ?)*.{0,5}\)"))
 def test_any_text_is_an_op_or_one_line(text: str) -> None:
-    try:
-        op = Op.parse(text)
-    except UserError:
-        return
-    assert Op.parse(str(op)) == op
+    op = read_or_refused(lambda: Op.parse(text), f"operator {text!r}")
+    assert op is None or Op.parse(str(op)) == op
 
 
-@given(values | st.fixed_dictionaries({"space": values, "size": values, "ops": values, "exits": values}))
+@given(values | st.fixed_dictionaries({"space": values, "size": values, "ops": values, "exits": values})
+       | st.fixed_dictionaries({"space": st.text(max_size=8), "size": st.integers(), "exits": st.lists(st.integers()),
+                                "ops": st.lists(ops.map(str) | st.sampled_from(["skip()", "a( b = 1 )", "A", "a("]))}))
 def test_any_json_is_an_arch_or_one_line(value: object) -> None:
-    try:
-        arch = Arch.from_json(value)
-    except UserError as error:
-        assert "architecture" in str(error) or "operator" in str(error)
-    else:
-        assert arch.to_json()["space"] == arch.space
+    arch = read_or_refused(lambda: Arch.from_json(value), "architecture: ", "operator ")
+    if arch is not None:
+        assert isinstance(value, dict)
+        assert arch.to_json() == {**value, "ops": [str(Op.parse(op)) for op in value["ops"]]}
+        assert Arch.from_json(json.loads(json.dumps(arch.to_json()))) == arch
 
 
 @pytest.mark.parametrize(("change", "expected"), [

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hostile import (
     SNIPPETS,
     TEXTS,
@@ -31,6 +32,7 @@ from nas.latency.devices import board
 from nas.latency.table import LatencyTable, Row
 from nas.latency.validate import validate
 from nas.ops import user_files
+from nas.ops.registry import families
 from nas.pipeline import train_one
 from nas.plan import OpKey, Task, candidates, layout, plan
 from nas.run.settings import Baseline
@@ -75,13 +77,17 @@ def put(place: Path, name: str, content: bytes) -> Path:
 @given(content=yaml_files(TINY))
 def test_a_space(place: Path, content: bytes) -> None:
     path = put(place, "space.yaml", content)
-    read_or_refused(lambda: layout(Space.load(str(path)).scaled(0.5), Task(16, 3, 4), exits=True), "space.yaml")
+    space = read_or_refused(lambda: Space.load(str(path)), "space.yaml")
+    if space is not None:
+        assert Space.parse(yaml.safe_load(yaml.safe_dump(space.model_dump())), str(path)) == space
+        read_or_refused(lambda: layout(space.scaled(0.5), Task(16, 3, 4), exits=True), "space.yaml")
 
 
 @tried
 @given(name=st.text(max_size=12) | st.sampled_from([f"ghost@{t}" for t in TEXTS]))
 def test_the_name_of_a_space(name: str) -> None:
-    read_or_refused(lambda: Space.load(name), name.partition("@")[0])
+    found = read_or_refused(lambda: Space.load(name), name.partition("@")[0])
+    assert found is None or Space.load(found.name) == found
 
 
 @tried
@@ -155,7 +161,7 @@ def test_a_setting(key: str, value: str) -> None:
     flags = {} if key == "target" else {"target": ["cpu"]}
     found = read_or_refused(lambda: resolve(None, [f"{key}={value}"], flags), key or "=")
     if found is not None:
-        json.dumps(found.to_json(), allow_nan=False)
+        assert Config.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)), "config.json") == found
 
 
 @tried
@@ -165,6 +171,7 @@ def test_budgets_and_a_width(texts: list[str], width: float) -> None:
     found = read_or_refused(lambda: named_budgets(texts), "--budget-ms")
     if found is not None:
         assert all(0 < ms < math.inf for ms in (*found[0], *found[1].values()))
+        assert named_budgets([*map(repr, found[0]), *(f"{name}={ms!r}" for name, ms in found[1].items())]) == found
     assert read_or_refused(lambda: checked_width(width), "--width") in (None, width)
 
 
@@ -184,7 +191,7 @@ def _validated(place: Path, samples: bytes, measured: bytes) -> None:
     files = put(place, "samples.json", samples), put(place, "measured.csv", measured)
     found = read_or_refused(lambda: validate("gpu-v100", *files), "samples.json", "measured.csv")
     if found is not None:
-        json.dumps(found, allow_nan=False)
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 @tried
@@ -208,11 +215,18 @@ LINES = DOUBLE.splitlines(keepends=True)
 def test_operators_of_ones_own(place: Path, content: bytes) -> None:
     path = put(place, "my_ops.py", content)
     with forgotten():
-        read_or_refused(lambda: user_files.load([path]), "my_ops.py")
+        found = read_or_refused(lambda: user_files.load([path]), "my_ops.py")
+        if found is not None:
+            (source,) = found
+            assert source.content == content and source.operators and {*source.operators} <= {*families()}
 
 
 @tried
 @given(content=torn(b'{"settings": {"seed": 0}, "a": 1}\n{"settings": {"seed": 0}, "a": 2}\n') | st.binary(max_size=60))
 def test_results(place: Path, content: bytes) -> None:
     path = put(place, "results.jsonl", content)
-    read_or_refused(lambda: results.standing(path, {"seed": 0}), "results.jsonl")
+    lines = read_or_refused(lambda: results.standing(path, {"seed": 0}), "results.jsonl")
+    if lines is not None:
+        results.keep(place / "again.jsonl", lines)
+        again = results.standing(place / "again.jsonl", {"seed": 0})
+        assert json.dumps(again) == json.dumps(lines)  # by its text: NaN is not NaN

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
+from hostile import read_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,20 +130,25 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_any_value_gives_settings_or_one_line(values: dict[str, object]) -> None:
     texts = [f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix(chr(10) + '...' + chr(10))}"
              for key, value in values.items()]
-    try:
-        config = resolve(None, texts, {} if "target" in values else CPU)
-    except UserError as error:
-        assert str(error)
-    else:
-        assert Config.from_json(json.loads(json.dumps(config.to_json())), "x") == config
+    config = read_or_refused(lambda: resolve(None, texts, {} if "target" in values else CPU), *values)
+    assert config is None or kept(config)
 
 
-@given(st.text(max_size=40))
+@given(st.text(max_size=40) | st.builds("{}={}".format, st.sampled_from([*Config.model_fields, "train.lr"]),
+                                        st.text(max_size=6) | st.integers() | st.floats() | st.booleans()))
 def test_any_text_gives_settings_or_one_line(text: str) -> None:
-    try:
-        resolve(None, [text], CPU)
-    except UserError as error:
-        assert str(error)
+    config = read_or_refused(lambda: resolve(None, [text], {} if text.startswith("target=") else CPU),
+                             text.partition("=")[0] or text)
+    assert config is None or kept(config)
+
+
+def kept(config: Config) -> bool:
+    """Whether the settings that a run writes, and the same in a file of the user's, are these."""
+    recorded = json.loads(json.dumps(config.to_json(), allow_nan=False))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "c.yaml")
+        file.write_text(yaml.safe_dump(recorded))
+        return Config.from_json(recorded, "x") == config == resolve(file, [], {})
 
 
 def test_the_fingerprint_is_of_the_settings_not_of_how_they_were_said(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pytest
 import torch
 import torchvision
 from foreign_graphs import BROKEN, GRAPHS, ended, save, whole
+from hostile import read_or_refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -267,7 +268,5 @@ def test_changed_graphs(tmp_path: Path, name: str, changes: list[tuple[str, int]
             made.opset_import[0].version = 1 + at % 26
     path = tmp_path / "m.onnx"
     path.write_bytes(made.SerializeToString())
-    try:
-        COMMANDS[command](path)
-    except UserError as error:
-        assert "\n" not in str(error)
+    found = read_or_refused(lambda: COMMANDS[command](path), "m.onnx", "model")
+    assert found is None or found > 0

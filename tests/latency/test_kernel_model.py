@@ -246,7 +246,7 @@ def test_a_broken_table_is_one_line_with_file_and_key(tmp_path: Path, change: An
 def test_bytes_of_any_kind_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes.json"
     path.write_bytes(content)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"bytes\.json: [^\n]+$"):
         KernelModel.load(path)
 
 

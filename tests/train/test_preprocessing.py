@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hostile import read_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -146,13 +147,18 @@ def test_metadata_that_cannot_be_are_one_line(metadata: dict[str, str], message:
     assert Preprocessing.of_file(metadata, Path("m.onnx"), given) is given  # the way out that the lines name
 
 
-@given(mean=st.text(max_size=12), std=st.text(max_size=12), scale=st.none() | st.floats())
+NUMBERS = st.text(max_size=12) | st.lists(st.floats(0, 1) | st.floats(), min_size=1, max_size=4).map(
+    lambda values: ", ".join(map(str, values)))
+
+
+@given(mean=NUMBERS, std=NUMBERS, scale=st.sampled_from([None, 1.0, 255.0]) | st.floats())
 def test_any_text_is_numbers_or_one_line(mean: str, std: str, scale: float | None) -> None:
-    try:
-        how = Preprocessing.of_flags(mean, std, scale)
-    except UserError:
-        return
-    assert how is not None and 0 <= min(how.mean) <= max(how.mean) <= how.scale and min(how.std) > 0
+    how = read_or_refused(lambda: Preprocessing.of_flags(mean, std, scale), "mean", "std", "scale")
+    if how is not None:
+        assert 0 <= min(how.mean) <= max(how.mean) <= how.scale and min(how.std) > 0
+        said = [" ".join(map(repr, values)) for values in (how.mean, how.std)]
+        again = Preprocessing.of_flags(said[0], said[1], how.scale)
+        assert again is not None and (again.mean, again.std, again.scale) == (how.mean, how.std, how.scale)
 
 
 @pytest.mark.parametrize(("shape", "message"), [
