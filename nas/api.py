@@ -27,7 +27,8 @@ from torch import nn
 from nas.arch import Arch
 from nas.config.search import PLACES, default_run_dir, resolve, spread
 from nas.errors import UserError
-from nas.latency.costs import Costs, load
+from nas.latency.base import Costs
+from nas.latency.costs import load
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.finetune import load_weights

@@ -42,11 +42,9 @@ def presets(
 
 def _lacking(presets: list[dict[str, Any]], costs: dict[str, Any], size: int) -> Iterator[str]:
     """Says of each table which networks it has no rows for, and what makes them."""
-    from nas.latency.table import LatencyTable
-
     for target, table in costs.items():
         names = [preset["name"] for preset in presets if preset["ms"][target] is None]
-        if names and isinstance(table, LatencyTable):
+        if names and table.grows:
             yield f"{target}: lacks rows at {size} pixels of {', '.join(names)}; " + table.advice(
                 " --space ".join(map(shlex.quote, names)), size)
 
@@ -56,7 +54,6 @@ def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress:
     from nas import sampling
     from nas.errors import UserError
     from nas.files import resolve
-    from nas.latency.table import LatencyTable
     from nas.plan import layout, macs, params, plan
     from nas.run.tables import filled, lacks
     from nas.space import Space
@@ -71,7 +68,7 @@ def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress:
                 costs[target] = filled(target, at, progress, measure=False)
             return sum(costs[target].ms_many(keys))
         except UserError as error:
-            if not isinstance(costs[target], LatencyTable):
+            if not costs[target].grows:
                 progress.note(f"{space.name} on {target}: not known: {error}")
             return None
 

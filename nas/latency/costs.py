@@ -1,35 +1,21 @@
-"""What a cost model is, and which one a ``--target`` means."""
+"""Which cost model a target means: its file found, read and described."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nas.errors import UserError
 from nas.files import folder, nearest
+from nas.latency.base import Costs
 from nas.latency.counts import Count
 from nas.latency.kernel_model import KernelModel
 from nas.latency.load import busy_text
 from nas.latency.table import LatencyTable, of_this_format, read_json
-from nas.plan import OpKey
 from nas.units import COUNTS, counted
 
 LOCAL = Path("latency_tables")  # of the user, looked at before the shipped ones
 FIELDS = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date")
-
-
-class Costs(Protocol):
-    """Milliseconds of an operator at a shape, or what a count counts; costs add up over ``nas.plan.plan``."""
-
-    name: str
-    meta: dict[str, Any]
-
-    def ms(self, key: OpKey) -> float:
-        """Raises UserError for what it does not know: an unknown cost is never zero."""
-
-    def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
-        """One figure a key, in order."""
 
 
 def find(target: str) -> Path:
@@ -59,9 +45,9 @@ def load(target: str) -> Costs:
     path = find(target)
     value = of_this_format(read_json(path), path)
     kind = value.get("kind") if isinstance(value, dict) else None
-    if kind == "table":
+    if kind == LatencyTable.kind:
         return LatencyTable.load(path)
-    if kind == "kernel-model":
+    if kind == KernelModel.kind:
         return KernelModel.load(path)
     raise UserError(f"{path}: kind: expected \"table\" or \"kernel-model\", got {kind!r}")
 
@@ -83,9 +69,7 @@ def _describe(name: str, path: Path) -> dict[str, Any]:
         costs = load(str(path))
     except UserError as error:
         return {"name": name, "file": str(path), "error": str(error)}
-    rows = len(costs.rows) if isinstance(costs, LatencyTable) else None
-    kind = "table" if isinstance(costs, LatencyTable) else "kernel-model"
-    return {"name": name, "kind": kind, **{key: costs.meta.get(key) for key in FIELDS}, "rows": rows,
+    return {"name": name, "kind": costs.kind, **{key: costs.meta.get(key) for key in FIELDS}, "rows": costs.row_count,
             "checked": _checked(costs.meta), "busy": busy_text(costs.meta), "file": str(path)}
 
 

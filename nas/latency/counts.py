@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from nas import plan
+from nas.latency.base import Costs
 from nas.plan import OpKey
 from nas.units import COUNTS
 
 
-class Count:
-    """Counts, in millions, what an operator has; implements ``nas.latency.costs.Costs`` for any shape and size.
+class Count(Costs):
+    """Counts, in millions, what an operator has, at any shape and size.
 
     ``name`` is one of ``COUNTS``, and a function of ``nas.plan`` that counts it for one operator.
     """
+
+    kind = "count"
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -24,5 +27,5 @@ class Count:
     def ms(self, key: OpKey) -> float:
         return self._count(key) / 1e6
 
-    def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
-        return [self.ms(key) for key in keys]
+    def covers(self, key: OpKey) -> bool:
+        return True

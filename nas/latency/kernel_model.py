@@ -25,6 +25,7 @@ from torch import nn
 from nas import ops
 from nas.errors import UserError
 from nas.files import nearest
+from nas.latency.base import Costs
 from nas.latency.fusion import Kernel
 from nas.latency.trace import kernels
 from nas.plan import OpKey
@@ -194,8 +195,10 @@ def _hats(window: Array) -> list[Array]:
     return [np.interp(window, WINDOWS, [float(k == knot) for k in WINDOWS]) for knot in WINDOWS]
 
 
-class KernelModel:
+class KernelModel(Costs):
     """Costs of operators from kernels; ``name`` and ``meta`` say of what device, at which precision and batch."""
+
+    kind = "kernel-model"
 
     def __init__(self, name: str, meta: dict[str, Any], variant: Variant) -> None:
         self.name, self.meta, self.variant = name, meta, variant
@@ -241,6 +244,14 @@ class KernelModel:
     def module_ms(self, module: nn.Module, in_ch: int, size: int) -> float:
         """ms of a call with the variant's batch. Raises UserError for an operator that no kernel is known for."""
         return float(self.kernel_ms(kernels(module, in_ch, size)).sum())
+
+    def covers(self, key: OpKey) -> bool:
+        """Returns whether every kernel of an operator is known."""
+        try:
+            _traced(key)
+        except UserError:
+            return False
+        return True
 
     def ms(self, key: OpKey) -> float:
         """ms of an operator at a shape."""

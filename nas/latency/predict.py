@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import UserError
-from nas.latency.costs import Costs
+from nas.latency.base import Costs
 from nas.latency.counts import Count
 from nas.latency.devices import ethos_u
 from nas.latency.fusion import Group

@@ -28,6 +28,7 @@ from nas import sampling
 from nas.errors import UserError
 from nas.files import folder
 from nas.latency.agreement import agreement, kendall, mape, note
+from nas.latency.base import Costs
 from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator, Parts
 from nas.latency.context import Context
 from nas.latency.correction import correct, corrected
@@ -131,7 +132,7 @@ def planned_s(layout: Layout, path: Path, device: Device | Estimator, remeasure:
     return estimate_s(layout, known, device, True, validate)
 
 
-def unfinished(layout: Layout, table: LatencyTable) -> bool:
+def unfinished(layout: Layout, table: Costs) -> bool:
     """Returns whether a table has rows of a layout that were measured and not corrected, as a call was interrupted."""
     return _label(layout) in table.meta.get(UNCORRECTED, [])
 

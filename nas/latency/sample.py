@@ -14,8 +14,7 @@ from nas import sampling
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.files import write_json
-from nas.latency.costs import Costs
-from nas.latency.table import LatencyTable
+from nas.latency.base import Costs
 from nas.lower.onnx import lower, save
 from nas.lower.qdq import quantise
 from nas.plan import Layout, plan
@@ -97,6 +96,6 @@ def _write(layout: Layout, arch: Arch, path: Path, costs: Costs) -> None:
     metadata = {"arch": json.dumps(arch.to_json()), "id": arch.id, "input": "NCHW float32", "size": str(task.size),
                 "weights": "random", "producer": "nas"}
     graph = lower(model, in_ch=task.in_ch, size=task.size)
-    if isinstance(costs, LatencyTable) and costs.int8_on_cpu:
+    if costs.int8_on_cpu:
         graph = quantise(graph, weight_bits=int(costs.meta.get("weight_bits", 8)))
     save(graph, path, metadata)

@@ -22,6 +22,7 @@ from scipy.optimize import isotonic_regression
 from nas.arch import Op
 from nas.errors import UserError
 from nas.files import folder, write_text
+from nas.latency.base import Costs
 from nas.ops.user_files import hashes
 from nas.plan import OpKey
 from nas.space import first_mistake
@@ -68,8 +69,11 @@ class Row(BaseModel):
         return self.op, self.in_ch, self.out_ch, self.stride, self.size, self.hidden or 0
 
 
-class LatencyTable:
-    """Implements ``nas.latency.costs.Costs``. ``rows`` is by operator and shape; change it through ``add``."""
+class LatencyTable(Costs):
+    """Measured or compiled milliseconds; ``rows`` is by operator and shape: change it through ``add``."""
+
+    kind = "table"
+    grows = True
 
     def __init__(self, name: str, meta: dict[str, Any], rows: Iterable[Row] = (), path: Path | None = None) -> None:
         self.name, self.meta, self.path = name, meta, path
@@ -81,9 +85,8 @@ class LatencyTable:
         return int(self.meta.get("align", 1))
 
     @property
-    def int8_on_cpu(self) -> bool:
-        """Whether its milliseconds are those of int8 files in ONNX Runtime (``nas.lower.qdq``)."""
-        return (self.meta.get("device"), self.meta.get("precision")) == ("cpu", "int8")
+    def row_count(self) -> int:
+        return len(self.rows)
 
     @staticmethod
     def load(path: Path) -> LatencyTable:
@@ -143,27 +146,21 @@ class LatencyTable:
         group, position = axis(key, self.align)
         curve = self._all_curves().get(group)
         if curve is None or not curve[0][0] <= position <= curve[0][-1]:
-            raise self._unknown(key, "SPACE", "SIZE")
+            raise self.unknown(key, "SPACE", "SIZE")
         return float(np.interp(position, *curve))
 
-    def require(self, keys: Iterable[OpKey], space: str, size: int) -> None:
-        """Raises UserError for the first key that ``ms`` has no answer to, with the command for that space."""
-        for key in keys:
-            if not self.covers(key):
-                raise self._unknown(key, space, size)
-
-    def _unknown(self, key: OpKey, space: str, size: int | str) -> UserError:
+    def unknown(self, key: OpKey, space: str, size: int | str) -> UserError:
         group, _ = axis(key, self.align)
         curve = self._all_curves().get(group)
         between = "" if curve is None else f" (measured from {curve[0][0]} to {curve[0][-1]} only)"
         return UserError(f"{key}: not in the table {self.path or self.name}{between}; "
                          f"{self.advice(space, size, ' --exits' if key.is_exit else '')}")
 
-    def advice(self, space: str, size: int | str, exits: str = "") -> str:
-        """What to do about rows that a space lacks: a measured table grows on the machine that it was measured on."""
+    def advice(self, space: str, size: int | str, exits: str = "", here: bool = False) -> str:
+        """Returns the command that adds rows: a measured table grows on the machine that it was measured on."""
         device, processor = str(self.meta["device"]), self.meta.get("processor")
         command = f"run: {self.command(space, size)}{exits}"
-        if processor is None or not device.startswith(("cpu", "gpu")) or self.path is None:
+        if here or processor is None or not device.startswith(("cpu", "gpu")) or self.path is None:
             return command
         return (f"where it was measured, on {processor}, {command}; to measure this machine, for --target "
                 f"{self._usual_path.stem}: {self._profiling(space, size)}{exits}")
@@ -199,11 +196,7 @@ class LatencyTable:
                          *(f"--{key} {value}" for key, value, usual in options if value != usual),
                          f"--space {space} --size {size}"])
 
-    def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
-        return [self.ms(key) for key in keys]
-
     def covers(self, key: OpKey) -> bool:
-        """Whether ``ms`` has an answer."""
         group, position = axis(key, self.align)
         curve = self._all_curves().get(group)
         return curve is not None and bool(curve[0][0] <= position <= curve[0][-1])

@@ -17,7 +17,6 @@ from nas.errors import UserError
 from nas.latency.costs import known, load
 from nas.latency.devices import local
 from nas.latency.devices.board import recorded
-from nas.latency.table import LatencyTable
 from nas.lower.onnx import export
 from nas.lower.verify import check_onnx
 from nas.ops import build, contract, family, user_files
@@ -101,10 +100,9 @@ def _priced(plan: Layout, target: str, name: str) -> dict[str, Any]:
     """``smallest_ms`` and ``largest_ms``; or ``missing``, how many rows, and ``do``, the command; or ``error``."""
     try:
         costs = load(target)
-        lacking = costs.missing(candidates(plan)) if isinstance(costs, LatencyTable) else []
-        if isinstance(costs, LatencyTable) and lacking:
+        if lacking := costs.missing(candidates(plan)):
             here = local(costs.meta) is not None or recorded(costs.meta) is not None
-            do = (costs.command if here else costs.advice)(shlex.quote(name), plan.task.size).removeprefix("run: ")
+            do = costs.advice(shlex.quote(name), plan.task.size, here=here).removeprefix("run: ")
             return {"missing": len(lacking), "first": str(lacking[0]), "do": do, "here": here}
         smallest, largest = _ends(plan, costs.ms)
     except UserError as error:

@@ -19,13 +19,13 @@ from torch import nn
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.files import write_atomic
-from nas.latency.devices import local
+from nas.latency.base import Costs
+from nas.latency.devices import measured_here
 from nas.latency.devices.board import recorded
 from nas.latency.devices.ethos_u import of_table
 from nas.latency.devices.onnxruntime import session, weight_bits
 from nas.latency.load import busy_text
 from nas.latency.profile import check
-from nas.latency.table import LatencyTable
 from nas.latency.timing import Run as Timed
 from nas.lower import tflite
 from nas.lower.onnx import export, lower, save
@@ -211,8 +211,8 @@ def _running(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda images: torch.from_numpy(loaded.run(None, {"input": images.numpy()})[0])
 
 
-def _int8_tables(inputs: Inputs) -> list[LatencyTable]:
-    return [costs for costs in inputs.costs.values() if isinstance(costs, LatencyTable) and costs.int8_on_cpu]
+def _int8_tables(inputs: Inputs) -> list[Costs]:
+    return [costs for costs in inputs.costs.values() if costs.int8_on_cpu]
 
 
 def _timed(inputs: Inputs, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
@@ -230,14 +230,13 @@ def noted(inputs: Inputs) -> dict[str, Any]:
 
 def measurable(inputs: Inputs, target: str) -> bool:
     """Returns whether a target is this machine, so that networks are timed for it."""
-    costs = inputs.costs[target]
-    return isinstance(costs, LatencyTable) and local(costs.meta) is not None
+    return measured_here(inputs.costs[target]) is not None
 
 
 def files_to_time(inputs: Inputs, arch: Arch, model: nn.Module, target: str, folder: Path) -> dict[str, Path]:
     """Writes the file of a network, of whatever weights, that ``measured`` times for a target."""
     costs = inputs.costs[target]
-    if isinstance(costs, LatencyTable) and costs.int8_on_cpu:
+    if costs.int8_on_cpu:
         graph = lower(model, in_ch=inputs.data.in_ch, size=inputs.layout.task.size)
         save(quantise(graph, _calibration(inputs), int(costs.meta.get("weight_bits", 8))), folder / INT8, {})
         return {"int8": folder / INT8}
@@ -249,16 +248,14 @@ def files_to_time(inputs: Inputs, arch: Arch, model: nn.Module, target: str, fol
 def measured(inputs: Inputs, target: str, model: nn.Module,
              files: Mapping[str, Path]) -> tuple[float | None, float | None]:
     """(ms, drift) on this machine if it is the target, at its threads and batch, beside the table's yardstick."""
-    costs, task = inputs.costs[target], inputs.layout.task
-    device = local(costs.meta) if isinstance(costs, LatencyTable) else None
-    if not isinstance(costs, LatencyTable) or device is None:
+    task, here = inputs.layout.task, measured_here(inputs.costs[target])
+    path = files.get("int8" if inputs.costs[target].int8_on_cpu else "float")
+    if here is None or path is None:
         return None, None
-    path = files.get("int8" if costs.int8_on_cpu else "float")
-    if path is None:
-        return None, None
+    table, device = here
     reads = device.reads_onnx
 
     def prepare() -> Timed:
         return device.load(path) if reads else device.prepare(model, in_ch=task.in_ch, size=task.size)
 
-    return check(prepare, inputs.measured, costs, device)
+    return check(prepare, inputs.measured, table, device)

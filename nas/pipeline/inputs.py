@@ -10,7 +10,7 @@ import torch
 
 from nas.config.search import Config
 from nas.decision import Prices
-from nas.latency.costs import Costs
+from nas.latency.base import Costs
 from nas.pipeline.npu_memory import Footprints
 from nas.plan import Layout
 from nas.run.directory import Run

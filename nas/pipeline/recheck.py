@@ -23,7 +23,6 @@ from nas.arch import Arch
 from nas.decision import Prices
 from nas.errors import UserError
 from nas.latency.correction import fit
-from nas.latency.table import LatencyTable
 from nas.pipeline import deliver
 from nas.pipeline.budgets import Bounds, reachable
 from nas.pipeline.inputs import Inputs
@@ -263,6 +262,4 @@ def _out_of_reach(budget: Budget, watch: Stopwatch) -> str:
 
 def _digest(inputs: Inputs, target: str) -> str:
     """Returns what tells one state of a target's table from another."""
-    costs = inputs.costs[target]
-    assert isinstance(costs, LatencyTable)
-    return hashlib.sha256(json.dumps(costs.meta, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(inputs.costs[target].meta, sort_keys=True).encode()).hexdigest()[:12]

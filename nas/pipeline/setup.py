@@ -14,9 +14,8 @@ from nas.config.space import checked_space
 from nas.decision import efficient, prices
 from nas.errors import UserError
 from nas.files import resolve
-from nas.latency.costs import Costs
+from nas.latency.base import Costs
 from nas.latency.devices.ethos_u import EthosU, of_table
-from nas.latency.table import LatencyTable
 from nas.paths import space_parts
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Footprints, Memory, within
@@ -150,7 +149,7 @@ def priced_exits(inputs: Inputs, at: Layout, target: str, progress: Progress) ->
     machine's.
     """
     costs = inputs.costs.get(target)
-    if costs is None or not all(costs.covers(exit_.key) for exit_ in at.exits if isinstance(costs, LatencyTable)):
+    if costs is None or costs.lacks(exit_.key for exit_ in at.exits):
         costs = costs_for(target, [at], _quoted_space(inputs.config), progress)
     return costs
 

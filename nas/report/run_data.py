@@ -15,7 +15,7 @@ from nas.arch import SKIP, Arch
 from nas.config.search import Config
 from nas.config.space import checked_space
 from nas.errors import UserError
-from nas.latency.costs import Costs
+from nas.latency.base import Costs
 from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
 from nas.run.directory import Run
 from nas.run.records import standing

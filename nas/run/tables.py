@@ -13,13 +13,12 @@ from pathlib import Path
 from nas.errors import UserError
 from nas.files import folder
 from nas.latency import costs as cost_models
+from nas.latency.base import Costs
 from nas.latency.bench import Estimator
-from nas.latency.costs import Costs
 from nas.latency.devices import board, local, opened, own
 from nas.latency.devices.ethos_u import of_table
 from nas.latency.load import busy_text
 from nas.latency.profile import begun, estimate_s, profile, unfinished
-from nas.latency.table import LatencyTable
 from nas.latency.timing import Device
 from nas.plan import Layout, candidates
 from nas.progress import Progress
@@ -112,13 +111,12 @@ def kept_table(run: Run, target: str) -> str:
 
 
 def lacks(costs: Costs, plan: Layout) -> bool:
-    return isinstance(costs, LatencyTable) and not all(costs.covers(key) for key in candidates(plan))
+    return costs.lacks(candidates(plan))
 
 
 def require(path: Path, space: str, plan: Layout) -> None:
     """Raises UserError where a table lacks rows, with the command for its own file: that of the run is a copy."""
-    if isinstance(table := cost_models.load(str(path)), LatencyTable):
-        table.require(candidates(plan), space, plan.task.size)
+    cost_models.load(str(path)).require(candidates(plan), space, plan.task.size)
 
 
 def complete(target: str, plan: Layout, progress: Progress, measure: bool = True) -> Path:
@@ -131,8 +129,7 @@ def complete(target: str, plan: Layout, progress: Progress, measure: bool = True
     table = cost_models.load(str(path)) if path.is_file() else None
     if measure:
         _tell_elsewhere(target, table, progress)
-    if table is not None and not lacks(table, plan) and not (
-            isinstance(table, LatencyTable) and unfinished(plan, table)):
+    if table is not None and not lacks(table, plan) and not unfinished(plan, table):
         return path
     device = _maker(target, table, plan)
     if device is None or not (measure or isinstance(device, Estimator)):
@@ -158,11 +155,9 @@ def _completed(target: str, plans: Sequence[Layout], space: str, progress: Progr
 
 
 def _maker(target: str, table: Costs | None, plan: Layout) -> Device | Estimator | None:
-    """Who fills in a target's rows here; None for a table of another machine, and for what is no table."""
+    """Returns who fills in a target's rows here; None for a table of another machine."""
     if table is None:
         return _made_here(target)
-    if not isinstance(table, LatencyTable):
-        return None
     if device := local(table.meta):
         return device
     try:

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from nas.arch import Op
 from nas.errors import UserError
-from nas.latency import costs
+from nas.latency import costs, devices
 from nas.latency.devices import file_name, local
 from nas.latency.devices.onnxruntime import Cpu, conditions
-from nas.latency.table import LatencyTable
+from nas.latency.table import LatencyTable, Row
+from nas.plan import OpKey
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +20,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def save(name: str, **meta: object) -> LatencyTable:
-    table = LatencyTable(name, {"device": "cpu", **meta})
+    table = LatencyTable(name, {"device": "cpu"} | meta)
     table.save(Path("latency_tables") / f"{name}.json")
     return table
 
@@ -79,3 +81,39 @@ def test_local_is_the_same_processor_runtime_and_version(other: dict[str, Any]) 
     device = local(here)
     assert isinstance(device, Cpu) and (device.threads, device.batch) == (1, 4)
     assert local({**here, **other}) is None
+
+
+MBCONV = OpKey(Op.parse("mbconv(kernel=3,se=0,hidden=8)"), 8, 8, 1, 16)
+
+
+def test_a_model_and_a_count_answer_for_every_shape_and_no_row_can_be_added() -> None:
+    unknown = OpKey(Op.parse("nonsense"), 8, 8, 1, 16)  # a model has no kernels for it, and no row would help
+    for name, kind in (("gpu-v100", "kernel-model"), ("macs", "count")):
+        model = costs.load(name)
+        assert (model.kind, model.grows, model.row_count, model.int8_on_cpu) == (kind, False, None, False)
+        assert model.covers(MBCONV) and model.missing([MBCONV]) == []
+        assert not model.lacks([MBCONV, unknown])
+        model.require([unknown], "ghost", 32)  # whoever asks for its ms is refused
+        assert "no rows can be added" in model.advice("ghost", 32)
+    assert not costs.load("gpu-v100").covers(unknown)
+
+
+def test_a_table_lacks_what_a_row_would_cover() -> None:
+    table = save("mine", precision="int8")
+    assert (table.kind, table.grows, table.row_count, table.int8_on_cpu) == ("table", True, 0, True)
+    assert not table.covers(MBCONV) and table.lacks([MBCONV]) and table.missing([MBCONV]) == [MBCONV]
+    with pytest.raises(UserError, match="not in the table mine"):
+        table.require([MBCONV], "ghost", 32)
+    row = Row.of(MBCONV, ms=0.1, raw_ms=0.1, p10_ms=0.1, p90_ms=0.1, n=1, how="measured")
+    table.add([row])
+    assert table.covers(MBCONV) and not table.lacks([MBCONV]) and table.missing([MBCONV]) == []
+    assert table.row_count == 1
+
+
+def test_costs_measured_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Cpu()
+    monkeypatch.setattr(devices, "local", lambda meta: device if meta["device"] == "cpu" else None)
+    table = save("mine")
+    assert devices.measured_here(table) == (table, device)
+    assert devices.measured_here(save("other", device="gpu-cuda")) is None
+    assert devices.measured_here(costs.load("gpu-v100")) is None and devices.measured_here(costs.load("macs")) is None

@@ -30,7 +30,7 @@ from nas.config.search import resolve
 from nas.exits.methods import method
 from nas.exits.policy import Policy, outcome
 from nas.exits.runtime import Runtime, confidences
-from nas.latency.costs import Costs
+from nas.latency.base import Costs
 from nas.lower import verify
 from nas.pipeline import deliver, front, supernet, train_one
 from nas.pipeline import search as pipeline

@@ -17,10 +17,9 @@ from torch import nn
 from nas.cli import render
 from nas.decision import Prices
 from nas.errors import UserError
-from nas.latency import bench, profile
+from nas.latency import bench, devices, profile
 from nas.latency.table import LatencyTable
 from nas.ops.registry import Block
-from nas.pipeline import deliver
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.front import find
@@ -77,7 +76,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``here(device)``: this machine is that device."""
     def turned(device: Gears) -> None:
-        for module in (deliver, tables):
+        for module in (devices, tables):
             monkeypatch.setattr(module, "local", lambda meta: device if meta.get("device") == "gears" else None)
         monkeypatch.setattr(profile, "CHECKED_S", 0.0)
 
@@ -89,7 +88,7 @@ def made(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     """A search on gears that turn slower by a quarter than when the table was made."""
     run, progress = tmp_path_factory.mktemp("made") / "run", Quiet()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (deliver, tables):
+        for module in (devices, tables):
             patch.setattr(module, "local", lambda meta: Gears(1.25) if meta.get("device") == "gears" else None)
         patch.setattr(profile, "CHECKED_S", 0.0)
         config = config_of(table.parent / "tiny.yaml", "budget_ms=[2.2, 2.8]", target=str(table))

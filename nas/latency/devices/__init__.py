@@ -8,8 +8,10 @@ from typing import Any
 
 from nas.errors import UserError
 from nas.files import nearest
+from nas.latency.base import Costs
 from nas.latency.bench import Estimator
 from nas.latency.onnx_file import fixed_batch, stored
+from nas.latency.table import LatencyTable
 from nas.latency.table import file_name as file_name
 from nas.latency.timing import Device, Timing, repeated
 
@@ -64,6 +66,14 @@ def local(meta: dict[str, Any]) -> Device | None:
         return None  # such as a GPU that is not here
     here = device.conditions()
     return device if not isinstance(device, Estimator) and all(meta.get(key) == here[key] for key in SAME) else None
+
+
+def measured_here(costs: Costs) -> tuple[LatencyTable, Device] | None:
+    """Returns a latency table with the device of this machine that it was measured on; None for other costs."""
+    if not isinstance(costs, LatencyTable):
+        return None
+    device = local(costs.meta)
+    return (costs, device) if device is not None else None
 
 
 @dataclass(frozen=True)

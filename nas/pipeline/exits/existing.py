@@ -31,7 +31,6 @@ from nas.latency.kernel_model import KernelModel
 from nas.latency.onnx_graph import Graph, read
 from nas.latency.predict import kernels_ms
 from nas.latency.profile import check_all, one_torch_thread
-from nas.latency.table import LatencyTable
 from nas.latency.timing import Run as Timed
 from nas.latency.timing import interleaved
 from nas.lower import formats
@@ -109,7 +108,7 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     inputs = inputs.at(arch.size)
     at = setup.with_exit_places(inputs)
     costs = setup.priced_exits(inputs, at, target, progress)
-    if isinstance(costs, LatencyTable) and costs.int8_on_cpu:
+    if costs.int8_on_cpu:
         raise UserError(f"--target {target}: files with exits are float, and {target} is int8")
     full = replace(arch, exits=tuple(exit_.slot for exit_ in at.exits))
     if not full.exits:

@@ -23,7 +23,6 @@ from nas.exits.policy import Policy
 from nas.files import copy
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import check_all
-from nas.latency.table import LatencyTable
 from nas.pipeline.deliver import metadata_of, noted
 from nas.pipeline.exits.price import known_exit_ms
 from nas.pipeline.exits.serve import (
@@ -58,7 +57,7 @@ def refuse(inputs: Inputs) -> None:
     if not inputs.layout.exits:
         raise UserError(f"--exits {inputs.config.exits.method}: {inputs.layout.space} has no stride change behind its "
                         f"first slot at {inputs.layout.task.size} pixels")
-    int8 = [t for t, costs in inputs.costs.items() if isinstance(costs, LatencyTable) and costs.int8_on_cpu]
+    int8 = [t for t, costs in inputs.costs.items() if costs.int8_on_cpu]
     if int8:
         raise UserError(f"--exits {inputs.config.exits.method}: files with exits are float, and {int8[0]} is int8")
     options, some = inputs.config.exits, sampling.smallest(inputs.layout)

@@ -16,7 +16,7 @@ from nas.exits import choice
 from nas.exits.export import BRANCHED, export
 from nas.exits.net import Additive, MultiExit
 from nas.exits.policy import Point, Policy
-from nas.latency.costs import Costs
+from nas.latency.base import Costs
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import check_all
 from nas.latency.table import EXIT_MS, LatencyTable

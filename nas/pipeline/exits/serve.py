@@ -20,8 +20,8 @@ from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import Point, Policy, calibrate
 from nas.exits.runtime import Runtime, confidences
 from nas.files import write_atomic, write_json, write_text
-from nas.latency.costs import Costs
-from nas.latency.devices import local
+from nas.latency.base import Costs
+from nas.latency.devices import measured_here
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Device
 from nas.latency.timing import Run as Timed
@@ -217,11 +217,10 @@ def measured(folder: Path, trained: Trained, served: Served, clock: Clock,
 def timed_here(costs: Costs) -> tuple[LatencyTable, Device] | None:
     """A table and its device, where that is this machine's CPU as ``runtime.py`` uses it: float, one thread, one image.
     """
-    if not isinstance(costs, LatencyTable) or costs.int8_on_cpu or (costs.meta.get("threads"),
-                                                                    costs.meta.get("batch")) != (1, 1):
+    if costs.int8_on_cpu or (costs.meta.get("threads"), costs.meta.get("batch")) != (1, 1):
         return None
-    device = local(costs.meta)
-    return (costs, device) if device is not None and device.name == "cpu" else None
+    here = measured_here(costs)
+    return here if here and here[1].name == "cpu" else None
 
 
 def repriced(served: Served, prefix_ms: Sequence[float]) -> Served:
