@@ -1,5 +1,6 @@
 """What most tests share: one thread, a tiny space of two stages, 16-pixel inputs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import yaml
 from tiny_space import TINY
 
+from nas.files import write_text
 from nas.plan import Layout, Task, layout
 from nas.space import Space
 
@@ -21,10 +23,20 @@ def tiny_space() -> Space:
     return Space.parse(TINY, "tiny.yaml")
 
 
-@pytest.fixture(scope="module")
-def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of this run of the suite, the same one for all of its processes."""
+    base = tmp_path_factory.getbasetemp()  # of one process, in that of all where there are several
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def space_file(shared: Path) -> Path:
+    """The tiny space as a file, which other processes read, too: not to be changed."""
+    path = shared / "tiny.yaml"
+    write_text(path, yaml.safe_dump(TINY))
     return path
 
 

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from every import every
 from tiny_search import SHORT, Quiet
 from tiny_space import TINY
 
@@ -78,7 +79,7 @@ def test_select_and_export(found: api.Front, folder: Path) -> None:
 
 def test_space_and_costs(folder: Path) -> None:
     plan = layout(api.space(str(folder / "tiny.yaml")), Task(16, 1, 10))
-    assert all(ms > 0 for ms in api.costs("gpu-v100").ms_many(candidates(plan)))
+    assert every(ms > 0 for ms in api.costs("gpu-v100").ms_many(candidates(plan)))
     with pytest.raises(UserError, match="--target gpu-v10"):
         api.costs("gpu-v10")
 
@@ -94,7 +95,7 @@ def test_a_pick_with_exits(folder: Path) -> None:
     found = api.search(SETTINGS, space=str(folder / "tiny.yaml"), target="gpu-v100", size=16, limit=160, threads=1,
                        exits="joint", run=folder / "exits", progress=Quiet())
     picks = [pick for pick in (*found.front, *found.dominated) if pick.exits]
-    assert picks and all(pick.onnx.is_file() and pick.arch.exits == pick.exits for pick in picks)
+    assert every(pick.onnx.is_file() and pick.arch.exits == pick.exits for pick in picks)
     with pytest.raises(UserError, match=r"has early exits; nas\.exits\.Runtime"):
         picks[0].network()
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from tiny_search import SHORT, Quiet, comparable, config_of, searched, weights
+from every import every
+from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once, weights
 
 from nas import api, cli, files
 from nas.cli.output import one_line
@@ -30,9 +31,9 @@ from nas.run.settings import settings_of
 
 
 @pytest.fixture(scope="module")
-def finished(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(space_file: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("run") / "whole"
-    return path, searched(config_of(space_file), path)
+    return path, searched_once(config_of(space_file), path, shared)
 
 
 class FullDisk:
@@ -142,23 +143,21 @@ def test_a_run_that_was_moved_half_way_ends_the_same(finished: tuple[Path, dict[
 
 
 def test_a_finished_run_is_all_there_where_its_space_and_images_are_not(
-        finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path) -> None:
+        finished: tuple[Path, dict[str, Any]], shared: Path, tmp_path: Path) -> None:
     """On another machine: no file of the space; exported, selected from, shown and loaded from Python."""
-    path, content = tmp_path / "elsewhere" / "run", space_file.read_bytes()
+    path, gone = tmp_path / "elsewhere" / "run", tmp_path / "gone.yaml"
     shutil.copytree(finished[0], path)
-    space_file.unlink()
-    try:
-        run, card = Run.existing(path), finished[1]["front"][-1]
-        (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]
-        assert file["predicted_ms"] == card["ms"] and file["relative_diff"] < 1e-4
-        chosen = pipeline.select(run, ["gpu-v100"], [card["ms"]["gpu-v100"]], Quiet())
-        assert chosen["front"] and all(one["ms"]["gpu-v100"] <= card["ms"]["gpu-v100"] for one in chosen["front"])
-        told = story(run)
-        assert str(finished[0].parent) not in page(told).replace(str(space_file), "") and not told["notes"]
-        pick = api._front(path, run.read_json("front.json")).front[-1]
-        assert pick.network() is not None and pick.onnx.is_file() and pick.onnx.is_relative_to(path)
-    finally:
-        space_file.write_bytes(content)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "space": str(gone)}))
+    run, card = Run.existing(path), finished[1]["front"][-1]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]
+    assert file["predicted_ms"] == card["ms"] and file["relative_diff"] < 1e-4
+    chosen = pipeline.select(run, ["gpu-v100"], [card["ms"]["gpu-v100"]], Quiet())
+    assert every(one["ms"]["gpu-v100"] <= card["ms"]["gpu-v100"] for one in chosen["front"])
+    told = story(run)
+    assert not told["notes"] and not any(str(made) in page(told) for made in (finished[0].parent, shared))
+    pick = api._front(path, run.read_json("front.json")).front[-1]
+    assert pick.network() is not None and pick.onnx.is_file() and pick.onnx.is_relative_to(path)
 
 
 def test_a_run_of_another_format_is_refused_with_the_reason(finished: tuple[Path, dict[str, Any]], space_file: Path,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from every import every
 
 import nas
 from nas.files import folder, shipped
@@ -40,7 +41,7 @@ def setup() -> configparser.ConfigParser:
 def test_the_packages_are_the_folders() -> None:
     folders = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "nas").rglob("__init__.py")}
     assert set(setup()["options"]["packages"].split()) == folders | {f"nas.{kind}" for kind in DATA}
-    assert all((file.parent / "__init__.py").exists() for file in (ROOT / "nas").rglob("*.py"))
+    assert every((file.parent / "__init__.py").exists() for file in (ROOT / "nas").rglob("*.py"))
 
 
 def test_the_data_folders_are_mapped_and_every_file_in_them_is_shipped() -> None:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 
 import pytest
+from every import every
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_space import TINY
@@ -28,7 +29,7 @@ def test_every_move_stays_in_the_space(seed: int, probability: float) -> None:
     child = sampling.cross_over(TINY_LAYOUT, first, second, rng)
     for arch in (first, second, mutant, child, sampling.sample_thinned(TINY_LAYOUT, rng)):
         assert plan(TINY_LAYOUT, arch)  # raises for an operator that is not admitted
-    assert all(op in pair for op, pair in zip(child.ops, zip(first.ops, second.ops, strict=True), strict=True))
+    assert every(op in pair for op, pair in zip(child.ops, zip(first.ops, second.ops, strict=True), strict=True))
     assert sampling.mutate(TINY_LAYOUT, first, rng, 0.0) == first
     assert sampling.cross_over(TINY_LAYOUT, first, first, rng) == first
 
@@ -38,7 +39,7 @@ def test_encode_and_decode_are_inverse(seed: int) -> None:
     arch = sampling.sample(TINY_LAYOUT, random.Random(seed))
     indices = sampling.encode(TINY_LAYOUT, arch)
     assert sampling.decode(TINY_LAYOUT, indices) == arch
-    assert all(0 <= i < len(slot.ops) for i, slot in zip(indices, TINY_LAYOUT.slots, strict=True))
+    assert every(0 <= i < len(slot.ops) for i, slot in zip(indices, TINY_LAYOUT.slots, strict=True))
 
 
 def test_the_size_is_exact(tiny: Layout) -> None:
@@ -63,7 +64,7 @@ def test_the_smallest_network_skips_all_it_can(name: str) -> None:
     smallest = sampling.smallest(at)
     assert plan(at, smallest)
     assert [op == SKIP for op in smallest.ops] == [SKIP in slot.ops for slot in at.slots]
-    assert all(op in (SKIP, slot.branches[0].ops[0])
+    assert every(op in (SKIP, slot.branches[0].ops[0])
                for op, slot in zip(smallest.ops, at.slots, strict=True))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from batch_norms import scrambled
+from every import every
 
 from nas import sampling
 from nas.arch import SKIP, Arch
@@ -33,7 +34,7 @@ def test_features_and_logits_are_those_without_exits() -> None:
     plain.eval()
     with torch.no_grad():
         assert torch.equal(model(x), plain(x)) and torch.equal(model.logits(x)[-1], model(x))
-        assert all(map(torch.equal, model.features(x), plain.features(x)))
+        assert every(map(torch.equal, model.features(x), plain.features(x)))
 
 
 def test_each_exit_reads_the_map_before_its_stride_change() -> None:
@@ -42,7 +43,7 @@ def test_each_exit_reads_the_map_before_its_stride_change() -> None:
     with torch.no_grad():
         first, _, third, last = model.features(x)  # sides 32, 16, 8, 4
         expected = [model.exits[0](first), model.exits[1](third), model.head(last)]
-        assert all(map(torch.equal, model.logits(x), expected))
+        assert every(map(torch.equal, model.logits(x), expected))
     for (trunk, head), prefix in zip(model.stages(), prefixes(model.keys), strict=True):
         x = trunk(x)
         assert x.shape[1] == prefix[-1].in_ch and x.shape[-1] == prefix[-1].size and head(x).shape == (2, 5)

@@ -1,11 +1,13 @@
 """A whole search of seconds on the tiny space, for tests of what a run leaves behind."""
 
+import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nas.config.search import Config, resolve
+from nas.config.search import Config, fingerprint, resolve
 from nas.pipeline import search as pipeline
 from nas.progress import NoProgress, Progress
 from nas.run.directory import Run
@@ -51,6 +53,20 @@ def searched(config: Config, path: Path, progress: Progress | None = None) -> di
     run = Run.open(path, config.to_json())
     with run.lock():
         return pipeline.search(config, run, progress or NoProgress())
+
+
+def searched_once(config: Config, path: Path, shared: Path) -> dict[str, Any]:
+    """The same as ``searched``, trained once a run of the suite: what is at ``path`` is a copy, and may be changed.
+
+    ``shared`` is the directory of all processes: the first that asks trains, and others wait for it.
+    """
+    place = shared / fingerprint(config)
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        searched(config, place / "run")  # at once where it is finished
+    shutil.copytree(place / "run", path)
+    return searched(config, path)
 
 
 def comparable(result: dict[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,10 @@ from typing import Any
 import onnx
 import pytest
 import typer
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from tiny_search import config_of, searched
-from tiny_space import TINY
+from tiny_search import config_of, searched_once
 
 from nas import cli
 from nas.cli.base import app
@@ -35,10 +33,10 @@ Told = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(space_file: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("advice")
-    (place / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    searched(config_of(place / "tiny.yaml"), place / "run")
+    shutil.copy(space_file, place)
+    searched_once(config_of(space_file), place / "run", shared)
     return place
 
 

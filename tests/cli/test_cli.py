@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from every import every
 
 import nas
 from nas import cli
@@ -74,7 +75,7 @@ def test_help_is_instant_and_names_every_verb(call: Call) -> None:
     for words in ([], ["--help"], ["-h"]):
         exit_code, out, err = call(*words)
         assert exit_code == 0 and not err
-        assert all(verb in out for verb in VERBS)
+        assert every(verb in out for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -221,7 +222,7 @@ def test_presets_are_listed_apart_from_spaces(call: Call) -> None:
     values = json.loads(out)
     assert code == 0 and [value["name"] for value in values] == [f"{name}@0.5" for name in
                                                                  shipped("search_spaces/presets", ".yaml")]
-    assert all(value["params"] > 0 and value["ms"] == {} and Path(value["file"]).is_file() for value in values)
+    assert every(value["params"] > 0 and value["ms"] == {} and Path(value["file"]).is_file() for value in values)
     code, out, _ = call("presets", "--target", "gpu-v100", "--target", "ethos-u55-128")
     assert code == 0 and "ms gpu-v100" in out and "11.69 M" in out
     assert call("presets", "--target", "nope")[0] == 2
@@ -266,7 +267,7 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
     where = f"{len(spaces)} spaces at 32 pixels on cpu, into latency_tables/cpu-b1-t2.json"
     assert f"{where}: about {len(spaces)} min" in err
     assert code == 0 and [each[0] for each in calls] == spaces and list(value["spaces"]) == spaces
-    assert all(each[1:] == (32, Path("latency_tables/cpu-b1-t2.json"), 2, 2) for each in calls)
+    assert every(each[1:] == (32, Path("latency_tables/cpu-b1-t2.json"), 2, 2) for each in calls)
     assert (value["rows"], value["measured"], value["validation"]["mape"]) == (10 * len(spaces), 10 * len(spaces), 2.0)
     calls.clear()
     code, out, _ = call("profile", "--space", "ghost", "--width", "0.5", "--out", "t.json")
@@ -325,13 +326,13 @@ def test_spaces_and_targets_are_lists_with_name_first(call: Call, monkeypatch: p
     code, out, _ = call("spaces", "--json", "--size", "32")
     values = json.loads(out)
     assert code == 0 and [value["name"] for value in values] == shipped("search_spaces", ".yaml")
-    assert all(next(iter(value)) == "name" and Path(value["file"]).is_file() for value in values)
+    assert every(next(iter(value)) == "name" and Path(value["file"]).is_file() for value in values)
     ghost = next(value for value in values if value["name"] == "ghost")
     assert (ghost["slots"], ghost["last_map"], ghost["depth"]) == (16, 4, [1, 2, 2, 4, 2, 5])
     assert "10^" in call("spaces")[1]
     code, out, _ = call("spaces", "--target", "gpu-v100", "--size", "32", "--classes", "10", "--json")
     assert code == 0 and [value["name"] for value in json.loads(out)] == shipped("search_spaces", ".yaml")
-    assert all(0 < one["smallest_ms"] < one["largest_ms"] for value in json.loads(out) for one in value["targets"])
+    assert every(0 < one["smallest_ms"] < one["largest_ms"] for value in json.loads(out) for one in value["targets"])
     code, out, _ = call("spaces", "--target", "gpu-v100", "--size", "32", "--classes", "10")
     assert code == 0 and "ms, gpu-v100" in out and "ghost" in out and "what is missing" not in out
     pretend(monkeypatch, "nas.latency.costs", targets=lambda: [{"name": "cpu", "rows": 3}])

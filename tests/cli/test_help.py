@@ -6,6 +6,7 @@ import re
 
 import pytest
 import typer
+from every import every
 from typer.testing import CliRunner
 
 from nas import __version__
@@ -67,7 +68,7 @@ def test_every_setting_has_a_meaning_and_none_is_of_another_time() -> None:
     listed = listing._settings(Config)
     assert [row["key"] for row in listed] == list(dict.fromkeys(row["key"] for row in listed))
     assert {row["key"] for row in listed} == set(listing.MEANINGS)
-    assert all(row["meaning"].endswith(".") for row in listed)
+    assert every(row["meaning"].endswith(".") for row in listed)
     epochs = {row["key"]: row["default"] for row in listed if row["key"].endswith("_epochs")}
     assert epochs == dict.fromkeys(f"train.{phase}_epochs" for phase in ("warmup", "search", "settle", "finetune"))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from every import every
 from tiny_search import config_of, searched
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,7 +84,7 @@ def test_a_preset_is_one_network_in_scalars(name: str) -> None:
     file = yaml.safe_load((folder("search_spaces") / "presets" / f"{name}.yaml").read_text())
     families = [knobs for part in [file, *file["stages"]] for knobs in part.get("ops", {}).values()]
     assert file["name"] == name and file["skip"] is False
-    assert all(isinstance(value, int | str) for knobs in families for value in knobs.values())
+    assert every(isinstance(value, int | str) for knobs in families for value in knobs.values())
     for size in (32, 96, 224):
         assert sampling.size(layout(Space.load(name), Task(size, 3, 10))) == 1
     assert name not in shipped("search_spaces", ".yaml")
@@ -97,7 +98,7 @@ def test_a_preset_runs_trains_exports_and_costs_as_a_pick_does(name: str, tmp_pa
         at = layout(Space.load(name), Task(64, 3, 10))
     model = only(at)
     model.train()(torch.randn(2, 3, 64, 64)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert every(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     export(model, tmp_path / "m.onnx", in_ch=3, size=64, metadata={})
     assert check_onnx(tmp_path / "m.onnx", model, in_ch=3, size=64).relative < 1e-4
     v100: Any = load("gpu-v100")

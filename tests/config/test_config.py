@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from every import every
 from hostile import read_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,7 +95,7 @@ def test_values_have_the_types_of_yaml() -> None:
 def test_a_mistake_names_where_it_stands(overrides: list[str], flags: dict[str, object], expected: list[str]) -> None:
     with pytest.raises(UserError) as error:
         resolve(None, overrides, flags)
-    assert all(part in str(error.value) for part in expected), str(error.value)
+    assert every(part in str(error.value) for part in expected), str(error.value)
     assert "\n" not in str(error.value)
 
 

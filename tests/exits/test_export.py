@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from every import every
 from three_exits import images, network
 
 from nas.errors import UserError
@@ -147,7 +148,7 @@ def test_weights_are_in_their_branch_and_convolutions_blocked(tmp_path: Path) ->
     for index, graph in enumerate(within):
         own = {weight.name for weight in graph.initializer}
         used = {name for node in graph.node for name in node.input if "_w_" in name}
-        assert used and used <= own and all(name.startswith(f"s{index}_") for name in used)
+        assert used and used <= own and every(name.startswith(f"s{index}_") for name in used)
         assert sum(node.op_type == "Conv" for node in graph.node) > 2
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3

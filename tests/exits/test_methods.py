@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from every import every
 from three_exits import images, network, three
 from torch import Tensor, nn
 
@@ -127,7 +128,7 @@ def test_the_teacher_is_not_taught() -> None:
     F.cross_entropy(alone(x), LABELS).backward()
     for p, q in zip(net.stages()[-1][0].parameters(), alone.stages()[-1][0].parameters(), strict=True):
         assert p.grad is not None and torch.allclose(p.grad, q.grad, atol=1e-7)  # type: ignore[arg-type]
-    assert all(p.grad is not None for p in net.exits.parameters())
+    assert every(p.grad is not None for p in net.exits.parameters())
 
 
 def test_exits_learn_what_the_network_says_and_nothing_of_labels() -> None:
@@ -155,14 +156,14 @@ def test_every_method_predicts_as_its_segments_do_and_has_a_loss(name: str) -> N
             maps, state = [*handed, None][:2] if handed else (maps, None)
             if state is not None:
                 assert state.shape == (3, trained.net.combine.width(segment.index + 1, 4))
-        assert all(map(torch.equal, found, expected)) and [tuple(z.shape) for z in found] == [(3, 4)] * 3
+        assert every(map(torch.equal, found, expected)) and [tuple(z.shape) for z in found] == [(3, 4)] * 3
     for progress in (0.0, 0.5, 0.99):
         trained.zero_grad()
         loss = trained.train().loss(images(6), LABELS, progress)
         assert loss.isfinite() and loss.dim() == 0
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [p.grad for p in trained.parameters() if p.grad is not None]
-        assert grads and all(grad.isfinite().all() for grad in grads)
+        assert every(grad.isfinite().all() for grad in grads)
 
 
 @pytest.mark.parametrize("name", methods())
@@ -197,4 +198,4 @@ def test_a_network_without_exits_and_a_name_that_is_taken() -> None:
 
 def test_plain_predictions_are_the_logits() -> None:
     net, x = network(), images(2)
-    assert all(map(torch.equal, MultiExit(net)(x), net.logits(x)))
+    assert every(map(torch.equal, MultiExit(net)(x), net.logits(x)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from every import every
 from hypothesis import given
 from hypothesis import strategies as st
 from three_exits import three
@@ -133,7 +134,7 @@ def test_more_budget_is_no_less_accurate(seed: int) -> None:
     sure, right = rng.random((3, 40)), rng.random((3, 40)) < 0.5
     means = [by_rule(sure, right, MS, budget).mean_ms for budget in np.linspace(1, 4, 7)]
     assert means == sorted(means) and means[-1] == pytest.approx(4)
-    assert all(budget - mean <= 0.35 for budget, mean in zip(np.linspace(1, 4, 7), means, strict=True))
+    assert every(budget - mean <= 0.35 for budget, mean in zip(np.linspace(1, 4, 7), means, strict=True))
 
 
 def test_confidences_by_hand() -> None:
@@ -168,7 +169,7 @@ def test_a_policy_is_json_and_keeps_its_budget(kind: str, rule: str) -> None:
     found = calibrate(logits, labels, MS, 2.5, kind=kind, rule=rule, points=4)
     assert found.point.mean_ms <= 2.5 and found.n == 200 and len(found.points) == 4
     budgets = (1, 2, 3, 4)
-    assert all(p.mean_ms <= budget + 1e-9 for p, budget in zip(found.points, budgets, strict=True))
+    assert every(p.mean_ms <= budget + 1e-9 for p, budget in zip(found.points, budgets, strict=True))
     value = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert value["point"]["thresholds"][-1] == "-inf" and value["kind"] == kind
     assert np.allclose([float(t) for t in value["point"]["thresholds"]], found.point.thresholds)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from every import every
 from test_profile import Clockwork
 
 from nas import sampling
@@ -31,7 +32,7 @@ def test_every_shipped_target_prices_the_exits_of_every_shipped_space(target: st
     keys = plan(at, replace(arch, exits=tuple(exit_.slot for exit_ in at.exits)))
     ms = [sum(table.ms_many(prefix)) for prefix in prefixes(keys)]
     assert len(ms) == len(at.exits) + 1 and ms == sorted(ms) and len(set(ms)) == len(ms)
-    assert all(value > 0 for value in table.ms_many(exit_.key for exit_ in at.exits))
+    assert every(value > 0 for value in table.ms_many(exit_.key for exit_ in at.exits))
 
 
 def test_a_table_without_exits_says_what_to_run(tiny: Layout, tiny_exits: Layout, tmp_path: Path,

@@ -21,6 +21,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
+from every import every
 from foreign_graphs import BROKEN, GRAPHS, ended, save, whole
 from hostile import read_or_refused
 from hypothesis import HealthCheck, given, settings
@@ -139,7 +140,7 @@ def test_the_normal_form_computes_the_same(tmp_path: Path, name: str) -> None:
     made = runs[-1].run(None, {"input": image.astype(np.float32)})[0]
     np.testing.assert_allclose(made, expected.astype(np.float32), atol=2e-3 if kind == np.float16 else 1e-5)
     names = [node.name for node in graph.model.graph.node]
-    assert all(names) and len(set(names)) == len(names)
+    assert every(names) and len(set(names)) == len(names)
 
 
 def test_rules_are_not_needed_where_the_converter_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +235,8 @@ def test_exports_of_torchvision(tmp_path: Path, name: str) -> None:
                               opset_version=opset, input_names=["input"], dynamic_axes={"input": {0: "n"}})
         results.append([outcome(command, tmp_path / "m.onnx") for command in ("gpu-v100", "exits")])
         assert isinstance(outcome("measure", tmp_path / "m.onnx"), float)
-    assert all(isinstance(value, float) for value in results[0])
-    assert all(result == pytest.approx(results[0]) for result in results[1:])
+    assert every(isinstance(value, float) for value in results[0])
+    assert every(result == pytest.approx(results[0]) for result in results[1:])
 
 
 CHANGES = ("a name", "an attribute", "a value's name", "a type", "an input", "a node", "an opset")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from every import every
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -69,7 +70,7 @@ def test_tiles_and_waves_by_hand() -> None:
     assert [got[f"tiles of {size}"] for size in sizes] == pytest.approx([4, 7, 8, 26])
     assert [got[f"last wave of {size}"] for size in sizes] == pytest.approx([80 / 4, 80 / 7, 80 / 8, 80 / 26])
     nothing = dict(zip(FEATURES, depthwise, strict=True))  # a depthwise convolution is no matrix product
-    assert all(nothing[name] == 0 for name in FEATURES if "filling" in name or "tiles" in name or "wave" in name)
+    assert every(nothing[name] == 0 for name in FEATURES if "filling" in name or "tiles" in name or "wave" in name)
     many = Shapes(*np.array([[0.0], [40.0], [96.0], [28.0], [28.0], [3.0], [1.0], [0.0]]), 2, 32)
     waves = dict(zip(FEATURES, np.exp(many.features(Roofline(**ROOFLINE))[0]), strict=True))
     assert waves["tiles of 128x128"] == pytest.approx(196) and waves["last wave of 128x128"] == pytest.approx(240 / 196)
@@ -133,7 +134,7 @@ def test_a_larger_batch_takes_longer_but_less_an_image(precision: str) -> None:
 
 def test_grouped_is_between_dense_and_depthwise(shipped: KernelModel) -> None:
     dense, *between, depthwise = shipped.raw_ms([Kernel("conv", 256, 256, 28, 28, 3.0, 1, g) for g in (1, 4, 16, 256)])
-    assert depthwise < dense and all(depthwise < ms < dense for ms in between)
+    assert depthwise < dense and every(depthwise < ms < dense for ms in between)
 
 
 def test_shipped_table_reproduces_the_figures_in_its_meta(shipped: KernelModel) -> None:
@@ -145,7 +146,7 @@ def test_shipped_table_reproduces_the_figures_in_its_meta(shipped: KernelModel) 
         assert shipped.kernel_ms([kernel])[0] == pytest.approx(ms, rel=1e-3)
     assert shipped.meta["held_out"]["groups"]["median_%"] <= 6.5
     assert shipped.meta["held_out"]["groups"]["mape_%"] <= 10
-    assert all(abs(network["left_out_scale_%"]) <= 10 for network in shipped.meta["calibration"])
+    assert every(abs(network["left_out_scale_%"]) <= 10 for network in shipped.meta["calibration"])
 
 
 def test_the_sum_over_parts_is_the_whole(shipped: KernelModel) -> None:

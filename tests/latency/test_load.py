@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from every import every
 
 from nas.latency import costs
 from nas.latency.load import LOAD, Watch, busy_text
@@ -68,4 +69,4 @@ def test_targets_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     LatencyTable("mine", meta).save(tmp_path / "latency_tables" / "mine.json")
     (mine,) = (target for target in costs.targets() if target["name"] == "mine")
     assert mine["busy"] == "made on a busy machine (other work kept 2 of 2 cores busy)"
-    assert all(target.get("busy") is None for target in costs.targets() if target["name"] != "mine")
+    assert every(target.get("busy") is None for target in costs.targets() if target["name"] != "mine")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from every import every
 from rich.console import Console
 from torch import nn
 
@@ -243,7 +244,7 @@ def test_a_difference_below_zero_becomes_the_operator_alone_and_is_flagged(tiny:
     flagged = [row for row in table.rows.values() if row.how == "flagged"]
     assert result["flagged"] == len(flagged) > 0
     assert {(row.hidden, round(row.raw_ms, 6)) for row in flagged} == {(8, round(0.18 - 0.19 + CALL_MS, 6))}
-    assert all(row.ms > 0 for row in table.rows.values())
+    assert every(row.ms > 0 for row in table.rows.values())
 
 
 def test_an_unstable_row_is_tried_again_and_then_flagged(tiny: Layout, tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = profile(layout(space, Task(8, 3, 4)), tmp_path / "cpu.json", validate=2)
     table = LatencyTable.load(tmp_path / "cpu.json")
     assert result["rows"] == len(table.rows) == 1 + 2 + 4  # stem, two widths, a head at four numbers of classes
-    assert all(0 < row.ms < 1000 and row.n > 0 for row in table.rows.values())
+    assert every(0 < row.ms < 1000 and row.n > 0 for row in table.rows.values())
     assert table.meta["runtime"] == "onnxruntime" and table.meta["processor"]
 
 
@@ -457,7 +458,7 @@ def test_rows_of_exits_take_the_correction_of_their_layout(tiny: Layout, tiny_ex
     table = LatencyTable.load(path)
     exits = [row for key, row in table.rows.items() if key.is_exit]
     assert device.networks == 0 and table.meta["corrections"] == {label: known} and len(exits) == 4
-    assert all(row.ms == 1.5 * row.raw_ms + 0.25 for row in exits)
+    assert every(row.ms == 1.5 * row.raw_ms + 0.25 for row in exits)
     device = Networks()
     assert profile(tiny_exits, path, device=device)["measured"] == 0 and device.networks == len(device.measured) == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from every import every
 from torch import Tensor, nn
 
 from nas.errors import UserError
@@ -43,7 +44,7 @@ def test_conv_bn_act_is_one_kernel_wherever_the_weights_are(device: str) -> None
     with torch.device(device):
         module = conv_bn(8, 16, 3, 2)
     assert kernels(module, 8, 15) == [Kernel("conv", 8, 16, 15, 8, 3.0, 2)]
-    assert all(part.training for part in module.modules())
+    assert every(part.training for part in module.modules())
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.Hardswish(), nn.Hardsigmoid(), nn.SiLU(inplace=True), nn.ReLU6()])

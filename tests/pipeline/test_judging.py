@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from every import every
 from tiny_search import Quiet, comparable, config_of, searched, weights
 
 from nas import cli, sampling
@@ -153,9 +154,9 @@ def test_a_search_that_stopped_goes_on_to_the_same_result(finished: Made, space_
         cards = [*found["front"], *found["dominated"]]
         assert {card["id"]: card["select_accuracy"] for card in cards} == {card["id"]: losses[card["id"]]
                                                                            for card in cards}
-        assert all(card["accuracy"] is None and card["onnx"] is None for card in cards)
+        assert every(card["accuracy"] is None and card["onnx"] is None for card in cards)
         assert {card["id"] for card in cards} == {b["id"] for b in found["budgets"]}
-        assert all(b["ms"][target] <= bound for b in found["budgets"] for target, bound in b["budget_ms"].items())
+        assert every(b["ms"][target] <= bound for b in found["budgets"] for target, bound in b["budget_ms"].items())
     torch.manual_seed(1)  # of no account
     assert comparable(pipeline.search(config, run, Quiet())) == comparable(finished[1])
     assert weights(run.path) == weights(finished[0])
@@ -192,8 +193,8 @@ def test_a_front_of_a_count_says_what_it_counts(finished: Made, capsys: pytest.C
 
     path, result = finished
     assert result["front"]
-    assert all(card["ms"] == {"macs": pytest.approx(card["macs"] / 1e6)} for card in result["front"])
-    assert all(card["measured_ms"] == {"macs": None} for card in result["front"])
+    assert every(card["ms"] == {"macs": pytest.approx(card["macs"] / 1e6)} for card in result["front"])
+    assert every(card["measured_ms"] == {"macs": None} for card in result["front"])
     render.front(result)
     out = capsys.readouterr().out
     assert "M multiply-adds" in out and "not applicable" not in out and "measured M" not in out

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from every import every
 from tiny_search import Quiet, config_of, searched
 from tiny_space import TINY
 from torch import nn
@@ -139,8 +140,8 @@ def test_no_selector_judges_or_returns_what_does_not_fit(tiny: Layout, tmp_path:
     limits = [{TARGET: bound, **fits.bounds()} for bound in (low, (low + high) / 2, high)]
     flat = tuple(np.zeros(len(ops)) for ops in one.allowed)
     ranked = SELECTORS[selector](one, limits, lambda limits: flat, judge, 24, random.Random(0))
-    assert all(ranked) and len(judged) > 5
-    assert all(fits.admits(arch) for arch in [*judged, *(arch for archs in ranked for arch in archs)])
+    assert every(ranked) and len(judged) > 5
+    assert every(fits.admits(arch) for arch in [*judged, *(arch for archs in ranked for arch in archs)])
 
 
 def test_a_refused_answer_of_the_ilp_is_cut_off(tiny: Layout, tmp_path: Path) -> None:
@@ -227,12 +228,12 @@ def test_every_pick_of_a_search_is_within_its_limits(finished: tuple[Path, dict[
     judged = {e["id"] for e in events if e["event"] == "judged"}
     assert any(e["sram_bytes"] > 16 * 1024 for e in compiled.values())  # the limits exclude something,
     assert any(e["flash_bytes"] > 13 * 1024 for e in compiled.values())
-    assert judged and all(compiled[id_]["sram_bytes"] <= 16 * 1024 and compiled[id_]["flash_bytes"] <= 13 * 1024
+    assert judged and every(compiled[id_]["sram_bytes"] <= 16 * 1024 and compiled[id_]["flash_bytes"] <= 13 * 1024
                           for id_ in judged)  # and that is never judged
     cards = [*result["front"], *result["dominated"]]
-    assert cards and all(card["fits"] and card["sram_kb"][TARGET] <= 16 and card["flash_kb"][TARGET] <= 13
+    assert cards and every(card["fits"] and card["sram_kb"][TARGET] <= 16 and card["flash_kb"][TARGET] <= 13
                          for card in cards)
-    assert all(card["sram_kb"][TARGET] == pytest.approx(compiled[card["id"]]["sram_bytes"] / 1024, rel=0.03) and
+    assert every(card["sram_kb"][TARGET] == pytest.approx(compiled[card["id"]]["sram_bytes"] / 1024, rel=0.03) and
                card["flash_kb"][TARGET] == pytest.approx(compiled[card["id"]]["flash_bytes"] / 1024, rel=0.05)
                for card in cards)
     assert len(compiled) == sum(e["event"] == "compiled" for e in events)
@@ -255,7 +256,7 @@ def test_a_selection_keeps_the_limits_of_its_run_or_takes_tighter_ones(finished:
     largest = max(card["flash_kb"][TARGET] for card in finished[1]["front"])
     result = pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=0.9 * largest))
     cards = [*result["front"], *result["dominated"]]
-    assert cards and all(card["sram_kb"][TARGET] <= 16 and card["flash_kb"][TARGET] <= 0.9 * largest for card in cards)
+    assert every(card["sram_kb"][TARGET] <= 16 and card["flash_kb"][TARGET] <= 0.9 * largest for card in cards)
     with pytest.raises(UserError, match=r"^--flash-kb 2 is below the smallest reachable"):
         pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=2))
     with pytest.raises(UserError, match=r"^--sram-kb: gpu-v100 is not compiled by Vela"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from every import every
 from tiny_search import Quiet, comparable, config_of, searched
 from tiny_space import TINY
 from torch import nn
@@ -132,7 +133,7 @@ def test_a_table_that_is_right_is_asked_once(copy: Run, table: Path, here: Any) 
     (picks,) = copy.path.glob("selections/*/picks.json")
     assert json.loads(picks.read_text())["corrections"] == {} and len(copy.events("selection")) == 1
     pairs = [(budget["ms"][str(table)], budget["budget_ms"][str(table)]) for budget in result["budgets"]]
-    assert pairs and all(ms <= bound < ms * 1.2 for ms, bound in pairs)
+    assert every(ms <= bound < ms * 1.2 for ms, bound in pairs)
 
 
 def test_budgets_that_nobody_gave_begin_where_the_fastest_network_is(copy: Run, table: Path, here: Any) -> None:
@@ -143,7 +144,7 @@ def test_budgets_that_nobody_gave_begin_where_the_fastest_network_is(copy: Run, 
     assert budgets[0] + 1e-9 >= 1.25 * 1.18 and budgets == sorted(set(budgets)) and len(budgets) > 1
     measured = [budget["measured_ms"][str(table)] for budget in result["budgets"]]
     assert lines(result) == []
-    assert all(ms <= bound * (1 + TOLERANCE) for ms, bound in zip(measured, budgets, strict=True))
+    assert every(ms <= bound * (1 + TOLERANCE) for ms, bound in zip(measured, budgets, strict=True))
 
 
 def test_a_budget_that_nothing_keeps_is_said(copy: Run, table: Path, here: Any,
@@ -219,7 +220,7 @@ def test_a_limit_below_the_fastest_network_as_measured_is_said(table: Path, here
     result = searched(config, tmp_path / "run", progress)
     assert any("as measured" in note for note in progress.notes) and lines(result)
     assert result["budgets"]
-    assert all(budget["measured_ms"][str(table)] > budget["budget_ms"][str(table)] for budget in result["budgets"])
+    assert every(budget["measured_ms"][str(table)] > budget["budget_ms"][str(table)] for budget in result["budgets"])
 
 
 def test_a_supernet_without_epochs_is_measured_too(table: Path, here: Any, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from every import every
 from safetensors.torch import load_file
-from tiny_search import SHORT, Quiet, comparable, config_of, searched
+from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once
 
 from nas import sampling
 from nas.errors import UserError
@@ -36,20 +37,20 @@ from nas.run.tables import kept_table
 
 
 @pytest.fixture(scope="module")
-def finished(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(space_file: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("run") / "whole"
-    return path, searched(config_of(space_file), path)
+    return path, searched_once(config_of(space_file), path, shared)
 
 
 def test_every_pick_is_within_its_budget_and_the_front_has_no_dominated_point(
         finished: tuple[Path, dict[str, Any]]) -> None:
     _, result = finished
-    assert result["budgets"] and all(b["ms"]["gpu-v100"] <= b["budget_ms"]["gpu-v100"] for b in result["budgets"])
+    assert result["budgets"] and every(b["ms"]["gpu-v100"] <= b["budget_ms"]["gpu-v100"] for b in result["budgets"])
     front = result["front"]
-    assert front and all(a["ms"]["gpu-v100"] < b["ms"]["gpu-v100"] and a["select_accuracy"] < b["select_accuracy"]
+    assert front and every(a["ms"]["gpu-v100"] < b["ms"]["gpu-v100"] and a["select_accuracy"] < b["select_accuracy"]
                          for a, b in itertools.pairwise(front))
     assert {b["id"] for b in result["budgets"]} == {c["id"] for c in [*front, *result["dominated"]]}
-    assert all(c["measured_ms"] == {"gpu-v100": None} for c in front)  # no V100 here
+    assert every(c["measured_ms"] == {"gpu-v100": None} for c in front)  # no V100 here
 
 
 def test_widths_that_a_wider_one_undercuts_are_not_searched(space_file: Path, tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_budgets_are_hard_and_an_impossible_one_names_the_smallest(finished: tup
     bound = front[-1]["ms"]["gpu-v100"] * 0.9
     run = Run.existing(finished[0])
     result = pipeline.select(run, ["gpu-v100"], [bound], Quiet())
-    assert all(card["ms"]["gpu-v100"] <= bound for card in [*result["front"], *result["dominated"]])
+    assert every(card["ms"]["gpu-v100"] <= bound for card in [*result["front"], *result["dominated"]])
     with pytest.raises(UserError, match=r"--budget-ms 0\.001 is below the smallest reachable 0\.\d+ ms on gpu-v100"):
         pipeline.select(run, ["gpu-v100"], [0.001], Quiet())
     with pytest.raises(UserError, match="below the smallest reachable"):
@@ -142,8 +143,8 @@ def test_networks_are_ranked_on_as_many_images_as_asked_for(finished: tuple[Path
               for name, run in (("all", path), ("few", tmp_path / "few"))}
     count = len(json.loads((path / "splits.json").read_text())["select"])
     assert count > 4 and len(judged["few"]) >= 12
-    assert all(4 * accuracy == round(4 * accuracy) for accuracy in judged["few"])
-    assert all(count * accuracy == pytest.approx(round(count * accuracy)) for accuracy in judged["all"])
+    assert every(4 * accuracy == round(4 * accuracy) for accuracy in judged["few"])
+    assert every(count * accuracy == pytest.approx(round(count * accuracy)) for accuracy in judged["all"])
     assert any(4 * accuracy != round(4 * accuracy) for accuracy in judged["all"])
 
 
@@ -224,13 +225,13 @@ def test_budgets_are_hard_whatever_told_the_gates_of_them(space_file: Path, tmp_
     options = ["gates.latency=dual", "gates.update=single", "train.inplace=alpha", "train.ema=0.9"]
     config, path = config_of(space_file, *options), tmp_path / "run"
     result = searched(config, path)
-    assert result["budgets"] and all(b["ms"]["gpu-v100"] <= b["budget_ms"]["gpu-v100"] for b in result["budgets"])
+    assert result["budgets"] and every(b["ms"]["gpu-v100"] <= b["budget_ms"]["gpu-v100"] for b in result["budgets"])
     assert searched(config, path) == result
     run, bound = Run.existing(path), 0.97 * max(b["ms"]["gpu-v100"] for b in result["budgets"])
     pipeline.select(run, ["gpu-v100"], [bound], Quiet())
     average, name = checkpoint.load(run, "supernet.pt")["average"]["net"], "stem.conv.conv.weight"
     delivered = [load_file(file)[name] for file in path.glob("selections/*/archs/*/weights.safetensors")]
-    assert delivered and all(torch.equal(weight, average[name]) for weight in delivered)  # inherited, not fine-tuned
+    assert every(torch.equal(weight, average[name]) for weight in delivered)  # inherited, not fine-tuned
     with pytest.raises(UserError, match=r"began with train\.ema = 0\.9, now"):
         searched(config_of(space_file, *options[:3]), path)
     progress = Quiet(stop_at=1)

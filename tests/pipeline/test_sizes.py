@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from every import every
 from tiny_search import Quiet, comparable, config_of, searched
 from tiny_space import TINY
 
@@ -170,7 +171,7 @@ def test_the_size_is_told_wherever_a_pick_is(finished: tuple[Run, dict[str, Any]
             rows = told["networks"][point["id"]]
             assert rows[0]["size"] == point["size"]  # of the stem's input
             assert sum(row["ms"][view["target"]] for row in rows if row["op"] != "skip") == pytest.approx(point["ms"])
-    assert all(one["ms"] for one in told["judged"])
+    assert every(one["ms"] for one in told["judged"])
 
 
 def test_interrupted_at_many_moments_it_ends_with_the_same_front(
@@ -197,7 +198,7 @@ def test_selection_for_a_target_needs_its_rows_at_every_size(finished: tuple[Run
     most = max(card["macs"] for card in cards_of(result) if card["size"] == 8)
     few = pipeline.select(run, [str(other)], [], Quiet(), points=2, bounds=Bounds.of(
         max_macs=most))
-    assert all(card["macs"] <= most for card in cards_of(few))
+    assert every(card["macs"] <= most for card in cards_of(few))
     lacking = phone(tmp_path / "lacking.json", [16])
     with pytest.raises(UserError, match=r"lacking.json.*run: nas profile .*--size 8"):
         pipeline.select(run, [str(lacking)], [], Quiet())

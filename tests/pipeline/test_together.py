@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tiny_search import SHORT, Quiet, comparable, config_of, searched
-from tiny_space import TINY
+from every import every
+from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once
 
 from nas.cli import render
 from nas.cli.output import named_budgets
@@ -23,11 +22,10 @@ TARGETS = ["gpu-v100", "gpu-v100-b32"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("together")
-    (path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    searched(config_of(path / "tiny.yaml"), path / "run")
-    return Run.existing(path / "run")
+def finished(space_file: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = tmp_path_factory.mktemp("together") / "run"
+    searched_once(config_of(space_file), path, shared)
+    return Run.existing(path)
 
 
 def select(run: Run, targets: list[str], budget_ms: list[float], **more: Any) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def select(run: Run, targets: list[str], budget_ms: list[float], **more: Any) ->
 
 def test_a_front_each_and_the_best_under_all_budgets(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
     whole = select(finished, TARGETS, [])
-    assert set(whole["fronts"]) == set(TARGETS) and all(whole["fronts"].values())
+    assert set(whole["fronts"]) == set(TARGETS) and every(whole["fronts"].values())
     cards = {card["id"]: card for card in [*whole["front"], *whole["dominated"]]}
     for target, ids in whole["fronts"].items():
         accuracies = [cards[id]["select_accuracy"] for id in ids]
@@ -48,7 +46,7 @@ def test_a_front_each_and_the_best_under_all_budgets(finished: Run, capsys: pyte
     result = select(finished, TARGETS, [], bounds=Bounds.of(together=together))
     joint = result["budgets"][-1]
     assert list(joint["budget_ms"]) == TARGETS and joint["budget_ms"] == together
-    assert all(joint["ms"][t] <= together[t] for t in TARGETS)
+    assert every(joint["ms"][t] <= together[t] for t in TARGETS)
     render.front(result)
     said = capsys.readouterr().out
     assert "front of gpu-v100-b32: " in said and "on several fronts: " in said and "gpu-v100: " in said
@@ -61,7 +59,7 @@ def test_parameters_and_macs_are_hard_limits(finished: Run) -> None:
     macs = sorted(card["macs"] for card in cards)[-1] - 1
     held = select(finished, TARGETS[:1], [], bounds=Bounds.of(most, macs), points=4)
     assert len(held["budgets"]) >= 3
-    assert all(c["params"] <= most and c["macs"] <= macs for c in [*held["front"], *held["dominated"]])
+    assert every(c["params"] <= most and c["macs"] <= macs for c in [*held["front"], *held["dominated"]])
 
 
 def test_a_named_budget_of_one_target_is_that_target_s(finished: Run) -> None:
@@ -86,14 +84,14 @@ def test_the_run_s_worst_case_holds_beside_other_limits(finished: Run, tmp_path:
 def test_the_worst_case_of_the_first_target_bounds_the_picks_for_the_others(finished: Run, tmp_path: Path) -> None:
     picks = json.loads((finished.path / "picks.json").read_text())
     ends = sorted(b["budget_ms"][TARGETS[0]] for b in picks["budgets"])
-    flags = {"space": str(finished.path.parent / "tiny.yaml"), "target": TARGETS, "size": 16, "limit": 160,
+    flags = {"space": finished.config["space"], "target": TARGETS, "size": 16, "limit": 160,
              "threads": 1, "max_ms": ends[1]}
     result = searched(resolve(None, SHORT, flags), tmp_path / "run")
     assert {target for b in result["budgets"] for target in b["budget_ms"]} == set(TARGETS)
-    every = [*result["front"], *result["dominated"]]
-    assert every and all(card["ms"][TARGETS[0]] <= ends[1] for card in every)
+    cards = [*result["front"], *result["dominated"]]
+    assert every(card["ms"][TARGETS[0]] <= ends[1] for card in cards)
     again = select(Run.existing(tmp_path / "run"), TARGETS[::-1], [], points=2)
-    assert all(card["ms"][TARGETS[0]] <= ends[1] for card in (*again["front"], *again["dominated"]))
+    assert every(card["ms"][TARGETS[0]] <= ends[1] for card in (*again["front"], *again["dominated"]))
 
 
 def test_what_cannot_be_met_names_the_smallest_that_can(finished: Run) -> None:

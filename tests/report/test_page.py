@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tiny_search import config_of, searched
-from tiny_space import TINY
+from every import every
+from tiny_search import config_of, searched_once
 
 from nas import cli
 from nas.cli import render
@@ -30,11 +29,9 @@ HOSTILE = "<b id='evil'>&</script><script>alert(1)</script>{{js}}"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    space = tmp_path_factory.mktemp("space") / "tiny.yaml"
-    space.write_text(yaml.safe_dump(TINY))
+def finished(space_file: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "a <b>run</b>".replace("/", "")
-    searched(config_of(space), path)
+    searched_once(config_of(space_file), path, shared)
     return path
 
 
@@ -139,7 +136,8 @@ def test_a_run_on_its_way_has_a_page_too(run: Run, stage: str) -> None:
     assert state in told["state"] and told["state"].startswith("so far") and not told["notes"]
     assert not Parsed(page(told)).open
     assert ids(told) == (ids(everything) if stage == "fine-tuning" else set())
-    assert all("accuracy" not in point for view in told["views"] for point in view["points"])
+    points = [point for view in told["views"] for point in view["points"]]
+    assert bool(points) == (stage == "fine-tuning") and not any("accuracy" in point for point in points)
     assert {view["unmeasured"] for view in told["views"]} <= {"not measured yet"}
     assert {point["standing"] for view in told["views"] for point in view["points"]} <= {"not decided yet"}
     assert set(told["networks"]) == ids(told) and bool(told["slots"]) == (stage != "start")
@@ -166,7 +164,7 @@ def test_the_command_writes_page_and_picture(run: Run, capfd: pytest.CaptureFixt
     assert call("report", str(run.path)) == 0
     assert capfd.readouterr().out == f"{run.path}/report.html\n"
     assert {p for p in run.path.rglob("*") if p.is_file()} == {*before, run.file("report.html")}
-    assert all(p.stat().st_mtime_ns == when for p, when in before.items())
+    assert every(p.stat().st_mtime_ns == when for p, when in before.items())
     out = tmp_path / "front.png"
     assert call("report", str(run.path), "--png", "--out", str(out), "--json") == 0
     assert json.loads(capfd.readouterr().out)["file"] == str(out) and out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -204,7 +202,7 @@ def test_a_browser_draws_it_without_a_word(run: Run, browse: Callable[..., tuple
     assert console == []
     body = dom[dom.index("<body"):dom.index('id="story"')]
     assert "<b " not in body and "&lt;b id=" in body  # shown, not obeyed
-    assert all(f">{id}</button>" in body for id in ids(told)) and f"Network {first}" in body
+    assert every(f">{id}</button>" in body for id in ids(told)) and f"Network {first}" in body
     assert f"--arch {first}" in body and "Not measured: no gpu-v100 here" in body
     assert body.count("<circle") >= 2 * len(ids(told)) and 'class="heat"' in body
 
@@ -261,9 +259,9 @@ def test_the_losses_of_all_picks_are_of_one_kind(run: Run) -> None:
     """The largest has no teacher; what is drawn of the others is not what the teacher adds."""
     told = story(run)
     events = [e for e in run.events("finetune")]
-    assert all("label_loss" in e for e in events) and "the largest pick" in told["finetune_title"]
+    assert every("label_loss" in e for e in events) and "the largest pick" in told["finetune_title"]
     largest = max(run.read_json("front.json")["front"], key=lambda one: one["macs"])["id"]
-    assert all((e["label_loss"] == e["loss"]) == (e["id"] == largest) for e in events)
+    assert every((e["label_loss"] == e["loss"]) == (e["id"] == largest) for e in events)
     assert {id: [e["loss"] for e in curve] for id, curve in told["finetune"].items()} == {
         id: [e["label_loss"] for e in events if e["id"] == id] for id in told["finetune"]}
     run.log("finetune", id=largest, epoch=2, loss=1.0)  # as runs before logged it

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from every import every
 
 from nas.errors import UserError
 from nas.run import checkpoint
@@ -114,7 +115,7 @@ def test_a_moved_run_is_the_same_run(tmp_path: Path) -> None:
     run = Run.open(tmp_path / "a", CONFIG)
     run.stage("done.json", lambda: [1])
     shutil.move(run.path, tmp_path / "b")
-    assert all(str(tmp_path) not in file.read_text() for file in (tmp_path / "b").iterdir())
+    assert every(str(tmp_path) not in file.read_text() for file in (tmp_path / "b").iterdir())
     moved = Run.open(tmp_path / "b", CONFIG)
     assert moved.stage("done.json", lambda: pytest.fail("made twice")) == [1]
 
@@ -178,7 +179,7 @@ def test_the_log_survives_a_torn_line(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in run.file("log.jsonl").read_text().splitlines()]
     assert {key: lines[0][key] for key in ("loss", "worst", "where", "each")} == {
         "loss": 0.5, "worst": "nan", "where": "a", "each": [0, 1]}
-    assert all("time" in line for line in lines)
+    assert every("time" in line for line in lines)
     run.file("log.jsonl").write_bytes(b"torn")  # not even one whole line
     run.log("again")
     assert [event["event"] for event in run.events()] == ["again"]
@@ -220,7 +221,7 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
         for _ in range(200):
             run.log("epoch", text="x" * 1000)
     assert run.read_json("done.json") == [1] and not run.has("weights.bin")
-    assert all(event["event"] == "epoch" for event in run.events())
+    assert every(event["event"] == "epoch" for event in run.events())
     (small_disk / "run" / "log.jsonl").unlink()
     run.log("goes on")
     assert [event["event"] for event in run.events()] == ["goes on"]

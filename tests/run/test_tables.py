@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from every import every
 from tiny_search import Quiet, config_of, searched
 from tiny_space import TINY
 
@@ -50,8 +51,8 @@ def test_vela_compiles_what_is_missing_into_the_users_own_table(small: Layout, h
     costs = costs_for(NPU, [small], "small.yaml", told)
     assert isinstance(costs, LatencyTable) and costs.path == Path("latency_tables") / f"{NPU}.json"
     assert not costs.missing(candidates(small)) and costs.rows.keys() == {*shipped.rows, *lacking}
-    assert all(costs.rows[key] == row for key, row in shipped.rows.items())
-    assert all(costs.rows[key].how == "compiled" for key in lacking)
+    assert every(costs.rows[key] == row for key, row in shipped.rows.items())
+    assert every(costs.rows[key].how == "compiled" for key in lacking)
     assert any(f"{len(lacking)} rows are not compiled yet; compiling them now" in note for note in told.notes)
     again = Quiet()
     assert filled(NPU, small, again).ms_many(candidates(small)) == costs.ms_many(

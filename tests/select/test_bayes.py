@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import optuna
 import pytest
+from every import every
 from truths import Additive, chosen_by, flat, smooth_truth
 
 from nas.errors import UserError
@@ -55,7 +56,7 @@ def test_what_is_not_admitted_is_neither_judged_nor_returned(problem: Problem) -
     some = replace(problem, admits=lambda arch: int(arch.id, 16) % 2 == 0)
     judge = Additive(some, smooth_truth(problem, 5))
     run(some, judge, [{"gpu": 2.0}], 9, seed=0)
-    assert len(judge.asked) == 9 and all(int(id, 16) % 2 == 0 for id in judge.asked)
+    assert len(judge.asked) == 9 and every(int(id, 16) % 2 == 0 for id in judge.asked)
 
 
 def test_infeasible_budgets_are_refused_first(problem: Problem) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from every import every
 from truths import Additive, chosen_by, flat, smooth_truth
 
 from nas.arch import Arch, Op
@@ -196,7 +197,7 @@ def test_a_soft_reward_ranks_by_loss_and_milliseconds_within_the_budget(problem:
     ranked = ask(problem, limits, lambda _: flat(problem), judge, evaluations, random.Random(0))
     assert len(judge.asked) == evaluations
     for bound, archs in zip(limits, ranked, strict=True):
-        assert all(problem.fits(problem.indices(arch), bound) for arch in archs)
+        assert every(problem.fits(problem.indices(arch), bound) for arch in archs)
         rewards = [judge.loss(arch) * (problem.cost(arch, "gpu") / bound["gpu"])**0.07 for arch in archs]
         assert rewards == sorted(rewards) and len(rewards) > 4
 

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from every import every
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from truths import Additive, flat, smooth_truth, table
@@ -62,8 +63,8 @@ def knapsacks(draw: st.DrawFn) -> tuple[Scores, list[Cost], dict[str, float]]:
 def test_equals_brute_force_on_drawn_numbers(case: tuple[Scores, list[Cost], dict[str, float]]) -> None:
     scores, costs, limits = case
     [pick] = solve(scores, costs, limits)
-    every = itertools.product(*(range(len(row)) for row in scores))
-    within = [list(p) for p in every if all(cost.of(p) <= limits[cost.name] for cost in costs)]
+    ways = itertools.product(*(range(len(row)) for row in scores))
+    within = [list(p) for p in ways if all(cost.of(p) <= limits[cost.name] for cost in costs)]
     assert pick in within
     best = max(total(scores, p) for p in within)
     spread = sum(float(np.ptp(row)) for row in scores)
@@ -165,7 +166,7 @@ def test_lower_end_is_used_where_feasible_and_dropped_where_not(problem: Problem
     ms = [problem.costs[0].of(pick) for pick in picks]
     assert problem.costs[0].of(answer) == min(value for value in ms if value >= 1.8)
     narrow = solve(table(tiny, 7), problem.costs, {"gpu": 1.71}, at_least={"gpu": 1.7}, k=3)
-    assert all(1.7 <= problem.costs[0].of(pick) <= 1.71 for pick in narrow)
+    assert every(1.7 <= problem.costs[0].of(pick) <= 1.71 for pick in narrow)
     within = [pick for pick in picks if 1.7 <= problem.costs[0].of(pick) <= 1.71]
     assert narrow[0] == max(within, key=lambda pick: total(table(tiny, 7), pick))
     [dropped] = solve(cheap, problem.costs, {"gpu": 2.0}, at_least={"gpu": 1e6})
@@ -210,7 +211,7 @@ def test_selection_finds_the_optimum_of_an_additive_loss(problem: Problem, picks
     for bound, archs in zip(limits, chosen, strict=True):
         losses = [judge.loss(arch) for arch in archs]
         assert losses == sorted(losses)
-        assert all(problem.cost(arch, "gpu") <= bound["gpu"] for arch in archs)
+        assert every(problem.cost(arch, "gpu") <= bound["gpu"] for arch in archs)
         best = min(total(judge.truth, pick) for pick in picks if problem.fits(pick, bound))
         assert losses[0] <= best + 0.02
     assert {arch.id for arch in chosen[0]} <= {arch.id for arch in chosen[1]} <= {arch.id for arch in chosen[2]}
@@ -224,8 +225,8 @@ def test_selection_is_deterministic_and_every_budget_gets_its_share(problem: Pro
         return [[arch.id for arch in archs] for archs in chosen]
 
     assert run(1, 30) == run(1, 30) != run(2, 30)
-    assert all(run(1, 6))
-    assert all(run(1, 1))
+    assert every(run(1, 6))
+    assert every(run(1, 1))
 
 
 def test_selection_ends_where_the_space_does(problem: Problem) -> None:

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from every import every
 from truths import Additive, smooth_truth
 
 from nas.select import score_models
@@ -51,7 +52,7 @@ def test_swaps_by_hand(problem: Problem) -> None:
     truth = smooth_truth(problem, 1)
     base = [0] * len(problem.allowed)
     around = score_models.swaps(problem, base)
-    assert all(sum(a != b for a, b in zip(base, pick, strict=True)) == 1 for pick in around)
+    assert every(sum(a != b for a, b in zip(base, pick, strict=True)) == 1 for pick in around)
     losses = {tuple(pick): float(totals(truth, [pick])[0]) for pick in [base, *around]}
     scores = score_models.swap_scores(problem, base, losses)
     for slot, groups in enumerate(problem.branches):
@@ -61,7 +62,7 @@ def test_swaps_by_hand(problem: Problem) -> None:
             inner = scores[slot][list(group)]
             assert (np.diff(inner) >= -1e-12).all()  # between its ends, as the truth is monotone in the width
     few = score_models.swap_scores(problem, base, {tuple(base): losses[tuple(base)]})
-    assert all(np.isfinite(row).all() for row in few)
+    assert every(np.isfinite(row).all() for row in few)
 
 
 @pytest.mark.parametrize("evaluations", [30, 120])
@@ -73,7 +74,7 @@ def test_auto_selects_within_its_budgets_and_evaluations(problem: Problem, picks
     chosen = select_auto(problem, limits, lambda _: zeros, judge, evaluations, random.Random(0))
     assert len(judge.asked) == evaluations
     for bound, archs in zip(limits, chosen, strict=True):
-        assert archs and all(problem.fits(problem.indices(arch), bound) for arch in archs)
+        assert every(problem.fits(problem.indices(arch), bound) for arch in archs)
         best = min(float(totals(judge.truth, [pick])[0]) for pick in picks if problem.fits(pick, bound))
         assert judge.loss(archs[0]) <= best + (0.1 if evaluations == 30 else 0.02)
 

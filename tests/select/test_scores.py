@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from every import every
 from truths import smooth_truth
 
 from nas.plan import Task, layout
@@ -53,16 +54,16 @@ def test_a_right_prior_helps_and_a_reversed_one_does_not_hurt(problem: Problem) 
 def test_too_few_networks_give_the_prior(problem: Problem) -> None:
     prior = tuple(-row for row in problem.costs[0].per_op)
     archs = [problem.arch([0] * 4)]
-    assert all(np.array_equal(a, b) for a, b in zip(ridge(problem, archs, [1.0], prior=prior), prior, strict=True))
-    assert all((row == 0).all() for row in ridge(problem, archs, [1.0]))
+    assert every(np.array_equal(a, b) for a, b in zip(ridge(problem, archs, [1.0], prior=prior), prior, strict=True))
+    assert every((row == 0).all() for row in ridge(problem, archs, [1.0]))
 
 
 def test_equal_networks_and_equal_losses_are_no_evidence(problem: Problem) -> None:
     archs = [problem.arch([0] * 4)] * 6
-    assert all((row == 0).all() for row in ridge(problem, archs, [1.0, 1.1, 1.2, 1.0, 1.1, 1.2]))
+    assert every((row == 0).all() for row in ridge(problem, archs, [1.0, 1.1, 1.2, 1.0, 1.1, 1.2]))
     others = [problem.arch(p) for p in sampled(problem, 10, 1)]
     flat = ridge(problem, others, [1.5] * 10)
-    assert all(np.allclose(row, 0) for row in flat)
+    assert every(np.allclose(row, 0) for row in flat)
     assert rank_agreement(flat, problem, others, [1.5] * 10) == 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from every import every
 from optuna.trial import TrialState
 
 from nas import sampling
@@ -170,7 +171,7 @@ def killed_in_the_middle(url: str, archs: list[Arch], log: Path) -> dict[str, fl
     workers = [subprocess.Popen(command) for _ in range(WORKERS)]
 
     def watch() -> None:
-        assert all(worker.poll() is None for worker in workers if worker is not killed)
+        assert every(worker.poll() is None for worker in workers if worker is not killed)
 
     killed = None
     try:

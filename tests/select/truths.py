@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+from every import every
 
 from nas.arch import Arch
 from nas.plan import Layout
@@ -58,5 +59,5 @@ def chosen_by(select: Selector, problem: Problem, judge: Additive, limits: list[
     for bound, archs in zip(limits, chosen, strict=True):
         losses = [judge.loss(arch) for arch in archs]
         assert losses == sorted(losses)
-        assert all(problem.fits(problem.indices(arch), bound) for arch in archs)
+        assert every(problem.fits(problem.indices(arch), bound) for arch in archs)
     return [[arch.id for arch in archs] for archs in chosen]

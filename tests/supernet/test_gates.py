@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from every import every
 
 from nas.arch import SKIP
 from nas.decision import Prices, as_float, expected_ms, largest, one_hot, prices, smallest
@@ -66,7 +67,7 @@ def test_enumerated_widths_are_branches_that_begin_as_the_pair_does(tiny: Layout
         assert soft.expected_ms == pytest.approx(soft.budget_ms, rel=1e-6)
         assert as_float(expected_ms(tiny, full(gates, soft), priced)) == pytest.approx(soft.budget_ms, rel=1e-5)
         choices = two_path(gates, soft, 1.0, torch.Generator().manual_seed(seed)).slots
-        assert all(len(slot) == 2 and slot[0] != slot[1] for slot in choices)
+        assert every(len(slot) == 2 and slot[0] != slot[1] for slot in choices)
 
 
 def test_pruning_an_enumerated_width_names_it(tiny: Layout, priced: Prices) -> None:
@@ -128,7 +129,7 @@ def test_gumbel_runs_every_live_branch_and_draw_one(tiny: Layout, priced: Prices
     soft, generator = gates.at(0.0, 0, 0.5), torch.Generator().manual_seed(0)
     for slot, choices in zip(tiny.slots, gumbel(gates, soft, 1.0, generator).slots, strict=True):
         assert {c.branch for c in choices} == {b.op for b in slot.branches}
-    assert all(len(choices) == 1 for choices in draw(gates, soft, generator).slots)
+    assert every(len(choices) == 1 for choices in draw(gates, soft, generator).slots)
 
 
 def test_pairs_of_widths() -> None:
@@ -168,7 +169,7 @@ def test_pruning_drops_losers_with_evidence_and_never_the_cheapest(tiny: Layout,
     assert max(record["probabilities"][0]) < record["threshold"]
     assert gates.live.any(-1).all()
     cheapest = {str(op) for op in smallest(tiny, priced).ops}
-    assert all(d["op"] not in cheapest for d in dropped)
+    assert every(d["op"] not in cheapest for d in dropped)
 
 
 def test_a_layer_goes_only_after_skip_won_everywhere_twice(tiny: Layout, priced: Prices) -> None:

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from every import every
 from torch import nn
 
 from nas import sampling
@@ -69,7 +70,7 @@ def test_pruning_frees_weights_and_refuses_what_is_gone(tiny: Layout) -> None:
     keep = [[op for op in slot.ops if op.name != "mbconv"] for slot in tiny.slots]
     net.keep(keep)
     assert sum(p.numel() for p in net.parameters()) < before
-    assert all(op.name != "mbconv" for slot in net.layout.slots for op in slot.ops)
+    assert every(op.name != "mbconv" for slot in net.layout.slots for op in slot.ops)
     gone = Decision((((Choice(Op.of("mbconv", kernel=3, se=0), 8)),),) * len(tiny.slots))
     with pytest.raises(LookupError, match="mbconv"):
         net(torch.randn(1, 3, 16, 16), gone)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from batch_norms import scrambled
+from every import every
 
 from nas import sampling
 from nas.arch import SKIP
@@ -58,7 +59,7 @@ def test_no_slot_learns_through_another(net: Supernet) -> None:
     value, figures = loss(net, students=True)
     (value - figures["loss_largest"]).backward()
     gradient = [p.grad for p in net.stem.parameters()]
-    assert all(g is None or not g.any() for g in gradient)
+    assert every(g is None or not g.any() for g in gradient)
     learned = [any(p.grad is not None and p.grad.any() for p in slot.parameters()) for slot in net.slots]
     drawn = sampling.sample(net.layout, random.Random(1)).ops
     dearest = [slot.ops[-1] for slot in net.layout.slots]
@@ -85,5 +86,5 @@ def test_maps_end_in_what_forward_gives(net: Supernet) -> None:
     arch = one_hot(sampling.sample(net.layout, random.Random(2)))
     logits, maps = net.eval().maps(IMAGES, arch)
     assert torch.equal(logits, net(IMAGES, arch)) and len(maps) == len(net.slots)
-    assert all(torch.equal(maps[i][1], maps[i + 1][0]) for i in range(len(maps) - 1))
+    assert every(torch.equal(maps[i][1], maps[i + 1][0]) for i in range(len(maps) - 1))
     assert torch.equal(net.head(maps[-1][1]), logits)

@@ -8,6 +8,7 @@ import typing
 
 import pytest
 import torch
+from every import every
 from torch import Tensor
 
 from nas.arch import Arch
@@ -123,7 +124,7 @@ def test_it_learns_and_continues_exactly(name: str, tiny_space: object, digits: 
         cut = tuning(name, tiny, digits, teacher, arch)
         cut.load(state)
     after = losses[1:]  # hints and fsp begin with a loss of their own
-    assert after[-1] < after[0] and all(map(math.isfinite, losses))
+    assert after[-1] < after[0] and every(map(math.isfinite, losses))
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, cut.model.state_dict()[key]), key
-    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    assert every(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())

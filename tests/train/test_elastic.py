@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from colours import colours
+from every import every
 from torch import Tensor
 
 from nas import sampling
@@ -61,11 +62,11 @@ def test_every_step_is_of_one_size(tiny: Layout, data: Data) -> None:
     run.epoch()
     seen = run.__dict__["seen"]
     assert len(seen) == 3 * 4  # 64 images in batches of 16, each with the largest, a random and the smallest network
-    assert all(len(set(seen[i:i + 3])) == 1 for i in range(0, 12, 3)) and set(seen) == set(SIZES)
+    assert every(len(set(seen[i:i + 3])) == 1 for i in range(0, 12, 3)) and set(seen) == set(SIZES)
     run.__dict__["seen"].clear()
     run.epoch()  # of the search: the gates' step follows at the same size
     seen = run.__dict__["seen"]
-    assert len(seen) == 4 * 4 and all(len(set(seen[i:i + 4])) == 1 for i in range(0, 16, 4))
+    assert len(seen) == 4 * 4 and every(len(set(seen[i:i + 4])) == 1 for i in range(0, 16, 4))
 
 
 def test_gates_learn_at_the_budgets_of_their_size(tiny: Layout, data: Data) -> None:
@@ -98,7 +99,7 @@ def test_a_choice_goes_only_if_it_lost_at_every_size(tiny: Layout) -> None:
         assert all(len(one["probabilities"]) == len(SIZES) for one in dropped)
         kept = survivors(gates, (-1.0, 0.0, 1.0))
         for one in priced:  # the smallest latency of each size stays in reach
-            assert all(min(row, key=row.__getitem__) in ops for row, ops in zip(one.ms, kept, strict=True))
+            assert every(min(row, key=row.__getitem__) in ops for row, ops in zip(one.ms, kept, strict=True))
 
 
 def test_continued_it_is_bit_equal(tiny: Layout, data: Data) -> None:
@@ -115,7 +116,7 @@ def test_continued_it_is_bit_equal(tiny: Layout, data: Data) -> None:
         second.epoch()
     for one, other in ((whole.supernet, second.supernet), (whole.gates, second.gates)):
         expected, got = one.state_dict(), other.state_dict()
-        assert all(torch.equal(expected[name], got[name]) for name in expected)
+        assert every(torch.equal(expected[name], got[name]) for name in expected)
     assert second.pruner.state() == whole.pruner.state()
 
 
@@ -127,7 +128,7 @@ def test_one_size_named_is_the_training_of_before(tiny: Layout, data: Data) -> N
     for _ in range(2):
         one.epoch()
         named.epoch()
-    assert all(torch.equal(a, b) for a, b in zip(one.supernet.state_dict().values(),
+    assert every(torch.equal(a, b) for a, b in zip(one.supernet.state_dict().values(),
                                                  named.supernet.state_dict().values(), strict=True))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from every import every
 from pictures import from_folder, picture, tree
 from PIL import Image
 
@@ -64,7 +65,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_scarce_classes_reach_train_first(tmp_path: Path) -> None:
     counts = from_folder(tree(tmp_path, {"a": 50, "b": 2, "c": 1})).source["class_counts"]
-    assert all(n >= 1 for n in counts["train"]) and counts["test"][1] == 1
+    assert every(n >= 1 for n in counts["train"]) and counts["test"][1] == 1
     assert [sum(counts[part][i] for part in PARTS) for i in range(3)] == [50, 2, 1]
 
 
@@ -132,7 +133,7 @@ def test_imagenette_sample() -> None:
     data = from_folder(root, size=None)
     assert data.size == 128 and len(data.classes) == 10 and data.source["class_counts"]["test"] == [8] * 10
     assert data.source["sizes"] == {"train": 160, "gate": 20, "select": 20, "test": 80}
-    assert all(0.3 < mean < 0.6 for mean in data.mean) and all(0.2 < std < 0.35 for std in data.std)
+    assert every(0.3 < mean < 0.6 for mean in data.mean) and every(0.2 < std < 0.35 for std in data.std)
 
 
 # --- mistakes ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from every import every
 from pictures import from_folder, tree
 
 from nas.errors import UserError
@@ -37,7 +38,7 @@ def test_splits_under_other_names_are_refused(tmp_path: Path, folders: tuple[str
     with pytest.raises(UserError) as caught:
         from_folder(tmp_path)
     text = str(caught.value)
-    assert all(f"{name}/" in text for name in folders) and "cat, dog" in text and "call them train/" in text
+    assert every(f"{name}/" in text for name in folders) and "cat, dog" in text and "call them train/" in text
     for old, new in zip(folders, ("train", "test", "val"), strict=False):  # the advice
         for other in ("cat", "dog"):
             (tmp_path / new / other).parent.mkdir(exist_ok=True)
@@ -79,7 +80,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path, twice: tuple[str,
         tree(tmp_path / name, TWO)
     with pytest.raises(UserError) as caught:
         from_folder(tmp_path)
-    assert all(f"{name}/" in str(caught.value) for name in twice) and "move or rename" in str(caught.value)
+    assert every(f"{name}/" in str(caught.value) for name in twice) and "move or rename" in str(caught.value)
 
 
 def test_a_split_that_is_a_link_to_another_is_refused(tmp_path: Path) -> None:

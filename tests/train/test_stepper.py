@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from every import every
 from test_loops import CPU, OPTIONS, data, training, weights  # noqa: F401  (data is a fixture)
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ def test_gradients_of_gates_add_up_and_weights_stay(tiny: Layout, data: Data) ->
         if k == 1:
             expected = float(gate.grad)
         assert float(gate.grad) == pytest.approx(expected, rel=1e-5) and expected != 0
-    assert all(p.grad is None for p in probe.net.parameters())
+    assert every(p.grad is None for p in probe.net.parameters())
 
 
 @pytest.mark.parametrize("options", ["default", "all"])
@@ -128,7 +129,7 @@ def test_bf16_leaves_gates_and_weights_what_they_are(tiny: Layout, data: Data, u
     assert types == {torch.bfloat16} and record["budget_residual"] < 1e-3
     assert {p.dtype for p in run.gates.parameters()} == {torch.float64} == {run.gates.at(0.0).ms.dtype}
     assert {p.dtype for p in run.supernet.parameters()} == {torch.float32}
-    assert all(bool(tensor.isfinite().all()) for tensor in weights(run).values())
+    assert every(bool(tensor.isfinite().all()) for tensor in weights(run).values())
     assert bool(run.gates.theta.any()) and record["gate_loss"] < 3
 
 
@@ -178,7 +179,7 @@ def continued(first: Any, second: Any) -> None:
     second.load(copy.deepcopy(first.state()))
     for run in (first, second):
         run.epoch()
-    assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
+    assert every(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from every import every
 from PIL import Image
 from safetensors.torch import save_file
 from three_exits import network as three
@@ -75,10 +76,10 @@ def test_a_front_has_points_with_and_without_exits_and_says_which(finished: tupl
         assert sum(card["shares"]) == pytest.approx(1) and card["measured_ms"] == {V100: None}  # not here
         folder = path / Path(card["onnx"]).parent
         assert {p.name for p in folder.iterdir()} == FILES
-        assert all((folder / name).read_bytes()[:8] == PNG for name in FILES if name.endswith(".png"))
+        assert every((folder / name).read_bytes()[:8] == PNG for name in FILES if name.endswith(".png"))
         full = json.loads((folder / "card.json").read_text())
         assert Arch.from_json(full["arch"]).id == card["id"] and full["relative_diff"] < 1e-4
-    assert all(card["ms"] == card["worst_ms"] for card in plain)
+    assert every(card["ms"] == card["worst_ms"] for card in plain)
     assert {b["id"] for b in result["budgets"]} == set(at)
 
 
@@ -210,7 +211,7 @@ def test_formats_without_exits_choose_among_picks_without(finished: tuple[Path, 
 def test_max_ms_bounds_the_worst_case(finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path) -> None:
     limit = sorted(card["worst_ms"][V100] for card in cards(finished[1]))[-1] * 0.8
     result = searched(config_of(space_file, *OPTIONS, f"max_ms={limit}"), tmp_path / "run")
-    assert cards(result) and all(card["worst_ms"][V100] <= limit for card in cards(result))
+    assert cards(result) and every(card["worst_ms"][V100] <= limit for card in cards(result))
     for more, message in ((f"max_ms={limit / 1000}", r"--max-ms .* is below the smallest reachable"),
                           (f"budget_ms=[{2 * limit}]", r"--budget-ms .* is above --max-ms")):
         asked = [f"max_ms={limit}", more] if "budget" in more else [more]
