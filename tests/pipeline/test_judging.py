@@ -77,13 +77,13 @@ def test_what_was_judged_is_not_judged_again(run: Run, tmp_path: Path, monkeypat
     done = {event["id"] for event in run.events("judged")[before:]}
     known = {event["id"] for event in run.events("judged")}
     judged: list[str] = []
-    judge = pipeline.search_loop.SupernetTraining.judge
+    judge = pipeline.SupernetTraining.judge
 
     def counting(self: Any, arch: Arch, *more: Any) -> Any:
         judged.append(arch.id)
         return judge(self, arch, *more)
 
-    monkeypatch.setattr(pipeline.search_loop.SupernetTraining, "judge", counting)
+    monkeypatch.setattr(pipeline.SupernetTraining, "judge", counting)
     first = pipeline.judge_archs(run, file, Quiet())
     assert done and set(judged) == {arch.id for arch in archs} - known
     judged.clear()
@@ -182,7 +182,7 @@ def test_a_stopped_search_says_what_its_accuracies_are(run: Run, capsys: pytest.
     from nas.cli import render
 
     inputs, _ = supernet.finished(run, pipeline.searched(run), Quiet())
-    render.stopped(pipeline.inherited.stopped(inputs, "selection", run.read_json("picks.json")))
+    render.stopped(pipeline.judging.stopped(inputs, "selection", run.read_json("picks.json")))
     out = capsys.readouterr().out
     assert "inherited accuracy" in out and "with inherited weights" in out and "without --until goes on" in out
     assert "M multiply-adds" in out and "predicted ms" not in out
