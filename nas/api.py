@@ -1,185 +1,195 @@
-"""The road from Python: what ``nas search``, ``nas select`` and ``nas export`` do, with results as objects.
+"""The Python interface: what the commands do, keyword by keyword, with results as objects.
 
-    from nas import api
+    import nas
 
-    table = api.costs("gpu-v100")                   # milliseconds of operators
-    space = api.space("ghost")                      # what can be built
-    found = api.search(space="ghost", target="gpu-v100", budget_ms=[0.3, 0.6], run="runs/mine")
-    for pick in found.front:
-        print(pick.id, pick.ms["gpu-v100"], pick.accuracy, pick.onnx)
-    npu = api.select("runs/mine", "ethos-u55-128")  # from the same supernet, in minutes
-    files = api.export("runs/mine", budget_ms=0.6, out="out")
-    network = found.front[0].network()              # a torch module with its trained weights
+    run = nas.search(space="ghost", target="gpu-v100", data="digits", budget_ms=[0.2, 0.4])
+    for pick in run.front:
+        print(pick.id, pick.ms["gpu-v100"], pick.accuracy)
+    network = run.front.best(ms=0.3).load_model()          # a torch module with its trained weights
+    cpu = run.select(target="cpu", budget_ms=2.0)          # from the same supernet, in minutes
+    files = run.export(out="out", format="onnx")
 
-Every function raises ``nas.errors.UserError``, one line, for what the caller has to mend; progress goes to stderr.
-Operators of your own are loaded first: ``nas.ops.user_files.load([Path("my_ops.py")])``.
+Keywords are those of the commands; None is their default. Every function raises ``nas.UserError``, one line, for what
+the caller has to mend. ``progress=nas.NoProgress()`` is silent; by default progress goes to stderr.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from nas.arch import Arch
-from nas.config.search import PLACES, default_run_dir, resolve, spread
+from nas import sampling
+from nas.config.search import resolve, spread
 from nas.errors import UserError
-from nas.latency.base import Costs
+from nas.files import shipped
+from nas.latency import devices
+from nas.latency import predict as prediction
 from nas.latency.costs import load
-from nas.pipeline import search as pipeline
-from nas.pipeline.budgets import Bounds
-from nas.pipeline.finetune import load_weights
-from nas.pipeline.npu_memory import Memory
-from nas.pipeline.setup import load_recorded
+from nas.latency.costs import targets as known_targets
+from nas.ops import user_files
+from nas.picks import Front, Pick, SearchRun, Text, listed
+from nas.pipeline.begin import begin_search, begin_training
+from nas.pipeline.evaluate import evaluate as evaluate_file
+from nas.pipeline.profile import profile_spaces
+from nas.pipeline.search import STAGES
+from nas.pipeline.train_one import choose
+from nas.plan import Task, layout
 from nas.progress import Lines, Progress
 from nas.run.directory import Run
-from nas.run.images import Images
-from nas.run.settings import searched, settings_of
+from nas.run.settings import Baseline
 from nas.space import Space
+from nas.subnet import Backbone, build
+from nas.train.preprocessing import Preprocessing
 from nas.train.torchrun import processes
-from nas.units import least, unit
+
+__all__ = ["Front", "Pick", "SearchRun", "create_model", "evaluate", "list_models", "list_spaces", "list_targets",
+           "load_run", "measure", "predict", "profile", "search", "train"]
 
 
-@dataclass(frozen=True)
-class Pick:
-    """A network that was picked. Milliseconds are by target; ``measured_ms`` is None where the target is not here.
+def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_ms: float | Sequence[float] = (),
+           sram_kb: float | None = None, flash_kb: float | None = None, data: Text | None = None,
+           data_dir: Text | None = None, limit: int | None = None, size: int | Sequence[int] | None = None,
+           width: float | None = None, only_op: str | None = None, selector: str | None = None,
+           seed: int | None = None, train_on: str | None = None, threads: int | None = None, exits: str | None = None,
+           max_ms: float | None = None, prune: bool | None = None, init: Text | None = None,
+           config: Text | None = None, ops: Text | Sequence[Text] = (), until: str | None = None,
+           run: Text | None = None, settings: Mapping[str, Any] | None = None,
+           progress: Progress | None = None) -> SearchRun:
+    """Trains a supernet, prunes it, picks networks at each budget, fine-tunes and exports them.
 
-    ``accuracy`` is that on the test split, with its standard error; ``folder`` holds the files of the network.
+    The same call continues what was stopped, in ``run`` (default: a directory named after the settings). ``settings``
+    holds every other setting by its dotted name, such as ``{"train.lr": 0.05}``; ``nas settings`` lists them.
     """
-
-    id: str
-    arch: Arch
-    ms: Mapping[str, float]
-    measured_ms: Mapping[str, float | None]
-    accuracy: float
-    accuracy_se: float
-    select_accuracy: float
-    macs: int
-    params: int
-    fine_tuned: bool
-    run: Path
-    folder: Path
-    onnx: Path
-    exits: tuple[int, ...] = ()
-
-    def network(self) -> nn.Module:
-        """In evaluation mode; input [N, channels, size, size], output logits [N, classes].
-
-        Raises UserError for a pick with early exits: ``nas.exits.Runtime`` serves its files.
-        """
-        if self.exits:
-            raise UserError(f"{self.id}: has early exits; nas.exits.Runtime({str(self.folder)!r}) serves it")
-        run = Run.existing(self.run)
-        place = self.folder.parent.parent.relative_to(self.run).as_posix()
-        inputs = load_recorded(settings_of(run), run, list(self.ms), images=False)
-        return load_weights(inputs.at(self.arch.size), self.arch, "" if place == "." else f"{place}/")
+    given = {"space": space, "target": listed(target), "budget_ms": listed(budget_ms) or None, "sram_kb": sram_kb,
+             "flash_kb": flash_kb, "data": data, "data_dir": data_dir, "limit": limit,
+             "size": size if size is None or isinstance(size, int) else list(size), "width": width,
+             "only_op": only_op, "selector": selector, "seed": seed, "train_on": train_on, "threads": threads,
+             "exits.method": exits, "max_ms": max_ms, "prune": prune, "init": init}
+    if until is not None and until not in STAGES:
+        raise UserError(f"{until}: a search can stop behind {' or '.join(STAGES)}", key="until")
+    user_files.load(listed(ops))
+    resolved = spread(resolve(_path(config), [], _values(given, settings)), processes())
+    return SearchRun(Path(begin_search(resolved, _path(run), progress or Lines(), until)["run"]))
 
 
-@dataclass(frozen=True)
-class Front:
-    """``front``: the picks that no other dominates on the selection split, fastest first; ``dominated``: the others."""
-
-    run: Path
-    targets: tuple[str, ...]
-    front: tuple[Pick, ...]
-    dominated: tuple[Pick, ...]
-
-    def within(self, ms: float, target: str | None = None) -> Pick:
-        """The most accurate pick within ``ms`` on a target (default: the first). Raises UserError if there is none."""
-        on = target or self.targets[0]
-        fitting = [pick for pick in self.front if pick.ms[on] <= ms]
-        if not fitting:
-            cheapest = min(pick.ms[on] for pick in self.front)
-            raise UserError(f"{ms:g} {unit(on)}: the cheapest pick of {self.run} takes {least(cheapest, on)}")
-        return max(fitting, key=lambda pick: (pick.select_accuracy, -pick.ms[on]))
-
-
-def space(name: str) -> Space:
-    """A shipped space, or one from a file."""
-    return Space.load(name)
-
-
-def costs(target: str) -> Costs:
-    """The cost model of a target: ``costs(t).ms(key)`` for the key of an operator (``nas.plan.candidates``)."""
-    return load(target)
-
-
-def search(settings: Mapping[str, Any] | None = None, *, config: Path | str | None = None,
-           run: Path | str | None = None, progress: Progress | None = None, **flags: Any) -> Front:
-    """Trains a supernet, prunes, picks, fine-tunes and exports; continues what ``run`` holds of the same settings.
-
-    ``flags`` are those of ``nas search`` (``space``, ``target``, ``budget_ms``, ...), ``settings`` every other by its
-    dotted name (``{"train.lr": 0.05}``).
+def train(*, arch: Text | None = None, space: Text | None = None, epochs: int | None = None,
+          target: Text | Sequence[Text] = (), data: Text | None = None, data_dir: Text | None = None,
+          limit: int | None = None, size: int | None = None, width: float | None = None, seed: int | None = None,
+          train_on: str | None = None, threads: int | None = None, config: Text | None = None,
+          ops: Text | Sequence[Text] = (), run: Text | None = None, settings: Mapping[str, Any] | None = None,
+          progress: Progress | None = None) -> SearchRun:
+    """Trains one network of a space from scratch, as picks are fine-tuned: ``arch`` is largest, smallest, random, or
+    the file of one (default: the only network of a preset). The front of the run has this one pick.
     """
-    words = [f"{key}={value}" for key, value in (settings or {}).items() if value is not None]
-    if "exits" in flags:
-        flags["exits.method"] = flags.pop("exits")
-    resolved = spread(resolve(Path(config) if config else None, words, flags), processes())
-    path = Path(run) if run else default_run_dir(resolved)
-    if Run.fresh(path):
-        pipeline.refuse(resolved)  # before a directory is made
-    with Run.begun(path, resolved.to_json(), PLACES) as here:
-        return _front(path, pipeline.search(resolved, here, progress or Lines()))
+    given = {"arch": arch, "space": space, "target": listed(target) or None, "data": data, "data_dir": data_dir,
+             "limit": limit, "size": size, "width": width, "seed": seed, "train_on": train_on, "threads": threads,
+             "train.finetune_epochs": epochs}
+    user_files.load(listed(ops))
+    resolved = resolve(_path(config), [], _values(given, settings), Baseline)
+    return SearchRun(Path(begin_training(resolved, _path(run), progress or Lines())["run"]))
 
 
-def front(run: Path | str) -> Front:
-    """The picks of a finished search, wherever it was made. Raises UserError for a run that is not that far."""
-    here = Run.existing(run)
-    return _front(here.path, here.read_json("front.json"))
+def load_run(path: Text) -> SearchRun:
+    """Returns the run that stands in a directory. Raises UserError where there is none."""
+    return SearchRun(Run.existing(path).path)
 
 
-def select(run: Path | str, target: str | Sequence[str] = (), budget_ms: Sequence[float] = (), *,
-           together: Mapping[str, float] | None = None, max_params: float | None = None,
-           max_macs: float | None = None, points: int | None = None, fine_tune: bool = False,
-           sram_kb: float | None = None, flash_kb: float | None = None, data: Path | str | None = None,
-           data_dir: Path | str | None = None, progress: Progress | None = None) -> Front:
-    """Picks anew from the supernet of a finished run, for other targets or budgets (of the first target).
-
-    ``data`` and ``data_dir`` say where its images lie now, if that is another place than the run knows.
-
-    ``together``: budgets by target, for one network under all of them as well; ``points`` of a front without budgets.
+def profile(*, device: str = "cpu", space: Text | Sequence[Text] = (), size: int = 224, classes: int = 10,
+            width: float | None = None, exits: bool = False, threads: int = 1, batch: int = 1,
+            precision: str | None = None, remeasure: bool = False, out: Text | None = None, validate: int = 0,
+            ops: Text | Sequence[Text] = (), seed: int = 0, progress: Progress | None = None) -> Path:
+    """Measures what the latency table of a device lacks of some spaces (default: all shipped ones). Returns the table.
     """
-    here = Run.existing(run)
-    targets = [target] if isinstance(target, str) else list(target)
-    with here.lock():
-        found = pipeline.select(here, targets or list(searched(here).target), budget_ms, progress or Lines(),
-                                fine_tune, Memory(sram_kb, flash_kb),
-                                Bounds.of(max_params, max_macs, dict(together or {})), points,
-                                images=_images(data, data_dir))
-    return _front(here.path, found)
+    user_files.load(listed(ops))
+    names = listed(space) or shipped("search_spaces", ".yaml")
+    layouts = [layout(Space.load(str(name)).scaled(width or 1.0), Task(size, 3, classes), exits) for name in names]
+    done = profile_spaces(layouts, _path(out), progress or Lines(), device=device, threads=threads, batch=batch,
+                          precision=precision, remeasure=remeasure, validate=validate, seed=seed)
+    return Path(done["table"])
 
 
-def export(run: Path | str, arch: str | None = None, budget_ms: float | None = None, out: Path | str | None = None,
-           format: str = "onnx", data: Path | str | None = None, data_dir: Path | str | None = None,
-           progress: Progress | None = None) -> list[Path]:
-    """Writes one pick, or all, as ``onnx``, ``int8-onnx`` or ``tflite``; every file is checked. Returns the files.
+def measure(model: Text, *, device: str = "cpu", threads: int = 1, batch: int | None = None,
+            size: int | None = None) -> devices.Measured:
+    """Times an ONNX file on a device of this machine: ``ms`` is the 5th percentile of many runs."""
+    if not Path(model).is_file():
+        raise UserError(f"{model}: no such file")
+    return devices.measure(Path(model), device, threads=threads, batch=batch, size=size)
 
-    ``data`` and ``data_dir`` are as in ``select``, for formats that are calibrated on images.
+
+def predict(model: Text, *, target: Text, size: int | None = None, allow_unknown: bool = False) -> dict[str, Any]:
+    """Adds up what an ONNX file costs by a target's model, operator by operator: ``ms`` and ``operators`` of it."""
+    return prediction.predict(Path(model), load(str(target)), size, allow_unknown)
+
+
+def evaluate(model: Text | SearchRun, *, arch: str | None = None, budget_ms: float | None = None,
+             data: Text | None = None, data_dir: Text | None = None, split: str = "test", size: int | None = None,
+             seed: int | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+             scale: float | None = None, classes: Sequence[str] | None = None,
+             progress: Progress | None = None) -> dict[str, Any]:
+    """Computes the accuracy of an ONNX file, or of a pick of a run, on images: top-1, top-5 and of every class.
+
+    ``mean``, ``std`` and ``scale`` say how the network wants its input (default: what the file says, else ImageNet's),
+    ``classes`` what its outputs are called.
     """
-    if format not in pipeline.FORMATS:
-        raise UserError(f"format {format}: known are {', '.join(pipeline.FORMATS)}")
-    here = Run.existing(run)
-    with here.lock():
-        done = pipeline.export(here, arch, budget_ms, Path(out) if out else None, progress or Lines(), format,
-                               _images(data, data_dir))
-    return [Path(file.get("onnx") or file["tflite"]) for file in done["files"]]
+    place = model.path if isinstance(model, SearchRun) else Path(model)
+    how = Preprocessing.of_flags(_words(mean), _words(std), scale)
+    return evaluate_file(place, arch=arch, budget_ms=budget_ms, data=str(data) if data else None,
+                         data_dir=str(data_dir) if data_dir else None, split=split, size=size, seed=seed,
+                         preprocessing=how, classes=classes, progress=progress or Lines())
 
 
-def _images(data: Path | str | None, data_dir: Path | str | None) -> Images:
-    return Images(str(data) if data else None, str(data_dir) if data_dir else None)
+def create_model(name: Text, *, num_classes: int = 1000, size: int = 224, in_chans: int = 3, arch: str | None = None,
+                 seed: int = 0, features_only: bool = False) -> nn.Module:
+    """Builds a network with random weights: a known one (``list_models``), or one of a space.
+
+    ``name@0.5`` has half the channels; ``arch`` is largest, smallest or random (drawn by ``seed``) of a space of
+    several networks. With ``features_only`` it has no head and returns the map of each stride.
+    """
+    at = layout(Space.load(str(name)), Task(size, in_chans, num_classes))
+    if arch is None and sampling.size(at) > 1:
+        raise UserError(f"{name} has {sampling.size(at):.3g} networks: give largest, smallest or random", key="arch")
+    if arch not in (None, "largest", "smallest", "random"):
+        raise UserError(f"{arch}: give largest, smallest or random", key="arch")
+    network = build(at, choose(at, arch or "largest", seed))
+    return Backbone(network) if features_only else network
 
 
-def _front(run: Path, found: Mapping[str, Any]) -> Front:
-    def pick(card: Mapping[str, Any]) -> Pick:
-        onnx = run / card["onnx"]
-        own = onnx.parent.parent if card["exits"] else onnx.parent  # exits lie in a folder of the network's
-        arch = Arch.from_json(Run(run).read_json((own / "arch.json").relative_to(run).as_posix()))
-        return Pick(card["id"], replace(arch, exits=tuple(card["exits"])), card["ms"],
-                    card["measured_ms"], card["accuracy"], card["accuracy_se"],
-                    card["select_accuracy"], card["macs"], card["params"], card["fine_tuned"], run, onnx.parent, onnx,
-                    tuple(card["exits"]))
+def list_models() -> list[str]:
+    """Returns the names of the known networks that are shipped; each takes a width, as in ``mobilenet_v2@0.5``."""
+    return shipped("search_spaces/presets", ".yaml")
 
-    return Front(run, tuple(found["target"]), tuple(map(pick, found["front"])), tuple(map(pick, found["dominated"])))
+
+def list_spaces() -> list[str]:
+    """Returns the names of the search spaces that are shipped."""
+    return shipped("search_spaces", ".yaml")
+
+
+def list_targets() -> list[str]:
+    """Returns the names of the devices whose costs are known here, and of the counts that can be a target."""
+    return [target["name"] for target in known_targets()]
+
+
+def _path(value: Text | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _words(values: Sequence[float] | None) -> str | None:
+    return None if values is None else ",".join(map(str, values))
+
+
+def _values(given: Mapping[str, Any], settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the settings by name with paths as text. Raises UserError for one that is given twice."""
+    twice = [key for key, value in given.items() if value is not None and key in (settings or {})]
+    if twice:
+        raise UserError("given twice, as a keyword and in settings", key=twice[0])
+    every = {**given, **(settings or {})}
+    return {key: _plain(value) for key, value in every.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value

@@ -148,3 +148,14 @@ def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
     made = {"latency_tables/cpu.json"}  # by a user's command
     assert not [name for name in sorted(files - made) if not (ROOT / name).exists()]
     assert not [name for name in sorted(set(re.findall(r"\bnas(?:\.[A-Za-z_]\w*)+", text))) if not exists(name)]
+
+
+@pytest.mark.slow
+def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    code = [text for language, text in blocks(DOCS / "python.md") if language == "python"]
+    assert len(code) >= 5
+    for text in code:
+        exec(compile(text, "python.md", "exec", dont_inherit=True), names)
+    assert (tmp_path / "out").is_dir() and (tmp_path / "runs" / "small" / "front.json").is_file()

@@ -75,20 +75,16 @@ def search(
 
     def work() -> dict[str, Any]:
         from nas.cli.progress import TerminalProgress
-        from nas.config.search import PLACES, default_run_dir, resolve, spread
-        from nas.run.directory import Run
+        from nas.config.search import resolve, spread
 
         run_files(ops)
         settings = spread(resolve(config, overrides or [], flags), torchrun.processes())
-        path = run or default_run_dir(settings)
-        from nas.pipeline import search as pipeline
+        from nas.pipeline.begin import begin_search
+        from nas.pipeline.search import STAGES
 
-        if until is not None and until not in pipeline.STAGES:
-            raise UserError(f"--until {until}: a search can stop behind {' or '.join(pipeline.STAGES)}")
-        if Run.fresh(path):
-            pipeline.refuse(settings)  # before a directory is made
-        with Run.begun(path, settings.to_json(), PLACES) as here:
-            return pipeline.search(settings, here, TerminalProgress(), until)
+        if until is not None and until not in STAGES:
+            raise UserError(f"--until {until}: a search can stop behind {' or '.join(STAGES)}")
+        return begin_search(settings, run, TerminalProgress(), until)
 
     print_result(work, as_json, _show_front if until is None else _show_stopped)
 

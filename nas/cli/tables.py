@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,38 +41,17 @@ def profile(
     def work() -> dict[str, Any]:
         from nas.cli.progress import TerminalProgress
         from nas.files import shipped
-        from nas.latency.costs import LOCAL
-        from nas.latency.devices import file_name, opened
-        from nas.latency.profile import planned_s as estimate_s
-        from nas.latency.profile import profile as fill
-        from nas.pipeline.exits.price import price_asking
+        from nas.pipeline.profile import profile_spaces
         from nas.plan import Task, layout
         from nas.space import Space
-        from nas.text import duration
 
         out_file(out)
         run_files(ops)
-        factor, progress = checked_width(width), TerminalProgress()
-        machine = opened(device, threads, batch, precision)
-        path = out or LOCAL / file_name(machine.name, precision, threads, batch)
+        factor = checked_width(width)
         layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes), exits)
                    for name in space or shipped("search_spaces", ".yaml")]
-        done: dict[str, dict[str, Any]] = {}
-        seconds: dict[str, float] = {}
-        left = sum(estimate_s(each, path, machine, remeasure, validate) for each in layouts)
-        spaces = f"{len(layouts)} {'space' if len(layouts) == 1 else 'spaces'}"
-        progress.note(f"{spaces} at {size} pixels on {machine.name}, into {path}: about {duration(left)} where "
-                      "nothing else runs")
-        for each in layouts:
-            began = time.monotonic()
-            done[each.space] = fill(each, path, device=machine, remeasure=remeasure, progress=progress, rng_seed=seed,
-                                    validate=validate, tell=progress.note)
-            price_asking(each, path, remeasure, progress)
-            seconds[each.space] = time.monotonic() - began
-        checks = [one["validation"] for one in done.values() if one.get("validation")]
-        return {**list(done.values())[-1], "measured": sum(one["measured"] for one in done.values()),
-                "validation": max(checks, key=lambda check: check["mape"], default=None), "spaces": done,
-                "seconds": {**seconds, "total": sum(seconds.values())}}
+        return profile_spaces(layouts, out, TerminalProgress(), device=device, threads=threads, batch=batch,
+                              precision=precision, remeasure=remeasure, validate=validate, seed=seed)
 
     print_result(work, as_json, _show_profile)
 

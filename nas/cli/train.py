@@ -9,7 +9,6 @@ import typer
 
 from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, Targets, Width, app, run_files
 from nas.cli.output import print_result
-from nas.errors import UserError
 
 
 @app.command()
@@ -44,40 +43,15 @@ def train(
 
     def work() -> dict[str, Any]:
         from nas.cli.progress import TerminalProgress
-        from nas.config.search import PLACES, resolve
-        from nas.pipeline import train_one
-        from nas.run.directory import Run
-        from nas.run.settings import Baseline, default_run_dir
+        from nas.config.search import resolve
+        from nas.pipeline.begin import begin_training
+        from nas.run.settings import Baseline
 
         run_files(ops)
         flags = {"arch": arch, "space": space, "target": target, "data": data, "data_dir": data_dir, "limit": limit,
                  "width": width, "seed": seed, "size": size, "train_on": train_on, "threads": threads,
                  "train.finetune_epochs": epochs}
-        settings = resolve(config, overrides or [], flags, Baseline)
-        given = None
-        if not settings.arch:
-            settings = settings.model_copy(update={"arch": _only(settings)})
-        elif settings.arch not in train_one.CHOICES:
-            given = train_one.read_arch(Path(settings.arch))
-            own = {"space": given.space, "size": given.size}
-            asked = settings.model_fields_set
-            settings = settings.model_copy(update={
-                "arch": given.id, **{key: value for key, value in own.items() if key not in asked}})
-        path = run or default_run_dir(settings)
-        if Run.fresh(path):
-            train_one.refuse(settings)  # before a directory is made
-        with Run.begun(path, settings.to_json(), PLACES) as here:
-            return train_one.train(settings, here, given, TerminalProgress())
-
-    def _only(settings: Any) -> str:
-        """Of a space with one network; raises UserError where there is a choice."""
-        from nas import sampling
-        from nas.config.space import checked_space
-        from nas.plan import Task, layout
-
-        if sampling.size(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
-            raise UserError("--arch: which network? give largest, smallest, random, or an arch.json")
-        return "largest"
+        return begin_training(resolve(config, overrides or [], flags, Baseline), run, TerminalProgress())
 
     print_result(work, as_json, _show)
 

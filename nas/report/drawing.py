@@ -17,10 +17,17 @@ LONGEST = 48  # characters of a name in a picture
 
 
 @contextmanager
-def drawing(width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches. Inside, ``$`` and ``_`` are characters like others."""
+def drawing_text() -> Iterator[None]:
+    """Makes ``$`` and ``_`` characters like others, and a missing glyph no warning."""
     with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """Makes a figure of so many inches, in ``drawing_text``."""
+    with drawing_text():
         figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

@@ -5,13 +5,22 @@ from __future__ import annotations
 import textwrap
 from typing import Any, BinaryIO
 
-from nas.report.drawing import drawing, label, legend
+from matplotlib.figure import Figure
+
+from nas.report.drawing import drawing, drawing_text, label, legend
 from nas.run.records import standing
 from nas.units import axis, counted, device
 
 
 def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
-    """PNG: test accuracy with its standard error over predicted milliseconds, one panel a target."""
+    """Writes ``front_figure`` as PNG."""
+    figure = front_figure(front)
+    with drawing_text():
+        figure.savefig(file, format="png")
+
+
+def front_figure(front: dict[str, Any]) -> Figure:
+    """Draws test accuracy with its standard error over predicted milliseconds, one panel a target."""
     targets = front["target"]
     cards = [*front["front"], *front["dominated"]]
     with drawing(6.4 * len(targets), 4.8) as figure:
@@ -23,7 +32,7 @@ def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
             title += " (numbers: input size)" if front.get("sizes") else ""
             axes.set_title(textwrap.fill(title, 80), fontsize=10)  # matplotlib's own wrapping reads formulas
         legend(figure, panels)
-        figure.savefig(file, format="png")
+    return figure
 
 
 def _panel(axes: Any, front: dict[str, Any], cards: list[dict[str, Any]], target: str) -> None:

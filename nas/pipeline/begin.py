@@ -1,0 +1,58 @@
+"""A search or a training in a directory of its own: made or found again, locked, and refused before it is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nas import sampling
+from nas.config.search import PLACES, Config, default_run_dir
+from nas.config.space import checked_space
+from nas.errors import UserError
+from nas.pipeline import search, train_one
+from nas.plan import Task, layout
+from nas.progress import Progress
+from nas.run import settings as recorded
+from nas.run.directory import Run
+from nas.run.settings import Baseline
+
+
+def begin_search(config: Config, path: Path | None, progress: Progress, until: str | None = None) -> dict[str, Any]:
+    """Runs a search in ``path`` (default: a directory named after its settings), or goes on with what stands there.
+
+    ``until`` a stage of ``nas.pipeline.search.STAGES`` it stops behind it. Raises UserError for what the user has to
+    mend; nothing is left behind then.
+    """
+    place = path or default_run_dir(config)
+    if Run.fresh(place):
+        search.refuse(config)  # before a directory is made
+    with Run.begun(place, config.to_json(), PLACES) as run:
+        return search.search(config, run, progress, until)
+
+
+def begin_training(settings: Baseline, path: Path | None, progress: Progress) -> dict[str, Any]:
+    """Trains one network in ``path`` (default: a directory named after its settings), or goes on with what is there.
+
+    Raises UserError for what the user has to mend; nothing is left behind then.
+    """
+    given = None
+    if not settings.arch:
+        settings = settings.model_copy(update={"arch": _only_network(settings)})
+    elif settings.arch not in train_one.CHOICES:
+        given = train_one.read_arch(Path(settings.arch))
+        of_arch = {"space": given.space, "size": given.size}
+        named = settings.model_fields_set
+        settings = settings.model_copy(update={
+            "arch": given.id, **{key: value for key, value in of_arch.items() if key not in named}})
+    place = path or recorded.default_run_dir(settings)
+    if Run.fresh(place):
+        train_one.refuse(settings)  # before a directory is made
+    with Run.begun(place, settings.to_json(), PLACES) as run:
+        return train_one.train(settings, run, given, progress)
+
+
+def _only_network(settings: Baseline) -> str:
+    """Returns the choice for a space that has one network; raises UserError where there are several."""
+    if sampling.size(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
+        raise UserError("which network? give largest, smallest, random, or an arch.json", key="arch")
+    return "largest"
