@@ -147,7 +147,8 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
         assert (config.seed, config.train.lr, config.budget_ms) == (3, 0.5, [0.6])
         return RESULT
 
-    pretend(monkeypatch, "nas.pipeline.search", search=search, refuse=lambda config: None)
+    monkeypatch.setattr("nas.pipeline.search.search", search)
+    monkeypatch.setattr("nas.pipeline.search.refuse", lambda config: None)
     words = ["search", "train.lr=0.5", "--target", "cpu", "--seed", "3", "--budget-ms", "0.6"]
     code, out, err = call(*words, "--json")
     assert code == 0 and json.loads(out) == RESULT and out.count("\n") == 1
@@ -166,7 +167,8 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
 def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     point = {**POINT, "ms": {"cpu": 0.5, "gpu-v100": 0.25}, "measured_ms": {"cpu": 0.52, "gpu-v100": None},
              "dominated_on_test": True}
-    pretend(monkeypatch, "nas.pipeline.search", refuse=lambda config: None, search=lambda *_: {
+    monkeypatch.setattr("nas.pipeline.search.refuse", lambda config: None)
+    monkeypatch.setattr("nas.pipeline.search.search", lambda *_: {
         **RESULT, "target": ["cpu", "gpu-v100"], "front": [point],
         "dominated": [{**point, "id": "dominated123"}]})
     _, out, _ = call("search", "--target", "cpu", "--target", "gpu-v100")
@@ -256,9 +258,9 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
         asked.append((len(at.exits), path, again))
 
     asked: list[tuple[int, Path, bool]] = []
-    pretend(monkeypatch, "nas.latency.profile", profile=profile, planned_s=planned_s)
-    monkeypatch.setattr("nas.pipeline.exits.price.price_asking", price_asking)
-    monkeypatch.setattr("nas.latency.devices.opened", lambda name, threads, batch, precision: types.SimpleNamespace(
+    for name, function in (("profile", profile), ("planned_s", planned_s), ("price_asking", price_asking)):
+        monkeypatch.setattr(f"nas.pipeline.profile.{name}", function)
+    monkeypatch.setattr("nas.pipeline.profile.opened", lambda name, threads, batch, precision: types.SimpleNamespace(
         name=name, threads=threads, precision=precision))
     code, out, err = call("profile", "--size", "32", "--validate", "2", "--threads", "2", "--json")
     value = json.loads(out)
@@ -373,7 +375,7 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
     code = ("import sys, time, types, nas.pipeline; m = types.ModuleType('nas.pipeline.search')\n"
             "sys.modules['nas.pipeline.search'] = nas.pipeline.search = m\n"
             "def search(*_):\n    print('ready', file=sys.stderr, flush=True); time.sleep(3600)\n"
-            "m.search, m.refuse = search, (lambda config: None)\n"
+            "m.search, m.refuse, m.STAGES = search, (lambda config: None), ()\n"
             "from nas.cli import main; main(['search', '--target', 'cpu', '--json'])")
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, preexec_fn=heard) as process:
