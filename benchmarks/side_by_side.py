@@ -20,7 +20,8 @@ from nas.plan import Layout, Task, layout
 from nas.space import Space
 from nas.subnet import build
 from nas.train.data import load
-from nas.train.finetune import FineTuning, Recipe
+from nas.train.finetune import FineTuning
+from nas.train.recipes import FineTuningRecipe
 
 
 def main() -> None:
@@ -50,7 +51,8 @@ def main() -> None:
 
 def seconds(plan: Layout, options: argparse.Namespace, together: bool) -> float:
     data = load("digits", data_dir=None, size=options.size, seed=0, limit=options.images)
-    recipe = Recipe(1, options.batch, 0.002, 0.02, 0.05, data.augment, 0.0)
+    recipe = FineTuningRecipe(epochs=1, batch=options.batch, lr=0.002, weight_decay=0.02, label_smoothing=0.05,
+                              augment=data.augment, distill_weight=0.0)
     rng, work = random.Random(0), list[Callable[[], object]]()
     for i in range(options.networks):
         model = build(plan, sampling.sample(plan, rng))

@@ -43,8 +43,9 @@ from nas.supernet.net import Supernet
 from nas.supernet.prune import GRID
 from nas.train import optimization, placement
 from nas.train.data import batches, load
+from nas.train.recipes import SupernetRecipe
 from nas.train.stepper import Stepper
-from nas.train.supernet_training import Recipe, SupernetTraining
+from nas.train.supernet_training import SupernetTraining
 
 CPU = torch.device("cpu")
 STEPPER = Stepper(CPU)  # as the search steps, in one process and one piece
@@ -209,8 +210,9 @@ def training(options: argparse.Namespace, epochs: dict[str, int], **more: Any) -
     low, high = (priced.fixed + sum(pick(row.values()) for row in priced.ms) for pick in (min, max))
     usual = Training()
     first, then = usual.beginning(trained=False)
-    recipe = Recipe(epochs, options.batch, usual.lr, usual.weight_decay, usual.label_smoothing, data.augment,
-                    usual.sandwich_every, largest_first=first, blockwise=then, **more)
+    recipe = SupernetRecipe(epochs=epochs, batch=options.batch, lr=usual.lr, weight_decay=usual.weight_decay,
+                            label_smoothing=usual.label_smoothing, augment=data.augment,
+                            sandwich_every=usual.sandwich_every, largest_first=first, blockwise=then, **more)
     return SupernetTraining(plan, data, [priced], [(1.03 * low, 0.9 * high)], GRID, recipe, 0, CPU)
 
 

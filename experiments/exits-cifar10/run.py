@@ -39,7 +39,8 @@ from nas.subnet import Subnet, build
 from nas.train import evaluation, randomness
 from nas.train.data import Data, load
 from nas.train.exits import record
-from nas.train.finetune import FineTuning, Recipe
+from nas.train.finetune import FineTuning
+from nas.train.recipes import FineTuningRecipe
 
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
@@ -62,8 +63,9 @@ class Bench:
         self.at: Layout = layout(Space.load(options.space).scaled(options.width), task, exits=True)
         drawn = sampling.sample(self.at, random.Random(options.arch_seed))
         self.arch = replace(drawn, exits=tuple(exit_.slot for exit_ in self.at.exits))
-        self.recipe = Recipe(options.epochs, options.batch, options.lr, options.weight_decay, 0.0, self.data.augment,
-                             distill_weight=0.0)
+        self.recipe = FineTuningRecipe(
+            epochs=options.epochs, batch=options.batch, lr=options.lr, weight_decay=options.weight_decay,
+            label_smoothing=0.0, augment=self.data.augment, distill_weight=0.0)
         self.mmacs = np.array([sum(map(macs, prefix)) for prefix in prefixes(plan(self.at, self.arch))]) / 1e6
 
     def part(self, method: str, seed: int, progress: Progress) -> dict[str, Any]:

@@ -42,7 +42,8 @@ from nas.select.problem import Problem, random_within
 from nas.subnet import build
 from nas.train import evaluation, randomness
 from nas.train.data import Data
-from nas.train.finetune import FineTuning, Recipe
+from nas.train.finetune import FineTuning
+from nas.train.recipes import FineTuningRecipe
 from nas.train.supernet_training import SupernetTraining
 
 HERE = Path(__file__).resolve().parent
@@ -84,8 +85,10 @@ class Bench:
         """Judges the network with inherited weights, then trains and tests it alone; returns its line."""
         settings, inputs, arch = self.settings, self.inputs, part.arch
         inherited, start = self.inherited(arch), time.perf_counter()
-        recipe = Recipe(settings["epochs"], settings["batch"], settings["lr"], settings["weight_decay"],
-                        settings["label_smoothing"], settings["augment"], distill_weight=0.0)
+        recipe = FineTuningRecipe(
+            epochs=settings["epochs"], batch=settings["batch"], lr=settings["lr"],
+            weight_decay=settings["weight_decay"], label_smoothing=settings["label_smoothing"],
+            augment=settings["augment"], distill_weight=0.0)
         with randomness.seeded(settings["train_seed"], "alone", arch.id):
             model = build(inputs.layout, arch)
         tuning = FineTuning(arch.id, model, None, self.alone, recipe, settings["train_seed"], inputs.device)

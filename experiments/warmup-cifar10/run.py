@@ -31,7 +31,8 @@ from nas.space import Space
 from nas.subnet import Subnet, build
 from nas.train import evaluation, finetune, placement, randomness
 from nas.train.data import Data, load
-from nas.train.supernet_training import Recipe, SupernetTraining
+from nas.train.recipes import FineTuningRecipe, SupernetRecipe
+from nas.train.supernet_training import SupernetTraining
 
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
@@ -70,8 +71,8 @@ def trained(way: str, seed: int, at: Layout, data: Data, options: argparse.Names
     priced = prices(at, costs.load(options.target).ms_many)
     low = priced.fixed + sum(min(row.values()) for row in priced.ms)
     high = priced.fixed + sum(max(row.values()) for row in priced.ms)
-    recipe = Recipe({"warmup": epochs, "search": 0, "settle": 0}, options.batch, 0.003, 0.02, 0.05, data.augment,
-                    sandwich_every=4, **shares)
+    recipe = SupernetRecipe(epochs={"warmup": epochs, "search": 0, "settle": 0}, batch=options.batch, lr=0.003,
+                            weight_decay=0.02, label_smoothing=0.05, augment=data.augment, sandwich_every=4, **shares)
     run = SupernetTraining(at, data, [priced], [(low * 1.05, high * 0.9)], (0.0,), recipe, seed, CPU)
     while not run.finished:
         run.epoch()
@@ -87,7 +88,8 @@ def beginning(run: SupernetTraining, at: Layout, arch: Arch, way: str, seed: int
 
 
 def tuned(net: Subnet, arch: Arch, data: Data, seed: int, options: argparse.Namespace) -> list[float]:
-    recipe = finetune.Recipe(1, options.batch, options.finetune_lr, 0.02, 0.05, data.augment, 0.0)
+    recipe = FineTuningRecipe(epochs=1, batch=options.batch, lr=options.finetune_lr, weight_decay=0.02,
+                              label_smoothing=0.05, augment=data.augment, distill_weight=0.0)
     tuning = finetune.FineTuning(arch.id, net, None, data, recipe, seed, CPU)
     while not tuning.finished:
         tuning.epoch()

@@ -37,10 +37,9 @@ from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Problem, budgets, random_within
 from nas.subnet import build
 from nas.train import randomness
-from nas.train.finetune import Recipe
+from nas.train.recipes import COMPARED, FineTuningRecipe
 from nas.units import amount, unit
 
-IMAGES, LEAST = 12_000, 5  # when no epochs are given, a network sees at least so many images and as many epochs
 INSIDE = 1.2  # a budget at the very ends of the reachable range leaves a single network, and nothing to draw
 CLOSE = 0.9  # share of a budget that a network drawn for it takes
 TRIES = 50  # draws at a budget for each network that is new
@@ -107,7 +106,8 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
     if not any(row for rows in drawn for row in rows):
         raise UserError(f"--budget-ms: no network of any of the spaces was found that takes {100 * CLOSE:.0f} to 100 % "
                         f"of {', '.join(f'{bound:.4g}' for bound in grid)} {unit(target)} on {target}: give others")
-    how, count = _recipe(loaded[0]), sum(len(set(itertools.chain(*rows))) for rows in drawn)
+    how = FineTuningRecipe.from_config(configs[0], loaded[0].data, COMPARED)
+    count = sum(len(set(itertools.chain(*rows))) for rows in drawn)
     progress.note(f"{count} networks of {len(loaded)} spaces, each trained for {how.epochs} epochs of "
                   f"{len(loaded[0].data.learn):,} images in batches of {how.batch}")
     parts = []
@@ -116,10 +116,10 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
             progress.note(f"{inputs.layout.space}: {missing} networks fewer than asked: it has no more at these "
                           "budgets")
         with timeline.phase(run, inputs.layout.space):
-            parts.append(_part(inputs, one, grid, archs, progress))
+            parts.append(_part(inputs, one, grid, archs, how, progress))
     result = run.stage("compare.json", lambda: {
         "target": [target], "data": loaded[0].data.name, "size": loaded[0].data.size, "seed": configs[0].seed,
-        "recipe": vars(_recipe(loaded[0])), "budget_ms": {target: grid}, "networks": networks,
+        "recipe": vars(how), "budget_ms": {target: grid}, "networks": networks,
         "spaces": _volumes(parts, target)})
     if not run.has("compare.png"):
         run.write("compare.png", lambda file: draw_comparison(result, file))
@@ -172,19 +172,12 @@ def _drawn(inputs: Inputs, one: Problem, grid: Sequence[float], networks: int) -
     return rows
 
 
-def _recipe(inputs: Inputs) -> Recipe:
-    t, count = inputs.config.train, len(inputs.data.learn)
-    epochs = t.finetune_epochs if t.finetune_epochs is not None else max(LEAST, -(-IMAGES // count))
-    return Recipe(epochs, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing, t.augment or inputs.data.augment,
-                  0.0, t.accumulate, t.amp)
-
-
 def _part(inputs: Inputs, one: Problem, grid: Sequence[float], archs: list[list[Arch]],
-          progress: Progress) -> dict[str, Any]:
+          recipe: FineTuningRecipe, progress: Progress) -> dict[str, Any]:
     """Trains and judges the networks of one space: its spread at each budget, and its front."""
     different = list(dict.fromkeys(arch for row in archs for arch in row))
     progress.note(f"{inputs.layout.space}: {len(different)} networks")
-    train_picks(inputs, Scratch(inputs), different, "", _recipe(inputs), progress)
+    train_picks(inputs, Scratch(inputs), different, "", recipe, progress)
     cards: dict[Arch, dict[str, Any]] = {}
     with progress.task("export", len(different)) as task:
         for arch in different:

@@ -27,7 +27,8 @@ from nas.progress import Progress, Task
 from nas.run import checkpoint
 from nas.subnet import Subnet, build
 from nas.train import evaluation, placement, randomness
-from nas.train.finetune import FineTuning, Recipe
+from nas.train.finetune import FineTuning
+from nas.train.recipes import FineTuningRecipe
 
 WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
 FIRST = "generation.safetensors"  # of born-again: what teaches the delivered ones
@@ -45,7 +46,7 @@ def folder_of(place: str, arch: Arch) -> str:
     return f"{place}archs/{arch.id}/"
 
 
-def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe,
+def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
                 progress: Progress) -> None:
     """Weights of every pick; with distillation the largest is trained first and then teaches the others.
 
@@ -90,8 +91,9 @@ class _Stopped(Exception):
     """Another pick failed, or the user interrupted: this one is given up back to its last checkpoint."""
 
 
-def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: Recipe, progress: Progress,
-           teacher_of: Callable[[Arch], nn.Module | None] = lambda arch: None, file: str = WEIGHTS) -> None:
+def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
+           progress: Progress, teacher_of: Callable[[Arch], nn.Module | None] = lambda arch: None,
+           file: str = WEIGHTS) -> None:
     """Those whose weights do not stand yet. The share of the threads depends on all: a continued run ends the same."""
     left = [arch for arch in archs if not inputs.run.has(folder_of(place, arch) + file)]
     tunings = [_prepared(inputs, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
@@ -131,7 +133,7 @@ def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threadi
             raise error
 
 
-def _prepared(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: Recipe,
+def _prepared(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: FineTuningRecipe,
               teacher: nn.Module | None, file: str) -> FineTuning:
     """With its inherited weights, or where its checkpoint stands."""
     run, data, name = inputs.run, inputs.data, folder_of(place, arch)

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from nas import sampling
 from nas.pipeline.inputs import Inputs
 from nas.run.tables import origin
-from nas.train.finetune import Recipe as FineTuning
-from nas.train.supernet_training import Recipe
+from nas.train.recipes import FineTuningRecipe, SupernetRecipe
 from nas.units import amount
 
 
-def lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: Recipe, tuning: FineTuning) -> list[str]:
+def lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: SupernetRecipe,
+          tuning: FineTuningRecipe) -> list[str]:
     """Returns one line each of the space, of every target with its budgets, and of what is trained and judged."""
     layout, config = inputs.layout, inputs.config
     sizes = " and ".join(str(at.size) for at in inputs.every)
@@ -25,7 +25,7 @@ def lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: Recipe,
             f"then each pick is fine-tuned for {tuning.epochs}"]
 
 
-def _epochs(recipe: Recipe) -> str:
+def _epochs(recipe: SupernetRecipe) -> str:
     """``3 of warm-up (60 % the largest network alone, 40 % blockwise), 2 of search, 2 to settle``."""
     shares = {"the largest network alone": recipe.largest_first, "blockwise": recipe.blockwise}
     rest = 1 - sum(shares.values())

@@ -15,8 +15,7 @@ from nas.pipeline.inputs import Inputs
 from nas.plan import macs, plan
 from nas.progress import Progress
 from nas.text import duration
-from nas.train.finetune import Recipe as FineTuning
-from nas.train.supernet_training import Recipe
+from nas.train.recipes import FineTuningRecipe, SupernetRecipe
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
 FIRST_S = 5.0  # of the first steps, before an estimate is made of them
@@ -40,7 +39,7 @@ class Sizes:
         return Sizes(*map(float, ends))
 
 
-def work_of(sizes: Sizes, recipe: Recipe, images: int, judged: float, tuning: FineTuning, tuned: float,
+def work_of(sizes: Sizes, recipe: SupernetRecipe, images: int, judged: float, tuning: FineTuningRecipe, tuned: float,
             picks: int) -> dict[str, float]:
     """Returns the multiply-adds of each phase.
 
@@ -103,7 +102,7 @@ class Pace:
         self._progress.note(f"time: {text.format(duration(sum(left.values())))}: {parts}")
 
 
-def pace_of(inputs: Inputs, recipe: Recipe, tuning: FineTuning, picks: int, calibrated: int,
+def pace_of(inputs: Inputs, recipe: SupernetRecipe, tuning: FineTuningRecipe, picks: int, calibrated: int,
             progress: Progress) -> Pace:
     """Returns the pace of a search; each network that is judged is ``calibrated`` on so many images."""
     data, config = inputs.data, inputs.config

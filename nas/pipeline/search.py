@@ -40,9 +40,10 @@ from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, keep_place, lying_at
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
-from nas.train import augment, finetune, placement
+from nas.train import augment, placement
 from nas.train.data import check_data_dir
 from nas.train.ranks import joined
+from nas.train.recipes import PICK, FineTuningRecipe, SupernetRecipe
 from nas.train.supernet_training import SupernetTraining
 
 STAGES = ("supernet", "selection")  # that a search can end behind
@@ -79,7 +80,7 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
               for target in config.target}
     if config.target:
         tell_beyond(inputs, inputs.layout, config.target[0], config.budget_ms, progress.note)
-    recipe, tuning = supernet.recipe_of(inputs), _finetuning(inputs, True)
+    recipe, tuning = SupernetRecipe.from_config(config, inputs.data), _tuning(inputs)
     for line in header.lines(inputs, limits, recipe, tuning) if not run.has("picks.json") else ():
         progress.note(line)
     pace = pace_of(inputs, recipe, tuning, sum(map(len, limits.values())), selection.CALIBRATED_ON, progress)
@@ -254,7 +255,7 @@ def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
 def _finish(inputs: Inputs, training: SupernetTraining, picks: dict[str, Any], place: str, fine_tune: bool,
             progress: Progress) -> dict[str, Any]:
     archs = {b["id"]: Arch.from_json(b["arch"]) for b in picks["budgets"]}
-    recipe = _finetuning(inputs, fine_tune)
+    recipe = _tuning(inputs) if fine_tune else replace(_tuning(inputs), epochs=0)
     with timeline.phase(inputs.run, "fine-tuning" if recipe.epochs else "weights", place):
         for at in inputs.every:  # of one size at a time: a teacher sees the images that its students see
             if of_size := [arch for arch in archs.values() if arch.size == at.size]:
@@ -278,9 +279,5 @@ def _finish(inputs: Inputs, training: SupernetTraining, picks: dict[str, Any], p
     return {"run": str(inputs.run.path), **front, "seconds": timeline.finished(inputs.run, place)}
 
 
-def _finetuning(inputs: Inputs, fine_tune: bool) -> finetune.Recipe:
-    t, n = inputs.config.train, len(inputs.data.train) + len(inputs.data.gate)
-    epochs = t.finetune_epochs if t.finetune_epochs is not None else max(finetune.LEAST, -(-finetune.IMAGES // n))
-    return finetune.Recipe(epochs if fine_tune else 0, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing,
-                           t.augment or inputs.data.augment, 0.0 if t.distill == "none" else 0.5,
-                           t.accumulate, t.amp, t.distill)
+def _tuning(inputs: Inputs) -> FineTuningRecipe:
+    return FineTuningRecipe.from_config(inputs.config, inputs.data, PICK, inputs.config.train.distill)

@@ -20,7 +20,8 @@ from nas.select.problem import Cost
 from nas.supernet.gates import position
 from nas.train import followers
 from nas.train.ranks import ALONE, Ranks
-from nas.train.supernet_training import PHASES, Recipe, SupernetTraining, default_epochs
+from nas.train.recipes import SupernetRecipe
+from nas.train.supernet_training import PHASES, SupernetTraining
 from nas.units import amount
 
 SUPERNET = "supernet.pt"
@@ -128,21 +129,9 @@ def _warn(record: dict[str, Any], progress: Progress) -> None:
                       "little signal: a longer train.warmup_epochs may help")
 
 
-def recipe_of(inputs: Inputs) -> Recipe:
-    """Returns the settings of the supernet's training, with the epochs that follow from the number of images."""
-    config, data = inputs.config, inputs.data
-    t, g = config.train, config.gates
-    given = {"warmup": t.warmup_epochs, "search": t.search_epochs, "settle": t.settle_epochs}
-    epochs = {phase: n if n is not None else default_epochs(phase, len(data.train))
-              for phase, n in given.items()}
-    return Recipe(epochs, t.batch, t.lr, t.weight_decay, t.label_smoothing, t.augment or data.augment,
-                  t.sandwich_every, g.relaxation, g.lr, g.every, (g.tau_start, g.tau_end), config.prune, g.latency,
-                  g.latency_options, g.update, t.inplace, t.ema, t.accumulate, t.amp, g.widths, t.attend, t.attend_to,
-                  *t.beginning(trained=config.init is not None))
-
-
 def training_of(inputs: Inputs, limits: dict[str, list[float]], group: Ranks = ALONE) -> SupernetTraining:
-    config, data, recipe = inputs.config, inputs.data, recipe_of(inputs)
+    config, data = inputs.config, inputs.data
+    recipe = SupernetRecipe.from_config(config, data)
     _refuse_idle(inputs, limits)
     columns = [(at, target) for at in inputs.every for target in config.target]
     ranges = [_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]

@@ -31,10 +31,7 @@ from nas.run.tables import find_costs
 from nas.subnet import Subnet, build
 from nas.train import augment, placement, randomness
 from nas.train.data import check_data_dir
-from nas.train.finetune import IMAGES as FINETUNED
-from nas.train.finetune import LEAST as FINETUNED_LEAST
-from nas.train.finetune import Recipe
-from nas.train.supernet_training import IMAGES, LEAST
+from nas.train.recipes import BY_ITSELF, FineTuningRecipe
 
 CHOICES = ("largest", "smallest", "random")
 
@@ -78,11 +75,6 @@ def choose(layout: Layout, what: str, seed: int) -> Arch:
     return Arch(layout.space, layout.task.size, tuple(ops))
 
 
-def default_epochs(images: int) -> int:
-    """As many images as a pick of a search has seen in all: its share of the supernet's epochs, then its own."""
-    return max(sum(LEAST.values()) + FINETUNED_LEAST, -(-(sum(IMAGES.values()) + FINETUNED) // images))
-
-
 def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) -> dict[str, Any]:
     """Trains, writes weights, ONNX and card, and a front of this one network; continues where the run stands.
 
@@ -92,7 +84,7 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     inputs = prepare(settings, run, settings.target, progress, timed_in=run)
     keep_place(run, settings)
     arch = Arch.from_json(run.stage("arch.json", lambda: _checked(inputs, settings, given).to_json()))
-    how, keys = recipe(inputs), plan(inputs.layout, arch)
+    how, keys = FineTuningRecipe.from_config(settings, inputs.data, BY_ITSELF), plan(inputs.layout, arch)
     if not run.has("front.json"):
         progress.note(f"{arch.id}: of {arch.space} at {arch.size} pixels, {sum(map(macs, keys)) / 1e6:.4g} M multiply-"
                       f"adds; {how.epochs} epochs of {len(inputs.data.learn):,} images in batches of {how.batch}")
@@ -105,13 +97,6 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     if settings.target and not run.has("front.png"):
         run.write("front.png", lambda file: draw_front(front, file))
     return {"run": str(run.path), **front, "seconds": timeline.finished(run)}
-
-
-def recipe(inputs: Inputs) -> Recipe:
-    t = inputs.config.train
-    epochs = t.finetune_epochs if t.finetune_epochs is not None else default_epochs(len(inputs.data.learn))
-    return Recipe(epochs, t.batch, t.finetune_lr, t.weight_decay, t.label_smoothing, t.augment or inputs.data.augment,
-                  0.0, t.accumulate, t.amp)
 
 
 class _Chance:

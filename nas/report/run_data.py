@@ -23,7 +23,7 @@ from nas.run.settings import settings_of
 from nas.run.tables import kept_table, recorded_costs
 from nas.run.timeline import spent
 from nas.text import duration
-from nas.train.supernet_training import default_epochs
+from nas.train.recipes import supernet_epochs
 from nas.units import axis, counted, device, unit
 
 KINDS = ("front", "dominated", "too_large", "undecided")  # lists of cards in a front
@@ -218,12 +218,11 @@ class _Teller:
             return "finished"
         if self.run.has("picks.json"):
             return "so far: picks are chosen, fine-tuning and export are under way or stopped"
-        sizes, train = self.data.get("sizes"), self.config.train
+        sizes = self.data.get("sizes")
         done = len(self._events("epoch", "phase"))
         if not isinstance(sizes, dict) or not done:
             return "so far: the supernet has not finished an epoch"
-        given = {"warmup": train.warmup_epochs, "search": train.search_epochs, "settle": train.settle_epochs}
-        total = sum(n if n is not None else default_epochs(phase, sizes.get("train", 1)) for phase, n in given.items())
+        total = sum(supernet_epochs(self.config.train, sizes.get("train", 1)).values())
         return f"so far: {done} of {total} epochs of the supernet"
 
     def _conditions(self) -> dict[str, Any]:

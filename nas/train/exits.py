@@ -12,7 +12,8 @@ from torch import Tensor
 from nas.exits.base import Method
 from nas.train import evaluation
 from nas.train.data import Data, Split, eval_batches
-from nas.train.finetune import FineTuning, Recipe
+from nas.train.finetune import FineTuning
+from nas.train.recipes import FineTuningRecipe
 
 
 class ExitTraining(FineTuning):
@@ -20,7 +21,8 @@ class ExitTraining(FineTuning):
 
     model: Method
 
-    def __init__(self, name: str, method: Method, data: Data, recipe: Recipe, seed: int, device: torch.device) -> None:
+    def __init__(self, name: str, method: Method, data: Data, recipe: FineTuningRecipe, seed: int,
+                 device: torch.device) -> None:
         super().__init__(name, method, None, data, recipe, seed, device)
 
     def cycle(self, progress: float) -> float:

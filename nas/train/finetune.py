@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,33 +14,17 @@ from nas.subnet import Subnet
 from nas.train import optimization, placement, randomness
 from nas.train.data import Data, batches
 from nas.train.distill import METHODS, Distiller, Said
+from nas.train.recipes import FineTuningRecipe
 from nas.train.stepper import Stepper
 
 LOSSES = ("loss", "label_loss")  # of which an epoch says its means
-IMAGES, LEAST = 2300, 2  # when no epochs are given, a pick sees at least so many images and as many epochs
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of the loop; ``distill_weight`` is the teacher's share of the loss (0: labels alone)."""
-
-    epochs: int
-    batch: int
-    lr: float
-    weight_decay: float
-    label_smoothing: float
-    augment: str
-    distill_weight: float = 0.5
-    accumulate: int = 1
-    amp: str = "none"
-    distill: str = "kd"  # of nas.train.distill.METHODS
 
 
 class FineTuning:
     """One network in training; resumable between epochs, all randomness drawn from (seed, name, epoch)."""
 
-    def __init__(self, name: str, model: nn.Module, teacher: nn.Module | None, data: Data, recipe: Recipe, seed: int,
-                 device: torch.device) -> None:
+    def __init__(self, name: str, model: nn.Module, teacher: nn.Module | None, data: Data, recipe: FineTuningRecipe,
+                 seed: int, device: torch.device) -> None:
         self.name, self.data, self.recipe, self.seed, self.device = name, data, recipe, seed, device
         self.model = placement.placed(model, device)
         self.teacher = teacher.eval() if teacher is not None and recipe.distill_weight > 0 else None

@@ -22,7 +22,8 @@ from nas.progress import Progress
 from nas.train import memory, placement
 from nas.train.data import load
 from nas.train.ranks import Ranks, joined
-from nas.train.supernet_training import Recipe, SupernetTraining
+from nas.train.recipes import SupernetRecipe
+from nas.train.supernet_training import SupernetTraining
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Errand:
     prices: tuple[Prices, ...]
     ranges: tuple[tuple[float, float], ...]
     grid: tuple[float, ...]
-    recipe: Recipe
+    recipe: SupernetRecipe
     state: bytes
     sizes: tuple[int, ...]
     ops: tuple[tuple[str, str], ...]  # files of the user's own operators, with their hashes

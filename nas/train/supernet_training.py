@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,41 +38,10 @@ from nas.train.data import Data, batches, resized
 from nas.train.distill import INPLACE
 from nas.train.ema import Average
 from nas.train.ranks import ALONE, Ranks
+from nas.train.recipes import SUPERNET, SupernetRecipe
 from nas.train.stepper import LossOf, Stepper, if_finite, micro
 
-PHASES = ("warmup", "search", "settle")
-IMAGES = {"warmup": 3400, "search": 1700, "settle": 1700}  # when no epochs are given: at least so many images
-LEAST = {"warmup": 3, "search": 2, "settle": 2}  # and so many epochs
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of the loop; ``epochs`` per phase, ``latency_options`` those of the term named ``latency``."""
-
-    epochs: dict[str, int]
-    batch: int
-    lr: float
-    weight_decay: float
-    label_smoothing: float
-    augment: str
-    sandwich_every: int = 1
-    relaxation: str = "two-path"
-    gate_lr: float = 0.05
-    gate_every: int = 1
-    tau: tuple[float, float] = (2.0, 0.3)
-    prune: bool | str = True  # "blocks" or "layers": these alone
-    latency: str = "projection"
-    latency_options: dict[str, Any] = field(default_factory=dict)
-    update: str = "bilevel"
-    inplace: str = "kl"
-    ema: float = 0.0
-    accumulate: int = 1
-    amp: str = "none"
-    widths: str = "pair"
-    attend: str = "none"
-    attend_to: int = 3
-    largest_first: float = 0.0  # shares of the warm-up
-    blockwise: float = 0.0
+PHASES = tuple(SUPERNET)
 
 
 class SupernetTraining:
@@ -86,7 +54,7 @@ class SupernetTraining:
     """
 
     def __init__(self, layout: Layout, data: Data, prices: Sequence[Prices], ranges: Sequence[tuple[float, float]],
-                 grid: tuple[float, ...], recipe: Recipe, seed: int, device: torch.device,
+                 grid: tuple[float, ...], recipe: SupernetRecipe, seed: int, device: torch.device,
                  ranks: Ranks = ALONE, sizes: Sequence[int] = ()) -> None:
         _check_parts(data, recipe.accumulate)
         self.layout, self.data, self.recipe, self.seed, self.device = layout, data, recipe, seed, device
@@ -382,11 +350,6 @@ def _check_parts(data: Data, accumulate: int) -> None:
         if accumulate > 1 and len(split) < 2 * accumulate:
             raise UserError(f"train.accumulate={accumulate}: the {name} split has {len(split)} images, less than two "
                             "for each of so many parts; give a smaller one, or more images")
-
-
-def default_epochs(phase: str, images: int) -> int:
-    """Passes over a train split of ``images``, where the user gave none."""
-    return max(LEAST[phase], -(-IMAGES[phase] // images))
 
 
 def _live(gates: Gates) -> list[list[Any]]:

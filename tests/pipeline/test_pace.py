@@ -15,8 +15,7 @@ from nas.pipeline.header import about
 from nas.pipeline.pace import FIRST_S, Pace, Sizes, work_of
 from nas.run import timeline
 from nas.run.directory import Run
-from nas.train.finetune import Recipe as FineTuning
-from nas.train.supernet_training import Recipe
+from nas.train.recipes import FineTuningRecipe, SupernetRecipe
 
 
 class Clock:
@@ -29,9 +28,10 @@ class Clock:
 
 
 def test_work_is_passes_times_images_times_multiply_adds() -> None:
-    recipe = Recipe({"warmup": 2, "search": 1, "settle": 1}, 8, 0.1, 0.0, 0.0, "none", largest_first=0.5,
-                    blockwise=0.25)
-    tuning = FineTuning(3, 8, 0.1, 0.0, 0.0, "none", distill_weight=0.5)
+    recipe = SupernetRecipe(epochs={"warmup": 2, "search": 1, "settle": 1}, batch=8, lr=0.1, weight_decay=0.0,
+                            label_smoothing=0.0, augment="none", largest_first=0.5, blockwise=0.25)
+    tuning = FineTuningRecipe(epochs=3, batch=8, lr=0.1, weight_decay=0.0, label_smoothing=0.0, augment="none",
+                              distill_weight=0.5)
     # largest 8, smallest 4, a random one 6; a sandwich is 3 * (8 + 6 + 4) = 54
     assert work_of(Sizes(8.0, 4.0), recipe, 10, 100, tuning, 20, 2) == {
         "supernet warmup": 2 * 10 * (0.5 * 24 + 0.25 * 42 + 0.25 * 54), "supernet search": 10 * (54 + 2 * 18),

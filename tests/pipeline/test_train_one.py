@@ -49,11 +49,6 @@ def test_a_random_one_is_of_its_seed(tiny: Layout) -> None:
     assert one == again != other
 
 
-def test_the_default_number_of_epochs_is_that_of_a_pick_with_its_supernet() -> None:
-    assert train_one.default_epochs(910) == 10  # (3400 + 1700 + 1700 + 2300) / 910
-    assert train_one.default_epochs(1_000_000) == 3 + 2 + 2 + 2
-
-
 @pytest.fixture(scope="module")
 def whole(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "whole"

@@ -19,7 +19,8 @@ from nas.subnet import build
 from nas.train import randomness
 from nas.train.data import Data, load
 from nas.train.distill import BEGIN, METHODS, Distiller, Said, channels, flow
-from nas.train.finetune import FineTuning, Recipe
+from nas.train.finetune import FineTuning
+from nas.train.recipes import FineTuningRecipe
 
 
 def logits(*rows: tuple[float, ...]) -> Tensor:
@@ -102,7 +103,8 @@ def digits() -> Data:
 def tuning(name: str, layout: Layout, digits: Data, teacher: torch.nn.Module, arch: Arch) -> FineTuning:
     with randomness.seeded("student"):
         model = build(layout, arch)
-    recipe = Recipe(8, 32, .01, .01, .05, "none", .5, distill=name)
+    recipe = FineTuningRecipe(epochs=8, batch=32, lr=.01, weight_decay=.01, label_smoothing=.05, augment="none",
+                              distill_weight=.5, distill=name)
     return FineTuning("net", model, teacher, digits, recipe, 0, torch.device("cpu"))
 
 

@@ -20,7 +20,8 @@ from nas.supernet.gates import Gates
 from nas.supernet.prune import Pruner, survivors
 from nas.train import evaluation, randomness
 from nas.train.data import Data, batches, normalise
-from nas.train.supernet_training import Recipe, SupernetTraining
+from nas.train.recipes import SupernetRecipe
+from nas.train.supernet_training import SupernetTraining
 
 CPU = torch.device("cpu")
 SIZES = (16, 8)
@@ -45,7 +46,8 @@ def ends(priced: Prices) -> tuple[float, float]:
 def training(tiny: Layout, data: Data, kind: type[SupernetTraining] = SupernetTraining, **options: Any
              ) -> SupernetTraining:
     priced = [prices(resized(tiny, size), by_macs) for size in SIZES]
-    recipe = Recipe(PHASES, 16, 0.005, 0.01, 0.0, "crop", **options)
+    recipe = SupernetRecipe(epochs=PHASES, batch=16, lr=0.005, weight_decay=0.01, label_smoothing=0.0, augment="crop",
+                            **options)
     return kind(tiny, data, priced, [ends(one) for one in priced], (-1.0, 0.0, 1.0), recipe, 0, CPU, sizes=SIZES)
 
 
@@ -122,7 +124,7 @@ def test_continued_it_is_bit_equal(tiny: Layout, data: Data) -> None:
 
 def test_one_size_named_is_the_training_of_before(tiny: Layout, data: Data) -> None:
     priced = prices(tiny, by_macs)
-    recipe = Recipe(PHASES, 16, 0.005, 0.01, 0.0, "crop")
+    recipe = SupernetRecipe(epochs=PHASES, batch=16, lr=0.005, weight_decay=0.01, label_smoothing=0.0, augment="crop")
     one, named = (SupernetTraining(tiny, data, [priced], [ends(priced)], (-1.0, 0.0, 1.0), recipe, 0, CPU, **sizes)
                   for sizes in ({}, {"sizes": (16,)}))
     for _ in range(2):

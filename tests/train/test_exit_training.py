@@ -13,13 +13,13 @@ from nas.subnet import build
 from nas.train import evaluation, randomness
 from nas.train.data import eval_batches
 from nas.train.exits import ExitTraining, recalibrate, record
-from nas.train.finetune import Recipe
+from nas.train.recipes import FineTuningRecipe
 
 CPU = torch.device("cpu")
 
 
 def trained(name: str, stop: int | None, epochs: int = 6) -> ExitTraining:
-    recipe = Recipe(epochs, 16, 0.01, 0.0, 0.0, "crop")
+    recipe = FineTuningRecipe(epochs=epochs, batch=16, lr=0.01, weight_decay=0.0, label_smoothing=0.0, augment="crop")
 
     def fresh() -> ExitTraining:
         with randomness.seeded("w"):

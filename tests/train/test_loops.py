@@ -26,8 +26,9 @@ from nas.train import evaluation, finetune, optimization, randomness
 from nas.train.data import Data, Split
 from nas.train.distill import kd
 from nas.train.ema import Average
+from nas.train.recipes import FineTuningRecipe, SupernetRecipe
 from nas.train.stepper import Stepper
-from nas.train.supernet_training import Recipe, SupernetTraining
+from nas.train.supernet_training import SupernetTraining
 
 CPU = torch.device("cpu")
 
@@ -59,7 +60,8 @@ def training(tiny: Layout, data: Data, kind: type[SupernetTraining] = SupernetTr
     priced = prices(tiny, by_macs)
     low = priced.fixed + sum(min(row.values()) for row in priced.ms)
     high = priced.fixed + sum(max(row.values()) for row in priced.ms)
-    recipe = Recipe({"warmup": 1, "search": 2, "settle": 1}, 16, 0.005, 0.01, 0.0, "crop", **options)
+    recipe = SupernetRecipe(epochs={"warmup": 1, "search": 2, "settle": 1}, batch=16, lr=0.005, weight_decay=0.01,
+                            label_smoothing=0.0, augment="crop", **options)
     return kind(tiny, data, [priced], [(low * 1.05, high * 0.9)], (-1.0, 0.0, 1.0), recipe, 0, CPU)
 
 
@@ -416,7 +418,7 @@ def test_the_other_relaxations_run(tiny: Layout, data: Data, relaxation: str) ->
 
 
 def tuned(tiny: Layout, data: Data, stop: int | None) -> finetune.FineTuning:
-    recipe = finetune.Recipe(3, 16, 0.01, 0.0, 0.0, "crop")
+    recipe = FineTuningRecipe(epochs=3, batch=16, lr=0.01, weight_decay=0.0, label_smoothing=0.0, augment="crop")
     arch = sampling.decode(tiny, [0] * len(tiny.slots))
 
     def fresh() -> finetune.FineTuning:

@@ -24,12 +24,11 @@ from nas.run.directory import Run
 from nas.train import augment as augmentation
 from nas.train import placement
 from nas.train.data import Data
-from nas.train.finetune import LEAST, Recipe
 from nas.train.header import data_lines, unlabeled_lines
+from nas.train.recipes import HEADS, FineTuningRecipe
 from nas.train.unlabeled import answered, unlabeled
 from nas.units import at_least
 
-IMAGES = 20_000  # that heads learn from when no epochs are given
 BATCH, LR, DECAY = 32, 0.003, 0.0
 PIECES = "pieces.json"
 TRIES = 3  # at a choice of exits whose file keeps to --max-ms
@@ -53,8 +52,9 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
     for line in lines:
         progress.note(line)
     heads = make(method, model.net, **(settings or {}))
-    count = epochs if epochs is not None else max(LEAST, heads.phases(), -(-IMAGES // len(data.learn)))
-    recipe = Recipe(count, min(BATCH, len(data.learn)), LR, DECAY, 0.0, data.augment)
+    count = epochs if epochs is not None else max(heads.phases(), HEADS.epochs_of(len(data.learn)))
+    recipe = FineTuningRecipe(epochs=count, batch=min(BATCH, len(data.learn)), lr=LR, weight_decay=DECAY,
+                              label_smoothing=0.0, augment=data.augment)
     device = placement.device_of(train_on)
     if not run.has(CARD):
         progress.note(f"heads: {count} epochs of {len(data.learn):,} images in batches of {recipe.batch}; then exits "

@@ -46,7 +46,7 @@ from nas.plan import macs, params, plan
 from nas.progress import Progress
 from nas.subnet import build
 from nas.train import evaluation, placement, randomness
-from nas.train.finetune import Recipe
+from nas.train.recipes import FineTuningRecipe
 
 FOLDER = "exits/"  # of a pick's
 RANDOM = 64  # inputs on which an export without images is compared with PyTorch
@@ -79,8 +79,8 @@ def _phases(inputs: Inputs, net: Network) -> int:
         return make(options.method, net, **options.settings).phases()
 
 
-def exit_card(inputs: Inputs, arch: Arch, plain: dict[str, Any], place: str, recipe: Recipe, progress: Progress,
-              bounds: Mapping[str, float]) -> dict[str, Any] | None:
+def exit_card(inputs: Inputs, arch: Arch, plain: dict[str, Any], place: str, recipe: FineTuningRecipe,
+              progress: Progress, bounds: Mapping[str, float]) -> dict[str, Any] | None:
     """Trains and writes the exits of a pick whose card is ``plain``; None where no exits keep within the limits, and
     where their files cannot be made or differ from PyTorch.
 
@@ -126,7 +126,7 @@ def _with_all(inputs: Inputs, arch: Arch) -> Arch:
     return replace(arch, exits=tuple(exit_.slot for exit_ in inputs.layout.exits))
 
 
-def _card(inputs: Inputs, arch: Arch, plain: dict[str, Any], name: str, place: str, recipe: Recipe,
+def _card(inputs: Inputs, arch: Arch, plain: dict[str, Any], name: str, place: str, recipe: FineTuningRecipe,
           progress: Progress, bounds: Mapping[str, float]) -> dict[str, Any] | None:
     options, data, full = inputs.config.exits, inputs.data, _with_all(inputs, arch)
     net = with_exits(inputs.layout, full, load_weights(inputs, arch, place), inputs.seed)

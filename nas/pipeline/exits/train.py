@@ -23,7 +23,7 @@ from nas.subnet import Subnet, build
 from nas.train import evaluation, randomness
 from nas.train.data import Data
 from nas.train.exits import ExitTraining, recalibrate
-from nas.train.finetune import Recipe
+from nas.train.recipes import FineTuningRecipe
 
 WEIGHTS, CHECKPOINT = "exits.safetensors", "exits.pt"
 
@@ -37,8 +37,9 @@ def with_exits(at: Layout, arch: Arch, plain: Subnet, seed: int) -> Subnet:
     return net
 
 
-def train(name: str, net: Network, data: Data, recipe: Recipe, run: Run, place: str, seed: int, device: torch.device,
-          progress: Progress, *, method: str, settings: Mapping[str, Any] | None = None) -> Method:
+def train(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Run, place: str, seed: int,
+          device: torch.device, progress: Progress, *, method: str,
+          settings: Mapping[str, Any] | None = None) -> Method:
     """The method around ``net``, trained, in eval mode; its files are ``place`` + ``exits.*`` of the run.
 
     Raises UserError for a file that is broken, and for fewer epochs than the method has phases.
