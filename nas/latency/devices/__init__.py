@@ -10,6 +10,7 @@ from nas.errors import UserError
 from nas.files import nearest
 from nas.latency.base import Costs
 from nas.latency.bench import Estimator
+from nas.latency.devices.kind import Kind
 from nas.latency.onnx_file import fixed_batch, stored
 from nas.latency.table import LatencyTable
 from nas.latency.table import file_name as file_name
@@ -18,11 +19,16 @@ from nas.latency.timing import Device, Timing, repeated
 SAME = ("processor", "runtime", "runtime_version")  # what makes a table one of this machine
 
 
+def kinds() -> tuple[Kind, ...]:
+    """Returns what there is, a file each; a new kind of device is its file and its line here."""
+    from nas.latency.devices import cuda, ethos_u, onnxruntime
+
+    return onnxruntime.KIND, cuda.KIND, ethos_u.KIND
+
+
 def own() -> dict[str, tuple[str, str]]:
     """Targets that are this machine at one thread and one image -> device and precision."""
-    from nas.latency.devices import cuda, onnxruntime
-
-    pairs = [("cpu", p) for p in onnxruntime.PRECISIONS] + [(g, p) for g in cuda.RUNTIMES for p in cuda.PRECISIONS]
+    pairs = [(name, precision) for kind in kinds() for name in kind.names for precision in kind.precisions]
     return {Path(file_name(*pair)).stem: pair for pair in pairs}
 
 
@@ -31,25 +37,14 @@ def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = 
 
     ``precision`` None is the device's usual one. Raises UserError for what is not known, not there or not possible.
     """
-    from nas.latency.devices import board
-    from nas.latency.devices.cuda import RUNTIMES
-    from nas.latency.devices.cuda import opened as gpu
-    from nas.latency.devices.ethos_u import EthosU
-    from nas.latency.devices.onnxruntime import Cpu
-
-    if name == "cpu":
-        return Cpu(threads, batch, precision or "fp32")
-    if name == "gpu" or name in RUNTIMES:
-        return gpu(name, threads, batch, precision or "fp32")
-    if name not in board.TARGETS and not name.endswith(board.SUFFIX):
-        raise UserError(f"--device {name}: {nearest(name, ('cpu', 'gpu', *RUNTIMES, *board.TARGETS))}")
-    if precision is not None:
-        raise UserError(f"--device {name}: an NPU runs int8 only: leave out --precision")
-    if name in board.TARGETS:
-        return EthosU(name, threads, batch)
-    device = EthosU(board.read(Path(name), taken=("gpu", *own())), threads, batch)
-    device.try_out(name)
-    return device
+    names = [name for kind in kinds() for name in (*kind.aliases, *kind.names)]
+    for kind in kinds():
+        if kind.opens(name):
+            if name not in names and (stem := Path(name).stem) in {*names, *own()}:
+                raise UserError(f"{name}: {stem} is another target's name: rename the file, the board is named after "
+                                "it")
+            return kind.open(name, threads, batch, precision)
+    raise UserError(f"--device {name}: {nearest(name, names)}")
 
 
 def local(meta: dict[str, Any]) -> Device | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-from collections.abc import Iterable
 from configparser import ConfigParser
 from configparser import Error as IniError
 from dataclasses import dataclass
@@ -102,17 +101,12 @@ def recorded(meta: dict[str, Any]) -> Target | None:
     return Target(*map(str, values))
 
 
-def read(path: Path, taken: Iterable[str] = ()) -> Target:
-    """A board, named after its file. Raises UserError, one line with the file, for whatever is wrong with it.
-
-    ``taken`` are names that it must not have, because they mean something else.
-    """
+def read(path: Path) -> Target:
+    """A board, named after its file. Raises UserError, one line with the file, for whatever is wrong with it."""
     try:
         ini = _parsed(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    if path.stem in (*taken, *TARGETS):
-        raise UserError(f"{path}: {path.stem} is another target's name: rename the file, the board is named after it")
     chosen = dict(ini["nas"]) if ini.has_section("nas") else {}
     for key in (*chosen, *_CHOICE):
         if key not in _CHOICE:

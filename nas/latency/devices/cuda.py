@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from nas.errors import UserError
+from nas.latency.devices.kind import Kind
 from nas.latency.devices.onnxruntime import closed, random_feed, session
 from nas.latency.onnx_file import entries, stored
 from nas.latency.timing import Run
@@ -219,7 +220,7 @@ class Torch(Gpu):
 RUNTIMES: dict[str, type[Gpu]] = {kind.name: kind for kind in (TensorRt, OrtCuda, Torch)}  # best first
 
 
-def opened(name: str, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Gpu:
+def _open(name: str, threads: int, batch: int, precision: str | None) -> Gpu:
     """The GPU with one of ``RUNTIMES``; ``gpu`` is the first of them that works here.
 
     Raises UserError, which says what is missing, where it does not work.
@@ -229,10 +230,13 @@ def opened(name: str, threads: int = 1, batch: int = 1, precision: str = "fp32")
     reasons = []
     for kind in RUNTIMES.values() if name == "gpu" else [RUNTIMES[name]]:
         if (reason := kind.lacks()) is None:
-            return kind(batch, precision)
+            return kind(batch, precision or "fp32")
         reasons.append(reason)
     raise UserError(f"--device {name}: {'; '.join(reasons)}: it takes an NVIDIA GPU with its driver, and "
                     "onnxruntime-gpu or a PyTorch for CUDA")
+
+
+KIND = Kind(_open, tuple(RUNTIMES), PRECISIONS, aliases=("gpu",))
 
 
 def bound(made: onnxruntime.InferenceSession) -> Run:

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from torch import nn
 
 from nas.errors import UserError
 from nas.latency.bench import Keep, Parts, context_of
-from nas.latency.devices.board import TARGETS, Target, recorded
+from nas.latency.devices.board import SUFFIX, TARGETS, Target, read, recorded
+from nas.latency.devices.kind import Kind
 from nas.latency.devices.vela import VERSION, Report, Vela, VelaError
 from nas.latency.onnx_graph import Graph
 from nas.latency.table import Row
@@ -117,6 +119,20 @@ class EthosU:
 
     def ms(self, cycles: int) -> float:
         return cycles / (self.target.clock_hz / 1e3)
+
+
+def _open(name: str, threads: int, batch: int, precision: str | None) -> EthosU:
+    """One of ``TARGETS``, or a board from its file, on which a small network is compiled first."""
+    if precision is not None:
+        raise UserError(f"--device {name}: an NPU runs int8 only: leave out --precision")
+    if name in TARGETS:
+        return EthosU(name, threads, batch)
+    device = EthosU(read(Path(name)), threads, batch)
+    device.try_out(name)
+    return device
+
+
+KIND = Kind(_open, tuple(TARGETS), suffix=SUFFIX)
 
 
 def of_table(meta: dict[str, Any]) -> EthosU | None:

@@ -14,6 +14,7 @@ import onnxruntime
 from torch import nn
 
 from nas.errors import UserError
+from nas.latency.devices.kind import Kind
 from nas.latency.onnx_file import runnable
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
@@ -63,6 +64,9 @@ class Cpu:
 
     def conditions(self) -> dict[str, Any]:
         return conditions(self.threads, self.batch, self.precision)
+
+
+KIND = Kind(lambda name, threads, batch, precision: Cpu(threads, batch, precision or "fp32"), ("cpu",), PRECISIONS)
 
 
 def _run(model: bytes | Path, threads: int, batch: int) -> Run:
