@@ -80,7 +80,7 @@ def test_imports_fall(file: Path) -> None:
 def test_no_cycles() -> None:
     graph = {module(file): imports(file.read_text()) - {module(file)} for file in FILES if file != DOOR}
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
-    assert order[0] in ("nas", "nas.errors", "nas.text")
+    assert set(order) >= set(graph) and not graph.get(order[0])
 
 
 NO_TORCH = ["errors", "files", "arch", "space", "run.directory", "run.records", "config.search",
