@@ -1,6 +1,6 @@
-"""The genotype: an operator with its knobs (``Op``) and a network as a choice of operators (``Arch``).
+"""Describes networks without weights: an operator with its knobs (``Op``), a network as a list of them (``Arch``).
 
-Values, not indices, so that an architecture survives a reordered space; no tensors and no torch here.
+Operators are spelled out, not numbered, so that an arch survives a reordered space. There is no torch here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KNOB = re.compile(r"([a-z][a-z0-9_]*)\s*=\s*(-?\d+|[a-z][a-z0-9_]*)")
 
 @dataclass(frozen=True, order=True)
 class Op:
-    """An operator's name and its knobs, sorted by name; ``str(op)`` and ``Op.parse`` are inverse."""
+    """Holds an operator's name and its knobs, sorted by name; ``Op.parse(str(op))`` is ``op``."""
 
     name: str
     knobs: tuple[tuple[str, Value], ...] = ()
@@ -32,7 +32,7 @@ class Op:
 
     @staticmethod
     def parse(text: str) -> Op:
-        """``"ghost(cheap=3, hidden=72, se=1)"`` or ``"skip"``; raises UserError for anything else."""
+        """Reads an operator such as ``"ghost(cheap=3, hidden=72, se=1)"`` or ``"skip"``; raises UserError."""
         match = _OP.fullmatch(text)
         if not match:
             raise UserError(f"operator {text!r}: write name(knob=value, ...), for example ghost(cheap=3, hidden=72)")
@@ -62,7 +62,7 @@ SKIP = Op("skip")
 
 @dataclass(frozen=True)
 class Arch:
-    """One network of a space: its input side and one operator a slot (``exits``: slots that carry an early exit)."""
+    """Describes one network of a space: input side, one operator a slot, and the slots that carry an early exit."""
 
     space: str
     size: int
@@ -71,7 +71,7 @@ class Arch:
 
     @cached_property
     def id(self) -> str:
-        """First 12 hex digits of the SHA-256 of the canonical JSON."""
+        """Names the arch by the first 12 hex digits of the SHA-256 of its canonical JSON."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -80,7 +80,7 @@ class Arch:
 
     @staticmethod
     def from_json(value: Any) -> Arch:
-        """Raises UserError naming the key that is missing, unknown or of the wrong type."""
+        """Reads what ``to_json`` wrote; raises UserError naming the key that is missing, unknown or of a wrong type."""
         kinds = {"space": str, "size": int, "ops": list, "exits": list}
         if not isinstance(value, dict) or set(value) != set(kinds):
             raise UserError(f"architecture: expected the keys {', '.join(kinds)}, got {_keys(value)}")

@@ -1,7 +1,8 @@
-"""What a supernet runs and what it costs, as one value that is passed to both.
+"""Says what a supernet is to run, as a value from which both its output and its cost are computed.
 
-A ``Decision`` lists, slot by slot, the branches that run, at which hidden width and with which weight. Soft ones come
-from the gates, one-hot ones from an ``Arch``. ``Prices`` are the milliseconds of every operator of every slot.
+A ``Decision`` lists, slot by slot, the branches that run, at which hidden width and with which weight. Gates make
+decisions of several weighted branches, an ``Arch`` one of a single branch a slot. ``Prices`` are the milliseconds of
+every operator of every slot.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Weight = Tensor | float
 
 @dataclass(frozen=True)
 class Choice:
-    """A branch of a slot (its op without ``hidden``) at one hidden width (None where it has none), with its weight."""
+    """Names a branch of a slot (its op without ``hidden``), its hidden width (None where it has none), its weight."""
 
     branch: Op
     hidden: int | None
@@ -29,21 +30,21 @@ class Choice:
 
 @dataclass(frozen=True)
 class Decision:
-    """The choices that run in each slot; a branch that is not listed is not computed."""
+    """Lists the choices that run in each slot; a branch that is not listed is not computed."""
 
     slots: tuple[tuple[Choice, ...], ...]
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Milliseconds: ``fixed`` for stem and head together, ``ms[slot][op]`` for every operator of every slot."""
+    """Holds milliseconds: ``fixed`` for stem and head together, ``ms[slot][op]`` for every operator of every slot."""
 
     fixed: float
     ms: tuple[dict[Op, float], ...]
 
 
 def prices(layout: Layout, ms: Callable[[list[OpKey]], list[float]]) -> Prices:
-    """Asks a cost model once for every candidate. ``skip`` costs nothing because it is nothing."""
+    """Looks up the milliseconds of every operator of a layout, in one call of ``ms``; ``skip`` costs nothing."""
     keys = candidates(layout)
     known: dict[OpKey | None, float] = dict(zip(keys, ms(keys), strict=True))
     known[None] = 0.0
@@ -52,9 +53,9 @@ def prices(layout: Layout, ms: Callable[[list[OpKey]], list[float]]) -> Prices:
 
 
 def efficient(layout: Layout, every: Sequence[Prices]) -> list[list[Op]]:
-    """Operators per slot but for widths that nobody has a reason for: a wider one of the branch costs no more.
+    """Lists the operators of each slot without the widths for which a wider one of the same branch costs no more.
 
-    What a device computes with full lanes (16 channels of AVX-512, 32 of a GPU's tile) so comes from its prices.
+    So the widths that fill a device's lanes (16 channels of AVX-512, 32 of a GPU's tile) follow from its prices.
     ``every`` are those of all targets and input sizes: the wider one must cost no more by any of them.
     """
     return [[op for branch in slot.branches for i, op in enumerate(branch.ops)
@@ -66,12 +67,12 @@ def _no_dearer(wider: Op, op: Op, slot: Slot, every: Sequence[Prices]) -> bool:
 
 
 def largest(layout: Layout, prices: Prices) -> Arch:
-    """The network that costs most, each operator at its largest width."""
+    """Returns the network that costs most, each operator at its largest width."""
     return _picked(layout, lambda slot: max((b.ops[-1] for b in slot.branches), key=prices.ms[slot.index].__getitem__))
 
 
 def smallest(layout: Layout, prices: Prices) -> Arch:
-    """The network that costs least."""
+    """Returns the network that costs least."""
     return _picked(layout, lambda slot: min(slot.ops, key=lambda op: prices.ms[slot.index][op]))
 
 
@@ -80,29 +81,29 @@ def _picked(layout: Layout, pick: Callable[[Slot], Op]) -> Arch:
 
 
 def one_hot(arch: Arch) -> Decision:
-    """The decision that runs exactly this network."""
+    """Returns the decision that runs exactly this network."""
     return Decision(tuple((choice_of(op),) for op in arch.ops))
 
 
 def choice_of(op: Op) -> Choice:
-    """The choice that an operator stands for."""
+    """Splits an operator into its branch and its hidden width."""
     hidden = op.get("hidden")
     return Choice(op.without("hidden"), hidden if isinstance(hidden, int) else None)
 
 
 def op_of(choice: Choice) -> Op:
-    """The operator that a choice stands for."""
+    """Joins the branch and the hidden width of a choice to an operator."""
     return choice.branch if choice.hidden is None else choice.branch.with_knobs(hidden=choice.hidden)
 
 
 def arch_of(layout: Layout, decision: Decision) -> Arch:
-    """The network of the heaviest choice of every slot."""
+    """Returns the network with the choice of the largest weight in every slot."""
     ops = [op_of(max(choices, key=lambda choice: as_float(choice.weight))) for choices in decision.slots]
     return Arch(layout.space, layout.task.size, tuple(ops))
 
 
 def expected_ms(layout: Layout, decision: Decision, prices: Prices) -> Weight:
-    """Sum over slots of weight times milliseconds, plus the fixed parts; differentiable in the weights.
+    """Sums weight times milliseconds over all choices, plus stem and head; differentiable in the weights.
 
     For ``one_hot(arch)`` it is the sum of the costs over ``plan(layout, arch)``.
     """

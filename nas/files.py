@@ -1,4 +1,4 @@
-"""Shipped files (search spaces, latency tables) and atomic writes."""
+"""Finds shipped files (search spaces, latency tables) and writes files so that no reader sees half of one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from typing import Any, BinaryIO
 
 from nas.errors import UserError
 
-SETTING = {"search_spaces": "space"}  # what names a file of a kind
+SETTING = {"search_spaces": "space"}  # kind of file -> the setting that names one
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def folder(kind: str) -> Path:
-    """``search_spaces`` or ``latency_tables``: inside ``nas/`` once installed, beside it in a checkout."""
+    """Returns the folder ``search_spaces`` or ``latency_tables``: in ``nas/`` once installed, beside it in a checkout.
+    """
     inside = _PACKAGE / kind
     return inside if inside.is_dir() else _PACKAGE.parent / kind
 
 
 def shipped(kind: str, suffix: str) -> list[str]:
-    """Names (stems) of the shipped files of a kind, sorted."""
+    """Lists the names (stems) of the shipped files of a kind, sorted."""
     return sorted(p.stem for p in folder(kind).glob(f"*{suffix}"))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known one and all of them."""
+    """Writes the end of an error message about an unknown name: the nearest known one and all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
@@ -37,7 +38,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def resolve(kind: str, name: str, suffix: str) -> Path:
-    """A bare name is a shipped file (of the kind, or of ``presets`` in it), anything else is a path as it stands.
+    """Returns the path of a file by name: a bare name is shipped (of the kind or its ``presets``), else it is a path.
 
     Raises UserError for a name that is not shipped and for a path that does not exist.
     """
@@ -45,7 +46,7 @@ def resolve(kind: str, name: str, suffix: str) -> Path:
         if not Path(name).is_file():
             raise UserError(f"{name}: no such file")
         return Path(name)
-    places = {found: part for part in (f"{kind}/presets", kind) for found in shipped(part, suffix)}
+    places = {stem: part for part in (f"{kind}/presets", kind) for stem in shipped(part, suffix)}
     if name not in places:
         raise UserError(f"no {name!r}; {nearest(name, places)}", key=SETTING.get(kind, kind))
     return folder(places[name]) / f"{name}{suffix}"
@@ -53,7 +54,7 @@ def resolve(kind: str, name: str, suffix: str) -> Path:
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls ``write(file)`` on a temporary neighbour, then renames it: readers see the old file or the new one."""
-    with _of(path):
+    with _errors_name(path):
         _write(path, write)
 
 
@@ -73,8 +74,8 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 @contextlib.contextmanager
-def _of(path: Path) -> Iterator[None]:
-    """A full disk says nothing of the file, and a directory that may not be written names the temporary one."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Makes OSErrors name ``path``: a full disk names no file, and an unwritable directory the temporary one."""
     try:
         yield
     except OSError as error:
@@ -84,16 +85,16 @@ def _of(path: Path) -> Iterator[None]:
 
 
 def copy(source: Path, path: Path) -> None:
-    """Atomic ``shutil.copy``; one onto itself changes nothing."""
+    """Copies a file atomically; one onto itself changes nothing."""
     content = source.read_bytes()
     write_atomic(path, lambda file: file.write(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomic ``Path.write_text``."""
+    """Writes a text file atomically, in UTF-8."""
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic, indented, keys as given; NaN and infinities are refused (they are not JSON)."""
+    """Writes indented JSON atomically, keys as given; raises ValueError for NaN and infinities (they are not JSON)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Paths that settings name, made absolute where they are typed: a run is used from other folders later."""
+"""Makes the paths in settings absolute when they are typed, because a run is used from other folders later."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ BUILT_IN = ("digits", "cifar10")  # images by name; a folder of that name is wri
 
 
 def absolute(text: str) -> str:
-    """Where a path leads from here, ``~`` and symbolic links followed; what is no path stays as it is."""
+    """Returns the absolute path, ``~`` and symbolic links followed; what is no path stays as it is."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):  # a loop of links, ~ of nobody, a NUL
         return str(Path(text).expanduser().resolve())
     return text
 
 
 def images(name: str) -> str:
-    """Of ``--data``: a built-in name, or the absolute path of a folder; what is neither is refused where it is read."""
+    """Makes the path of a folder of images absolute; built-in names, and what is neither, stay as they are."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         if name and name not in BUILT_IN and (Path(name).expanduser().exists() or len(Path(name).parts) > 1):
             return absolute(name)
@@ -26,25 +26,26 @@ def images(name: str) -> str:
 
 
 def target(name: str) -> str:
-    """Of ``--target``: a device's name, or the absolute path of a table."""
+    """Makes a target that is the path of a table (``.json``) absolute; other names stay as they are."""
     return absolute(name) if name.endswith(".json") else name
 
 
 def space(name: str) -> str:
-    """Of ``--space``: a shipped name, or the absolute path of a file, either with its ``@WIDTH``."""
+    """Makes a space that is the path of a file absolute; shipped names stay as they are, ``@WIDTH`` stays behind both.
+    """
     base, width = space_parts(name)
     shipped = base == Path(base).stem and not Path(base).is_file()
     return name if shipped else absolute(base) + (f"@{width}" if width else "")
 
 
 def space_parts(name: str) -> tuple[str, str]:
-    """``ghost@0.5`` -> (``ghost``, ``0.5``); folders and files may have an @ in their names, too."""
+    """Splits ``ghost@0.5`` into (``ghost``, ``0.5``); an @ in the name of an existing file does not count."""
     base, _, width = name.rpartition("@")
     return (name, "") if not base or "/" in width or _is_file(name) else (base, width)
 
 
 def located(key: str, value: Any) -> Any:
-    """A setting whose paths lead where they led from the folder that they were typed in, one or a list of them."""
+    """Makes the path, or each of the list of paths, that the setting ``key`` holds absolute; other settings stay."""
     if isinstance(value, list | tuple):
         return [_located(key, part) for part in value]
     return _located(key, value)

@@ -1,4 +1,4 @@
-"""THE walk: the one place that turns a space and a task into slots with shapes, and an arch into operators.
+"""Computes the shapes of every operator: turns a space and a task into slots, and an arch into a list of operators.
 
 Supernet, subnet, tables, MACs, ILP, profile and export read its result; nobody else tracks channels and strides.
 """
@@ -19,12 +19,12 @@ from nas.errors import UserError
 from nas.space import KnobValues, Space, Widths, hidden_width
 
 EXIT_HEAD = "exit_head"  # the family of the heads that stand at early exits
-LAST_MAP = 4  # the last feature map is at least 4x4: the first strides are halved until it is
+LAST_MAP = 4  # side that the last feature map has at least: the first strides are halved until it has
 
 
 @dataclass(frozen=True)
 class Task:
-    """Input side, input channels and number of classes."""
+    """States what a network classifies: the side of its square input, the input channels, the number of classes."""
 
     size: int
     in_ch: int
@@ -33,7 +33,7 @@ class Task:
 
 @dataclass(frozen=True, order=True)
 class OpKey:
-    """What a cost is asked for: an operator at a shape; ``size`` is the side of its input map."""
+    """Identifies what has a cost: an operator at a shape; ``size`` is the side of its square input map."""
 
     op: Op
     in_ch: int
@@ -51,7 +51,7 @@ class OpKey:
 
 @dataclass(frozen=True)
 class Branch:
-    """An operator with every knob but ``hidden``, and its admissible hidden widths (none if it has no such knob)."""
+    """Holds an operator with every knob but ``hidden``, and the hidden widths it may have (none without that knob)."""
 
     op: Op
     widths: tuple[int, ...] = ()
@@ -66,7 +66,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the network and what may stand there; ``size`` is the side of its input map."""
+    """Describes a place in the network: its shapes and what may stand there; ``size`` is the side of its input map."""
 
     index: int
     stage: int
@@ -81,13 +81,13 @@ class Slot:
         return tuple(op for branch in self.branches for op in branch.ops)
 
     def key(self, op: Op) -> OpKey | None:
-        """What to ask a cost for; None for ``skip``, which is nothing."""
+        """Returns the key under which a cost is looked up for ``op`` here; None for ``skip``, which costs nothing."""
         return None if op == SKIP else OpKey(op, self.in_ch, self.out_ch, self.stride, self.size)
 
 
 @dataclass(frozen=True)
 class Exit:
-    """A place where a network may have an early exit: behind a slot, on the last map before a stride change."""
+    """Marks where a network may have an early exit: behind a slot, on the last map before a stride change."""
 
     slot: int
     key: OpKey
@@ -95,7 +95,7 @@ class Exit:
 
 @dataclass(frozen=True)
 class Layout:
-    """A space at a task: the stem, the slots in order, the head, and the exits if they were asked for."""
+    """Lists the parts of a space with their shapes: stem, slots in order, head, and exits if they were asked for."""
 
     space: str
     task: Task
@@ -110,7 +110,9 @@ class Layout:
 
 
 def layout(space: Space, task: Task, exits: bool = False) -> Layout:
-    """The walk; with ``exits`` there is one before every stride change behind the first slot.
+    """Walks through a space and computes the shapes of its parts for one task.
+
+    With ``exits``, there may be one before every stride change behind the first slot.
 
     Raises UserError for operators or knobs that do not exist, naming file and key.
     """
@@ -131,7 +133,7 @@ def layout(space: Space, task: Task, exits: bool = False) -> Layout:
 
 
 def layouts(space: Space, task: Task, sizes: Sequence[int], exits: bool = False) -> dict[int, Layout]:
-    """The walk at every size, the largest first; at that of the task where there are no ``sizes``.
+    """Returns the layout for every input side, the largest first; for that of the task where there are no ``sizes``.
 
     Weights are shared over sizes, so the strides must be. Raises UserError where they are not, with the range that
     goes with the largest size.
@@ -148,7 +150,10 @@ def layouts(space: Space, task: Task, sizes: Sequence[int], exits: bool = False)
 
 
 def resized(layout: Layout, size: int) -> Layout:
-    """What is left of a layout at another input side of the same strides: the walk's maps, the layout's branches."""
+    """Returns the layout for another input side: every map gets its new size, the slots keep their branches.
+
+    Call it only for sides at which the space has the same strides (see ``layouts``).
+    """
     if size == layout.task.size:
         return layout
     sides = list(itertools.accumulate((slot.stride for slot in layout.slots), lambda side, stride: -(-side // stride),
@@ -157,11 +162,11 @@ def resized(layout: Layout, size: int) -> Layout:
         layout, task=replace(layout.task, size=size), stem=replace(layout.stem, size=size),
         slots=tuple(replace(slot, size=side) for slot, side in zip(layout.slots, sides, strict=False)),
         head=replace(layout.head, size=sides[-1]),
-        exits=tuple(replace(one, key=replace(one.key, size=sides[one.slot + 1])) for one in layout.exits))
+        exits=tuple(replace(exit_, key=replace(exit_.key, size=sides[exit_.slot + 1])) for exit_ in layout.exits))
 
 
 def plan(layout: Layout, arch: Arch) -> list[OpKey]:
-    """Operators of a network in the order they run: stem, every slot that is not skipped, each exit's head, head.
+    """Lists a network's operators in the order they run: stem, slots that are not skipped, heads of exits, head.
 
     Raises UserError if the arch is of another space or size, or holds an operator that its slot does not admit.
     """
@@ -182,13 +187,16 @@ def plan(layout: Layout, arch: Arch) -> list[OpKey]:
 
 
 def prefixes(keys: Sequence[OpKey]) -> list[list[OpKey]]:
-    """Of a plan: what runs for an image that leaves at each exit, the exits it passed included; the last is all."""
+    """Splits a plan by exits: for each, all that runs for an image that leaves there, exits it passed included.
+
+    The last list is the whole plan: an image that no exit took.
+    """
     ends = [i for i, key in enumerate(keys) if key.is_exit]
     return [list(keys[:end + 1]) for end in [*ends, len(keys) - 1]]
 
 
 def candidates(layout: Layout) -> list[OpKey]:
-    """The union of all plans, each key once; the exits, if there are any, behind all others."""
+    """Lists every operator with its shape that any network of the layout may run, each once, the exits last."""
     keys = (slot.key(op) for slot in layout.slots for op in slot.ops)
     exits = (exit_.key for exit_ in layout.exits)
     return list(dict.fromkeys([layout.stem, *(key for key in keys if key is not None), layout.head, *exits]))
@@ -196,7 +204,7 @@ def candidates(layout: Layout) -> list[OpKey]:
 
 @lru_cache(maxsize=65536)
 def macs(key: OpKey) -> int:
-    """Multiply-adds of convolutions and linear layers at batch 1, counted by PyTorch on the deployed operator."""
+    """Counts the multiply-adds of an operator's convolutions and linear layers at batch 1, in the deployed form."""
     with torch.device("meta"):
         module = op_families.deployed(op_families.build(key.op, key.in_ch, key.out_ch, key.stride)).eval()
         x = torch.empty(1, key.in_ch, key.size, key.size)
@@ -207,7 +215,7 @@ def macs(key: OpKey) -> int:
 
 @lru_cache(maxsize=65536)
 def params(key: OpKey) -> int:
-    """Parameters of the deployed operator."""
+    """Counts the parameters of an operator in the form that is deployed."""
     with torch.device("meta"):
         module = op_families.deployed(op_families.build(key.op, key.in_ch, key.out_ch, key.stride))
     return sum(p.numel() for p in module.parameters())
@@ -219,7 +227,10 @@ def _ops(slot: Slot) -> frozenset[Op]:
 
 
 def restrict(layout: Layout, keep: Sequence[Sequence[Op]]) -> Layout:
-    """The layout with only the operators of ``keep`` in each slot: what pruning leaves."""
+    """Returns the layout with only the operators of ``keep`` in each slot, as pruning does.
+
+    Raises ValueError if a slot would be empty.
+    """
     slots = []
     for slot, ops in zip(layout.slots, keep, strict=True):
         kept = frozenset(ops)
@@ -232,7 +243,7 @@ def restrict(layout: Layout, keep: Sequence[Sequence[Op]]) -> Layout:
 
 
 def enumerated(layout: Layout) -> Layout:
-    """The layout with every admissible width as a branch of its own: the same operators, grouped otherwise."""
+    """Returns the layout with a branch for every hidden width: the same operators, none of which share a branch."""
     return replace(layout, slots=tuple(
         replace(slot, branches=tuple(Branch(b.op, (w,) if w else ()) for b in slot.branches for w in b.widths or (0,)))
         for slot in layout.slots))
@@ -273,10 +284,10 @@ def _fixed(space: Space, part: str, in_ch: int, out_ch: int, stride: int) -> Op:
 
 
 def _branches(space: Space, stage: int, in_ch: int, out_ch: int, stride: int) -> tuple[Branch, ...]:
-    own = space.stages[stage].ops
+    stage_ops = space.stages[stage].ops
     branches: list[Branch] = []
-    for name, knobs in (own or space.ops).items():
-        where = f"{space.file or space.name}: {f'stages.{stage}.' if own else ''}ops.{name}"
+    for name, knobs in (stage_ops or space.ops).items():
+        where = f"{space.file or space.name}: {f'stages.{stage}.' if stage_ops else ''}ops.{name}"
         branches += _family_branches(where, name, knobs, in_ch, out_ch, stride)
     if space.skip and stride == 1 and in_ch == out_ch:
         branches.append(Branch(SKIP))

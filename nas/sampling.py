@@ -1,4 +1,4 @@
-"""Random search moves on architectures: count, sample, mutate, cross over, encode. Slots in, archs out; no torch."""
+"""Counts, samples, mutates, crosses and encodes the networks of a layout, for the selectors. There is no torch here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from nas.plan import Layout, Slot
 
 
 def size(layout: Layout) -> int:
-    """Number of architectures (an exact integer)."""
+    """Counts the networks of a layout (an exact integer)."""
     return math.prod(len(slot.ops) for slot in layout.slots)
 
 
 def sample_op(slot: Slot, rng: random.Random) -> Op:
-    """A branch uniformly, then one of its widths uniformly: so that wide branches do not crowd out ``skip``."""
+    """Draws a branch uniformly, then one of its widths, so that branches of many widths do not crowd out ``skip``."""
     return rng.choice(rng.choice(slot.branches).ops)
 
 
@@ -24,26 +24,26 @@ def sample(layout: Layout, rng: random.Random) -> Arch:
 
 
 def sample_thinned(layout: Layout, rng: random.Random) -> Arch:
-    """A random network of random depth: slots are skipped, where they may be, with a probability drawn first."""
+    """Draws a network of random depth: slots are skipped, where they may be, with a probability that is drawn first."""
     skipped = rng.random()
     return _arch(layout, [SKIP if SKIP in slot.ops and rng.random() < skipped else sample_op(slot, rng)
                           for slot in layout.slots])
 
 
 def mutate(layout: Layout, arch: Arch, rng: random.Random, probability: float = 0.1) -> Arch:
-    """Each slot is drawn anew with ``probability``."""
+    """Returns a copy of a network in which each slot is drawn anew with ``probability``."""
     ops = [sample_op(slot, rng) if rng.random() < probability else op
            for slot, op in zip(layout.slots, arch.ops, strict=True)]
     return _arch(layout, ops)
 
 
 def cross_over(layout: Layout, first: Arch, second: Arch, rng: random.Random) -> Arch:
-    """Each slot from either parent."""
+    """Returns a network that takes each slot from either parent at random."""
     return _arch(layout, [rng.choice(pair) for pair in zip(first.ops, second.ops, strict=True)])
 
 
 def encode(layout: Layout, arch: Arch) -> list[int]:
-    """Index of each slot's operator in ``slot.ops``; for solvers only, never stored."""
+    """Returns the index of each slot's operator in ``slot.ops``; for solvers only, never stored."""
     return [slot.ops.index(op) for slot, op in zip(layout.slots, arch.ops, strict=True)]
 
 
@@ -52,7 +52,7 @@ def decode(layout: Layout, indices: list[int]) -> Arch:
 
 
 def smallest(layout: Layout) -> Arch:
-    """``skip`` where it is admitted or else the first branch, at its smallest width, in every slot."""
+    """Returns the network with ``skip`` in every slot that admits it, else the first branch at its smallest width."""
     return _arch(layout, [SKIP if SKIP in slot.ops else slot.branches[0].ops[0] for slot in layout.slots])
 
 

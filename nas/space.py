@@ -1,4 +1,4 @@
-"""A search space: one YAML file, checked. Strides are stated for input 224; ``nas.plan`` adapts them to others.
+"""Reads and checks a search space, one YAML file. Strides are for input 224; ``nas.plan`` adapts them to others.
 
 A preset is a space of one network: every knob a single value, no skips (``search_spaces/presets``).
 """
@@ -28,7 +28,8 @@ Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 
 class Widths(_Strict):
-    """Admissible hidden widths: the multiples of ``step`` from ``min`` to ``max`` times the input channels."""
+    """Describes the hidden widths to try: the multiples of ``step`` from ``min`` to ``max`` times the input channels.
+    """
 
     min: float = Field(gt=0, le=64)
     max: float = Field(gt=0, le=64)
@@ -41,7 +42,10 @@ class Widths(_Strict):
         return self
 
     def of(self, in_ch: int) -> tuple[int, ...]:
-        """Never empty: where the range holds no multiple of ``step``, the first one above it stands alone."""
+        """Lists the widths for a number of input channels.
+
+        Where the range holds no multiple of ``step``, the list holds the first one above it.
+        """
         first = max(1, -(-int(self.min * in_ch) // self.step))
         last = max(first, int(self.max * in_ch) // self.step)
         return tuple(self.step * i for i in range(first, last + 1))
@@ -59,7 +63,7 @@ Ops = dict[str, dict[str, KnobValues]]
 
 
 class Fixed(_Strict):
-    """The stem: one operator, its output channels and stride (4: with a pooling)."""
+    """Describes the stem: one operator, its output channels and stride (4: with a pooling)."""
 
     op: str
     out: Channels
@@ -67,14 +71,14 @@ class Fixed(_Strict):
 
 
 class Head(_Strict):
-    """The classifier at the end, and that of the early exits; ``keep``: a smaller width leaves its own as it is."""
+    """Describes the classifier at the end, or of early exits; with ``keep`` it stays as it is in a narrower space."""
 
     op: str
     keep: bool = False
 
 
 class Stage(_Strict):
-    """``depth`` slots of ``out`` channels, the first with ``stride``; ``ops`` replaces the space's own."""
+    """Describes ``depth`` slots of ``out`` channels, the first with ``stride``; ``ops`` replaces those of the space."""
 
     out: Channels
     depth: int = Field(ge=1, le=64)
@@ -83,7 +87,10 @@ class Stage(_Strict):
 
 
 class Space(_Strict):
-    """What may be built. ``name`` becomes ``NAME@WIDTH`` when scaled; ``file`` is where it was read (for messages)."""
+    """Holds a search space as its YAML file states it.
+
+    ``name`` becomes ``NAME@WIDTH`` when the space is scaled; ``file`` is where it was read, for error messages.
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_\-]*(@[0-9.]+)?$")
     about: str = ""
@@ -98,7 +105,10 @@ class Space(_Strict):
 
     @staticmethod
     def load(name: str) -> Space:
-        """A shipped name or a path, either with ``@WIDTH``. Raises UserError naming file, key and value."""
+        """Reads a space by its shipped name or path, either with ``@WIDTH``.
+
+        Raises UserError naming file, key and value.
+        """
         base, width = space_parts(name)
         path = resolve("search_spaces", base, ".yaml")
         space = Space.parse(_yaml(path), str(path))
@@ -106,7 +116,7 @@ class Space(_Strict):
 
     @staticmethod
     def parse(value: Any, file: str = "space") -> Space:
-        """From plain data; every mistake is one UserError with its key."""
+        """Makes a space of a dictionary as YAML gives it; raises UserError naming the key of the first mistake."""
         if not isinstance(value, dict):
             raise UserError(f"{file}: expected a mapping (name, stem, stages, ops, head), got {type(value).__name__}")
         if "file" in value:
@@ -117,7 +127,10 @@ class Space(_Strict):
             raise UserError(f"{file}: {first_mistake(error)}") from error
 
     def scaled(self, width: float) -> Space:
-        """All channels times ``width``, to multiples of ``divisor`` (never down by more than 10 %, as in GhostNet)."""
+        """Returns the space with all channels times ``width``, rounded to multiples of ``divisor``.
+
+        Rounding never takes more than 10 % away, as in GhostNet.
+        """
         if width == 1.0:
             return self
 
@@ -132,7 +145,7 @@ class Space(_Strict):
         return self.model_copy(update=update)
 
     def only(self, op: str) -> Space:
-        """The space restricted to one operator family (and skip)."""
+        """Returns the space with one operator alone (and ``skip``); raises UserError if it has no such operator."""
         if op not in self.ops:
             raise UserError(f"--only-op {op}: the space {self.name} has {', '.join(self.ops)}")
         stages = [s.model_copy(update={"ops": {op: s.ops[op]} if s.ops and op in s.ops else None}) for s in self.stages]
@@ -140,7 +153,7 @@ class Space(_Strict):
 
 
 def hidden_width(value: Value, in_ch: int) -> int:
-    """A fixed hidden width: channels as they are, or ``"6x"``, that many times the input channels.
+    """Returns the channels of a fixed hidden width: a number as it is, ``"6x"`` as six times the input channels.
 
     Raises UserError for anything else, and for none or absurdly many.
     """
@@ -154,7 +167,7 @@ def hidden_width(value: Value, in_ch: int) -> int:
 
 
 def _scaled_ops(ops: Ops | None, wide: Callable[[int], int]) -> Ops | None:
-    """Fixed hidden widths are channels like all others."""
+    """Scales the hidden widths that are stated in channels; those relative to the input follow it anyway."""
     return ops and {name: {knob: wide(value) if knob == "hidden" and isinstance(value, int) else value
                            for knob, value in knobs.items()} for name, knobs in ops.items()}
 
@@ -179,14 +192,15 @@ _NOT_KEYS = ("<list>", "<range>", "<scalar>", "int", "str")  # what pydantic add
 
 
 def first_mistake(error: ValidationError) -> str:
-    """``key.path: what is wrong (got value)`` for the first mistake that pydantic found."""
+    """Returns the first mistake that pydantic found, as ``key.path: what is wrong (got value)``."""
     return mistakes(error)[0]
 
 
 def mistakes(error: ValidationError) -> list[str]:
-    """All of them, unknown keys first: a misspelt key is missing, too."""
-    found = sorted(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    return list(dict.fromkeys(_text(mistake) for mistake in found))
+    """Lists what pydantic found, a line each, unknown keys first: a misspelt key is missing under its right name, too.
+    """
+    errors = sorted(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    return list(dict.fromkeys(_text(mistake) for mistake in errors))
 
 
 def _text(mistake: Any) -> str:

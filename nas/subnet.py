@@ -1,4 +1,4 @@
-"""A plain network from an arch: no search code inside. What is fine-tuned, exported and deployed."""
+"""Builds the plain network of an arch, without search code inside: this is fine-tuned, exported and deployed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from nas.plan import Layout, OpKey, plan
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """One map of ``features``: its channels, and how many pixels of the input a step on it is."""
+    """Describes one map of ``features``: its channels, and the step between its pixels in pixels of the input."""
 
     channels: int
     stride: int
 
 
 class Backbone(nn.Module):
-    """A network without its head, for detectors and segmenters: [N, in_ch, S, S] -> the last map of each stride.
+    """Runs a network without its head, for detectors and segmenters: [N, in_ch, S, S] -> the last map of each stride.
 
-    ``maps`` says what they are, finest first; the modules are the network's own. Inputs may have any size.
+    ``maps`` says what they are, finest first. Modules are shared with the network. Inputs may have any size.
     """
 
     def __init__(self, network: Subnet) -> None:
@@ -36,9 +36,9 @@ class Backbone(nn.Module):
 
 
 class Subnet(nn.Module):
-    """``stem``, ``blocks``, ``head``: [N, in_ch, S, S] -> [N, classes] logits; ``exits`` are the heads on the way.
+    """Runs ``stem``, ``blocks`` and ``head``: [N, in_ch, S, S] -> [N, classes] logits; ``exits`` are heads on the way.
 
-    Called as a module it is the network without its exits, the same whether it has any or not.
+    ``forward`` leaves the exits out; ``logits`` runs them, too.
     """
 
     def __init__(self, keys: list[OpKey]) -> None:
@@ -61,9 +61,9 @@ class Subnet(nn.Module):
         return self.head(self.features(x)[-1])
 
     def stages(self) -> list[tuple[nn.Sequential, nn.Module]]:
-        """The network cut at its exits: the blocks up to each exit, and its head; last the rest and the head.
+        """Cuts the network at its exits: the blocks up to each exit and its head, last the rest and the final head.
 
-        The modules are the network's own.
+        The modules are shared with the network.
         """
         trunk: list[nn.Module] = [self.stem, *self.blocks]
         bounds = [0, *(1 + cut for cut in self.cuts), len(trunk)]
@@ -72,27 +72,28 @@ class Subnet(nn.Module):
                 for (start, stop), head in zip(itertools.pairwise(bounds), heads, strict=True)]
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """[N, classes] of every exit in order, and of the head."""
-        found = []
+        """Returns the logits [N, classes] of every exit in order, and of the head."""
+        logits = []
         for trunk, head in self.stages():
             x = trunk(x)
-            found.append(head(x))
-        return found
+            logits.append(head(x))
+        return logits
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The last map before each change of stride and that before the head, finest first, as ``maps`` says."""
+        """Returns the last map before each change of stride and that before the head, finest first, as ``maps`` says.
+        """
         return _features(self.stem(x), zip(self.blocks, self.strides, strict=True))
 
     @property
     def maps(self) -> list[FeatureMap]:
-        """Channels and strides of ``features``, in its order."""
-        found: list[FeatureMap] = []
+        """Lists channels and stride of each map of ``features``, in its order."""
+        maps: list[FeatureMap] = []
         for key in self.keys[:-1]:
             if key.is_exit:
                 continue
-            above = found[-1].stride if found else 1
-            found = [*(found[:-1] if key.stride == 1 else found), FeatureMap(key.out_ch, above * key.stride)]
-        return found
+            above = maps[-1].stride if maps else 1
+            maps = [*(maps[:-1] if key.stride == 1 else maps), FeatureMap(key.out_ch, above * key.stride)]
+        return maps
 
 
 def _features(x: Tensor, blocks: Iterable[tuple[nn.Module, int]]) -> list[Tensor]:
@@ -104,5 +105,5 @@ def _features(x: Tensor, blocks: Iterable[tuple[nn.Module, int]]) -> list[Tensor
 
 
 def build(layout: Layout, arch: Arch) -> Subnet:
-    """A freshly initialised network. Raises UserError if the arch is not of this layout."""
+    """Builds a network with fresh weights. Raises UserError if the arch does not fit the layout."""
     return Subnet(plan(layout, arch))

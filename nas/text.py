@@ -1,4 +1,5 @@
-"""Text of the user's - names of classes, nodes, files - on its way to a reader: never markup, never a control code."""
+"""Makes text from files (names of classes, nodes, paths) safe to show: no markup, no control codes. Writes durations.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ _MARKDOWN = re.compile(r"[\\`*\[\]<>|~&#]|(?<!\w)_|_(?!\w)")
 
 
 def printable(text: str, encoding: str | None = "utf-8") -> str:
-    """Writes as ``\\xNN`` or ``\\uNNNN`` what is no visible character, or none of the encoding's.
+    """Escapes, as ``\\xNN`` or ``\\uNNNN``, characters that are not visible or that the encoding lacks.
 
-    So a name can neither begin a line of its own, nor move a terminal's cursor, nor hide.
+    So a name can neither begin a new line, nor move a terminal's cursor, nor hide.
     """
     try:
         "".encode(encoding or "utf-8")
@@ -22,7 +23,7 @@ def printable(text: str, encoding: str | None = "utf-8") -> str:
 
 
 def markdown(text: str) -> str:
-    """Escapes what a Markdown table would read as its own signs."""
+    """Escapes what a Markdown table would read as markup."""
     return _MARKDOWN.sub(lambda sign: f"\\{sign[0]}", printable(text))
 
 
@@ -37,7 +38,7 @@ def _fits(char: str, encoding: str) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """``8 s``, ``3 min``, ``2 h 05 min``."""
+    """Writes a time as ``8 s``, ``3 min`` or ``2 h 05 min``."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -45,6 +46,9 @@ def duration(seconds: float) -> str:
 
 
 def took(seconds: Mapping[str, float]) -> str:
-    """``took 12 min in all: supernet warmup 3 min, selection 60 s, ...``, of ``nas.run.timeline.spent``."""
+    """Writes where time went: ``took 12 min in all: supernet warmup 3 min, selection 60 s, ...``.
+
+    ``seconds`` are those of ``nas.run.timeline.spent``: by phase, and in ``total``.
+    """
     parts = [f"{name} {duration(value)}" for name, value in seconds.items() if name != "total" and value >= 0.5]
     return f"took {duration(seconds['total'])} in all" + (f": {', '.join(parts)}" if parts else "")

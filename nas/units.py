@@ -1,4 +1,4 @@
-"""What a target's costs are counted in: milliseconds of a device, or a count that a network has on any device.
+"""Writes costs with their units: milliseconds on a device, or a count (``macs``, ``params``), the same on any device.
 
 In files, figures of targets are objects keyed by target.
 """
@@ -9,31 +9,31 @@ import math
 from pathlib import Path
 
 COUNTS = {"macs": "M multiply-adds", "params": "M parameters"}  # target -> unit; the function of ``nas.plan`` counts it
-BUDGETED = ("ms", *COUNTS.values())  # units of what budgets are of
+BUDGETED = ("ms", *COUNTS.values())  # units in which budgets are given
 
 
 def counted(target: str) -> bool:
-    """Whether a target is a count, which nothing measures."""
+    """Tells whether a target is a count (``macs``, ``params``) and not a device."""
     return target in COUNTS
 
 
 def unit(target: str) -> str:
-    """Of the costs and of the budgets of a target."""
+    """Returns the unit of a target's costs and budgets, for example ``ms``."""
     return COUNTS.get(target, "ms")
 
 
 def device(target: str) -> str:
-    """What a target is called in a title: a table of the user's own is named by its path."""
+    """Returns the name of a target for a title: the file's stem where the target is the path of a table."""
     return Path(target).stem if target.endswith(".json") else target
 
 
 def amount(value: float, target: str) -> str:
-    """``0.8 ms on cpu``, ``30 M multiply-adds``."""
+    """Writes a cost with its unit: ``0.8 ms on cpu``, ``30 M multiply-adds``."""
     return f"{value:.4g} {unit(target)}" + ("" if counted(target) else f" on {target}")
 
 
 def axis(target: str, what: str = "predicted latency") -> str:
-    """The label of an axis: ``predicted latency on cpu (ms)``, ``multiply-adds (M)``."""
+    """Writes the label of a plot's axis: ``predicted latency on cpu (ms)``, ``multiply-adds (M)``."""
     if not counted(target):
         return f"{what} on {device(target)} (ms)"
     scale, _, counts = unit(target).partition(" ")
@@ -41,15 +41,14 @@ def axis(target: str, what: str = "predicted latency") -> str:
 
 
 def column(what: str, target: str, several: bool) -> str:
-    """The title of a column of ``predicted``, ``measured`` or ``worst`` costs, with the target where there are several.
-    """
+    """Writes the title of a column of ``predicted``, ``measured`` or ``worst`` costs; names one of several targets."""
     if counted(target):
         return unit(target) if what == "predicted" else f"{what} {unit(target)}"
     return f"{what} ms {device(target)}" if several else f"{what} ms"
 
 
 def at_least(value: float, digits: int = 4) -> str:
-    """Rounded up, so that the number shown can be met."""
+    """Writes a number rounded up to ``digits``, so that a budget of what is shown can be met."""
     if value <= 0:
         return "0"
     step = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
@@ -57,10 +56,10 @@ def at_least(value: float, digits: int = 4) -> str:
 
 
 def least(value: float, target: str) -> str:
-    """As ``amount``, rounded up."""
+    """Writes a cost with its unit as ``amount`` does, rounded up, so that a budget of what is shown can be met."""
     return f"{at_least(value)} {unit(target)}" + ("" if counted(target) else f" on {target}")
 
 
 def millions(count: float | None) -> str:
-    """A count as ``12.3 M``; nothing known is a dash."""
+    """Writes a count as ``12.3 M``, and a dash for None."""
     return "-" if count is None else f"{count / 1e6:.4g} M"
