@@ -1,10 +1,14 @@
 """Batch norms that are no identity, for tests of what is folded and exported."""
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
+M = TypeVar("M", bound=nn.Module)
 
-def scrambled(module: nn.Module) -> nn.Module:
+
+def scrambled(module: M) -> M:
     """Batch norms as after training: a fold that forgets one of the four vectors shows."""
     generator = torch.Generator().manual_seed(0)
     for norm in module.modules():

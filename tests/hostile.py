@@ -64,7 +64,8 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
 @st.composite
 def _places(draw: st.DrawFn, box: Any) -> tuple[Any, Any]:
     """A container in it and a key there, as likely near the top as in the depth."""
-    place, key = box, ""
+    key: Any = ""
+    place = box
     while isinstance(inner := place[key], dict | list) and inner and draw(st.integers(0, 4)):
         place = inner
         key = draw(st.sampled_from(list(inner))) if isinstance(inner, dict) else draw(st.integers(0, len(inner) - 1))

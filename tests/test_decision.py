@@ -44,7 +44,7 @@ def test_the_expected_ms_of_one_network_is_the_sum_over_its_plan(tiny: Layout) -
 
 def test_every_operator_is_asked_for_once_and_skip_never(tiny: Layout) -> None:
     asked: list[OpKey] = []
-    known = prices(tiny, lambda keys: asked.extend(keys) or ms(keys))  # type: ignore[func-returns-value]
+    known = prices(tiny, lambda keys: asked.extend(keys) or ms(keys))
     assert len(asked) == len(set(asked)) and every(key.op != SKIP for key in asked)
     assert known.fixed == pytest.approx(sum(ms(list(tiny.fixed))))
     assert [known.ms[slot.index].get(SKIP) for slot in tiny.slots] == [0.0, 0.0, None, 0.0]

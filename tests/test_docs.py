@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -128,7 +129,7 @@ def exists(dotted: str) -> bool:
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         try:
-            thing = importlib.import_module(".".join(parts[:end]))
+            thing: Any = importlib.import_module(".".join(parts[:end]))
         except ModuleNotFoundError:
             continue
         return all((thing := getattr(thing, part, None)) is not None for part in parts[end:])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import rich.progress as bars
 from rich.console import Console
 
-from nas.progress import EVERY_S, Lines, Task, TimedTask
+from nas.progress import EVERY_S, Lines, TimedTask
 from nas.text import printable
 
 
@@ -25,7 +25,7 @@ class TerminalProgress:
         self._lines = Lines(self.note, every_s, clock)
         self._live: bars.Progress | None = None
 
-    def task(self, name: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Task]:
+    def task(self, name: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[TimedTask]:
         shown = self._bar if self._console.is_terminal else self._lines.task
         return shown(name, total, done)
 

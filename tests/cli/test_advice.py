@@ -27,7 +27,8 @@ from nas.pipeline.front import meant
 from nas.run.directory import Run
 from nas.units import at_least
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GROUP: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = GROUP.commands
 SEARCH = "search --target gpu-v100 --size 16 --limit 160"
 Told = Callable[..., tuple[int, str]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import typer
@@ -16,7 +17,8 @@ from nas.cli.base import app
 from nas.config.search import Config
 from nas.train import augment
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GROUP: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = GROUP.commands
 HELPS = [(verb, param.name, param.help) for verb, command in COMMANDS.items() for param in command.params
          if not getattr(param, "hidden", False)]
 

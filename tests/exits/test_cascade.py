@@ -57,7 +57,7 @@ def test_only_the_block_whose_turn_it_is_learns() -> None:
     def touched(progress: float) -> tuple[set[int], set[int]]:
         """Blocks with their exits, and commitment layers, that get a gradient."""
         method.train().zero_grad()
-        method.loss(images(8), LABELS, progress).backward()  # type: ignore[no-untyped-call]
+        method.loss(images(8), LABELS, progress).backward()
         blocks = {index for index, stage in enumerate(method.net.net.stages())
                   for part in stage for p in part.parameters() if p.grad is not None}
         layers = {index for index, layer in enumerate(method.commitment.layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from nas.exits import policy
 from nas.exits.choice import Pieces, Said, cheapest, choose, crossed, pieces, subsets
 from nas.exits.net import Additive, Combine
 from nas.exits.ztw import Cascade
-from nas.plan import plan
+from nas.plan import OpKey, plan
 
 PIECES = Pieces(np.array([1.0, 2.0, 4.0]), np.array([0.1, 0.2, 0.4]))
 
@@ -36,8 +37,8 @@ def test_pieces_of_a_plan_are_the_prefixes_of_every_subset() -> None:
     at, arch = three()
     price = {key: 1.0 + i for i, key in enumerate(plan(at, arch))}
 
-    def ms(keys: object) -> list[float]:
-        return [price[key] for key in keys]  # type: ignore[attr-defined]
+    def ms(keys: Iterable[OpKey]) -> list[float]:
+        return [price[key] for key in keys]
 
     own, dearer = pieces(plan(at, arch), ms), pieces(plan(at, arch), ms, asked_ms=0.25)
     for kept in subsets(2):

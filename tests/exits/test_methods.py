@@ -46,7 +46,7 @@ class Scalars(nn.Module):
         return list(zip(self.trunks, self.heads, strict=True))
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        return Subnet.logits(self, x)  # type: ignore[arg-type]
+        return Subnet.logits(self, x)
 
 
 def test_boosted_predictions_by_hand() -> None:
@@ -60,12 +60,12 @@ def test_boosted_predictions_by_hand() -> None:
 
 def test_boost_by_hand() -> None:
     """x = 1: f = 2, -1, 1.5 in the first class, 0 in the second; F = 2, 0, 1.5."""
-    boost = Boost(Scalars(), t=0.5)  # type: ignore[arg-type]
+    boost = Boost(Scalars(), t=0.5)
     x = torch.ones(1, 1)
     assert [z[0, 0].item() for z in boost(x)] == [2.0, 0.0, 1.5]
     loss = boost.loss(x, torch.tensor([0]), 0.0)
     assert loss.item() == pytest.approx(sum(math.log1p(math.exp(-F)) for F in (2.0, 0.0, 1.5)))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     # d CE / d F_n = sigmoid(F_n) - 1, which reaches f_n alone; a head's weight gets its map (2, 1, 3) as ever
     g = [1 / (1 + math.exp(-F)) - 1 for F in (2.0, 0.0, 1.5)]
     net: Any = boost.net.net
@@ -78,7 +78,7 @@ def test_boost_by_hand() -> None:
 def test_gradients_of_a_network_are_means_over_the_heads_that_are_left() -> None:
     boost, net = Boost(network()), network()
     x = images(6)
-    boost.loss(x, LABELS, 0.0).backward()  # type: ignore[no-untyped-call]
+    boost.loss(x, LABELS, 0.0).backward()
     losses, below = [], None
     for f in net.logits(x):
         total = f if below is None else f + 0.5 * below.detach()
@@ -86,7 +86,8 @@ def test_gradients_of_a_network_are_means_over_the_heads_that_are_left() -> None
         below = total
     each = [torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True) for loss in losses]
     order = [id(p) for p in net.parameters()]
-    twin = {id(p): q for p, q in zip(net.parameters(), boost.net.net.parameters(), strict=True)}
+    inner: Any = boost.net.net
+    twin = {id(p): q for p, q in zip(net.parameters(), inner.parameters(), strict=True)}
     for i, ((trunk, head), left) in enumerate(zip(net.stages(), (3, 2, 1), strict=True)):
         for part, share in ((trunk, 1 / left), (head, 1.0)):
             for p in part.parameters():
@@ -124,10 +125,10 @@ def test_distillation_by_hand() -> None:
 def test_the_teacher_is_not_taught() -> None:
     """Without labels for the exits the last stage learns as if it were alone."""
     net, alone, x = network(), network(), images(6)
-    Distill(net, alpha=1.0, hint=1.0).loss(x, LABELS, 0.0).backward()  # type: ignore[no-untyped-call]
+    Distill(net, alpha=1.0, hint=1.0).loss(x, LABELS, 0.0).backward()
     F.cross_entropy(alone(x), LABELS).backward()
     for p, q in zip(net.stages()[-1][0].parameters(), alone.stages()[-1][0].parameters(), strict=True):
-        assert p.grad is not None and torch.allclose(p.grad, q.grad, atol=1e-7)  # type: ignore[arg-type]
+        assert p.grad is not None and torch.allclose(p.grad, q.grad, atol=1e-7)
     assert every(p.grad is not None for p in net.exits.parameters())
 
 
@@ -140,7 +141,7 @@ def test_exits_learn_what_the_network_says_and_nothing_of_labels() -> None:
     expected = sum(4 * (p * (p / (z[i] / 2).softmax(1)).log()).sum(1).mean() for i in (0, 1))
     assert torch.allclose(cache.loss(x, LABELS, 0.0), torch.as_tensor(expected), atol=1e-5)
     assert torch.equal(cache.loss(x, LABELS, 0.0), cache.loss(x, LABELS * 0, 0.0))
-    cache.loss(x, LABELS, 0.0).backward()  # type: ignore[no-untyped-call]
+    cache.loss(x, LABELS, 0.0).backward()
     learned = {name.split(".")[2] for name, p in cache.named_parameters() if p.grad is not None}
     assert learned == {"exits"}
 
@@ -161,14 +162,14 @@ def test_every_method_predicts_as_its_segments_do_and_has_a_loss(name: str) -> N
         trained.zero_grad()
         loss = trained.train().loss(images(6), LABELS, progress)
         assert loss.isfinite() and loss.dim() == 0
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         grads = [p.grad for p in trained.parameters() if p.grad is not None]
         assert every(grad.isfinite().all() for grad in grads)
 
 
 @pytest.mark.parametrize("name", methods())
 def test_settings_are_the_papers(name: str) -> None:
-    papers = {"boost": {"t": 0.5, "rescale": True}, "joint": {"weights": None},
+    papers: dict[str, dict[str, Any]] = {"boost": {"t": 0.5, "rescale": True}, "joint": {"weights": None},
               "distill": {"alpha": 0.3, "temperature": 3.0, "hint": 0.03}, "ztw": {"ensemble": 0.2},
               "cascade": {"hidden": 16}, "cache": {"temperature": 2.0},
               "weighted": {"strength": 0.8, "interval": 1, "r": 0.75, "hidden": 500, "inner_lr": 0.1}}

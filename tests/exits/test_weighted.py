@@ -42,13 +42,13 @@ def test_the_meta_loss_by_hand() -> None:
 def test_the_network_learns_from_the_weighted_loss_and_the_weigher_from_the_meta_loss() -> None:
     torch.manual_seed(0)
     method, x = Weighted(network(), inner_lr=0.5), images(8)
-    method.loss(x, LABELS, 0.0).backward()  # type: ignore[no-untyped-call]
+    method.loss(x, LABELS, 0.0).backward()
     twin = Weighted(network(), interval=1)
     twin.weigher.load_state_dict(method.weigher.state_dict())
     losses = torch.stack([F.cross_entropy(z, LABELS, reduction="none") for z in twin(x)], 1)
     (twin.weights(losses.detach()).detach() * losses).mean(0).sum().backward()
     for p, q in zip(method.net.parameters(), twin.net.parameters(), strict=True):
-        assert p.grad is not None and torch.allclose(p.grad, q.grad, atol=1e-7)  # type: ignore[arg-type]
+        assert p.grad is not None and torch.allclose(p.grad, q.grad, atol=1e-7)
 
 
 def test_the_meta_gradient_is_that_of_a_step_as_differences_say() -> None:
@@ -64,7 +64,7 @@ def test_the_meta_gradient_is_that_of_a_step_as_differences_say() -> None:
             both.append(method.meta_loss(method._run(stepped, x[b]), LABELS[b]).item())
         return sum(both) / 2
 
-    method.loss(x, LABELS, 0.0).backward()  # type: ignore[no-untyped-call]
+    method.loss(x, LABELS, 0.0).backward()
     values = []
     for move in (1e-4, -2e-4):
         with torch.no_grad():
@@ -82,7 +82,7 @@ def test_without_strength_it_is_joint_and_the_meta_step_is_every_interval() -> N
     reached = []
     for _ in range(3):
         method.zero_grad()
-        method.loss(x, LABELS, 0.0).backward()  # type: ignore[no-untyped-call]
+        method.loss(x, LABELS, 0.0).backward()
         reached.append(method.weigher[0].weight.grad is not None)
     assert reached == [True, False, True] and int(method.calls) == 3
 

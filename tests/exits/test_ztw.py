@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from every import every
@@ -38,16 +40,17 @@ def test_an_exit_sees_the_normalised_logits_below_and_does_not_change_them() -> 
 
 def test_the_network_is_frozen_and_the_phases_train_heads_then_the_ensemble() -> None:
     method = ZeroTimeWaste(network(), ensemble=0.25).train()
-    before = {k: v.clone() for k, v in method.net.net.state_dict().items() if not k.startswith("exits.")}
+    inner: Any = method.net.net
+    before = {k: v.clone() for k, v in inner.state_dict().items() if not k.startswith("exits.")}
 
     def touched(progress: float) -> set[str]:
         """Parts of the network and of the ensemble that get a gradient."""
         method.zero_grad()
-        method.loss(images(8), LABELS, progress).backward()  # type: ignore[no-untyped-call]
+        method.loss(images(8), LABELS, progress).backward()
         return {name.split(".")[2] for name, p in method.named_parameters()
                 if p.grad is not None}
 
     assert touched(0.7) == {"exits", "carry", "norms"}
     assert touched(0.75) == {"weights", "biases"}
-    after = method.net.net.state_dict()
+    after = inner.state_dict()
     assert every(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -148,7 +148,7 @@ def test_velas_own_system_in_a_file_costs_what_it_costs(tiny: Layout, tmp_path: 
     head = (f"[nas]\naccelerator=ethos-u55-128\nsystem_config={target.system_config}\n"
             f"memory_mode={target.memory_mode}\n")
     device = opened(str(written(tmp_path, head + board._velas_own())))
-    assert device.bench(tiny).alone(tiny.stem) == opened("ethos-u55-128").bench(tiny).alone(tiny.stem)  # type: ignore
+    assert device.bench(tiny).alone(tiny.stem) == opened("ethos-u55-128").bench(tiny).alone(tiny.stem)
 
 
 @needs_vela

@@ -33,7 +33,8 @@ def test_every_operator_that_is_priced_says_what_is_covered() -> None:
 
 @pytest.mark.parametrize(("op", "name"), CASES)
 def test_an_attribute_that_is_not_declared_is_unknown(op: str, name: str) -> None:
-    kind = defs.get_schema(op).attributes[name].type.value
+    declared: Any = defs.get_schema(op).attributes[name]
+    kind = declared.type.value
     item = helper.make_node(op, ["x", "w"], ["y"], **{name: STRANGE[kind]})
     cover = COVERED[op]
     if name in cover.any:

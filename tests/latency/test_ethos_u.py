@@ -97,12 +97,13 @@ def test_rows_add_up_to_whole_networks(target: str, tiny: Layout, tmp_path: Path
 
 
 @needs_vela
-def test_a_second_profile_compiles_nothing_and_other_conditions_are_refused(tiny: Layout, tmp_path: Path) -> None:
+def test_a_second_profile_compiles_nothing_and_other_conditions_are_refused(
+        tiny: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, device = tmp_path / "npu.json", EthosU("ethos-u55-128")
     small = Layout(tiny.space, tiny.task, tiny.stem, tiny.slots[:1], OpKey(tiny.head.op, 8, 4, 1, 16))
     first = profile(small, path, device=device)
     before = path.read_text()
-    device.compile = lambda *args: pytest.fail("compiled again")
+    monkeypatch.setattr(device, "compile", lambda *args: pytest.fail("compiled again"))
     assert profile(small, path, device=device)["measured"] == 0 and path.read_text() == before
     with pytest.raises(UserError, match=r"npu\.json: device was 'ethos-u55-128' and is 'ethos-u85-256' now"):
         profile(small, path, device="ethos-u85-256")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,15 @@ def test_raw_and_corrected_ms_by_hand(plain: KernelModel) -> None:
     assert plain.name == "plain" and plain.meta["device"] == "d"
 
 
+def columns(depthwise: float) -> Iterator[Any]:
+    """One 3x3 convolution of stride 1, 40 to 96 channels at 28x28."""
+    return (np.array([value]) for value in (depthwise, 40.0, 96.0, 28.0, 28.0, 3.0, 1.0, 0.0))
+
+
 def test_tiles_and_waves_by_hand() -> None:
     """28x28 = 784 positions of 96 channels: 4 x 1 tiles of 256x128, 7 x 1 of 128x128, 4 x 2, 13 x 2; 80 a wave."""
     dense, depthwise = (
-        Shapes(*np.array([[kind], [40.0], [96.0], [28.0], [28.0], [3.0], [1.0], [0.0]]), 2)
+        Shapes(*columns(kind), element_bytes=2)
         .features(Roofline(**ROOFLINE))[0] for kind in (0.0, 1.0))
     got = dict(zip(FEATURES, np.exp(dense), strict=True))
     assert [got[f"out_ch filling {n}s"] for n in (16, 32, 64, 128)] == pytest.approx([1, 1, 128 / 96, 128 / 96])
@@ -71,7 +77,7 @@ def test_tiles_and_waves_by_hand() -> None:
     assert [got[f"last wave of {size}"] for size in sizes] == pytest.approx([80 / 4, 80 / 7, 80 / 8, 80 / 26])
     nothing = dict(zip(FEATURES, depthwise, strict=True))  # a depthwise convolution is no matrix product
     assert every(nothing[name] == 0 for name in FEATURES if "filling" in name or "tiles" in name or "wave" in name)
-    many = Shapes(*np.array([[0.0], [40.0], [96.0], [28.0], [28.0], [3.0], [1.0], [0.0]]), 2, 32)
+    many = Shapes(*columns(0.0), element_bytes=2, batch=32)
     waves = dict(zip(FEATURES, np.exp(many.features(Roofline(**ROOFLINE))[0]), strict=True))
     assert waves["tiles of 128x128"] == pytest.approx(196) and waves["last wave of 128x128"] == pytest.approx(240 / 196)
 

@@ -110,7 +110,7 @@ def test_five_rows_come_out_exactly(tiny: Layout) -> None:
     rows = bench(tiny).rows(keys)
     # stem and head: 1 ms and half a call; 0.1 + 0.08, 0.1 + 0.24 + 0.05, 0.1 + 0.16
     expected = [1.25, 0.18, 0.39, 0.26, 1.25]
-    assert [rows[key].ms for key in keys] == pytest.approx(expected)  # type: ignore[union-attr]
+    assert [rows[key].ms for key in keys] == pytest.approx(expected)
 
 
 def test_a_context_takes_off_half_a_pair_on_each_map() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,7 +32,7 @@ class Residual(nn.Module):
 
 
 class Lambda(nn.Module):
-    def __init__(self, call, **parts: nn.Module) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, call: Callable[..., Any], **parts: nn.Module) -> None:
         super().__init__()
         self.call = call
         for name, part in parts.items():

@@ -107,7 +107,7 @@ def test_relu6_is_cut_at_6_and_what_never_gets_there_at_its_largest() -> None:
 def test_a_whole_network_is_as_near_as_onnx_runtimes_own_tool_gets(tiny: Layout, tmp_path: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Batches(CalibrationDataReader):  # type: ignore[misc]
+    class Batches(CalibrationDataReader):
         def __init__(self, batches: list[Tensor]) -> None:
             self.left = iter(batches)
 
@@ -147,7 +147,7 @@ class Mixed(nn.Module):
 def test_what_has_no_int8_kernel_stays_in_float(road: object, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, x = Mixed().eval(), images(4, 3, 8, 8)
-    model = quantise(road(module, in_ch=3, size=8), [x])  # type: ignore[operator]
+    model = quantise(road(module, in_ch=3, size=8), [x])
     assert sqnr_db(run(model, x), of_module(module, x)) > 25
     kinds = kernels(model, tmp_path)
     assert kinds["QLinearConv"] == 2 and kinds["Tanh"] == 1

@@ -125,7 +125,7 @@ class Odd(nn.Module):
         self.conv, self.function = nn.Conv2d(3, 4, 1), function
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(self.conv(x))  # type: ignore[operator]
+        return self.function(self.conv(x))
 
 
 @pytest.mark.parametrize(("function", "named"), [

@@ -228,7 +228,7 @@ def test_a_form_that_is_made_where_one_stands_can_be_priced_without_weights() ->
 
     with torch.device("meta"):
         form = deployed(nn.Sequential(Two()))
-    assert isinstance(form[0], Plain) and form[0].weight.is_meta  # type: ignore[index]
+    assert isinstance(form[0], Plain) and form[0].weight.is_meta
     real = nn.Sequential(Two())
     x = images(1, 4, 3, 3)
     assert torch.allclose(deployed(real)(x), real(x), atol=1e-6)
@@ -239,7 +239,7 @@ def test_deployed_leaves_alone_what_trains_as_it_is_deployed() -> None:
     assert deployed(network) is network
     network.append(build(Op.of("rep"), 8, 8, 1))
     names = set(network.state_dict())
-    assert isinstance(deployed(network)[2], nn.Sequential) and set(network.state_dict()) == names  # type: ignore[index]
+    assert isinstance(deployed(network)[2], nn.Sequential) and set(network.state_dict()) == names
 
 
 class Nested(Block):
@@ -325,18 +325,18 @@ def test_a_stage_wise_ghost_by_hand() -> None:
 def test_nothing_to_expand_is_one_convolution_less() -> None:
     block, x = settled(Op.parse("mbconv(hidden=8, expand=0)"), 8, 12, 2), images(2, 8, 9, 9)
     with torch.no_grad():
-        assert torch.equal(block(x), block.project(block.depthwise(x)))  # type: ignore[operator]
+        assert torch.equal(block(x), block.project(block.depthwise(x)))
     assert not any(name.startswith("expand") for name in block.state_dict())
 
 
 def test_the_squeeze_of_regnet_follows_the_input_and_that_of_mobilenet_the_hidden_width() -> None:
     regnet = build(Op.of("regnet", hidden=WIDE, se=1), 24, 8, 1)
     mbconv = build(Op.of("mbconv", hidden=72, se=1), 24, 8, 1)
-    assert regnet.se.reduce.out_channels == 6 and mbconv.se.reduce.out_channels == 20  # type: ignore[union-attr]
+    assert regnet.se.reduce.out_channels == 6 and mbconv.se.reduce.out_channels == 20
     eight = build(Op.of("mbconv", hidden=72, se=1, se_step=8), 24, 8, 1)
-    assert eight.se.reduce.out_channels == 24  # type: ignore[union-attr]  # 18, but 16 is more than a tenth below
+    assert eight.se.reduce.out_channels == 24  # 18, but 16 is more than a tenth below
     of_input = build(Op.of("mbconv", hidden=72, se=1, se_from="input"), 24, 8, 1)
-    assert of_input.se.reduce.out_channels == 6 and not of_input.se.hard  # type: ignore[union-attr]
+    assert of_input.se.reduce.out_channels == 6 and not of_input.se.hard
 
 
 def test_a_stem_of_stride_4_pools() -> None:
@@ -374,9 +374,9 @@ def test_exit_heads(knobs: dict[str, Value]) -> None:
 def test_a_head_classifies_what_it_embeds(op: str) -> None:
     head, x = settled(Op.parse(op), 8, 5, 1), images(2, 8, 6, 6)
     with torch.no_grad():
-        assert torch.equal(head.classifier(head.embed(x)), head(x))  # type: ignore[operator]
+        assert torch.equal(head.classifier(head.embed(x)), head(x))
         if op == "exit_head":
-            assert torch.allclose(head(x), head.classifier(x.mean((2, 3))))  # type: ignore[operator]
+            assert torch.allclose(head(x), head.classifier(x.mean((2, 3))))
 
 
 @pytest.mark.parametrize(("op", "expected"), [

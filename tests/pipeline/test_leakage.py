@@ -31,7 +31,6 @@ from nas.config.search import resolve
 from nas.exits.methods import method
 from nas.exits.policy import Policy, outcome
 from nas.exits.runtime import Runtime, confidences
-from nas.latency.base import Costs
 from nas.lower import verify
 from nas.pipeline import deliver, front, supernet, train_one
 from nas.pipeline import search as pipeline
@@ -338,8 +337,7 @@ def test_where_the_splits_disagree_the_front_is_that_of_selection() -> None:
                 "select_accuracy_se": 0.25, "accuracy": test, "exits": [], "arch": {"ops": ["skip"]}}
 
     cards = [card("a", 1.0, 0.5, 0.9), card("b", 2.0, 0.8, 0.6), card("c", 3.0, 0.7, 0.95)]
-    costs: dict[str, Costs] = {"t": None}  # type: ignore[dict-item]
-    here: Any = SimpleNamespace(costs=costs, layout=SimpleNamespace(space="s"), others={}, every=[])
+    here: Any = SimpleNamespace(costs={"t": None}, layout=SimpleNamespace(space="s"), others={}, every=[])
     made = front.front_of(here, cards, {"budgets": [], "rank_agreement": {}})
     assert [c["id"] for c in made["front"]] == ["a", "b"] and [c["id"] for c in made["dominated"]] == ["c"]
     assert [c["dominated_on_test"] for c in front.cards_of(made)] == [False, True, False]

@@ -59,7 +59,7 @@ def made(path: Path, tiny: Layout, sram_kb: float | None = None, flash_kb: float
          ) -> tuple[Footprints, Fake]:
     fake = Fake()
     limits = Memory(sram_kb, flash_kb)
-    return Footprints(Run(path), TARGET, fake, limits, tiny, Quiet()), fake  # type: ignore[arg-type]
+    return Footprints(Run(path), TARGET, fake, limits, tiny, Quiet()), fake
 
 
 def bounded(tiny: Layout, fits: Footprints) -> Problem:
@@ -87,7 +87,7 @@ def test_a_network_is_compiled_once_and_a_continued_run_does_not_compile_it_agai
     again, fake = made(tmp_path, tiny, flash_kb=20)
     assert again.of(arch) == fits.of(arch) and not fake.compiled
     fake.version = "5.2.another"
-    other = Footprints(Run(tmp_path), TARGET, fake, Memory(1, 1), tiny, Quiet())  # type: ignore[arg-type]
+    other = Footprints(Run(tmp_path), TARGET, fake, Memory(1, 1), tiny, Quiet())
     assert other.of(arch) and fake.compiled == [arch.id]
 
 
@@ -192,7 +192,7 @@ def test_a_pick_that_its_training_made_too_large_is_named_and_not_in_the_front(
     picks = {"budgets": [{"budget_ms": {TARGET: 2.0}, "id": c["id"], "ms": c["ms"]} for c in cards],
              "rank_agreement": {}}
     place = SimpleNamespace(costs={TARGET: None}, layout=SimpleNamespace(space="tiny"), others={})
-    front = front_of(place, cards, picks)  # type: ignore[arg-type]
+    front = front_of(place, cards, picks)
     assert [c["id"] for c in front["front"]] == [b["id"] for b in front["budgets"]] == ["small"]
     assert [c["id"] for c in front["too_large"]] == ["large"] and front["dominated"] == []
     render.front({**front, "run": "here"})
@@ -281,10 +281,10 @@ def test_without_vela_a_search_without_limits_goes_on(monkeypatch: pytest.Monkey
     costs = {TARGET: SimpleNamespace(meta={"device": TARGET})}
     place = SimpleNamespace(costs=costs, footprints={})
     unknown = {"sram_kb": {TARGET: None}, "flash_kb": {TARGET: None}}
-    assert deliver._memory(place, nn.Identity()) == unknown  # type: ignore[arg-type]
+    assert deliver._memory(place, nn.Identity()) == unknown
     place.footprints = {TARGET: None}
     with pytest.raises(UserError, match="pip install"):
-        deliver._memory(place, nn.Identity())  # type: ignore[arg-type]
+        deliver._memory(place, nn.Identity())
     monkeypatch.setattr(setup, "of_table", missing)
     with pytest.raises(UserError, match="pip install"):
         setup.compiler(TARGET, costs[TARGET], Memory(64))

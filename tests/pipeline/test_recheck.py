@@ -214,7 +214,7 @@ def test_a_limit_below_the_fastest_network_as_measured_is_said(table: Path, here
     here(Gears(1.25))
     with pytest.raises(UserError, match="smallest reachable") as refused:
         searched(config_of(table.parent / "tiny.yaml", "max_ms=1.0", target=str(table)), tmp_path / "none")
-    least = float(re.search(r"reachable ([0-9.]+) ms", str(refused.value))[1])  # type: ignore[index]
+    least = float(re.search(r"reachable ([0-9.]+) ms", str(refused.value))[1])
     progress, config = Quiet(), config_of(table.parent / "tiny.yaml", f"max_ms={1.1 * least}", "prune=false",
                                           target=str(table))
     result = searched(config, tmp_path / "run", progress)

@@ -92,7 +92,8 @@ def test_what_is_not_there_is_refused(size: Any, more: list[str], expected: str)
 def test_a_size_of_other_strides_is_refused_with_those_that_go(space_file: Path, target: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--size 8: tiny has other strides there than at 32.*from 13 on go with 32"):
         # with a first stride of 4 the last map is 4x4 or larger from 7 * 2 - 1 = 13 pixels on
-        deep = {**TINY, "stem": {**TINY["stem"], "stride": 2}}  # type: ignore[dict-item]
+        stem: Any = TINY["stem"]
+        deep = {**TINY, "stem": {**stem, "stride": 2}}
         layouts(Space.parse(deep, "tiny.yaml"), Task(32, 3, 10), [32, 8])
     with pytest.raises(UserError, match=r"not in the table .*phone.json.*; run: nas profile .*--size 8"):
         searched(settings(space_file, str(phone(tmp_path / "phone.json", [16]))), tmp_path / "run")

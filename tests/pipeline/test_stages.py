@@ -56,12 +56,12 @@ def judge(run: Run, seen: list[str]) -> selection.Judge:
 
     here: Any = SimpleNamespace(run=run, seed=0, data=SimpleNamespace(select=split),
                                 config=SimpleNamespace(judge_images=4))
-    return selection.Judge(here, SimpleNamespace(judge=one), SimpleNamespace(advance=lambda *_, **__: None))  # type: ignore[arg-type]
+    return selection.Judge(here, SimpleNamespace(judge=one), SimpleNamespace(advance=lambda *_, **__: None))
 
 
 def test_what_was_judged_is_not_judged_again_also_by_a_later_process(tmp_path: Path, tiny: Layout,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection.loop, "part_of", lambda *_: None)
+    monkeypatch.setattr(selection.evaluation, "part_of", lambda *_: None)
     run, seen, archs = Run.open(tmp_path / "run", {}), list[str](), networks(3)
     first = judge(run, seen)
     assert first(archs[:2]) == [0.125, 0.25] and first(archs) == [0.125, 0.25, 0.375]
@@ -72,7 +72,7 @@ def test_what_was_judged_is_not_judged_again_also_by_a_later_process(tmp_path: P
 
 def test_an_evaluation_is_of_the_images_that_the_settings_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(selection.loop, "part_of", lambda *given: asked.append(given))
+    monkeypatch.setattr(selection.evaluation, "part_of", lambda *given: asked.append(given))
     made = judge(Run.open(tmp_path / "run", {}), [])
     assert asked == [(made.inputs.data.select, 4, 0, "judge")]
     assert isinstance(made.evaluate(networks(1)[0]), Evaluation)

@@ -81,7 +81,8 @@ def test_a_worker_of_a_crew_takes_its_share_whatever_the_run_trained_with(
 
 
 def test_every_verb_that_reads_a_space_or_builds_the_networks_of_a_run_takes_ops() -> None:
-    verbs = get_command(cli.app).commands  # type: ignore[attr-defined]
+    group: Any = get_command(cli.app)
+    verbs = group.commands
     reads = {name for name, verb in verbs.items() if {"space", "spaces", "run"} & {one.name for one in verb.params}}
     assert reads >= {"search", "select", "judge", "export", "train", "compare", "report", "profile", "sample"}
     for name in {*reads, "exits", "spaces"}:

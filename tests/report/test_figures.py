@@ -25,8 +25,9 @@ def drawn(front: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[dict[s
     file = io.BytesIO()
     figures.draw_front(front, file)
     assert file.getvalue()[:4] == b"\x89PNG"
+    panels: list[Any] = kept[0].axes
     return [{str(group.get_label()): list(map(tuple, group.lines[0].get_xydata().tolist()))
-             for group in axes.containers} for axes in kept[0].axes]
+             for group in axes.containers} for axes in panels]
 
 
 def test_points_are_milliseconds_and_test_accuracy_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:

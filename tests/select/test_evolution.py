@@ -88,7 +88,7 @@ def test_the_space_shrinks_to_the_branches_that_are_frequent_among_the_best(prob
     assert small.drawn[0] == set(second)
     assert [set(groups[0]) for groups in problem.branches[1:]] == [set(part) for part in small.drawn[1:]]
     assert drawable(small, pick(second)) and not drawable(small, pick(first))
-    assert narrowed(problem, [own, own[30:]]).drawn[0] == {*second, *last}  # type: ignore[index]
+    assert narrowed(problem, [own, own[30:]]).drawn[0] == {*second, *last}
     # of a second narrowing only those count that are made of what is left: no slot is ever without a branch
     assert narrowed(small, [[pick(first)] * 9 + [pick(second)]]).drawn == small.drawn
     assert narrowed(problem, [[], own]).drawn == tuple(frozenset(range(len(ops))) for ops in problem.allowed)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from hypothesis import given
@@ -25,13 +26,13 @@ def test_of_equal_points_the_first_id_is_kept() -> None:
 
 
 @given(POINTS, st.randoms())
-def test_front_holds_no_dominated_point_and_misses_none(points: list[Point], shuffler: object) -> None:
+def test_front_holds_no_dominated_point_and_misses_none(points: list[Point], shuffler: random.Random) -> None:
     kept = front(points)
     assert not any(beats(p, q) for p in points for q in kept)
     assert all(any(q == p or beats(q, p) or (q.ms, q.accuracy) == (p.ms, p.accuracy) for q in kept) for p in points)
     assert [p.ms for p in kept] == sorted({p.ms for p in kept})
     shuffled = list(points)
-    shuffler.shuffle(shuffled)  # type: ignore[attr-defined]
+    shuffler.shuffle(shuffled)
     assert front(shuffled) == kept
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,8 +64,8 @@ def test_branches_group_the_widths(problem: Problem) -> None:
         assert sorted(i for group in groups for i in group) == list(range(len(ops)))
         for group in groups:
             assert len({ops[i].without("hidden") for i in group}) == 1
-            hidden = [ops[i].get("hidden") for i in group]
-            assert hidden == [None] or hidden == sorted(hidden)  # type: ignore[type-var]
+            hidden: list[Any] = [ops[i].get("hidden") for i in group]
+            assert hidden == [None] or hidden == sorted(hidden)
     assert Op.of("skip") in {problem.allowed[0][group[0]] for group in problem.branches[0]}
 
 
@@ -79,9 +81,9 @@ def test_random_networks_lie_near_their_budget(problem: Problem) -> None:
 def test_the_ledger_judges_once_and_stops_in_time(problem: Problem) -> None:
     calls: list[int] = []
 
-    def judge(archs: object) -> list[float]:
-        calls.append(len(archs))  # type: ignore[arg-type]
-        return [math.nan] * len(archs)  # type: ignore[arg-type]
+    def judge(archs: Sequence[Arch]) -> list[float]:
+        calls.append(len(archs))
+        return [math.nan] * len(archs)
 
     ledger = Ledger(problem, judge, 3)
     assert ledger.judge([[0] * 4, [0] * 4, [1] * 4]) == 2
@@ -95,8 +97,8 @@ def test_the_ledger_judges_once_and_stops_in_time(problem: Problem) -> None:
 def test_ranked_is_within_the_limit_and_by_loss(problem: Problem, picks: list[list[int]]) -> None:
     losses = {problem.arch(pick).id: float(i % 7) for i, pick in enumerate(picks[:50])}
 
-    def judge(archs: object) -> list[float]:
-        return [losses[arch.id] for arch in archs]  # type: ignore[attr-defined]
+    def judge(archs: Sequence[Arch]) -> list[float]:
+        return [losses[arch.id] for arch in archs]
 
     ledger = Ledger(problem, judge, 50)
     ledger.judge(picks[:50])

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from every import every
 from truths import Additive, smooth_truth
 
+from nas.arch import Arch
 from nas.select import score_models
 from nas.select.ilp import select_auto
 from nas.select.problem import Limits, Problem, budgets
@@ -39,8 +41,8 @@ def test_a_network_is_scored_without_itself(problem: Problem) -> None:
     archs = [problem.arch(pick) for pick in sampled(problem, 10)]
     seen: list[list[str]] = []
 
-    def fit(known: object, losses: object) -> tuple[np.ndarray, ...]:
-        seen.append([arch.id for arch in known])  # type: ignore[attr-defined]
+    def fit(known: Sequence[Arch], losses: object) -> tuple[np.ndarray, ...]:
+        seen.append([arch.id for arch in known])
         return tuple(np.zeros(len(ops)) for ops in problem.allowed)
 
     score_models.held_out(problem, fit, archs, [1.0] * 10)

@@ -24,7 +24,8 @@ def priced(tiny: Layout) -> Prices:
 
 
 def ends(layout: Layout, priced: Prices) -> tuple[float, float]:
-    return tuple(priced.fixed + sum(end(row.values()) for row in priced.ms) for end in (min, max))  # type: ignore[return-value]
+    low, high = (priced.fixed + sum(end(row.values()) for row in priced.ms) for end in (min, max))
+    return low, high
 
 
 def shaken(gates: Gates, seed: int = 0) -> Gates:
@@ -191,7 +192,7 @@ def test_either_kind_can_be_left_out(tiny: Layout, priced: Prices, kinds: dict[s
     with torch.no_grad():
         gates.theta[0, 1, [b.op for b in tiny.slots[1].branches].index(SKIP)] = 30.0
         gates.theta[0, 2, 1] = -30.0
-    pruner = Pruner(grid=(-1.0, 1.0), **kinds)  # type: ignore[arg-type]
+    pruner = Pruner(grid=(-1.0, 1.0), **kinds)
     assert {d["kind"] for epoch in range(2) for d in pruner.check(gates, 1.0, epoch)} == gone
 
 

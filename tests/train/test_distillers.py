@@ -112,7 +112,7 @@ def tuning(name: str, layout: Layout, digits: Data, teacher: torch.nn.Module, ar
 def test_it_learns_and_continues_exactly(name: str, tiny_space: object, digits: Data) -> None:
     from nas.plan import Task, layout
 
-    tiny = layout(tiny_space, Task(16, 3, 10))  # type: ignore[arg-type]
+    tiny = layout(tiny_space, Task(16, 3, 10))
     with randomness.seeded("teacher"):
         teacher = build(tiny, choose(tiny, "largest", 0))
     before = copy.deepcopy(teacher.state_dict())

@@ -15,6 +15,7 @@ from every import every
 from torch import Tensor, nn
 
 from nas import sampling
+from nas.arch import Arch
 from nas.config.search import Gates as Settings
 from nas.decision import largest, one_hot, prices, smallest
 from nas.errors import UserError
@@ -34,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 def term(name: str) -> dict[str, Any]:
-    return {"latency": name, "latency_options": Settings(latency=name).latency_options}  # type: ignore[arg-type]
+    return {"latency": name, "latency_options": Settings(latency=name).latency_options}
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -366,10 +367,15 @@ def test_the_gap_of_the_two_widths_closes_over_the_search(tiny: Layout, data: Da
     assert any(0 < gap < 0.5 for gap in gaps)
 
 
-def test_the_warm_up_ends_with_a_test_on_images_that_weights_did_not_learn_from(tiny: Layout, data: Data) -> None:
+def test_the_warm_up_ends_with_a_test_on_images_that_weights_did_not_learn_from(
+        tiny: Layout, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     run, seen = training(tiny, data), list[Any]()
-    run.judge = lambda arch, split, calibration: seen.append((arch, split)) or evaluation.Judged(  # type: ignore
-        2.0 if len(seen) == 1 else 1.0, 3, 4)
+
+    def judge(arch: Arch, split: Any, calibration: int) -> evaluation.Judged:
+        seen.append((arch, split))
+        return evaluation.Judged(2.0 if len(seen) == 1 else 1.0, 3, 4)
+
+    monkeypatch.setattr(run, "judge", judge)
     found = run.entry_test()
     assert found["entry_passed"] and (found["entry_smallest_loss"], found["entry_largest_loss"]) == (2.0, 1.0)
     assert [arch for arch, _ in seen] == [end(tiny, run.prices[0]) for end in (smallest, largest)]

@@ -106,7 +106,7 @@ def test_the_wrong_statistics_are_wrong_on_these_images(greys: Path, tmp_path: P
     """So the test above can fail: statistics of the folder, which were taken once, and ImageNet's for another's."""
     path = foreign(tmp_path / "net.onnx", (*IMAGENET, 1.0))
     own = load(str(greys), data_dir=None, size=16, seed=0)
-    folder = Preprocessing(own.mean, own.std, 1.0, "the folder")  # type: ignore[arg-type]
+    folder = Preprocessing(own.mean, own.std, 1.0, "the folder")
     assert evaluate(path, data=str(greys), split="all", preprocessing=folder)["top1"]["share"] < 0.9
     assert evaluate(foreign(tmp_path / "half.onnx", HALF), data=str(greys), split="all")["top1"]["share"] < 0.9
 

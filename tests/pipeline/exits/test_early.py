@@ -257,11 +257,11 @@ def test_the_measured_file_keeps_to_max_ms(tmp_path: Path) -> None:
         return repriced(served, [1.25 * ms for ms in pieces.prefix_ms(served.kept)])
 
     model, run = SimpleNamespace(final=final), Run.open(tmp_path / "run", {})
-    served, found = _within(model, run, trained, Wishes(max_ms=9.45), pieces)  # type: ignore[arg-type]
+    served, found = _within(model, run, trained, Wishes(max_ms=9.45), pieces)
     assert served.kept == (0,) and found.policy.prefix_ms[-1] == pytest.approx(1.25 * 7.5)
     with pytest.raises(UserError, match=r"none fit|--max-ms 9\.3: the file of these exits takes 9\.375 ms"):
-        _within(model, run, trained, Wishes(max_ms=9.3), pieces)  # type: ignore[arg-type]
-    assert _within(model, run, trained, Wishes(), pieces)[0].kept in asked  # type: ignore[arg-type]
+        _within(model, run, trained, Wishes(max_ms=9.3), pieces)
+    assert _within(model, run, trained, Wishes(), pieces)[0].kept in asked
     assert len(asked) == len(set(asked))  # what was timed is not timed again
     (event, *_) = run.events("timed")
     assert event["kept"] == list(asked[0])
@@ -277,7 +277,7 @@ def test_what_exits_are_chosen_by_is_measured_once(tmp_path: Path) -> None:
 
     run, model = Run.open(tmp_path / "run", {}), SimpleNamespace(pieces=measure)
     for _ in range(2):
-        pieces = _pieces(model, run)  # type: ignore[arg-type]
+        pieces = _pieces(model, run)
         assert pieces.trunk.tolist() == [0.1, 0.2, 1 / 3] and pieces.heads.tolist() == [0.01, 0.02, 0.0]
     assert calls == [1]
 

@@ -45,7 +45,7 @@ def test_it_is_what_files_take_beyond_their_rows_an_exit(tiny_exits: Layout, mon
 
     monkeypatch.setattr(price, "write_untrained", wrote)
     monkeypatch.setattr(price, "check_all", timed)
-    found = price.exit_ms(tiny_exits, Flat("flat", {}), None, NoProgress())  # type: ignore[arg-type]
+    found = price.exit_ms(tiny_exits, Flat("flat", {}), None, NoProgress())
     assert found == pytest.approx(max(0.0, slope), abs=1e-12) and len(written) == price.NETWORKS
     assert len({tuple(prefix) for prefix in written}) > 1  # not one network several times
 

@@ -45,10 +45,10 @@ def untrained(name: str, **arguments: Any) -> nn.Module:
     return made
 
 
-def random_state(net: nn.Module) -> OrderedDict[str, Tensor]:
+def random_state(net: nn.Module) -> dict[str, Tensor]:
     """Weights whose answers differ by image in every layer: batch norms have statistics of their own."""
     generator = torch.Generator().manual_seed(1)
-    state: OrderedDict[str, Tensor] = net.state_dict()  # type: ignore[assignment]
+    state = net.state_dict()
     for key, value in state.items():
         if "running" in key:
             state[key] = 0.5 + torch.rand(value.shape, generator=generator)
