@@ -75,6 +75,7 @@ def exits(
         from nas.exits.runtime import CONFIDENCES
         from nas.pipeline.exits import existing
         from nas.pipeline.exits.add import add, refuse
+        from nas.pipeline.exits.models import Model
         from nas.pipeline.exits.serve import Wishes, checked
         from nas.run.directory import Run
         from nas.run.images import Images
@@ -113,7 +114,8 @@ def exits(
                 raise UserError("--mean, --std, --scale and --classes: a run knows how its networks read images")
             if limit is not None and images is None:
                 raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
-            one = existing.pick(Run.existing(model), arch, target, images is None, progress, Images(data, data_dir))
+            where = Images(data, data_dir)
+            one: Model = existing.pick(Run.existing(model), arch, target, images is None, progress, where)
             settings["arch"] = arch and one.name  # not the beginning of an id that was typed
             place = out or Path(model) / "exits" / f"{one.name}-{method}"
         else:
@@ -121,7 +123,7 @@ def exits(
                 raise UserError(f"--arch {arch}: is of a run, and {model} is none")
             if classes is not None and data is None:
                 raise UserError(f"--classes {classes}: has no effect without --data, whose labels are found by it")
-            read = partial(_images, model, data, data_dir, seed, limit)
+            read = partial(_images, data, data_dir, seed, limit)
             one = existing.file(model, weights, size, target, read, seed, how, read_names(classes))
             place = out or Path(f"{Path(model).stem}-exits")
         with _begun(place, settings) as here:
@@ -160,14 +162,13 @@ def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
         yield Run.open(place, settings, free)
 
 
-def _images(model: str, name: str | None, data_dir: str | None, seed: int, limit: int | None, side: int) -> Any:
-    from nas.pipeline.exits.existing import whites_of
+def _images(name: str | None, data_dir: str | None, seed: int, limit: int | None, side: int, whites: Any) -> Any:
     from nas.train.data import load
 
     if name is None:
         return None
     return load(name, data_dir=Path(data_dir) if data_dir else None, size=side, seed=seed, limit=limit,
-                whites=whites_of(model))
+                whites=whites)
 
 
 def _digest(path: Path | None) -> str | None:

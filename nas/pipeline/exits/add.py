@@ -14,7 +14,7 @@ from nas.exits.choice import Pieces
 from nas.exits.export import check
 from nas.exits.methods import method as make
 from nas.exits.methods import methods
-from nas.pipeline.exits.existing import Model
+from nas.pipeline.exits.models import Model
 from nas.pipeline.exits.serve import CARD, THRESHOLDS, Served, Trained, Wishes, chosen, measured, repriced, write
 from nas.pipeline.exits.train import train
 from nas.pipeline.overrun import over
@@ -141,7 +141,7 @@ def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pi
 
 
 def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
-    """``model.final`` of exits that were not timed before; what was measured stays in the run's log.
+    """``model.timed`` of exits that were not timed before; what was measured stays in the run's log.
 
     How confidence is computed is part of the file.
     """
@@ -149,7 +149,7 @@ def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
     for event in run.events("timed"):
         if file.items() <= event.items() and "prefix_ms" in event:
             return repriced(served, event["prefix_ms"])
-    final = model.final(trained, served, run.path)
+    final = model.timed(trained, served, run.path)
     if final is not served:
         run.log("timed", **file, prefix_ms=list(final.policy.prefix_ms))
     return final

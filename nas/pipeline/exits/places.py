@@ -15,15 +15,8 @@ from nas.exits.export import check
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.onnx_counts import multiply_adds
 from nas.latency.onnx_graph import Graph
-from nas.pipeline.exits.existing import (
-    Foreign,
-    Model,
-    foreign_costs,
-    grafted,
-    head_macs,
-    measured_pieces,
-    predicted_pieces,
-)
+from nas.pipeline.exits.existing import Foreign, foreign_costs, grafted
+from nas.pipeline.exits.models import Pick, head_macs, measured_pieces, predicted_pieces
 from nas.plan import macs
 from nas.train.data import recorded
 
@@ -65,11 +58,10 @@ def of_file(model: str, weights: Path | None, size: int | None, target: str | No
         "uncounted": _uncounted(foreign.graph)})
 
 
-def of_pick(model: Model) -> dict[str, Any]:
+def of_pick(model: Pick) -> dict[str, Any]:
     """Places of a pick of a run."""
-    assert model.walk is not None
-    at, keys = model.walk
-    work = choice.pieces(keys, lambda plan: [float(macs(key)) for key in plan])
+    at = model.layout
+    work = choice.pieces(model.keys, lambda plan: [float(macs(key)) for key in plan])
     shapes = [(exit_.key.in_ch, exit_.key.size, exit_.key.size) for exit_ in at.exits]
     named = [f"slot {exit_.slot}" for exit_ in at.exits]
     places = _places(named, shapes, np.cumsum(work.trunk).tolist(), work.heads.tolist(), work.plain_ms)

@@ -183,7 +183,7 @@ def test_a_file_of_one_channel_is_refused(tmp_path: Path) -> None:
                               torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
     export_onnx(net, tmp_path / "gray.onnx", in_ch=1, size=16, metadata={})
     with pytest.raises(UserError, match=r"gray.onnx: its input \[1, 1, 16, 16\] has 1 channel"):
-        existing.file(str(tmp_path / "gray.onnx"), None, None, "gpu-v100", lambda side: None, 0)
+        existing.file(str(tmp_path / "gray.onnx"), None, None, "gpu-v100", lambda side, whites: None, 0)
 
 
 def test_formats_without_exits_choose_among_picks_without(finished: tuple[Path, dict[str, Any]],
@@ -322,7 +322,7 @@ def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path
     plain = next(card for card in cards(finished[1]) if not card["exits"])
     source = str(finished[0] / plain["onnx"])
     data = load("digits", data_dir=None, size=16, seed=0, limit=160)
-    model = existing.file(source, None, None, "gpu-v100", lambda side: data, 0)
+    model = existing.file(source, None, None, "gpu-v100", lambda side, whites: data, 0)
     assert model.name == "model" and model.data.mean == pytest.approx(data.mean, rel=1e-5)
     run = Run.open(tmp_path / "out", {})
     card = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))
@@ -332,9 +332,9 @@ def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path
     again = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))
     assert again == card
     with pytest.raises(UserError, match="--target cpu-emerald-rapids: has rows for operators of search spaces"):
-        existing.file(source, None, None, "cpu-emerald-rapids", lambda side: data, 0)
+        existing.file(source, None, None, "cpu-emerald-rapids", lambda side, whites: data, 0)
     with pytest.raises(UserError, match="10 outputs without names, but the images have 4 classes"):
-        existing.file(source, None, None, None, lambda side: _four(data), 0)
+        existing.file(source, None, None, None, lambda side, whites: _four(data), 0)
 
 
 def _four(data: Any) -> Any:
@@ -346,7 +346,7 @@ def test_a_torchvision_model_by_its_weights(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     save_file(squeezenet1_1(num_classes=7).state_dict(), tmp_path / "w.safetensors")
-    model = existing.file("squeezenet1_1", tmp_path / "w.safetensors", 64, "gpu-v100", lambda side: None, 0)
+    model = existing.file("squeezenet1_1", tmp_path / "w.safetensors", 64, "gpu-v100", lambda side, whites: None, 0)
     assert len(model.net.exits) == 3 and model.net.classes == 7 and model.data.mean == IMAGENET[0]
     own = model.pieces()
     assert own.trunk.shape == own.heads.shape == (4,) and (own.trunk > 0).all() and own.heads[-1] == 0
@@ -354,7 +354,7 @@ def test_a_torchvision_model_by_its_weights(tmp_path: Path) -> None:
                                    ("squeezenet1_1", None, "give its trained weights"),
                                    ("resnet18", tmp_path / "w.safetensors", "not weights of resnet18")):
         with pytest.raises(UserError, match=message):
-            existing.file(name, weights, 64, None, lambda side: None, 0)
+            existing.file(name, weights, 64, None, lambda side, whites: None, 0)
 
 
 def test_a_command_that_was_refused_does_not_block_the_mended_one(

@@ -38,10 +38,10 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest
     from torchvision.models import resnet18
 
     from nas.latency import profile
-    from nas.pipeline.exits import existing
+    from nas.pipeline.exits import models
 
     monkeypatch.chdir(tmp_path)
-    for module, name in ((existing, "SECONDS"), (profile, "CHECKED_S")):
+    for module, name in ((models, "SECONDS"), (profile, "CHECKED_S")):
         monkeypatch.setattr(module, name, 0.01)  # figures are not what is tested
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
     pictures(Path("pictures"), 40)

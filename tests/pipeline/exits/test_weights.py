@@ -215,7 +215,7 @@ def test_other_files_are_said_to_be_what_they_are(kind: str, text: str, tmp_path
     if kind in ("onnx", "folder"):
         return
     with pytest.raises(UserError, match=r"w\.pth: .*not an ONNX file"):  # in place of the network
-        network(str(tmp_path / "w.pth"), None, None, None, lambda side: None, 0)
+        network(str(tmp_path / "w.pth"), None, None, None, lambda side, whites: None, 0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -237,7 +237,7 @@ def test_names_and_files_that_are_not_there() -> None:
     with pytest.raises(UserError, match="--weights none: no such file"):
         door.classifier("resnet18", Path("none"))
     with pytest.raises(UserError, match=r"none\.onnx: no such file"):
-        network("none.onnx", None, None, None, lambda side: None, 0)
+        network("none.onnx", None, None, None, lambda side, whites: None, 0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -1,0 +1,170 @@
+"""Networks that exits are added to, and what leaving at each of them costs: of a pick, measured, or predicted."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from nas.arch import Op
+from nas.errors import UserError
+from nas.exits.choice import Pieces
+from nas.exits.export import BRANCHED, export
+from nas.exits.graft import HIDDEN, Grafted, Part
+from nas.exits.net import Combine, MultiExit, Network
+from nas.exits.policy import Point, Policy
+from nas.latency.devices.onnxruntime import session, timed
+from nas.latency.fresh import fresh
+from nas.latency.kernel_model import KernelModel
+from nas.latency.onnx_graph import read
+from nas.latency.predict import kernels_ms
+from nas.latency.profile import one_torch_thread
+from nas.latency.timing import Run as Timed
+from nas.latency.timing import interleaved
+from nas.lower.emit import emit
+from nas.lower.onnx import save
+from nas.pipeline.exits.serve import Clock, Served, Trained, exit_runs, repriced
+from nas.plan import Layout, OpKey, macs
+from nas.train.data import Data
+
+SECONDS = 2.0  # an exit, timed without a table's yardstick
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(ABC):
+    """A network with fresh exits, and on what images; ``data`` without any where they are the user's.
+
+    ``clock`` is there where this machine is the target, ``said`` is for the card: how images are read.
+    """
+
+    name: str
+    net: Network
+    plain: Callable[[torch.Tensor], torch.Tensor]
+    data: Data
+    metadata: dict[str, str]
+    target: str
+    clock: Clock | None = None
+    now_ns: Callable[[], int]
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+    @abstractmethod
+    def pieces(self) -> Pieces:
+        """Returns the milliseconds that exits are chosen by."""
+
+    def timed(self, trained: Trained, served: Served, folder: Path) -> Served:
+        """Returns the exits that are kept with the milliseconds of their very file, written into ``folder``."""
+        return served
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick(Model):
+    """A pick of a run, priced by the rows of its target; ``layout`` is its space with exits, ``keys`` its plan."""
+
+    layout: Layout
+    keys: Sequence[OpKey]
+    priced: Pieces
+
+    def pieces(self) -> Pieces:
+        return self.priced
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedOnnx(Model):
+    """An ONNX file that the target's kernel model prices part by part."""
+
+    priced: Pieces
+
+    def pieces(self) -> Pieces:
+        return self.priced
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredOnnx(Model):
+    """An ONNX file, ``graph``, that is timed on this machine."""
+
+    net: Grafted
+    graph: onnx.ModelProto
+
+    def pieces(self) -> Pieces:
+        return measured_pieces(self.net, self.data, self.graph, self.now_ns)
+
+    def timed(self, trained: Trained, served: Served, folder: Path) -> Served:
+        """Returns what leaving at each exit of the very file takes, in place of what its pieces add up to."""
+        side, exits = trained.data.size, len(served.policy.prefix_ms)
+        export(trained.network(served.kept), folder, in_ch=trained.data.in_ch, size=side, policy=served.policy,
+               metadata={})
+        images = np.random.default_rng(0).standard_normal((8, 3, side, side), dtype=np.float32)
+        ms, _ = alone(lambda: exit_runs(folder / BRANCHED, images, np.zeros(8, int), exits, self.now_ns), exits)
+        return repriced(served, np.maximum.accumulate([ms[f"exit {index}"] for index in range(exits)]).tolist())
+
+
+def alone(prepare: Callable[[], Mapping[str, Timed]], count: int) -> tuple[dict[str, float], float | None]:
+    """Times runs on this machine, in a process of their own and without a yardstick: ms by name, and no drift."""
+    with one_torch_thread():
+        timings = fresh(lambda: interleaved(prepare(), seconds=SECONDS * count, rng=random.Random(0), max_rounds=400,
+                                            warm=5))
+    return {name: timing.ms for name, timing in timings.items()}, None
+
+
+def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Callable[[], int]) -> Pieces:
+    """Of the file with all exits, left at each: what it takes beyond the network without exits are the heads, by MACs.
+    """
+    exits = len(net.exits) + 1
+    nobody = Point((np.inf,) * (exits - 1) + (-np.inf,), (0.0,) * exits, 0.0, 0.0, 0.0)
+    made = Policy("max-softmax", (1.0,) * exits, (0.0,) * exits, 1, nobody)
+    with tempfile.TemporaryDirectory() as folder:
+        export(MultiExit(net, Combine()).eval(), Path(folder), in_ch=3, size=data.size, policy=made, metadata={})
+        images = np.random.default_rng(0).standard_normal((8, 3, data.size, data.size), dtype=np.float32)
+
+        def prepare() -> dict[str, Timed]:
+            runs = exit_runs(Path(folder) / BRANCHED, images, np.zeros(8, int), exits, now_ns)
+            return {**runs, "plain": timed(session(plain.SerializeToString()), 1, now_ns)}
+
+        ms, _ = alone(prepare, exits + 1)
+    prefix = np.maximum.accumulate([ms[f"exit {index}"] for index in range(exits)])
+    work = np.array(head_macs(net, data), float)
+    over = max(prefix[-1] - ms["plain"], 0.02 * ms["plain"])
+    heads = np.r_[over * work / work.sum(), 0.0]
+    return Pieces(np.maximum(np.diff(np.r_[0.0, prefix]) - heads, 1e-6), heads)
+
+
+def predicted_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
+    """By the target's kernel model, part by part. Raises UserError where it does not know a part."""
+    try:
+        return _priced_pieces(net, data, costs)
+    except UserError as error:
+        raise UserError(f"--target {costs.name}: {error}; --target cpu times the network on this machine") from None
+
+
+def _priced_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
+    with tempfile.TemporaryDirectory() as name:
+        path, x = Path(name) / "part.onnx", torch.zeros(1, 3, data.size, data.size)
+        trunk, heads = [], []
+        for part, head in net.stages():
+            assert isinstance(part, Part)
+            save(part.model, path, {})
+            trunk.append(kernels_ms(read(path), costs))
+            x = part(x)
+            heads.append(0.0)
+            if not isinstance(head, nn.Identity):
+                save(emit(head, in_ch=x.shape[1], size=x.shape[2]), path, {})
+                heads[-1] = kernels_ms(read(path), costs)
+    return Pieces(np.array(trunk), np.array(heads))
+
+
+def head_macs(net: Grafted, data: Data) -> list[int]:
+    """Of each exit's head."""
+    found, x = [], torch.zeros(1, data.in_ch, data.size, data.size)
+    for part in list(net.parts)[:-1]:
+        x = part(x)
+        found.append(macs(OpKey(Op.of("exit_head", hidden=HIDDEN), x.shape[1], net.classes, 1, x.shape[2])))
+    return found
