@@ -1,10 +1,12 @@
-"""Finds shipped files (search spaces, latency tables) and writes files so that no reader sees half of one."""
+"""Finds shipped files, writes so that no reader sees half of one, reads strict JSON, and locks."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import fcntl
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -98,3 +100,33 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically, keys as given; raises ValueError for NaN and infinities (they are not JSON)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns the value of a JSON text. Raises ValueError for what is not JSON, as NaN and infinities are not."""
+    def refuse(number: str) -> float:
+        raise ValueError(f"{number} is not a number")
+
+    def finite(number: str) -> float:
+        return float(number) if math.isfinite(float(number)) else refuse(number)
+
+    return json.loads(text, parse_constant=refuse, parse_float=finite)
+
+
+class Locked(Exception):
+    """Raised where another process holds a lock; its text says which."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file, which names this process, to the end of the block or of the process. Raises ``Locked``."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Locked(f"process {file.read().strip() or 'unknown'}") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nas.errors import UserError
-from nas.files import nearest, resolve, shipped, write_atomic, write_json, write_text
+from nas.files import Locked, locked, nearest, parse_json, resolve, shipped, write_atomic, write_json, write_text
 
 
 def test_a_name_is_shipped_and_anything_else_a_path(tmp_path: Path) -> None:
@@ -91,3 +93,29 @@ def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
         seen.append(path.read_text())
     assert len(seen) >= 8 and path.read_text() != "0" * 50_000 and os.listdir(tmp_path) == ["a"]
     assert all(len(text) == 50_000 and len(set(text)) == 1 for text in [*seen, path.read_text()])
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}', "1e999", "", "{", "[1,]"])
+def test_what_is_not_json_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(text)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+                    | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_json_reads_back(value: object) -> None:
+    assert parse_json(json.dumps(value)) == value == parse_json(json.dumps(value).encode())
+
+
+def test_a_lock_is_held_by_one_process_at_a_time_and_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path):
+        assert path.read_text() == f"{os.getpid()}\n"
+        with pytest.raises(Locked, match=f"^process {os.getpid()}$"), locked(path):
+            pass
+    with locked(path):  # let go at the end of the block
+        pass
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    with locked(path):
+        pass

@@ -21,7 +21,7 @@ from scipy.optimize import isotonic_regression
 
 from nas.arch import Op
 from nas.errors import UserError
-from nas.files import folder, write_text
+from nas.files import folder, parse_json, write_text
 from nas.latency.base import Costs
 from nas.ops.user_files import hashes
 from nas.plan import OpKey
@@ -260,17 +260,11 @@ def read_json(path: Path, maker: str = "nas profile") -> Any:
 
     Raises UserError naming the file and what is wrong with it.
     """
-    def refuse(text: str) -> float:
-        raise ValueError(f"{text} is not a number")
-
-    def finite(text: str) -> float:
-        return float(text) if math.isfinite(float(text)) else refuse(text)
-
     try:
         text = path.read_text(encoding="utf-8")
         if not text.strip():
             raise ValueError("the file is empty")
-        return json.loads(text, parse_constant=refuse, parse_float=finite)
+        return parse_json(text)
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read: {reason}; delete it and run {maker} to make it anew") from None

@@ -24,7 +24,7 @@ from nas.run.images import require_place
 from nas.run.settings import settings_of
 from nas.train.data import Data, Split, load, normalise
 from nas.train.header import data_lines
-from nas.train.labels import outputs
+from nas.train.labels import names_in, outputs
 from nas.train.pixels import Whites
 from nas.train.preprocessing import Preprocessing, check_input
 
@@ -124,8 +124,7 @@ def _share(right: np.ndarray) -> dict[str, float] | None:
 
 def _pick(run: Run, arch: str | None, budget_ms: float | None) -> Path:
     """The file whose figures stand in the front: the int8 one where there is one."""
-    places = ["", *sorted(f"selections/{path.parent.name}/" for path in run.path.glob("selections/*/front.json"))]
-    fronts = {place: run.read_json(f"{place}front.json") for place in places}
+    fronts = {place: run.read_json(f"{place}front.json") for place in run.places()}
     place, wanted = find(fronts, arch, budget_ms)
     if len(wanted) > 1:
         raise UserError(f"--arch: which pick? {', '.join(wanted)}")
@@ -168,7 +167,7 @@ class _File:
 
     def names(self) -> list[str] | None:
         """Of its classes, where it has them."""
-        return self.metadata["classes"].split("\n") if "classes" in self.metadata else None
+        return names_in(self.metadata)
 
     def count(self, data: Data) -> int:
         """How many classes it knows. Raises UserError where it is no classifier."""

@@ -189,8 +189,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     calibrated = kind not in ("onnx", "features")
     if images != RECORDED and not calibrated:
         raise UserError(f"--data: an export as {kind} reads no images: leave it out")
-    selections = sorted(path.parent.name for path in run.path.glob("selections/*/front.json"))
-    fronts = {place: run.read_json(f"{place}front.json") for place in ("", *(f"selections/{s}/" for s in selections))}
+    fronts = {place: run.read_json(f"{place}front.json") for place in run.places()}
     arch_id = arch_id and meant(fronts, arch_id)
     if kind != "onnx":
         fronts = _without_exits(fronts, kind, arch_id)

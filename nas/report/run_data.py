@@ -102,8 +102,7 @@ class _Teller:
 
     def _fronts(self) -> list[tuple[str, dict[str, Any]]]:
         """(place, front) of the search, finished or as far as it is, and of every finished selection."""
-        places = sorted(path.parent.name for path in self.run.path.glob("selections/*/front.json"))
-        found = [(place, self._read(f"{place}front.json")) for place in ("", *(f"selections/{p}/" for p in places))]
+        found = [(place, self._read(f"{place}front.json")) for place in self.run.places()]
         if not found[0][1] and self.run.has("picks.json"):
             found[0] = ("", self._try(self._so_far))
         return [(place, front) for place, front in found if {"front", "target"} <= front.keys()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from typing import Any, BinaryIO
 
 from nas import __version__
 from nas.errors import UserError
-from nas.files import write_atomic, write_json
+from nas.files import Locked, locked, parse_json, write_atomic, write_json
 from nas.run import records
 
 CONFIG, ENVIRONMENT, LOCK, LOG = "config.json", "environment.json", "lock", "log.jsonl"
@@ -109,22 +108,13 @@ class Run:
 
         Raises UserError with the process id of the holder.
         """
-        with _disk(self.file(LOCK)):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = self.file(LOCK).open("a+")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UserError(f"{self.path}: in use by process {holder}; wait, or give another --run") from None
-            except OSError as error:
-                raise _refused(self.file(LOCK), error) from None
+        with contextlib.ExitStack() as held:
             with _disk(self.file(LOCK)):
-                file.truncate(0)
-                file.write(f"{os.getpid()}\n")
-                file.flush()
+                self.path.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(locked(self.file(LOCK)))
+                except Locked as holder:
+                    raise UserError(f"{self.path}: in use by {holder}; wait, or give another --run") from None
                 for left_over in self.path.rglob(".*.tmp"):  # of a write that a kill cut short
                     if next(p for p in left_over.parents if p == self.path or (p / CONFIG).is_file()) == self.path:
                         left_over.unlink(missing_ok=True)  # not of a run inside this one, with a lock of its own
@@ -135,6 +125,11 @@ class Run:
         assert name and not Path(name).is_absolute() and ".." not in Path(name).parts, name
         return self.path / name
 
+    def places(self) -> list[str]:
+        """Returns where fronts lie, in front of their files' names: that of the search, "", and finished selections."""
+        names = sorted(path.parent.name for path in self.path.glob("selections/*/front.json"))
+        return ["", *(f"selections/{name}/" for name in names)]
+
     def has(self, name: str) -> bool:
         with _disk(self.file(name)):
             return self.file(name).is_file()
@@ -143,7 +138,7 @@ class Run:
         """Raises UserError for a file that is missing, truncated, not JSON, or not what it should hold."""
         path, again = self.file(name), "delete it and give the same command: it is made again"
         try:
-            value = json.loads(path.read_bytes(), parse_constant=_refuse, parse_float=_finite)
+            value = parse_json(path.read_bytes())
         except FileNotFoundError:
             raise UserError(f"{path}: missing; this run is not that far; give its nas search command again, "
                             "without --until") from None
@@ -303,18 +298,10 @@ def _mend(file: BinaryIO) -> None:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line, parse_constant=_refuse, parse_float=_finite)
+        value = parse_json(line)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _refuse(text: str) -> float:
-    raise ValueError(f"{text} is not a number")
-
-
-def _finite(text: str) -> float:
-    return float(text) if math.isfinite(float(text)) else _refuse(text)
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,12 @@ class Outputs:
         learn, count = split(data.learn), len(data.train)
         return replace(data, classes=self.names, learn=learn, train=learn.part(0, count),
                        gate=learn.part(count, len(learn)), select=split(data.select), test=split(data.test))
+
+
+def names_in(metadata: Mapping[str, str]) -> list[str] | None:
+    """Returns the names of a network's classes, in the order of its outputs, where the metadata of its file has them.
+    """
+    return metadata["classes"].split("\n") if "classes" in metadata else None
 
 
 def outputs(where: object, count: int, known: Sequence[str] | None, classes: Sequence[str]) -> Outputs:

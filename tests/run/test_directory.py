@@ -278,3 +278,12 @@ def test_a_lock_mends_its_own_run_and_not_one_inside(tmp_path: Path) -> None:
         assert not (run.path / "archs" / ".x.tmp").exists() and (inner.path / "deep" / ".x.tmp").exists()
     with inner.lock():
         assert not (inner.path / "deep" / ".x.tmp").exists()
+
+
+def test_places_of_fronts(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", {})
+    assert run.places() == [""]
+    for name in ("b", "a-2", "a"):
+        run.write_json(f"selections/{name}/front.json", {"target": [], "front": [], "dominated": [], "budgets": []})
+    run.file("selections/unfinished").mkdir()
+    assert run.places() == ["", "selections/a/", "selections/a-2/", "selections/b/"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nas.errors import UserError
 from nas.train.data import load
-from nas.train.labels import outputs, read_names
+from nas.train.labels import names_in, outputs, read_names
 
 TWELVE = sorted(str(index) for index in range(12))  # 0, 1, 10, 11, 2, ...
 
@@ -81,3 +81,7 @@ def test_images_get_the_outputs_as_labels() -> None:
         before, after = getattr(data, part), getattr(meant, part)
         assert torch.equal(after.labels, 13 - before.labels) and torch.equal(after.images, before.images)
     assert meant.classes == tuple(names) and replace(meant, classes=data.classes) is not meant
+
+
+def test_names_in_the_metadata_of_a_file() -> None:
+    assert names_in({"classes": "ant\nbee\n"}) == ["ant", "bee", ""] and names_in({}) is None

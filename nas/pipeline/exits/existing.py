@@ -37,7 +37,7 @@ from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, lying_at
 from nas.run.settings import named_target, settings_of
 from nas.train.data import Data, recorded
-from nas.train.labels import outputs
+from nas.train.labels import names_in, outputs
 from nas.train.pixels import Whites
 from nas.train.preprocessing import Preprocessing, check_input, imagenet
 
@@ -52,8 +52,7 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     target = named_target(run, target) if target else None
     if not target and not config.target:
         raise UserError(f"--target: {run.path} has none; give one")
-    places = ["", *(f"selections/{p.parent.name}/" for p in sorted(run.path.glob("selections/*/front.json")))]
-    fronts = {place: run.read_json(f"{place}front.json") for place in places}
+    fronts = {place: run.read_json(f"{place}front.json") for place in run.places()}
     ids = [card["id"] for card in cards_of(fronts[""]) if not card["exits"]]
     if not ids:
         raise UserError(f"{run.path}: no pick without exits, which others could be added to")
@@ -86,7 +85,8 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
 
 
 def file(model: str, weights: Path | None, size: int | None, target: str | None,
-         data: Callable[[int, Whites], Data | None], seed: int, preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None) -> Model:
+         data: Callable[[int, Whites], Data | None], seed: int, preprocessing: Preprocessing | None = None,
+         classes: Sequence[str] | None = None) -> Model:
     """An ONNX file, or a torchvision model by name with a file of its weights; ``data`` gives images of a size, with
     what the file divides pixels of more than 8 bits by.
 
@@ -100,7 +100,7 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     kept = {p.key: p.value for p in proto.metadata_props}
     how = preprocessing or (imagenet("torchvision's weights were trained with it") if foreign.torchvision else
                             Preprocessing.of_file(kept, Path(model)))
-    known = classes if classes is not None else kept["classes"].split("\n") if "classes" in kept else None
+    known = classes if classes is not None else names_in(kept)
     whites = Whites.of_metadata(kept)
     own, by = _on(data(side, whites), how, known, net.classes, side, model)
     own = own if len(own.learn) else replace(own, whites=whites)
