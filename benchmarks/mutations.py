@@ -32,7 +32,8 @@ from typing import Any
 from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
-HANGS_S = 900  # a run of tests that takes longer hangs in the fault: noticed
+HANGS_S = 3600  # a fault's own tests that take longer hang in it: noticed
+WHOLE_HANGS_S = 6 * 3600  # the same of the whole fast suite, beside other work
 PASSED, FAILED, BROKEN_COLLECTION = 0, 1, 2  # of pytest; others mean that the tests were not found
 
 
@@ -99,7 +100,7 @@ def put_in(mutant: Mutant, copy: Path) -> Iterator[None]:
         path.write_text(text)
 
 
-def pytest(copy: Path, tests: Sequence[str], *more: str) -> Ran:
+def pytest(copy: Path, tests: Sequence[str], *more: str, hangs_s: float = HANGS_S) -> Ran:
     """Runs tests in the copy, whose code is found before any that is installed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(more or ("-n", "0")), *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -108,7 +109,7 @@ def pytest(copy: Path, tests: Sequence[str], *more: str) -> Ran:
     process = subprocess.Popen(command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, start_new_session=True)
     try:
-        out, _ = process.communicate(timeout=HANGS_S)
+        out, _ = process.communicate(timeout=hangs_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -123,7 +124,8 @@ def tried(mutant: Mutant, copy: Path, full: bool) -> Ran:
     """Its own tests and, where they pass and that is asked for, all fast ones."""
     with put_in(mutant, copy):
         own = pytest(copy, mutant.tests)
-        return own if own.caught or not full else pytest(copy, (), "-n", "2", "--dist", "loadfile")
+        return own if own.caught or not full else pytest(
+            copy, (), "-n", "2", "--dist", "loadfile", hangs_s=WHOLE_HANGS_S)
 
 
 def known(path: Path) -> dict[str, dict[str, Any]]:
