@@ -16,7 +16,8 @@ from nas.cli.base import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"index.md": "README.md", **{name: name for name in (
-    "CONTRIBUTING.md", "CHANGELOG.md", "search_spaces/README.md", "latency_tables/README.md", "experiments/README.md")}}
+    "CONTRIBUTING.md", "CHANGELOG.md", "search_spaces/README.md", "latency_tables/README.md", "experiments/README.md",
+    "examples/README.md")}}
 COMMANDS = "<!-- commands -->"
 
 

@@ -5,7 +5,10 @@ On a tiny schedule, and with a tiny space of the same families in place of the s
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -21,6 +24,7 @@ from PIL import Image
 from tiny_search import SHORT
 from tiny_space import TINY
 
+import nas
 from nas import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -101,7 +105,7 @@ def test_what_the_how_tos_promise_of_their_length() -> None:
     assert len(operator.splitlines()) <= 40 and len(space.splitlines()) <= 25
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*DOCS.parent.glob("*.md"), *sorted(DOCS.glob("*.md"))], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target
@@ -120,8 +124,10 @@ def test_the_glossary_has_the_words_of_the_project_one_line_each() -> None:
 
 
 ROOT = DOCS.parent
-PROSE = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md",
-         *(ROOT / kind / "README.md" for kind in ("search_spaces", "latency_tables", "experiments", "benchmarks"))]
+README = ROOT / "README.md"
+FOLDERS = ("search_spaces", "latency_tables", "experiments", "benchmarks", "examples")
+PROSE = [*sorted(DOCS.glob("*.md")), README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
+         *(ROOT / folder / "README.md" for folder in FOLDERS)]
 
 
 def exists(dotted: str) -> bool:
@@ -160,3 +166,23 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for text in code:
         exec(compile(text, "python.md", "exec", dont_inherit=True), names)
     assert (tmp_path / "out").is_dir() and (tmp_path / "runs" / "small" / "front.json").is_file()
+
+
+def test_the_readme_is_short_and_its_table_is_that_of_its_figure() -> None:
+    text = README.read_text()
+    assert len(text.split()) <= 600
+    record = json.loads((ROOT / "experiments" / "cifar10-ghost-cpu" / "front.json").read_text())
+    rows = re.findall(r"^ ([0-9a-f]{12}) +(.+?) % .+$", text, re.MULTILINE)
+    assert rows == [(pick["id"], f"{100 * pick['accuracy']:.1f}") for pick in record["front"]]
+
+
+def test_the_python_of_the_readme_is_the_interface() -> None:
+    """Eight lines, whose functions and keywords exist; ``docs/python.md``, which does the same, is run."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    known = {"nas.search": nas.search, "run.select": nas.SearchRun.select, "run.export": nas.SearchRun.export,
+             "run.front.best": nas.Front.best}
+    checked = [(name, call) for call in calls if (name := ast.unparse(call.func)) in known]
+    assert len(code.splitlines()) <= 8 and {name for name, _ in checked} == set(known)
+    for name, call in checked:
+        assert {str(word.arg) for word in call.keywords} <= set(inspect.signature(known[name]).parameters), name
