@@ -1,9 +1,9 @@
-"""A fast road from a module to an ONNX graph, for the thousands of small graphs that a latency table is measured on.
+"""Converts a module to an ONNX graph in milliseconds, for the thousands of small graphs of a latency table.
 
 ``torch.onnx`` takes seconds a graph. Here one forward pass is watched (``TorchDispatchMode``) and every ATen call
 becomes an ONNX node (opset 20, https://onnx.ai/onnx/operators); batch norms are folded into the convolution before
 them. The rules cover plain CNNs; ``nas.lower.onnx`` falls back to ``torch.onnx`` for a call that has none. A test holds
-the two roads to the same outputs and the same nodes after ONNX Runtime's optimisation.
+the two ways to the same outputs and the same nodes after ONNX Runtime's optimisation.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ aten = torch.ops.aten
 
 
 class NoRule(Exception):
-    """An ATen call that this emitter does not know."""
+    """Is raised for an ATen call that this emitter cannot convert."""
 
 
 @dataclass
 class _Conv:
-    """A convolution that a batch norm may still be folded into."""
+    """Holds a convolution that a batch norm may still be folded into."""
 
     node: onnx.NodeProto
     weight: Tensor
@@ -39,7 +39,7 @@ class _Conv:
 
 
 class Emitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches a forward pass; ``nodes`` and ``constants`` are the graph so far."""
+    """Records a forward pass as ONNX; ``nodes`` and ``constants`` are the graph so far."""
 
     def __init__(self, inputs: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -66,7 +66,7 @@ class Emitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive.append(tensor)
 
     def name(self, tensor: Tensor) -> str:
-        """Of a value of the graph, or of a weight, which becomes a constant."""
+        """Returns the name of a value in the graph; a weight becomes a constant of the graph first."""
         if not self.known(tensor):
             self.bind(tensor, self.constant(tensor.detach().numpy()))
         name = self._names[id(tensor)]
@@ -75,7 +75,7 @@ class Emitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return name
 
     def forget(self, tensor: Tensor) -> None:
-        """A value that the graph no longer holds; reading it raises NoRule."""
+        """Marks a value as one that the graph does not hold: reading it raises NoRule."""
         self._names[id(tensor)] = None
 
     def constant(self, value: np.ndarray[Any, Any]) -> str:
@@ -94,16 +94,19 @@ class Emitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def emit(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N") -> onnx.ModelProto:
-    """The graph of ``module``, deployed, in eval mode: ``input`` [batch, in_ch, size, size] -> ``output``.
+    """Converts a module in its deployed form and eval mode: ``input`` [batch, in_ch, size, size] -> ``output``.
 
-    Raises NoRule.
+    Raises NoRule for an ATen call without a rule here.
     """
     return emit_many(module, {"input": (in_ch, size, size)}, ["output"], batch)
 
 
 def emit_many(module: nn.Module, inputs: Mapping[str, Sequence[int]], outputs: Sequence[str],
               batch: int | str = "N") -> onnx.ModelProto:
-    """The same for a module with several float ``inputs`` (shapes without the batch) and, as a tuple, ``outputs``."""
+    """Converts a module with several float ``inputs`` (shapes without the batch) and, as a tuple, ``outputs``.
+
+    Raises NoRule for an ATen call without a rule here.
+    """
     module = deployed(module)
     given = {name: torch.zeros(1, *shape) for name, shape in inputs.items()}
     was_training = module.training
@@ -131,13 +134,13 @@ def _model(emitter: Emitter, in_shapes: dict[str, list[Any]], out_shapes: dict[s
 
 
 def _tensors(args: Any) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for arg in args:
         if isinstance(arg, Tensor):
-            found.append(arg)
+            tensors.append(arg)
         elif isinstance(arg, list | tuple):
-            found += _tensors(arg)
-    return found
+            tensors += _tensors(arg)
+    return tensors
 
 
 Rule = Callable[..., str]
@@ -311,7 +314,8 @@ def _same(e: Emitter, out: Tensor, x: Tensor, **_: Any) -> str:
 
 @_rule(aten.as_strided_.default)
 def _restrided(e: Emitter, out: Tensor, x: Tensor, size: list[int], *_: Any) -> str:
-    """Of a global mean over channels_last maps, which has one side that is longer than 1: the same in any strides."""
+    """Passes the input on where at most one side is longer than 1, as after a global mean: strides mean nothing then.
+    """
     if list(size) != list(x.shape) or sum(side > 1 for side in size) > 1:
         raise NoRule("as_strided")
     return e.name(x)

@@ -20,7 +20,7 @@ MISSING = "this needs the extra npu: pip install '.[npu]' (Python 3.13 or older)
 
 @dataclass(frozen=True)
 class Quantization:
-    """real = scale * (stored - zero); one pair, or one a slice along ``axis``."""
+    """Says what stored integers stand for: real = scale * (stored - zero); one pair, or one a slice along ``axis``."""
 
     scale: Array
     zero: Array
@@ -50,7 +50,10 @@ class _Operator:
 
 
 class Model:
-    """A graph under construction; ``serialize`` makes a file of it. Raises UserError where ``tflite`` is missing."""
+    """Collects tensors and operators, of which ``serialize`` makes a TFLite file.
+
+    Raises UserError where the package ``tflite`` is missing.
+    """
 
     def __init__(self) -> None:
         try:
@@ -65,7 +68,7 @@ class Model:
 
     def tensor(self, name: str, shape: Sequence[int], dtype: str = "int8", quantization: Quantization | None = None,
                data: Array | None = None) -> int:
-        """Its index; with ``data`` it is a constant."""
+        """Adds a tensor, with ``data`` a constant one, and returns its index."""
         self._tensors.append(_Tensor(name, tuple(map(int, shape)), dtype, quantization, data))
         return len(self._tensors) - 1
 
@@ -74,11 +77,14 @@ class Model:
 
     def operator(self, code: str, inputs: Sequence[int], outputs: Sequence[int], options: str | None = None,
                  **fields: Any) -> None:
-        """``code`` as in the schema's BuiltinOperator; ``options`` is the table and ``fields`` what it holds."""
+        """Adds an operator that reads and writes the tensors of these indices.
+
+        ``code`` is a name of the schema's BuiltinOperator, ``options`` one of its tables, with ``fields`` in it.
+        """
         self._operators.append(_Operator(getattr(self._schema.BuiltinOperator, code), inputs, outputs, options, fields))
 
     def serialize(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
-        """The file."""
+        """Writes the file for a graph from the tensors ``inputs`` to the tensors ``outputs`` (indices)."""
         codes = sorted({operator.code for operator in self._operators})
         tensors = self._offsets([self._tensor(number, tensor) for number, tensor in enumerate(self._tensors)])
         operators = self._offsets([self._operator(operator, codes) for operator in self._operators])
@@ -138,8 +144,8 @@ class Model:
         return int(self._builder.EndVector())
 
 
-def made_by(model: bytes) -> list[tuple[str, str]]:
-    """(name of its output, kind) of every operator of our own file, in order."""
+def operators_of(model: bytes) -> list[tuple[str, str]]:
+    """Lists (name of its output, kind) of every operator of a file that ``Model`` wrote, in order."""
     import tflite
 
     kinds = {code: name for name, code in vars(tflite.BuiltinOperator).items() if isinstance(code, int)}

@@ -1,4 +1,4 @@
-"""What a file is, by its content and not by its name: for messages about files that are not what was expected."""
+"""Recognises what a file is by its content, for messages about files that are not what was expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEAD = 512  # bytes that are looked at
 
 @dataclass(frozen=True)
 class Format:
-    """``text`` names it in a sentence; what to do for one who wanted a network's weights of it, or an ONNX file."""
+    """Names a format in a sentence, with advice for who wanted weights from such a file, or an ONNX file."""
 
     text: str
     for_weights: str = ""
@@ -47,7 +47,7 @@ _BEGINNINGS: tuple[tuple[bytes, Format], ...] = (
 
 
 def not_onnx(path: Path) -> str | None:
-    """What to say of a file that ONNX was expected of; None where it is ONNX or nothing is known of it."""
+    """Returns the message that a file is not ONNX and what to do; None where it is ONNX or its format is unknown."""
     kind = format_of(path)
     if kind in (ONNX, UNKNOWN):
         return None
@@ -55,7 +55,7 @@ def not_onnx(path: Path) -> str | None:
 
 
 def format_of(path: Path) -> Format:
-    """Of a file that exists. Raises OSError where it cannot be read."""
+    """Returns the format of a file that exists. Raises OSError where it cannot be read."""
     if path.is_dir():
         return FOLDER
     with path.open("rb") as file:

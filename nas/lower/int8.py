@@ -1,7 +1,7 @@
-"""What the int8 formats share: operators with the activation behind them, ranges of the maps, symmetric weights.
+"""Quantises after training, for all int8 formats: fuses activations, finds ranges of maps, rounds weights.
 
-Post-training quantisation: ONNX Runtime runs the float graph on calibration images, and the smallest and largest value
-of every map give its scale. Weights are symmetric, with a scale for each output channel.
+ONNX Runtime runs the float graph on calibration images, and the smallest and largest value of every map give its scale.
+Weights are symmetric, with a scale for each output channel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEAD = 1e-6  # a map that is zero everywhere (SE layers of a few channels die) m
 
 @dataclass(frozen=True)
 class Map:
-    """A tensor of the ONNX graph: its shape without the batch, its smallest and largest value (zero is between)."""
+    """Describes a tensor of the ONNX graph: shape without the batch, smallest and largest value (zero is between)."""
 
     shape: tuple[int, ...]
     low: float
@@ -35,7 +35,7 @@ class Map:
 
 @dataclass
 class Step:
-    """An ONNX node with the activation behind it, where one is fused; ``output`` is what both together write."""
+    """Holds an ONNX node with the activation that is fused into it, if any; ``output`` is what both together write."""
 
     node: onnx.NodeProto
     output: str
@@ -47,7 +47,7 @@ class Step:
 
     @property
     def act(self) -> str | None:
-        """The kind of the activation."""
+        """Returns the operator type of the fused activation, None where there is none."""
         return None if self.behind is None else str(self.behind.op_type)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -55,7 +55,7 @@ class Step:
 
 
 def maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, Map]:
-    """Every map of the graph over batches [n, in_ch, size, size].
+    """Runs the graph on batches [n, in_ch, size, size] and returns shape and range of every map by name.
 
     Raises UserError for none, for a NaN, and for a graph that ONNX Runtime does not run.
     """
@@ -69,7 +69,7 @@ def maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, Map
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised, and said once
     session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: dict[str, Map] = {}
+    ranges: dict[str, Map] = {}
     for batch in calibration:
         images = batch.numpy()
         try:
@@ -77,23 +77,23 @@ def maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, Map
         except Exception as error:  # its own classes have no public base
             raise UserError(f"ONNX Runtime: {str(error).splitlines()[0][:200]}") from None
         for name, value in zip(["input", *names], [images, *values], strict=True):
-            old = found.get(name, Map(value.shape[1:], 0.0, 0.0))  # zero is always representable: padding needs it
+            old = ranges.get(name, Map(value.shape[1:], 0.0, 0.0))  # zero is always representable: padding needs it
             low, high = np.minimum(old.low, value.min()), np.maximum(old.high, value.max())  # these keep a NaN
-            found[name] = Map(old.shape, float(low), float(high))
-    if not found:
+            ranges[name] = Map(old.shape, float(low), float(high))
+    if not ranges:
         raise UserError("int8: there are no calibration images")
-    if not all(np.isfinite([m.low, m.high]).all() for m in found.values()):
+    if not all(np.isfinite([m.low, m.high]).all() for m in ranges.values()):
         raise UserError("int8: the network's maps are not finite on the calibration images")
-    return found
+    return ranges
 
 
 def scale_of(low: float, high: float) -> float:
-    """Of 256 steps that span the range."""
+    """Returns the step with which 256 values span the range from ``low`` to ``high``."""
     return (high - low if high - low > DEAD else 1.0) / 255
 
 
 def fused(nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array]) -> list[Step]:
-    """The nodes as steps, in order."""
+    """Joins activations with the nodes before them, where int8 kernels compute both at once; keeps the order."""
     reads = Counter(name for node in nodes for name in node.input)
     steps: list[Step] = []
     maker: dict[str, Step] = {}
@@ -111,9 +111,9 @@ def fused(nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array]) -> li
 
 def symmetric(step: Step, weight: Array, bias: Array | None, axis: int, unit: float,
               largest: int = 127) -> tuple[Array, Array, Array]:
-    """(weights int8, biases int32, scale of the weights) of a step, a scale for each channel along ``axis``.
+    """Rounds a step's weights to int8 and biases to int32; returns both and the scale of each channel along ``axis``.
 
-    Biases count in ``unit``, the scale of the input, times that of the weights.
+    Biases are in units of ``unit``, the scale of the input, times the scale of the weights.
     """
     bias = np.zeros(weight.shape[axis], np.float32) if bias is None else bias
     if step.act == "HardSigmoid":  # x / 6 + 1/2 goes into the weights, the clamp is int8's own saturation
@@ -126,7 +126,7 @@ def symmetric(step: Step, weight: Array, bias: Array | None, axis: int, unit: fl
 
 
 def is_hard_sigmoid(node: onnx.NodeProto) -> bool:
-    """Whether it is PyTorch's x / 6 + 1/2."""
+    """Tells whether a node is PyTorch's hard sigmoid, x / 6 + 1/2 cut to [0, 1]."""
     how = attributes(node)
     return bool(node.op_type == "HardSigmoid" and abs(how.get("alpha", 0.2) - 1 / 6) < 1e-3
                 and abs(how.get("beta", 0.5) - 0.5) < 1e-3)

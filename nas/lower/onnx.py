@@ -1,4 +1,4 @@
-"""A module as one self-contained ONNX file: weights inside, batch dynamic, batch norms folded, metadata filled in.
+"""Writes a module as one ONNX file: weights inside, batch dynamic, batch norms folded, metadata filled in.
 
 What is measured and what is deployed come from the same ``lower``, so that the latencies are those of the network
 that is handed out. The graph is made by ``nas.lower.emit`` and by ``torch.onnx`` for modules that it has no rule for.
@@ -29,7 +29,7 @@ MAX_BYTES = 2**31 - 1  # of a protobuf message; beyond it the weights would have
 
 def export(module: nn.Module, path: Path, *, in_ch: int, size: int, metadata: dict[str, str],
            batch: int | str = "N", outputs: Sequence[str] = OUTPUT) -> None:
-    """Writes ``input`` [batch, in_ch, size, size] -> ``outputs`` atomically; ``metadata`` becomes ``metadata_props``.
+    """Converts a module to ONNX, ``input`` [batch, in_ch, size, size] -> ``outputs``, and writes it with its metadata.
 
     Raises UserError if the weights do not fit into one file.
     """
@@ -48,9 +48,9 @@ def save(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
 
 def lower(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N",
           outputs: Sequence[str] = OUTPUT) -> onnx.ModelProto:
-    """The graph in eval mode: milliseconds a block through ``emit``, seconds where it needs ``torch.onnx``.
+    """Converts a module in eval mode to an ONNX graph; several ``outputs`` are those of a tuple that it returns.
 
-    A module with several ``outputs`` returns them as a tuple.
+    It takes milliseconds a block through ``nas.lower.emit``, seconds where it needs ``torch.onnx``.
     """
     try:
         return emit_many(module, {"input": (in_ch, size, size)}, outputs, batch)
@@ -60,7 +60,7 @@ def lower(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N",
 
 def through_torch(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N",
                   outputs: Sequence[str] = OUTPUT) -> onnx.ModelProto:
-    """The same graph from PyTorch's own exporter; whatever it prints goes to stderr."""
+    """Converts a module as ``lower`` does, with PyTorch's exporter; whatever that prints goes to stderr."""
     module = deployed(module)
     x = torch.zeros(2 if isinstance(batch, str) else batch, in_ch, size, size)
     shapes = ({0: torch.export.Dim(batch)},) if isinstance(batch, str) else None
@@ -77,7 +77,7 @@ def through_torch(module: nn.Module, *, in_ch: int, size: int, batch: int | str 
 
 
 def plain(model: onnx.ModelProto, entry: str, shape: tuple[int, ...]) -> onnx.ModelProto:
-    """The same graph with ``input`` of that shape, batch norms folded and constants computed (by ONNX Runtime).
+    """Simplifies a graph for the int8 formats: ``input`` of a fixed shape, batch norms folded, constants computed.
 
     Raises UserError for what ONNX Runtime does not load.
     """
@@ -109,12 +109,12 @@ def plain(model: onnx.ModelProto, entry: str, shape: tuple[int, ...]) -> onnx.Mo
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Those that the node states, by name; ONNX's defaults are the reader's business."""
+    """Returns the attributes that a node states, by name; ONNX's defaults are not among them."""
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _join_hard_swish(graph: onnx.GraphProto) -> None:
-    """``x * HardSigmoid(x)``, into which ONNX Runtime takes a HardSwish apart, is one again."""
+    """Turns ``x * HardSigmoid(x)``, as ONNX Runtime writes a HardSwish, back into a HardSwish."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:

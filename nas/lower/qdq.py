@@ -1,4 +1,4 @@
-"""An ONNX graph in 8 bits: QuantizeLinear and DequantizeLinear around every operator that has an int8 kernel.
+"""Quantises an ONNX graph to 8 bits: QuantizeLinear and DequantizeLinear around operators that have an int8 kernel.
 
 ONNX Runtime fuses each of them with its neighbours into one kernel of integers (QLinearConv and its like,
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). Its own ``quantize_static`` takes ten
@@ -19,15 +19,15 @@ from torch import Tensor
 from nas.lower.int8 import Array, Map, Step, fused, maps, scale_of, symmetric
 
 COMPUTE = ("Conv", "Gemm", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid")
-PASS = ("MaxPool", "Slice", "Flatten", "Reshape", "Transpose")  # what comes out is of the scale of what went in
+PASS = ("MaxPool", "Slice", "Flatten", "Reshape", "Transpose")  # their output has the scale of their input
 WEIGHTED = ("Conv", "Gemm")
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-UNIT = Map((), 0.0, 1.0)  # of a hard sigmoid behind a convolution, whose clamp is the saturation of uint8
+UNIT = Map((), 0.0, 1.0)  # range of a hard sigmoid behind a convolution, whose clamp is the saturation of uint8
 
 
 def quantise(model: onnx.ModelProto, calibration: Iterable[Tensor] | None = None,
              weight_bits: int = 8) -> onnx.ModelProto:
-    """The same ``input`` and ``output`` in float, and 8 bits between; calibration: batches [n, in_ch, size, size].
+    """Quantises a graph; its ``input`` and ``output`` stay in float. ``calibration``: batches [n, in_ch, size, size].
 
     The default, one image of Gaussian noise, will do for timing, which does not depend on the scales. ``weight_bits``
     is 7 for processors that add products in 16 bits, which saturate. Raises UserError for no calibration images, and
@@ -50,13 +50,16 @@ def quantise(model: onnx.ModelProto, calibration: Iterable[Tensor] | None = None
 
 
 class _Writer:
-    """Writes step by step. A map that an int8 kernel wrote exists in 8 bits only; one in float has a copy if needed."""
+    """Writes the nodes of the quantised graph, step by step.
 
-    def __init__(self, model: onnx.ModelProto, found: dict[str, Map], largest: int) -> None:
+    A map that an int8 kernel wrote exists in 8 bits only; one in float gets a copy in 8 bits where it is needed.
+    """
+
+    def __init__(self, model: onnx.ModelProto, ranges: dict[str, Map], largest: int) -> None:
         self.constants = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
         self.steps = fused(model.graph.node, self.constants)
         self.nodes: list[onnx.NodeProto] = []
-        self._maps, self._largest = found, largest
+        self._maps, self._largest = ranges, largest
         self._units: dict[str, tuple[str, str]] = {}  # names of scale and zero point, by map in 8 bits
         self._read = {name for step in self.steps if self._computes(step) for name in step.node.input}
 
@@ -81,7 +84,7 @@ class _Writer:
             self._node(step.behind, [wide, *step.behind.input[1:]], step.output)
 
     def _computes(self, step: Step) -> bool:
-        """Whether there is an int8 kernel for it: maps from maps, with constant weights."""
+        """Tells whether ONNX Runtime has an int8 kernel for a step: maps from maps, with constant weights."""
         constant = [name in self.constants for name in step.node.input]
         if step.kind == "Gemm" and any(step.get(name, default) != default for name, default in GEMM.items()):
             return False
@@ -90,7 +93,7 @@ class _Writer:
         return step.kind in COMPUTE and not any(constant)
 
     def _narrow(self, name: str) -> str:
-        """The map as an int8 kernel reads it."""
+        """Returns the name of a map in 8 bits; quantises a map that is in float only."""
         if name in self._units:
             return name
         copy = f"{name}/narrow"
@@ -99,7 +102,7 @@ class _Writer:
         return copy
 
     def _unit(self, name: str, span: Map) -> tuple[str, str]:
-        """Constants of the scale and the zero point of a map, by name."""
+        """Adds constants for the scale and the zero point of a map, and returns their names."""
         scale = scale_of(span.low, span.high)
         return (self._constant(f"{name}/scale", np.array(scale, np.float32)),
                 self._constant(f"{name}/zero", np.array(round(-span.low / scale), np.uint8)))
@@ -110,7 +113,8 @@ class _Writer:
         self._units[target] = unit
 
     def _weights(self, step: Step, source: str) -> list[str]:
-        """The constant inputs of a convolution or a linear layer that reads ``source``, each dequantised."""
+        """Adds the integer weight and bias of a convolution or linear layer that reads ``source``; returns their names.
+        """
         weight, *bias = (self.constants[name] for name in step.node.input[1:])
         axis = int(step.kind == "Gemm" and not step.get("transB", 0))
         unit = float(self.constants[self._units[source][0]])

@@ -1,4 +1,4 @@
-"""A module as an int8 TFLite file: what microcontrollers and their NPUs run.
+"""Converts a module to an int8 TFLite file, which microcontrollers and their NPUs run.
 
 It is made of the same graph as the ONNX file (``nas.lower.emit``: batch norms folded), so that the two are one network.
 ONNX Runtime runs that graph on calibration images; the smallest and largest value of every map give its scale
@@ -30,12 +30,12 @@ SHARED = ("Concat", "Slice", "Flatten", "Reshape", "GlobalAveragePool", "ReduceM
 WEIGHTS = {"Conv": 4, "Gemm": 2}  # dimensions of the weight, which has to be constant
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 ONES = (1, 1)
-UNIT = Quantization.of(1 / 256, -128)  # of what lies between 0 and 1
-HAIR = 1 / 512  # half a step: ONNX Runtime's sigmoid gives 1.0000001, too
+UNIT = Quantization.of(1 / 256, -128)  # of values between 0 and 1
+HAIR = 1 / 512  # tolerance of that range, half a step: ONNX Runtime's sigmoid gives 1.0000001, too
 
 
 def lower(module: nn.Module, *, in_ch: int, size: int, calibration: Iterable[Tensor] | None = None) -> bytes:
-    """The file of ``module`` in eval mode: ``input`` [1, size, size, in_ch] int8 -> ``output`` int8.
+    """Converts a module in eval mode to a TFLite file: ``input`` [1, size, size, in_ch] int8 -> ``output`` int8.
 
     ``calibration``: batches [n, in_ch, size, size] as the module gets them; default: 8 of Gaussian noise. Raises
     UserError, which names the operator, for what has no rule here, and where the ``tflite`` package is missing.
@@ -51,12 +51,12 @@ def lower(module: nn.Module, *, in_ch: int, size: int, calibration: Iterable[Ten
 
 
 def convert(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> bytes:
-    """The file of any CNN in ONNX that ``nas.lower.onnx.plain`` made plain; else as ``lower``."""
+    """Converts any CNN in ONNX that ``nas.lower.onnx.plain`` simplified to a TFLite file; raises as ``lower`` does."""
     return _Quantizer(graph, Model(), calibration).write()
 
 
 def nhwc(map_: Map) -> tuple[int, ...]:
-    """Its shape in TFLite, for one image."""
+    """Returns the shape of a map in TFLite for one image: [1, H, W, C], or [1, C] for a vector."""
     return (1, *map_.shape[1:], map_.shape[0]) if len(map_.shape) == 3 else (1, *map_.shape)
 
 
@@ -65,7 +65,7 @@ def _unknown(what: str) -> UserError:
 
 
 class _Quantizer:
-    """Fuses, chooses the scales, and writes step by step."""
+    """Converts an ONNX graph: fuses activations, chooses the scales, and writes operator by operator."""
 
     def __init__(self, graph: onnx.ModelProto, model: Model, calibration: Iterable[Tensor]) -> None:
         self.model = model
@@ -91,7 +91,7 @@ class _Quantizer:
         return self._index[name]
 
     def output(self, step: Step) -> int:
-        """The tensor that a step writes; the last one is called ``output``."""
+        """Adds the tensor that a step writes and returns its index; that of the last step is called ``output``."""
         name = "output" if step is self.steps[-1] else step.output
         index = self.model.tensor(name, nhwc(self.maps[step.output]), "int8", self._scales[step.output])
         self._index[step.output] = index
@@ -101,7 +101,7 @@ class _Quantizer:
         return self.model.constant(f"{step.output}/const", np.array(values, np.int32))
 
     def weights(self, step: Step, weight: Array, bias: Array | None, axis: int) -> tuple[int, int]:
-        """Symmetric 8 bits a channel along ``axis``; the bias in units of input scale times weight scale."""
+        """Adds weight and bias of a step in 8 and 32 bits, a scale for each channel along ``axis``; returns indices."""
         unit = float(self.scale(step.node.input[0]).scale[0])
         stored, offset, scale = symmetric(step, weight, bias, axis, unit)
         zero = np.zeros(len(scale), np.int64)
@@ -110,7 +110,7 @@ class _Quantizer:
 
 
 def _steps(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list[Step]:
-    """Raises UserError for an operator that has no rule."""
+    """Fuses activations into the nodes before them. Raises UserError for an operator that has no rule."""
     steps = fused(nodes, constants)
     for step in steps:
         if step.kind not in RULES or not _plain(step.node, constants):
@@ -119,7 +119,7 @@ def _steps(nodes: Sequence[onnx.NodeProto], constants: dict[str, Array]) -> list
 
 
 def _plain(node: onnx.NodeProto, constants: dict[str, Array]) -> bool:
-    """Whether attributes and weights that rules do not ask about are what they take for granted."""
+    """Tells whether attributes and weights of a node that its rule does not look at are as the rule assumes."""
     how = attributes(node)
     if node.op_type in WEIGHTS:
         weight = constants.get(node.input[1])
@@ -132,7 +132,7 @@ def _plain(node: onnx.NodeProto, constants: dict[str, Array]) -> bool:
 
 
 def _scales(steps: Sequence[Step], maps: dict[str, Map]) -> dict[str, Quantization]:
-    """Of every map; those that an operator passes on unchanged have one for all. Raises UserError for a conflict."""
+    """Chooses the scale of every map; maps that an operator only moves share one. Raises UserError for a conflict."""
     group = {name: {name} for name in ["input", *(step.output for step in steps)]}
     for step in steps:
         if step.kind in SHARED:
@@ -183,7 +183,10 @@ def _conv(q: _Quantizer, step: Step) -> None:
 
 
 def _padded(q: _Quantizer, step: Step) -> tuple[int, int]:
-    """The input map, through a PAD where neither SAME nor VALID pads as PyTorch does (stride 2 on even sides)."""
+    """Returns a step's input and its padding; adds a PAD where neither SAME nor VALID pads as PyTorch does.
+
+    That is so at stride 2 on even sides.
+    """
     name = step.node.input[0]
     sides, outs = q.maps[name].shape[1:], q.maps[step.node.output[0]].shape[1:]
     spans = [d * (k - 1) + 1 for d, k in zip(step.get("dilations", ONES), _window(q, step), strict=True)]
@@ -205,7 +208,7 @@ def _padded(q: _Quantizer, step: Step) -> tuple[int, int]:
 
 
 def _before(step: Step, totals: list[int]) -> list[int]:
-    """What is padded above and left, of these totals where the operator leaves it to ONNX."""
+    """Returns the padding above and left, computed from these totals where the operator leaves it to ONNX."""
     how = step.get("auto_pad", b"NOTSET")
     if how == b"NOTSET":
         return list(step.get("pads", (0, 0, 0, 0))[:2])
@@ -263,7 +266,7 @@ def _slice(q: _Quantizer, step: Step) -> None:
 
 
 def _slices(q: _Quantizer, step: Step) -> tuple[list[int], ...]:
-    """Starts, ends, axes and steps, where the last two may be left out."""
+    """Returns starts, ends, axes and steps of a Slice, with ONNX's defaults for the last two."""
     names = [*step.node.input[1:], "", ""][:4]
     if any(name and name not in q.constants for name in names):
         raise _unknown(f"{step.kind} whose place is computed")
@@ -273,7 +276,7 @@ def _slices(q: _Quantizer, step: Step) -> tuple[list[int], ...]:
 
 @_rule("Softmax")
 def _softmax(q: _Quantizer, step: Step) -> None:
-    """TFLite's is over the last axis, which are the channels of a map as well as the numbers of a vector."""
+    """Writes a SOFTMAX, which TFLite computes over the last axis: there, the channels of a map, or all of a vector."""
     dims = 1 + len(q.maps[step.node.input[0]].shape)
     if step.get("axis", -1) % dims != 1:
         raise _unknown(f"{step.kind} over anything but the channels")
@@ -290,7 +293,7 @@ def _flatten(q: _Quantizer, step: Step) -> None:
 
 @_rule("GlobalAveragePool", "ReduceMean")
 def _pool(q: _Quantizer, step: Step) -> None:
-    """Not MEAN, which costs an Ethos-U twice to four times as much (Vela 5.2), for the same numbers."""
+    """Writes a global mean as AVERAGE_POOL_2D: MEAN costs an Ethos-U two to four times as much (Vela 5.2)."""
     channels, height, width = q.maps[step.node.input[0]].shape
     axes = step.get("axes") or [int(axis) for name in step.node.input[1:] for axis in q.constants[name]]
     if step.kind == "ReduceMean" and sorted(axis % 4 for axis in axes) != [2, 3]:

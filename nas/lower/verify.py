@@ -1,4 +1,4 @@
-"""What comes out runs: torch against the deployment runtime, output for output."""
+"""Compares exported files with the PyTorch modules that they were made of, output for output."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MIN_SQNR_DB = 10.0  # of int8 outputs: a tenth of their energy is noise; a wrong
 
 
 class Disagreement(UserError):
-    """A written file computes something else than the module that it was made of; the message is one line."""
+    """Is raised where a file computes something else than the module that it was made of; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Largest difference over all outputs, and the same divided by the largest output of the module."""
+    """Holds the largest difference over all outputs, and that divided by the largest output of the module."""
 
     max_abs_diff: float
     relative: float
@@ -32,15 +32,17 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Int8Agreement:
-    """Signal over quantisation noise of the outputs, and the share of images (or pixels) with the same top class."""
+    """Holds signal over quantisation noise of the outputs, and the share of images (or pixels) of the same top class.
+    """
 
     sqnr_db: float
     same_top1: float
 
 
 def check_onnx(path: Path, module: nn.Module, *, in_ch: int, size: int, n: int = 4, seed: int = 0) -> Agreement:
-    """Random inputs [1, in_ch, size, size] and [n, in_ch, size, size] (one only, where the file fixes its batch).
+    """Compares an ONNX file with its module on random inputs [1 and n, in_ch, size, size].
 
+    Where the file fixes its batch, there is one input of that batch.
     Raises Disagreement where the relative difference is 1e-4 or more, or an output is not finite.
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -63,23 +65,23 @@ def check_onnx(path: Path, module: nn.Module, *, in_ch: int, size: int, n: int =
 
 
 def check_tflite(model: bytes, module: nn.Module, images: torch.Tensor) -> Int8Agreement:
-    """An int8 file against the module on ``images`` [n, in_ch, size, size].
+    """Compares an int8 TFLite file with its module on ``images`` [n, in_ch, size, size].
 
     Raises Disagreement below 10 dB, and UserError where LiteRT is not installed.
     """
     expected, got = _outputs(module, images), run_tflite(model, images)
     if got.shape != expected.shape:
         raise Disagreement(f"int8 TFLite: the output is {got.shape}, PyTorch's is {expected.shape}")
-    return surviving("int8 TFLite", _int8_agreement(got, expected))
+    return require_int8_agreement("int8 TFLite", _int8_agreement(got, expected))
 
 
 def compare_int8(run: Callable[[torch.Tensor], torch.Tensor], module: nn.Module, images: torch.Tensor) -> Int8Agreement:
-    """What an int8 file computes, as ``run`` says, against the module on ``images`` [n, in_ch, size, size]."""
+    """Compares what ``run`` computes, an int8 file, with its module on ``images`` [n, in_ch, size, size]."""
     return _int8_agreement(run(images).numpy(), _outputs(module, images))
 
 
-def surviving(what: object, agreement: Int8Agreement) -> Int8Agreement:
-    """The agreement; raises Disagreement below 10 dB."""
+def require_int8_agreement(what: object, agreement: Int8Agreement) -> Int8Agreement:
+    """Returns the agreement unchanged; raises Disagreement below 10 dB, as the network is of no use then."""
     if not agreement.sqnr_db >= MIN_SQNR_DB:
         raise Disagreement(f"{what}: {agreement.sqnr_db:.1f} dB of signal over noise (at least {MIN_SQNR_DB:.0f}): "
                            "this network does not survive 8 bits as it is")
@@ -87,7 +89,7 @@ def surviving(what: object, agreement: Int8Agreement) -> Int8Agreement:
 
 
 def run_tflite(model: bytes, images: torch.Tensor) -> np.ndarray:
-    """What the LiteRT interpreter computes for ``images`` [n, in_ch, size, size], as PyTorch lays it out."""
+    """Runs a TFLite file in LiteRT on ``images`` [n, in_ch, size, size]; outputs are laid out as in PyTorch."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -116,7 +118,7 @@ def _outputs(module: nn.Module, x: torch.Tensor) -> np.ndarray:
 
 
 def _all_outputs(module: nn.Module, x: torch.Tensor) -> list[np.ndarray]:
-    """One array, or one for each member of the tuple that the module returns."""
+    """Runs a module in eval mode and returns an array for each output, in a list."""
     training = module.training
     try:
         with torch.no_grad():

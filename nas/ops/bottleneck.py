@@ -1,4 +1,4 @@
-"""Bottleneck of residual networks (He et al., ResNet, CVPR 2016, arXiv 1512.03385; with groups ResNeXt's, 1611.05431).
+"""Builds the bottleneck of ResNet (He et al., CVPR 2016, arXiv 1512.03385), and with groups of ResNeXt (1611.05431).
 
 Knobs: ``hidden`` (inner width), ``kernel`` and ``groups`` of the inner convolution, which also has the stride.
 """
@@ -14,7 +14,7 @@ from nas.ops.registry import Block, Slices, register
 
 @register("bottleneck")
 class Bottleneck(Block):
-    """1x1 (reduce), k x k, 1x1 (linear), plus the shortcut (1x1 where the shape changes), ReLU."""
+    """Computes 1x1 (reduce), k x k, 1x1 (linear), plus the shortcut (1x1 where the shape changes), ReLU."""
 
     elastic = ("kernel",)
 
@@ -36,6 +36,6 @@ class Bottleneck(Block):
 
     def slices(self, hidden: int) -> Slices:
         first = parts_of(self.max_hidden, hidden, self.groups)  # of every group
-        own = ((0, hidden // self.groups),)  # as one group counts its inputs
-        return {**conv_slices("reduce", first, None), **conv_slices("conv", first, own),
+        within = ((0, hidden // self.groups),)  # as one group counts its inputs
+        return {**conv_slices("reduce", first, None), **conv_slices("conv", first, within),
                 **conv_slices("expand", None, first)}

@@ -1,6 +1,6 @@
-"""What the framework relies on in a family, tried on an operator: shapes, gradients, and slices that are exact.
+"""Checks that an operator does what the framework relies on: shapes, gradients, and slices that are exact.
 
-The tests do this for every shipped family; an operator of the user's own meets it in ``nas spaces --check``.
+Tests run this for every shipped operator, ``nas spaces --check`` for those of the user.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ T = TypeVar("T")
 
 def check(op: Op, in_ch: int, out_ch: int, stride: int, narrowest: int | None = None,
           largest: Op | None = None) -> None:
-    """Tries an operator at a shape; ``narrowest`` is its smallest hidden width, ``largest`` holds its weights.
+    """Checks an operator at a shape; ``narrowest`` is its smallest hidden width, ``largest`` holds its weights.
 
-    Gradients, then the slice of ``largest`` that it is (and that at ``narrowest``), then the form that is deployed.
-
+    Checked are gradients, the slice of ``largest`` that it is (and that at ``narrowest``), and the deployed form.
     Raises UserError naming operator, shape and what to do. Random numbers of the caller are left as they are.
     """
     where = f"operator {op} at {in_ch}->{out_ch} stride {stride}"
@@ -37,14 +36,14 @@ def check(op: Op, in_ch: int, out_ch: int, stride: int, narrowest: int | None = 
         narrower = [op.with_knobs(hidden=narrowest)] if narrowest is not None else []
         if narrower or largest not in (None, op):
             wide = settled(build(largest or op, in_ch, out_ch, stride))
-            for one in (*narrower, op):
-                _check_slice(wide, settled(build(one, in_ch, out_ch, stride)), x,
-                             f"{where}: {_part(one, largest or op)}")
+            for part in (*narrower, op):
+                _check_slice(wide, settled(build(part, in_ch, out_ch, stride)), x,
+                             f"{where}: {_part(part, largest or op)}")
         _check_deployed(settled(build(op, in_ch, out_ch, stride)), x, where)
 
 
 def _part(op: Op, of: Op) -> str:
-    """Which part of another's weights an operator is: the knobs that differ."""
+    """Names the part of another operator's weights that ``op`` uses, by the knobs that differ."""
     return ", ".join(f"{knob}={value}" for knob, value in op.knobs if of.get(knob) != value) or "as a whole"
 
 
@@ -63,7 +62,7 @@ def _check_training(block: Block, x: Tensor, out_ch: int, stride: int, where: st
 
 
 def _check_slice(wide: Block, narrow: Block, x: Tensor, where: str) -> None:
-    """What the supernet runs on a part of the weights equals the narrower network with these weights."""
+    """Checks that running a part of the wide weights equals running a narrower copy that has these weights."""
     def cut() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             take_width(wide, narrow)
@@ -73,13 +72,13 @@ def _check_slice(wide: Block, narrow: Block, x: Tensor, where: str) -> None:
               if narrow.max_hidden != wide.max_hidden else
               "a smaller value of an elastic knob has the submodules of the largest one or fewer, with the centre of "
               "each kernel and the first channels; else leave the knob out of elastic")
-    shared, own = _tried(cut, f"{where}: {advice}")
-    if not torch.allclose(shared, own, rtol=1e-4, atol=1e-5):
+    shared, copied = _tried(cut, f"{where}: {advice}")
+    if not torch.allclose(shared, copied, rtol=1e-4, atol=1e-5):
         raise UserError(f"{where}: the slice computes something else than the narrower copy; {advice}")
 
 
 def _check_deployed(block: Block, x: Tensor, where: str) -> None:
-    """What is deployed computes what was trained, batch norms and all."""
+    """Checks that the deployed form computes what the trained one does, batch norms and all."""
     def forms() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return block(x), deployed(block).eval()(x)
@@ -101,7 +100,7 @@ def _tried(work: Callable[[], T], what: str) -> T:
 
 
 def settled(block: Block) -> Block:
-    """In eval mode, with batch norms that are no identity, as after training."""
+    """Puts a block in eval mode with random batch norms, which are no identity, as after training."""
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):

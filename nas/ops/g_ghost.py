@@ -1,4 +1,4 @@
-"""Stage-wise ghosts for GPUs (G-Ghost: Han et al., IJCV 2022, arXiv 2201.03297): a whole stage is one operator.
+"""Builds G-Ghost stages for GPUs (Han et al., IJCV 2022, arXiv 2201.03297): a whole stage is one operator.
 
 The first block makes all channels; the blocks after it carry on a part of them ("complicated"), while the others come
 from the first block's by one 1x1 convolution ("cheap") plus, with ``mix``, a vector made of the means of all blocks.
@@ -23,7 +23,7 @@ from nas.ops.registry import Block, register
 
 @register("g_ghost")
 class GGhost(Block):
-    """[N, in_ch, S, S] -> [N, out_ch, S / stride, S / stride] through ``depth`` blocks; the stride is the first's."""
+    """Runs ``depth`` blocks, the first with the stride: [N, in_ch, S, S] -> [N, out_ch, S / stride, S / stride]."""
 
     elastic = ("depth", "mix")
 
@@ -59,14 +59,14 @@ class GGhost(Block):
 
 
 def complicated(channels: int, ratio: int, group: int) -> int:
-    """How many channels the inner blocks carry on: whole groups of 3/4 of the body's width, at least one."""
+    """Returns the number of channels of the inner blocks: whole groups of 3/4 of the group width, at least one."""
     kept = channels * (100 - ratio) // 100
     width = max(1, min(group * 3 // 4, kept))
     return max(1, kept // width * width)
 
 
 def _block(in_ch: int, out_ch: int, stride: int, group: int, squeeze: int) -> Bottleneck:
-    """With as many groups of at least ``group`` channels as divide the inner width."""
+    """Builds a bottleneck with as many groups of at least ``group`` channels as divide its inner width."""
     hidden = max(1, out_ch // squeeze)
     groups = next(n for n in range(max(1, hidden // group), 0, -1) if hidden % n == 0) if group else 1
     return Bottleneck(in_ch, out_ch, stride, hidden, groups=groups)

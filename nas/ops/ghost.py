@@ -1,4 +1,4 @@
-"""C-Ghost bottleneck (Han et al., GhostNet, CVPR 2020, arXiv 1911.11907, section 3).
+"""Builds the Ghost bottleneck of GhostNet (Han et al., CVPR 2020, arXiv 1911.11907, section 3).
 
 A Ghost module makes one of ``ratio`` channels (2: half of them) by a 1x1 convolution ("intrinsic") and the others by a
 cheap depthwise convolution of those. Knobs: ``hidden`` (expanded width, a multiple of ``ratio``), ``cheap`` (kernel of
@@ -16,7 +16,7 @@ from nas.ops.registry import Block, Ranges, Slices, register
 
 
 class GhostModule(nn.Module):
-    """[N, in_ch, S, S] -> [N, out_ch, S, S]: intrinsic maps, then their cheap maps, cut to ``out_ch``."""
+    """Computes intrinsic maps and cheap maps of them, cut to ``out_ch``: [N, in_ch, S, S] -> [N, out_ch, S, S]."""
 
     def __init__(self, in_ch: int, out_ch: int, cheap: int, act: str, ratio: int = 2) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class GhostModule(nn.Module):
 
 @register("ghost")
 class Ghost(Block):
-    """Ghost (expand), depthwise where stride 2, squeeze-excite, Ghost (project, linear), plus the shortcut."""
+    """Computes Ghost (expand), depthwise where stride 2, squeeze-excite, Ghost (project, linear), plus the shortcut."""
 
     elastic = ("cheap", "kernel", "se")
 

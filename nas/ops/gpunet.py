@@ -1,4 +1,4 @@
-"""GPUNet's layers (Wang et al., CVPR 2022, arXiv 2205.00841, table 1): convolution, fused inverted residual, and IRB.
+"""Builds GPUNet's layers (Wang et al., CVPR 2022, arXiv 2205.00841, table 1): convolution and inverted residuals.
 
 Knobs: ``act`` (relu, silu: Swish, or hswish), ``kernel``, and of the inverted residuals ``hidden`` (expanded width),
 ``se`` and ``se_from`` (as in ``mbconv``). A fused one expands by a dense convolution in place of a 1x1 and a depthwise:
@@ -16,7 +16,7 @@ from nas.ops.registry import Block, Ranges, Slices, register
 
 @register("conv")
 class Conv(Block):
-    """Convolution, batch norm, activation; no residual."""
+    """Computes convolution, batch norm, activation; there is no residual."""
 
     elastic = ("kernel",)
 
@@ -30,7 +30,7 @@ class Conv(Block):
 
 @register("fused_irb")
 class FusedIRB(Block):
-    """Dense convolution (expand), squeeze-excite, 1x1 project (linear), residual where shapes allow."""
+    """Computes dense convolution (expand), squeeze-excite, 1x1 project (linear), residual where shapes allow."""
 
     elastic = ("kernel", "se")
 
@@ -60,7 +60,7 @@ class FusedIRB(Block):
 
 @register("irb")
 class IRB(MBConv):
-    """The inverted residual of ``mbconv`` with a choice of activation."""
+    """Computes the inverted residual of ``mbconv``; the operator under the name that GPUNet has for it."""
 
     def __init__(self, in_ch: int, out_ch: int, stride: int, hidden: int, kernel: int = 3, se: int = 0,
                  act: str = "relu") -> None:

@@ -1,4 +1,4 @@
-"""Stems, classifier heads and the heads of early exits: fixed parts of a space, costed like every operator."""
+"""Builds stems, classifier heads and the heads of early exits: fixed parts of a space that cost like any operator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nas.ops.registry import Block, register
 
 @register("stem")
 class Stem(Block):
-    """Convolution, batch norm, activation: [N, in_ch, S, S] -> [N, out_ch, S / stride, S / stride].
+    """Computes convolution, batch norm, activation: [N, in_ch, S, S] -> [N, out_ch, S / stride, S / stride].
 
     With stride 4 a max pooling follows, with a window of ``pool`` (ResNet); at smaller strides there is none.
     """
@@ -28,7 +28,7 @@ class Stem(Block):
 
 @register("head")
 class Head(Block):
-    """1x1 to ``hidden``, global mean, optional linear to ``features``, dropout, linear: -> [N, out_ch] logits.
+    """Computes 1x1 to ``hidden``, global mean, optional linear to ``features``, dropout, linear: [N, out_ch] logits.
 
     ``features=1280`` is GhostNet's and MobileNetV3's tail, ``features=0`` MobileNetV2's. ``hidden=0`` leaves the
     1x1 convolution out.
@@ -49,7 +49,7 @@ class Head(Block):
         return self.classify(self.embed(x))
 
     def embed(self, x: Tensor) -> Tensor:
-        """What is classified: [N, in_ch, S, S] -> [N, features or hidden or in_ch]."""
+        """Computes the vector that is classified: [N, in_ch, S, S] -> [N, features or hidden or in_ch]."""
         return self.features(self.conv(x).mean((2, 3)))
 
     def classify(self, embedded: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Head(Block):
 
 @register("exit_head")
 class ExitHead(Block):
-    """Head of an early exit: a small strided convolution, global mean, linear: -> [N, out_ch] logits.
+    """Classifies at an early exit by a small strided convolution, global mean, linear: -> [N, out_ch] logits.
 
     ``hidden`` is the width of the convolution, a depthwise with stride 2 and a 1x1 (separable as the exits of Zhang et
     al., arXiv 1905.08094; MSDNet's on CIFAR are dense, 128 wide); ``hidden=0`` leaves it out.
@@ -77,7 +77,7 @@ class ExitHead(Block):
         return self.classify(self.embed(x))
 
     def embed(self, x: Tensor) -> Tensor:
-        """What is classified: [N, in_ch, S, S] -> [N, hidden or in_ch]."""
+        """Computes the vector that is classified: [N, in_ch, S, S] -> [N, hidden or in_ch]."""
         return self.conv(x).mean((2, 3))
 
     def classify(self, embedded: Tensor) -> Tensor:

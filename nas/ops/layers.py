@@ -1,4 +1,4 @@
-"""The few layers that every family is made of; their shapes follow their weights, so that slices of them run."""
+"""Defines the layers that operators are made of; they take shapes from their weights, so that slices of them run."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """Raises ValueError for an unknown name."""
+    """Makes the activation of that name. Raises ValueError for an unknown name."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
 
 
 class Depthwise(nn.Conv2d):
-    """Depthwise convolution, padding k // 2, ``multiplier`` maps of each channel in a row.
+    """Convolves each channel alone, padding k // 2, into ``multiplier`` maps that follow each other.
 
-    It has as many groups as its input has channels: a slice has fewer.
+    It has as many groups as its input has channels, because a slice has fewer.
     """
 
     depthwise = True
@@ -43,7 +43,7 @@ class Depthwise(nn.Conv2d):
 
 
 class Grouped(nn.Conv2d):
-    """Convolution in groups of ``group_width`` channels, padding k // 2; a slice has fewer groups of that width."""
+    """Convolves in groups of ``group_width`` channels, padding k // 2; a slice has fewer groups of that width."""
 
     depthwise = True  # its input channels are those of its group: a slice takes rows alone
 
@@ -59,9 +59,9 @@ class Grouped(nn.Conv2d):
 
 
 class ConvBN(nn.Sequential):
-    """Convolution, batch norm, activation: named ``conv``, ``bn``, ``act``.
+    """Computes convolution, batch norm, activation, in submodules ``conv``, ``bn``, ``act``.
 
-    Depthwise where ``depthwise``, in groups of ``group_width`` channels where that is given.
+    The convolution is depthwise with ``depthwise``, in groups of ``group_width`` channels where that is given.
     """
 
     def __init__(self, in_ch: int, out_ch: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False,
@@ -83,7 +83,7 @@ class ConvBN(nn.Sequential):
 
 
 def start_at_zero(last: ConvBN) -> None:
-    """A residual branch that begins as nothing, so that the block begins as the identity (Goyal et al., 1706.02677).
+    """Sets the last batch norm of a residual branch to zero: the block begins as the identity (arXiv 1706.02677).
 
     In a supernet the branches of a slot then begin alike, whichever of them runs (BigNAS, arXiv 2003.11142).
     """
@@ -93,7 +93,10 @@ def start_at_zero(last: ConvBN) -> None:
 
 
 class Dropout(nn.Dropout):
-    """As ``nn.Dropout``; draws from ``generator`` where it is given one, so that networks can train side by side."""
+    """Drops elements as ``nn.Dropout`` does, with random numbers from ``generator`` where it is given one.
+
+    So networks that train side by side draw the numbers that each would draw alone.
+    """
 
     generator: torch.Generator | None = None
 
@@ -105,7 +108,7 @@ class Dropout(nn.Dropout):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention as in MobileNetV3 and GhostNet: mean, 1x1, ReLU, 1x1, hard sigmoid, multiply.
+    """Weights channels by their means, as in MobileNetV3 and GhostNet: mean, 1x1, ReLU, 1x1, hard sigmoid, multiply.
 
     The inner width is a quarter of the channels, to multiples of ``step`` (GhostNet 4, MobileNetV3 8), or ``squeezed``
     at any width; ``hard=False`` takes the sigmoid itself (both as in EfficientNet and RegNetY).
@@ -129,7 +132,9 @@ class SqueezeExcite(nn.Module):
 
 
 def squeeze_excite(in_ch: int, hidden: int, se: int, se_from: str, step: int = 4) -> SqueezeExcite | None:
-    """Of a block with ``se``: a quarter of ``hidden`` wide, or of its input (EfficientNet, GPUNet, RegNetY).
+    """Makes a squeeze-excite, None without ``se``: a quarter of ``hidden`` wide, or of the block's input channels.
+
+    The latter, ``se_from="input"``, is that of EfficientNet, GPUNet and RegNetY, with a sigmoid in place of a hard one.
 
     Raises ValueError for a ``se_from`` that is neither, with or without ``se``.
     """
@@ -140,7 +145,7 @@ def squeeze_excite(in_ch: int, hidden: int, se: int, se_from: str, step: int = 4
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:
-    """Channels so that a grouped convolution sees an equal part of every group before it (Zhang et al., ShuffleNet).
+    """Reorders channels so that a grouped convolution sees an equal part of every group before it (ShuffleNet).
 
     Whole parts move, in slices and one concatenation, which every runtime has: inside a group order means nothing.
     """
@@ -150,16 +155,16 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
 
 
 def parts_of(full: int, used: int, parts: int) -> Ranges:
-    """The first ``used`` of ``full`` channels, counted in each of equal ``parts``: slices of grouped convolutions."""
+    """Returns the ranges of ``used`` of ``full`` channels, the first of each of equal ``parts`` (as groups need it)."""
     return tuple((part * full // parts, part * full // parts + used // parts) for part in range(parts))
 
 
 def conv_slices(path: str, out: Ranges | None, inp: Ranges | None) -> dict[str, tuple[Ranges | None, Ranges | None]]:
-    """Slices of a ConvBN at ``path``: its convolution, and its batch norm by the output channels."""
+    """Returns the slices of a ConvBN at ``path``: its convolution, and its batch norm by the output channels."""
     return {f"{path}.conv": (out, inp), f"{path}.bn": (out, None)}
 
 
 def se_slices(path: str, se: SqueezeExcite, channels: Ranges) -> dict[str, tuple[Ranges | None, Ranges | None]]:
-    """Slices of a SqueezeExcite over ``channels``: its inner width follows the number of them."""
+    """Returns the slices of a SqueezeExcite over ``channels``: its inner width follows their number."""
     inner = ((0, se.width(sum(stop - start for start, stop in channels))),)
     return {f"{path}.reduce": (inner, channels), f"{path}.expand": (channels, inner)}

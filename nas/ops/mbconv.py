@@ -1,10 +1,9 @@
-"""Inverted residual (Sandler et al., MobileNetV2, CVPR 2018, arXiv 1801.04381; squeeze-excite as in MobileNetV3).
+"""Builds the inverted residual of MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381), and ``skip``.
 
-Knobs: ``hidden`` (expanded width), ``kernel`` of the depthwise, ``se``, and ``groups`` of the 1x1 convolutions, with a
-channel shuffle between (Wu et al., FBNet, CVPR 2019, arXiv 1812.03443, section 3.1); for published networks ``act``,
-``se_step`` (of what the inner width of the squeeze-excite is a multiple), ``se_from=input`` (that width is a quarter of
-the input channels, as in EfficientNet and GPUNet) and ``expand=0``, without the 1x1 that expands. ``skip`` is the empty
-operator of a slot.
+Knobs: ``hidden`` (expanded width), ``kernel`` of the depthwise, ``se`` (as in MobileNetV3), and ``groups`` of the 1x1
+convolutions, with a channel shuffle between (Wu et al., FBNet, CVPR 2019, arXiv 1812.03443, section 3.1); for published
+networks ``act``, ``se_step`` (of what the inner width of the squeeze-excite is a multiple), ``se_from=input`` (that
+width is a quarter of the input channels, as in EfficientNet and GPUNet) and ``expand=0``, without the 1x1 that expands.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from nas.ops.registry import Block, Slices, register
 
 @register("mbconv")
 class MBConv(Block):
-    """1x1 expand, depthwise, squeeze-excite, 1x1 project (linear), residual where shapes allow."""
+    """Computes 1x1 expand, depthwise, squeeze-excite, 1x1 project (linear), residual where shapes allow."""
 
     elastic = ("kernel", "se")
 
@@ -51,15 +50,15 @@ class MBConv(Block):
     def slices(self, hidden: int) -> Slices:
         full, groups = self.max_hidden, self.groups
         first = parts_of(full, hidden, groups**2)  # of each part that the shuffle moves
-        own = parts_of(full // groups, hidden // groups, groups)  # as one group of the last convolution counts them
+        within = parts_of(full // groups, hidden // groups, groups)  # as one group of the last convolution counts them
         table = {**conv_slices("expand", first, None), **conv_slices("depthwise", first, None),
-                 **conv_slices("project", None, own)}
+                 **conv_slices("project", None, within)}
         return table | se_slices("se", self.se, first) if self.se is not None else table
 
 
 @register("skip")
 class Skip(Block):
-    """Identity: the slot does not exist. It has no key and no cost."""
+    """Returns its input: the slot is left out, and costs nothing."""
 
     def __init__(self, in_ch: int, out_ch: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A bottleneck without inner activations, deployed as the one dense convolution that it is (Arm's RAN-e, 2208.08562).
+"""Builds a bottleneck without inner activations, deployed as one dense convolution (Arm's RAN-e, arXiv 2208.08562).
 
 Micro-NPUs compute a dense convolution faster than the three layers that it is trained as. The paper puts batch norm
 and activation before the block; here the activation is behind it, where compilers fuse it into the convolution, and
@@ -19,7 +19,7 @@ from nas.ops.registry import Block, register
 
 @register("ran")
 class Ran(Block):
-    """1x1 expand, depthwise, 1x1 project, all linear; activation; residual where shapes allow."""
+    """Computes 1x1 expand, depthwise, 1x1 project, all linear; activation; residual where shapes allow."""
 
     elastic = ("kernel",)
 

@@ -1,7 +1,7 @@
-"""Registry of operator families and the one slicing rule that weight sharing rests on.
+"""Registers operators by name, and runs narrow copies of them on slices of the weights of wide ones.
 
-A family is an ``nn.Module`` built as ``Family(in_ch, out_ch, stride, **knobs)``. If it has a knob ``hidden``, its
-``slices(hidden)`` says which channels of each submodule a narrower copy of it uses; ``sliced`` runs that narrower
+A family is the class of an operator, built as ``Family(in_ch, out_ch, stride, **knobs)``. If it has a knob ``hidden``,
+its ``slices(hidden)`` says which channels of each submodule a narrower copy of it uses; ``sliced`` runs that narrower
 copy on the wide weights, ``take_width`` copies it out. Both read the same slices, so they cannot disagree. Knobs that
 are ``elastic`` share weights too: a smaller kernel is the centre of the larger (Once-for-All, arXiv 1908.09791), and
 whatever else they make smaller is its beginning.
@@ -27,22 +27,25 @@ Slices = Mapping[str, Channels]  # by submodule
 
 
 class Block(nn.Module):
-    """Base of the families."""
+    """Is the base class of all operators: ``Family(in_ch, out_ch, stride, **knobs)``."""
 
     max_hidden: int = 0
     elastic: ClassVar[tuple[str, ...]] = ()  # knobs whose smaller values run on a part of the largest value's weights
 
     @classmethod
     def applicable(cls, knob: str, in_ch: int, out_ch: int, stride: int) -> bool:
-        """Whether a knob changes the module at this shape (else two equal candidates would stand in one slot)."""
+        """Tells whether a knob changes the module at this shape; else all its values would be equal candidates."""
         return True
 
     def slices(self, hidden: int) -> Slices:
-        """Channels of each submodule that the copy with ``hidden`` <= the built width uses."""
+        """Says which channels of each submodule a copy with ``hidden`` channels, at most ``max_hidden``, uses."""
         return {}
 
     def deploy(self) -> nn.Module:
-        """What computes the same in eval mode and is deployed: costed, counted and exported. Weights may be shared."""
+        """Returns the module that is costed, counted and exported; it computes the same in eval mode.
+
+        It may share the weights of this one.
+        """
         return self
 
 
@@ -51,7 +54,7 @@ B = TypeVar("B", bound=type[Block])
 
 
 def register(name: str) -> Callable[[B], B]:
-    """Class decorator; a name that is taken is refused."""
+    """Registers the decorated class under a name. Raises ValueError for a name that is taken."""
 
     def add(cls: B) -> B:
         if name in _FAMILIES:
@@ -64,31 +67,31 @@ def register(name: str) -> Callable[[B], B]:
 
 
 def forget(names: Iterable[str]) -> None:
-    """Takes back what a file registered that turned out to be no good."""
+    """Removes operators from the registry, as when the file that registered them turns out to be faulty."""
     for name in list(names):
         del _FAMILIES[name]
 
 
 def families() -> tuple[str, ...]:
-    """Names of all registered families, sorted."""
+    """Lists the names of all registered operators, sorted."""
     return tuple(sorted(_FAMILIES))
 
 
 def family(name: str) -> type[Block]:
-    """Raises UserError for an unknown name."""
+    """Returns the class of an operator. Raises UserError for an unknown name."""
     if name not in _FAMILIES:
         raise UserError(f"unknown operator {name!r}; {nearest(name, _FAMILIES)}; one of your own: --ops FILE.py")
     return _FAMILIES[name]
 
 
 def knobs_of(name: str) -> dict[str, bool]:
-    """Knob -> whether it must be given, from the family's constructor."""
+    """Returns the knobs of an operator, from its constructor, each with whether it must be given."""
     parameters = list(inspect.signature(family(name).__init__).parameters.values())[4:]
     return {p.name: p.default is inspect.Parameter.empty for p in parameters}
 
 
 def check(op: Op) -> None:
-    """Raises UserError for an unknown family, an unknown knob or one that is missing."""
+    """Checks name and knobs of an operator. Raises UserError for what is unknown and for a knob that is missing."""
     known = knobs_of(op.name)
     for knob, _ in op.knobs:
         if knob not in known:
@@ -99,7 +102,7 @@ def check(op: Op) -> None:
 
 
 def build(op: Op, in_ch: int, out_ch: int, stride: int) -> Block:
-    """The operator as a module: [N, in_ch, S, S] -> [N, out_ch, ceil(S / stride), ceil(S / stride)].
+    """Builds an operator as a module: [N, in_ch, S, S] -> [N, out_ch, ceil(S / stride), ceil(S / stride)].
 
     Raises UserError for an unknown family or knob, and for a value that the family refuses.
     """
@@ -115,7 +118,7 @@ def build(op: Op, in_ch: int, out_ch: int, stride: int) -> Block:
 
 
 def deployed(module: nn.Module) -> nn.Module:
-    """The module with every block as it is deployed; itself where none trains in another form."""
+    """Returns a copy of the module with every block in its deployed form; itself where no block has another form."""
     if not any(type(part).deploy is not Block.deploy for part in module.modules() if isinstance(part, Block)):
         return module
     with torch.device(next(module.parameters()).device):  # where a ``deploy`` makes its layers, meta too
@@ -123,7 +126,7 @@ def deployed(module: nn.Module) -> nn.Module:
 
 
 def _deploy(module: nn.Module) -> nn.Module:
-    """From the top down: a block that has another form stands for all it holds, any other part keeps its place."""
+    """Replaces blocks by their deployed forms from the top down: a form stands for all that its block holds."""
     if isinstance(module, Block) and (form := module.deploy()) is not module:
         return form
     for name, part in module._modules.items():
@@ -133,7 +136,7 @@ def _deploy(module: nn.Module) -> nn.Module:
 
 
 def sliced(wide: Block, hidden: int | None, x: Tensor, like: Block | None = None) -> Tensor:
-    """The output with only ``hidden`` hidden channels, computed on the shared weights of ``wide``.
+    """Computes the output with only ``hidden`` hidden channels, on the shared weights of ``wide``.
 
     ``like`` is the same family with other elastic knobs (a smaller kernel, no squeeze-excite): its structure is run.
     """
@@ -144,7 +147,10 @@ def sliced(wide: Block, hidden: int | None, x: Tensor, like: Block | None = None
 
 
 def take_width(wide: Block, narrow: Block) -> None:
-    """Copies the shared weights and BN statistics of ``wide`` into ``narrow``: what ``sliced`` runs, as a module."""
+    """Copies the weights and batch norm statistics that ``narrow`` shares with ``wide`` into it.
+
+    Afterwards ``narrow`` computes what ``sliced`` does.
+    """
     tensors = {**narrow.state_dict(), **Narrow(wide, narrow).tensors(narrow.max_hidden)}
     narrow.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()})
 
@@ -152,35 +158,35 @@ def take_width(wide: Block, narrow: Block) -> None:
 class Narrow:
     """Runs the structure of ``like`` on tensors cut from ``wide``: channels by its ``slices``, kernels from the centre.
 
-    What goes where is looked up once: it takes longer than the cutting. (``functional_call`` did both at every step.)
+    What goes where is looked up once, because that takes longer than the cutting.
     """
 
     def __init__(self, wide: Block, like: Block) -> None:
         self.wide, self.like = wide, like
         self.cuts = [_Cut(path, name, module, wide.get_submodule(path)) for path, module in like.named_modules()
                      for holder in (module._parameters, module._buffers)
-                     for name, own in holder.items() if own is not None and own.dim()]
+                     for name, tensor in holder.items() if tensor is not None and tensor.dim()]
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
-        """The tensors of ``like`` by name, with ``hidden`` hidden channels."""
+        """Returns the tensors of ``like`` by name, with ``hidden`` hidden channels."""
         channels = self.wide.slices(hidden) if hidden != self.wide.max_hidden else {}
         return {f"{cut.path}.{cut.name}".removeprefix("."): cut.of(channels) for cut in self.cuts}
 
     def __call__(self, hidden: int, x: Tensor) -> Tensor:
         channels = self.wide.slices(hidden) if hidden != self.wide.max_hidden else {}
         tensors = [cut.of(channels) for cut in self.cuts]
-        own = [cut.target[cut.name] for cut in self.cuts]
+        originals = [cut.target[cut.name] for cut in self.cuts]
         try:
             for cut, tensor in zip(self.cuts, tensors, strict=True):
                 cut.target[cut.name] = tensor
             return self.like(x)
         finally:
-            for cut, before in zip(self.cuts, own, strict=True):
-                cut.target[cut.name] = before
+            for cut, original in zip(self.cuts, originals, strict=True):
+                cut.target[cut.name] = original
 
 
 class _Cut:
-    """One tensor of ``like``: which one of ``wide`` it is cut from."""
+    """Cuts one tensor of ``like`` from the tensor of ``wide`` at the same place."""
 
     def __init__(self, path: str, name: str, like: nn.Module, wide: nn.Module) -> None:
         self.path, self.name = path, name
@@ -207,7 +213,10 @@ class _Cut:
 
 
 def _holder(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """Where a module keeps the tensor: a slice of a parameter is none, so it cannot be set as an attribute."""
+    """Returns the dictionary in which a module keeps a tensor.
+
+    A slice of a parameter is no parameter, so it cannot be set as an attribute.
+    """
     return cast(dict[str, Tensor], module._parameters if name in module._parameters else module._buffers)
 
 

@@ -1,4 +1,4 @@
-"""Parallel linear branches, searched in training and deployed as one k x k convolution.
+"""Builds parallel linear branches, searched in training and deployed as one k x k convolution.
 
 RepVGG's layer (Ding et al., CVPR 2021, arXiv 2101.03697: k x k, 1x1 and a batch norm) with the further branches that
 RepNAS searches (Zhang et al., arXiv 2109.03508): ``deep`` 1x1 then k x k, ``cross`` 1 x k and k x 1, ``pool`` 1x1 then
@@ -19,7 +19,7 @@ from nas.ops.registry import Block, register
 
 @register("rep")
 class Rep(Block):
-    """The sum of the branches (and of a batch norm where shapes allow), one activation behind it."""
+    """Sums the branches (and a batch norm where shapes allow), and applies one activation to the sum."""
 
     elastic = ("point", "deep", "cross", "pool")
 
@@ -60,7 +60,7 @@ def _there(*branches: nn.Module | None) -> list[nn.Module]:
 
 
 def _kernel(branch: nn.Module) -> Kernel:
-    """A branch as one convolution."""
+    """Writes a linear branch as one convolution."""
     if isinstance(branch, ConvBN):
         return folded(branch)
     if isinstance(branch, nn.BatchNorm2d):
@@ -76,7 +76,7 @@ def _kernel(branch: nn.Module) -> Kernel:
 
 
 def _line(in_ch: int, out_ch: int, window: tuple[int, int], stride: int) -> ConvBN:
-    """A convolution with a window of one row or one column."""
+    """Makes a convolution with a window of one row or one column."""
     part = ConvBN(in_ch, out_ch, act="none")
     padding = (window[0] // 2, window[1] // 2)
     part.add_module("conv", nn.Conv2d(in_ch, out_ch, window, stride, padding, bias=False))

@@ -1,9 +1,10 @@
-"""Residual blocks: ResNet's basic block (He et al., CVPR 2016, arXiv 1512.03385) and RegNet's (Radosavovic et al., CVPR
-2020, arXiv 2003.13678, section 4), whose one group is ResNet's bottleneck (with the stride on the 3x3).
+"""Builds residual blocks: ResNet's basic block (He et al., CVPR 2016, arXiv 1512.03385) and RegNet's block.
 
-A shortcut whose shape changes is a 1x1 convolution; the ReLU follows the sum. Knobs: ``hidden`` (width between the two
-convolutions, or of the convolution in the middle), ``kernel`` of the spatial convolutions; of ``regnet`` also
-``group_width`` (0: one group) and ``se`` (RegNetY: its inner width is a quarter of the block's *input* channels).
+RegNet's (Radosavovic et al., CVPR 2020, arXiv 2003.13678, section 4) with one group is ResNet's bottleneck, with the
+stride on the 3x3. A shortcut whose shape changes is a 1x1 convolution; the ReLU follows the sum. Knobs: ``hidden``
+(width between the two convolutions, or of the convolution in the middle), ``kernel`` of the spatial convolutions; of
+``regnet`` also ``group_width`` (0: one group) and ``se`` (RegNetY: its inner width is a quarter of the block's *input*
+channels).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def _shortcut(in_ch: int, out_ch: int, stride: int) -> nn.Module:
 
 @register("basic")
 class Basic(Block):
-    """Two spatial convolutions around ``hidden`` channels."""
+    """Computes two spatial convolutions with ``hidden`` channels between them, plus the shortcut, ReLU."""
 
     elastic = ("kernel",)
 
@@ -44,7 +45,7 @@ class Basic(Block):
 
 @register("regnet")
 class RegNet(Block):
-    """1x1, spatial convolution in groups, squeeze-excite, 1x1 (linear), plus the shortcut."""
+    """Computes 1x1, spatial convolution in groups, squeeze-excite, 1x1 (linear), plus the shortcut, ReLU."""
 
     elastic = ("kernel", "se")
 

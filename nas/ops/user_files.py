@@ -1,4 +1,4 @@
-"""Operators of the user's own: ``--ops my_ops.py`` runs that file; what it registers stands beside what is shipped.
+"""Loads operators that a user wrote: ``--ops my_ops.py`` runs that file, which registers them beside the shipped ones.
 
 Such a file is code and it is executed. So nothing but the command line (or a call of ``load``) names it: no space, no
 configuration and no run that was received from somebody else can bring one in by itself.
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Source:
-    """A file that was run: its path as given, its content and its hash, and the names of what it registered."""
+    """Describes a file that was run: path as given, content, and the names of the operators that it registered."""
 
     path: Path
     content: bytes
@@ -54,18 +54,18 @@ def load(files: Iterable[Path | str]) -> list[Source]:
 
 
 def loaded() -> list[Source]:
-    """What was executed in this process, in order."""
+    """Lists the files that were executed in this process, in order."""
     return list(_SOURCES.values())
 
 
 def hashes(names: Iterable[str]) -> dict[str, str]:
-    """Operator -> hash of the file that it came from, for those of the names that are the user's own."""
+    """Returns, for those operators that came from a file of the user, the hash of that file."""
     wanted = set(names)
-    return {name: one.sha256 for one in loaded() for name in one.operators if name in wanted}
+    return {name: source.sha256 for source in loaded() for name in source.operators if name in wanted}
 
 
 def read(path: Path) -> bytes:
-    """Raises UserError for a file that is not there or cannot be read."""
+    """Reads a file of operators. Raises UserError for one that is not there or cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -106,7 +106,7 @@ def _execute(path: Path, content: bytes) -> None:
 
 
 def _line(path: Path, error: BaseException) -> str:
-    """`` line N:`` of the file that the user gave, if the error has one."""
+    """Returns `` line N:`` with the line of the user's file that an error came from, "" where there is none."""
     if isinstance(error, SyntaxError):
         return f" line {error.lineno}:"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -119,7 +119,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _check(path: Path, name: str) -> None:
-    """Raises UserError where a class cannot be a family, before anything is built from it."""
+    """Checks that a class can be an operator before anything is built from it. Raises UserError."""
     family = registry.family(name)
     where = f"--ops {path}: operator {name!r}"
     if not _NAME.fullmatch(name):
@@ -141,6 +141,6 @@ def _check(path: Path, name: str) -> None:
 
 
 def _defined(family: type[Block]) -> set[str]:
-    """Names that the class or its bases below Block define."""
-    own: Sequence[type] = family.__mro__[:family.__mro__.index(Block)]
-    return {name for cls in own for name in vars(cls)}
+    """Returns the names that the class or its bases below Block define."""
+    below_block: Sequence[type] = family.__mro__[:family.__mro__.index(Block)]
+    return {name for cls in below_block for name in vars(cls)}

@@ -30,7 +30,7 @@ from nas.latency.timing import Run as Timed
 from nas.lower import tflite
 from nas.lower.onnx import export, lower, save
 from nas.lower.qdq import quantise
-from nas.lower.verify import Int8Agreement, check_onnx, check_tflite, compare_int8, surviving
+from nas.lower.verify import Int8Agreement, check_onnx, check_tflite, compare_int8, require_int8_agreement
 from nas.pipeline.finetune import folder_of, load_weights
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Memory
@@ -95,7 +95,7 @@ def to_int8(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any
     Raises Disagreement where 8 bits are not enough.
     """
     model = load_weights(inputs, arch, place)
-    agreement = surviving(path, _write_int8(inputs, arch, model, path))
+    agreement = require_int8_agreement(path, _write_int8(inputs, arch, model, path))
     return {"onnx": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
             **_timed(inputs, model, {"int8": path})}
 

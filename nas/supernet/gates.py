@@ -1,11 +1,12 @@
-"""Budget-conditioned gates whose expected latency equals the budget at every step, by projection (unless turned off).
+"""Defines the gates: probabilities of every choice of every slot, as a function of the budget.
 
-For a slot's branch b and budget position s in [-1, 1] the prior is  l_b(s) - (w - u_b(s))^2 / (2 sigma_b^2)  over its
-widths w, with  l = theta + s phi  and  u = c0 + c1 s  (and offsets per target). Tilting it by ``-beta * ms`` shifts the
+Their expected latency equals the budget at every step, by projection (unless it is turned off). For a slot's branch b
+and budget position s in [-1, 1] the prior is  l_b(s) - (w - u_b(s))^2 / (2 sigma_b^2)  over its widths w, with
+l = theta + s phi  and  u = c0 + c1 s  (and offsets per target). Tilting it by ``-beta * ms`` shifts the
 logits by -beta ms and the width position by -beta sigma^2 d ms/d w; beta is found by bisection so that the expected
-latency is T(s) exactly, and carries its gradient implicitly, so the loss moves only along the constraint. There is no
-lambda. Ours; compared with dual variables in a trial (mean budget error 0 against 15-130 %). Unprojected, beta is 0,
-and ``latency_terms`` holds what then tells the gates of milliseconds.
+latency is T(s) exactly, and carries its gradient implicitly, so the loss moves only along the constraint and there is
+no multiplier to tune. The method is ours; compared with dual variables in a trial, its mean budget error was 0 against
+15-130 %. Unprojected, beta is 0, and a term of ``latency_terms`` puts milliseconds into the loss.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from nas.decision import Choice, Decision, Prices
 from nas.plan import Layout
 from nas.supernet.width import Pair, bracket, interpolate, pick, share
 
-SIGMA = 0.25  # of a branch's width range: how far a nat of latency moves a width
+SIGMA = 0.25  # standard deviation of the prior over widths, as a share of the branch's range of widths
 HALVINGS = 48
 
 
 @dataclass(frozen=True)
 class Soft:
-    """The gates at one budget of one target: branch probabilities [S, B] and the live pair of widths of each.
+    """Holds the gates at one budget of one target: branch probabilities [S, B] and the two widths of each branch.
 
-    ``ms`` is the expected latency, differentiable; projected gates have none of its gradient left.
+    ``ms`` is the expected latency; projection keeps it constant, so projected gates get no gradient from it.
     """
 
     s: float
@@ -48,9 +49,10 @@ class Soft:
 
 
 class Gates(nn.Module):
-    """Architecture parameters of a layout. ``prices`` and ``ranges`` (smallest, largest budget in ms): one a target.
+    """Holds the architecture parameters of a layout; ``at`` turns them into probabilities at a budget.
 
-    Not ``projected``, the probabilities at a budget are the plain softmax, whatever their expected latency.
+    ``prices`` and ``ranges`` (smallest and largest budget in ms) have one entry a target. Without ``projected``, the
+    probabilities are the plain softmax, whatever their expected latency.
     """
 
     ms: Tensor
@@ -86,18 +88,19 @@ class Gates(nn.Module):
         self.c0, self.c1 = nn.Parameter(centre), nn.Parameter(zeros.clone())
 
     def budget(self, s: float, target: int = 0) -> float:
-        """T(s) in ms: geometric between the target's smallest and largest budget."""
+        """Returns the budget in ms at position ``s`` from -1 to 1, geometric between a target's smallest and largest.
+        """
         low, high = self.ranges[target]
         return float(low * (high / low) ** ((s + 1) / 2))
 
     def prior(self, s: float, target: int = 0) -> tuple[Tensor, Tensor]:
-        """Logits [S, B] (dead branches -inf) and width positions [S, B] before the budget has its say."""
+        """Returns logits [S, B] (pruned branches -inf) and width positions [S, B] before they are projected."""
         logits = self.start + (self.theta[0] + self.theta[1 + target]) + s * (self.phi[0] + self.phi[1 + target])
         centre = (self.c0[0] + self.c0[1 + target]) + s * (self.c1[0] + self.c1[1 + target])
         return logits.masked_fill(~self.live, float("-inf")), centre * (self.count - 1)
 
     def at(self, s: float, target: int = 0, gap_share: float = 0.0) -> Soft:
-        """Projects onto the budget T(s), where gates are projected; differentiable in the parameters."""
+        """Returns the gates at budget position ``s``, projected onto that budget; differentiable in the parameters."""
         logits, centre = self.prior(s, target)
         tilt, ms = _Tilt(self, target), self.ms[target]
         budget, beta = self.budget(s, target), torch.zeros((), dtype=torch.float64)
@@ -121,10 +124,10 @@ class Gates(nn.Module):
         return Soft(s, target, p, Pair(low, high, high_share), float(beta.detach()), budget, expected)
 
     def log_scores(self, s: float, target: int = 0) -> list[dict[Op, float]]:
-        """Log of the prior of every live operator of every slot: what the ILP maximises within the budget.
+        """Returns the score of every live operator of every slot, its log prior: the ILP maximises their sum.
 
-        Where widths are enumerated, relative to where the gates began, as for the pair: a branch of many widths has no
-        handicap against ``skip``.
+        Where every width is a branch, scores are relative to those that the gates began with, so that operators of many
+        widths have no handicap against ``skip``.
         """
         with torch.no_grad():
             logits, centre = self.prior(s, target)
@@ -146,12 +149,15 @@ class Gates(nn.Module):
 
 
 def position(budget_ms: float, low: float, high: float) -> float:
-    """The s of a budget between a smallest and a largest one, cut to [-1, 1]: the inverse of ``Gates.budget``."""
+    """Returns the position from -1 to 1 of a budget in ms between the smallest and the largest one.
+
+    It is the inverse of ``Gates.budget``; budgets outside get the nearer end.
+    """
     return float(np.clip(2 * np.log(budget_ms / low) / np.log(high / low) - 1, -1, 1)) if high > low else 0.0
 
 
 class _Tilt:
-    """The effect of beta at one target; ``expected`` is what bisection drives to the budget."""
+    """Computes what beta does to the gates at one target, and finds the beta that meets a budget."""
 
     def __init__(self, gates: Gates, target: int) -> None:
         self.fixed, self.last = gates.fixed[target], (gates.count - 1).to(torch.float64)
@@ -170,7 +176,7 @@ class _Tilt:
         return self.fixed + (p * cost).sum()
 
     def solve(self, expected: Callable[[Tensor], Tensor], budget_ms: float) -> Tensor:
-        """beta with ``expected(beta) = budget_ms`` (expected falls with beta); the nearer end where there is none."""
+        """Finds beta with ``expected(beta) = budget_ms`` by bisection; the nearer end where there is none."""
         low, high = -18.0, 18.0  # beta = unit * sinh(z): +-3e7 of a slot's nats, so that saturated gates are undone too
         for _ in range(HALVINGS):
             middle = (low + high) / 2
@@ -183,7 +189,7 @@ class _Tilt:
 
 
 def _implicit(expected: Callable[[Tensor], Tensor], beta: Tensor, budget_ms: float) -> Tensor:
-    """One Newton step through autograd: the value of beta, with the gradient of the implicit function."""
+    """Gives beta its gradient by the implicit function theorem: one Newton step, which leaves its value as it is."""
     free = beta.clone().requires_grad_(True)
     with torch.enable_grad():
         value = expected(free)
@@ -195,9 +201,9 @@ def _implicit(expected: Callable[[Tensor], Tensor], beta: Tensor, budget_ms: flo
 
 
 def _start(layout: Layout, branches: int) -> Tensor:
-    """Logits [S, B] that gates begin with: minus the log of how many branches share an operator.
+    """Returns the logits [S, B] that gates begin with: minus the log of how many branches share an operator.
 
-    0 unless widths are enumerated; there, so that wide branches do not crowd out ``skip``.
+    They are 0 unless every width is a branch; there, operators of many widths would crowd out ``skip``.
     """
     start = torch.zeros(len(layout.slots), branches, dtype=torch.float64)
     for slot in layout.slots:
@@ -208,7 +214,10 @@ def _start(layout: Layout, branches: int) -> Tensor:
 
 
 def full(gates: Gates, soft: Soft) -> Decision:
-    """Every live branch at both widths of its pair with its probability: what ``expected_ms`` prices at the budget."""
+    """Returns the decision with every live branch, at both its widths, weighted by its probability.
+
+    Its ``expected_ms`` is the expected latency of the gates.
+    """
     slots = []
     for slot in gates.layout.slots:
         choices: list[Choice] = []
@@ -220,9 +229,9 @@ def full(gates: Gates, soft: Soft) -> Decision:
 
 
 def two_path(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -> Decision:
-    """Two paths a slot: either two branches duel (Gumbel top-2, renormalised, ProxylessNAS), or two widths of one.
+    """Draws two paths a slot: either two branches (Gumbel top-2, renormalised, ProxylessNAS) or two widths of one.
 
-    The width of a branch that duels is drawn from its pair; the branch whose widths duel is drawn from p.
+    Of two branches, each has a width that is drawn from its pair; a branch with two widths is drawn from p.
     """
     noisy = _noisy(gates, soft, generator)
     coins = torch.rand(soft.p.shape, generator=generator, dtype=torch.float64)
@@ -240,13 +249,13 @@ def two_path(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -
 
 
 def gumbel(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -> Decision:
-    """All live branches with Gumbel-softmax weights (FBNet), each at both widths of its pair (Prunode)."""
+    """Returns the decision with all live branches, weighted by a Gumbel softmax (FBNet), each at both its widths."""
     weights = torch.softmax(_noisy(gates, soft, generator) / tau, -1)
     return full(gates, replace(soft, p=weights))
 
 
 def draw(gates: Gates, soft: Soft, generator: torch.Generator) -> Decision:
-    """One network drawn from the gates: what weights are trained on during the search."""
+    """Draws one network from the gates; weights are trained on such networks during the search."""
     with torch.no_grad():
         drawn = torch.multinomial(soft.p.float(), 1, generator=generator).squeeze(-1).tolist()
         coins = torch.rand(len(drawn), generator=generator).tolist()
@@ -258,7 +267,7 @@ RELAXATIONS = {"two-path": two_path, "gumbel": gumbel}
 
 
 def _noisy(gates: Gates, soft: Soft, generator: torch.Generator) -> Tensor:
-    """Log-probabilities plus Gumbel noise [S, B]; -inf where a branch is dead."""
+    """Adds Gumbel noise to the log-probabilities [S, B]; pruned branches stay at -inf."""
     uniform = torch.rand(soft.p.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
     noisy = torch.log(soft.p.clamp(min=1e-30)) - torch.log(-torch.log(uniform))
     return noisy.masked_fill(~gates.live, float("-inf"))

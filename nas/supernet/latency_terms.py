@@ -1,4 +1,4 @@
-"""How the gates are told of milliseconds: one term a name, chosen by ``gates.latency``.
+"""Makes the expected latency a part of what the gates minimise: one term a name, chosen by ``gates.latency``.
 
 ``projection`` (ours, the default) needs no term in the loss: the gates meet the budget by construction. Under the
 others the gates are what they have learned, unprojected, and the term makes their expected latency E = ``soft.ms`` of
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from nas.supernet.gates import Soft
 
-BINS = 5  # multipliers of a target over its budgets: one for all learned the reversed order (gates trial)
-LIMIT = 5.0  # of a multiplier, as in that trial: a budget out of reach must not wind it up
+BINS = 5  # multipliers of a target over its budgets: a single one learned the reversed order in a trial
+LIMIT = 5.0  # of a multiplier: a budget out of reach must not wind it up
 
 
 class Term(nn.Module):
-    """``term(loss, soft)`` is what the gates minimise, both scalars; what a term learns itself is in its buffers."""
+    """Computes what the gates minimise, ``term(loss, soft)``, a scalar; what a term learns is in its buffers."""
 
     projected = False  # whether the gates meet the budget by projection
 
@@ -31,11 +31,11 @@ class Term(nn.Module):
         raise NotImplementedError
 
     def learn(self, soft: Soft) -> None:
-        """After a step of the gates, with the ``soft`` that it was taken at."""
+        """Updates what the term learns, after a step of the gates, from the ``soft`` of that step."""
 
 
 class Projection(Term):
-    """The loss alone: its gradient moves along the constraint E = T already."""
+    """Returns the loss alone: by projection, its gradient moves along the constraint E = T already."""
 
     projected = True
 
@@ -44,7 +44,7 @@ class Projection(Term):
 
 
 class Dual(Term):
-    """loss + l g + rho/2 g^2 with g = E/T - 1, and after the step l <- l + lr g: dual ascent on E = T.
+    """Computes loss + l g + rho/2 g^2 with g = E/T - 1, and after the step l <- l + lr g: dual ascent on E = T.
 
     The augmented Lagrangian of an equality (Boyd et al., "Distributed Optimization and Statistical Learning via ADMM",
     2011, sections 2.1 and 2.3), one gradient step of the gates for each step of l. l may be negative: a budget that is
@@ -69,9 +69,9 @@ class Dual(Term):
 
 
 class FBNet(Term):
-    """loss * alpha log(E)^beta with E in microseconds (FBNet, arXiv 1812.03443, equation 2).
+    """Computes loss * alpha log(E)^beta with E in microseconds (FBNet, arXiv 1812.03443, equation 2).
 
-    It knows no budget: gates of all s learn the same trade-off, and what differs is the ILP's bound.
+    It knows no budget: gates learn the same trade-off at all budgets, and only the ILP's bound differs.
     """
 
     def __init__(self, targets: int, alpha: float, beta: float) -> None:
@@ -83,10 +83,10 @@ class FBNet(Term):
 
 
 class Proxyless(Term):
-    """ProxylessNAS (arXiv 1812.00332): ``add`` is loss + weight (E/T - 1), ``mul`` loss * alpha (log E / log T)^beta.
+    """Computes ProxylessNAS's loss (arXiv 1812.00332): loss + weight (E/T - 1), or loss * alpha (log E / log T)^beta.
 
-    Section 3.3.1 adds a multiple of E; relative to T, and the second form, as in its released code (``add#linear``,
-    ``mul#log``). Logarithms are of microseconds: below 1 ms those of milliseconds are negative.
+    ``form`` is ``add`` or ``mul``. Section 3.3.1 adds a multiple of E; dividing by T, and the second form, are from its
+    released code (``add#linear``, ``mul#log``). Logarithms are of microseconds: those of less than 1 ms are negative.
     """
 
     def __init__(self, targets: int, form: str, weight: float, alpha: float, beta: float) -> None:
@@ -101,7 +101,9 @@ class Proxyless(Term):
 
 
 class Mnas(Term):
-    """loss * (E/T)^-w, w = alpha where E <= T, else beta: MnasNet's soft reward (arXiv 1807.11626, equations 2 and 3).
+    """Computes MnasNet's soft reward as a loss (arXiv 1807.11626, equations 2 and 3).
+
+    It is loss * (E/T)^-w with w = alpha where E <= T, else beta.
 
     There accuracy * (ms/T)^w rewards a controller that samples networks (PPO). Here the loss stands for 1/accuracy, and
     E, not the ms of one sample, is differentiated: the trade-off is the paper's, its estimator is not.
@@ -121,11 +123,11 @@ TERMS: dict[str, Callable[..., Term]] = {"projection": Projection, "dual": Dual,
 
 
 def _hat(s: float) -> Tensor:
-    """Weights [BINS] of the bins at a budget position: linear between the two next to it, their sum is 1."""
+    """Returns the weights [BINS] of the bins at a budget position: linear between the two next to it, of sum 1."""
     at = (min(max(s, -1.0), 1.0) + 1) / 2 * (BINS - 1)
     return (1 - (torch.arange(BINS, dtype=torch.float64) - at).abs()).clamp(min=0)
 
 
 def _log_us(ms: Tensor) -> Tensor:
-    """Logarithm of microseconds, of at least 2: its power has no gradient at log 1 = 0."""
+    """Returns the logarithm of microseconds, of at least 2, because its power has no gradient at log 1 = 0."""
     return torch.log((1000 * ms).clamp(min=2.0))

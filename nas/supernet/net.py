@@ -1,4 +1,4 @@
-"""The weight-sharing supernet: runs a ``Decision``; any single network in it can be taken out with its weights."""
+"""Defines the supernet, whose networks share weights; any of them can be taken out with its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nas.supernet.slot import SharedSlot
 
 
 class Supernet(nn.Module):
-    """[N, in_ch, S, S] and a decision -> [N, classes]. What has no weight in the decision is not computed.
+    """Runs what a decision says: [N, in_ch, S, S] -> [N, classes]; branches that it does not list are not computed.
 
     Batch norm runs on batch statistics while training and keeps no running ones (momentum 0): they would mix those
     of all networks. They are recomputed for every network that is taken out and judged.
@@ -38,7 +38,7 @@ class Supernet(nn.Module):
         return self.head(x)
 
     def maps(self, x: Tensor, decision: Decision) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """As ``forward``, with what went into each slot and came out of it."""
+        """Runs like ``forward`` and returns, beside the logits, the input and output maps of each slot."""
         x, passed = self.stem(x), []
         for slot, choices in zip(self.slots, decision.slots, strict=True):
             before, x = x, slot(x, choices)
@@ -54,9 +54,9 @@ class Supernet(nn.Module):
                 shared.drop(op)
 
     def inherit(self, arch: Arch) -> Subnet:
-        """A plain network with this supernet's weights and BN statistics; equals ``self(x, one_hot(arch))`` in eval.
+        """Builds a plain network with this supernet's weights; it equals ``self(x, one_hot(arch))`` in eval mode.
 
-        Of any input size: no weight depends on it.
+        Its input size may be another one: no weight depends on it.
         """
         subnet = build_subnet(resized(self.layout, arch.size), arch)
         subnet.stem.load_state_dict(self.stem.state_dict())

@@ -1,4 +1,4 @@
-"""Block and layer pruning that keeps the front: what goes has lost at every budget of the grid and for every target.
+"""Prunes blocks and layers of a supernet that lose at every budget of a grid and for every target.
 
 After PruNet's second and third tier (arXiv 2209.11785); the thresholds and the guards are ours. A slot is never
 emptied and its cheapest choice never dropped, or the tightest budget would become unreachable.
@@ -22,7 +22,10 @@ GRID = (-1.0, -0.6, -0.2, 0.2, 0.6, 1.0)  # budget positions s at which a choice
 
 @dataclass
 class Pruner:
-    """``share`` of a uniform probability is the final threshold; a layer goes after ``patience`` checks in a row."""
+    """Decides what is pruned: branches of low probability, and layers that are skipped ``patience`` checks in a row.
+
+    The final threshold for branches is ``share`` of a uniform probability.
+    """
 
     share: float = 0.6
     patience: int = 2
@@ -33,7 +36,7 @@ class Pruner:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def check(self, gates: Gates, progress: float, epoch: int) -> list[dict[str, Any]]:
-        """Drops what has lost by now from the gates; returns a record with the evidence for every drop."""
+        """Drops from the gates what has lost by now; returns a record with the evidence for every drop."""
         p = probabilities(gates, self.grid)
         dropped = [record for slot in gates.layout.slots
                    for record in (self._layer(gates, p, slot, epoch) if self.layers else []) +
@@ -66,13 +69,13 @@ class Pruner:
 
 
 def probabilities(gates: Gates, grid: Sequence[float]) -> Tensor:
-    """[targets, budgets, slots, branches]: the branch probabilities over the grid."""
+    """Returns the branch probabilities over a grid of budgets: [targets, budgets, slots, branches]."""
     with torch.no_grad():
         return torch.stack([torch.stack([gates.at(s, t).p for s in grid]) for t in range(len(gates.ranges))])
 
 
 def survivors(gates: Gates, grid: Sequence[float]) -> list[list[Op]]:
-    """Operators per slot that are left: live branches at the widths they take over the budget grid and all targets.
+    """Lists the operators of each slot that are left: live branches at the widths they have at any budget and target.
 
     A slot's cheapest operator stays, so that the smallest latency of the space stays reachable.
     """
@@ -94,12 +97,12 @@ def _alive(gates: Gates, slot: Slot) -> list[int]:
 
 
 def _cheapest(gates: Gates, slot: Slot) -> set[tuple[int, int]]:
-    """(branch, width position) of the least ms, for each target: not always the smallest width."""
-    found = set()
+    """Returns (branch, width position) of the least ms for each target; this is not always the smallest width."""
+    cheapest = set()
     for ms in gates.ms[:, slot.index]:
         branch = min(_alive(gates, slot), key=lambda b: float(ms[b].min()))
-        found.add((branch, int(ms[branch, : int(gates.count[slot.index, branch])].argmin())))
-    return found
+        cheapest.add((branch, int(ms[branch, : int(gates.count[slot.index, branch])].argmin())))
+    return cheapest
 
 
 def _drop(gates: Gates, p: Tensor, slot: Slot, b: int, epoch: int, kind: str, threshold: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A slot of the supernet: the branches of a family share one module, built at its largest knobs; all others are parts.
+"""Defines a slot of the supernet: branches of one operator share one module, built at the largest value of each knob.
 
 A narrower hidden width is a slice of the channels, a smaller kernel the centre of the larger one (Once-for-All, arXiv
-1908.09791), no squeeze-excite leaves it out. Knobs that a family does not call elastic have modules of their own.
+1908.09791), no squeeze-excite leaves it out. Values of knobs that are not elastic have modules of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nas.plan import Branch, Slot
 
 
 class SharedSlot(nn.Module):
-    """[N, in_ch, S, S] -> [N, out_ch, S / stride, S / stride], as the weighted sum of the choices that run."""
+    """Sums the weighted outputs of the choices that run: [N, in_ch, S, S] -> [N, out_ch, S / stride, S / stride]."""
 
     def __init__(self, slot: Slot) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class SharedSlot(nn.Module):
         self.forms = {op: Narrow(self.module_of(op), _without_statistics(form)) for op, form in forms.items()}
 
     def module_of(self, op: Op) -> Block:
-        """The shared module of a branch; raises LookupError if the branch was pruned or never there."""
+        """Returns the shared module of a branch; raises LookupError if the slot has no such branch."""
         if op not in self.modules_of:
             raise LookupError(f"the supernet has no {op} here")
         module = self.shared[self.modules_of[op]]
@@ -68,14 +68,14 @@ class SharedSlot(nn.Module):
 
 
 def _rigid(op: Op) -> Op:
-    """What branches must have in common to share a module: everything but the family's elastic knobs."""
+    """Returns what branches must have in common to share a module: the operator without its elastic knobs."""
     for knob in family(op.name).elastic:
         op = op.without(knob)
     return op
 
 
 def _largest(group: list[Branch]) -> Op:
-    """The operator that holds all of a group: each elastic knob and the hidden width at its largest value."""
+    """Returns the operator whose weights hold those of a group: elastic knobs and hidden width at their largest."""
     op = max((branch.ops[-1] for branch in group), key=lambda op: int(op.get("hidden") or 0))
     for knob in family(op.name).elastic:
         values = [value for branch in group if isinstance(value := branch.op.get(knob), int)]

@@ -1,4 +1,4 @@
-"""Prunode: hidden widths searched at O(1) cost by a pair of live widths per branch on shared weights.
+"""Searches hidden widths at the cost of two: each branch runs at a pair of widths, on shared weights (Prunode).
 
 After Kierat et al., "Tiered Pruning for Efficient Differentiable Inference-Aware NAS" (PruNet, arXiv 2209.11785). Its
 abstract gives the two paths and the O(1) cost; the position as a function of the budget, its tilt by the projection
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pair:
-    """The two live widths of each branch (positions, long) and the share of the wider one, in [0, 1]."""
+    """Holds the two widths that run of each branch (positions, long) and the share of the wider one, in [0, 1]."""
 
     low: Tensor
     high: Tensor
@@ -23,7 +23,7 @@ class Pair:
 
 
 def interpolate(ms: Tensor, position: Tensor) -> Tensor:
-    """Milliseconds at fractional positions: [S, B, W] at [S, B] -> [S, B], linear between neighbouring widths."""
+    """Interpolates milliseconds between neighbouring widths, linearly: [S, B, W] at positions [S, B] -> [S, B]."""
     low = position.detach().floor().long().clamp(0, ms.shape[-1] - 1)
     high = (low + 1).clamp(max=ms.shape[-1] - 1)
     at_low, at_high = pick(ms, low), pick(ms, high)
@@ -31,12 +31,12 @@ def interpolate(ms: Tensor, position: Tensor) -> Tensor:
 
 
 def pick(ms: Tensor, position: Tensor) -> Tensor:
-    """``ms[s, b, position[s, b]]``."""
+    """Returns the milliseconds at whole positions: ``ms[s, b, position[s, b]]``."""
     return ms.gather(-1, position.unsqueeze(-1)).squeeze(-1)
 
 
 def bracket(position: Tensor, count: Tensor, gap_share: float) -> tuple[Tensor, Tensor]:
-    """The pair around a position: its gap is ``gap_share`` of the range, at least one step, inside the range."""
+    """Returns the pair of widths around a position, ``gap_share`` of the range apart, at least one step, inside it."""
     last = count - 1
     gap = torch.minimum((gap_share * last).round().long().clamp(min=1), last)
     low = torch.minimum((position.detach() - gap / 2).round().long().clamp(min=0), last - gap)
@@ -44,10 +44,13 @@ def bracket(position: Tensor, count: Tensor, gap_share: float) -> tuple[Tensor, 
 
 
 def share(position: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Weight of the wider of the two so that their mean position is ``position``, cut to [0, 1]."""
+    """Returns the weight of the wider of two widths with which their mean is ``position``, cut to [0, 1]."""
     return ((position - low) / (high - low).clamp(min=1)).clamp(0, 1)
 
 
 def closing_gap(progress: float, start: float = 0.5, closed_at: float = 0.7) -> float:
-    """Share of the range between the two widths: falls linearly from ``start`` to 0 at ``closed_at`` of the search."""
+    """Returns how far apart the two widths are at a point of the search, as a share of the range.
+
+    It falls linearly from ``start`` to 0 at ``closed_at``; ``progress`` is from 0 to 1.
+    """
     return start * max(0.0, 1.0 - progress / closed_at)

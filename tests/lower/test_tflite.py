@@ -19,7 +19,7 @@ from nas.subnet import build as build_network
 tflite = pytest.importorskip("tflite", reason="needs the extra: pip install '.[npu]'")
 pytest.importorskip("ai_edge_litert", reason="needs the extra: pip install '.[npu]'")
 
-from nas.lower.flatbuffer import made_by  # noqa: E402
+from nas.lower.flatbuffer import operators_of  # noqa: E402
 from nas.lower.onnx import plain, through_torch  # noqa: E402
 from nas.lower.tflite import convert, lower  # noqa: E402
 from nas.lower.verify import Disagreement, check_tflite, run_tflite  # noqa: E402
@@ -30,7 +30,7 @@ def images(*shape: int) -> torch.Tensor:
 
 
 def operators(model: bytes) -> list[str]:
-    return [kind for _, kind in made_by(model)]
+    return [kind for _, kind in operators_of(model)]
 
 
 @pytest.mark.parametrize("size", [11, 12])

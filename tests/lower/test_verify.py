@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nas.lower.onnx import export
-from nas.lower.verify import Disagreement, check_onnx, compare_int8, surviving
+from nas.lower.verify import Disagreement, check_onnx, compare_int8, require_int8_agreement
 
 
 def network() -> nn.Sequential:
@@ -64,10 +64,10 @@ def test_int8_survives_where_a_tenth_of_the_energy_is_noise(noise: float, surviv
     assert found.sqnr_db == pytest.approx(-20 * math.log10(noise)) and found.same_top1 == 1
     assert compare_int8(lambda images: -images, nn.Identity(), x).same_top1 == 0
     if survives:
-        assert surviving("file", found) is found
+        assert require_int8_agreement("file", found) is found
     else:
         with pytest.raises(Disagreement, match=r"file: 9\.6 dB"):
-            surviving("file", found)
+            require_int8_agreement("file", found)
 
 
 def test_a_fixed_batch_is_checked_at_that_batch(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from nas.latency.devices.kind import Kind
 from nas.latency.devices.vela import VERSION, Report, Vela, VelaError
 from nas.latency.onnx_graph import Graph
 from nas.latency.table import Row
-from nas.lower.flatbuffer import MISSING, made_by
+from nas.lower.flatbuffer import MISSING, operators_of
 from nas.lower.onnx import plain
 from nas.lower.tflite import convert, lower
 from nas.ops.layers import ConvBN
@@ -111,7 +111,7 @@ class EthosU:
             model = convert(plain(graph.model, graph.entry, graph.shape), [noise])
         except UserError as error:
             raise UserError(f"{graph.path}: {error}") from None
-        made = dict(enumerate(made_by(model), 1))
+        made = dict(enumerate(operators_of(model), 1))
         cycles: Counter[tuple[str, str]] = Counter()
         for source, kind, count in self.compile(model, graph.path).operators:
             cycles[made.get(source, (f"of Vela: {kind}", kind))] += count
