@@ -1,8 +1,8 @@
-"""The one exception for what a user wrote wrong; ``nas.cli`` prints it as one line and exits with 2."""
+"""Defines the one exception for what a user wrote wrong; ``nas.cli`` prints it as one line and exits with 2."""
 
 
 class UserError(ValueError):
-    """The message is one line that names the file, key and value, and says what to do.
+    """Says in one line what the user has to change: it names the file, key and value, and what to do.
 
     ``key`` is the setting at fault (``data``, ``train.augment``), where it is one: the command line calls it as it was
     typed, ``--data`` or ``data=`` or the file that it stands in. The message is ``before``, key, ``text``.
@@ -13,6 +13,6 @@ class UserError(ValueError):
         super().__init__(self.calling(key))
 
     def calling(self, name: str | None) -> str:
-        """The message, with the setting called so."""
+        """Returns the message with the setting called ``name``."""
         colon = "" if name is None or self.text.startswith(" ") else ": "
         return f"{self.before}{name or ''}{colon}{self.text}"

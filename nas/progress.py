@@ -1,4 +1,4 @@
-"""Progress: what long work tells about itself while it runs, silent or as plain lines with the time left."""
+"""Tells how far long work is while it runs, as plain lines with the time left, or not at all."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from typing import Protocol
 
 from nas.text import duration, printable
 
-EVERY_S = 5.0  # between two plain lines of a task
-GROWING = 0.25  # of what a task has taken so far: hours of work are some dozens of lines
+EVERY_S = 5.0  # the shortest time between two plain lines of a task
+GROWING = 0.25  # or this share of the time a task has taken so far: hours of work are some dozens of lines
 
 
 class Task(Protocol):
-    """Takes in how far one piece of work is."""
+    """Is told how far one piece of work is, by the code that does it."""
 
     done: float
 
     def advance(self, n: float = 1, *, known: bool = False, **figures: object) -> None:
-        """``n`` more steps are done; figures stand until they are given anew.
+        """Counts ``n`` more steps as done; figures (``loss=0.3``) stand until they are given anew.
 
-        Steps that were ``known``, from an earlier call, say nothing about the speed.
+        Steps that were ``known`` from an earlier call say nothing about the speed.
         """
 
     def reach(self, done: float, total: float, **figures: object) -> None:
-        """For work that says how far it is, and only then how much there is."""
+        """Sets how much is done and how much there is, for work that learns its total only on the way."""
 
 
 class Progress(Protocol):
-    """Takes in the tasks of long work, which may nest, and notes."""
+    """Is told which tasks of long work begin and end (they may nest), and takes notes."""
 
     def task(self, name: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Task]:
-        """``with progress.task("profile", rows) as task: task.advance(1, ms=0.3)``; ``done`` by an earlier call."""
+        """Opens a task of ``total`` steps, of which an earlier call did ``done``.
+
+        ``with progress.task("profile", rows) as task: task.advance(1, ms=0.3)``.
+        """
         ...
 
     def note(self, text: str) -> None:
-        """Takes one line that stays."""
+        """Shows one line that stays on the screen."""
 
 
 class Count:
@@ -54,7 +57,7 @@ class Count:
 
 
 class NoProgress:
-    """Shows nothing."""
+    """Is a ``Progress`` that shows nothing: for tests and for calls from Python."""
 
     def task(self, name: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Task]:
         return contextlib.nullcontext(Count(done))
@@ -64,7 +67,7 @@ class NoProgress:
 
 
 class TimedTask:
-    """Knows ``done`` of ``total`` steps, the latest figures and the time left; calls ``show`` at each step."""
+    """Keeps ``done`` of ``total`` steps, the latest figures and the time left, and calls ``show`` at each step."""
 
     def __init__(self, name: str, total: float, done: float, show: Callable[[TimedTask], None],
                  clock: Callable[[], float]) -> None:
@@ -86,12 +89,12 @@ class TimedTask:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at the speed so far; None before the first step."""
+        """Returns the seconds left at the speed so far; None before the first step."""
         made = self.done - self._before
         return (self.total - self.done) * (self._clock() - self._began) / made if made > 0 else None
 
     def text(self) -> str:
-        """``120/600, loss 1.234, 3 min left``."""
+        """Returns how far the task is, as in ``120/600, loss 1.234, 3 min left``."""
         count = [f"{round(self.done, 2):g}/{self.total:g}"] if self.total else []  # 0: not known yet
         parts = [*count, *(f"{name} {_figure(value)}" for name, value in self.figures.items())]
         left = self.left_s
@@ -99,13 +102,13 @@ class TimedTask:
 
 
 def to_stderr(line: str) -> None:
-    """Writes a line to stderr; a reader who is gone stops no work."""
+    """Writes a line to stderr; if its reader is gone, the work goes on."""
     with contextlib.suppress(BrokenPipeError):
         print(printable(line, sys.stderr.encoding), file=sys.stderr, flush=True)
 
 
 class Lines:
-    """Writes a plain line every few seconds, and each note; to stderr unless told otherwise, never to stdout."""
+    """Writes a plain line every few seconds, and each note, with ``write``: by default to stderr, never to stdout."""
 
     def __init__(self, write: Callable[[str], None] = to_stderr, every_s: float = EVERY_S,
                  clock: Callable[[], float] = time.monotonic) -> None:

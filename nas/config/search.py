@@ -1,4 +1,4 @@
-"""What a search is: every setting that determines its result, checked before anything is loaded.
+"""Defines every setting that determines the result of a search, and checks them before anything is loaded.
 
 Defaults, then a YAML file, then ``key=value`` and flags. The models are the only list of keys: new key, new field.
 """
@@ -29,12 +29,15 @@ class _Strict(BaseModel):
 
 
 def listed(value: Any) -> Any:
-    """One value stands for a list of one."""
+    """Puts a single value into a list, so that a setting takes one or several."""
     return [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
 
 
 def sides(value: Any) -> Any:
-    """Of ``size``: None, one side, or several, the largest first. Raises ValueError."""
+    """Checks the setting ``size``: None, one side in pixels, or several, which it sorts, the largest first.
+
+    Raises ValueError.
+    """
     given = value if isinstance(value, list | tuple) else [] if value is None else [value]
     for side in given:
         if isinstance(side, bool) or not isinstance(side, int) or not SIDES[0] <= side <= SIDES[1]:
@@ -53,7 +56,7 @@ Kb = Annotated[float, Field(ge=1)] | None  # of 1024 bytes
 
 
 class Training(_Strict):
-    """Weights: AdamW with a one-cycle schedule; epochs count passes over the train split."""
+    """Sets how weights are trained: AdamW with a one-cycle schedule; epochs count passes over the train split."""
 
     batch: int = Field(default=32, ge=2, le=65_536)
     lr: float = Field(default=0.003, gt=0, le=100)  # of the supernet
@@ -85,8 +88,8 @@ class Training(_Strict):
         return self
 
     def beginning(self, trained: bool) -> tuple[float, float]:
-        """The shares of largest_first and blockwise. Of weights that are trained already: none unless they were given;
-        else together all of it, 0.6 and 0.4, or what a share that was given leaves.
+        """Returns the shares of the warm-up of ``largest_first`` and ``blockwise``. Where none was given: 0 for weights
+        that are ``trained`` already, else 0.6 and 0.4; where one was given, the other is at most what it leaves.
         """
         first, then = self.largest_first, self.blockwise
         if trained and first is None and then is None:
@@ -103,21 +106,27 @@ class Training(_Strict):
 
 
 class Dual(_Strict):
-    """loss + l g + rho/2 g^2 at g = expected ms / budget - 1, l <- l + lr g (figures of our trial, no paper's)."""
+    """Sets the latency term loss + l g + rho/2 g^2, g = expected ms / budget - 1, after whose steps l <- l + lr g.
+
+    The defaults come from a trial of ours, not from a paper.
+    """
 
     lr: float = Field(default=0.05, gt=0, le=100)
     rho: float = Field(default=1.0, ge=0, le=1000)
 
 
 class FBNet(_Strict):
-    """loss * alpha log(expected us)^beta."""
+    """Sets the latency term of FBNet: loss * alpha log(expected us)^beta."""
 
     alpha: float = Field(default=0.2, gt=0, le=1000)
     beta: float = Field(default=0.6, gt=0, le=100)
 
 
 class Proxyless(_Strict):
-    """``add``: loss + weight (expected ms / budget - 1); ``mul``: loss * alpha (log expected us / log budget)^beta."""
+    """Sets the latency term of ProxylessNAS, added to the loss or multiplied with it.
+
+    ``add``: loss + weight (expected ms / budget - 1); ``mul``: loss * alpha (log expected us / log budget)^beta.
+    """
 
     form: Literal["add", "mul"] = "add"
     weight: float = Field(default=0.1, gt=0, le=1000)
@@ -133,14 +142,14 @@ class Proxyless(_Strict):
 
 
 class Mnas(_Strict):
-    """loss * (expected ms / budget)^-w, w = alpha within the budget and beta above."""
+    """Sets the latency term of MnasNet: loss * (expected ms / budget)^-w, w = alpha within the budget, else beta."""
 
     alpha: float = Field(default=-0.07, ge=-100, le=0)
     beta: float = Field(default=-0.07, ge=-100, lt=0)
 
 
 class Gates(_Strict):
-    """Architecture parameters: a step ``every`` batches, temperature falling from ``tau_start`` to ``tau_end``."""
+    """Sets how gates are trained: a step ``every`` batches, temperature falling from ``tau_start`` to ``tau_end``."""
 
     relaxation: Literal["two-path", "single", "gumbel"] = "two-path"
     lr: float = Field(default=0.05, gt=0, le=100)
@@ -158,7 +167,7 @@ class Gates(_Strict):
 
     @property
     def latency_options(self) -> dict[str, Any]:
-        """Settings of the term that is chosen."""
+        """Returns the settings of the chosen latency term."""
         return {} if self.latency == "projection" else getattr(self, self.latency).model_dump()
 
     @model_validator(mode="after")
@@ -180,9 +189,10 @@ class Gates(_Strict):
 
 
 class Exits(_Strict):
-    """Early exits of the picks, added after fine-tuning; ``lose`` points of accuracy (%) are what speed may cost.
+    """Holds the settings of the early exits that picks get after fine-tuning.
 
-    ``settings`` are those of the method (``nas.exits.methods``); None for ``epochs``: as in fine-tuning.
+    ``lose`` is how many points of accuracy (%) speed may cost, ``settings`` those of the training method
+    (``nas.exits.methods``), ``epochs`` as in fine-tuning if None.
     """
 
     method: Literal["none", "boost", "cache", "cascade", "distill", "joint", "weighted", "ztw"] = "none"
@@ -201,7 +211,7 @@ class Exits(_Strict):
 
 
 class Config(_Strict):
-    """One search; no ``budget_ms`` means ``budgets`` of them, geometric over the reachable range."""
+    """Holds the settings of a search; without ``budget_ms`` it has ``budgets``, geometric over the reachable range."""
 
     space: Name = "ghost"
     only_op: Name | None = None
@@ -256,7 +266,7 @@ class Config(_Strict):
 
     @model_validator(mode="after")
     def _of_one_size(self) -> Config:
-        """Refuses what is not there for several sizes."""
+        """Refuses settings that cannot be combined with several input sizes."""
         for name in ("sram_kb", "flash_kb"):
             if self.sizes and (given := getattr(self, name)) is not None:
                 raise ValueError(f"{name}={given:g} is not there for several sizes (size={self.sizes}): give one size, "
@@ -271,21 +281,21 @@ class Config(_Strict):
 
     @property
     def sizes(self) -> list[int]:
-        """Where input size is searched, those that are; else none."""
+        """Returns the input sizes that are searched along with the network; empty if there is one size."""
         return self.size if isinstance(self.size, list) else []
 
     @property
     def side(self) -> int | None:
-        """Of the images that are loaded: the largest size."""
+        """Returns the side in pixels at which images are loaded: the largest size; None for the data's own."""
         return self.size[0] if isinstance(self.size, list) else self.size
 
     def to_json(self) -> dict[str, Any]:
-        """What a run records: every setting."""
+        """Returns every setting as a run records it."""
         return self.model_dump(mode="json")
 
     @staticmethod
     def from_json(value: Any, file: str) -> Config:
-        """A run's ``config.json``. Raises UserError naming file and key."""
+        """Reads the ``config.json`` of a run. Raises UserError naming ``file`` and key."""
         try:
             return Config.model_validate(value)
         except ValidationError as error:
@@ -293,7 +303,7 @@ class Config(_Strict):
 
 
 def recorded_mistake(error: ValidationError) -> str:
-    """Of settings that a run has recorded: a key that is not known here was in another version."""
+    """Describes what is wrong with settings that a run has recorded; an unknown key must come from another version."""
     mistake = first_mistake(error)
     other = "; a run of another version: use the nas that its environment.json names"
     return mistake + other if mistake.endswith(": unknown key") else mistake
@@ -304,9 +314,10 @@ C = TypeVar("C", bound=Config)
 
 def resolve(config_file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any],
             kind: type[C] = Config) -> C:  # type: ignore[assignment]
-    """Defaults < file < ``key=value`` and flags (key -> value, None: not given), as settings of a ``kind`` of work.
+    """Merges defaults, a file, ``key=value`` texts and flags, in rising order, into checked settings of class ``kind``.
 
-    Raises UserError naming file or flag, key and value, also for a key that is given twice.
+    ``flags`` are key -> value, None where a flag was not given. Raises UserError naming file or flag, key and value,
+    also for a key that is given twice.
     """
     settings: dict[str, tuple[Any, str]] = {}  # dotted key -> value and where it was written
     if config_file is not None:
@@ -324,10 +335,10 @@ def resolve(config_file: Path | None, overrides: Sequence[str], flags: Mapping[s
 
 
 def spread(config: Config, processes: int) -> Config:
-    """The same search in so many processes: ``train.accumulate`` of 1 becomes their number, one part of a batch each.
+    """Divides each batch of a search among ``processes``: a ``train.accumulate`` of 1 becomes their number.
 
-    A run records the parts, which determine the result, and not who computed them. Raises UserError where they do not
-    come out even.
+    A run records the parts, which determine the result, and not who computed them. Raises UserError where the parts do
+    not come out even.
     """
     train = config.train
     if train.accumulate % processes == 0:
@@ -339,13 +350,13 @@ def spread(config: Config, processes: int) -> Config:
 
 
 def fingerprint(config: Config) -> str:
-    """8 hex digits of everything that determines the result."""
+    """Returns 8 hex digits of the hash of everything that determines the result."""
     value = {key: part for key, part in config.to_json().items() if key != "data_dir"}
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
 
 
 def default_run_dir(config: Config) -> Path:
-    """``runs/SPACE-TARGET-DATA-HEX``: the same settings find the same directory."""
+    """Returns ``runs/SPACE-TARGET-DATA-HEX``, so that the same settings find the same directory."""
     targets = "+".join(safe(Path(name).name.removesuffix(".json")) for name in config.target)[:80]
     return run_dir(config, targets)
 
@@ -374,7 +385,7 @@ def _checked(settings: dict[str, tuple[Any, str]], kind: type[C]) -> C:
 
 
 def _origin(settings: Mapping[str, tuple[Any, str]], key: str, mistake: str) -> str:
-    """Where the value was written; of a mistake in a whole group, that of the setting that it names, or one in it."""
+    """Returns where the setting at fault was written; of a mistake in a whole group, that of the setting it names."""
     above = (where for known, (_, where) in settings.items() if f"{key}.".startswith(f"{known}."))
     first = mistake.split(" ", 1)[0]
     named = (where for known, (_, where) in settings.items() if f".{first}." in f".{known}.")

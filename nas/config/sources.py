@@ -1,4 +1,4 @@
-"""Settings as a user writes them: flags, ``key=value`` and a file, each as dotted keys and values."""
+"""Reads settings as a user writes them, in flags, ``key=value`` texts and a file, into dotted keys and values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ FLAGS = {"train.finetune_epochs": "--epochs"}  # of nas train and nas compare
 
 
 def from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """(key, value, ``--key``); None is not given. Of a dotted key in ``FLAGS``, else the flag is that of its group."""
+    """Yields (key, value, flag) of every flag that was given, that is, whose value is not None.
+
+    The flag has the name of the key's first part, except for the keys in ``FLAGS``.
+    """
     for key, value in flags.items():
         if value is not None:
             usual = f"--{'no-' if value is False else ''}{key.partition('.')[0].replace('_', '-')}"
@@ -24,7 +27,7 @@ def from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
 
 
 def from_overrides(overrides: Sequence[str], kind: type[BaseModel]) -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, value, the text) of each ``key=value``. Raises UserError naming it."""
+    """Yields (dotted key, value, the text) of each ``key=value`` text. Raises UserError naming it."""
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -36,7 +39,7 @@ def from_overrides(overrides: Sequence[str], kind: type[BaseModel]) -> Iterator[
 
 
 def from_file(path: Path, kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value). Raises UserError naming file and key."""
+    """Yields (dotted key, value) of every setting in a YAML file. Raises UserError naming file and key."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -49,7 +52,7 @@ def from_file(path: Path, kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(value: dict[Any, Any], model: type[BaseModel], where: str, above: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every setting; raises UserError for a key that the models do not have."""
+    """Yields (dotted key, value) of every nested setting; raises UserError for a key that the models do not have."""
     for name, part in value.items():
         key = f"{above}{name}"
         field = model.model_fields.get(str(name))

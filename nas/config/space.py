@@ -1,4 +1,4 @@
-"""The search space of a configuration: its file, scaled to the width and restricted to the operator it asks for."""
+"""Loads the search space of a configuration, scaled to its width and restricted to the operator that it asks for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nas.space import Space
 
 
 def checked_space(config: Config, file: Path | None = None) -> Space:
-    """The space of a config, scaled and restricted, from its own file or from a copy of it."""
+    """Loads the space of a configuration, scaled and restricted, from its own file or from a copy at ``file``."""
     base, width = space_parts(config.space)
     space = Space.load(str(file or resolve("search_spaces", base, ".yaml")))
     if width:

@@ -1,4 +1,4 @@
-"""Settings as YAML text: a number is a number, a key stands once, and what is wrong is one line."""
+"""Reads settings as YAML: a number is a number, a key stands once, and a mistake is one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nas.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number and refuses a key that stands twice."""
+    """Reads YAML with 1e-3 as a number, and refuses a key that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
@@ -26,7 +26,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\
 
 
 def parsed(text: str, where: str) -> Any:
-    """What a user's YAML says; raises UserError naming ``where`` and the line that is not YAML."""
+    """Parses a user's YAML; raises UserError naming ``where`` and the line that is not YAML."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
