@@ -16,7 +16,7 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.ops import user_files
 from nas.run.directory import Run
-from nas.select.evaluation import Evaluation, label
+from nas.select.evaluation import Evaluation, worker_name
 
 IDLE_S = 0.2  # between two looks for work
 
@@ -48,14 +48,14 @@ class Crew:
             child.terminate()
         for child in self._children:
             child.wait()
-            self._board.release(label(child.pid))
+            self._board.release(worker_name(child.pid))
 
     def evaluated(self, archs: Sequence[Arch]) -> Iterator[tuple[Arch, Evaluation]]:
         yield from self._board.evaluated(archs, self._watch)
 
     def _watch(self) -> None:
         for child in [child for child in self._children if child.poll() is not None]:
-            self._board.release(label(child.pid))
+            self._board.release(worker_name(child.pid))
             self._children.remove(child)
         if not self._children:
             raise UserError(f"{self.run.file('workers.log')}: all workers have ended; it says why, and the same "
@@ -87,5 +87,5 @@ def judge(url: str, name: str, evaluate: Callable[[Arch], Evaluation], parent: i
 
     board = Board(url, name)
     while parent is None or os.getppid() == parent:
-        if not board.work(evaluate, label(os.getpid())):
+        if not board.work(evaluate, worker_name(os.getpid())):
             time.sleep(IDLE_S)

@@ -1,4 +1,4 @@
-"""Selectors by name: from additive costs, scores and a judge to the networks worth having at each budget."""
+"""Names the selectors: each turns costs, scores and a judge into the networks worth having at each budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ WEIGHED = ("evolution", "bayes")  # those with a choice of objective
 
 
 def get(name: str, objective: str = "loss", shrink: int = 0) -> Selector:
-    """Raises UserError for an unknown name, and for an objective or a shrinking that the selector does not have."""
+    """Returns the selector called ``name``, with its options set.
+
+    Raises UserError for an unknown name, and for an objective or a shrinking that the selector does not have.
+    """
     if name not in SELECTORS:
         raise UserError(f"--selector {name}: no such selector; {nearest(name, SELECTORS)}")
     options: dict[str, Any] = {}

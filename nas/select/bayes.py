@@ -1,7 +1,7 @@
-"""Selection by Bayesian optimisation, for few evaluations: a Gaussian process of the loss, one study a budget.
+"""Selects by Bayesian optimisation, for few evaluations: a Gaussian process models the loss, one study a budget.
 
 The process, its fit and the acquisition, log expected improvement times the probability to meet the budget (Gardner et
-al., ICML 2014), are those of Optuna's ``GPSampler``. Every network judged is told to every study: where it exceeds a
+al., ICML 2014), are those of Optuna's ``GPSampler``. Every network judged is added to every study: where it exceeds a
 study's budget it still says what its operators are worth. A slot is two parameters, its branch and the position of its
 width among those of the branch, so that neighbouring widths are neighbours to the kernel.
 """
@@ -19,7 +19,7 @@ from optuna.trial import Trial, TrialState
 
 from nas.arch import Arch
 from nas.select.ilp import first_round, solve
-from nas.select.objective import LOSS, Weights, ranked, reward, told, used
+from nas.select.objective import LOSS, Weights, finite_loss, ranked, reward, share_of_budget
 from nas.select.problem import Judge, Ledger, Limits, Problem, ScoresFor
 from nas.select.studies import VIOLATIONS, quiet, unwarned, violations
 
@@ -28,13 +28,13 @@ FIRST = 1 / 3  # share of the evaluations before the first fit
 
 def select_bayes(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge,
                  evaluations: int, rng: random.Random, weights: Weights = LOSS) -> list[list[Arch]]:
-    """Per budget, the networks judged that lie within it, best first; ``evaluations`` are judged in all.
+    """Returns per budget the judged networks within it, best first; judges ``evaluations`` networks in all.
 
     The first round takes the ILP's answers to ``scores_for`` and random networks near each budget; the later ones what
-    each budget's process proposes. A proposal that is known, over its budget or not admitted is replaced by the
-    network nearest to it that is not, so nothing outside the budgets is judged. ``weights`` are those of MnasNet's
-    reward (``objective.OBJECTIVES``). Ends early where no network is left. Raises UserError for a budget that cannot
-    be met, before anything is judged.
+    each budget's process proposes. A proposal that is known, over its budget or not admitted is replaced by the network
+    nearest to it that is not, so nothing outside the budgets is judged. ``weights`` are those of MnasNet's reward
+    (``objective.OBJECTIVES``). Ends early where no network is left. Raises UserError for a budget that cannot be met,
+    before anything is judged.
     """
     ledger = Ledger(problem, judge, evaluations)
     first = max(len(limits_list), math.ceil(FIRST * evaluations))
@@ -45,16 +45,16 @@ def select_bayes(problem: Problem, limits_list: Sequence[Limits], scores_for: Sc
             picks: list[list[int]] = []
             for search in searches.copy():
                 if len(picks) < ledger.left:
-                    found = search.proposed(ledger, picks)
-                    picks += found
-                    if not found:
+                    proposals = search.proposed(ledger, picks)
+                    picks += proposals
+                    if not proposals:
                         searches.remove(search)
             ledger.judge(picks)
     return [ranked(ledger, limits, weights) for limits in limits_list]
 
 
 class _Search:
-    """Optuna's study of one budget."""
+    """Runs Optuna's study of one budget, which proposes networks for it."""
 
     def __init__(self, problem: Problem, limits: Limits, seed: int, weights: Weights) -> None:
         self.problem, self.limits, self.weights = problem, limits, weights
@@ -64,7 +64,7 @@ class _Search:
             self.study = optuna.create_study(direction="minimize", sampler=sampler)
 
     def proposed(self, ledger: Ledger, besides: Iterable[Sequence[int]]) -> list[list[int]]:
-        """One network within the budget that is neither judged nor in ``besides``; none if there is none."""
+        """Proposes one network within the budget that is neither judged nor in ``besides``; empty if there is none."""
         self._tell(ledger)
         with unwarned():
             trial = self.study.ask()
@@ -77,7 +77,7 @@ class _Search:
                      admits=self.problem.admitted)
 
     def _tell(self, ledger: Ledger) -> None:
-        """What was judged since the last time, with how far each cost is from its limit, relative to it."""
+        """Adds to the study what was judged since the last call, with each cost's relative distance from its limit."""
         for pick in list(ledger.losses)[self.known:]:
             self.study.enqueue_trial(self.coding.params(pick))
             trial = self.study.ask()
@@ -85,13 +85,17 @@ class _Search:
             trial.set_user_attr(VIOLATIONS, [(self.problem.named(name).of(pick) - bound) / max(bound, 1e-12)
                                              for name, bound in self.limits.items()])
             with unwarned():
-                self.study.tell(trial, reward(told(ledger, pick), used(self.problem, pick, self.limits), self.weights))
+                share = share_of_budget(self.problem, pick, self.limits)
+                self.study.tell(trial, reward(finite_loss(ledger, pick), share, self.weights))
         self.known = len(ledger.losses)
 
 
 @dataclass(frozen=True)
 class Coding:
-    """Between indices and Optuna's parameters ``s3.branch`` and ``s3.width``; ``steps`` positions for the widths."""
+    """Translates between networks (indices) and Optuna's parameters ``s3.branch`` and ``s3.width``.
+
+    ``branches`` are those of the problem, ``steps`` per slot the number of positions of the width.
+    """
 
     branches: tuple[tuple[tuple[int, ...], ...], ...]
     steps: tuple[int, ...]
@@ -118,17 +122,18 @@ class Coding:
         return params
 
     def nearness(self, pick: Sequence[int]) -> tuple[np.ndarray, ...]:
-        """Scores that sum to the number of slots for ``pick`` itself: from 1 down to 1/2 for other widths of its
-        branch, 0 for other branches."""
+        """Returns scores by which the ILP finds the network nearest to ``pick``: per slot 1 for its choice, falling to
+        1/2 for other widths of its branch, 0 for other branches.
+        """
         rows = []
         for groups, index in zip(self.branches, pick, strict=True):
-            row, own = np.zeros(sum(map(len, groups))), next(group for group in groups if index in group)
-            apart = np.abs(np.arange(len(own)) - own.index(index))
-            row[list(own)] = 1 - apart / (2 * max(1, len(own) - 1))
+            row, group = np.zeros(sum(map(len, groups))), next(group for group in groups if index in group)
+            apart = np.abs(np.arange(len(group)) - group.index(index))
+            row[list(group)] = 1 - apart / (2 * max(1, len(group) - 1))
             rows.append(row)
         return tuple(rows)
 
 
 def rescale(position: int, steps: int, to: int) -> int:
-    """The nearest of ``to`` positions; there and back is the same for ``to`` at least ``steps``."""
+    """Returns the nearest of ``to`` positions to one of ``steps``; it can be undone if ``to`` is at least ``steps``."""
     return round(position * (to - 1) / (steps - 1)) if steps > 1 else 0

@@ -1,4 +1,4 @@
-"""What judging a network finds."""
+"""Defines the result of judging a network, and which process judged it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss of a network and what else was found (accuracy, ...)."""
+    """Holds the loss of a judged network and its other figures (accuracy, ...)."""
 
     loss: float
     figures: dict[str, Any]
 
 
-def label(pid: int) -> str:
-    """Of a worker: a process of this machine."""
+def worker_name(pid: int) -> str:
+    """Names a process of this machine, as ``HOST:PID``, for those that share its storage."""
     return f"{socket.gethostname()}:{pid}"
 
 
-def gone(worker: str) -> bool:
-    """Whether it was a process of this machine that is no more; of others nothing is known."""
+def has_ended(worker: str) -> bool:
+    """Says whether a worker was a process of this machine that has ended; of other machines nothing is known."""
     host, _, pid = worker.rpartition(":")
     if host != socket.gethostname() or not pid.isdecimal():
         return False

@@ -1,4 +1,4 @@
-"""Selection by NSGA-II (Deb et al., IEEE TEC 2002) on held-out loss and milliseconds, seeded by the ILP's answers.
+"""Selects by NSGA-II (Deb et al., IEEE TEC 2002) on held-out loss and milliseconds, seeded by the ILP's answers.
 
 Tournament, constrained domination and survival are those of Optuna's ``NSGAIISampler``. A slot is one parameter, so
 that crossover hands over whole operators with their widths; mutation is on the values of operators.
@@ -20,7 +20,7 @@ from optuna.samplers import NSGAIISampler
 
 from nas.arch import Arch
 from nas.select.ilp import first_round, in_turn
-from nas.select.objective import LOSS, Weights, ranked, reward, told, used
+from nas.select.objective import LOSS, Weights, finite_loss, ranked, reward, share_of_budget
 from nas.select.problem import Judge, Ledger, Limits, Problem, ScoresFor, random_within
 from nas.select.studies import VIOLATIONS, quiet, unwarned, violations
 
@@ -32,7 +32,7 @@ _ELITE, _FEWEST = 0.25, 4  # share of a budget's networks that the space shrinks
 def select_evolution(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge,
                      evaluations: int, rng: random.Random, weights: Weights = LOSS,
                      shrink: int = 0) -> list[list[Arch]]:
-    """Per budget, the networks judged that lie within it, best first; ``evaluations`` are judged in all.
+    """Returns per budget the judged networks within it, best first; judges ``evaluations`` networks in all.
 
     The first generation is half the ILP's answers to ``scores_for``, half random near the budgets. What lies outside
     every budget, or is not admitted, is never judged, only marked as violating. With ``weights`` of MnasNet's reward
@@ -53,7 +53,7 @@ def select_evolution(problem: Problem, limits_list: Sequence[Limits], scores_for
             if later and ledger.left < before:
                 lists = [[problem.indices(arch) for arch in ranked(ledger, limits, weights)] for limits in limits_list]
                 space = narrowed(space, lists)
-                seeds = in_turn([[pick for pick in own if drawable(space, pick)] for own in lists])[:size]
+                seeds = in_turn([[pick for pick in picks if drawable(space, pick)] for picks in lists])[:size]
         if space is not problem:
             _evolve(problem, _populations(problem, ledger, limits_list, size, rng, weights), ledger, limits_list,
                     seeds, size, rng, 0)
@@ -61,30 +61,30 @@ def select_evolution(problem: Problem, limits_list: Sequence[Limits], scores_for
 
 
 def narrowed(problem: Problem, lists: Sequence[Sequence[Sequence[int]]]) -> Problem:
-    """The same, in which only those branches are drawn that are frequent among the best of some list of networks.
+    """Returns the problem with only those branches drawn that are frequent among the best networks of some list.
 
     The best are the first quarter of a list (best first), at least four, of the networks that are made of what is drawn
     so far; frequent is what is as frequent as if all branches of its slot were equally likely, so that each slot keeps
     one at least. A list with none of these networks keeps all.
     """
-    known = [[pick for pick in own if drawable(problem, pick)] for own in lists]
-    best = [own[:max(_FEWEST, math.ceil(_ELITE * len(own)))] for own in known]
+    known = [[pick for pick in picks if drawable(problem, pick)] for picks in lists]
+    best = [picks[:max(_FEWEST, math.ceil(_ELITE * len(picks)))] for picks in known]
     drawn = []
     for slot, groups in enumerate(problem.branches):
         kept = [group for group in groups
-                if any(len(groups) * sum(pick[slot] in group for pick in own) >= len(own) for own in best)]
+                if any(len(groups) * sum(pick[slot] in group for pick in picks) >= len(picks) for picks in best)]
         drawn.append(frozenset(index for group in kept for index in group))
     return replace(problem, drawn=tuple(drawn))
 
 
 def drawable(problem: Problem, pick: Sequence[int]) -> bool:
-    """Whether a network is made of what is drawn."""
+    """Says whether a network is made of branches that the problem still draws."""
     return all(any(index in group for group in groups) for index, groups in zip(pick, problem.branches, strict=True))
 
 
 @dataclass(frozen=True)
 class _Population:
-    """``values`` of a network and its loss are what is minimised."""
+    """Pairs Optuna's study with ``values``, which turns a network and its loss into what the study minimises."""
 
     study: optuna.Study
     values: Callable[[Sequence[int], float], list[float]]
@@ -92,14 +92,14 @@ class _Population:
 
 def _populations(problem: Problem, ledger: Ledger, limits_list: Sequence[Limits], size: int, rng: random.Random,
                  weights: Weights) -> list[_Population]:
-    """One for all budgets, on loss and ms; with a reward, which has a budget, one for each."""
+    """Makes one population for all budgets, on loss and ms; with a reward, which needs a budget, one for each."""
     def population(objectives: int, values: Callable[[Sequence[int], float], list[float]]) -> _Population:
         with unwarned():
             study = optuna.create_study(directions=["minimize"] * objectives, sampler=_Sampler(problem, size, rng))
         return _Population(study, values)
 
     def rewarded(limits: Limits) -> Callable[[Sequence[int], float], list[float]]:
-        return lambda pick, loss: [reward(loss, used(problem, pick, limits), weights)]
+        return lambda pick, loss: [reward(loss, share_of_budget(problem, pick, limits), weights)]
 
     if weights == LOSS:
         return [population(2, lambda pick, loss: [loss, problem.costs[0].of(pick)])]
@@ -108,7 +108,7 @@ def _populations(problem: Problem, ledger: Ledger, limits_list: Sequence[Limits]
 
 def _evolve(problem: Problem, populations: Sequence[_Population], ledger: Ledger, limits_list: Sequence[Limits],
             seeds: Sequence[Sequence[int]], size: int, rng: random.Random, left: int) -> None:
-    """Until no more than ``left`` evaluations remain, or hardly a new network is found."""
+    """Breeds and judges generations until at most ``left`` evaluations remain, or hardly a new network is found."""
     idle, first = 0, True
     while ledger.left > left and idle < _FRUITLESS:
         for population in populations:
@@ -122,24 +122,24 @@ def _evolve(problem: Problem, populations: Sequence[_Population], ledger: Ledger
 
 
 def _generation(populations: Sequence[_Population], ledger: Ledger, limits_list: Sequence[Limits], size: int) -> int:
-    """One generation of each asked, judged in one call and told; returns how many of all were new."""
+    """Asks each population for a generation, judges all in one call, reports the losses; returns how many were new."""
     problem = ledger.problem
     asked = [[population.study.ask() for _ in range(size)] for population in populations]
     # as integers, which uniform crossover only ever swaps: Optuna compares hundreds of categories one by one
     picks = [[[trial.suggest_int(_name(slot), 0, len(ops) - 1) for slot, ops in enumerate(problem.allowed)]
               for trial in trials] for trials in asked]
-    misses = [[_violation(problem, pick, limits_list) for pick in own] for own in picks]
-    judged = ledger.judge(in_turn([[pick for pick, miss in zip(own, missed, strict=True) if miss <= 0]
-                                   for own, missed in zip(picks, misses, strict=True)]))
-    for population, trials, own, missed in zip(populations, asked, picks, misses, strict=True):
-        for trial, pick, miss in zip(trials, own, missed, strict=True):
+    misses = [[_violation(problem, pick, limits_list) for pick in candidates] for candidates in picks]
+    judged = ledger.judge(in_turn([[pick for pick, miss in zip(candidates, missed, strict=True) if miss <= 0]
+                                   for candidates, missed in zip(picks, misses, strict=True)]))
+    for population, trials, candidates, missed in zip(populations, asked, picks, misses, strict=True):
+        for trial, pick, miss in zip(trials, candidates, missed, strict=True):
             trial.set_user_attr(VIOLATIONS, [miss])
-            population.study.tell(trial, population.values(pick, told(ledger, pick)))
+            population.study.tell(trial, population.values(pick, finite_loss(ledger, pick)))
     return judged
 
 
 def _violation(problem: Problem, pick: Sequence[int], limits_list: Sequence[Limits]) -> float:
-    """How far, relative to the bound, a network is outside the budget that it misses least; 0 or less: within one."""
+    """Returns how far a network is outside the budget that it misses least, relative to it; 0 or less: within one."""
     least = min(max((_excess(problem.named(name).of(pick), bound) for name, bound in limits.items()), default=0.0)
                 for limits in limits_list)
     return _REFUSED if least <= 0 and not problem.admitted(pick) else least
@@ -154,9 +154,9 @@ def _name(slot: int) -> str:
 
 
 class _Sampler(NSGAIISampler):
-    """Children by Optuna's crossover, and mutated here.
+    """Makes children by Optuna's crossover and mutates them.
 
-    One that is known stays: its loss costs nothing, and twice in a population a good network has more children.
+    A child that is judged already stays: its loss is free, and a good network has more children if it is there twice.
     """
 
     def __init__(self, problem: Problem, size: int, rng: random.Random) -> None:
@@ -174,22 +174,22 @@ class _Sampler(NSGAIISampler):
         return {name: index for slot, index in enumerate(changed) if (name := _name(slot)) in child}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> int:
-        """Of the first generation, where the seeds are too few: branch uniform, then width."""
+        """Draws an operator of the first generation where the seeds are too few: branch uniform, then width."""
         slot = next(i for i in range(len(self._problem.allowed)) if _name(i) == param_name)
         return self._random.choice(self._random.choice(self._problem.branches[slot]))
 
 
 def mutated(problem: Problem, pick: Sequence[int], rng: random.Random) -> list[int]:
-    """Each slot changed with a chance of 1 / slots."""
+    """Returns a copy of a network in which each slot is changed with a chance of 1 / slots."""
     return [_changed(problem, slot, index, rng) if rng.random() * len(pick) < 1 else index
             for slot, index in enumerate(pick)]
 
 
 def _changed(problem: Problem, slot: int, index: int, rng: random.Random) -> int:
-    """Another width of the same branch, or another branch at the hidden width that is nearest; each half the time."""
+    """Returns another width of the slot's branch, or another branch at the nearest hidden width; each half the time."""
     ops, groups = problem.allowed[slot], problem.branches[slot]
-    own = next(group for group in groups if index in group)
-    widths, others = [i for i in own if i != index], [group for group in groups if group is not own]
+    branch = next(group for group in groups if index in group)
+    widths, others = [i for i in branch if i != index], [group for group in groups if group is not branch]
     if widths and (not others or rng.random() < 0.5):
         return rng.choice(widths)
     if not others:

@@ -1,4 +1,4 @@
-"""Selection by additive scores and an exact knapsack, refitted on what was judged: the default selector.
+"""Selects by additive scores and an exact knapsack, refitted on what was judged: the default selector.
 
 Additive scores under hard latency limits are LANA's formulation (Molchanov et al., ECCV 2022, arXiv 2107.10624); the
 rounds of fit, decode and judge are ours. Gates propose, the fit on judged losses decides.
@@ -17,7 +17,7 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.files import nearest
 from nas.select import score_models
-from nas.select.knapsack import Cut, Knapsack, Pick, every
+from nas.select.knapsack import Cut, Knapsack, Pick, admit_all
 from nas.select.problem import Cost, Judge, Ledger, Limits, Problem, Scores, ScoresFor, random_within
 from nas.select.scores import ridge
 from nas.units import BUDGETED, at_least
@@ -28,8 +28,8 @@ FIRST = 0.6  # share of the evaluations in the first round, as in the second gat
 
 def solve(scores: Scores, costs: Sequence[Cost], limits: Limits, *, k: int = 1, overlap: float = 0.7,
           at_least: Limits | None = None, avoid: Iterable[Sequence[int]] = (),
-          admits: Callable[[Sequence[int]], bool] = every) -> list[list[int]]:
-    """The ``k`` best networks within the limits, best first; fewer if no more exist, or too few of them are admitted.
+          admits: Callable[[Sequence[int]], bool] = admit_all) -> list[list[int]]:
+    """Returns the ``k`` networks of highest score within the limits, best first; fewer if there are no more.
 
     Each shares at most ``overlap`` of its choices with every earlier one, counted over the slots that have several, and
     none is in ``avoid``. ``at_least`` (name -> value) is dropped from the first answer on that it makes impossible.
@@ -42,24 +42,24 @@ def solve(scores: Scores, costs: Sequence[Cost], limits: Limits, *, k: int = 1, 
     lower = [(named[name], low) for name, low in (at_least or {}).items()]
     free = sum(len(row) > 1 for row in scores)  # what pruning left alone is the same in all and says nothing
     most = len(scores) - free + min(free - 1, math.floor(overlap * free + 1e-9))
-    found: list[Pick] = []
-    while len(found) < k:
-        cuts: list[Cut] = [(pick, most) for pick in found]
+    picks: list[Pick] = []
+    while len(picks) < k:
+        cuts: list[Cut] = [(pick, most) for pick in picks]
         pick = knapsack.best(cuts, lower)
         if pick is None and not lower:
             break
         if pick is None:
             lower = []
         else:
-            found.append(pick)
-    if not found and k and Knapsack(scores, costs, limits).best([], []) is None:
+            picks.append(pick)
+    if not picks and k and Knapsack(scores, costs, limits).best([], []) is None:
         raise UserError(_jointly(named, limits))
-    return [list(pick) for pick in found]
+    return [list(pick) for pick in picks]
 
 
 def select_ilp(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge, evaluations: int,
                rng: random.Random) -> list[list[Arch]]:
-    """Per budget, the networks judged that lie within it, lowest loss first; ``evaluations`` are judged in all.
+    """Returns per budget the judged networks within it, lowest loss first; judges ``evaluations`` networks in all.
 
     The first round takes the ILP's answers to ``scores_for`` and random networks near each budget; the later ones the
     ILP's answers to a ridge fit on all that was judged, with ``scores_for`` as its prior. Ends early where no network
@@ -81,7 +81,7 @@ def select_ilp(problem: Problem, limits_list: Sequence[Limits], scores_for: Scor
 
 def select_auto(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge, evaluations: int,
                 rng: random.Random) -> list[list[Arch]]:
-    """As ``select_ilp``, but each round takes the scores that rank best what they have not seen (``models.best``).
+    """Selects as ``select_ilp`` does, each round by the scores that rank unseen networks best (``score_models.best``).
 
     One-swap losses around the network that scores best at the largest budget join in where they cost no more than a
     third of the evaluations; they count as such.
@@ -112,7 +112,7 @@ def select_auto(problem: Problem, limits_list: Sequence[Limits], scores_for: Sco
 
 def first_round(problem: Problem, limits_list: Sequence[Limits], gates: Sequence[Scores], n: int,
                 rng: random.Random) -> list[list[int]]:
-    """``n`` networks, the budgets in turn: up to half of them the ILP's answers, the rest random near the budget.
+    """Returns ``n`` networks to judge first, budgets in turn: up to half the ILP's answers, others random near each.
 
     Scores that are all equal say nothing: then one answer, which shows that the budget can be met. Where what they
     prefer is not admitted, one answer is the fastest that is.
@@ -131,7 +131,7 @@ def first_round(problem: Problem, limits_list: Sequence[Limits], gates: Sequence
 
 
 def in_turn(lists: Sequence[Sequence[list[int]]]) -> list[list[int]]:
-    """The first of every list, then the second of every list, ...: whatever is cut off, each budget got its share."""
+    """Merges lists in turn, the first of each, then the second, ...: each budget has a share of any beginning."""
     return [pick for round_ in itertools.zip_longest(*lists) for pick in round_ if pick is not None]
 
 
@@ -145,7 +145,7 @@ def _refuse(named: Mapping[str, Cost], limits: Limits) -> None:
 
 
 def _jointly(named: Mapping[str, Cost], limits: Limits) -> str:
-    """The message for limits that can be met one by one but not together: the first that the later ones rule out."""
+    """Returns the message for limits that can be met singly but not together, with the first one that is excluded."""
     names = list(limits)
     for i in reversed(range(len(names))):
         cost, others = named[names[i]], {name: limits[name] for name in names[i + 1:]}
@@ -158,7 +158,7 @@ def _jointly(named: Mapping[str, Cost], limits: Limits) -> str:
 
 
 def below(cost: Cost, limit: float, smallest: float, advice: str) -> str:
-    """The message for a limit that nothing reaches, with the smallest value that can be asked for."""
+    """Returns the message for a limit that nothing reaches, with the smallest value that can be asked for."""
     known = {**dict.fromkeys(BUDGETED, ("--budget-ms", "")), "ms": ("--budget-ms", f" on {cost.name}"),
              "KB": ("--flash-kb", f" of {cost.name}")}
     flag, where = known.get(cost.unit, (cost.name, ""))

@@ -1,9 +1,9 @@
-"""Multiple-choice knapsack, proven optimal: one choice a slot, the best sum of scores, hard limits on additive costs.
+"""Solves multiple-choice knapsacks to proven optimality: one choice a slot, best sum of scores, hard limits on costs.
 
-Solved by HiGHS (Huangfu & Hall, Math. Prog. Comp. 2018) through ``scipy.optimize.milp``, under several limits at once
-by ``nas.select.meet_in_the_middle`` where that gets there. Both work to tolerances, the limits here are exact: rows
-are scaled so that the tolerance is about 1e-9 of the room, and an answer whose exact cost is over a limit is cut off
-and the rest solved again.
+HiGHS (Huangfu & Hall, Math. Prog. Comp. 2018) solves them through ``scipy.optimize.milp``, under several limits at once
+``nas.select.meet_in_the_middle`` does where it can. Both work to tolerances, the limits here are exact: rows are scaled
+so that the tolerance is about 1e-9 of the room, and an answer whose exact cost is over a limit is cut off and the rest
+solved again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from nas.errors import UserError
-from nas.select.meet_in_the_middle import Additive, least
+from nas.select.meet_in_the_middle import Additive, optimum
 from nas.select.problem import Cost, Scores
 
 Pick = tuple[int, ...]
@@ -33,14 +33,14 @@ _REFUSED = 40  # networks that are not admitted and are cut off one by one befor
 _OVER = 8  # answers over a limit that are cut off one by one before the limit is tightened
 
 
-def every(pick: Sequence[int]) -> bool:
+def admit_all(pick: Sequence[int]) -> bool:
     """Admits every network."""
     return True
 
 
 @dataclass
 class Knapsack:
-    """Scores, exact upper limits (``Cost.name`` -> value), and the picks that are not wanted (``banned``).
+    """Finds the network of the best score within exact upper limits (``Cost.name`` -> value), without ``banned`` ones.
 
     An answer is the optimum, proven, unless HiGHS was stopped after ``seconds``; then it lies ``gap`` at most below it.
     """
@@ -49,7 +49,7 @@ class Knapsack:
     costs: Sequence[Cost]
     limits: Mapping[str, float]
     banned: frozenset[Pick] = frozenset()
-    admits: Callable[[Pick], bool] = every  # expensive: asked last
+    admits: Callable[[Pick], bool] = admit_all  # expensive: asked last
     seconds: float = math.inf  # of one call of HiGHS
     gap: float = 0.0  # in units of the scores: the largest of all answers so far
     _excluded: list[Pick] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Knapsack:
         self._dominates: dict[tuple[str, ...], list[np.ndarray]] = {}
 
     def best(self, cuts: Sequence[Cut], at_least: Sequence[End]) -> Pick | None:
-        """The best network that the cuts leave, exactly within the limits, not banned and admitted.
+        """Returns the best network that the cuts leave, exactly within the limits, not banned and admitted.
 
         None if there is none, or if too many were not admitted: each rules out no more than itself.
         """
@@ -84,7 +84,7 @@ class Knapsack:
         return all(cost.of(pick) <= self.limits[cost.name] for cost in self.costs)
 
     def _relaxed(self, cuts: Sequence[Cut], ends: Sequence[End], tight: bool) -> Pick | None:
-        """Within the rows as HiGHS rounds them.
+        """Returns the best network within the limits as HiGHS rounds them, or None.
 
         First without the lower ends, then with them in place of the upper limits on the same costs: then only choices
         that nothing dominates are needed, a tenth of all. Only if neither answer happens to be within everything, all.
@@ -111,7 +111,10 @@ class Knapsack:
         return pick
 
     def _kept(self, capped: Sequence[Cost], floored: Sequence[Cost], cuts: Sequence[Cut]) -> list[np.ndarray]:
-        """Choices that no other one dominates. One that a cut names dominates nothing: taking it may cost overlap."""
+        """Returns per slot the choices that no other one dominates, which are enough for an optimum.
+
+        A choice that a cut names dominates nothing: taking it may cost overlap.
+        """
         if {cost.name for cost in capped} & {cost.name for cost in floored}:
             return [np.arange(len(row)) for row in self.scores]
         kept = []
@@ -132,7 +135,7 @@ class Knapsack:
 
 @dataclass(frozen=True)
 class _Row:
-    """``low <= sum of values <= high`` over the chosen ops, each slot's smallest cost taken off."""
+    """Bounds a cost: ``low <= sum of values <= high`` over the chosen operators, less each slot's smallest cost."""
 
     values: list[np.ndarray]
     low: float
@@ -140,27 +143,30 @@ class _Row:
 
 
 def _upper(cost: Cost, limit: float, tight: bool) -> _Row:
-    """The room scaled to 1000, against HiGHS's tolerance of 1e-6; loose by what rounding may take, or safely tight."""
+    """Makes an upper limit a row whose room is 1000, against HiGHS's tolerance of 1e-6.
+
+    It is loose by what rounding may take, or safely ``tight``.
+    """
     values, room, ulp = _scaled(cost, limit)
     slack = max(_SLACK * _ROOM, ulp)
     return _Row(values, -np.inf, max(0.0, room - 4 * slack) if tight else room + slack)
 
 
 def _lower(end: End) -> _Row:
-    """A value over the room counts as the room: it covers the row alone either way."""
+    """Makes a lower end a row; a value over the room counts as the room, because it covers the row alone either way."""
     values, room, _ = _scaled(*end)
     return _Row([np.minimum(row, max(0.0, room)) for row in values], room, np.inf)
 
 
 def _scaled(cost: Cost, bound: float) -> tuple[list[np.ndarray], float, float]:
-    """What is above each slot's smallest, the room that the bound leaves for it, and the bound's rounding."""
+    """Returns the cost above each slot's smallest, the room that the bound leaves for it, and the bound's rounding."""
     room, ulp = bound - cost.smallest, math.ulp(bound)
     unit = max(room, 64 * ulp, 1e-200) / _ROOM
     return [(row - row.min()) / unit for row in cost.per_op], room / unit, ulp / unit
 
 
 def _dominates(score: np.ndarray, costs: Sequence[np.ndarray]) -> np.ndarray:
-    """``[i, j]``: i scores at least as well as j and costs no more in anything; of equals, the first."""
+    """Returns ``[i, j]``: choice i scores at least as well as j and costs no more in anything; of equals, the first."""
     at_least = score[:, None] >= score[None, :]
     better = score[:, None] > score[None, :]
     for cost in costs:
@@ -172,19 +178,19 @@ def _dominates(score: np.ndarray, costs: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _joined(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cuts: Sequence[Cut]) -> Pick | None:
-    """The optimum under several upper limits; None where it is not found so, though there may be one."""
+    """Solves by meeting in the middle, under several upper limits; None where that fails, answer or not."""
     regret, scale = _regret(scores, kept)
     use = [[row.values[slot][ops] for slot, ops in enumerate(kept)] for row in rows]
     same = [[(ops == pick[slot]).astype(float) for slot, ops in enumerate(kept)] for pick, _ in cuts]
     room = np.array([*(row.high for row in rows), *(float(most) for _, most in cuts)])
     with _silent():
-        found = least(Additive([row * scale for row in regret], [*use, *same], room))
-    return None if found is None else tuple(int(ops[i]) for ops, i in zip(kept, found, strict=True))
+        chosen = optimum(Additive([row * scale for row in regret], [*use, *same], room))
+    return None if chosen is None else tuple(int(ops[i]) for ops, i in zip(kept, chosen, strict=True))
 
 
 def _solve(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cuts: Sequence[Cut],
            seconds: float) -> tuple[Pick | None, float]:
-    """One binary a kept choice; the pick and by how much of the score it may miss the optimum.
+    """Solves by HiGHS, a binary variable a choice; returns the pick and by how much score it may miss the optimum.
 
     Raises RuntimeError unless HiGHS proves optimality or that nothing is feasible, or is stopped after ``seconds``;
     UserError where it has no network by then.
@@ -208,14 +214,14 @@ def _solve(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cut
 
 
 def _regret(scores: Scores, kept: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:
-    """Per slot what a choice scores less than the best, and the factor that makes the largest sum of them 10,000."""
+    """Returns what each choice scores below its slot's best, and the factor that makes their largest sum 10,000."""
     regret = [row[ops].max() - row[ops] for row, ops in zip(scores, kept, strict=True)]
     return regret, 1e4 / (sum(row.max() for row in regret) or 1.0)
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """File descriptor 1 into nothing: HiGHS prints debugging lines from C++ now and then, whatever ``disp`` says."""
+    """Sends file descriptor 1 into nothing: HiGHS prints debugging lines from C++ at times, whatever ``disp`` says."""
     _LIBC.fflush(None)  # what C code printed before is let out, and below what HiGHS left in the buffer is let go
     try:
         before = os.dup(1)
@@ -234,7 +240,7 @@ def _silent() -> Iterator[None]:
 
 
 def _possible(ops: np.ndarray, slot: int, rows: Sequence[_Row]) -> np.ndarray:
-    """Without the choices that break an upper limit on their own."""
+    """Marks the choices that break no upper limit on their own."""
     possible = np.ones(len(ops), bool)
     for row in rows:
         possible &= row.values[slot][ops] <= row.high

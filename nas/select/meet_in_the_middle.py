@@ -1,4 +1,4 @@
-"""An exact answer under several limits at once, where branch and bound is slow: enumerate what the LP's duals leave.
+"""Solves knapsacks under several limits at once, where branch and bound is slow, by listing what the LP's duals leave.
 
 With multipliers ``y >= 0`` for the limits, a network's regret is a bound ``L(y)`` plus the sum of its choices' reduced
 regrets (each 0 or more) plus ``y`` times the room it leaves. So all networks within ``t`` of the bound consist of
@@ -28,7 +28,8 @@ _FIRST, _GROWTH = 10**4, 12  # networks in reach at first, and how many times mo
 
 @dataclass(frozen=True)
 class Additive:
-    """Least sum of ``regret[slot][choice]`` where that of ``use[row][slot][choice]`` is at most ``room[row]``.
+    """Asks for the least sum of ``regret[slot][choice]`` where each row of ``use[row][slot][choice]`` sums to at most
+    ``room[row]``, a number of a row.
 
     Sums round otherwise in another order, so one that is over the room by 1e-12 of what is summed counts as within: who
     needs a limit exact checks the answer, cuts it off and asks again, as ``Knapsack.best`` does.
@@ -39,8 +40,8 @@ class Additive:
     room: np.ndarray
 
 
-def least(problem: Additive) -> list[int] | None:
-    """The optimum, proven; None where nothing is known, as where too much is within reach or nothing is feasible."""
+def optimum(problem: Additive) -> list[int] | None:
+    """Returns the proven optimum, a choice a slot; None where too much is within reach, or nothing is feasible."""
     multipliers = _multipliers(problem)
     if multipliers is None:
         return None
@@ -68,18 +69,18 @@ def least(problem: Additive) -> list[int] | None:
 
 
 def _multipliers(problem: Additive) -> np.ndarray | None:
-    """The duals of the relaxation; any that are 0 or more give a bound, so tolerances only make it weaker."""
+    """Returns the duals of the LP relaxation; any from 0 on give a bound, so tolerances only make it weaker."""
     sizes = [len(row) for row in problem.regret]
     slots = np.repeat(np.arange(len(sizes)), sizes)
-    one = csr_array((np.ones(len(slots)), (slots, np.arange(len(slots)))))
+    once = csr_array((np.ones(len(slots)), (slots, np.arange(len(slots)))))
     use = csr_array(np.array([np.concatenate(list(row)) for row in problem.use]))
-    answer = linprog(np.concatenate(list(problem.regret)), A_ub=use, b_ub=problem.room, A_eq=one,
+    answer = linprog(np.concatenate(list(problem.regret)), A_ub=use, b_ub=problem.room, A_eq=once,
                      b_eq=np.ones(len(sizes)), bounds=(0, None), method="highs-ds")
     return np.maximum(0.0, -answer.ineqlin.marginals) if answer.status == 0 else None
 
 
 def _reach(reduced: Sequence[np.ndarray], most: float, slack: float) -> float:
-    """The largest sum of reduced regrets, by halving, within which a histogram counts at most ``most`` networks.
+    """Returns the largest sum of reduced regrets within which a histogram counts at most ``most`` networks.
 
     Infinite where that is all of them, below 0 where the ties at 0 are more; what is less than ``slack`` further out
     counts as within, as it does where networks are listed: equal scores have reduced regrets of 1e-13, not of 0.
@@ -96,7 +97,7 @@ def _reach(reduced: Sequence[np.ndarray], most: float, slack: float) -> float:
 
 
 def _count(reduced: Sequence[np.ndarray], reach: float) -> float:
-    """Networks whose reduced regrets sum to ``reach`` at most, each rounded down to one of the bins: none is missed."""
+    """Counts networks whose reduced regrets sum to ``reach`` at most; rounds down to bins, so that none is missed."""
     counts = np.ones(1)
     for row in reduced:
         bins = np.minimum((row[row <= reach] / (reach or 1.0) * _BINS).astype(int), _BINS)
@@ -110,7 +111,7 @@ class _TooManyPairs(Exception):
 
 @dataclass(frozen=True)
 class _Half:
-    """All ways through some of the slots within reach, by ascending sum of reduced regrets."""
+    """Holds all combinations of choices of some slots that are within reach, by ascending sum of reduced regrets."""
 
     sums: np.ndarray
     used: np.ndarray  # [row, way]; the first row is the regret
@@ -118,7 +119,7 @@ class _Half:
     order: np.ndarray  # [way]; its number in the last of the steps
 
     def choices(self, way: int) -> Iterator[tuple[int, int]]:
-        """The choice in each slot of this half."""
+        """Yields (slot, choice) of one combination."""
         at = int(self.order[way])
         for slot, before, choice in reversed(self.steps):
             yield slot, int(choice[at])
@@ -127,7 +128,10 @@ class _Half:
 
 @dataclass(frozen=True)
 class _Join:
-    """What all rounds share. The regret is the first of the rows: with a network in hand it is one more limit."""
+    """Joins two halves into whole networks; holds what all rounds share.
+
+    The regret is the first of the rows: with a network in hand it is one more limit.
+    """
 
     rows: Sequence[Sequence[np.ndarray]]  # [row][slot][choice]
     room: np.ndarray  # of all rows but the first
@@ -137,7 +141,8 @@ class _Join:
     slack: float  # more than what a sum of regrets is off by rounding, so that nothing better is passed over
 
     def within(self, reach: float, best: float, pick: list[int] | None) -> tuple[float, list[int] | None]:
-        """The least regret and its network, proven if within ``reach`` of the bound; what was given if none is less.
+        """Returns the least regret and its network, proven if within ``reach`` of the bound; ``best`` and ``pick`` if
+        no network has less.
 
         Raises _TooManyPairs, as where a limit that no network keeps is not known to the relaxation.
         """
@@ -158,25 +163,25 @@ class _Join:
             while at < end:
                 rest = goal - self.bound + self.slack - right.sums[start]
                 end = int(np.searchsorted(left.sums, min(rest, reach + self.slack - right.sums[start]), side="right"))
-                own = slice(at, min(end, at + _CHUNK))
-                high = room[row] - left.used[row, own]
-                low = high - (rest - left.sums[own]) / price if price > 0 else np.full(len(high), -np.inf)
+                chunk = slice(at, min(end, at + _CHUNK))
+                high = room[row] - left.used[row, chunk]
+                low = high - (rest - left.sums[chunk]) / price if price > 0 else np.full(len(high), -np.inf)
                 first = np.searchsorted(used, low, side="left")
                 counts = np.maximum(0, np.searchsorted(used, high, side="right") - first)
                 taken = max(1, int(np.searchsorted(np.cumsum(counts), _CHUNK, side="right")))
                 looked_at += int(counts[:taken].sum())
                 if looked_at > _PAIRS:
                     raise _TooManyPairs
-                one, other = _ranges(first[:taken], counts[:taken])
-                one, other = one + at, order[other]
+                lefts, rights = _ranges(first[:taken], counts[:taken])
+                lefts, rights = lefts + at, order[rights]
                 at += taken
                 for i, most in enumerate(room):
-                    near = left.used[i, one] + right.used[i, other] <= most
-                    one, other = one[near], other[near]
-                regret = left.used[0, one] + right.used[0, other]
-                if len(one) and regret.min() < goal:
+                    near = left.used[i, lefts] + right.used[i, rights] <= most
+                    lefts, rights = lefts[near], rights[near]
+                regret = left.used[0, lefts] + right.used[0, rights]
+                if len(lefts) and regret.min() < goal:
                     lowest = int(np.argmin(regret))
-                    goal, pair = float(regret[lowest]), (int(one[lowest]), int(other[lowest]))
+                    goal, pair = float(regret[lowest]), (int(lefts[lowest]), int(rights[lowest]))
                     room[0] = goal  # exactly: what is compared with it are the very sums it comes from
         if pair is None:
             return best, pick
@@ -205,13 +210,13 @@ class _Join:
 
 
 def _ranges(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs ``(i, j)`` of each i with the ``counts[i]`` numbers j from ``first[i]`` on."""
-    one = np.repeat(np.arange(len(counts)), counts)
-    return one, np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    """Returns pairs ``(i, j)`` of each i with the ``counts[i]`` numbers j from ``first[i]`` on."""
+    i = np.repeat(np.arange(len(counts)), counts)
+    return i, np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts - first, counts)
 
 
 def _blocks(n: int) -> list[int]:
-    """Bounds of blocks that grow, so that few of them are looked at where little is left to add."""
+    """Returns bounds of blocks that grow, so that few of them are looked at where little is left to add."""
     bounds = [0]
     while bounds[-1] < n:
         bounds.append(min(n, max(64, 4 * bounds[-1])))
@@ -219,7 +224,7 @@ def _blocks(n: int) -> list[int]:
 
 
 def _split(reduced: Sequence[np.ndarray], reach: float) -> tuple[list[int], list[int]]:
-    """Slots in two halves of about as many ways, each slot weighing as in the saddle point of the count of all."""
+    """Divides the slots into two halves with about as many combinations, each slot weighing as in the count of all."""
     shares = [row[row <= reach] / (reach or 1.0) for row in reduced]
 
     def weights(tilt: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""The front: which of a set of measured networks are worth having, and how much of the plane they dominate."""
+"""Computes which of some measured networks are worth having (the front), and how much of the plane they dominate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Point:
-    """A network with its predicted milliseconds and its accuracy (a fraction)."""
+    """Is a network on the plane of predicted milliseconds and accuracy (a fraction)."""
 
     id: str
     ms: float
@@ -16,7 +16,7 @@ class Point:
 
 
 def front(points: Iterable[Point]) -> list[Point]:
-    """Those that no other one equals or beats in both ms and accuracy, by ascending ms; of equal ones, the first id."""
+    """Returns the points that no other equals or beats in both ms and accuracy, by rising ms; of equals one."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda p: (p.ms, -p.accuracy, p.id)):
         assert point.ms == point.ms and point.accuracy == point.accuracy, f"{point.id}: not a number"
@@ -26,7 +26,7 @@ def front(points: Iterable[Point]) -> list[Point]:
 
 
 def hypervolume(points: Iterable[Point], reference_ms: float, reference_accuracy: float) -> float:
-    """Area dominated by the points and bounded by the reference (a slow, inaccurate network), in ms times accuracy."""
+    """Returns the area that the points dominate, in ms times accuracy, up to a slow, inaccurate reference network."""
     area, end = 0.0, reference_ms
     for point in reversed(front(points)):
         if point.ms < reference_ms and point.accuracy > reference_accuracy:

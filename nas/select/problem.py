@@ -1,4 +1,4 @@
-"""What a selector is given: the choices that are left, their additive costs, and a judge that it may ask.
+"""Defines what a selector is given: the choices that are left, their additive costs, and a judge that it may ask.
 
 Architectures are handled as lists of indices into ``Problem.allowed``; no network is ever seen here. Costs are added
 with ``math.fsum``: correctly rounded, so a sum does not depend on the order and grows with each of its parts.
@@ -35,7 +35,7 @@ def anything(arch: Arch) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """One additive cost, such as milliseconds on a target: ``per_op[slot][op]`` and ``fixed`` for stem and head."""
+    """Is one additive cost, such as milliseconds on a target: ``per_op[slot][op]`` and ``fixed`` for stem and head."""
 
     name: str
     unit: str
@@ -51,7 +51,7 @@ class Cost:
 
     @property
     def smallest(self) -> float:
-        """Exact: ``fsum`` is monotone, so no network's sum is below that of the per-slot minima."""
+        """Returns the smallest cost of any network: ``fsum`` is monotone, so no sum is below that of the minima."""
         return math.fsum((self.fixed, *(float(row.min()) for row in self.per_op)))
 
     @property
@@ -61,7 +61,7 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """The operators that pruning left in each slot, and what they cost; the first cost is the budgeted ms.
+    """Holds the operators that pruning left in each slot, and what they cost; the first cost is the budgeted ms.
 
     ``admits`` says of a whole network what no sum can say, such as whether its maps fit into the target's memory. It is
     expensive and remembers its answers; what it refuses is never judged. ``drawn`` are, per slot, the indices that
@@ -81,10 +81,9 @@ class Problem:
 
     @cached_property
     def branches(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """Per slot, the indices of its ops (of those ``drawn``) by branch: equal but for ``hidden``, widths ascending.
-        """
+        """Returns per slot the indices of its (``drawn``) operators grouped by branch, hidden widths ascending."""
         drawn = self.drawn or tuple(frozenset(range(len(ops))) for ops in self.allowed)
-        return tuple(_branches(ops, own) for ops, own in zip(self.allowed, drawn, strict=True))
+        return tuple(_branches(ops, indices) for ops, indices in zip(self.allowed, drawn, strict=True))
 
     @cached_property
     def _positions(self) -> tuple[dict[Op, int], ...]:
@@ -98,7 +97,7 @@ class Problem:
         return self.admits(self.arch(indices))
 
     def indices(self, arch: Arch) -> list[int]:
-        """Raises KeyError for an operator that its slot does not admit (any more)."""
+        """Returns a network as indices. Raises KeyError for an operator that its slot does not have."""
         return [known[op] for known, op in zip(self._positions, arch.ops, strict=True)]
 
     def named(self, name: str) -> Cost:
@@ -121,7 +120,7 @@ Selector = Callable[[Problem, Sequence[Limits], ScoresFor, Judge, int, random.Ra
 
 
 def budgets(problem: Problem, n: int = 6, ends: tuple[float, float] | None = None) -> list[float]:
-    """``n`` budgets from the smallest to the largest reachable ms, in equal geometric steps (one if they are equal).
+    """Returns ``n`` budgets from the smallest to the largest reachable ms in geometric steps (one if they are equal).
 
     ``ends`` are these two where not every network is admitted.
     """
@@ -134,7 +133,7 @@ def budgets(problem: Problem, n: int = 6, ends: tuple[float, float] | None = Non
 
 
 def random_within(problem: Problem, limits: Limits, rng: random.Random, tries: int = 4000) -> list[int] | None:
-    """A random network between 90 % and 100 % of the first limit, within all; None if the walk does not get there.
+    """Draws a network of 90 % to 100 % of the first limit that is within all; None if the walk does not get there.
 
     One that the problem does not admit is skipped for another, a few times. Starts anywhere (branch uniform, then
     width) and redraws slots, keeping what comes no further from the limits.
@@ -160,7 +159,7 @@ def _walk(problem: Problem, limits: Limits, rng: random.Random, tries: int) -> l
 
 
 def _distance(indices: Sequence[int], bounds: Sequence[tuple[Cost, float, float]]) -> float:
-    """How far outside its bounds a network lies, relative to them; 0 means within all."""
+    """Returns how far outside its bounds a network lies, relative to them; 0 means within all."""
     total = 0.0
     for cost, limit, share in bounds:
         value = cost.of(indices)
@@ -179,7 +178,7 @@ def _branches(ops: Sequence[Op], drawn: Collection[int]) -> tuple[tuple[int, ...
 
 
 class Ledger:
-    """Every network judged so far and how many evaluations are left; none is judged twice."""
+    """Keeps every network judged so far and how many evaluations are left; it judges none twice."""
 
     def __init__(self, problem: Problem, judge: Judge, evaluations: int) -> None:
         self.problem, self.left = problem, evaluations
@@ -190,7 +189,7 @@ class Ledger:
         return tuple(indices) in self.losses
 
     def judge(self, candidates: Sequence[Sequence[int]]) -> int:
-        """Judges the new ones in order, as far as evaluations are left; says how many. NaN counts as infinite.
+        """Judges the new candidates in order, as far as evaluations are left; returns how many. NaN counts as infinite.
 
         What the problem does not admit is left out.
         """
@@ -204,12 +203,12 @@ class Ledger:
         return len(new)
 
     def finite(self) -> tuple[list[Arch], list[float]]:
-        """What a fit may use."""
+        """Returns the judged networks of finite loss and their losses, which a fit may use."""
         kept = {key: loss for key, loss in self.losses.items() if math.isfinite(loss)}
         return [self.problem.arch(key) for key in kept], list(kept.values())
 
     def ranked(self, limits: Limits) -> list[Arch]:
-        """All within the limits, whatever they were judged for: lowest loss first, then the cheaper."""
+        """Returns all judged networks within the limits, whatever they were judged for: lowest loss first."""
         within = [key for key in self.losses if self.problem.fits(key, limits)]
         within.sort(key=lambda key: (self.losses[key], self.problem.costs[0].of(key), key))
         return [self.problem.arch(key) for key in within]

@@ -1,4 +1,4 @@
-"""Random best-of-N: the control that every selector has to beat (Li and Talwalkar, arXiv 1902.07638)."""
+"""Selects the best of N random networks, which every selector has to beat (Li and Talwalkar, arXiv 1902.07638)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FRUITLESS = 20  # rounds over all budgets without a new network, after which the
 
 def select_random(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge,
                   evaluations: int, rng: random.Random) -> list[list[Arch]]:
-    """Per budget, the networks judged that lie within it, lowest loss first; ``evaluations`` are judged in all.
+    """Returns per budget the judged networks within it, lowest loss first; judges ``evaluations`` networks in all.
 
     As many are drawn for every budget, at 90 to 100 % of it; where none is found, the fastest stands for it. Scores are
     not asked for. Raises UserError for a budget that cannot be met, before anything is judged.
@@ -24,6 +24,6 @@ def select_random(problem: Problem, limits_list: Sequence[Limits], scores_for: S
     ledger, fruitless = Ledger(problem, judge, evaluations), 0
     while ledger.left and fruitless < FRUITLESS:
         drawn = [random_within(problem, limits, rng) for limits in limits_list]
-        found = [pick for one, other in zip(drawn, least, strict=True) for pick in ([one] if one else other)]
-        fruitless = 0 if ledger.judge(found) else fruitless + 1
+        candidates = [pick for near, fast in zip(drawn, least, strict=True) for pick in ([near] if near else fast)]
+        fruitless = 0 if ledger.judge(candidates) else fruitless + 1
     return [ledger.ranked(limits) for limits in limits_list]

@@ -1,7 +1,7 @@
-"""Additive scores beside each other, and which of them ranks networks best that it has not seen.
+"""Compares additive scores by how well they rank networks that they have not seen.
 
-The gates' log-probabilities; one-swap loss changes (LANA: Molchanov et al., ECCV 2022, arXiv 2107.10624, section 3);
-and fits on what was judged, with or without either of these as their prior.
+They are the gates' log-probabilities; one-swap loss changes (LANA: Molchanov et al., ECCV 2022, arXiv 2107.10624,
+section 3); and fits on what was judged, with or without either of these as their prior.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Fit = Callable[[Sequence[Arch], Sequence[float]], Scores]
 
 
 def candidates(problem: Problem, priors: Mapping[str, Scores]) -> dict[str, Fit]:
-    """By name, from judged networks to scores: each prior as it is, a fit on it, and a fit on nothing."""
+    """Returns ways to score networks from judged ones, by name: each prior, a fit on each, and a fit without prior."""
     fits = {FIT: _fitted(problem, None)}
     for name, prior in priors.items():
         if any(np.ptp(row) > 0 for row in prior):
@@ -39,7 +39,7 @@ def _fitted(problem: Problem, prior: Scores | None) -> Fit:
 
 
 def held_out(problem: Problem, fit: Fit, archs: Sequence[Arch], losses: Sequence[float]) -> np.ndarray:
-    """The score of each network by scores that were made without it, in ``FOLDS`` parts.
+    """Returns the score of each network by scores that were made without it, in ``FOLDS`` parts.
 
     Each part's scores are moved to the mean of the negative losses of the others, so that parts can be compared.
     """
@@ -56,7 +56,7 @@ def held_out(problem: Problem, fit: Fit, archs: Sequence[Arch], losses: Sequence
 
 def agreements(problem: Problem, fits: Mapping[str, Fit], archs: Sequence[Arch], losses: Sequence[float],
                measured: Sequence[float] | None = None) -> dict[str, float]:
-    """Kendall's tau of each candidate's held-out scores with ``measured``: the negative losses unless given.
+    """Returns Kendall's tau of each candidate's held-out scores with ``measured``: the negative losses unless given.
 
     Empty with fewer than ``FEWEST`` networks; 0 where either is constant.
     """
@@ -68,26 +68,27 @@ def agreements(problem: Problem, fits: Mapping[str, Fit], archs: Sequence[Arch],
 
 def best(problem: Problem, fits: Mapping[str, Fit], archs: Sequence[Arch], losses: Sequence[float],
          otherwise: str) -> str:
-    """The candidate that ranks held-out networks best; ``otherwise`` where too few are known to say."""
-    found = agreements(problem, fits, archs, losses)
-    return max(found, key=lambda name: found[name]) if found else otherwise
+    """Returns the candidate that ranks held-out networks best; ``otherwise`` where too few are known to say."""
+    taus = agreements(problem, fits, archs, losses)
+    return max(taus, key=lambda name: taus[name]) if taus else otherwise
 
 
 def swaps(problem: Problem, base: Sequence[int]) -> list[list[int]]:
-    """One-swap neighbours of a network: in each slot every other branch, and the own, at its two extreme widths."""
-    found: dict[tuple[int, ...], None] = {}
+    """Returns the one-swap neighbours of a network: in each slot all branches at their two extreme widths."""
+    neighbours: dict[tuple[int, ...], None] = {}
     for slot, groups in enumerate(problem.branches):
         for group in groups:
             for index in dict.fromkeys((group[0], group[-1])):
-                found[(*base[:slot], index, *base[slot + 1:])] = None
-    found.pop(tuple(base), None)
-    return [list(pick) for pick in found]
+                neighbours[(*base[:slot], index, *base[slot + 1:])] = None
+    neighbours.pop(tuple(base), None)
+    return [list(pick) for pick in neighbours]
 
 
 def swap_scores(problem: Problem, base: Sequence[int], losses: Mapping[tuple[int, ...], float]) -> Scores:
-    """Negative loss changes of the swaps that were judged; widths between two are interpolated over their logarithm.
+    """Scores each choice by how much the loss fell when it alone was swapped in, as far as that was judged.
 
-    A branch that was not judged has the mean of its slot.
+    Widths between two judged ones are interpolated over their logarithm; a branch that was not judged has the mean of
+    its slot.
     """
     here = losses[tuple(base)]
     rows = []

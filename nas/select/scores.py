@@ -1,4 +1,4 @@
-"""Additive scores fitted to judged networks: ridge regression of the loss on branches and hidden widths.
+"""Fits additive scores to judged networks: ridge regression of the loss on branches and hidden widths.
 
 In the project's second gates trial such a fit ranked unseen networks with Spearman 0.78 (judged on 500 images: 0.89,
 the gates' own scores: 0.2 to 0.5), and an additive score is what the knapsack can maximise.
@@ -21,7 +21,7 @@ _STRENGTHS = np.logspace(-3, 2, 16)  # ridge strengths tried, in units of the ke
 
 def ridge(problem: Problem, archs: Sequence[Arch], losses: Sequence[float], *, alpha: float | None = None,
           prior: Scores | None = None) -> Scores:
-    """Scores whose sum falls as the predicted loss rises, in units of the loss.
+    """Returns scores whose sum falls as the predicted loss rises, in units of the loss.
 
     Features per slot: its branch, and per family the width on a log scale, linear and squared; and the same knobs
     summed over all slots, so that a few networks already say what a knob is worth everywhere. ``prior`` is rescaled to
@@ -40,19 +40,19 @@ def ridge(problem: Problem, archs: Sequence[Arch], losses: Sequence[float], *, a
 
 
 def totals(rows: Sequence[np.ndarray], picks: Sequence[Sequence[int]]) -> np.ndarray:
-    """Sum of each network's rows (scores: one number a network; features: one vector)."""
+    """Returns the sum of each network's rows (scores: one number a network; features: one vector)."""
     return np.array([sum(row[i] for row, i in zip(rows, pick, strict=True)) for pick in picks])
 
 
 def rank_agreement(scores: Scores, problem: Problem, archs: Sequence[Arch], losses: Sequence[float]) -> float:
-    """Kendall's tau of the score with the negative loss; 0 where either is constant."""
+    """Returns Kendall's tau of the score with the negative loss; 0 where either is constant."""
     score = totals(scores, [problem.indices(arch) for arch in archs])
     tau = float(kendalltau(score, -np.asarray(losses, float)).statistic)
     return tau if np.isfinite(tau) else 0.0
 
 
 def _rescaled(prior: Scores, picks: Sequence[Sequence[int]], losses: Sequence[float]) -> Scores:
-    """The prior in units of the loss: least squares, and nothing where it points the wrong way."""
+    """Returns the prior in units of the loss by least squares, and zeros where it points the wrong way."""
     score, loss = totals(prior, picks), np.asarray(losses, float)
     spread = float(np.var(score))
     slope = -float(np.mean((score - score.mean()) * (loss - loss.mean()))) / spread if spread > 1e-18 else 0.0
@@ -60,17 +60,18 @@ def _rescaled(prior: Scores, picks: Sequence[Sequence[int]], losses: Sequence[fl
 
 
 def _features(problem: Problem) -> tuple[np.ndarray, ...]:
-    """``[slot][op, feature]``: each slot's own block (zeros in the other slots), then the block shared by all.
+    """Returns ``[slot][op, feature]``: each slot's own block (zeros in the other slots), then the block shared by all.
 
     Centred, and scaled by factor (branch or width) rather than by column, so that each slot's branch and each slot's
     width may explain as much, however many branches there are; the shared block has ``_SHARED`` times their variance.
     """
-    own = [[_own(op, width) for op, width in zip(ops, _widths(ops), strict=True)] for ops in problem.allowed]
-    shared = [[_shared(op, width) for op, width in zip(ops, _widths(ops), strict=True)] for ops in problem.allowed]
+    widths = [list(zip(ops, _widths(ops), strict=True)) for ops in problem.allowed]
+    per_slot = [[_slot_features(op, width) for op, width in slot] for slot in widths]
+    shared = [[_shared_features(op, width) for op, width in slot] for slot in widths]
     common = _columns([row for rows in shared for row in rows])
     weights = [_weights(groups) for groups in problem.branches]
     blocks = [_scaled([_table(rows, _columns(rows))], [w], _columns(rows))[0]
-              for rows, w in zip(own, weights, strict=True)]
+              for rows, w in zip(per_slot, weights, strict=True)]
     last = _scaled([_table(rows, common) for rows in shared], weights, common)
     ends = np.cumsum([0, *(block.shape[1] for block in blocks)])
     result = []
@@ -81,17 +82,17 @@ def _features(problem: Problem) -> tuple[np.ndarray, ...]:
     return tuple(result)
 
 
-def _own(op: Op, width: float) -> dict[str, float]:
+def _slot_features(op: Op, width: float) -> dict[str, float]:
     return {str(op.without("hidden")): 1.0, f"{op.name} width": width, f"{op.name} width^2": width * width}
 
 
-def _shared(op: Op, width: float) -> dict[str, float]:
+def _shared_features(op: Op, width: float) -> dict[str, float]:
     knobs = {f"{op.name} {knob}={value}": 1.0 for knob, value in op.without("hidden").knobs}
     return {op.name: 1.0, f"{op.name} width": width, f"{op.name} width^2": width * width, **knobs}
 
 
 def _widths(ops: Sequence[Op]) -> np.ndarray:
-    """Hidden widths of a slot on a log scale from -1 to 1; 0 for an op that has none."""
+    """Returns the hidden widths of a slot on a log scale from -1 to 1; 0 for an operator that has none."""
     hidden = [value if isinstance(value := op.get("hidden"), int) else 0 for op in ops]
     logs = np.log([h for h in hidden if h > 0] or [1])
     middle, half = (logs.max() + logs.min()) / 2, (logs.max() - logs.min()) / 2 or 1.0
@@ -107,7 +108,7 @@ def _table(rows: Sequence[dict[str, float]], columns: Sequence[str]) -> np.ndarr
 
 
 def _weights(groups: Sequence[Sequence[int]]) -> np.ndarray:
-    """Each branch weighs the same, however many widths it has, as where networks are sampled."""
+    """Weighs each branch the same, however many widths it has, as where networks are sampled."""
     weights = np.zeros(sum(map(len, groups)))
     for group in groups:
         weights[list(group)] = 1 / (len(groups) * len(group))
@@ -115,7 +116,7 @@ def _weights(groups: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _scaled(tables: Sequence[np.ndarray], weights: Sequence[np.ndarray], columns: Sequence[str]) -> list[np.ndarray]:
-    """Centred slot by slot; columns of branches, and those of widths, sum to a variance of 1 over random networks."""
+    """Centres each slot's table; columns of branches, and those of widths, get a variance of 1 over random networks."""
     centred = [table - w @ table for table, w in zip(tables, weights, strict=True)]
     variance = np.sum([w @ table**2 for table, w in zip(centred, weights, strict=True)], axis=0)
     is_width = np.array(["width" in column for column in columns])
@@ -124,7 +125,7 @@ def _scaled(tables: Sequence[np.ndarray], weights: Sequence[np.ndarray], columns
 
 
 def ridge_weights(x: np.ndarray, y: np.ndarray, alpha: float | None = None) -> np.ndarray:
-    """[features]: ridge weights of y [n] on x [n, features], in the dual form (few networks, many features).
+    """Returns the ridge weights [features] of y [n] on x [n, features], in the dual form (few networks, many features).
 
     The constant is left out, it ranks nothing. ``alpha`` as in ``ridge``.
     """
@@ -142,7 +143,9 @@ def ridge_weights(x: np.ndarray, y: np.ndarray, alpha: float | None = None) -> n
 
 
 def _left_out_error(values: np.ndarray, vectors: np.ndarray, y: np.ndarray, strength: float) -> float:
-    """Leave-one-out error of kernel ridge in closed form: ``y - f(x)`` over ``1 - leverage``, the mean included."""
+    """Returns the leave-one-out error of kernel ridge in closed form: ``y - f(x)`` over ``1 - leverage``, with the
+    mean.
+    """
     shrink = values / (values + strength)
     leverage = (vectors**2) @ shrink + 1 / len(y)
     rest = y - vectors @ (shrink * (vectors.T @ y))

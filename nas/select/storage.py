@@ -1,4 +1,4 @@
-"""Evaluations shared by processes through an Optuna storage: SQLite, PostgreSQL or MySQL by URL, or ``journal:FILE``.
+"""Shares evaluations between processes by an Optuna storage: SQLite, PostgreSQL, MySQL by URL, or ``journal:FILE``.
 
 One trial is one evaluation of one network: waiting, running, complete (its value is the loss) or failed. Whoever takes
 a trial from waiting to running evaluates it; the storage lets only one do so. A network whose trial failed, as that of
@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.arch import Arch
 from nas.errors import UserError
-from nas.select.evaluation import Evaluation, gone
+from nas.select.evaluation import Evaluation, has_ended
 
 HEARTBEAT_S, GRACE_S = 15, 60  # of a worker that evaluates; after so long without one it is taken for gone
 POLL_S = 0.1
@@ -36,7 +36,7 @@ _ID, _ARCH, _WORKER, _ERROR, _FIGURES = "id", "arch", "worker", "error", "figure
 
 
 class Board:
-    """The evaluations of one supernet in one storage; ``name`` says which supernet, and how it is judged."""
+    """Posts, hands out and collects the evaluations of one supernet; ``name`` says which, and how it is judged."""
 
     def __init__(self, url: str, name: str) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
@@ -47,7 +47,7 @@ class Board:
         self._id = self._storage.get_study_id_from_name(name)
 
     def results(self) -> dict[str, Evaluation]:
-        """By id of the network; what was complete first, where there are two."""
+        """Returns the complete evaluations by id of the network; of two for one network the first."""
         done: dict[str, Evaluation] = {}
         for trial in self._trials(TrialState.COMPLETE):
             [loss] = trial.values or [math.inf]
@@ -55,12 +55,15 @@ class Board:
         return done
 
     def archs(self) -> dict[str, Arch]:
-        """Of all that is complete, by id."""
+        """Returns all networks whose evaluation is complete, by id."""
         return {trial.user_attrs[_ID]: Arch.from_json(json.loads(trial.user_attrs[_ARCH]))
                 for trial in self._trials(TrialState.COMPLETE)}
 
     def post(self, archs: Sequence[Arch]) -> None:
-        """Those that are neither complete nor waiting nor running. Raises UserError for one that failed too often."""
+        """Posts the networks that are neither complete nor waiting nor running.
+
+        Raises UserError for one whose evaluation failed too often.
+        """
         trials = self._trials()
         live = {trial.user_attrs[_ID] for trial in trials if trial.state != TrialState.FAIL}
         for arch in archs:
@@ -74,9 +77,9 @@ class Board:
                 self._storage.create_new_trial(self._id, create_trial(state=TrialState.WAITING, user_attrs=attrs))
 
     def release(self, worker: str | None = None) -> None:
-        """Gives up what a worker that is gone was at; without a name, what no heartbeat came from for long.
+        """Gives up the evaluations of a worker that has ended; without a name, those long without a heartbeat.
 
-        A journal has no heartbeats: there, what processes of this machine were at that are no more.
+        A journal has no heartbeats: there, those of processes of this machine that have ended.
         """
         if worker is None and isinstance(self._storage, RDBStorage):
             fail_stale_trials(self._study)
@@ -96,7 +99,7 @@ class Board:
         with self._beating(number), contextlib.suppress(UpdateFinishedTrialError):  # that is: taken for gone
             self._storage.set_trial_user_attr(number, _WORKER, worker)
             try:
-                found = evaluate(Arch.from_json(json.loads(trial.user_attrs[_ARCH])))
+                evaluation = evaluate(Arch.from_json(json.loads(trial.user_attrs[_ARCH])))
             except BaseException as error:
                 if isinstance(error, Exception):
                     self._storage.set_trial_user_attr(number, _ERROR, f"{type(error).__name__}: {error}"[:500])
@@ -104,8 +107,8 @@ class Board:
                 if not isinstance(error, Exception):
                     raise
                 return True
-            self._storage.set_trial_user_attr(number, _FIGURES, found.figures)
-            loss = found.loss if math.isfinite(found.loss) else math.inf
+            self._storage.set_trial_user_attr(number, _FIGURES, evaluation.figures)
+            loss = evaluation.loss if math.isfinite(evaluation.loss) else math.inf
             self._storage.set_trial_state_values(number, TrialState.COMPLETE, [loss])
         return True
 
@@ -113,22 +116,22 @@ class Board:
         """Posts the networks and yields them in order as they are complete; ``watch`` is called while waiting."""
         self.post(archs)
         for arch in archs:
-            while (found := self.results().get(arch.id)) is None:
+            while (evaluation := self.results().get(arch.id)) is None:
                 watch()
                 self.release()
                 self.post([arch])
                 time.sleep(POLL_S)
-            yield arch, found
+            yield arch, evaluation
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        found = self._storage.get_all_trials(self._id, deepcopy=False, states=states or None)
-        ended = [trial for trial in found if trial.state == TrialState.COMPLETE]
+        trials = self._storage.get_all_trials(self._id, deepcopy=False, states=states or None)
+        ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         ended.sort(key=lambda trial: (trial.datetime_complete is None, trial.datetime_complete, trial.number))
-        return [*(trial for trial in found if trial.state != TrialState.COMPLETE), *ended]
+        return [*(trial for trial in trials if trial.state != TrialState.COMPLETE), *ended]
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Where the database cannot, a lock beside its file lets one process at a time take a trial."""
+        """Lets one process at a time take a trial, by a lock beside the file of a database that cannot do so itself."""
         if self._lock is None:
             yield
             return
@@ -144,7 +147,7 @@ class Board:
 
     @contextlib.contextmanager
     def _beating(self, number: int) -> Iterator[None]:
-        """A sign of life in the storage now and then; a journal has none."""
+        """Gives a sign of life in the storage now and then while it lasts; a journal has none."""
         storage, stop = self._storage, threading.Event()
         if not isinstance(storage, RDBStorage):
             yield
@@ -165,14 +168,14 @@ class Board:
 
 
 def _gone(trial: FrozenTrial) -> bool:
-    """Whether who took it is known to have ended, or did not come to write its name."""
+    """Says whether the worker that took a trial is known to have ended, or ended before it could write its name."""
     if (worker := trial.user_attrs.get(_WORKER)) is not None:
-        return gone(str(worker))
+        return has_ended(str(worker))
     return trial.datetime_start is not None and (datetime.now() - trial.datetime_start).total_seconds() > GRACE_S
 
 
 def _opened(url: str) -> BaseStorage:
-    """Raises UserError for a URL that no storage answers to."""
+    """Opens a storage by its URL. Raises UserError for one that no storage answers to."""
     if url in ("sqlite://", "sqlite:///:memory:"):
         raise UserError(f"--storage {url}: is in the memory of one process; write sqlite:///FILE")
     warnings.filterwarnings("ignore", category=ExperimentalWarning, module="optuna|nas.select.storage")  # heartbeats

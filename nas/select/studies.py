@@ -1,4 +1,4 @@
-"""Optuna's studies without what they print."""
+"""Runs Optuna's studies without what they print."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ VIOLATIONS = "violations"  # of a trial: one number a constraint, above 0 where 
 
 
 def violations(trial: FrozenTrial) -> Sequence[float]:
-    """A sampler's ``constraints_func``."""
+    """Returns a trial's violations, as a sampler's ``constraints_func``."""
     return trial.user_attrs[VIOLATIONS]
 
 
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """Without warnings, as of ``constraints_func``: experimental in Optuna 4, its successor exists from 5 only."""
+    """Silences warnings, as of ``constraints_func``: experimental in Optuna 4, its successor exists from 5 only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -28,7 +28,7 @@ def unwarned() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Optuna's log of every trial off, for as long as this lasts."""
+    """Silences Optuna's log of every trial, for as long as this lasts."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(logging.WARNING)
     try:

@@ -12,7 +12,7 @@ from nas.errors import UserError
 from nas.select import meet_in_the_middle
 from nas.select.ilp import solve
 from nas.select.knapsack import Knapsack
-from nas.select.meet_in_the_middle import Additive, _Join, least
+from nas.select.meet_in_the_middle import Additive, _Join, optimum
 from nas.select.problem import Cost
 
 
@@ -46,7 +46,7 @@ def problems(draw: st.DrawFn) -> Additive:
 @settings(max_examples=80, deadline=None)
 @given(problems())
 def test_equals_exhaustive_search(problem: Additive) -> None:
-    found, possible = least(problem), within(problem)
+    found, possible = optimum(problem), within(problem)
     assert (found is None) == (not possible)
     if found is not None:
         assert regret(problem, found) == pytest.approx(min(regret(problem, pick) for pick in possible), abs=1e-9)
@@ -56,10 +56,10 @@ def test_equals_exhaustive_search(problem: Additive) -> None:
 def test_by_hand() -> None:
     regrets = [np.array([0.0, 2.0]), np.array([0.0, 1.0])]
     use = [[np.array([3.0, 0.0]), np.array([3.0, 0.0])], [np.array([0.0, 5.0]), np.array([0.0, 0.0])]]
-    assert least(Additive(regrets, use, np.array([3.0, 9.0]))) == [0, 1]
-    assert least(Additive(regrets, use, np.array([6.0, 9.0]))) == [0, 0]
-    assert least(Additive(regrets, use, np.array([2.0, 9.0]))) == [1, 1]
-    assert least(Additive(regrets, use, np.array([2.0, 4.0]))) is None
+    assert optimum(Additive(regrets, use, np.array([3.0, 9.0]))) == [0, 1]
+    assert optimum(Additive(regrets, use, np.array([6.0, 9.0]))) == [0, 0]
+    assert optimum(Additive(regrets, use, np.array([2.0, 9.0]))) == [1, 1]
+    assert optimum(Additive(regrets, use, np.array([2.0, 4.0]))) is None
 
 
 @settings(max_examples=80, deadline=None)
@@ -69,7 +69,7 @@ def test_many_rounds_in_small_chunks_equal_exhaustive_search(problem: Additive) 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"_FIRST": 2, "_GROWTH": 3, "_CHUNK": 7}.items():
             patch.setattr(meet_in_the_middle, name, value)
-        found, possible = least(problem), within(problem)
+        found, possible = optimum(problem), within(problem)
     assert (found is None) == (not possible)
     if found is not None:
         assert regret(problem, found) == pytest.approx(min(regret(problem, pick) for pick in possible), abs=1e-9)
@@ -87,7 +87,7 @@ def test_no_way_within_reach_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = [[rng.integers(0, 10, n).astype(float) for n in sizes] for _ in range(3)]
         room = np.array([sum(row.min() for row in use) + sum(np.ptp(row) for row in use) / 2 for use in rows[1:]])
         problem = Additive([row - row.min() for row in rows[0]], rows[1:], room)
-        found, possible = least(problem), within(problem)
+        found, possible = optimum(problem), within(problem)
         assert (found is None) == (not possible)
         if found is not None:
             solved += 1
@@ -103,16 +103,16 @@ def test_what_uses_all_room_is_within_in_whatever_order_it_is_summed(uses: tuple
     none = [np.zeros(2) for _ in uses]
     every = [0] * len(uses)
     for room in (sum(sorted(uses)), sum(sorted(uses, reverse=True))):
-        assert least(Additive(regrets, [use, none], np.array([room, 0.0]))) == every
-        assert sum(least(Additive(regrets, [use, none], np.array([room - 1e-6, 0.0]))) or every) == 1
+        assert optimum(Additive(regrets, [use, none], np.array([room, 0.0]))) == every
+        assert sum(optimum(Additive(regrets, [use, none], np.array([room - 1e-6, 0.0]))) or every) == 1
         lone = Additive([row[:1] for row in regrets], [[row[:1] for row in use]] * 2, np.array([room, room]))
-        assert least(lone) == every
+        assert optimum(lone) == every
 
 
 def test_no_way_through_half_of_the_slots() -> None:
     """Each slot has a choice within the limits and each limit is met, but never both in the second slot."""
     use = [[np.zeros(2), np.array([0.0, 2.0])], [np.zeros(2), np.array([2.0, 0.0])]]
-    assert least(Additive([np.array([0.0, 1.0])] * 2, use, np.array([1.5, 1.5]))) is None
+    assert optimum(Additive([np.array([0.0, 1.0])] * 2, use, np.array([1.5, 1.5]))) is None
 
 
 def test_more_equal_scores_than_can_be_listed_are_left_to_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_more_equal_scores_than_can_be_listed_are_left_to_the_tree(monkeypatch: 
     scores = tuple(np.zeros(3) for _ in range(8))
     costs = [Cost(name, "ms", 0.0, tuple(np.array(row) for _ in range(8)))
              for name, row in (("a", [1.0, 2.0, 3.0]), ("b", [3.0, 2.0, 1.0]))]
-    assert least(Additive(scores, [cost.per_op for cost in costs], np.array([16.0, 16.0]))) is None
+    assert optimum(Additive(scores, [cost.per_op for cost in costs], np.array([16.0, 16.0]))) is None
     pick = Knapsack(scores, costs, {"a": 16.0, "b": 16.0}).best([], [])
     assert pick is not None and [cost.of(pick) for cost in costs] == [16.0, 16.0]
 
@@ -142,9 +142,9 @@ def test_a_limit_that_no_network_keeps_ends_after_so_many_pairs(monkeypatch: pyt
     """Sums of even numbers, between 7 and 7: the relaxation knows nothing against it."""
     even = [np.array([0.0, 2.0, 4.0])] * 4
     problem = Additive([np.array([0.0, 0.3, 0.1])] * 4, [even, [-row for row in even]], np.array([7.0, -7.0]))
-    assert least(problem) is None
+    assert optimum(problem) is None
     monkeypatch.setattr(meet_in_the_middle, "_PAIRS", 0)
-    assert least(problem) is None and least(Additive(problem.regret, [even] * 2, np.array([7.0, 7.0]))) is None
+    assert optimum(problem) is None and optimum(Additive(problem.regret, [even] * 2, np.array([7.0, 7.0]))) is None
 
 
 def four_limits(seed: int) -> tuple[tuple[np.ndarray, ...], list[Cost], dict[str, float]]:
@@ -159,7 +159,7 @@ def test_where_too_much_is_in_reach_the_tree_finds_the_same(seed: int, monkeypat
     scores, costs, limits = four_limits(seed)
     answers = solve(scores, costs, limits, k=3, overlap=0.5)
     monkeypatch.setattr(meet_in_the_middle, "MOST", 0)
-    assert least(Additive([row.max() - row for row in scores], [cost.per_op for cost in costs],
+    assert optimum(Additive([row.max() - row for row in scores], [cost.per_op for cost in costs],
                           np.array([limits[cost.name] - 0.1 for cost in costs]))) is None
     assert solve(scores, costs, limits, k=3, overlap=0.5) == answers
 

@@ -23,7 +23,7 @@ from nas import sampling
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.plan import Layout
-from nas.select.evaluation import Evaluation, label
+from nas.select.evaluation import Evaluation, worker_name
 from nas.select.storage import TRIES, Board
 
 WORKERS = 4
@@ -139,10 +139,10 @@ def test_a_journal_gives_up_what_a_process_that_is_no_more_was_at(tmp_path: Path
     board.post(archs)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for worker in (label(ended.pid), "another.machine:1"):  # killed in the middle: what they took is running still
+    for worker in (worker_name(ended.pid), "another.machine:1"):  # killed in the middle: what they took is running still
         trial = next(filter(board._taken, board._trials(TrialState.WAITING)))
         board._storage.set_trial_user_attr(trial._trial_id, "worker", worker)
-    assert not board.work(lambda arch: Evaluation(1.0, {}), label(os.getpid()))
+    assert not board.work(lambda arch: Evaluation(1.0, {}), worker_name(os.getpid()))
     again = Board(url, "one")
     again.release()
     again.post(archs)
