@@ -1,4 +1,4 @@
-"""Early exits: how networks with them are trained (``methods``), run (``net``), controlled (``policy``) and served."""
+"""Adds early exits to networks: training them (``methods``), running (``net``), controlling (``policy``), serving."""
 
 from nas.exits.runtime import Runtime
 

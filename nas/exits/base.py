@@ -1,4 +1,4 @@
-"""What a method of exit training is, and the registry that makes one by name."""
+"""Defines what a method of training exits is, and keeps the registry that makes one by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nas.files import nearest
 
 
 class Method(nn.Module):
-    """Base of the methods. ``net`` is what is trained and kept; further parameters are needed in training only."""
+    """Trains a network with exits by the loss of a subclass; parameters beside ``net`` are for training only."""
 
     frozen = False  # whether the backbone stays as it is, and only what hangs on it learns
     labels = True  # whether it needs to know what the images show
@@ -28,28 +28,28 @@ class Method(nn.Module):
 
     @property
     def exits(self) -> int:
-        """Number of predictions: exits and the head."""
+        """Returns the number of predictions: exits and the head."""
         return len(self.net.net.exits) + 1
 
     def backbone(self) -> list[nn.Module]:
-        """What was there before the exits: what runs up to each of them, the rest, and the head."""
+        """Returns the parts of the network without exits: what runs up to each exit, the rest, and the head."""
         stages = self.net.net.stages()
         return [*(trunk for trunk, _ in stages), stages[-1][1]]
 
     def phases(self) -> int:
-        """Parts of the training that follow each other, each an epoch at least."""
+        """Returns how many parts of the training follow each other, each an epoch at least."""
         return 1
 
     def cycle(self, progress: float) -> float:
-        """How far the learning rate is in its cycle at ``progress`` of the training."""
+        """Returns how far the learning rate is in its cycle at ``progress`` of the training, both from 0 to 1."""
         return progress
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Predictions [N, classes] of every exit, the head's last."""
+        """Returns the predictions [N, classes] of every exit, the head's last."""
         return self.net(x)
 
     def loss(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """Of a batch [N, C, S, S] with labels [N], at ``progress`` in [0, 1) of the training."""
+        """Returns the loss of a batch [N, C, S, S] with labels [N], at ``progress`` in [0, 1) of the training."""
         raise NotImplementedError
 
     def hard(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Method(nn.Module):
 
 
 class Frozen(Method):
-    """One under which the backbone stays as it is, in eval mode: its batch norms are not to move."""
+    """Leaves the backbone as it is, in eval mode, because its batch norms must not move; only the exits learn."""
 
     frozen = True
 
@@ -78,7 +78,7 @@ M = TypeVar("M", bound=type[Method])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator; a name that is taken is refused."""
+    """Registers a class of methods by name, as a decorator; refuses a name that is taken."""
 
     def add(cls: M) -> M:
         if name in _METHODS:
@@ -90,12 +90,12 @@ def register(name: str) -> Callable[[M], M]:
 
 
 def methods(frozen: bool = False) -> tuple[str, ...]:
-    """All, or those that leave the backbone as it is."""
+    """Returns the names of all methods, or of those that leave the backbone as it is."""
     return tuple(sorted(name for name, cls in _METHODS.items() if cls.frozen or not frozen))
 
 
 def settings(name: str) -> dict[str, Any]:
-    """Settings of a method and their defaults. Raises UserError for an unknown name."""
+    """Returns the settings of a method with their defaults. Raises UserError for an unknown name."""
     if name not in _METHODS:
         raise UserError(f"exits: unknown training {name!r}; {nearest(name, _METHODS)}")
     parameters = list(inspect.signature(_METHODS[name].__init__).parameters.values())[2:]
@@ -103,7 +103,10 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def method(name: str, net: Network, **values: Any) -> Method:
-    """A method around a network with exits. Raises UserError for what it does not know and values it refuses."""
+    """Makes the method called ``name`` around a network with exits.
+
+    Raises UserError for settings that it does not know and values that it refuses.
+    """
     known = settings(name)
     if unknown := sorted(values.keys() - known.keys()):
         raise UserError(f"exits: {name}: unknown setting {unknown[0]!r}; {nearest(unknown[0], known)}")

@@ -1,4 +1,4 @@
-"""What a graph computes of the shapes of its maps, written so that each piece of the graph can compute it by itself.
+"""Rewrites how a graph computes shapes of its maps, so that each piece of the graph can compute them by itself.
 
 Exporters that leave the batch open compute it once, from the input, for every reshape behind it. A piece of the graph
 has no input but a map, which has the same batch; all other sides are known.
@@ -18,43 +18,43 @@ Shape = tuple[int, ...]
 BATCH = "batch_of_the_input"
 
 
-def of_batch_alone(model: onnx.ModelProto, entry: str,
+def shapes_from_batch(model: onnx.ModelProto, entry: str,
                    shapes: Mapping[str, Shape]) -> tuple[onnx.ModelProto, frozenset[str]]:
-    """The same graph with shapes made of the batch of ``entry`` and of known sides; the values of these alone.
+    """Returns the graph with shapes made of the batch of ``entry`` and of known sides, and the names of these values.
 
     Shapes whose first side is not the batch stay as they are. ``shapes`` are those at batch 1.
     """
-    own = onnx.ModelProto()
-    own.CopyFrom(model)
-    del own.graph.node[:]
+    rewritten = onnx.ModelProto()
+    rewritten.CopyFrom(model)
+    del rewritten.graph.node[:]
     of_images, of_shapes = {entry}, set[str]()
-    own.graph.node.append(helper.make_node("Shape", [entry], [BATCH], name=BATCH, start=0, end=1))
+    rewritten.graph.node.append(helper.make_node("Shape", [entry], [BATCH], name=BATCH, start=0, end=1))
     for node in model.graph.node:
         read = set(filter(None, node.input))
         sides = shapes.get(node.input[0], ()) if node.op_type == "Shape" and read & of_images else ()
         if sides[:1] == (1,):
             of_shapes.update(node.output)
-            own.graph.node.append(_shape(own.graph, node, sides))
+            rewritten.graph.node.append(_shape(rewritten.graph, node, sides))
             continue
         if read & of_images:
             of_images.update(node.output)
         elif read & of_shapes:
             of_shapes.update(node.output)
-        own.graph.node.append(node)
+        rewritten.graph.node.append(node)
     if not of_shapes:
         return model, frozenset()
-    return own, frozenset({*of_shapes, BATCH} - {""})
+    return rewritten, frozenset({*of_shapes, BATCH} - {""})
 
 
 def read_from(node: NodeProto, start: str) -> NodeProto:
-    """The node of a piece that begins at the map ``start``."""
+    """Returns a node as it stands in a piece that begins at the map ``start``: the batch is read from that map."""
     if node.output[0] != BATCH:
         return node
     return helper.make_node("Shape", [start], [BATCH], name=BATCH, start=0, end=1)
 
 
 def _shape(graph: onnx.GraphProto, node: NodeProto, sides: Sequence[int]) -> NodeProto:
-    """In place of a Shape node: its known sides, behind the batch where that is among them."""
+    """Makes the node that replaces a Shape node: its known sides, behind the batch where that is among them."""
     how = attributes(node)
     which = list(range(len(sides)))[how.get("start", 0):how.get("end")]
     known = np.array([sides[at] for at in which if at > 0], np.int64)

@@ -1,4 +1,4 @@
-"""QuickNets: block after block, each on the images that the exits before it get wrong, with a say in when to stop."""
+"""Trains QuickNets: block after block, each on the images that the exits before it get wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nas.exits.net import Combine, Network
 
 
 class Commitment(Combine):
-    """An exit's logits times c in (0, 1), what its commitment layer thinks of them; the head's as they are.
+    """Multiplies an exit's logits by c in (0, 1), how sure its commitment layer is of them; not those of the head.
 
     c = sigmoid of two linear layers on the exit's log-probabilities. The class stays, and an exit that is not committed
     is not sure: it vetoes leaving whatever the confidence is made of logits.
@@ -30,19 +30,19 @@ class Commitment(Combine):
         return logits * torch.sigmoid(self.raw(index, logits)), None
 
     def raw(self, index: int, logits: Tensor) -> Tensor:
-        """[N, 1] before the sigmoid."""
+        """Returns c [N, 1] of an exit's logits before the sigmoid."""
         raw: Tensor = self.layers[index](F.log_softmax(logits, 1))
         return raw
 
     def kept(self, exits: Sequence[int]) -> Commitment:
-        own = Commitment(1, 1, 1)
-        own.layers = nn.ModuleList(self.layers[index] for index in exits)
-        return own.train(self.training)
+        fewer = Commitment(1, 1, 1)
+        fewer.layers = nn.ModuleList(self.layers[index] for index in exits)
+        return fewer.train(self.training)
 
 
 @register("cascade")
 class QuickNets(Method):
-    """One block and its exit at a time, blocks below frozen, on what no exit below has right (arXiv 2212.12866).
+    """Trains one block and its exit at a time, blocks below frozen, on what no exit below has right (arXiv 2212.12866).
 
     CE over the images of the batch that are left (all of them are seen: batch norms have their statistics as in use),
     and binary cross-entropy of the commitment layer, on all images, on whether its exit is right. The abstract is what

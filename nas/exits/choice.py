@@ -1,4 +1,4 @@
-"""Which of the exits that a network could have are kept: all subsets, on what its exits said of held-out images."""
+"""Chooses which exits a network keeps: tries all subsets on what its exits answered for held-out images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FINE = 1e-9
 
 @dataclass(frozen=True)
 class Pieces:
-    """Milliseconds of what runs between two exits, ``trunk`` [exits], and of their heads, ``heads`` [exits].
+    """Holds the milliseconds of what runs between two exits, ``trunk`` [exits], and of their heads, ``heads`` [exits].
 
     The network's own head is the last exit.
     """
@@ -34,19 +34,19 @@ class Pieces:
 
     @property
     def plain_ms(self) -> float:
-        """Of the network without its exits."""
+        """Returns the milliseconds of the network without its exits."""
         return float(self.trunk.sum() + self.heads[-1])
 
     def prefix_ms(self, kept: Sequence[int]) -> Array:
-        """[kept + 1] ms of leaving at each exit that is kept, those passed included, and of the head."""
+        """Returns [kept + 1] ms of leaving at each exit that is kept, those passed included, and of the head."""
         at = [*kept, len(self.heads) - 1]
         return np.asarray(np.cumsum(self.trunk)[at] + np.cumsum(self.heads[at]))
 
 
 def pieces(keys: Sequence[OpKey], price: Callable[[Iterable[OpKey]], list[float]], asked_ms: float = 0.0) -> Pieces:
-    """Of a plan with all its exits, by ``Costs.ms_many``, which raises UserError for unknown costs.
+    """Computes the ms of the pieces of a plan with all its exits, by ``Costs.ms_many``.
 
-    ``asked_ms`` is what it takes beyond its head to ask an exit whether it is sure.
+    ``asked_ms`` is what it takes beyond its head to ask an exit whether it is sure. Raises UserError for unknown costs.
     """
     trunk, heads = [0.0], list[float]()
     for key, ms in zip(keys, price(keys), strict=True):
@@ -59,8 +59,8 @@ def pieces(keys: Sequence[OpKey], price: Callable[[Iterable[OpKey]], list[float]
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the exits alone say of held-out images, ``logits`` [exits, n, classes], with their ``labels`` [n]."""
+class ExitLogits:
+    """Holds what each exit alone answers for held-out images, ``logits`` [exits, n, classes], and ``labels`` [n]."""
 
     logits: Array
     labels: Array
@@ -69,63 +69,62 @@ class Said:
     tempered: bool = True
 
     def predictions(self, kept: Sequence[int]) -> Array | None:
-        """[kept + 1, n, classes] of the network with these exits; None where it cannot do without the others."""
+        """Returns [kept + 1, n, classes] of the network with these exits; None where it needs the others, too."""
         combine = self.combine.kept(kept)
         if combine is None:
             return None
-        own = [torch.from_numpy(self.logits[index]) for index in (*kept, len(self.logits) - 1)]
+        logits = [torch.from_numpy(self.logits[index]) for index in (*kept, len(self.logits) - 1)]
         with torch.no_grad():
-            return torch.stack(combined(combine.eval(), own)).numpy()
+            return torch.stack(combined(combine.eval(), logits)).numpy()
 
     def sure(self, predictions: Array) -> tuple[Array, Array]:
-        """(confidence, right) [exits, n]."""
+        """Returns how sure each exit is and whether it is right, both [exits, n]."""
         divisors = policy.temperatures(predictions, self.labels) if self.tempered else None
         return confidences(self.kind, predictions, divisors), predictions.argmax(-1) == self.labels
 
     @property
     def accuracy(self) -> float:
-        """Of the network's own head, which has no say in the exits below."""
+        """Returns the accuracy of the network's own head, which has no say in the exits below."""
         return float((self.logits[-1].argmax(-1) == self.labels).mean())
 
 
 def subsets(exits: int) -> Iterator[tuple[int, ...]]:
-    """Of the exits before the head, one at least: few first."""
+    """Yields all choices of exits before the head, one exit at least: few first."""
     for count in range(1, exits + 1):
         yield from itertools.combinations(range(exits), count)
 
 
-def choose(said: Said, pieces: Pieces, *, budget_ms: float | None = None, accuracy: float = 0.0,
+def choose(said: ExitLogits, pieces: Pieces, *, budget_ms: float | None = None, accuracy: float = 0.0,
            max_ms: float | None = None) -> tuple[tuple[int, ...], Point]:
-    """The exits to keep, and what thresholds for them give on these images.
+    """Returns the exits to keep, and what thresholds for them give on these images.
 
     With ``budget_ms`` the most accurate within that mean latency; without, the fastest on average that is at least as
     right as ``accuracy``, and where none is, the most accurate. No image takes longer than ``max_ms``. Every subset is
-    tried, each with searched thresholds.
-    Raises UserError where ``max_ms`` or ``budget_ms`` leaves nothing.
+    tried, each with searched thresholds. Raises UserError where ``max_ms`` or ``budget_ms`` leaves nothing.
     """
-    found = []
+    options = []
     for kept in subsets(len(said.logits) - 1):
         predictions, prefix = said.predictions(kept), pieces.prefix_ms(kept)
         if predictions is None or (max_ms is not None and prefix[-1] > max_ms + FINE):
             continue
         if budget_ms is None:
-            found.append((kept, cheapest(*said.sure(predictions), prefix, accuracy)))
+            options.append((kept, cheapest(*said.sure(predictions), prefix, accuracy)))
         elif prefix[0] <= budget_ms:
-            found.append((kept, policy.by_search(*said.sure(predictions), prefix, budget_ms)))
-    if not found:
+            options.append((kept, policy.by_search(*said.sure(predictions), prefix, budget_ms)))
+    if not options:
         first = pieces.trunk[0] + pieces.heads[0]
         raise UserError(f"exits: none fit: leaving at the first takes {at_least(first)} ms, the whole network "
                         f"with one exit at least {at_least(pieces.plain_ms + pieces.heads[:-1].min())} ms")
     if budget_ms is not None:
-        return max(found, key=lambda one: (one[1].accuracy, -one[1].mean_ms))
-    enough = [one for one in found if one[1].accuracy >= accuracy - FINE]
+        return max(options, key=lambda option: (option[1].accuracy, -option[1].mean_ms))
+    enough = [option for option in options if option[1].accuracy >= accuracy - FINE]
     if not enough:
-        return max(found, key=lambda one: (one[1].accuracy, -one[1].mean_ms))
-    return min(enough, key=lambda one: (one[1].mean_ms, -one[1].accuracy))
+        return max(options, key=lambda option: (option[1].accuracy, -option[1].mean_ms))
+    return min(enough, key=lambda option: (option[1].mean_ms, -option[1].accuracy))
 
 
-def crossed(said: Said, kept: Sequence[int], prefix_ms: Array, budget_ms: float) -> Point:
-    """What thresholds for a budget give on images that they were not set on: each half by those of the other.
+def cross_validated(said: ExitLogits, kept: Sequence[int], prefix_ms: Array, budget_ms: float) -> Point:
+    """Estimates what thresholds for a budget give on new images: each half of these by thresholds of the other.
 
     ``thresholds`` are those of the first half, ``shares``, ``mean_ms`` and ``accuracy`` means over both.
     """
@@ -134,9 +133,9 @@ def crossed(said: Said, kept: Sequence[int], prefix_ms: Array, budget_ms: float)
     sure, right = said.sure(predictions)
     halves = slice(0, None, 2), slice(1, None, 2)
     points = []
-    for own, other in (halves, halves[::-1]):
-        set_on = policy.by_search(sure[:, own], right[:, own], prefix_ms, budget_ms)
-        points.append(policy.outcome(sure[:, other], right[:, other], set_on.thresholds, prefix_ms))
+    for fitted, unseen in (halves, halves[::-1]):
+        set_on = policy.by_search(sure[:, fitted], right[:, fitted], prefix_ms, budget_ms)
+        points.append(policy.outcome(sure[:, unseen], right[:, unseen], set_on.thresholds, prefix_ms))
     n = [sure[:, part].shape[1] for part in halves[::-1]]
     mean = {name: np.average([getattr(p, name) for p in points], axis=0, weights=n)
             for name in ("shares", "mean_ms", "accuracy")}
@@ -145,7 +144,8 @@ def crossed(said: Said, kept: Sequence[int], prefix_ms: Array, budget_ms: float)
 
 
 def cheapest(sure: Array, right: Array, prefix_ms: Array, accuracy: float, rule: str = "search") -> Point:
-    """The smallest mean latency whose thresholds, set by the rule, are as right as ``accuracy``; else the most right.
+    """Finds the least mean latency whose thresholds, set by the rule, are as right as ``accuracy``; else the most
+    right.
 
     By bisection of the budget: more of it is never less accurate on these images with searched thresholds, and seldom
     with others.

@@ -1,4 +1,4 @@
-"""A network with exits as files: one ONNX with nested ``If`` for single images, and one a segment for batches.
+"""Writes a network with exits as ONNX: one file with nested ``If`` for single images, and one a segment for batches.
 
 ``If`` holds one condition, so that it cannot route the images of a batch: that file has batch 1. A branch has its
 weights in its own graph: if they were left in the graph around it, ONNX Runtime would not use its blocked convolutions.
@@ -34,8 +34,8 @@ def export(net: MultiExit, folder: Path, *, in_ch: int, size: int, policy: Polic
            metadata: dict[str, str]) -> dict[str, Any]:
     """Writes ``model.onnx``, ``segment-0.onnx`` ... and ``runtime.py``, which runs either, into ``folder``.
 
-    Returns their names and ``cuts``: what is handed over behind each exit, if the segments run on two machines.
-    Raises UserError for a network with calls that have no rule in nas.lower.emit.
+    Returns their names and ``cuts``: what is handed over behind each exit, if the segments run on two machines. Raises
+    UserError for a network with calls that have no rule in nas.lower.emit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = segments(net, in_ch=in_ch, size=size)
@@ -51,7 +51,7 @@ def export(net: MultiExit, folder: Path, *, in_ch: int, size: int, policy: Polic
 
 
 def check(net: Network, *, in_ch: int, size: int) -> None:
-    """Raises UserError, as ``export`` would, for a network that is not trained yet and stays as it is."""
+    """Raises UserError, as ``export`` would, for a network before it is trained; leaves it as it is."""
     whole = MultiExit(net, Combine())
     modes = [(module, module.training) for module in whole.modules()]
     try:
@@ -62,7 +62,7 @@ def check(net: Network, *, in_ch: int, size: int) -> None:
 
 
 def segments(net: MultiExit, *, in_ch: int, size: int, batch: int | str = "N") -> list[onnx.ModelProto]:
-    """One graph a segment: ``input``, or ``map`` and ``state``, -> ``logits``, ``map_out`` and ``state_out``.
+    """Returns one graph a segment: ``input``, or ``map`` and ``state``, -> ``logits``, ``map_out`` and ``state_out``.
 
     The last has ``logits`` alone, and ``state`` is there where the exits of the network build on each other. Raises
     UserError as ``export`` does.
@@ -81,7 +81,7 @@ def segments(net: MultiExit, *, in_ch: int, size: int, batch: int | str = "N") -
 
 
 def branched(net: MultiExit, policy: Policy, *, in_ch: int, size: int) -> onnx.ModelProto:
-    """``input`` [1, in_ch, size, size] -> ``output`` [1, classes] and ``exit`` (a whole number, from 0).
+    """Builds one graph: ``input`` [1, in_ch, size, size] -> ``output`` [1, classes] and ``exit`` (its number, from 0).
 
     ``thresholds`` [exits - 1] is an input with a default, so that it can be changed without another file.
     """
@@ -109,7 +109,7 @@ def branched(net: MultiExit, policy: Policy, *, in_ch: int, size: int) -> onnx.M
 
 
 class _Part:
-    """A segment as a part of the whole graph: its names are its own, and what it reads is what the one before made.
+    """Puts a segment into the whole graph: its names become unique, and it reads what the segment before made.
 
     ``logits`` is the name of its prediction, ``handed`` are those of the map and the state for the next.
     """
@@ -124,11 +124,11 @@ class _Part:
             if node.output[0] in results:  # an Identity, which would be run as a copy before a branch
                 made[node.output[0]] = inputs[0]
                 continue
-            own = NodeProto()
-            own.CopyFrom(node)
-            own.input[:], own.output[:] = inputs, [name and f"s{index}_{name}" for name in node.output]
-            own.name = own.output[0]
-            self.nodes.append(own)
+            renamed = NodeProto()
+            renamed.CopyFrom(node)
+            renamed.input[:], renamed.output[:] = inputs, [name and f"s{index}_{name}" for name in node.output]
+            renamed.name = renamed.output[0]
+            self.nodes.append(renamed)
         for weight in segment.initializer:
             self.weights.append(TensorProto())
             self.weights[-1].CopyFrom(weight)
@@ -137,7 +137,7 @@ class _Part:
         self.handed = {name.removesuffix("_out"): value for name, value in made.items()}
 
     def graph(self, nodes: Sequence[NodeProto], weights: Sequence[TensorProto]) -> GraphProto:
-        """Of its own nodes and what follows them; without that the prediction and the number of the exit go out."""
+        """Makes a graph of its nodes and those that follow; if none do, prediction and number of the exit go out."""
         names = f"output_{self.index}", f"exit_{self.index}"
         follow = nodes or _answer(self.logits, self.index, *names)
         return helper.make_graph([*self.nodes, *follow], f"from_{self.index}", [], _outputs(*names, self.classes),
@@ -145,7 +145,7 @@ class _Part:
 
 
 def _level(part: _Part, policy: Policy, beyond: GraphProto) -> GraphProto:
-    """A segment, how sure its exit is, and an ``If``: its prediction, or what is beyond."""
+    """Makes the graph of a segment, how sure its exit is, and an ``If``: its prediction, or the graph ``beyond``."""
     index = part.index
     sure = _Sure(part, policy.kind, policy.temperatures[index], len(policy.temperatures) - 1)
     names = f"here_{index}", f"here_exit_{index}"
@@ -156,7 +156,7 @@ def _level(part: _Part, policy: Policy, beyond: GraphProto) -> GraphProto:
 
 
 def _threshold(index: int, exits: int) -> str:
-    """The name of an exit's [1]; that of the input itself where there is one exit."""
+    """Returns the name of an exit's threshold [1]; that of the input itself where there is one exit."""
     return f"threshold_{index}" if exits > 1 else "thresholds"
 
 
@@ -166,7 +166,7 @@ def _answer(logits: str, index: int, output: str, exit_: str) -> list[NodeProto]
 
 
 class _Sure:
-    """``nas.exits.runtime.confidence`` as nodes, compared with the threshold; names of exits before are in scope."""
+    """Writes ``nas.exits.runtime.confidence`` as nodes, and compares it with the threshold of the exit."""
 
     def __init__(self, part: _Part, kind: str, temperature: float, exits: int) -> None:
         self.index, self.logits, self.nodes, self.weights = (
@@ -187,7 +187,7 @@ class _Sure:
         self.condition = self.node("GreaterOrEqual", sure, _threshold(part.index, exits))
 
     def _patience(self) -> str:
-        """How many exits before agree in a row; ``class_i`` and ``run_i`` are read by the next exit."""
+        """Counts how many exits before agree in a row; ``class_i`` and ``run_i`` are read by the next exit."""
         i = self.index
         self.nodes.append(helper.make_node("ArgMax", [self.logits], [f"class_{i}"], axis=1, keepdims=0))
         if i:
@@ -215,7 +215,7 @@ def _outputs(logits: str, exit_: str, classes: int) -> Sequence[onnx.ValueInfoPr
 
 
 def _cut(part: onnx.ModelProto) -> dict[str, Any]:
-    """Shapes of what a segment hands on for one image, and their bytes."""
+    """Returns the shapes of what a segment hands on for one image, and their bytes."""
     shapes = {value.name.removesuffix("_out"): [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
               for value in part.graph.output if value.name != "logits"}
     return {**shapes, "bytes": FLOAT_BYTES * sum(math.prod(shape) for shape in shapes.values())}

@@ -1,4 +1,4 @@
-"""Exits on a network that is there as an ONNX graph: cut where one map alone goes on, and run as it is between cuts.
+"""Adds exits to a network given as an ONNX graph: cuts it where one map alone goes on, and runs the pieces as they are.
 
 The graph is frozen: PyTorch trains heads on the maps that ONNX Runtime hands out.
 """
@@ -16,7 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 from torch import Tensor, nn
 
 from nas.errors import UserError
-from nas.exits.batch import of_batch_alone, read_from
+from nas.exits.batch import read_from, shapes_from_batch
 from nas.exits.net import Segment, logits_of
 from nas.lower.emit import emit_many
 from nas.ops.heads import ExitHead
@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Cut:
-    """A map [N, channels, side, side] that is all that the nodes up to ``node``, which makes it, hand on."""
+    """Marks a map [N, channels, side, side] that is all that the nodes up to ``node``, which makes it, hand on."""
 
     name: str
     node: int
@@ -37,13 +37,13 @@ class Cut:
 
 
 def cuts(graph: GraphProto, entry: str, shapes: Mapping[str, Shape], aside: frozenset[str] = frozenset()) -> list[Cut]:
-    """Where an exit may stand: on the last such map before each smaller one, behind the first convolution.
+    """Returns where an exit may stand: on the last such map before each smaller one, behind the first convolution.
 
     Values ``aside`` may go on beside it: any piece has them. A map that was widened for the step to the smaller one, as
     in an inverted bottleneck, is replaced by what it was widened from.
     """
     last_read = _last_reads(graph)
-    made, alive, found = {entry}, {entry}, list[Cut]()
+    made, alive, places = {entry}, {entry}, list[Cut]()
     seen = False
     for index, node in enumerate(graph.node):
         if not any(name in made for name in node.input):
@@ -53,22 +53,22 @@ def cuts(graph: GraphProto, entry: str, shapes: Mapping[str, Shape], aside: froz
         alive = {name for name in (*alive, *node.output) if last_read.get(name, -1) > index} - aside
         shape = shapes.get(next(iter(alive)), ()) if len(alive) == 1 else ()
         if seen and len(shape) == 4 and shape[2] == shape[3] and shape[2] > 1 and alive & set(node.output):
-            found.append(Cut(next(iter(alive)), index, shape[1], shape[2]))
-    return [_narrowest(list(same)) for _, same in itertools.groupby(found, key=lambda cut: cut.side)][:-1]
+            places.append(Cut(next(iter(alive)), index, shape[1], shape[2]))
+    return [_narrowest(list(same)) for _, same in itertools.groupby(places, key=lambda cut: cut.side)][:-1]
 
 
 def _narrowest(same: list[Cut]) -> Cut:
-    """The last one, or of those before it, as long as they are no wider, the last of the fewest channels."""
+    """Returns the last map or, of those before it as long as they are no wider, the last with the fewest channels."""
     best = same[-1]
-    for one, before in itertools.pairwise(reversed(same)):
-        if before.channels > one.channels:
+    for later, before in itertools.pairwise(reversed(same)):
+        if before.channels > later.channels:
             break
         best = min(best, before, key=lambda cut: cut.channels)
     return best
 
 
 class Part(nn.Module):
-    """A piece of the graph between two cuts as a module without parameters: [N, C, S, S] -> its one output."""
+    """Runs a piece of the graph between two cuts as a module without parameters: [N, C, S, S] -> its one output."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Part(nn.Module):
 
 
 class Grafted(nn.Module):
-    """A ``nas.exits.net.Network``: pieces of an ONNX graph, cut at ``places``, with fresh exit heads between them."""
+    """Is an ONNX graph as a ``nas.exits.net.Network``: its pieces, cut at ``places``, with new exit heads between."""
 
     def __init__(self, model: onnx.ModelProto, places: Sequence[Cut], parts: Sequence[Part],
                  heads: Sequence[nn.Module], classes: int) -> None:
@@ -101,18 +101,19 @@ class Grafted(nn.Module):
         return logits_of(self.stages(), x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network without its exits."""
+        """Runs the network without its exits: images [N, C, S, S] -> logits [N, classes]."""
         for part in self.parts:
             x = part(x)
         return x
 
 
 def graft(model: onnx.ModelProto, entry: str, shapes: Mapping[str, Shape], hidden: int = HIDDEN) -> Grafted:
-    """With an exit at each of its ``cuts``. Raises UserError for a network that has none, or one that is no classifier.
+    """Puts an exit at each of a graph's ``cuts``. Raises UserError for a network that has none, or one that is no
+    classifier.
     """
     _check_form(model)
     whole = model
-    model, of_shapes = of_batch_alone(model, entry, shapes)
+    model, of_shapes = shapes_from_batch(model, entry, shapes)
     graph, places = model.graph, cuts(model.graph, entry, shapes, of_shapes)
     out = shapes.get(graph.output[0].name, ())
     if len(graph.output) != 1 or len(out) != 2:
@@ -138,7 +139,7 @@ def graft(model: onnx.ModelProto, entry: str, shapes: Mapping[str, Shape], hidde
 
 def emit_segment(segment: Segment, shapes: Mapping[str, Sequence[int]], names: Sequence[str],
                  batch: int | str) -> onnx.ModelProto:
-    """As ``nas.lower.emit.emit_many``, also where the trunk of the segment is a ``Part``."""
+    """Writes a segment as ONNX, as ``nas.lower.emit.emit_many``, also where its trunk is a ``Part``."""
     parts = [m for m in (segment.trunk, *segment.trunk.children()) if isinstance(m, Part)]
     if not parts:
         return emit_many(segment, shapes, names, batch)
@@ -147,8 +148,8 @@ def emit_segment(segment: Segment, shapes: Mapping[str, Sequence[int]], names: S
         through = segment.trunk(torch.zeros(1, *shapes[first]))
     nodes, weights, name = list[NodeProto](), list[TensorProto](), first
     for number, part in enumerate(parts):
-        own, needed, name = _renamed(part.model.graph, f"t{number}_", name)
-        nodes, weights = [*nodes, *own], [*weights, *needed]
+        renamed, needed, name = _renamed(part.model.graph, f"t{number}_", name)
+        nodes, weights = [*nodes, *renamed], [*weights, *needed]
     tail = Segment(segment.index, segment.last, nn.Identity(), segment.head, segment.combine).eval()
     made = emit_many(tail, {"trunk": through.shape[1:], **{other: shapes[other] for other in rest}}, names, batch)
     for node in made.graph.node:
@@ -161,7 +162,7 @@ def emit_segment(segment: Segment, shapes: Mapping[str, Sequence[int]], names: S
 
 
 def _piece(model: onnx.ModelProto, start: Cut, end: Cut, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
-    """What ``end`` is computed of from ``start`` on, its batch left open."""
+    """Cuts out what ``end`` is computed of from ``start`` on, its batch left open."""
     producer = {name: index for index, node in enumerate(model.graph.node) for name in node.output if name}
     needed, asked = set[int](), [end.name]
     while asked:
@@ -179,16 +180,16 @@ def _piece(model: onnx.ModelProto, start: Cut, end: Cut, shapes: Mapping[str, Sh
 
 
 def _renamed(graph: GraphProto, prefix: str, entry: str) -> tuple[list[NodeProto], list[TensorProto], str]:
-    """Nodes and weights with names of their own, reading ``entry``; and the name of what they make."""
+    """Returns copies of nodes and weights under unique names, reading ``entry``; and the name of what they make."""
     names = {graph.input[0].name: entry, "": ""}
     nodes, weights = list[NodeProto](), list[TensorProto]()
     for node in graph.node:
-        own = NodeProto()
-        own.CopyFrom(node)
-        own.input[:], own.output[:] = ([names.get(name, prefix + name) for name in side]
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:], copy.output[:] = ([names.get(name, prefix + name) for name in side]
                                        for side in (node.input, node.output))
-        own.name = prefix + node.name
-        nodes.append(own)
+        copy.name = prefix + node.name
+        nodes.append(copy)
     for weight in graph.initializer:
         weights.append(TensorProto())
         weights[-1].CopyFrom(weight)
@@ -197,9 +198,9 @@ def _renamed(graph: GraphProto, prefix: str, entry: str) -> tuple[list[NodeProto
 
 
 def _last_reads(graph: GraphProto) -> dict[str, int]:
-    """Value -> the last node that reads it; what the graph puts out is read behind them all."""
-    found = {name: index for index, node in enumerate(graph.node) for name in node.input}
-    return found | {value.name: len(graph.node) for value in graph.output}
+    """Returns value -> the last node that reads it; what the graph puts out is read behind them all."""
+    last = {name: index for index, node in enumerate(graph.node) for name in node.input}
+    return last | {value.name: len(graph.node) for value in graph.output}
 
 
 def _check_form(model: onnx.ModelProto) -> None:

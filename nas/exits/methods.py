@@ -1,4 +1,4 @@
-"""How a network with exits learns: a method is a module around it that has a loss; ``method`` makes one by name.
+"""Trains networks with exits: a method is a module around the network that has a loss; ``method`` makes one by name.
 
 One loop serves all of them (``nas.train.exits``), with its own schedule and optimizer; defaults are the settings of the
 papers. Importing a method's file registers it.
@@ -22,7 +22,10 @@ __all__ = ["Boost", "Cache", "Distill", "Joint", "Method", "method", "methods", 
 
 @register("joint")
 class Joint(Method):
-    """sum_k w_k CE(f_k, y), w_k = 1 (MSDNet, Huang et al., arXiv 1703.09844); ``weights``: one an exit."""
+    """Trains all exits together: sum_k w_k CE(f_k, y), w_k = 1 (MSDNet, Huang et al., arXiv 1703.09844).
+
+    ``weights``: one an exit.
+    """
 
     def __init__(self, net: Network, weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(net, label_smoothing=label_smoothing)
@@ -37,11 +40,11 @@ class Joint(Method):
 
 @register("boost")
 class Boost(Method):
-    """BoostNet (Yu et al., arXiv 2211.16726): exit n learns what the exits below leave over.
+    """Trains exits by boosting (BoostNet, Yu et al., arXiv 2211.16726): exit n learns what the exits below leave over.
 
-    L_n = CE(f_n + stopgrad(t F_{n-1}), y), summed without weights; F_n = f_n + t F_{n-1} predicts (``Additive``).
-    With ``rescale`` the gradient into block i (from 0) of N is the mean over the N - i heads behind it: the feature
-    that feeds head i has the factor 1 / (N - i), what goes on to the deeper ones N - i - 1.
+    L_n = CE(f_n + stopgrad(t F_{n-1}), y), summed without weights; F_n = f_n + t F_{n-1} predicts (``Additive``). With
+    ``rescale`` the gradient into block i (from 0) of N is the mean over the N - i heads behind it: the feature that
+    feeds head i has the factor 1 / (N - i), what goes on to the deeper ones N - i - 1.
     """
 
     def __init__(self, net: Network, t: float = 0.5, rescale: bool = True, label_smoothing: float = 0.0) -> None:
@@ -58,14 +61,14 @@ class Boost(Method):
         return torch.stack(losses).sum()
 
     def weak(self, x: Tensor) -> list[Tensor]:
-        """f_n of every exit, gradients rescaled."""
-        found = []
+        """Returns f_n [N, classes] of every exit, gradients rescaled."""
+        outputs = []
         for i, (trunk, head) in enumerate(self.net.net.stages()):
             left = self.exits - i
             x = self._scaled(trunk(x), 1 / left)
-            found.append(head(x))
+            outputs.append(head(x))
             x = self._scaled(x, left - 1)
-        return found
+        return outputs
 
     def _scaled(self, x: Tensor, factor: float) -> Tensor:
         return _GradientScale.apply(x, factor) if self.rescale else x
@@ -73,7 +76,7 @@ class Boost(Method):
 
 @register("cache")
 class Cache(Frozen):
-    """sum_k T^2 KL(q_C || q_k) of softened answers: exits learn to say what the network itself says, without labels.
+    """Teaches exits of a frozen network to say what it says itself, without labels: sum_k T^2 KL(q_C || q_k), softened.
 
     Self-distillation of the layer-caching system (Abedi et al., arXiv 2209.08625), whose exits are there for a network
     that is deployed already; it says neither loss nor temperature, and these are Hinton's (arXiv 1503.02531).
@@ -90,13 +93,13 @@ class Cache(Frozen):
     def loss(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
         *exits, head = self(images)
         taught = F.log_softmax(head.detach() / self.temperature, 1)
-        each = [F.kl_div(F.log_softmax(own / self.temperature, 1), taught, reduction="batchmean", log_target=True)
-                for own in exits]
+        each = [F.kl_div(F.log_softmax(logits / self.temperature, 1), taught, reduction="batchmean", log_target=True)
+                for logits in exits]
         return self.temperature**2 * torch.stack(each).sum()
 
 
 class _GradientScale(torch.autograd.Function):
-    """The identity whose gradient is ``factor`` times what comes in."""
+    """Returns its input, and multiplies the gradient that comes back by ``factor``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -110,7 +113,7 @@ class _GradientScale(torch.autograd.Function):
 
 @register("distill")
 class Distill(Method):
-    """Be your own teacher (Zhang et al., arXiv 1905.08094): the head teaches the exits.
+    """Trains exits that the head teaches (Be your own teacher, Zhang et al., arXiv 1905.08094).
 
     Exit i: (1 - alpha) CE(q_i, y) + alpha KL(q_C || q_i) at ``temperature`` + ``hint`` ||A_i F_i - F_C||, the head CE
     alone. F is what a head classifies, A_i a learned linear map, there in training only. Defaults are those of the
@@ -135,13 +138,14 @@ class Distill(Method):
             embedded.append(head.embed(x))  # type: ignore[operator]
             logits.append(head.classify(embedded[-1]))  # type: ignore[operator]
         losses = [self.hard(logits[-1], labels)]
-        for own, feature, adapter in zip(logits[:-1], embedded[:-1], self.adapters, strict=True):
-            losses.append((1 - self.alpha) * self.hard(own, labels) + self.alpha * self._soft(own, logits[-1])
+        for exit_logits, feature, adapter in zip(logits[:-1], embedded[:-1], self.adapters, strict=True):
+            taught = self._soft(exit_logits, logits[-1])
+            losses.append((1 - self.alpha) * self.hard(exit_logits, labels) + self.alpha * taught
                           + self.hint * (adapter(feature) - embedded[-1].detach()).norm(dim=1).mean())
         return torch.stack(losses).sum()
 
-    def _soft(self, own: Tensor, taught: Tensor) -> Tensor:
-        log_p, log_q = (F.log_softmax(z / self.temperature, 1) for z in (taught.detach(), own))
+    def _soft(self, student: Tensor, taught: Tensor) -> Tensor:
+        log_p, log_q = (F.log_softmax(z / self.temperature, 1) for z in (taught.detach(), student))
         return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 

@@ -1,4 +1,4 @@
-"""A network with early exits as it runs: stages one after another, and how their logits become predictions."""
+"""Runs a network with early exits: stages one after another, and how their logits become predictions."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from torch import Tensor, nn
 
 
 class Network(Protocol):
-    """What exits stand on: a ``nas.subnet.Subnet`` with exits, or a ``nas.exits.graft.Grafted`` network."""
+    """Is a network that exits stand on: a ``nas.subnet.Subnet`` with exits, or a ``nas.exits.graft.Grafted``."""
 
     exits: nn.ModuleList
 
     @property
     def classes(self) -> int:
-        """Logits of each head."""
+        """Returns the number of logits of each head."""
 
     def stages(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        """The network cut at its exits: what runs up to each exit, and its head; last the rest and the head."""
+        """Returns the network cut at its exits: what runs up to each exit, and its head; last the rest and the head."""
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """[N, classes] of every exit in order, and of the head."""
+        """Returns [N, classes] of every exit in order, and of the head."""
 
 
 class Combine(nn.Module):
-    """What makes the prediction of an exit of its own logits and those below; here: its own alone.
+    """Makes the prediction of an exit from its logits and those below; this base takes its own logits alone.
 
     ``state`` is all that is handed from exit to exit, so that the network can be cut at any of them: [N, width(index)]
     into exit ``index``, None into the first and where the width is 0.
     """
 
     def kept(self, exits: Sequence[int]) -> Combine | None:
-        """The same for a network with only these of its exits; None where it was not learned for them."""
+        """Returns the same for a network with only these of its exits; None where it was not learned for them."""
         return self
 
     def forward(self, index: int, logits: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Logits [N, classes] of exit ``index`` -> its prediction [N, classes] (logits again) and the next state."""
+        """Turns the logits [N, classes] of exit ``index`` into its prediction, logits again, and the next state."""
         return logits, None
 
     def width(self, index: int, classes: int) -> int:
-        """Columns of the state into exit ``index``."""
+        """Returns the number of columns of the state into exit ``index``."""
         return 0
 
 
 class Additive(Combine):
-    """F_n = f_n + t F_{n-1}, F_1 = f_1 (BoostNet, Yu et al., arXiv 2211.16726): t < 1 softens what is below."""
+    """Adds up logits: F_n = f_n + t F_{n-1}, F_1 = f_1 (BoostNet, arXiv 2211.16726); t < 1 softens what is below."""
 
     def __init__(self, t: float) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Additive(Combine):
 
 
 class Segment(nn.Module):
-    """The network between two exits: a map [N, C, S, S] (the image in the first) and the state from the one below.
+    """Runs the network between two exits: takes a map [N, C, S, S] (the image in the first) and the state from below.
 
     Returns the prediction [N, classes] of its exit and, but for the last, the map and (where there is one) the state.
     The modules are the network's own.
@@ -81,25 +81,25 @@ class Segment(nn.Module):
 
 
 def logits_of(stages: Sequence[tuple[nn.Module, nn.Module]], x: Tensor) -> list[Tensor]:
-    """[N, classes] of every head in order."""
-    found = []
+    """Returns the logits [N, classes] of every head in order, each computed on what the stages before it hand on."""
+    logits = []
     for trunk, head in stages:
         x = trunk(x)
-        found.append(head(x))
-    return found
+        logits.append(head(x))
+    return logits
 
 
 def combined(combine: Combine, logits: Sequence[Tensor]) -> list[Tensor]:
-    """Predictions [N, classes] of what each exit says alone."""
+    """Returns the predictions [N, classes] of all exits from the logits of each alone."""
     predictions, state = [], None
-    for index, own in enumerate(logits):
-        prediction, state = combine(index, own, state)
+    for index, alone in enumerate(logits):
+        prediction, state = combine(index, alone, state)
         predictions.append(prediction)
     return predictions
 
 
 class Kept(nn.Module):
-    """A network with only these of its exits, in order; the modules are the network's own."""
+    """Is a network with only these of its exits, in order; the modules are the network's own."""
 
     def __init__(self, net: Network, exits: Sequence[int]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Kept(nn.Module):
 
 
 class MultiExit(nn.Module):
-    """[N, in_ch, S, S] -> predictions [N, classes] of every exit in order, the head's last."""
+    """Runs a network with all its exits: [N, in_ch, S, S] -> predictions [N, classes] in order, the head's last."""
 
     def __init__(self, net: Network, combine: Combine | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""When a network with early exits stops: thresholds for a latency, worked out on recorded confidences.
+"""Decides at which exit a network stops: thresholds for a mean latency, worked out on recorded confidences.
 
 All functions are pure: ``confidence`` and ``right`` are [exits, n] (the head is the last exit), ``prefix_ms`` [exits]
 is the latency of leaving there, the exits passed included. An image leaves at the first exit that is at least as sure
@@ -28,7 +28,7 @@ HALVINGS, SWEEPS, TRIED = 30, 20, 16  # of the direct search; thresholds of one 
 
 @dataclass(frozen=True)
 class Point:
-    """What thresholds give on some images: where they leave, the mean and the worst latency, the accuracy."""
+    """Holds what thresholds give on some images: where these leave, the mean and the worst latency, the accuracy."""
 
     thresholds: tuple[float, ...]
     shares: tuple[float, ...]
@@ -39,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Policy:
-    """What is shipped with a network: how sure an exit has to be. ``points`` are thresholds for other budgets.
+    """Says how sure each exit of a delivered network has to be; ``points`` are thresholds for other budgets.
 
     ``n`` images were calibrated on, which the shares of ``point`` are of.
     """
@@ -53,16 +53,16 @@ class Policy:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Policy:
-        """The inverse of ``to_json``."""
-        def point(one: dict[str, Any]) -> Point:
-            return Point(tuple(map(float, one["thresholds"])), tuple(one["shares"]), one["mean_ms"], one["worst_ms"],
-                         one["accuracy"])
+        """Reads a policy from what ``to_json`` wrote."""
+        def point(read: dict[str, Any]) -> Point:
+            return Point(tuple(map(float, read["thresholds"])), tuple(read["shares"]), read["mean_ms"],
+                         read["worst_ms"], read["accuracy"])
 
         return Policy(value["kind"], tuple(value["temperatures"]), tuple(value["prefix_ms"]), value["n"],
                       point(value["point"]), tuple(map(point, value["points"])))
 
     def to_json(self) -> dict[str, Any]:
-        """Infinite thresholds as texts, which JSON has."""
+        """Returns the policy for JSON, with infinite thresholds as texts, because JSON has no such numbers."""
         value = asdict(self)
         for point in (value["point"], *value["points"]):
             point["thresholds"] = [t if np.isfinite(t) else str(t) for t in point["thresholds"]]
@@ -70,18 +70,18 @@ class Policy:
 
 
 def prefix_ms(keys: Sequence[OpKey], price: Callable[[Iterable[OpKey]], list[float]]) -> Array:
-    """[exits] ms of leaving at each exit of a plan, by ``Costs.ms_many``, which raises UserError for unknown costs."""
+    """Returns [exits] ms of leaving at each exit of a plan. ``Costs.ms_many`` raises UserError for unknown costs."""
     sums = dict(zip(range(1, len(keys) + 1), np.cumsum(price(keys)), strict=True))
     return np.array([sums[len(prefix)] for prefix in prefixes(keys)])
 
 
 def leaving(confidence: Array, thresholds: Sequence[float] | Array) -> Array:
-    """[n]: the exit at which each image leaves."""
+    """Returns [n]: the exit at which each image leaves."""
     return np.asarray((confidence >= np.asarray(thresholds)[:, None]).argmax(0))
 
 
 def outcome(confidence: Array, right: Array, thresholds: Sequence[float] | Array, prefix_ms: Array) -> Point:
-    """What thresholds give; the worst latency is that of the deepest exit that an image can reach."""
+    """Computes what thresholds give; the worst latency is that of the deepest exit that an image can reach."""
     at = leaving(confidence, thresholds)
     deepest = int(np.argmax(np.asarray(thresholds) == -np.inf))
     shares = np.bincount(at, minlength=len(confidence)) / at.size
@@ -90,13 +90,13 @@ def outcome(confidence: Array, right: Array, thresholds: Sequence[float] | Array
 
 
 def geometric_shares(r: float, exits: int) -> Array:
-    """q_k = r^k / sum_j r^j, k = 1..exits: below 1 most leave early, above 1 late (MSDNet, arXiv 1703.09844)."""
+    """Returns q_k = r^k / sum_j r^j, k = 1..exits: most leave early for r < 1, late for r > 1 (MSDNet, 1703.09844)."""
     powers = r ** np.arange(1, exits + 1)
     return np.asarray(powers / powers.sum())
 
 
 def geometric(confidence: Array, r: float) -> Array:
-    """[exits] thresholds so that about q_k of all images leave at exit k: MSDNet's budgeted batch.
+    """Returns [exits] thresholds so that about q_k of all images leave at exit k: MSDNet's budgeted batch.
 
     Of those that are left at exit k, the floor(n q_k)-th surest sets the threshold; where there are none so many,
     nobody leaves there (+inf).
@@ -112,12 +112,15 @@ def geometric(confidence: Array, r: float) -> Array:
 
 
 def curve(calibration: tuple[Array, Array], test: tuple[Array, Array], prefix_ms: Array) -> list[Point]:
-    """(confidence, right) twice -> accuracy over mean latency on the second, thresholds from the first: r = p / 20."""
+    """Returns accuracy over mean latency on ``test`` with thresholds from ``calibration``: one point an r = p / 20.
+
+    Both are (confidence, right).
+    """
     return [outcome(*test, geometric(calibration[0], p / 20), prefix_ms) for p in range(1, POINTS + 1)]
 
 
 def area(points: Sequence[Point], low_ms: float, high_ms: float) -> float:
-    """Mean accuracy over mean latencies from ``low_ms`` to ``high_ms``: at each, that of the best point within it.
+    """Returns the mean accuracy over mean latencies from ``low_ms`` to ``high_ms``, at each that of the best point.
 
     Where no point is, that is 0.
     """
@@ -130,7 +133,7 @@ def area(points: Sequence[Point], low_ms: float, high_ms: float) -> float:
 
 
 def anytime(prefix_ms: Array, deadline_ms: float) -> Array:
-    """[exits] thresholds for a deadline: everybody leaves at the deepest exit that is reached by then.
+    """Returns [exits] thresholds for a deadline: every image leaves at the deepest exit that is reached by then.
 
     Raises UserError where not even the first is.
     """
@@ -141,7 +144,7 @@ def anytime(prefix_ms: Array, deadline_ms: float) -> Array:
 
 
 def by_rule(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float) -> Point:
-    """MSDNet's geometric rule with the r that comes nearest to a mean latency of ``budget_ms`` from below.
+    """Sets thresholds by MSDNet's geometric rule, with the r that comes nearest to a mean of ``budget_ms`` from below.
 
     Raises UserError where the first exit alone takes longer.
     """
@@ -159,27 +162,27 @@ def by_rule(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float)
 
 
 def by_search(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float) -> Point:
-    """The most accurate thresholds found with a mean latency of at most ``budget_ms`` on these images.
+    """Searches the most accurate thresholds with a mean latency of at most ``budget_ms`` on these images.
 
     Maximises accuracy - price * ms, one threshold at a time, each exactly, at prices found by bisection; then, within
     the budget, tries other thresholds of one exit with the best of the others. It also starts from ``by_rule`` and so
     is never worse. Raises UserError where the first exit alone takes longer.
     """
     search = _Search(confidence, right, prefix_ms)
-    found = [*_ends(confidence, right, prefix_ms, budget_ms), by_rule(confidence, right, prefix_ms, budget_ms)]
+    points = [*_ends(confidence, right, prefix_ms, budget_ms), by_rule(confidence, right, prefix_ms, budget_ms)]
     low, high = np.log(1e-6 / prefix_ms[-1]), np.log(1e6 / prefix_ms[-1])  # of the price, accuracy an ms
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        found.append(search.point(search.ascend(_nobody(len(confidence)), price=float(np.exp(middle)))))
-        low, high = (low, middle) if found[-1].mean_ms <= budget_ms else (middle, high)
-    return search.refined(max((p for p in found if p.mean_ms <= budget_ms), key=_better), budget_ms)
+        points.append(search.point(search.ascend(_nobody(len(confidence)), price=float(np.exp(middle)))))
+        low, high = (low, middle) if points[-1].mean_ms <= budget_ms else (middle, high)
+    return search.refined(max((p for p in points if p.mean_ms <= budget_ms), key=_better), budget_ms)
 
 
 RULES = {"search": by_search, "geometric": by_rule}
 
 
 def temperatures(logits: Array, labels: Array) -> Array:
-    """[exits] by which logits [exits, n, classes] are divided so that confidences are probabilities of being right.
+    """Returns [exits] divisors of the logits [exits, n, classes] that make confidences probabilities of being right.
 
     Each minimises the cross-entropy of its exit on held-out images (Guo et al., arXiv 1706.04599).
     """
@@ -195,11 +198,11 @@ def temperatures(logits: Array, labels: Array) -> Array:
 
 
 def calibrate(logits: Array, labels: Array, prefix_ms: Array, budget_ms: float, *, kind: str = "max-softmax",
-              rule: str = "search", tempered: bool = True, points: int = 9, found: Point | None = None) -> Policy:
-    """Thresholds for a mean latency of at most ``budget_ms`` from held-out logits [exits, n, classes] and labels [n].
+              rule: str = "search", tempered: bool = True, points: int = 9, chosen: Point | None = None) -> Policy:
+    """Sets thresholds for a mean latency of at most ``budget_ms`` from held-out logits [exits, n, classes], labels [n].
 
-    ``points`` further budgets between the first exit and the head are kept, to change to at run time. ``found``: the
-    thresholds that were found before on the same images. Raises UserError for an unknown ``kind`` or ``rule``, and
+    ``points`` further budgets between the first exit and the head are kept, to change to at run time. ``chosen``: the
+    thresholds that were chosen before on the same images. Raises UserError for an unknown ``kind`` or ``rule``, and
     where the first exit alone takes longer.
     """
     for what, name, known in (("confidence", kind, CONFIDENCES), ("rule", rule, tuple(RULES))):
@@ -216,11 +219,11 @@ def calibrate(logits: Array, labels: Array, prefix_ms: Array, budget_ms: float, 
 
     budgets = np.linspace(prefix_ms[0], prefix_ms[-1], points)
     return Policy(kind, tuple(map(float, divisors)), tuple(map(float, prefix_ms)), len(labels),
-                  shipped(found) if found else point(budget_ms), tuple(point(float(budget)) for budget in budgets))
+                  shipped(chosen) if chosen else point(budget_ms), tuple(point(float(budget)) for budget in budgets))
 
 
 def between(confidence: Array, thresholds: Sequence[float] | Array) -> Array:
-    """Thresholds half-way to the next less sure image: the same images leave, whatever a runtime rounds differently."""
+    """Moves thresholds half-way to the next less sure image, so that rounding in a runtime changes nothing."""
     result = np.array(thresholds, float)
     for k, threshold in enumerate(thresholds):
         below = confidence[k][confidence[k] < threshold]
@@ -242,7 +245,7 @@ def _everybody_at(index: int, exits: int) -> Array:
 
 
 def _ends(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float) -> Iterator[Point]:
-    """Everybody at the first exit; and nobody before the head."""
+    """Yields two extremes: every image leaves at the first exit, and none before the head."""
     if budget_ms < prefix_ms[0]:
         raise UserError(f"budget {budget_ms:g} ms: leaving at the first exit takes {at_least(prefix_ms[0])} ms")
     for index in (0, len(confidence) - 1):
@@ -250,7 +253,7 @@ def _ends(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float) -
 
 
 class _Search:
-    """One threshold at a time, the others as they are: where to cut the images by how sure the exit is."""
+    """Improves one threshold at a time, the others as they are: where to cut the images by how sure the exit is."""
 
     def __init__(self, confidence: Array, right: Array, prefix_ms: Array) -> None:
         self.confidence, self.right, self.ms = confidence, right.astype(float), np.asarray(prefix_ms, float)
@@ -269,15 +272,15 @@ class _Search:
         return thresholds
 
     def refined(self, best: Point, budget_ms: float) -> Point:
-        """Each threshold moved, and the others set to what is then best within the budget, while that helps."""
+        """Moves each threshold and sets the others to what is then best within the budget, as long as that helps."""
         quantiles = np.linspace(0, 1, min(TRIED, self.confidence.shape[1]))
         tried = [np.r_[np.quantile(row, quantiles, method="nearest"), np.inf] for row in self.confidence[:-1]]
         for _ in range(SWEEPS):
             moved = [self._moved(best, k, value, budget_ms) for k, values in enumerate(tried) for value in values]
-            found = max((p for p in moved if p.mean_ms <= budget_ms), key=_better, default=best)
-            if _better(found) <= _better(best):
+            better = max((p for p in moved if p.mean_ms <= budget_ms), key=_better, default=best)
+            if _better(better) <= _better(best):
                 break
-            best = found
+            best = better
         return best
 
     def _moved(self, start: Point, k: int, value: float, budget_ms: float) -> Point:
@@ -289,17 +292,17 @@ class _Search:
         return self.point(thresholds)
 
     def _best(self, thresholds: Array, k: int, price: float, budget_ms: float) -> float:
-        """One threshold, exactly: the m surest of those who come by leave here, for every m that no tie forbids."""
+        """Returns the best threshold of exit ``k``, exactly: tries to let the m surest images leave, for all m."""
         passes = np.asarray(self.confidence >= thresholds[:, None])
         coming = np.asarray(~passes[:k].any(0))
         fate = k + 1 + passes[k + 1:].argmax(0)
-        own = self.order[k][coming[self.order[k]]]
+        passing = self.order[k][coming[self.order[k]]]
         images, columns = self.confidence.shape[1], np.arange(self.confidence.shape[1])
-        gained = np.r_[0, np.cumsum((self.right[k] - self.right[fate, columns])[own])] / images
-        saved = np.r_[0, np.cumsum((self.ms[fate] - self.ms[k])[own])] / images
+        gained = np.r_[0, np.cumsum((self.right[k] - self.right[fate, columns])[passing])] / images
+        saved = np.r_[0, np.cumsum((self.ms[fate] - self.ms[k])[passing])] / images
         spent = self.ms[np.where(coming, fate, passes.argmax(0))].mean() - saved
-        sure = self.confidence[k, own]
-        allowed = np.r_[True, np.r_[sure[1:] < sure[:-1], True][:len(own)]] & (spent <= budget_ms)
+        sure = self.confidence[k, passing]
+        allowed = np.r_[True, np.r_[sure[1:] < sure[:-1], True][:len(passing)]] & (spent <= budget_ms)
         if not allowed.any():
             return float(thresholds[k])
         value = np.where(allowed, gained + price * saved, -np.inf)

@@ -26,30 +26,32 @@ Array = np.ndarray[Any, Any]
 
 
 class DriftWarning(UserWarning):
-    """Images leave at other exits than those that the thresholds were calibrated on: the data may have changed."""
+    """Warns that images leave at other exits than those calibrated on: the data may have changed."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Logits [n, classes] of the exit at which each image left, and that exit [n], from 0."""
+    """Holds the logits [n, classes] of the exit at which each image left, and the number of that exit [n], from 0."""
 
     logits: Array
     exits: Array
 
     @property
     def classes(self) -> Array:
-        """[n]"""
+        """Returns the class [n] of the largest logit of each image."""
         return np.asarray(self.logits.argmax(1))
 
 
 class Runtime:
-    """A network with exits by its file (nested ``If``, image by image) or by the folder of its segments (in batches).
+    """Runs a network with exits from its file (image by image) or from the folder of its segments (in batches).
 
     ``counts`` [exits] is where images left since ``reset``; ``names`` are the classes.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
-        """Raises ValueError for a file without exits or with broken ones, FileNotFoundError without segments."""
+        """Opens the network. Raises ValueError for a file without exits or with broken ones, FileNotFoundError without
+        segments.
+        """
         path = Path(path)
         files = _segments(path) if path.is_dir() else [path]
         self.sessions = [_session(file, threads) for file in files]
@@ -69,7 +71,7 @@ class Runtime:
 
     @property
     def thresholds(self) -> list[float]:
-        """How sure each exit has to be; the head's, the last, is -inf."""
+        """Says how sure each exit has to be; the head's, the last, is -inf."""
         return [float(value) for value in self._thresholds]
 
     @thresholds.setter
@@ -81,7 +83,7 @@ class Runtime:
         self._set({"thresholds": [*kept[:self.exits - 1], -math.inf]})
 
     def budget(self, mean_ms: float) -> float:
-        """Thresholds of the largest calibrated mean latency up to ``mean_ms``; returns that.
+        """Sets the thresholds of the largest calibrated mean latency up to ``mean_ms``; returns that latency.
 
         Raises ValueError where there is none.
         """
@@ -93,7 +95,7 @@ class Runtime:
         return float(point["mean_ms"])
 
     def deadline(self, ms: float) -> int:
-        """Every image leaves at the deepest exit that is reached by then; returns that exit.
+        """Lets every image leave at the deepest exit that is reached in ``ms``; returns that exit.
 
         Raises ValueError where not even the first is.
         """
@@ -104,12 +106,12 @@ class Runtime:
         return reached[-1]
 
     def __call__(self, images: Array) -> Answer:
-        """Warns (``DriftWarning``) after every 500 images if their exits are not those of the calibration."""
+        """Classifies images; warns (``DriftWarning``) after every 500 if they leave elsewhere than in calibration."""
         images = np.ascontiguousarray(images, np.float32)
         answer = self._in_batches(images) if self.segmented else self._one_by_one(images)
-        found = np.bincount(answer.exits, minlength=self.exits)
-        self.counts += found
-        self._recent += found
+        counts = np.bincount(answer.exits, minlength=self.exits)
+        self.counts += counts
+        self._recent += counts
         if self._recent.sum() >= WINDOW:
             if message := self.drift():
                 warnings.warn(message, DriftWarning, stacklevel=2)
@@ -117,7 +119,7 @@ class Runtime:
         return answer
 
     def drift(self) -> str | None:
-        """What differs since the last comparison; None where nothing does or thresholds were set by hand."""
+        """Describes what differs from calibration; None where nothing does, or thresholds were set by hand."""
         n, calibrated = int(self._recent.sum()), self.policy["n"]
         if self._shares is None or n == 0:
             return None
@@ -131,7 +133,7 @@ class Runtime:
                 "calibrated on: latency and accuracy are not those stated; calibrate on newer images")
 
     def reset(self) -> None:
-        """Counters start anew."""
+        """Sets the counters to zero."""
         self.counts, self._recent = np.zeros(self.exits, int), np.zeros(self.exits, int)
 
     def _set(self, point: dict[str, Any]) -> None:
@@ -141,11 +143,11 @@ class Runtime:
 
     def _one_by_one(self, images: Array) -> Answer:
         feeds = {"thresholds": self._thresholds[:-1]}
-        found = [self.sessions[0].run(["output", "exit"], {"input": image[None], **feeds}) for image in images]
-        return Answer(np.concatenate([logits for logits, _ in found]), np.array([int(at) for _, at in found]))
+        outputs = [self.sessions[0].run(["output", "exit"], {"input": image[None], **feeds}) for image in images]
+        return Answer(np.concatenate([logits for logits, _ in outputs]), np.array([int(at) for _, at in outputs]))
 
     def _in_batches(self, images: Array) -> Answer:
-        """Those that are left after a segment go on as a smaller batch."""
+        """Runs segment after segment; the images that are left after one go on as a smaller batch."""
         left, before = np.arange(len(images)), None
         answer, feeds = Answer(np.empty(0), np.zeros(len(images), int)), {"input": images}
         for k, session in enumerate(self.sessions):
@@ -166,7 +168,7 @@ class Runtime:
 
 def confidence(kind: str, logits: Array, temperature: float = 1.0,
                before: tuple[Array, Array] | None = None) -> tuple[Array, tuple[Array, Array]]:
-    """How sure one exit is of logits [n, classes]: ([n], what the next exit needs as ``before``). Larger is surer.
+    """Returns how sure one exit is of logits [n, classes], larger is surer, and what the next exit needs as ``before``.
 
     ``max-softmax``: the largest probability; ``entropy``: 1 - entropy / log(classes); both of logits / temperature.
     ``patience``: how many exits before it agree with it in a row (PABEE, Zhou et al., arXiv 2006.04152).
@@ -187,20 +189,20 @@ def confidence(kind: str, logits: Array, temperature: float = 1.0,
 
 
 def confidences(kind: str, logits: Array, temperatures: Array | None = None) -> Array:
-    """[exits, n, classes] -> [exits, n]"""
-    found, before = [], None
-    for index, own in enumerate(logits):
-        sure, before = confidence(kind, own, 1.0 if temperatures is None else float(temperatures[index]), before)
-        found.append(sure)
-    return np.stack(found)
+    """Returns how sure every exit is, [exits, n], of logits [exits, n, classes]."""
+    values, before = [], None
+    for index, alone in enumerate(logits):
+        sure, before = confidence(kind, alone, 1.0 if temperatures is None else float(temperatures[index]), before)
+        values.append(sure)
+    return np.stack(values)
 
 
 def _policy(text: str, path: Path) -> dict[str, Any]:
-    """Of the metadata, its numbers as floats. Raises ValueError for what the export did not write."""
+    """Reads the policy from metadata, numbers as floats. Raises ValueError for what the export did not write."""
     try:
         policy = json.loads(text)
         prefix, temperatures = ([*map(float, policy[key])] for key in ("prefix_ms", "temperatures"))
-        point, *points = (_point(one, len(prefix)) for one in (policy["point"], *policy["points"]))
+        point, *points = (_point(record, len(prefix)) for record in (policy["point"], *policy["points"]))
         images = int(policy["n"])
         if policy["kind"] not in CONFIDENCES or len(temperatures) != len(prefix) or images < 1 or not (
                 all(0 < value < math.inf for value in temperatures) and all(0 <= ms < math.inf for ms in prefix)):
@@ -210,26 +212,26 @@ def _policy(text: str, path: Path) -> dict[str, Any]:
     return {**policy, "prefix_ms": prefix, "temperatures": temperatures, "n": images, "point": point, "points": points}
 
 
-def _point(one: dict[str, Any], exits: int) -> dict[str, Any]:
-    thresholds, shares = ([*map(float, one[key])] for key in ("thresholds", "shares"))
-    mean_ms, accuracy = float(one["mean_ms"]), float(one["accuracy"])
+def _point(point: dict[str, Any], exits: int) -> dict[str, Any]:
+    thresholds, shares = ([*map(float, point[key])] for key in ("thresholds", "shares"))
+    mean_ms, accuracy = float(point["mean_ms"]), float(point["accuracy"])
     if len(thresholds) != exits or len(shares) != exits or any(map(math.isnan, (*thresholds, *shares, mean_ms))):
         raise ValueError("thresholds or shares")
-    return {**one, "thresholds": thresholds, "shares": shares, "mean_ms": mean_ms, "accuracy": accuracy}
+    return {**point, "thresholds": thresholds, "shares": shares, "mean_ms": mean_ms, "accuracy": accuracy}
 
 
 def _at_least(ms: float) -> str:
-    """Rounded up, so that who asks for what a message names gets it (this file imports nothing of nas)."""
+    """Rounds up, so that who asks for what a message names gets it (this file imports nothing of nas)."""
     digits = 3 - math.floor(math.log10(ms)) if ms > 0 else 0
     return f"{math.ceil(ms * 10**digits) / 10**digits:.4g}" if ms > 0 else "0"
 
 
 def _segments(folder: Path) -> list[Path]:
-    """In order, whatever their number."""
-    found = sorted(folder.glob("segment-*.onnx"), key=lambda path: int(path.stem.partition("-")[2]))
-    if not found:
+    """Returns the files of the segments in order, whatever their number."""
+    files = sorted(folder.glob("segment-*.onnx"), key=lambda path: int(path.stem.partition("-")[2]))
+    if not files:
         raise FileNotFoundError(f"{folder}: no segment-0.onnx in it")
-    return found
+    return files
 
 
 def _session(path: Path, threads: int) -> Any:

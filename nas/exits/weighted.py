@@ -1,4 +1,4 @@
-"""L2W-DEN: images weigh at each exit what makes the exits at which they would leave better."""
+"""Trains exits by L2W-DEN: at each exit, images weigh more that help the exits at which they would leave."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nas.exits.policy import geometric_shares
 
 @register("weighted")
 class Weighted(Method):
-    """sum_k mean_i w_ik CE_ik, w from a small network that learns by a meta step (Han et al., arXiv 2209.08310).
+    """Trains with sum_k mean_i w_ik CE_ik, w from a small network that learns by meta steps (Han et al., 2209.08310).
 
     w~ = tanh MLP(the image's losses at all exits); w = 1 + ``strength`` (w~ - mean of w~ over the exits of the image).
     Meta step, every ``interval`` batches: one SGD step of ``inner_lr`` on one half of the batch with these weights; on
@@ -44,12 +44,12 @@ class Weighted(Method):
         return total
 
     def weights(self, losses: Tensor) -> Tensor:
-        """[N, exits] of losses [N, exits]; 1 on average over the exits of an image."""
+        """Returns the weights [N, exits] of losses [N, exits]; 1 on average over the exits of an image."""
         raw = self.weigher(losses)
         return 1 + self.strength * (raw - raw.mean(1, keepdim=True))
 
     def meta_loss(self, predictions: list[Tensor], labels: Tensor) -> Tensor:
-        """sum_k CE of the images that leave at exit k: the floor(n q_k) surest of those left, last the rest."""
+        """Returns sum_k CE of the images that leave at exit k: the floor(n q_k) surest of those left, last the rest."""
         total, left = predictions[0].new_zeros(()), torch.arange(len(labels), device=labels.device)
         shares = geometric_shares(self.r, self.exits)
         for k, logits in enumerate(predictions):
@@ -61,7 +61,7 @@ class Weighted(Method):
         return total
 
     def _meta(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Zero, with the gradient of the meta loss in the parameters of the weigher and in no others."""
+        """Returns zero, with the gradient of the meta loss in the parameters of the weigher and in no others."""
         half = len(labels) // 2
         first, second = (images[:half], labels[:half]), (images[half:], labels[half:])
         sums = []
@@ -72,7 +72,7 @@ class Weighted(Method):
         return surrogate - surrogate.detach()
 
     def credit(self, images: Tensor, labels: Tensor, judged: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [n, exits] of ``images``, and the derivatives of the meta loss after a step on them in their weights.
+        """Returns losses [n, exits] of ``images``, and the derivatives in their weights of the meta loss after a step.
 
         The step is linear in the weights, theta' = theta - lr sum w_ik d CE_ik / n, so a derivative is -lr / n times
         that of CE_ik in the direction of the meta loss's gradient at theta': exact, with no second derivatives (which
@@ -87,7 +87,7 @@ class Weighted(Method):
         return losses, -self.inner_lr / len(labels) * change.detach()
 
     def _step(self, named: dict[str, Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [n, exits], and the parameters after one step on the weighted loss."""
+        """Returns losses [n, exits], and the parameters after one step on the weighted loss."""
         at = {name: p.clone().requires_grad_() for name, p in named.items()}
         losses = self._each(self._run(at, images), labels)
         loss = (self.weights(losses.detach()).detach() * losses).mean(0).sum()
@@ -97,11 +97,11 @@ class Weighted(Method):
         return losses.detach(), stepped
 
     def _run(self, parameters: dict[str, Tensor], images: Tensor) -> list[Tensor]:
-        """Predictions with other parameters; BN statistics stay as they are."""
+        """Returns predictions with other parameters; batch norm statistics stay as they are."""
         buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         return functional_call(self.net, {**parameters, **buffers}, (images,))
 
     def _each(self, predictions: list[Tensor], labels: Tensor) -> Tensor:
-        """Losses [N, exits]."""
+        """Returns the losses [N, exits] of every image at every exit."""
         return torch.stack([F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
                             for logits in predictions], 1)

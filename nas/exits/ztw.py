@@ -1,4 +1,4 @@
-"""Zero Time Waste: exits on a frozen network that reuse what the exits below them have said."""
+"""Trains exits by Zero Time Waste: on a frozen network, each reuses what the exits below it have answered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nas.exits.net import Combine, Network
 
 
 class Cascade(Combine):
-    """Cascaded heads and a geometric ensemble of them (Wolczyk et al., arXiv 2106.05409), ``exits`` with the head.
+    """Combines cascaded heads in a geometric ensemble (Wolczyk et al., arXiv 2106.05409); ``exits`` counts the head.
 
     Exit k's logits get V_k LayerNorm(stopgrad z_{k-1}), which is what concatenating that to the features before its
     linear layer comes to. It predicts sum_j exp(w_kj) log p_j / k + b_k over the exits j = 1..k, the head for itself.
@@ -36,7 +36,7 @@ class Cascade(Combine):
         return self.ensemble(index, state), state if index < self.exits - 2 else None
 
     def cascaded(self, index: int, logits: Tensor, state: Tensor | None) -> Tensor:
-        """log p [N, classes] of exit ``index``."""
+        """Returns log p [N, classes] of exit ``index``."""
         if state is not None:
             below = self.norms[index - 1](state[:, -self.classes:].detach())
             logits = logits + self.carry[index - 1](below)
@@ -50,7 +50,7 @@ class Cascade(Combine):
         return total
 
     def kept(self, exits: Sequence[int]) -> Cascade | None:
-        """The first exits do not know of those behind them; every other one has weights for all below."""
+        """Returns the same for the first exits, which ignore later ones; None for others, which need all below."""
         if list(exits) != list(range(len(exits))):
             return None
         first = Cascade(len(exits) + 1, self.classes)
@@ -63,7 +63,7 @@ class Cascade(Combine):
 
 @register("ztw")
 class ZeroTimeWaste(Frozen):
-    """The network is frozen; first the cascaded heads learn, sum_k CE(p_k, y), then the ensemble on top of them.
+    """Trains exits of a frozen network: first the cascaded heads, sum_k CE(p_k, y), then the ensemble on top of them.
 
     ``ensemble`` is the share of the training that is left to the ensemble (in the paper a schedule of its own on stored
     log-probabilities). Heads are those of the network, not the paper's.

@@ -56,7 +56,7 @@ INPLACE = {"kl": kd, "alpha": adaptive}
 
 
 @dataclass(frozen=True)
-class Said:
+class NetOutput:
     """What a network says of images: ``logits`` [N, classes] and, if asked, ``maps`` [N, C, S, S] by resolution."""
 
     logits: Tensor
@@ -75,7 +75,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.share, self.smoothing = share, smoothing
 
-    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+    def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
         """A scalar; ``labels`` int64 [N], ``progress`` of the training in [0, 1]."""
         raise NotImplementedError
 
@@ -111,7 +111,7 @@ class Logits(Distiller):
     larger one, which was taught so before.
     """
 
-    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+    def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
         return self.mixed(student.logits, labels, kd(student.logits, teacher.logits))
 
 
@@ -122,7 +122,7 @@ class BornAgain(Distiller):
     The teacher is the same architecture, trained before from the same first weights.
     """
 
-    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+    def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
         taught = F.cross_entropy(student.logits, teacher.logits.detach().softmax(1))
         return self.mixed(student.logits, labels, taught)
 
@@ -142,7 +142,7 @@ class Hints(Distiller):
         self.middle = len(own) // 2
         self.regressor = nn.Conv2d(own[self.middle], theirs[self.middle], 1)
 
-    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+    def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
         if progress >= BEGIN:
             return self.mixed(student.logits, labels, kd(student.logits, teacher.logits))
         return F.mse_loss(self.regressor(student.maps[self.middle]), teacher.maps[self.middle].detach()) / 2
@@ -162,7 +162,7 @@ class Flow(Distiller):
         if channels(student) != channels(teacher):
             raise ValueError(f"fsp: maps of {channels(student)} channels, the teacher's of {channels(teacher)}")
 
-    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+    def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
         if progress >= BEGIN:
             return self.by_labels(student.logits, labels)
         pairs = zip(itertools.pairwise(student.maps), itertools.pairwise(teacher.maps), strict=True)
@@ -183,7 +183,7 @@ class Mutual(Distiller):
     def peer(self) -> nn.Module:
         return self.other
 
-    def loss(self, student: Said, teacher: Said, labels: Tensor, progress: float) -> Tensor:
+    def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
         both = ((student.logits, teacher.logits), (teacher.logits, student.logits))
         return torch.stack([self.by_labels(own, labels) + kd(own, other, 1.0) for own, other in both]).sum()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nas.subnet import Subnet
 from nas.train import optimization, placement, randomness
 from nas.train.data import Data, batches
-from nas.train.distill import METHODS, Distiller, Said
+from nas.train.distill import METHODS, Distiller, NetOutput
 from nas.train.recipes import FineTuningRecipe
 from nas.train.stepper import Stepper
 
@@ -83,7 +83,7 @@ class FineTuning:
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.distiller is None or self.teacher is None:
-            student = Said(self.stepper.logits(self.model, images))
+            student = NetOutput(self.stepper.logits(self.model, images))
             loss = self._label_loss(student, labels)
         else:
             student = self._said(self.model, images)
@@ -92,14 +92,14 @@ class FineTuning:
             loss = self.distiller.loss(student, teacher, labels, self.progress)
         return loss, {"loss": loss, "label_loss": self._label_loss(student, labels).detach()}
 
-    def _label_loss(self, student: Said, labels: Tensor) -> Tensor:
+    def _label_loss(self, student: NetOutput, labels: Tensor) -> Tensor:
         return F.cross_entropy(student.logits, labels, label_smoothing=self.recipe.label_smoothing)
 
-    def _said(self, net: nn.Module, images: Tensor) -> Said:
+    def _said(self, net: nn.Module, images: Tensor) -> NetOutput:
         if self.distiller is None or not self.distiller.reads_maps:
-            return Said(self.stepper.logits(net, images))
+            return NetOutput(self.stepper.logits(net, images))
         assert isinstance(net, Subnet)
         with self.stepper.casting():
             maps = net.features(images)
             logits: Tensor = net.head(maps[-1])
-        return Said(logits.float(), tuple(map_.float() for map_ in maps))
+        return NetOutput(logits.float(), tuple(map_.float() for map_ in maps))

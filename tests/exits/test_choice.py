@@ -11,7 +11,7 @@ from three_exits import three
 
 from nas.errors import UserError
 from nas.exits import policy
-from nas.exits.choice import Pieces, Said, cheapest, choose, crossed, pieces, subsets
+from nas.exits.choice import ExitLogits, Pieces, cheapest, choose, cross_validated, pieces, subsets
 from nas.exits.net import Additive, Combine
 from nas.exits.ztw import Cascade
 from nas.plan import OpKey, plan
@@ -19,12 +19,13 @@ from nas.plan import OpKey, plan
 PIECES = Pieces(np.array([1.0, 2.0, 4.0]), np.array([0.1, 0.2, 0.4]))
 
 
-def said(seed: int = 0, n: int = 200, combine: Combine | None = None, noise: tuple[float, ...] = (4, 2, 1)) -> Said:
+def said(seed: int = 0, n: int = 200, combine: Combine | None = None,
+         noise: tuple[float, ...] = (4, 2, 1)) -> ExitLogits:
     """Three exits, each deeper one right more often."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, n)
     logits = np.stack([3 * np.eye(4)[labels] + level * rng.normal(0, 1, (n, 4)) for level in noise])
-    return Said(logits.astype(np.float32), labels, combine or Combine())
+    return ExitLogits(logits.astype(np.float32), labels, combine or Combine())
 
 
 def test_prefix_costs_by_hand() -> None:
@@ -101,7 +102,7 @@ def test_the_cheapest_thresholds_at_an_accuracy() -> None:
 
 def test_halves_judge_each_other() -> None:
     one = said(3, 100)
-    point = crossed(one, (0, 1), PIECES.prefix_ms((0, 1)), 4.0)
+    point = cross_validated(one, (0, 1), PIECES.prefix_ms((0, 1)), 4.0)
     predictions = one.predictions((0, 1))
     assert predictions is not None
     sure, right = one.sure(predictions)

@@ -139,7 +139,7 @@ def test_a_journal_gives_up_what_a_process_that_is_no_more_was_at(tmp_path: Path
     board.post(archs)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for worker in (worker_name(ended.pid), "another.machine:1"):  # killed in the middle: what they took is running still
+    for worker in (worker_name(ended.pid), "another.machine:1"):  # killed at work: what they took still runs
         trial = next(filter(board._taken, board._trials(TrialState.WAITING)))
         board._storage.set_trial_user_attr(trial._trial_id, "worker", worker)
     assert not board.work(lambda arch: Evaluation(1.0, {}), worker_name(os.getpid()))

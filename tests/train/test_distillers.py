@@ -18,7 +18,7 @@ from nas.plan import Layout
 from nas.subnet import build
 from nas.train import randomness
 from nas.train.data import Data, load
-from nas.train.distill import BEGIN, METHODS, Distiller, Said, channels, flow
+from nas.train.distill import BEGIN, METHODS, Distiller, NetOutput, channels, flow
 from nas.train.finetune import FineTuning
 from nas.train.recipes import FineTuningRecipe
 
@@ -42,7 +42,7 @@ def test_logits_alone_by_hand(tiny: Layout) -> None:
     soft = torch.tensor([math.sqrt(.75), math.sqrt(.25)], dtype=torch.float64)  # the teacher's at temperature 2
     soft = soft / soft.sum()
     at_2 = 4 * float((soft * (soft / .5).log()).sum())
-    said = (Said(STUDENT), Said(TEACHER), LABEL, .5)
+    said = (NetOutput(STUDENT), NetOutput(TEACHER), LABEL, .5)
     for name in ("kd", "assistant"):
         assert float(made(name, tiny).loss(*said)) == pytest.approx(.75 * CE_STUDENT + .25 * at_2)
     assert float(made("born-again", tiny).loss(*said)) == pytest.approx(math.log(2))  # -0.75 ln 0.5 - 0.25 ln 0.5
@@ -52,9 +52,9 @@ def test_logits_alone_by_hand(tiny: Layout) -> None:
 def test_what_the_other_says_is_a_constant(tiny: Layout) -> None:
     student, teacher = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
     for name in ("kd", "born-again"):
-        made(name, tiny).loss(Said(student), Said(teacher), LABEL, .5).backward()
+        made(name, tiny).loss(NetOutput(student), NetOutput(teacher), LABEL, .5).backward()
         assert teacher.grad is None
-    made("mutual", tiny).loss(Said(student), Said(teacher), LABEL, .5).backward()
+    made("mutual", tiny).loss(NetOutput(student), NetOutput(teacher), LABEL, .5).backward()
     # d/dz of CE(own) + KL(other, own) is (q - y) + (q - p): (0.75 - 1) + (0.75 - 0.5) = 0 for the teacher's first
     assert teacher.grad is not None and torch.allclose(teacher.grad, torch.zeros(1, 2, dtype=torch.float64), atol=1e-12)
 
@@ -68,7 +68,7 @@ def test_flow_by_hand() -> None:
 
 def test_fsp_by_hand(tiny: Layout) -> None:
     method, one = made("fsp", tiny), torch.ones(1, 1, 2, 2)
-    student, teacher = Said(STUDENT, (one, 2 * one, one)), Said(TEACHER, (one, 3 * one, 2 * one))
+    student, teacher = NetOutput(STUDENT, (one, 2 * one, one)), NetOutput(TEACHER, (one, 3 * one, 2 * one))
     # flows 2 and 2 against 3 and 6: (1 + 16) / 2
     assert float(method.loss(student, teacher, LABEL, 0.0)) == 8.5
     assert float(method.loss(student, teacher, LABEL, BEGIN)) == pytest.approx(CE_STUDENT)
@@ -80,7 +80,7 @@ def test_hints_by_hand(tiny: Layout) -> None:
     with torch.no_grad():  # the regressor is the identity
         method.regressor.weight.copy_(torch.eye(len(method.regressor.weight))[:, :, None, None])
         method.regressor.bias.zero_()
-    student, teacher = Said(STUDENT, tuple(maps)), Said(TEACHER, tuple(map_ + 3 for map_ in maps))
+    student, teacher = NetOutput(STUDENT, tuple(maps)), NetOutput(TEACHER, tuple(map_ + 3 for map_ in maps))
     assert float(method.loss(student, teacher, LABEL, 0.0).detach()) == pytest.approx(4.5)  # 3^2 / 2
     after = method.loss(student, teacher, LABEL, BEGIN)
     assert torch.equal(after, made("kd", tiny).loss(student, teacher, LABEL, BEGIN))

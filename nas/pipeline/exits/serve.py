@@ -14,7 +14,7 @@ import torch
 from nas.errors import UserError
 from nas.exits import choice, policy
 from nas.exits.base import Method
-from nas.exits.choice import Pieces, Said
+from nas.exits.choice import ExitLogits, Pieces
 from nas.exits.export import BRANCHED, export
 from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import Point, Policy, calibrate
@@ -68,8 +68,8 @@ class Trained:
 
     method: Method
     data: Data
-    select: Said
-    test: Said
+    select: ExitLogits
+    test: ExitLogits
 
     @staticmethod
     def of(method: Method, data: Data, device: torch.device, kind: str,
@@ -80,7 +80,7 @@ class Trained:
         for splits in (views or [data.select], [data.test]):
             heard = [record(method.net.net.logits, _even(split, len(splits)), data, device) for split in splits]
             logits, labels = np.concatenate([h.logits for h in heard], 1), np.concatenate([h.labels for h in heard])
-            said.append(Said(logits, labels, method.net.combine, kind))
+            said.append(ExitLogits(logits, labels, method.net.combine, kind))
         method.cpu()
         return Trained(method, data, *said)
 
@@ -119,11 +119,11 @@ def chosen(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequence[int]
         if point is None or wishes.rule != "search":  # subsets were compared by searched thresholds
             point = choice.cheapest(*said.sure(predictions), prefix, least, wishes.rule)
         budget = point.mean_ms
-    made = calibrate(predictions, said.labels, prefix, budget, kind=wishes.kind, rule=wishes.rule, found=point)
+    made = calibrate(predictions, said.labels, prefix, budget, kind=wishes.kind, rule=wishes.rule, chosen=point)
     tested = trained.test.predictions(kept)
     assert tested is not None
     confidence, fits = judged(made, tested, trained.test.labels)
-    return Served(tuple(kept), made, choice.crossed(said, kept, prefix, budget),
+    return Served(tuple(kept), made, choice.cross_validated(said, kept, prefix, budget),
                   policy.outcome(confidence, fits, made.point.thresholds, prefix))
 
 

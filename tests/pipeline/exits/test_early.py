@@ -27,7 +27,7 @@ from nas.arch import Arch
 from nas.config.search import resolve
 from nas.errors import UserError
 from nas.exits import Runtime
-from nas.exits.choice import Pieces, Said, choose
+from nas.exits.choice import ExitLogits, Pieces, choose
 from nas.exits.net import Combine
 from nas.files import write_json
 from nas.latency.table import LatencyTable
@@ -231,7 +231,7 @@ def test_shipped_thresholds_are_as_right_as_those_that_were_chosen(seed: int, ru
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, 150)
     logits = np.stack([3 * np.eye(4)[labels] + level * rng.normal(0, 1, (150, 4)) for level in (4, 2.5, 2, 1.5)])
-    heard = Said(logits.astype(np.float32), labels, Combine())
+    heard = ExitLogits(logits.astype(np.float32), labels, Combine())
     pieces = Pieces(np.array([1.0, 2.0, 4.0, 3.0]), np.array([0.1, 0.2, 0.4, 0.5]))
     trained: Any = SimpleNamespace(select=heard, test=heard)
     served = chosen(trained, pieces, Wishes(rule=rule, lose=0.01))
@@ -247,7 +247,7 @@ def test_the_measured_file_keeps_to_max_ms(tmp_path: Path) -> None:
     net = three()
     labels = np.random.default_rng(0).integers(0, 4, 200)
     logits = np.stack([3 * np.eye(4)[labels]] * 3).astype(np.float32)
-    heard = Said(logits, labels, Combine())
+    heard = ExitLogits(logits, labels, Combine())
     trained: Any = SimpleNamespace(select=heard, test=heard, network=lambda kept: net)
     pieces = Pieces(np.array([1.0, 2.0, 4.0]), np.array([0.1, 0.2, 0.4]))
     asked: list[tuple[int, ...]] = []
