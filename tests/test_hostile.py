@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from hypothesis import strategies as st
 from own_ops import DOUBLE, forgotten
 from tiny_space import TINY
 
-from nas import results
 from nas.arch import Arch, Op
 from nas.cli.output import checked_width, named_budgets
 from nas.config.search import Config, default_run_dir, resolve
@@ -37,6 +37,9 @@ from nas.pipeline import train_one
 from nas.plan import OpKey, Task, candidates, layout, plan
 from nas.run.settings import Baseline
 from nas.space import Space
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+import results
 
 PLAN = layout(Space.parse(TINY, "tiny.yaml"), Task(16, 3, 4))
 SHIPPED = Path(costs.folder("latency_tables"))

@@ -14,7 +14,7 @@ NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
     {"nas", "errors", "text"},  # "nas" is the package itself: its version
     {"files", "arch", "units", "paths"},
-    {"progress", "results", "space"},
+    {"progress", "space"},
     {"config", "ops"},
     {"plan"},
     {"lower"},

@@ -9,6 +9,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from matplotlib.figure import Figure
 
 from nas.errors import UserError
 from nas.files import write_atomic
-from nas.results import told
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from results import told
 
 HERE = Path(__file__).resolve().parent
 MARKERS = "sD^v<>ph*"

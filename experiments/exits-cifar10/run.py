@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import platform
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +32,6 @@ from nas.files import write_json
 from nas.pipeline.exits.train import train
 from nas.plan import Layout, Task, layout, macs, plan, prefixes
 from nas.progress import Progress
-from nas.results import keep, standing, told
 from nas.run import checkpoint
 from nas.run.directory import Run
 from nas.space import Space
@@ -41,6 +41,9 @@ from nas.train.data import Data, load
 from nas.train.exits import record
 from nas.train.finetune import FineTuning
 from nas.train.recipes import FineTuningRecipe
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from results import keep, standing, told
 
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")

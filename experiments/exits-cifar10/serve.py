@@ -29,7 +29,6 @@ from nas.pipeline.exits.price import known_exit_ms
 from nas.pipeline.exits.serve import Trained, Wishes, chosen, named, write
 from nas.pipeline.exits.train import train
 from nas.plan import plan
-from nas.results import keep, standing, told
 from nas.run.directory import Run
 from nas.subnet import build
 from nas.train import evaluation, randomness
@@ -37,6 +36,9 @@ from nas.train.data import Data, Split, load
 
 sys.path.insert(0, str(HERE.parent.parent / "benchmarks"))
 from exits import Subject, report
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from results import keep, standing, told
 
 CALIBRATED = 5000  # images that thresholds are set on
 

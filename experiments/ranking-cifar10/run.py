@@ -19,6 +19,7 @@ import os
 import platform
 import random
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,7 +36,6 @@ from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import macs, params, plan
-from nas.results import keep, standing, told
 from nas.run.directory import Run
 from nas.run.settings import searched
 from nas.select.problem import Problem, random_within
@@ -45,6 +45,9 @@ from nas.train.data import Data
 from nas.train.finetune import FineTuning
 from nas.train.recipes import FineTuningRecipe
 from nas.train.supernet_training import SupernetTraining
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from results import keep, standing, told
 
 HERE = Path(__file__).resolve().parent
 LOWEST, HIGHEST = 1.15, 0.9  # limits of the cheapest and dearest group, of the ends of the reachable range

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,10 +26,12 @@ from stored import HERE, JUDGED, PROBLEM, Array, Judged, Pick, Stored, judged, p
 from nas.arch import Arch
 from nas.cli.progress import TerminalProgress
 from nas.files import nearest
-from nas.results import keep, standing, told
 from nas.select import SELECTORS
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Limits, Scores, budgets
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from results import keep, standing, told
 
 EVALUATIONS = (50, 100, 300)
 BUDGETS = 6  # of nas search, where none is given

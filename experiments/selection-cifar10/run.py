@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,6 @@ from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.selection import CALIBRATED_ON, gate_scores
 from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import OpKey, Slot, macs, params
-from nas.results import keep, standing, told
 from nas.run.directory import Run
 from nas.run.settings import searched
 from nas.select import SELECTORS
@@ -42,6 +42,9 @@ from nas.select.problem import Limits, budgets
 from nas.train import evaluation, placement
 from nas.train.data import Split, eval_batches
 from nas.train.supernet_training import SupernetTraining
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from results import keep, standing, told
 
 POSITIONS = 13  # budgets at which the gates' scores are stored
 EVALUATIONS = (36, 100, 300)  # of the selections on the full space

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from stored import HERE, Pick, Stored
 from nas.cli.progress import TerminalProgress
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.selection import CALIBRATED_ON
-from nas.results import keep, standing, told
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Limits, Scores, budgets
 from nas.train.evaluation import Judged
 from nas.train.supernet_training import SupernetTraining
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from results import keep, standing, told
 
 EVALUATIONS, CHANCE = 100, 0.1
 NAMES = tuple(name for name in METHODS if not name.endswith(", 50"))  # populations of half of all evaluations

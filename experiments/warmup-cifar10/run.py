@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from nas.cli.progress import TerminalProgress
 from nas.decision import largest, prices, smallest
 from nas.latency import costs
 from nas.plan import Layout, Task, layout
-from nas.results import keep, standing, told
 from nas.space import Space
 from nas.subnet import Subnet, build
 from nas.train import evaluation, finetune, placement, randomness
 from nas.train.data import Data, load
 from nas.train.recipes import FineTuningRecipe, SupernetRecipe
 from nas.train.supernet_training import SupernetTraining
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from results import keep, standing, told
 
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
