@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import write_text
 
 
@@ -23,11 +23,11 @@ def standing(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             line = json.loads(text)
             old = dict(line["settings"])
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise UserError(f"{path}: line {number}: not of this experiment; give another --out") from None
+            raise UserError(f"{path}: line {number}: not of this experiment; give another {setting('out')}") from None
         for key in dict.fromkeys([*settings, *old]):
             if old.get(key) != settings.get(key):
                 raise UserError(f"{path}: line {number}: made with {key} = {old.get(key)}, now {settings.get(key)}; "
-                                "give another --out, or the old value")
+                                f"give another {setting('out')}, or the old value")
         lines.append(line)
     return lines
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from nas import sampling
 from nas.config.search import resolve, spread
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import shipped
 from nas.latency import devices
 from nas.latency import predict as prediction
@@ -69,7 +69,7 @@ def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_m
              "only_op": only_op, "selector": selector, "seed": seed, "train_on": train_on, "threads": threads,
              "exits.method": exits, "max_ms": max_ms, "prune": prune, "init": init}
     if until is not None and until not in STAGES:
-        raise UserError(f"{until}: a search can stop behind {' or '.join(STAGES)}", key="until")
+        raise UserError(f"{setting('until', until)}: a search can stop behind {' or '.join(STAGES)}")
     user_files.load(listed(ops))
     resolved = spread(resolve(_path(config), [], _values(given, settings)), processes())
     return SearchRun(Path(begin_search(resolved, _path(run), progress or Lines(), until)["run"]))
@@ -150,9 +150,10 @@ def create_model(name: Text, *, num_classes: int = 1000, size: int = 224, in_cha
     """
     at = layout(Space.load(str(name)), Task(size, in_chans, num_classes))
     if arch is None and sampling.size(at) > 1:
-        raise UserError(f"{name} has {sampling.size(at):.3g} networks: give largest, smallest or random", key="arch")
+        raise UserError(f"{setting('arch')}: {name} has {sampling.size(at):.3g} networks; give largest, smallest or "
+                        "random")
     if arch not in (None, "largest", "smallest", "random"):
-        raise UserError(f"{arch}: give largest, smallest or random", key="arch")
+        raise UserError(f"{setting('arch', arch)}: give largest, smallest or random")
     network = build(at, choose(at, arch or "largest", seed))
     return Backbone(network) if features_only else network
 
@@ -184,7 +185,7 @@ def _values(given: Mapping[str, Any], settings: Mapping[str, Any] | None) -> dic
     """Returns the settings by name with paths as text. Raises UserError for one that is given twice."""
     twice = [key for key, value in given.items() if value is not None and key in (settings or {})]
     if twice:
-        raise UserError("given twice, as a keyword and in settings", key=twice[0])
+        raise UserError(f"{setting(twice[0])}: given twice, as a keyword and in settings")
     every = {**given, **(settings or {})}
     return {key: _plain(value) for key, value in every.items()}
 

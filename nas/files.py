@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 
 SETTING = {"search_spaces": "space"}  # kind of file -> the setting that names one
 _PACKAGE = Path(__file__).resolve().parent
@@ -50,7 +50,7 @@ def resolve(kind: str, name: str, suffix: str) -> Path:
         return Path(name)
     places = {stem: part for part in (f"{kind}/presets", kind) for stem in shipped(part, suffix)}
     if name not in places:
-        raise UserError(f"no {name!r}; {nearest(name, places)}", key=SETTING.get(kind, kind))
+        raise UserError(f"{setting(SETTING.get(kind, kind))}: no {name!r}; {nearest(name, places)}")
     return folder(places[name]) / f"{name}{suffix}"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from nas.arch import Arch
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.finetune import load_weights
@@ -178,7 +178,7 @@ class SearchRun:
                progress: Progress | None = None) -> list[Path]:
         """Writes one pick, or all, as files of a format, each of them checked against PyTorch. Returns their paths."""
         if format not in pipeline.FORMATS:
-            raise UserError(f"{format}: known are {', '.join(pipeline.FORMATS)}", key="format")
+            raise UserError(f"{setting('format', format)}: known are {', '.join(pipeline.FORMATS)}")
         run = Run.existing(self.path)
         with run.lock():
             done = pipeline.export(run, arch, budget_ms, Path(out) if out else None, progress or Lines(), format,

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas import ops as op_families
 from nas.arch import SKIP, Arch, Op
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.space import KnobValues, Space, Widths, hidden_width
 
 EXIT_HEAD = "exit_head"  # the family of the heads that stand at early exits
@@ -117,7 +117,7 @@ def layout(space: Space, task: Task, exits: bool = False) -> Layout:
     Raises UserError for operators or knobs that do not exist, naming file and key.
     """
     if task.size < LAST_MAP or task.size > 4096:
-        raise UserError(f"--size {task.size}: the input side must be from {LAST_MAP} to 4096")
+        raise UserError(f"{setting('size', task.size)}: the input side must be from {LAST_MAP} to 4096")
     strides = _strides(space, task.size)
     in_ch, size = space.stem.out, -(-task.size // strides[0])
     stem = OpKey(_fixed(space, "stem", task.in_ch, in_ch, strides[0]), task.in_ch, in_ch, strides[0], task.size)
@@ -143,8 +143,8 @@ def layouts(space: Space, task: Task, sizes: Sequence[int], exits: bool = False)
     for size in sizes:
         if size < LAST_MAP or _strides(space, size) != strides:
             fits = [side for side in range(LAST_MAP, most) if _strides(space, side) == strides]
-            raise UserError(f"--size {size}: {space.name} has other strides there than at {most}, so they cannot share "
-                            f"weights; sizes from {min(fits, default=most)} on go with {most}")
+            raise UserError(f"{setting('size', size)}: {space.name} has other strides there than at {most}, so they "
+                            f"cannot share weights; sizes from {min(fits, default=most)} on go with {most}")
     return {size: layout(space, replace(task, size=size), exits)
             for size in sorted(sizes or [task.size], reverse=True)}
 

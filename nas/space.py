@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from nas.arch import Op, Value
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import resolve
 from nas.paths import space_parts
 
@@ -147,7 +147,7 @@ class Space(_Strict):
     def only(self, op: str) -> Space:
         """Returns the space with one operator alone (and ``skip``); raises UserError if it has no such operator."""
         if op not in self.ops:
-            raise UserError(f"--only-op {op}: the space {self.name} has {', '.join(self.ops)}")
+            raise UserError(f"{setting('only_op', op)}: the space {self.name} has {', '.join(self.ops)}")
         stages = [s.model_copy(update={"ops": {op: s.ops[op]} if s.ops and op in s.ops else None}) for s in self.stages]
         return self.model_copy(update={"ops": {op: self.ops[op]}, "stages": stages})
 

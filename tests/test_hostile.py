@@ -150,7 +150,7 @@ def test_a_kernel_model(place: Path, content: bytes) -> None:
 def test_a_file_of_settings(place: Path, content: bytes, kind: type[Config]) -> None:
     path = put(place, "config.yaml", content)
     flags = {} if b"target" in content else {"target": ["cpu"]}
-    found = read_or_refused(lambda: resolve(path, [], flags, kind), "config.yaml", "--target")
+    found = read_or_refused(lambda: resolve(path, [], flags, kind), "config.yaml", "target")
     if found is not None:
         assert default_run_dir(found).parent == Path("runs")
         recorded = json.loads(json.dumps(found.to_json(), allow_nan=False))

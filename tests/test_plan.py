@@ -72,7 +72,7 @@ def test_the_walk_agrees_with_what_the_modules_do(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 3, 5000])
 def test_a_size_that_makes_no_sense(tiny_space: Space, size: int) -> None:
-    with pytest.raises(UserError, match=f"--size {size}: .* from 4 to 4096"):
+    with pytest.raises(UserError, match=f"size={size}: .* from 4 to 4096"):
         layout(tiny_space, Task(size, 3, 4))
 
 
@@ -257,5 +257,5 @@ def test_a_layout_resized_is_the_walk_at_that_size(name: str) -> None:
 def test_sizes_share_strides(tiny_space: Space) -> None:
     """Strides 1, 1, 2: from 7 pixels on the last map is 4x4 or larger, below the 2 becomes 1."""
     assert list(layouts(tiny_space, Task(16, 3, 4), [7, 16])) == [16, 7]
-    with pytest.raises(UserError, match=r"--size 6: tiny has other strides .*sizes from 7 on go with 16"):
+    with pytest.raises(UserError, match=r"size=6: tiny has other strides .*sizes from 7 on go with 16"):
         layouts(tiny_space, Task(16, 3, 4), [6, 16])

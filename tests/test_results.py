@@ -18,7 +18,7 @@ def test_what_was_kept_stands_under_the_same_settings_alone(tmp_path: Path) -> N
     assert standing(path, SETTINGS) == []
     keep(path, lines)
     assert standing(path, SETTINGS) == lines and len(path.read_text().splitlines()) == 2
-    with pytest.raises(UserError, match=r"line 1: made with epochs = 2, now 3; give another --out"):
+    with pytest.raises(UserError, match=r"line 1: made with epochs = 2, now 3; give another out"):
         standing(path, {**SETTINGS, "epochs": 3})
     with pytest.raises(UserError, match=r"line 1: made with seed = 0, now None"):
         standing(path, {"epochs": 2})

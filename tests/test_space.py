@@ -179,5 +179,5 @@ def test_a_width_that_makes_no_sense(name: str) -> None:
 def test_one_family_only(tiny_space: Space) -> None:
     only = layout(tiny_space.only("mbconv"), Task(16, 3, 4))
     assert {op.name for slot in only.slots for op in slot.ops} == {"mbconv", "skip"}
-    with pytest.raises(UserError, match="--only-op nope: the space tiny has ghost, mbconv"):
+    with pytest.raises(UserError, match="only_op=nope: the space tiny has ghost, mbconv"):
         tiny_space.only("nope")

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import NoReturn
 
 import typer
@@ -18,8 +17,8 @@ import typer
 from nas.cli import compare, exits, presets, report, runs, settings, spaces, streams, tables, train
 from nas.cli.base import app
 from nas.cli.output import one_line
-from nas.cli.wording import in_words_of
-from nas.errors import UserError
+from nas.cli.wording import CommandNames
+from nas.errors import named_by
 from nas.train import torchrun
 
 __all__ = ["app", "compare", "exits", "main", "presets", "report", "runs", "settings", "spaces", "tables", "train"]
@@ -52,7 +51,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
     _seen.clear()
     try:
-        code = app(args=words or ["--help"], prog_name="nas", standalone_mode=False)
+        with named_by(CommandNames(words)):
+            code = app(args=words or ["--help"], prog_name="nas", standalone_mode=False)
         streams.finish()
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         raise
     except Exception as error:
         if not _seen:  # numpy makes an ImportError of an interrupt while it is being imported
-            text = one_line(error, partial(_worded, words))
+            text = one_line(error)
             if text is None or os.environ.get("NAS_DEBUG") == "1":
                 raise
             streams.say(text)
@@ -77,12 +77,6 @@ def _home(word: str) -> str:
     """``--out=~/x`` as ``--out ~/x``, whose ~ every shell expands: else there would be a folder of that name."""
     flag, equals, value = word.partition("=")
     return f"{flag}={os.path.expanduser(value)}" if equals and value.startswith("~") else os.path.expanduser(word)
-
-
-def _worded(words: Sequence[str], error: UserError) -> str:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    command = commands.get(next(iter(words), ""))
-    return str(error) if command is None else in_words_of(command, words[1:], error)
 
 
 _seen: list[int] = []  # signals that asked to stop

@@ -24,9 +24,9 @@ def print_result(work: Callable[[], Any], as_json: bool, show: Callable[[Any], N
         show(result)
 
 
-def one_line(error: Exception, worded: Callable[[UserError], str] = str) -> str | None:
-    """What to tell the user, a mistake of theirs in the words of ``worded``; None for a mistake that is ours."""
-    text = worded(error) if isinstance(error, UserError) else _told(error)
+def one_line(error: Exception) -> str | None:
+    """What to tell the user of a mistake of theirs; None for a mistake that is ours."""
+    text = str(error) if isinstance(error, UserError) else _told(error)
     return None if text is None else printable(" ".join(text.split()), sys.stderr.encoding)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -45,8 +44,7 @@ def _lacking(presets: list[dict[str, Any]], costs: dict[str, Any], size: int) ->
     for target, table in costs.items():
         names = [preset["name"] for preset in presets if preset["ms"][target] is None]
         if names and table.grows:
-            yield f"{target}: lacks rows at {size} pixels of {', '.join(names)}; " + table.advice(
-                " --space ".join(map(shlex.quote, names)), size)
+            yield f"{target}: lacks rows at {size} pixels of {', '.join(names)}; " + table.advice(names, size)
 
 
 def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress: Any) -> dict[str, Any]:

@@ -143,7 +143,6 @@ def judge(
                                                "loss and accuracy with inherited weights on the selection split.")]
     = None,
     storage: Annotated[str | None, typer.Option(help="As given to nas select.")] = None,
-    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
     data: Data = None,
     data_dir: DataDir = None,
     ops: Ops = None,
@@ -165,7 +164,7 @@ def judge(
     run_files(ops)
     if storage is not None:
         # no lock: it only reads
-        pipeline.judge(Run.existing(run), storage, TerminalProgress(), parent, Images(data, data_dir))
+        pipeline.judge(Run.existing(run), storage, TerminalProgress(), images=Images(data, data_dir))
         return
 
     def work() -> dict[str, Any]:

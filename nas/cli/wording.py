@@ -1,39 +1,87 @@
-"""Messages of the inside in the words of the command that was given: its flags, and the settings as they were typed."""
+"""How a command names settings and calls: by its flags, as they were typed, and as other commands."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UserError
+import typer
+
+from nas.cli.base import app
+from nas.errors import Names
 
 # flags of a setting where a command has none of its name
 ELSEWHERE = {"train.finetune_epochs": ("--epochs",), "exits.epochs": ("--epochs",), "exits.method": ("--exits",),
-             "space": ("--spaces", "--check")}
-FLAG = re.compile(r"(?<![\w/.-])--[a-z][a-z0-9-]*")
+             "space": ("--spaces", "--check"), "run": ("--out",)}
 
 
-def in_words_of(command: Any, words: Sequence[str], error: UserError) -> str:
-    """The message of an error of ``command``, which was given with these words."""
-    text = str(error) if error.key is None else error.calling(_as_typed(error.key, words, flags_of(command)))
-    return FLAG.sub(lambda flag: _run(command) if flag[0] == "--run" else flag[0], text)
+class CommandNames(Names):
+    """Names things for the user of the command line ``nas WORD WORD ...``."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+
+    def setting(self, key: str, value: object = None) -> str:
+        """The flag that was typed, ``key`` where ``key=value`` was, ``FILE: key`` where the file of settings has it.
+
+        Else the flag or argument that would say it: of this command, or of another; ``key`` where none has one.
+        """
+        name = self._name(key)
+        return name if value is None else f"{name}={value}" if name == key else f"{name} {value}"
+
+    def _name(self, key: str) -> str:
+        command = commands().get(next(iter(self._words), ""))
+        known = names_of(key, command) if command else []
+        typed = [word.partition("=")[0] for word in self._words]
+        if given := next((name for name in known if name in typed), None):
+            return given
+        if any(word.startswith(f"{key}=") for word in self._words):
+            return key
+        file = _value_of("--config", self._words)
+        if file and _has(Path(file), key):
+            return f"{file}: {key}"
+        return next(iter([*known, *self._flags_elsewhere(key)]), key)
+
+    def _flags_elsewhere(self, key: str) -> Iterator[str]:
+        for command in commands().values():
+            yield from {_flag(key)} & flags_of(command)
+
+    def call(self, function: str, **arguments: object) -> str:
+        """``nas export RUN --format tflite``, quoted for a shell; a flag for True, one a value of a list."""
+        positional = {param.name for param in commands()[function].params if param.param_type_name == "argument"}
+        words: list[str] = []
+        for name, value in arguments.items():
+            flag = [] if name in positional else [_flag(name)]
+            for part in value if isinstance(value, list) else [value]:
+                words += flag if part is True else [*flag, shlex.quote(str(part))]
+        return " ".join(["nas", function, *words])
+
+
+@cache
+def commands() -> Mapping[str, Any]:
+    """The commands of ``nas`` by name, as the parser knows them."""
+    found: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return found
 
 
 def flags_of(command: Any) -> set[str]:
+    """All long flags of a command, ``--no-prune`` too."""
     return {flag for param in command.params for flag in (*param.opts, *param.secondary_opts) if flag[:2] == "--"}
 
 
-def _as_typed(key: str, words: Sequence[str], flags: set[str]) -> str:
-    """``--key``, ``key`` of a ``key=value``, ``FILE: key`` of a ``--config``, or the flag that would say it."""
-    own = [flag for flag in (f"--{key.replace('_', '-')}", *ELSEWHERE.get(key, ())) if flag in flags]
-    if not own or any(word.partition("=")[0] == key for word in words):
-        return key
-    if any(word.partition("=")[0] in own for word in words):
-        return own[0]
-    file = _value_of("--config", words)
-    return f"{file}: {key}" if file and _names(Path(file), key) else own[0]
+def names_of(key: str, command: Any) -> list[str]:
+    """What a command calls a setting, the usual first: its argument ``KEY``, ``--key``, ``--no-key``, another flag."""
+    arguments = [param.metavar for param in command.params if param.metavar == key.upper()]
+    flags = [_flag(key), _flag(f"no_{key}"), *ELSEWHERE.get(key, ())]
+    return [*arguments, *(flag for flag in flags if flag in flags_of(command))]
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str | None:
@@ -45,16 +93,10 @@ def _value_of(flag: str, words: Sequence[str]) -> str | None:
     return None
 
 
-def _names(file: Path, key: str) -> bool:
+def _has(file: Path, key: str) -> bool:
     """Whether a file of settings has the key, at the beginning of a line."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
     return re.search(rf"^\s*{re.escape(key.rpartition('.')[2])}\s*:", text, re.MULTILINE) is not None
-
-
-def _run(command: Any) -> str:
-    """What the directory of a run is called: an option, the argument of what needs one, else the output."""
-    names = {param.metavar for param in command.params} & {"RUN"} | flags_of(command) & {"--run"}
-    return next(iter(names), "--out")

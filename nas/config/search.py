@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nas.config.sources import from_file, from_flags, from_overrides
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.paths import located
 from nas.space import first_mistake
 
@@ -330,7 +330,8 @@ def resolve(config_file: Path | None, overrides: Sequence[str], flags: Mapping[s
         given[key] = (value, origin)
     settings |= {key: (located(key, value), where) for key, (value, where) in given.items()}
     if "target" not in settings and kind.model_fields["target"].is_required():
-        raise UserError("--target: missing; give a device, for example --target gpu-v100 (nas targets lists them)")
+        raise UserError(f"{setting('target')}: missing; give a device, for example {setting('target', 'gpu-v100')} "
+                        "(nas targets lists them)")
     return _checked(settings, kind)
 
 

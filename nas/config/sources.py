@@ -9,21 +9,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from nas.config.yaml import parsed
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
-
-FLAGS = {"train.finetune_epochs": "--epochs"}  # of nas train and nas compare
 
 
 def from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yields (key, value, flag) of every flag that was given, that is, whose value is not None.
-
-    The flag has the name of the key's first part, except for the keys in ``FLAGS``.
-    """
+    """Yields (key, value, what the user calls the setting) of what is given, which None is not."""
     for key, value in flags.items():
         if value is not None:
-            usual = f"--{'no-' if value is False else ''}{key.partition('.')[0].replace('_', '-')}"
-            yield key, value, FLAGS.get(key, usual)
+            yield key, value, setting(key)
 
 
 def from_overrides(overrides: Sequence[str], kind: type[BaseModel]) -> Iterator[tuple[str, Any, str]]:
@@ -44,7 +38,7 @@ def from_file(path: Path, kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"--config {path}: cannot be read: {reason}") from None
+        raise UserError(f"{setting('config', path)}: cannot be read: {reason}") from None
     value = parsed(text, str(path))
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{path}: expected keys and values, got {type(value).__name__}")

@@ -61,10 +61,9 @@ class Costs(ABC):
         """Returns what to raise for an operator that this does not cover."""
         return UserError(f"{key}: not known to {self.name}; {self.advice(space, size)}")
 
-    def advice(self, space: str, size: int | str, exits: str = "", here: bool = False) -> str:
+    def advice(self, space: str | list[str], size: int | str, exits: bool = False, here: bool = False) -> str:
         """Returns what to do about operators that a space has and this does not cover.
 
-        ``space`` is as a shell takes it, quoted where it has to be, with the options that belong to it. ``here``: this
-        machine can add the rows.
+        ``exits``: heads of early exits are among them. ``here``: this machine can add the rows.
         """
         return f"{self.name} is a {self.kind}, to which no rows can be added: choose another target"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UserError
+from nas.errors import UserError, call, setting
 from nas.files import folder, nearest
 from nas.latency.base import Costs
 from nas.latency.counts import Count
@@ -25,16 +25,18 @@ def find(target: str) -> Path:
     """
     if target.endswith(".json"):
         if not Path(target).is_file():
-            raise UserError(f"--target {target}: no such file")
+            raise UserError(f"{setting('target', target)}: no such file")
         return Path(target)
     files = known()
     if target not in files:
         from nas.latency.devices.board import TARGETS
 
-        own = "gpu" if target.startswith("gpu") else "cpu [--precision int8]"
-        how = f"to compile for it: nas profile --device {target}" if target in TARGETS else (
-            f"to measure this machine: nas profile --device {own}")
-        raise UserError(f"--target {target}: {nearest(target, (*files, *COUNTS))}; {how} --space SPACE")
+        if target in TARGETS:
+            how = f"to compile for it: {call('profile', device=target, space='SPACE')}"
+        else:
+            device, precision = "gpu" if target.startswith("gpu") else "cpu", "int8" if "int8" in target else None
+            how = f"to measure this machine: {call('profile', device=device, precision=precision, space='SPACE')}"
+        raise UserError(f"{setting('target', target)}: {nearest(target, (*files, *COUNTS))}; {how}")
     return files[target]
 
 

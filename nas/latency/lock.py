@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import Locked, locked
 
 
@@ -19,5 +19,5 @@ def alone(table_path: Path) -> Iterator[None]:
             held.enter_context(locked(table_path.parent / f".{table_path.name}.lock"))
         except Locked as holder:
             raise UserError(f"{table_path}: is being filled by {holder}; wait for it, or write to another file with "
-                            "--out") from None
+                            f"{setting('out')}") from None
         yield

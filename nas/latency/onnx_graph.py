@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.latency import onnx_ending, onnx_shapes
 from nas.latency.onnx_ending import Ending, ending
 from nas.latency.onnx_file import check_nodes, check_order, check_sides, no_model, stored
@@ -109,7 +109,7 @@ def _input_shape(path: Path, entry: onnx.ValueInfoProto, size: int | None,
     if channels is None:
         raise UserError(f"{where}: the number of channels is open; export it with a fixed one")
     if size is None and None in sides:
-        raise UserError(f"{where}: height and width are open; give them with --size")
+        raise UserError(f"{where}: height and width are open; give them with {setting('size')}")
     if size is not None and any(side not in (size, None) for side in sides):
-        raise UserError(f"{where}: --size {size}, but the file says {sides[0]}x{sides[1]}")
+        raise UserError(f"{where}: {setting('size', size)}, but the file says {sides[0]}x{sides[1]}")
     return (batch or 1, channels, *(side or size or 0 for side in sides)), batch

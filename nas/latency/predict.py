@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.latency.base import Costs
 from nas.latency.counts import Count
 from nas.latency.devices import ethos_u
@@ -44,7 +44,8 @@ def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bo
     groups = trace(graph)
     known, missing = ([g for g in groups if (g.head.op == UNKNOWN) is wanted] for wanted in (False, True))
     if missing and not allow_unknown:
-        raise UserError(f"{path}: no kernel is known for {_listed(missing)}; --allow-unknown leaves them out")
+        raise UserError(f"{path}: no kernel is known for {_listed(missing)}; {setting('allow_unknown')} leaves them "
+                        "out")
     prices = costs.kernel_ms([group.kernel for group in known]).tolist()
     return {"ms": sum(prices), "method": costs.meta["method"], "batch": costs.meta["batch"],
             "operators": [{**_named(group), "ms": ms} for group, ms in zip(known, prices, strict=True)],
@@ -66,7 +67,8 @@ def _counted(graph: Graph, costs: Count, allow_unknown: bool) -> dict[str, Any]:
     missing = [one for one in operators if one.millions is None]
     if missing and not allow_unknown:
         names = ", ".join(f"{one.op} ({one.name})" for one in missing[:NAMED])
-        raise UserError(f"{graph.path}: how much {names} multiplies is not known; --allow-unknown leaves it out")
+        raise UserError(f"{graph.path}: how much {names} multiplies is not known; {setting('allow_unknown')} leaves it "
+                        "out")
     known = [(one, one.millions) for one in operators if one.millions is not None]
     return {"ms": math.fsum(millions for _, millions in known), "method": costs.meta["method"], "batch": 1,
             "operators": [{"name": one.name, "op": one.op, "ms": millions} for one, millions in known],
@@ -78,12 +80,12 @@ def _for_npu(graph: Graph, target: str, allow_unknown: bool) -> tuple[Graph, lis
     end = graph.ending
     if end.op != "LogSoftmax":
         if allow_unknown:
-            raise UserError(f"--allow-unknown: {target} is an NPU, whose compiler takes a network as a whole: leave "
-                            "out --allow-unknown")
+            raise UserError(f"{setting('allow_unknown')}: {target} is an NPU, whose compiler takes a network as a "
+                            f"whole: leave out {setting('allow_unknown')}")
         return graph, []
     if not allow_unknown:
         raise UserError(f"{graph.path}: {end.op} ({end.node}) at its end would run on the CPU beside the NPU, whose "
-                        "time is not known; --allow-unknown leaves it out")
+                        f"time is not known; {setting('allow_unknown')} leaves it out")
     return graph.logits(), [{"name": str(end.node), "op": end.op, "why": "it runs on the CPU beside the NPU"}]
 
 

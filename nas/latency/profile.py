@@ -25,7 +25,7 @@ import torch
 
 import nas
 from nas import sampling
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import folder
 from nas.latency.agreement import agreement, kendall, mape, note
 from nas.latency.base import Costs
@@ -244,7 +244,7 @@ def begun(path: Path, device: Device | Estimator, remeasure: bool = False, tell:
     if differing and not remeasure and source == path:
         key = differing[0]
         raise UserError(f"{path}: {key} was {table.meta.get(key)!r} and is {conditions.get(key)!r} now: write to "
-                        "another file with --out, or measure all of it anew with --remeasure")
+                        f"another file with {setting('out')}, or measure all of it anew with {setting('remeasure')}")
     if differing:
         key = differing[0]
         tell(f"{source}: its {len(table.rows)} rows are left out, as {key} was {table.meta.get(key)!r} and is "

@@ -12,7 +12,7 @@ import torch
 
 from nas import sampling
 from nas.arch import Arch
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import write_json
 from nas.latency.base import Costs
 from nas.lower.onnx import lower, save
@@ -52,7 +52,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     path = out / SETTINGS
     if not path.is_file():
         if out.exists() and (not out.is_dir() or any(file.suffix != ".tmp" for file in out.iterdir())):
-            raise UserError(f"--out {out}: there is something else; give a new or empty directory")
+            raise UserError(f"{setting('out', out)}: there is something else; give a new or empty directory")
         write_json(path, settings)
         return
     try:
@@ -60,11 +60,12 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     except (ValueError, RecursionError):
         before = None
     if not isinstance(before, dict):
-        raise UserError(f"{path}: truncated or not JSON; give another --out")
+        raise UserError(f"{path}: truncated or not JSON; give another {setting('out')}")
     changed = [key for key in settings if before.get(key) != settings[key]]
     if changed:
         key = changed[0]
-        raise UserError(f"--out {out}: began with {key} = {before.get(key)!r}, now {settings[key]!r}; give another")
+        raise UserError(f"{setting('out', out)}: began with {key} = {before.get(key)!r}, now {settings[key]!r}; give "
+                        "another")
 
 
 def _distinct(layout: Layout, n: int, rng: random.Random) -> list[Arch]:

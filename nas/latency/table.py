@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.optimize import isotonic_regression
 
 from nas.arch import Op
-from nas.errors import UserError
+from nas.errors import UserError, call, setting
 from nas.files import folder, parse_json, write_text
 from nas.latency.base import Costs
 from nas.ops.user_files import hashes
@@ -103,7 +102,7 @@ class LatencyTable(Costs):
         asked = meta.get(EXIT_MS, 0.0)
         if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
             raise UserError(f"{path}: meta: {EXIT_MS} must be a number of milliseconds from 0, got {asked!r}; profile "
-                            "with --exits again")
+                            f"with {setting('exits')} again")
         for what in ("threads", "batch"):
             if (count := meta.get(what)) is not None and (type(count) is not int or count < 1):
                 raise UserError(f"{path}: meta: {what} must be a whole number from 1, got {count!r}")
@@ -154,27 +153,24 @@ class LatencyTable(Costs):
         curve = self._all_curves().get(group)
         between = "" if curve is None else f" (measured from {curve[0][0]} to {curve[0][-1]} only)"
         return UserError(f"{key}: not in the table {self.path or self.name}{between}; "
-                         f"{self.advice(space, size, ' --exits' if key.is_exit else '')}")
+                         f"{self.advice(space, size, key.is_exit)}")
 
-    def advice(self, space: str, size: int | str, exits: str = "", here: bool = False) -> str:
+    def advice(self, space: str | list[str], size: int | str, exits: bool = False, here: bool = False) -> str:
         """Returns the command that adds rows: a measured table grows on the machine that it was measured on."""
         device, processor = str(self.meta["device"]), self.meta.get("processor")
-        command = f"run: {self.command(space, size)}{exits}"
+        command = f"run: {self.command(space, size, exits)}"
         if here or processor is None or not device.startswith(("cpu", "gpu")) or self.path is None:
             return command
-        return (f"where it was measured, on {processor}, {command}; to measure this machine, for --target "
-                f"{self._usual_path.stem}: {self._profiling(space, size)}{exits}")
+        return (f"where it was measured, on {processor}, {command}; to measure this machine, for "
+                f"{setting('target', self._usual_path.stem)}: {self._profiling(space, size, exits)}")
 
-    def command(self, space: str, size: int | str) -> str:
-        """What fills in the rows that a space lacks, under the conditions of those that are there.
-
-        ``space`` is as a shell takes it, quoted where it has to be, with the options that belong to it.
-        """
+    def command(self, space: str | list[str], size: int | str, exits: bool = False) -> str:
+        """What fills in the rows that a space or several lack, under the conditions of those that are there."""
         path = self.path.resolve() if self.path else self._usual_path.resolve()
         shipped = path.parent == folder("latency_tables").resolve()
         out = Path("latency_tables", path.name) if shipped else self.path
         usual = path.name == self._usual_path.name if shipped else path == self._usual_path.resolve()
-        return self._profiling(space, size) + ("" if usual else f" --out {shlex.quote(str(out))}")
+        return self._profiling(space, size, exits, None if usual else str(out))
 
     @property
     def _chosen(self) -> tuple[str | None, int, int]:
@@ -189,12 +185,12 @@ class LatencyTable(Costs):
         """The file that ``nas profile`` fills under these conditions."""
         return Path("latency_tables", file_name(str(self.meta["device"]), *self._chosen))
 
-    def _profiling(self, space: str, size: int | str) -> str:
+    def _profiling(self, space: str | list[str], size: int | str, exits: bool, out: str | None = None) -> str:
         board = ".ini" if "vela_ini" in self.meta else ""  # a board: by its file
-        options = zip(("precision", "threads", "batch"), self._chosen, (None, 1, 1), strict=True)
-        return " ".join([f"nas profile --device {self.meta['device']}{board}",
-                         *(f"--{key} {value}" for key, value, usual in options if value != usual),
-                         f"--space {space} --size {size}"])
+        precision, threads, batch = self._chosen
+        return call("profile", device=f"{self.meta['device']}{board}", precision=precision,
+                    threads=None if threads == 1 else threads, batch=None if batch == 1 else batch,
+                    space=space, size=size, out=out, exits=exits or None)
 
     def covers(self, key: OpKey) -> bool:
         group, position = axis(key, self.align)

@@ -22,15 +22,15 @@ _TORCHS = "weights are read from PyTorch's files"
 _AGAIN = "fetch it again"
 _EXPORT = "export the network it holds to ONNX where it was made: torch.onnx.export"
 
-ONNX = Format("an ONNX file", "give it in place of the network's name, without --weights")
+ONNX = Format("an ONNX file", "give it in place of the network's name, without weights")
 SAFETENSORS = Format("a safetensors file", "", "weights without their network: torch.onnx.export writes both")
 TORCH = Format("a file of torch.save", "", "weights without their network: torch.onnx.export writes both")
 SCRIPT = Format("a TorchScript archive", "save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), "
                                          "'weights.pth')", _EXPORT)
 PROGRAM = Format("a program of torch.export", "save its weights alone: torch.save(torch.export.load(FILE).state_dict, "
                                               "'weights.pth')", _EXPORT)
-TFLITE = Format("a TensorFlow Lite file", _TORCHS, "of a pick of a run there is the same in 8 bits as ONNX: nas export "
-                                                   "RUN --format int8-onnx")
+TFLITE = Format("a TensorFlow Lite file", _TORCHS, "of a pick of a run there is the same in 8 bits as ONNX: export it "
+                                                   "as int8-onnx")
 KERAS = Format("a Keras or HDF5 file", _TORCHS, "export the network it holds to ONNX")
 LFS = Format("a pointer of Git LFS, not the file itself", "fetch it: git lfs pull", "fetch it: git lfs pull")
 HTML = Format("a web page", f"the download failed: {_AGAIN}", f"the download failed: {_AGAIN}")

@@ -1,6 +1,6 @@
 """Checks that an operator does what the framework relies on: shapes, gradients, and slices that are exact.
 
-Tests run this for every shipped operator, ``nas spaces --check`` for those of the user.
+Tests run this for every shipped operator, and a check of a space for those of the user.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Op, Value
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
 
 Ranges = tuple[tuple[int, int], ...]  # channels as half-open ranges, in order
@@ -80,7 +80,8 @@ def families() -> tuple[str, ...]:
 def family(name: str) -> type[Block]:
     """Returns the class of an operator. Raises UserError for an unknown name."""
     if name not in _FAMILIES:
-        raise UserError(f"unknown operator {name!r}; {nearest(name, _FAMILIES)}; one of your own: --ops FILE.py")
+        raise UserError(f"unknown operator {name!r}; {nearest(name, _FAMILIES)}; one of your own: {setting('ops')} "
+                        "FILE.py")
     return _FAMILIES[name]
 
 

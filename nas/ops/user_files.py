@@ -1,4 +1,4 @@
-"""Loads operators that a user wrote: ``--ops my_ops.py`` runs that file, which registers them beside the shipped ones.
+"""Loads operators that a user wrote: ``load`` runs their files, which register them beside the shipped ones.
 
 Such a file is code and it is executed. So nothing but the command line (or a call of ``load``) names it: no space, no
 configuration and no run that was received from somebody else can bring one in by itself.
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.ops import registry
 from nas.ops.registry import Block
 
@@ -69,7 +69,7 @@ def read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"--ops {path}: cannot be read: {error.strerror}; give the Python file of your "
+        raise UserError(f"{setting('ops', path)}: cannot be read: {error.strerror}; give the Python file of your "
                         "operators") from None
 
 
@@ -81,7 +81,8 @@ def _load(path: Path) -> Source:
             _execute(path, content)
             new = [name for name in registry.families() if name not in before]
             if not new:
-                raise UserError(f"--ops {path}: registers no operator; decorate a class of it with @register(\"name\")")
+                raise UserError(f"{setting('ops', path)}: registers no operator; decorate a class of it with "
+                                "@register(\"name\")")
             for name in new:
                 _check(path, name)
         except BaseException:
@@ -102,7 +103,7 @@ def _execute(path: Path, content: bytes) -> None:
         exec(compile(content, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UserError(f"--ops {path}:{_line(path, error)} {_reason(error)}; mend the file") from error
+        raise UserError(f"{setting('ops', path)}:{_line(path, error)} {_reason(error)}; mend the file") from error
 
 
 def _line(path: Path, error: BaseException) -> str:
@@ -121,7 +122,7 @@ def _reason(error: BaseException) -> str:
 def _check(path: Path, name: str) -> None:
     """Checks that a class can be an operator before anything is built from it. Raises UserError."""
     family = registry.family(name)
-    where = f"--ops {path}: operator {name!r}"
+    where = f"{setting('ops', path)}: operator {name!r}"
     if not _NAME.fullmatch(name):
         raise UserError(f"{where}: a name is lower-case letters, digits and _, for example \"my_block\"")
     if not (inspect.isclass(family) and issubclass(family, Block)):

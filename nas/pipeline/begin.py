@@ -8,7 +8,7 @@ from typing import Any
 from nas import sampling
 from nas.config.search import PLACES, Config, default_run_dir
 from nas.config.space import checked_space
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.pipeline import search, train_one
 from nas.plan import Task, layout
 from nas.progress import Progress
@@ -54,5 +54,5 @@ def begin_training(settings: Baseline, path: Path | None, progress: Progress) ->
 def _only_network(settings: Baseline) -> str:
     """Returns the choice for a space that has one network; raises UserError where there are several."""
     if sampling.size(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
-        raise UserError("which network? give largest, smallest, random, or an arch.json", key="arch")
+        raise UserError(f"{setting('arch')}: which network? give largest, smallest, random, or an arch.json")
     return "largest"

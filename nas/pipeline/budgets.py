@@ -10,7 +10,7 @@ import numpy as np
 
 from nas.arch import Op
 from nas.config.search import Config
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.pipeline.inputs import Inputs, memory_bounds, problem
 from nas.plan import Layout, OpKey, Slot, macs, params, resized
@@ -18,7 +18,7 @@ from nas.select.ilp import below, solve
 from nas.select.problem import Cost, Limits, Problem, budgets
 from nas.units import amount, least
 
-PARAMS, MACS = "--max-params", "--max-macs"  # costs are named as a user limits them
+PARAMS, MACS = "max_params", "max_macs"  # costs are named as a user limits them
 _COUNTS: dict[str, tuple[str, Callable[[OpKey], int]]] = {PARAMS: ("parameters", params), MACS: ("MACs", macs)}
 
 
@@ -33,7 +33,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Hard limits: on every pick (``counts``, by flag) and of one network on several targets (``together``, in ms)."""
+    """Hard limits: on every pick (``counts``, by key) and of one network on several targets (``together``, in ms)."""
 
     counts: dict[str, float] = field(default_factory=dict)
     together: dict[str, float] = field(default_factory=dict)
@@ -52,7 +52,8 @@ class Bounds:
         """Raises UserError for a budget of a target that is not asked for."""
         for target in self.together:
             if target not in targets:
-                raise UserError(f"--budget-ms {target}=...: no --target {target} is given; {nearest(target, targets)}")
+                raise UserError(f"{setting('budget_ms', target)}=...: no {setting('target', target)} is given; "
+                                f"{nearest(target, targets)}")
 
 
 NOTHING = Bounds()
@@ -88,7 +89,7 @@ def limits_of(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[f
     ends = up_to_max(inputs.config, target, ends, budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
-            advice = f"raise it{f' or {fits.limits}' if fits else ''}, or search a smaller space (--width)"
+            advice = f"raise it{f' or {fits.limits}' if fits else ''}, or search a smaller space ({setting('width')})"
             raise UserError(below(one.costs[0], budget, ends[0], advice))
     return sorted(budget_ms) or budgets(one, count, ends)
 
@@ -99,10 +100,10 @@ def up_to_max(config: Config, target: str, ends: tuple[float, float],
     if config.max_ms is None or target != config.target[0]:
         return ends
     if config.max_ms < ends[0]:
-        raise UserError(f"--max-ms {config.max_ms:g} is below the smallest reachable {least(ends[0], target)}; "
-                        "raise it, or search a smaller space (--width)")
+        raise UserError(f"{setting('max_ms', f'{config.max_ms:g}')} is below the smallest reachable "
+                        f"{least(ends[0], target)}; raise it, or search a smaller space ({setting('width')})")
     if over := [budget for budget in budget_ms if budget > config.max_ms]:
-        raise UserError(f"--budget-ms {over[0]:g} is above --max-ms {config.max_ms:g}")
+        raise UserError(f"{setting('budget_ms', f'{over[0]:g}')} is above {setting('max_ms', f'{config.max_ms:g}')}")
     return ends[0], min(ends[1], config.max_ms)
 
 
@@ -123,8 +124,9 @@ def reachable(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[f
     ends = up_to_max(inputs.config, target, (least, most), budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
-            kept = {**bounds.counts, **{f"--max-ms on {name}": value for name, value in worst.items()}}
-            within = " and ".join(f"{name} {value:g}" for name, value in kept.items())
+            kept = [*(setting(key, f"{value:g}") for key, value in bounds.counts.items()),
+                    *(f"{setting('max_ms', f'{value:g}')} on {name}" for name, value in worst.items())]
+            within = " and ".join(kept)
             raise UserError(below(ms, budget, ends[0], f"with {within}; raise one of them"))
     return sorted(budget_ms) or budgets(every[0], count, ends)
 
@@ -134,8 +136,8 @@ def tell_beyond(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence
     """Says which of the user's budgets no network needs: the answer to them is the best of all networks."""
     most = max(problem(at, resized(layout, at.size), [target]).costs[0].largest for at in inputs.every)
     if beyond := [f"{budget:g}" for budget in budget_ms if budget > most]:
-        tell(f"--budget-ms {', '.join(beyond)}: above the largest network, {amount(most, target)}: all networks are "
-             "within it")
+        tell(f"{setting('budget_ms', ', '.join(beyond))}: above the largest network, {amount(most, target)}: all "
+             "networks are within it")
 
 
 def askings(problems: Sequence[Problem], limits_list: Sequence[Limits]) -> list[Asking]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -102,7 +101,7 @@ def _priced(plan: Layout, target: str, name: str) -> dict[str, Any]:
         costs = load(target)
         if lacking := costs.missing(candidates(plan)):
             here = local(costs.meta) is not None or recorded(costs.meta) is not None
-            do = costs.advice(shlex.quote(name), plan.task.size, here=here).removeprefix("run: ")
+            do = costs.advice(name, plan.task.size, here=here).removeprefix("run: ")
             return {"missing": len(lacking), "first": str(lacking[0]), "do": do, "here": here}
         smallest, largest = _ends(plan, costs.ms)
     except UserError as error:

@@ -22,7 +22,7 @@ from torch import nn
 from nas.arch import Arch
 from nas.config.search import PLACES, Config
 from nas.config.space import checked_space
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.pipeline.budgets import limits_of
 from nas.pipeline.deliver import deliver
 from nas.pipeline.finetune import train_picks
@@ -63,9 +63,10 @@ def settings(configs: Sequence[Config], networks: int) -> dict[str, Any]:
     """What the run records. Raises UserError for spaces of one name and for settings that have no effect here."""
     names = [checked_space(config).name for config in configs]
     if len(names) < 2:
-        raise UserError("--spaces: give two or more, for example --spaces ghost --spaces mbconv")
+        raise UserError(f"{setting('spaces')}: give two or more, for example {setting('spaces', 'ghost')} "
+                        f"{setting('spaces', 'mbconv')}")
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"--spaces: two of them are called {twice}: change the name in one of the files")
+        raise UserError(f"{setting('spaces')}: two of them are called {twice}: change the name in one of the files")
     value, usual = configs[0].model_dump(mode="json"), Config(target=configs[0].target).model_dump(mode="json")
     for given, default, used, above in ((value, usual, FLAGS, ""), (value["train"], usual["train"], RECIPE, "train.")):
         if idle := [key for key in given if key not in used and key != "train" and given[key] != default[key]]:
@@ -104,8 +105,9 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
               for row in inputs.run.stage("networks.json", partial(_drawn, inputs, one, grid, networks))]
              for inputs, one in zip(loaded, problems, strict=True)]
     if not any(row for rows in drawn for row in rows):
-        raise UserError(f"--budget-ms: no network of any of the spaces was found that takes {100 * CLOSE:.0f} to 100 % "
-                        f"of {', '.join(f'{bound:.4g}' for bound in grid)} {unit(target)} on {target}: give others")
+        raise UserError(f"{setting('budget_ms')}: no network of any of the spaces was found that takes "
+                        f"{100 * CLOSE:.0f} to 100 % of {', '.join(f'{bound:.4g}' for bound in grid)} {unit(target)} "
+                        f"on {target}: give others")
     how = FineTuningRecipe.from_config(configs[0], loaded[0].data, COMPARED)
     count = sum(len(set(itertools.chain(*rows))) for rows in drawn)
     progress.note(f"{count} networks of {len(loaded)} spaces, each trained for {how.epochs} epochs of "
@@ -146,7 +148,7 @@ def _grid(config: Config, loaded: Sequence[Inputs], problems: Sequence[Problem])
     if config.budget_ms:
         most = max(one.costs[0].largest for one in problems)
         if idle := next((budget for budget in config.budget_ms if CLOSE * budget > most), None):
-            raise UserError(f"--budget-ms {idle:g}: no network of these spaces takes more than "
+            raise UserError(f"{setting('budget_ms', f'{idle:g}')}: no network of these spaces takes more than "
                             f"{amount(most, target)}, and one drawn for a budget takes {100 * CLOSE:.0f} % of it at "
                             "least: lower it")
         return config.budget_ms
@@ -155,7 +157,8 @@ def _grid(config: Config, loaded: Sequence[Inputs], problems: Sequence[Problem])
     if low >= high:
         ranges = ", ".join(f"{inputs.layout.space} {one.costs[0].smallest:.4g} .. {one.costs[0].largest:.4g} "
                            f"{unit(target)}" for inputs, one in zip(loaded, problems, strict=True))
-        raise UserError(f"--spaces: no budget on {target} that all of them reach ({ranges}): scale one (NAME@0.5)")
+        raise UserError(f"{setting('spaces')}: no budget on {target} that all of them reach ({ranges}): scale one "
+                        "(NAME@0.5)")
     return budgets(problems[0], config.budgets, (low, high))
 
 

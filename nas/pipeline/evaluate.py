@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.latency.devices.onnxruntime import session
 from nas.latency.onnx_ending import as_logits, seen
@@ -45,7 +45,7 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
     ``progress`` what the images are. Raises UserError where file, classes and images do not go together.
     """
     if split not in SPLITS:
-        raise UserError(f"--split {split}: {nearest(split, SPLITS)}")
+        raise UserError(f"{setting('split', split)}: {nearest(split, SPLITS)}")
     if not model.exists():
         raise UserError(f"{model}: no such file or run")
     given: dict[str, Any] = {"data": data, "data_dir": data_dir, "size": size, "seed": seed}
@@ -62,11 +62,11 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
         given = {key: own[key] if value is None and (data is None or key != "size") else value
                  for key, value in given.items()}
     elif arch is not None or budget_ms is not None:
-        raise UserError(f"--arch and --budget-ms choose from a run; {model} is a file")
+        raise UserError(f"{setting('arch')} and {setting('budget_ms')} choose from a run; {model} is a file")
     else:
         limit = None
     if given["data"] is None:
-        raise UserError("--data: on which images? digits, cifar10, or a folder")
+        raise UserError(f"{setting('data')}: on which images? digits, cifar10, or a folder")
     file = _File(model)
     how = Preprocessing.of_file(file.metadata, model, preprocessing)
     place = Path(given["data_dir"]) if given["data_dir"] else None
@@ -127,7 +127,7 @@ def _pick(run: Run, arch: str | None, budget_ms: float | None) -> Path:
     fronts = {place: run.read_json(f"{place}front.json") for place in run.places()}
     place, wanted = find(fronts, arch, budget_ms)
     if len(wanted) > 1:
-        raise UserError(f"--arch: which pick? {', '.join(wanted)}")
+        raise UserError(f"{setting('arch')}: which pick? {', '.join(wanted)}")
     card = next(card for card in cards_of(fronts[place]) if card["id"] == wanted[0])
     return run.file(card.get("int8_onnx") or card["onnx"])
 
@@ -160,9 +160,9 @@ class _File:
         side, text = self.entry.shape[2], self.metadata.get("size", "")
         own = side if isinstance(side, int) else int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else asked
         if own is None:
-            raise UserError(f"--size: {self.path} leaves open how large its images are")
+            raise UserError(f"{setting('size')}: {self.path} leaves open how large its images are")
         if asked is not None and asked != own:
-            raise UserError(f"--size {asked}: {self.path} takes images of {own}x{own}")
+            raise UserError(f"{setting('size', asked)}: {self.path} takes images of {own}x{own}")
         return int(own)
 
     def names(self) -> list[str] | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.overrun import TOLERANCE
 from nas.select.pareto import Point
@@ -87,10 +87,11 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
     if budget_ms is None:
         return "", [card["id"] for card in cards]
     if not targets:
-        raise UserError("--budget-ms: this run has no target, so no latency is known; give --arch")
+        raise UserError(f"{setting('budget_ms')}: this run has no target, so no latency is known; give "
+                        f"{setting('arch')}")
     target = targets[0]
     if not cards:
-        raise UserError("--budget-ms: this run has no pick that fits")
+        raise UserError(f"{setting('budget_ms')}: this run has no pick that fits")
     def takes(card: dict[str, Any]) -> float:
         """As predicted, and, where it is measured above that, as measured."""
         return max(ms_of(card, target), (card["measured_ms"][target] or 0.0) / (1 + TOLERANCE))
@@ -98,8 +99,8 @@ def find(fronts: dict[str, dict[str, Any]], arch_id: str | None, budget_ms: floa
     within = [card for card in fronts[""]["front"] if takes(card) <= budget_ms]
     if not within:
         cheapest = min(map(takes, fronts[""]["front"]))
-        raise UserError(f"--budget-ms {budget_ms:g}: the cheapest pick of this run takes {least(cheapest, target)}; "
-                        "nas select finds others")
+        raise UserError(f"{setting('budget_ms', f'{budget_ms:g}')}: the cheapest pick of this run takes "
+                        f"{least(cheapest, target)}; nas select finds others")
     return "", [max(within, key=lambda card: (card["select_accuracy"], -ms_of(card, target)))["id"]]
 
 
@@ -111,11 +112,12 @@ def meant(fronts: Mapping[str, dict[str, Any]], text: str) -> str:
     known = list(dict.fromkeys(id for front in fronts.values() for id in _ids(front)))
     begin = [text] if text in known else [id for id in known if text and id.startswith(text)]
     if begin and text not in known and len(text) < LEAST_OF_ID:
-        raise UserError(f"--arch {text}: give at least {LEAST_OF_ID} characters of an id; there are {', '.join(known)}")
+        raise UserError(f"{setting('arch', text)}: give at least {LEAST_OF_ID} characters of an id; there are "
+                        f"{', '.join(known)}")
     if len(begin) > 1:
-        raise UserError(f"--arch {text}: is the beginning of {' and '.join(begin)}; give more of it")
+        raise UserError(f"{setting('arch', text)}: is the beginning of {' and '.join(begin)}; give more of it")
     if not begin:
-        raise UserError(f"--arch {text}: no such pick; there are {', '.join(known)}")
+        raise UserError(f"{setting('arch', text)}: no such pick; there are {', '.join(known)}")
     return begin[0]
 
 

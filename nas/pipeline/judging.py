@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.arch import Arch
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.pipeline.front import ms_of
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.selection import Judge
@@ -30,15 +30,15 @@ def read_archs(file: Path) -> list[Arch]:
     try:
         value = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--archs {file}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
+        raise UserError(f"{setting('archs', file)}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
     if not isinstance(value, list) or not value:
-        raise UserError(f"--archs {file}: expected a list of networks, such as samples.json of nas sample")
+        raise UserError(f"{setting('archs', file)}: expected a list of networks, such as samples.json of nas sample")
     archs = []
     for number, item in enumerate(value, 1):
         try:
             archs.append(Arch.from_json(item["arch"] if isinstance(item, dict) and "arch" in item else item))
         except UserError as error:
-            raise UserError(f"--archs {file}: network {number}: {error}") from None
+            raise UserError(f"{setting('archs', file)}: network {number}: {error}") from None
     return archs
 
 
@@ -62,8 +62,8 @@ def _plan(inputs: Inputs, training: SupernetTraining, arch: Arch, number: int) -
     try:
         return plan(resized(training.supernet.layout, inputs.at(arch.size).size), arch)
     except UserError as error:
-        raise UserError(f"--archs: network {number}: {error}; what was pruned, or left out before training, is there "
-                        "in a search with --no-prune and gates.granularity=space") from None
+        raise UserError(f"{setting('archs')}: network {number}: {error}; what was pruned, or left out before "
+                        "training, is there in a search with prune=false and gates.granularity=space") from None
 
 
 def stopped(inputs: Inputs, until: str, picks: dict[str, Any] | None) -> dict[str, Any]:

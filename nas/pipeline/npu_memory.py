@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 
 from nas import sampling
 from nas.arch import Arch
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.latency.devices.ethos_u import EthosU
 from nas.latency.devices.vela import Report
 from nas.ops import build
@@ -46,16 +46,16 @@ class Memory:
 
     @property
     def given(self) -> dict[str, float]:
-        """By flag, as it is named on the command line."""
-        values = {"--sram-kb": self.sram_kb, "--flash-kb": self.flash_kb}
-        return {flag: value for flag, value in values.items() if value is not None}
+        """By the key of the setting."""
+        values = {"sram_kb": self.sram_kb, "flash_kb": self.flash_kb}
+        return {key: value for key, value in values.items() if value is not None}
 
     def admits(self, need: Memory) -> bool:
         """As limits: whether they leave room for all of ``need``."""
-        return all(need.given[flag] <= limit for flag, limit in self.given.items())
+        return all(need.given[key] <= limit for key, limit in self.given.items())
 
     def __str__(self) -> str:
-        return " ".join(f"{flag} {value:.6g}" for flag, value in self.given.items())
+        return " ".join(setting(key, f"{value:.6g}") for key, value in self.given.items())
 
 
 UNLIMITED = Memory()
@@ -93,9 +93,9 @@ class Footprints:
                 ops = [branch.at(width) for branch in slot.branches for width in self._widths(slot, branch)]
                 if not ops:
                     least = min(self._alone(slot.key(branch.ops[0])) for branch in slot.branches)
-                    raise UserError(f"--sram-kb {self.limits.sram_kb:.6g}: nothing in slot {slot.index} fits on "
-                                    f"{self.target}: its smallest choice needs {least:.1f} KB; raise it, or search a "
-                                    "smaller space (--width) or at a smaller --size")
+                    raise UserError(f"{setting('sram_kb', f'{self.limits.sram_kb:.6g}')}: nothing in slot {slot.index} "
+                                    f"fits on {self.target}: its smallest choice needs {least:.1f} KB; raise it, or "
+                                    f"search a smaller space ({setting('width')}) or at a smaller {setting('size')}")
                 keep.append(ops)
                 task.advance()
         return restrict(layout, keep)
@@ -149,7 +149,7 @@ class Footprints:
         seen = f"; of {len(self._seen)} compiled, the smallest SRAM is {min(sram):.1f} KB and the smallest flash " \
                f"{min(flash):.1f} KB" if sram else ""
         return (f"{self.limits}: no network{where} fits on {self.target}{seen}: raise it, or search a smaller space "
-                "(--width) or at a smaller --size")
+                f"({setting('width')}) or at a smaller {setting('size')}")
 
     def _widths(self, slot: Slot, branch: Branch) -> list[int | None]:
         """The widths of a branch that fit, found by halving; None stands for a branch without widths."""

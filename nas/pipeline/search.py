@@ -19,7 +19,7 @@ import torch
 from nas.arch import Arch
 from nas.config.search import Config
 from nas.config.space import checked_space
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.latency.costs import load as load_costs
 from nas.pipeline import deliver, header, judging, recheck, selection, supernet
 from nas.pipeline.budgets import NOTHING, Bounds, limits_of, reachable, tell_beyond
@@ -123,7 +123,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     keep_place(run, config)
     limited = _memory(config, targets, memory)
     if config.sizes and limited.given:
-        raise UserError(f"{next(iter(limited.given))}: is not there for a run of several "
+        raise UserError(f"{setting(next(iter(limited.given)))}: is not there for a run of several "
                         f"input sizes ({', '.join(map(str, config.sizes))})")
     pruned = training.supernet.layout
     costs = inputs.costs | complete_tables(inputs, [target for target in targets if target not in inputs.costs],
@@ -188,7 +188,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     config = lying_at(settings_of(run), images)
     calibrated = kind not in ("onnx", "features")
     if images != RECORDED and not calibrated:
-        raise UserError(f"--data: an export as {kind} reads no images: leave it out")
+        raise UserError(f"{setting('data')}: an export as {kind} reads no images: leave it out")
     fronts = {place: run.read_json(f"{place}front.json") for place in run.places()}
     arch_id = arch_id and meant(fronts, arch_id)
     if kind != "onnx":
@@ -236,12 +236,12 @@ def _without_exits(fronts: dict[str, dict[str, Any]], kind: str, arch_id: str | 
     for place, front in fronts.items():
         for card in cards_of(front):
             if card["exits"] and card["id"] == arch_id:
-                raise UserError(f"--arch {arch_id}: has early exits, which --format {kind} does not; --arch "
-                                f"{card['of']} is the same network without")
+                raise UserError(f"{setting('arch', arch_id)}: has early exits, which {setting('format', kind)} does "
+                                f"not; {setting('arch', card['of'])} is the same network without")
         own = [card for card in cards_of(front) if not card["exits"]]
         if arch_id is None and not place and cards_of(front) and not own:
-            raise UserError(f"--format {kind}: has no early exits, and all picks of this run have; --format onnx "
-                            "writes them")
+            raise UserError(f"{setting('format', kind)}: has no early exits, and all picks of this run have; "
+                            f"{setting('format', 'onnx')} writes them")
         plain[place] = {**front, "front": own, "dominated": []}
     return plain
 

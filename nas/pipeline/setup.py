@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -12,7 +11,7 @@ import torch
 from nas.config.search import Config
 from nas.config.space import checked_space
 from nas.decision import efficient, prices
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import resolve
 from nas.latency.base import Costs
 from nas.latency.devices.ethos_u import EthosU, of_table
@@ -70,7 +69,7 @@ def complete_tables(inputs: Inputs, targets: Sequence[str], layouts: Sequence[La
     Rows that are missing are measured or compiled first where this machine can, which may take minutes. Raises
     UserError where it cannot.
     """
-    return {target: copied(target, inputs.run, inputs.config.target, layouts, _quoted_space(inputs.config), progress)
+    return {target: copied(target, inputs.run, inputs.config.target, layouts, _space_at_width(inputs.config), progress)
             for target in targets}
 
 
@@ -150,7 +149,7 @@ def priced_exits(inputs: Inputs, at: Layout, target: str, progress: Progress) ->
     """
     costs = inputs.costs.get(target)
     if costs is None or costs.lacks(exit_.key for exit_ in at.exits):
-        costs = costs_for(target, [at], _quoted_space(inputs.config), progress)
+        costs = costs_for(target, [at], _space_at_width(inputs.config), progress)
     return costs
 
 
@@ -162,8 +161,8 @@ def compiler(target: str, costs: Costs | None, memory: Memory) -> EthosU:
     """Who counts the memory of a target's networks; ``costs`` None: this machine. Raises UserError if nobody does."""
     npu = of_table(costs.meta) if costs else None
     if npu is None:
-        raise UserError(f"{next(iter(memory.given))}: {target} is not compiled by Vela, so what a network needs there "
-                        "is not known: leave it out, or give Ethos-U targets only")
+        raise UserError(f"{setting(next(iter(memory.given)))}: {target} is not compiled by Vela, so what a network "
+                        "needs there is not known: leave it out, or give Ethos-U targets only")
     return npu
 
 
@@ -184,6 +183,7 @@ def _space(config: Config, run: Run) -> Space:
     return checked_space(config, run.file("space.yaml"))
 
 
-def _quoted_space(config: Config) -> str:
-    """Returns the space as a shell takes it."""
-    return shlex.quote(config.space) + (f" --width {config.width:g}" if config.width != 1 else "")
+def _space_at_width(config: Config) -> str:
+    """Returns the space as ``NAME@WIDTH``, for a command that fills a table."""
+    base, width = space_parts(config.space)
+    return config.space if config.width == 1 else f"{base}@{float(width or 1) * config.width:g}"

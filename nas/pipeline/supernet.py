@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nas.config.search import Config
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.pipeline.budgets import limits_of
 from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.pace import Pace
@@ -99,16 +99,16 @@ def _start_from(other: Run, inputs: Inputs, training: SupernetTraining, progress
     """Takes over the weights of an earlier run's supernet: everything of equal name and shape."""
     old = searched(other)
     if not other.has("picks.json"):
-        raise UserError(f"--init {other.path}: that run has not finished its supernet")
+        raise UserError(f"{setting('init', other.path)}: that run has not finished its supernet")
     recorded, own_splits = other.read_json("data.json"), inputs.data.indices
     if recorded.get("from") == inputs.data.source["from"]:
         earlier = other.read_json("splits.json")
         if set(own_splits["select"]) & {*earlier["train"], *earlier["gate"]}:
-            raise UserError(f"--init {other.path}: it trained on images of this run's selection split; take its --seed "
-                            "and --limit")
+            raise UserError(f"{setting('init', other.path)}: it trained on images of this run's selection split; take "
+                            f"its {setting('seed')} and {setting('limit')}")
     taken = training.start_from(checkpoint.load(other, SUPERNET))
     if not taken:
-        raise UserError(f"--init {other.path}: a supernet of {old.space}; it shares nothing with this space")
+        raise UserError(f"{setting('init', other.path)}: a supernet of {old.space}; it shares nothing with this space")
     progress.note(f"starting from {other.path}: {taken} of {len(training.supernet.state_dict())} tensors")
 
 
@@ -147,8 +147,8 @@ def _refuse_idle(inputs: Inputs, limits: dict[str, list[float]]) -> None:
         least = {target: problem(at, at.layout, [target]).costs[0].smallest for target in limits}
         if all(least[target] > max(budgets) for target, budgets in limits.items()):
             target = next(iter(limits))
-            raise UserError(f"--size {at.size}: its smallest network takes {amount(least[target], target)}, above "
-                            "every budget: leave this size out, or raise --budget-ms")
+            raise UserError(f"{setting('size', at.size)}: its smallest network takes {amount(least[target], target)}, "
+                            f"above every budget: leave this size out, or raise {setting('budget_ms')}")
 
 
 def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:

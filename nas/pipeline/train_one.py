@@ -15,7 +15,7 @@ from typing import Any
 from nas import sampling
 from nas.arch import Arch, Op
 from nas.config.space import checked_space
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.pipeline import deliver
 from nas.pipeline.finetune import train_picks
 from nas.pipeline.inputs import Inputs
@@ -52,11 +52,11 @@ def read_arch(file: Path) -> Arch:
     try:
         value = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--arch {file}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
+        raise UserError(f"{setting('arch', file)}: {getattr(error, 'strerror', None) or 'not JSON'}") from None
     try:
         return Arch.from_json(value["arch"] if isinstance(value, dict) and "arch" in value else value)
     except UserError as error:
-        raise UserError(f"--arch {file}: {error}") from None
+        raise UserError(f"{setting('arch', file)}: {error}") from None
 
 
 def choose(layout: Layout, what: str, seed: int) -> Arch:

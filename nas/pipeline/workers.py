@@ -35,11 +35,11 @@ class Crew:
 
     def __enter__(self) -> Crew:
         log = self.run.file("workers.log").open("ab")
-        command = [sys.executable, "-m", "nas", "judge", str(self.run.path), "--storage", self.url, "--parent"]
-        files = [part for one in user_files.loaded() for part in ("--ops", str(one.path))]
+        files = [str(source.path) for source in user_files.loaded()]
+        command = [sys.executable, "-m", "nas.pipeline.worker", str(self.run.path), self.url, str(os.getpid()), *files]
         environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, _cores() // self.count))}
         with log:
-            self._children = [subprocess.Popen([*command, str(os.getpid()), *files], stdout=log, stderr=log,
+            self._children = [subprocess.Popen(command, stdout=log, stderr=log,
                                                stdin=subprocess.DEVNULL, env=environment) for _ in range(self.count)]
         return self
 

@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.run.directory import Run
 
 
@@ -18,7 +18,7 @@ def write_scalars(run: Run, folder: Path) -> int:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("--tensorboard: needs the package tensorboard: pip install tensorboard") from None
+        raise UserError(f"{setting('tensorboard')}: needs the package tensorboard: pip install tensorboard") from None
     for place in ("supernet", "finetune"):
         for old in (folder / place).rglob("events.out.tfevents.*"):
             old.unlink()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nas import __version__
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import Locked, locked, parse_json, write_atomic, write_json
 from nas.run import records
 
@@ -51,7 +51,7 @@ class Run:
         run = Run(Path(path).expanduser())
         with _disk(run.path):
             if run.path.exists() and not run.path.is_dir():
-                raise UserError(f"{run.path}: a file, not a run directory; give another with --run")
+                raise UserError(f"{run.path}: a file, not a run directory; give another with {setting('run')}")
             if not run.has(CONFIG):
                 run._create(config)
         run._of_this_format()
@@ -114,7 +114,8 @@ class Run:
                 try:
                     held.enter_context(locked(self.file(LOCK)))
                 except Locked as holder:
-                    raise UserError(f"{self.path}: in use by {holder}; wait, or give another --run") from None
+                    raise UserError(f"{self.path}: in use by {holder}; wait, or give another "
+                                    f"{setting('run')}") from None
                 for left_over in self.path.rglob(".*.tmp"):  # of a write that a kill cut short
                     if next(p for p in left_over.parents if p == self.path or (p / CONFIG).is_file()) == self.path:
                         left_over.unlink(missing_ok=True)  # not of a run inside this one, with a lock of its own
@@ -141,7 +142,7 @@ class Run:
             value = parse_json(path.read_bytes())
         except FileNotFoundError:
             raise UserError(f"{path}: missing; this run is not that far; give its nas search command again, "
-                            "without --until") from None
+                            f"without {setting('until')}") from None
         except OSError as error:
             raise _refused(path, error) from None
         except (ValueError, RecursionError):
@@ -166,7 +167,7 @@ class Run:
             self.write(name, lambda file: file.write(content))
         elif self.file(name).read_bytes() != content:
             raise UserError(f"{self.file(name)}: differs from what it was copied from, which changed since this run "
-                            "began; give another --run, or put the file back")
+                            f"began; give another {setting('run')}, or put the file back")
 
     def stage(self, name: str, make: Callable[[], Any]) -> Any:
         """The JSON artefact ``name``: read if it stands, else made, written and logged with its seconds."""
@@ -199,7 +200,8 @@ class Run:
         ours = (CONFIG, ENVIRONMENT, LOCK)
         strange = sorted(p.name for p in self.path.iterdir() if p.name not in ours and not p.name.endswith(".tmp"))
         if strange:
-            raise UserError(f"{self.path}: not a run directory, and not empty ({strange[0]}); give another --run")
+            raise UserError(f"{self.path}: not a run directory, and not empty ({strange[0]}); give another "
+                            f"{setting('run')}")
         with self.lock():
             if not self.has(CONFIG):  # last: it makes the directory a run
                 self.write_json(ENVIRONMENT, environment())
@@ -222,8 +224,8 @@ class Run:
         refused = [key for key in changed if key.split(".")[0] not in free]
         if refused:
             key = refused[0]
-            raise UserError(f" = {_shown(old, key)}, now {_shown(new, key)}; give another --run, or the old value",
-                            key=key, before=f"{self.path}: began with ")
+            raise UserError(f"{self.path}: began with {setting(key)} = {_shown(old, key)}, now {_shown(new, key)}; "
+                            f"give another {setting('run')}, or the old value")
         if changed:
             self.write_json(CONFIG, config)
 

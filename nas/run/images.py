@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nas.config.search import Config
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.paths import BUILT_IN, absolute, located
 from nas.run.directory import CONFIG, Run
 from nas.train.data import Data, check_data_dir, description, load
@@ -38,7 +38,7 @@ def require_place(run: Run, config: Config) -> None:
     """Raises UserError where the folder of a run's images is gone, with the flag that says where it is now."""
     if config.data not in BUILT_IN and not Path(config.data).expanduser().exists():
         raise UserError(f"{run.path}: its images were in {config.data}, where nothing is now: give the folder that "
-                        "they are in, with --data")
+                        f"they are in, with {setting('data')}")
 
 
 def load_images(config: Config, run: Run) -> Data:
@@ -58,8 +58,8 @@ def load_images(config: Config, run: Run) -> Data:
     before = run.read_json("data.json")
     if before["fingerprint"] != data.source["fingerprint"]:
         raise UserError(f"{run.path}: began with other images than those of {config.data}: "
-                        f"{difference(before, description(data))}; name the folder of the same images with --data "
-                        "(a search of other ones needs a directory of its own)")
+                        f"{difference(before, description(data))}; name the folder of the same images with "
+                        f"{setting('data')} (a search of other ones needs a directory of its own)")
     return data
 
 

@@ -1,7 +1,7 @@
 """The user's own operators in a run: which files its space needs, what they were, and that nobody else's code runs.
 
 A run keeps a copy of each file in ``ops/`` and its hash in ``ops.json``, and executes neither: whoever goes on with the
-run names the file again with ``--ops``, and it has to be the same.
+run names the file again, and it has to be the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from nas.arch import Op
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.ops import user_files
 from nas.run.directory import Run
 from nas.space import Space
@@ -57,7 +57,7 @@ def recorded(run: Run) -> list[dict[str, Any]]:
 
 
 def demand(run: Run) -> None:
-    """Raises UserError unless every file that the run's operators came from was given, unchanged, with ``--ops``."""
+    """Raises UserError unless every file that the run's operators came from was given, unchanged."""
     given = {one.sha256: one for one in user_files.loaded()}
     for one in recorded(run):
         file, copy = one["file"], run.path / _copy(one["file"], one["sha256"])
@@ -65,8 +65,9 @@ def demand(run: Run) -> None:
             continue
         other = next((source for source in given.values() if set(source.operators) & set(one["operators"])), None)
         if other is not None:
-            raise UserError(f"--ops {other.path}: changed since {run.path} began (sha256 {one['sha256'][:12]} then, "
-                            f"{other.sha256[:12]} now); put it back ({copy} is how it was), or start a new run")
+            raise UserError(f"{setting('ops', other.path)}: changed since {run.path} began (sha256 "
+                            f"{one['sha256'][:12]} then, {other.sha256[:12]} now); put it back ({copy} is how it was), "
+                            "or start a new run")
         raise UserError(f"{run.path}: its operators {', '.join(map(str, one['operators']))} are code of {file}, which "
-                        f"is run only if you say so: give --ops {file} again (the run has a copy, {copy}: if the run "
-                        "is not your own, read it first)")
+                        f"is run only if you say so: give {setting('ops', file)} again (the run has a copy, {copy}: "
+                        "if the run is not your own, read it first)")

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from nas.errors import UserError
+from nas.errors import UserError, call
 from nas.files import folder
 from nas.latency import costs as cost_models
 from nas.latency.base import Costs
@@ -176,5 +176,5 @@ def _made_here(target: str) -> Device | Estimator:
 def _tell_elsewhere(target: str, table: Costs | None, progress: Progress) -> None:
     if table is not None and local(table.meta) is None and table.meta.get("device") in dict(own().values()):
         progress.note(f"{target}: measured on {table.meta.get('processor')} with {table.meta.get('runtime')} "
-                      f"{table.meta.get('runtime_version')}, not here: picks will not be measured; nas profile "
-                      f"--device {table.meta['device']} makes a table of this machine")
+                      f"{table.meta.get('runtime_version')}, not here: picks will not be measured; "
+                      f"{call('profile', device=table.meta['device'])} makes a table of this machine")

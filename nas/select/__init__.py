@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.select.bayes import select_bayes
 from nas.select.evolution import select_evolution
@@ -25,15 +25,15 @@ def get(name: str, objective: str = "loss", shrink: int = 0) -> Selector:
     Raises UserError for an unknown name, and for an objective or a shrinking that the selector does not have.
     """
     if name not in SELECTORS:
-        raise UserError(f"--selector {name}: no such selector; {nearest(name, SELECTORS)}")
+        raise UserError(f"{setting('selector', name)}: no such selector; {nearest(name, SELECTORS)}")
     options: dict[str, Any] = {}
     if objective != "loss":
         if name not in WEIGHED or objective not in OBJECTIVES:
-            raise UserError(f"objective={objective}: not of --selector {name}; evolution and bayes have "
+            raise UserError(f"objective={objective}: not of {setting('selector', name)}; evolution and bayes have "
                             f"{', '.join(OBJECTIVES)}")
         options["weights"] = OBJECTIVES[objective]
     if shrink:
         if name != "evolution":
-            raise UserError(f"shrink={shrink}: not of --selector {name}, but of evolution")
+            raise UserError(f"shrink={shrink}: not of {setting('selector', name)}, but of evolution")
         options["shrink"] = shrink
     return partial(SELECTORS[name], **options) if options else SELECTORS[name]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from nas.arch import Arch
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.select import score_models
 from nas.select.knapsack import Cut, Knapsack, Pick, admit_all
@@ -23,6 +23,8 @@ from nas.select.scores import ridge
 from nas.units import BUDGETED, at_least
 
 MOST = 8  # diverse answers of one ILP; the overlap that is left pushes later ones far from the optimum
+COUNTED = {"parameters": "max_params", "MACs": "max_macs"}  # the setting of a limit, by unit
+LIMITS = {**dict.fromkeys(BUDGETED, "budget_ms"), "KB": "flash_kb", **COUNTED}
 FIRST = 0.6  # share of the evaluations in the first round, as in the second gates trial (90 + 30 + 30)
 
 
@@ -152,14 +154,19 @@ def _jointly(named: Mapping[str, Cost], limits: Limits) -> str:
         cheapest = Knapsack(tuple(-row for row in cost.per_op), list(named.values()), others).best([], [])
         assert cheapest is not None
         if cost.of(cheapest) > limits[names[i]]:
-            within = " and ".join(f"{name} <= {limit:g}" for name, limit in others.items())
+            within = " and ".join(f"{_limited(named[name])} <= {limit:g}" for name, limit in others.items())
             return below(cost, limits[names[i]], cost.of(cheapest), f"with {within}; raise one of them")
-    return f"no network is within {' and '.join(f'{name} <= {limit:g}' for name, limit in limits.items())}"
+    within = " and ".join(f"{_limited(named[name])} <= {limit:g}" for name, limit in limits.items())
+    return f"no network is within {within}"
+
+
+def _limited(cost: Cost) -> str:
+    """What a limit of a cost is called: the setting of a count, the name of any other."""
+    return setting(LIMITS[cost.unit]) if cost.unit in COUNTED else cost.name
 
 
 def below(cost: Cost, limit: float, smallest: float, advice: str) -> str:
     """Returns the message for a limit that nothing reaches, with the smallest value that can be asked for."""
-    known = {**dict.fromkeys(BUDGETED, ("--budget-ms", "")), "ms": ("--budget-ms", f" on {cost.name}"),
-             "KB": ("--flash-kb", f" of {cost.name}")}
-    flag, where = known.get(cost.unit, (cost.name, ""))
-    return f"{flag} {limit:.10g} is below the smallest reachable {at_least(smallest)} {cost.unit}{where}: {advice}"
+    where = {"ms": f" on {cost.name}", "KB": f" of {cost.name}"}.get(cost.unit, "")
+    asked = setting(LIMITS[cost.unit], f"{limit:.10g}") if cost.unit in LIMITS else f"{cost.name} {limit:.10g}"
+    return f"{asked} is below the smallest reachable {at_least(smallest)} {cost.unit}{where}: {advice}"

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.arch import Arch
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.select.evaluation import Evaluation, has_ended
 
 HEARTBEAT_S, GRACE_S = 15, 60  # of a worker that evaluates; after so long without one it is taken for gone
@@ -70,8 +70,8 @@ class Board:
             failed = [t for t in trials if t.user_attrs[_ID] == arch.id and _ERROR in t.user_attrs]
             if len(failed) >= TRIES:
                 raise UserError(f"{arch.id}: {TRIES} evaluations of it failed: {failed[-1].user_attrs[_ERROR]}; the "
-                                "storage keeps that: once it is mended, give another --storage (what this run judged "
-                                "stays known)")
+                                f"storage keeps that: once it is mended, give another {setting('storage')} (what this "
+                                "run judged stays known)")
             if arch.id not in live:
                 attrs = {_ID: arch.id, _ARCH: json.dumps(arch.to_json())}
                 self._storage.create_new_trial(self._id, create_trial(state=TrialState.WAITING, user_attrs=attrs))
@@ -177,7 +177,7 @@ def _gone(trial: FrozenTrial) -> bool:
 def _opened(url: str) -> BaseStorage:
     """Opens a storage by its URL. Raises UserError for one that no storage answers to."""
     if url in ("sqlite://", "sqlite:///:memory:"):
-        raise UserError(f"--storage {url}: is in the memory of one process; write sqlite:///FILE")
+        raise UserError(f"{setting('storage', url)}: is in the memory of one process; write sqlite:///FILE")
     warnings.filterwarnings("ignore", category=ExperimentalWarning, module="optuna|nas.select.storage")  # heartbeats
     try:
         if url.startswith("journal:"):
@@ -186,5 +186,6 @@ def _opened(url: str) -> BaseStorage:
         return RDBStorage(url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
     except Exception as error:  # of the database's own driver, whichever that is
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--storage {url.split('@')[-1]}: {type(error).__name__}: {reason}; write sqlite:///FILE, "
-                        "postgresql+psycopg://USER@HOST/NAME, mysql+pymysql://USER@HOST/NAME or journal:FILE") from None
+        raise UserError(f"{setting('storage', url.split('@')[-1])}: {type(error).__name__}: {reason}; write "
+                        "sqlite:///FILE, postgresql+psycopg://USER@HOST/NAME, mysql+pymysql://USER@HOST/NAME or "
+                        "journal:FILE") from None

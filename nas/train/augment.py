@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
 
 # kind -> (the largest shift is the side divided by this, flips); digits and other signs must not be mirrored
@@ -20,7 +20,7 @@ ALL = slice(None)
 def check(kind: str) -> None:
     """Raises UserError for an augmentation that does not exist."""
     if kind not in KINDS:
-        raise UserError(f"no {kind!r}; {nearest(kind, KINDS)}", key="train.augment")
+        raise UserError(f"{setting('train.augment')}: no {kind!r}; {nearest(kind, KINDS)}")
 
 
 def words(kind: str, size: int) -> str:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from nas.config.search import SIDES
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.paths import BUILT_IN
 from nas.train import augment as augmentation
@@ -210,17 +210,18 @@ def free_bytes() -> int | None:
 
 def _check_numbers(size: int | None, seed: int, limit: int | None) -> None:
     if size is not None and not SIDES[0] <= size <= SIDES[1]:
-        raise UserError(f"{size} is outside {SIDES[0]} .. {SIDES[1]} pixels", key="size")
+        raise UserError(f"{setting('size')}: {size} is outside {SIDES[0]} .. {SIDES[1]} pixels")
     if seed < 0:
-        raise UserError(f"{seed} is negative; give 0 or more", key="seed")
+        raise UserError(f"{setting('seed')}: {seed} is negative; give 0 or more")
     if limit is not None and limit < 1:
-        raise UserError(f"{limit} images are none to train on; give a number above 0", key="limit")
+        raise UserError(f"{setting('limit')}: {limit} images are none to train on; give a number above 0")
 
 
 def check_data_dir(name: str, data_dir: Path | str | None) -> None:
     """Raises UserError for a folder of CIFAR-10 where the images are others."""
     if data_dir is not None and name != "cifar10":
-        raise UserError(f"has no effect on {name}: it is the folder that cifar10 lies in; leave it out", key="data_dir")
+        raise UserError(f"{setting('data_dir')}: has no effect on {name}: it is the folder that cifar10 lies in; leave "
+                        "it out")
 
 
 def _source(name: str, data_dir: Path | None) -> Source:
@@ -231,7 +232,7 @@ def _source(name: str, data_dir: Path | None) -> Source:
     path = Path(os.path.expanduser(name))
     if name and (path.exists() or len(path.parts) > 1):
         return folder(path)
-    raise UserError(f"no {name!r} and no such folder; {nearest(name, BUILT_IN)}", key="data")
+    raise UserError(f"{setting('data')}: no {name!r} and no such folder; {nearest(name, BUILT_IN)}")
 
 
 def _whites(source: Source, given: Whites | None) -> Whites:
@@ -244,7 +245,7 @@ def _check_memory(name: str, count: int, size: int) -> None:
     if free is not None and need > MEMORY * free:
         raise UserError(
             f"{name}: {count:,} images at {size}x{size} take {need / 1e9:.1f} GB, more than {MEMORY:.0%} of the "
-            f"{free / 1e9:.1f} GB free; give a smaller --size or a limit"
+            f"{free / 1e9:.1f} GB free; give a smaller {setting('size')} or a limit"
         )
 
 

@@ -15,7 +15,7 @@ import torch
 
 from nas.config.search import Config
 from nas.decision import Prices
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.ops import user_files
 from nas.plan import Layout
 from nas.progress import Progress
@@ -77,7 +77,7 @@ def _training(errand: Errand, ranks: Ranks) -> SupernetTraining:
     config = errand.config
     for file, sha256 in errand.ops:  # the user named them for this very command
         if user_files.digest(user_files.read(Path(file))) != sha256:
-            raise UserError(f"process {ranks.rank}: --ops {file}: another file than the first process has")
+            raise UserError(f"process {ranks.rank}: {setting('ops', file)}: another file than the first process has")
         user_files.load([file])
     torch.set_num_threads(config.threads or torch.get_num_threads())
     place = Path(config.data_dir) if config.data_dir and config.data == "cifar10" else None

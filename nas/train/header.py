@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nas.errors import setting
 from nas.train import augment as augmentation
 from nas.train import mirror
 from nas.train.data import Data
@@ -14,7 +15,7 @@ FLAT = 16  # of 256 levels: fewer are nearly one colour
 TOLD = 5  # kinds of files, folders or classes that a line names
 
 
-def data_lines(data: Data, augment: str | None = None, setting: str = "train.augment=") -> list[str]:
+def data_lines(data: Data, augment: str | None = None, key: str = "train.augment") -> list[str]:
     """Lines about labelled images, how they are augmented where they are (``setting`` changes it), then warnings.
 
     Where images are mirrored, whether their classes survive it is tried: that takes a second or two.
@@ -24,8 +25,8 @@ def data_lines(data: Data, augment: str | None = None, setting: str = "train.aug
              f"splits: {_splits(data)}",
              f"smallest class: {_class(data, _smallest(data.source['class_counts']))}",
              "pixels: " + ", ".join(filter(None, (data.source["pixels"], str(data.whites))))]
-    return [*lines, *_augmentation(data, augment, setting), *_left_out(data), *_scarce(data, augment), *_flat(data),
-            *_cut(data), *_mirrored(data, augment, setting)]
+    return [*lines, *_augmentation(data, augment, key), *_left_out(data), *_scarce(data, augment), *_flat(data),
+            *_cut(data), *_mirrored(data, augment, key)]
 
 
 def unlabeled_lines(data: Data) -> list[str]:
@@ -34,7 +35,7 @@ def unlabeled_lines(data: Data) -> list[str]:
     lines = [f"{data.name}: {data.source['images']:,} images without labels at {data.size}x{data.size}, from "
              f"{data.source['from']}: {sizes}",
              "pixels: " + ", ".join(filter(None, (PIXELS, str(data.whites))))]
-    return [*lines, *_augmentation(data, data.augment, "--augment "), *_left_out(data), *_cut(data)]
+    return [*lines, *_augmentation(data, data.augment, "augment"), *_left_out(data), *_cut(data)]
 
 
 def _count(data: Data) -> str:
@@ -51,10 +52,10 @@ def _splits(data: Data) -> str:
     return "; ".join(f"{', '.join(parts)} from {origin}" for origin, parts in alike.items())
 
 
-def _augmentation(data: Data, kind: str | None, setting: str) -> Iterator[str]:
+def _augmentation(data: Data, kind: str | None, key: str) -> Iterator[str]:
     if kind is not None:
         others = " or ".join(other for other in augmentation.KINDS if other != kind)
-        yield f"augmentation: {augmentation.words(kind, data.size)}; {setting}{others} changes it"
+        yield f"augmentation: {augmentation.words(kind, data.size)}; {setting(key, others)} changes it"
 
 
 def _left_out(data: Data) -> Iterator[str]:
@@ -82,9 +83,9 @@ def _cut(data: Data) -> Iterator[str]:
         yield f"warning: images with values above white are cut there ({data.whites}): {texts}"
 
 
-def _mirrored(data: Data, kind: str | None, setting: str) -> Iterator[str]:
+def _mirrored(data: Data, kind: str | None, key: str) -> Iterator[str]:
     if kind is not None and augmentation.KINDS[kind][1]:
-        text = mirror.warning(data.learn.images, data.learn.labels, data.classes, setting)
+        text = mirror.warning(data.learn.images, data.learn.labels, data.classes, key)
         yield from [text] if text else []
 
 
@@ -94,7 +95,7 @@ def _scarce(data: Data, kind: str | None) -> Iterator[str]:
     counts = data.source["class_counts"]
     scarce = [label for label in range(len(data.source['classes'])) if not all(counts[part][label] for part in SPLITS)]
     if scarce and kind is not None:
-        limited = " or raise --limit" if data.source["limit"] else ""
+        limited = f" or raise {setting('limit')}" if data.source["limit"] else ""
         texts = [_class(data, label) for label in scarce[:TOLD]]
         more = f"; and {len(scarce) - TOLD} more" if len(scarce) > TOLD else ""
         yield (f"warning: too few images to be in every split: {'; '.join(texts)}{more}; "

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import torch
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.train.data import Data, Split
-
-WAY_OUT = "give the network's classes with --classes FILE, one a line in the order of its outputs"
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def outputs(where: object, count: int, known: Sequence[str] | None, classes: Seq
     """
     if known is not None:
         if len(known) != count:
-            raise UserError(f"{where}: names {len(known)} classes and has {count} outputs; {WAY_OUT}")
+            raise UserError(f"{where}: names {len(known)} classes and has {count} outputs; {_way_out()}")
         names = [unicodedata.normalize("NFC", name) for name in known]
         wanted = [unicodedata.normalize("NFC", name) for name in classes]
         if set(wanted) <= set(names):
@@ -69,26 +67,29 @@ def outputs(where: object, count: int, known: Sequence[str] | None, classes: Seq
         return _by_number(where, count, classes)
     if len(classes) != count:
         raise UserError(f"{where}: {count} outputs without names, but the images have {len(classes)} classes; "
-                        f"{WAY_OUT}")
+                        f"{_way_out()}")
     return Outputs(tuple(classes), tuple(range(count)), "by order: the network does not name its classes, and the "
                    "images' are taken in the order of their names")
 
 
 def read_names(path: Path | None) -> list[str] | None:
-    """``--classes``: the lines of a file. Raises UserError for one that cannot be read or says nothing."""
+    """Reads the classes of a network from a file, one a line.
+
+    Raises UserError for a file that cannot be read or says nothing.
+    """
     if path is None:
         return None
     try:
         names = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
-        raise UserError(f"--classes {path}: {reason}; expected the network's classes, one a line") from None
+        raise UserError(f"{setting('classes', path)}: {reason}; expected the network's classes, one a line") from None
     names = [name.strip() for name in names]
     while names and not names[-1]:
         names.pop()
     if not names or "" in names:
         empty = f"line {names.index('') + 1}" if names else "the file"
-        raise UserError(f"--classes {path}: {empty} is empty; expected the network's classes, one a line")
+        raise UserError(f"{setting('classes', path)}: {empty} is empty; expected the network's classes, one a line")
     return names
 
 
@@ -97,10 +98,10 @@ def _by_number(where: object, count: int, classes: Sequence[str]) -> Outputs:
     numbers = tuple(map(int, classes))
     if len(classes) == count and numbers != tuple(range(count)):
         raise UserError(f"{where}: does not name its {count} classes; are those of the images, {_few(classes)}, in "
-                        f"this order (sorted as texts) or by number? {WAY_OUT}")
+                        f"this order (sorted as texts) or by number? {_way_out()}")
     names = dict(zip(numbers, classes, strict=True)) if len(set(numbers)) == len(classes) else {}
     if not names:
-        raise UserError(f"{where}: classes {_few(classes)} are the same numbers twice; {WAY_OUT}")
+        raise UserError(f"{where}: classes {_few(classes)} are the same numbers twice; {_way_out()}")
     return Outputs(tuple(names.get(index, str(index)) for index in range(count)), numbers,
                    "by number: the network does not name its classes, and the images' are numbers of outputs")
 
@@ -108,7 +109,7 @@ def _by_number(where: object, count: int, classes: Sequence[str]) -> Outputs:
 def _columns(where: object, names: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
     counts = Counter(names)
     if twice := [name for name in wanted if counts[name] > 1]:
-        raise UserError(f"{where}: has several outputs named {twice[0]!r}; {WAY_OUT}")
+        raise UserError(f"{where}: has several outputs named {twice[0]!r}; {_way_out()}")
     place = {name: index for index, name in enumerate(names)}
     return tuple(place[name] for name in wanted)
 
@@ -126,3 +127,7 @@ def _numbers(names: Sequence[str]) -> bool:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])}, ... {names[-1]}"
+
+
+def _way_out() -> str:
+    return f"give the network's classes with {setting('classes', 'FILE')}, one a line in the order of its outputs"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.decision import Decision, largest, one_hot, smallest
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.plan import Layout
 from nas.supernet.gates import Gates, full
 from nas.supernet.net import Supernet
@@ -45,8 +45,8 @@ def check(training: SupernetTraining) -> str:
             f"{_gb(of.kept)} for activations of {images} images")
     if free is not None and here * of.total > free:
         raise UserError(f"train.batch={training.recipe.batch}: {said}, but {_gb(free)} are free; give a larger "
-                        f"train.accumulate (now {training.recipe.accumulate}), or a smaller train.batch, --size or "
-                        "--width")
+                        f"train.accumulate (now {training.recipe.accumulate}), or a smaller train.batch, "
+                        f"{setting('size')} or {setting('width')}")
     return said + (f"; {_gb(free)} are free" if free is not None else "")
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import binom
 
+from nas.errors import setting
 from nas.train.sources import Indices
 
 SIDE, PATCH, FILTERS, CELLS = 24, 6, 64, 3  # pixels, pixels, of the patches, of the grid that responses are pooled over
@@ -42,9 +43,9 @@ class Answers:
         return mirrored.sum() <= kept * right.sum() and binom.sf(worse - 1, worse + better, 0.5) < chance
 
 
-def warning(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], setting: str) -> str | None:
-    """What to say of images uint8 [N, 3, S, S] whose mirror images are not recognised, with the setting to
-    change; None where they are.
+def warning(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], key: str) -> str | None:
+    """What to say of images uint8 [N, 3, S, S] whose mirror images are not recognised, with the setting
+    ``key`` to change; None where they are.
 
     Takes a second or two, and numbers from no generator but its own.
     """
@@ -59,7 +60,7 @@ def warning(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], 
     right, mirrored = (f"{(answer == found.labels).mean():.0%}" for answer in (found.plain, found.mirrored))
     return (f"warning: classes may not survive mirroring: a quick linear test recognises {right} of the images and "
             f"{mirrored} of their mirror images{_examples(found, classwise, classes)}; where left and right matter "
-            f"(arrows, text, signs) give {setting}crop")
+            f"(arrows, text, signs) give {setting(key, 'crop')}")
 
 
 def _examples(found: Answers, classwise: list[int], classes: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,5 +20,5 @@ def placed(module: M, device: torch.device) -> M:
 def device_of(train_on: str) -> torch.device:
     """``auto`` is CUDA where there is one. Raises UserError for ``cuda`` where there is none."""
     if train_on == "cuda" and not torch.cuda.is_available():
-        raise UserError("--train-on cuda: PyTorch sees no GPU here; use --train-on cpu")
+        raise UserError(f"{setting('train_on', 'cuda')}: PyTorch sees no GPU here; use {setting('train_on', 'cpu')}")
     return torch.device("cuda" if train_on != "cpu" and torch.cuda.is_available() else "cpu")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.train.data import Data
 
 Triple = tuple[float, float, float]
@@ -43,19 +43,20 @@ class Preprocessing:
 
     @staticmethod
     def of_flags(mean: str | None, std: str | None, scale: float | None) -> Preprocessing | None:
-        """``--mean``, ``--std`` and ``--scale``: None where none is given; a scale alone has mean 0 and deviation 1.
+        """As the user gave them, None where none is given; a scale alone has mean 0 and deviation 1.
 
         Raises UserError for one of mean and deviation alone, and for what cannot be.
         """
         if mean is None and std is None and scale is None:
             return None
         if (mean is None) != (std is None):
-            given, other = ("--mean", "--std") if std is None else ("--std", "--mean")
-            raise UserError(f"{given}: has no meaning without {other}; give both (--mean 0 --std 1 changes nothing)")
-        flags = {"--mean": mean, "--std": std, "--scale": None if scale is None else f"{scale:g}"}
-        given = " ".join(name for name, value in flags.items() if value is not None)
-        return _checked(given, _triple("--mean", "0" if mean is None else mean),
-                        _triple("--std", "1" if std is None else std), 1.0 if scale is None else scale, given)
+            given, other = ("mean", "std") if std is None else ("std", "mean")
+            raise UserError(f"{setting(given)}: has no meaning without {setting(other)}; give both "
+                            f"({setting('mean', 0)} {setting('std', 1)} changes nothing)")
+        values = {"mean": mean, "std": std, "scale": scale}
+        given = " ".join(setting(name) for name, value in values.items() if value is not None)
+        return _checked(given, _triple(setting("mean"), "0" if mean is None else mean),
+                        _triple(setting("std"), "1" if std is None else std), 1.0 if scale is None else scale, given)
 
     @staticmethod
     def of_file(metadata: Mapping[str, str], path: Path, given: Preprocessing | None = None) -> Preprocessing:
@@ -68,8 +69,8 @@ class Preprocessing:
             return imagenet(has)
         where, scale = f"{path}: its metadata", metadata.get("scale", "pixels / 255")
         if scale not in SCALES:
-            raise UserError(f"{where}: scale {scale!r}, known are {' and '.join(map(repr, SCALES))}; give --mean, "
-                            "--std and --scale")
+            raise UserError(f"{where}: scale {scale!r}, known are {' and '.join(map(repr, SCALES))}; give "
+                            f"{setting('mean')}, {setting('std')} and {setting('scale')}")
         mean, std = (_triple(f"{where}: {key}", metadata[key]) for key in ("mean", "std"))
         return _checked(where, mean, std, SCALES[scale], "the file's metadata")
 
@@ -114,7 +115,8 @@ def _checked(where: str, mean: Triple, std: Triple, scale: float, source: str) -
     if not 0 < scale < math.inf:
         raise UserError(f"{where}: scale {scale:g}: what the pixel value 255 becomes, a number above 0")
     if not all(0 <= value <= scale for value in mean):
-        hint = "; for a mean of pixels in 0 .. 255 give --scale 255" if 0 <= min(mean) <= max(mean) <= 255 else ""
+        hint = (f"; for a mean of pixels in 0 .. 255 give {setting('scale', 255)}"
+                if 0 <= min(mean) <= max(mean) <= 255 else "")
         raise UserError(f"{where}: mean {_shown(mean)} is outside 0 .. {scale:g}, the range of images{hint}")
     if not all(value >= LEAST_STD * scale for value in std):
         raise UserError(f"{where}: std {_shown(std)}: must be above 0, and less than one grey level of a range of 0 .. "

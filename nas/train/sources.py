@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.train.pixels import NARROW, Decoded, Whites
 
 Indices = npt.NDArray[np.int64]
@@ -100,7 +100,8 @@ def _cifar10_root(data_dir: Path | None) -> Path:
     """The folder that holds ``cifar-10-batches-py``; that folder itself may be named too."""
     root = Path("data") if data_dir is None else Path(data_dir).expanduser()
     if root.is_file():
-        raise UserError(f"{root}: a file, not a folder; name the folder that holds {_CIFAR10} with --data-dir")
+        raise UserError(f"{root}: a file, not a folder; name the folder that holds {_CIFAR10} with "
+                        f"{setting('data_dir')}")
     return root.resolve().parent if root.resolve().name == _CIFAR10 and root.is_dir() else root
 
 
@@ -116,7 +117,7 @@ def _cifar10_part(root: Path, train: bool) -> Any:
     except RuntimeError as error:
         raise UserError(
             f"{folder}: not the official CIFAR-10 files (missing or altered); delete the folder to download it again, "
-            "or name another with --data-dir"
+            f"or name another with {setting('data_dir')}"
         ) from error
 
 
@@ -127,6 +128,6 @@ def _download(dataset: Callable[..., Any], root: Path) -> None:
     except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{root / _CIFAR10}: not there, and the download failed ({reason}); "
-            f"name the folder that holds {_CIFAR10} with --data-dir"
+            f"{root / _CIFAR10}: not there, and the download failed ({reason}); name the folder that holds {_CIFAR10} "
+            f"with {setting('data_dir')}"
         ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.train.sources import Indices, Source
 
 SPLITS = ("train", "gate", "select", "test")
@@ -21,8 +21,8 @@ def divide(source: Source, seed: int, limit: int | None = None) -> dict[str, Ind
     """Split -> sorted image numbers; disjoint, stratified, every class in each as far as its images reach."""
     labels, classes = source.labels, len(source.classes)
     if limit is not None and limit < 3 * classes:
-        raise UserError(f"{limit} is less than 3 images for each of the {classes} classes of {source.origin}; "
-                        f"give {3 * classes} or more", key="limit")
+        raise UserError(f"{setting('limit')}: {limit} is less than 3 images for each of the {classes} classes of "
+                        f"{source.origin}; give {3 * classes} or more")
     pool, select, test = fixed(source)
     rng = np.random.default_rng(seed)
     if limit is not None and limit < len(pool):

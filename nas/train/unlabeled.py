@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.train import randomness
 from nas.train.data import Data, Split, eval_batches
 from nas.train.listing import Lister
@@ -26,11 +26,11 @@ def unlabeled(folder: Path, like: Data, seed: int, limit: int | None = None) -> 
     """
     folder, lister = folder.expanduser(), Lister()
     if not folder.is_dir():
-        raise UserError(f"--images {folder}: no such folder")
+        raise UserError(f"{setting('images', folder)}: no such folder")
     files = lister.images(folder)
     order = torch.randperm(len(files), generator=randomness.generator(seed, "unlabeled"))[:limit].tolist()
     if len(order) < LEAST:
-        raise UserError(f"--images {folder}: {len(order)} images; at least {LEAST} are needed")
+        raise UserError(f"{setting('images', folder)}: {len(order)} images; at least {LEAST} are needed")
     held_out = max(1, round(HELD_OUT * len(order)))
     chosen = [files[index] for index in order]
     white = like.whites if like.whites != NARROW else whites(chosen)

@@ -54,7 +54,7 @@ def test_the_beginning_of_an_id() -> None:
     for text, message in (("ef0", "give at least 4 characters of an id; there are abcd00000000, "),
                           ("abcd", "is the beginning of abcd00000000 and abcd11111111; give more of it"),
                           ("x", "no such pick; there are abcd00000000, "), ("", "no such pick")):
-        with pytest.raises(UserError, match=f"--arch {text}: {message}"):
+        with pytest.raises(UserError, match=f"arch={text}: {message}"):
             meant(fronts, text)
 
 

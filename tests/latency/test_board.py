@@ -114,7 +114,7 @@ def test_a_file_that_is_none_and_a_name_that_means_something_else(tmp_path: Path
     for name in ("ethos-u85-256", "cpu-int8", "gpu"):
         with pytest.raises(UserError, match=f"{name} is another target's name: rename the file"):
             opened(str(written(tmp_path, name=f"{name}.ini")))
-    with pytest.raises(UserError, match="an NPU runs int8 only: leave out --precision"):
+    with pytest.raises(UserError, match="an NPU runs int8 only: leave out precision"):
         opened(str(written(tmp_path)), precision="fp32")
 
 
@@ -138,7 +138,7 @@ def test_a_table_of_a_board_can_be_compiled_for_again(tiny: Layout, tmp_path: Pa
     assert fast.bench(tiny).alone(key).ms == pytest.approx(table.rows[key].ms / 2)
     with pytest.raises(UserError, match=r"mine\.json: vela_ini_sha256 was '[0-9a-f]{16}' and is"):
         profile(small(tiny), table_path, device=fast)
-    with pytest.raises(UserError, match=r"run: nas profile --device mine\.ini --space SPACE"):
+    with pytest.raises(UserError, match=r"run: profile\(device='mine\.ini', space='SPACE'"):
         table.ms(OpKey(tiny.head.op, 9, 4, 1, 16))
 
 

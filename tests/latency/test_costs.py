@@ -34,9 +34,9 @@ def test_the_users_folder_comes_first_and_a_path_is_a_path() -> None:
 
 def test_an_unknown_target_lists_the_known_and_the_command() -> None:
     save("mine")
-    with pytest.raises(UserError, match=r"--target mind: did you mean 'mine'\? known: .*mine.*nas profile --device"):
+    with pytest.raises(UserError, match=r"target=mind: did you mean 'mine'\? known: .*: profile\(device='cpu', spa"):
         costs.load("mind")
-    with pytest.raises(UserError, match=r"--target no/such.json: no such file"):
+    with pytest.raises(UserError, match=r"target=no/such.json: no such file"):
         costs.load("no/such.json")
 
 

@@ -76,7 +76,7 @@ def test_convolutions_that_no_row_is_like(tmp_path: Path, name: str) -> None:
     if gap_ is None:
         assert of(path)["unknown"] == []
         return
-    with pytest.raises(UserError, match=rf"no kernel is known for Conv \(c1\) with {gap_}; --allow-unknown"):
+    with pytest.raises(UserError, match=rf"no kernel is known for Conv \(c1\) with {gap_}; allow_unknown"):
         of(path)
     result = of(path, allow_unknown=True)
     assert [one["op"] for one in result["unknown"]] == ["Conv"] and result["unknown"][0]["why"]
@@ -135,7 +135,7 @@ def test_gemm(name: str) -> None:
 
 def test_types_that_no_engine_computes_in(tmp_path: Path) -> None:
     path = save(whole(values=np.float64, kind=TensorProto.DOUBLE), tmp_path / "m.onnx")
-    with pytest.raises(UserError, match=r"Conv \(c1\) with type double.* and 4 more; --allow-unknown"):
+    with pytest.raises(UserError, match=r"Conv \(c1\) with type double.* and 4 more; allow_unknown"):
         of(path)
 
 

@@ -208,11 +208,11 @@ def test_gpu_is_the_best_runtime_that_works(monkeypatch: pytest.MonkeyPatch, bro
     device = devices.opened("gpu", batch=8, precision="fp16")
     assert isinstance(device, cuda.Gpu) and (device.name, device.batch, device.precision) == (expected, 8, "fp16")
     assert devices.opened("gpu-torch").name == "gpu-torch"
-    with pytest.raises(UserError, match="--threads"):
+    with pytest.raises(UserError, match="leave out threads"):
         devices.opened("gpu", threads=2)
-    with pytest.raises(UserError, match="--precision int3: a GPU has fp32 and fp16"):
+    with pytest.raises(UserError, match="precision=int3: a GPU has fp32 and fp16"):
         devices.opened("gpu", precision="int3")
-    with pytest.raises(UserError, match="--precision fp16: fp32 or int8 on the CPU"):
+    with pytest.raises(UserError, match="precision=fp16: fp32 or int8 on the CPU"):
         devices.opened("cpu", precision="fp16")
 
 
@@ -256,7 +256,7 @@ def test_a_table_of_this_gpu_is_local(fake: FakeCuda) -> None:
 
 def test_a_table_is_not_local_without_the_gpu(no_gpu: None) -> None:
     assert local({"device": "gpu-torch", "processor": "Fake 100", "threads": 1, "batch": 1}) is None
-    with pytest.raises(UserError, match="--device gpu-ort: "):
+    with pytest.raises(UserError, match="device=gpu-ort: "):
         tables.find_costs("gpu-ort")
 
 

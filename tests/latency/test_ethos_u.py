@@ -72,7 +72,7 @@ def test_an_npu_runs_one_image(options: dict[str, int]) -> None:
 
 
 def test_an_unknown_npu_is_named(tiny: Layout, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--device ethos-u55-129: did you mean 'ethos-u55-128'"):
+    with pytest.raises(UserError, match="device=ethos-u55-129: did you mean 'ethos-u55-128'"):
         profile(tiny, tmp_path / "t.json", device="ethos-u55-129")
 
 

@@ -41,7 +41,7 @@ def test_a_table_without_exits_says_what_to_run(tiny: Layout, tiny_exits: Layout
     path = tmp_path / "clockwork.json"
     profile(tiny, path, device=Clockwork())
     before = LatencyTable.load(path)
-    with pytest.raises(UserError, match=r"exit_head.*not in the table.*nas profile .* --exits$"):
+    with pytest.raises(UserError, match=r"exit_head.*not in the table.*profile\(.*, exits=True\)$"):
         before.ms(tiny_exits.exits[0].key)
     assert profile(tiny_exits, path, device=Clockwork())["measured"] == 4  # 2, 10, 100 and 1000 classes
     after = LatencyTable.load(path)

@@ -105,7 +105,7 @@ REFUSED = {  # what no command but measure can do, and why
     "If": "If", "Loop": "Loop", "a sequence as input": "sequence", "bytes": "uint8",
     "an operator of somebody else": "not follow|not a registered|not one output", "all open": "channels is open",
     "an operator that onnx does not have": "not follow|not a registered|not an operator of ONNX",
-    "height and width open": "--size", "no shape": "says no shape", "fixed batch of 4": "the batch is fixed at 4",
+    "height and width open": "size", "no shape": "says no shape", "fixed batch of 4": "the batch is fixed at 4",
     "a vector as input": "has 2 dimensions"}
 
 
@@ -216,7 +216,7 @@ def test_a_log_softmax_is_the_cpus_beside_an_npu(tmp_path: Path) -> None:
     result = predict(path, loaded(NPU[0]), allow_unknown=True)
     assert [one["op"] for one in result["unknown"]] == ["LogSoftmax"]
     assert result["ms"] == pytest.approx(predict(plain, loaded(NPU[0]))["ms"], rel=0.1)
-    with pytest.raises(UserError, match="--allow-unknown: ethos-u55-128 is an NPU"):
+    with pytest.raises(UserError, match="allow_unknown: ethos-u55-128 is an NPU"):
         predict(plain, loaded(NPU[0]), allow_unknown=True)
 
 

@@ -58,10 +58,10 @@ def test_a_file_is_fed_its_own_type(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("shape", "options", "message"), [
-    ((1, 3, 32, 32), {"batch": 8}, r"--batch 8: .*m\.onnx is fixed at batch 1; leave out --batch"),
-    ((4, 3, 32, 32), {"batch": 1}, "--batch 1: .*is fixed at batch 4"),
-    (("N", 3, 32, 32), {"size": 16}, "--size 16: x is fixed at 32x32"),
-    (("N", 3, "H", "W"), {}, "leaves open .*give --size"), (("N", "C", 32, 32), {}, "only the batch"),
+    ((1, 3, 32, 32), {"batch": 8}, r"batch=8: .*m\.onnx is fixed at batch 1; leave out batch"),
+    ((4, 3, 32, 32), {"batch": 1}, "batch=1: .*is fixed at batch 4"),
+    (("N", 3, 32, 32), {"size": 16}, "size=16: x is fixed at 32x32"),
+    (("N", 3, "H", "W"), {}, "leaves open .*give size"), (("N", "C", 32, 32), {}, "only the batch"),
 ])
 def test_an_option_that_would_have_no_effect_is_refused(tmp_path: Path, shape: Any, options: dict[str, int],
                                                         message: str) -> None:

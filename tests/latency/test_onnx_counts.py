@@ -57,7 +57,7 @@ def graph_of(path: Path, kind: str, domain: str = "", **how: str) -> Path:
 
 def test_what_multiplies_by_no_rule_is_an_error_and_never_zero(tmp_path: Path) -> None:
     path = graph_of(tmp_path / "odd.onnx", "Einsum", equation="nchw,wv->nchv")
-    with pytest.raises(UserError, match=r"how much Einsum \(odd\) multiplies is not known; --allow-unknown"):
+    with pytest.raises(UserError, match=r"how much Einsum \(odd\) multiplies is not known; allow_unknown"):
         total(path, "macs")
     found = predict(path, load("macs"), allow_unknown=True)
     assert found["ms"] == 0 and [one["op"] for one in found["unknown"]] == ["Einsum"]

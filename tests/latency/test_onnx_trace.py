@@ -188,7 +188,7 @@ def test_a_constant_that_would_fill_the_memory_is_not_computed(tmp_path: Path) -
 
 @pytest.mark.parametrize(("shape", "size", "message"), [
     (["n", 8, 6, 6], None, None), ([1, 8, "h", "w"], 6, None), ([1, 8, 6, 6], 6, None),
-    ([1, 8, "h", "w"], None, "give them with --size"), ([1, 8, 6, 6], 7, "--size 7, but the file says 6x6"),
+    ([1, 8, "h", "w"], None, "give them with size"), ([1, 8, 6, 6], 7, "size=7, but the file says 6x6"),
     ([4, 8, 6, 6], None, "the batch is fixed at 4"), ([1, "c", 6, 6], None, "channels is open"),
     ([1, 8], None, "has 2 dimensions"),
 ])

@@ -66,7 +66,7 @@ def test_an_unknown_operator_is_an_error_unless_allowed(tmp_path: Path, v100: Ke
     nodes = [helper.make_node("Softmax", ["x"], ["a"], name="attention"), helper.make_node("LRN", ["a"], ["b"], size=1),
              helper.make_node("Relu", ["x"], ["c"]), helper.make_node("Sub", ["a", "c"], ["y"])]
     path = model(tmp_path / "m.onnx", *nodes)
-    with pytest.raises(UserError, match=r"m\.onnx: no kernel is known for Softmax \(attention\); --allow-un") as error:
+    with pytest.raises(UserError, match=r"m\.onnx: no kernel is known for Softmax \(attention\); allow_un") as error:
         predict(path, v100)
     assert "\n" not in str(error.value) and "LRN" not in str(error.value)  # nobody reads its result
     result = predict(path, v100, allow_unknown=True)

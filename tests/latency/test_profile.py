@@ -205,7 +205,7 @@ def test_a_second_layout_keeps_the_rows_of_the_first(tiny: Layout, tiny_space: S
 def test_rows_of_two_machines_never_share_a_table(tiny: Layout, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     profile(tiny, path, device=Clockwork())
-    with pytest.raises(UserError, match=r"t\.json: processor was 'gears' and is 'cogs' now: .*--out.*--remeasure"):
+    with pytest.raises(UserError, match=r"t\.json: processor was 'gears' and is 'cogs' now: .*out.*remeasure"):
         profile(tiny, path, device=Clockwork("cogs"))
     profile(tiny, path, device=Clockwork("cogs"), remeasure=True)
     assert LatencyTable.load(path).meta["processor"] == "cogs"
@@ -216,7 +216,7 @@ def test_a_table_is_filled_by_one_process_at_a_time(tiny: Layout, tmp_path: Path
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write("4711\n")
         file.flush()
-        with pytest.raises(UserError, match=r"t\.json: is being filled by process 4711; wait for it, or .* --out"):
+        with pytest.raises(UserError, match=r"t\.json: is being filled by process 4711; wait for it, or .* out"):
             profile(tiny, tmp_path / "t.json", device=Clockwork())
     assert profile(tiny, tmp_path / "t.json", device=Clockwork())["measured"]
 
@@ -390,14 +390,14 @@ def test_a_summary_is_a_low_percentile() -> None:
 
 
 def test_an_unknown_device_is_named(tiny: Layout, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--device abacus"):
+    with pytest.raises(UserError, match="device=abacus"):
         profile(tiny, tmp_path / "t.json", device="abacus")
 
 
 def test_a_precision_that_a_device_has_not_is_named(tiny: Layout, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--precision int4: fp32 or int8 on the CPU"):
+    with pytest.raises(UserError, match="precision=int4: fp32 or int8 on the CPU"):
         profile(tiny, tmp_path / "t.json", precision="int4")
-    with pytest.raises(UserError, match="--device ethos-u55-128: an NPU runs int8 only: leave out --precision"):
+    with pytest.raises(UserError, match="device=ethos-u55-128: an NPU runs int8 only: leave out precision"):
         profile(tiny, tmp_path / "t.json", device="ethos-u55-128", precision="fp32")
 
 

@@ -123,5 +123,5 @@ def test_files_and_tables_that_are_not_there_are_named() -> None:
         validate("mine", SAMPLES, MEASURED)
     with pytest.raises(UserError, match=r"none\.json: no such file; nas sample"):
         validate("mine", Path("none.json"), MEASURED)
-    with pytest.raises(UserError, match="--target mind: did you mean 'mine'"):
+    with pytest.raises(UserError, match="target=mind: did you mean 'mine'"):
         validate("mind", SAMPLES, MEASURED)

@@ -14,7 +14,7 @@ from own_ops import DOUBLE, forget, forgotten
 from tiny_search import Quiet, config_of, searched
 from tiny_space import TINY
 
-from nas.errors import UserError
+from nas.errors import UserError, call
 from nas.latency.table import OWN, LatencyTable, Row
 from nas.ops import families, user_files
 from nas.pipeline import check_space
@@ -84,7 +84,7 @@ def test_a_file_that_is_no_good_is_one_line_and_leaves_nothing(ops: Path, text: 
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--ops .*gone\.py: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"ops=.*gone\.py: cannot be read: No such file"):
         user_files.load([tmp_path / "gone.py"])
 
 
@@ -188,7 +188,7 @@ def test_a_run_asks_for_the_file_again_and_refuses_one_that_changed(ops: Path, s
     again = [lambda: searched(config, path), lambda: pipeline.select(run, ["gpu-v100"], [], Quiet()),
              lambda: pipeline.export(run, None, None, tmp_path / "out", Quiet())]
     for work in again:
-        with pytest.raises(UserError, match=r"operators double are code of my_ops\.py.* give --ops my_ops\.py again"):
+        with pytest.raises(UserError, match=r"operators double are code of my_ops\.py.* give ops=my_ops\.py again"):
             work()
     ops.write_text(DOUBLE + "# another\n")
     user_files.load([ops])
@@ -252,4 +252,5 @@ def test_what_a_table_lacks_is_counted_with_the_command_that_makes_it(tmp_path: 
     result = check_space.check(str(file), Task(16, 3, 4), [str(tmp_path / "t.json")], Quiet())
     (costs,) = result["targets"]
     assert costs["missing"] > 0
-    assert costs["do"] == f"nas profile --device cpu --space {file} --size 16 --out {tmp_path / 't.json'}"
+    where = {"space": str(file), "size": 16, "out": str(tmp_path / "t.json")}
+    assert costs["do"] == call("profile", device="cpu", **where)

@@ -114,7 +114,7 @@ def test_one_that_is_stopped_continues_to_the_same_result(files: list[str], tmp_
 
 
 def test_other_settings_need_another_run(files: list[str], finished: tuple[Path, dict[str, Any]]) -> None:
-    with pytest.raises(UserError, match=r"began with seed = 0, now 1; give another --run"):
+    with pytest.raises(UserError, match=r"began with seed = 0, now 1; give another run"):
         compared(files, finished[0], seed=1)
 
 
@@ -146,7 +146,7 @@ def test_the_grid_lies_in_what_all_spaces_reach() -> None:
 
 
 def test_a_budget_above_what_any_space_takes_is_refused(files: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--budget-ms 50: no network of these spaces takes more than 0\.\d+ ms on"):
+    with pytest.raises(UserError, match=r"budget_ms=50: no network of these spaces takes more than 0\.\d+ ms on"):
         compared(files, tmp_path / "loose", budget_ms=[0.12, 50.0])
 
 

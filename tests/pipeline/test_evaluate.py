@@ -93,9 +93,9 @@ def test_what_does_not_go_together_is_one_line(colours: Path, tmp_path: Path) ->
     (colours / "red").rename(colours / "rad")
     with pytest.raises(UserError, match="does not know the class 'rad' of these images; did you mean 'red'"):
         evaluate(model(tmp_path / "m.onnx", classes=NAMES), data=data)
-    with pytest.raises(UserError, match=r"--size 16: .* takes images of 8x8"):
+    with pytest.raises(UserError, match=r"size=16: .* takes images of 8x8"):
         evaluate(tmp_path / "m.onnx", data=data, size=16)
-    with pytest.raises(UserError, match="--split tets: did you mean 'test'"):
+    with pytest.raises(UserError, match="split=tets: did you mean 'test'"):
         evaluate(tmp_path / "m.onnx", data=data, split="tets")
     with pytest.raises(UserError, match="no such file or run"):
         evaluate(tmp_path / "none.onnx", data=data)

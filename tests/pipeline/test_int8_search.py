@@ -136,7 +136,7 @@ def test_beside_another_target_accuracies_are_still_the_int8_files(finished: Mad
 def test_what_is_refused(finished: Made, tiny: Layout, tiny_space: Space) -> None:
     with pytest.raises(UserError, match=r"cpu-int8\.json: precision was 'int8' and is 'fp32' now"):
         profile.profile(tiny, costs.LOCAL / "cpu-int8.json")
-    with pytest.raises(UserError, match="run: nas profile --device cpu --precision int8 --space"):
+    with pytest.raises(UserError, match=r"run: profile\(device='cpu', precision='int8', space="):
         LatencyTable.load(costs.LOCAL / "cpu-int8.json").ms(layout(tiny_space, Task(32, 3, 4)).stem)
-    with pytest.raises(UserError, match=r"nas profile --device cpu \[--precision int8\]"):
+    with pytest.raises(UserError, match=r"profile\(device='cpu', precision='int8', space='SPACE'\)"):
         costs.find("cpu-int4")

@@ -75,7 +75,7 @@ def test_limits_are_of_1024_bytes_and_each_alone() -> None:
     assert (need.sram_kb, need.flash_kb) == (50, 102401 / 1024)
     assert Memory(50, None).admits(need) and not Memory(49.9, None).admits(need)
     assert Memory(None, 101).admits(need) and not Memory(50, 100).admits(need) and Memory().admits(need)
-    assert str(Memory(50, 100.5)) == "--sram-kb 50 --flash-kb 100.5" and Memory().given == {}
+    assert str(Memory(50, 100.5)) == "sram_kb=50 flash_kb=100.5" and Memory().given == {}
 
 
 def test_a_network_is_compiled_once_and_a_continued_run_does_not_compile_it_again(tiny: Layout, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_choices_over_the_limit_alone_are_left_out(tiny: Layout, tmp_path: Path)
             assert (op in left.ops) == (peak <= 16 * 1024), op
     assert 0 < sum(len(s.ops) for s in kept.slots) < sum(len(s.ops) for s in tiny.slots)
     assert made(tmp_path, tiny, flash_kb=1)[0].fitting(tiny) is tiny
-    with pytest.raises(UserError, match=r"^--sram-kb 3: nothing in slot 2 fits on ethos-u55-128: its smallest choice "
+    with pytest.raises(UserError, match=r"^sram_kb=3: nothing in slot 2 fits on ethos-u55-128: its smallest choice "
                                         r"needs 16\.0 KB; raise it"):
         made(tmp_path, tiny, sram_kb=3)[0].fitting(tiny)  # slot 2 has a stride, and so no skip
 
@@ -156,19 +156,19 @@ def test_a_refused_answer_of_the_ilp_is_cut_off(tiny: Layout, tmp_path: Path) ->
 
 def test_where_nothing_fits_one_line_has_the_smallest_need_seen(tiny: Layout, tmp_path: Path) -> None:
     fits, _ = made(tmp_path, tiny, sram_kb=3)
-    with pytest.raises(UserError, match=r"^--sram-kb 3: no network fits on ethos-u55-128; of \d+ compiled, the "
+    with pytest.raises(UserError, match=r"^sram_kb=3: no network fits on ethos-u55-128; of \d+ compiled, the "
                                         r"smallest SRAM is \d+\.0 KB and the smallest flash \d+\.\d KB: raise it"):
         fits.ends(bounded(tiny, fits))
     fits, _ = made(tmp_path, tiny, flash_kb=1)
-    with pytest.raises(UserError, match=r"^--flash-kb 1 is below the smallest reachable \d+\.?\d* KB of flash"):
+    with pytest.raises(UserError, match=r"^flash_kb=1 is below the smallest reachable \d+\.?\d* KB of flash"):
         fits.ends(bounded(tiny, fits))
 
 
 def test_targets_that_vela_does_not_compile_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    with pytest.raises(UserError, match=r"^--flash-kb: gpu-v100 is not compiled by Vela, so what a network needs"):
+    with pytest.raises(UserError, match=r"^flash_kb: gpu-v100 is not compiled by Vela, so what a network needs"):
         pipeline.refuse(config_of(tmp_path / "tiny.yaml", "flash_kb=100"))
-    with pytest.raises(UserError, match=r"^--sram-kb: cpu is not compiled by Vela"):
+    with pytest.raises(UserError, match=r"^sram_kb: cpu is not compiled by Vela"):
         pipeline.refuse(config_of(tmp_path / "tiny.yaml", "sram_kb=100", target="cpu"))
 
 
@@ -257,9 +257,9 @@ def test_a_selection_keeps_the_limits_of_its_run_or_takes_tighter_ones(finished:
     result = pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=0.9 * largest))
     cards = [*result["front"], *result["dominated"]]
     assert every(card["sram_kb"][TARGET] <= 16 and card["flash_kb"][TARGET] <= 0.9 * largest for card in cards)
-    with pytest.raises(UserError, match=r"^--flash-kb 2 is below the smallest reachable"):
+    with pytest.raises(UserError, match=r"^flash_kb=2 is below the smallest reachable"):
         pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=2))
-    with pytest.raises(UserError, match=r"^--sram-kb: gpu-v100 is not compiled by Vela"):
+    with pytest.raises(UserError, match=r"^sram_kb: gpu-v100 is not compiled by Vela"):
         pipeline.select(run, ["gpu-v100"], [], Quiet(), memory=Memory(64))
 
 

@@ -117,7 +117,7 @@ def test_budgets_are_hard_and_an_impossible_one_names_the_smallest(finished: tup
     run = Run.existing(finished[0])
     result = pipeline.select(run, ["gpu-v100"], [bound], Quiet())
     assert every(card["ms"]["gpu-v100"] <= bound for card in [*result["front"], *result["dominated"]])
-    with pytest.raises(UserError, match=r"--budget-ms 0\.001 is below the smallest reachable 0\.\d+ ms on gpu-v100"):
+    with pytest.raises(UserError, match=r"budget_ms=0\.001 is below the smallest reachable 0\.\d+ ms on gpu-v100"):
         pipeline.select(run, ["gpu-v100"], [0.001], Quiet())
     with pytest.raises(UserError, match="below the smallest reachable"):
         searched(config_of(space_file, "budget_ms=[0.001]"), tmp_path / "none")
@@ -247,7 +247,7 @@ def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]],
     files = pipeline.export(run, front[0]["id"], None, tmp_path / "out", Quiet())["files"]
     assert [f["id"] for f in files] == [front[0]["id"]] and Path(files[0]["onnx"]).is_file()
     assert files[0]["relative_diff"] < 1e-4
-    with pytest.raises(UserError, match="--arch nope: no such pick"):
+    with pytest.raises(UserError, match="arch=nope: no such pick"):
         pipeline.export(run, "nope", None, None, Quiet())
     with pytest.raises(UserError, match="cheapest pick"):
         pipeline.export(run, None, 1e-6, None, Quiet())

@@ -90,14 +90,14 @@ def test_what_is_not_there_is_refused(size: Any, more: list[str], expected: str)
 
 
 def test_a_size_of_other_strides_is_refused_with_those_that_go(space_file: Path, target: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--size 8: tiny has other strides there than at 32.*from 13 on go with 32"):
+    with pytest.raises(UserError, match=r"size=8: tiny has other strides there than at 32.*from 13 on go with 32"):
         # with a first stride of 4 the last map is 4x4 or larger from 7 * 2 - 1 = 13 pixels on
         stem: Any = TINY["stem"]
         deep = {**TINY, "stem": {**stem, "stride": 2}}
         layouts(Space.parse(deep, "tiny.yaml"), Task(32, 3, 10), [32, 8])
-    with pytest.raises(UserError, match=r"not in the table .*phone.json.*; run: nas profile .*--size 8"):
+    with pytest.raises(UserError, match=r"not in the table .*phone.json.*; run: profile\(.*size=8"):
         searched(settings(space_file, str(phone(tmp_path / "phone.json", [16]))), tmp_path / "run")
-    with pytest.raises(UserError, match=r"--size 16: its smallest network takes 0\.\d+ ms on .*leave this size out"):
+    with pytest.raises(UserError, match=r"size=16: its smallest network takes 0\.\d+ ms on .*leave this size out"):
         least = math.fsum((ms(AT[8].stem), ms(AT[8].head), *(min(ms(key) if (key := slot.key(op)) else 0.0
                                                                for op in slot.ops) for slot in AT[8].slots)))
         searched(settings(space_file, target, f"budget_ms=[{1.2 * least}]"), tmp_path / "idle")
@@ -201,9 +201,9 @@ def test_selection_for_a_target_needs_its_rows_at_every_size(finished: tuple[Run
         max_macs=most))
     assert every(card["macs"] <= most for card in cards_of(few))
     lacking = phone(tmp_path / "lacking.json", [16])
-    with pytest.raises(UserError, match=r"lacking.json.*run: nas profile .*--size 8"):
+    with pytest.raises(UserError, match=r"lacking.json.*run: profile\(.*size=8"):
         pipeline.select(run, [str(lacking)], [], Quiet())
-    with pytest.raises(UserError, match=r"--max-macs 1 "):
+    with pytest.raises(UserError, match=r"max_macs=1 "):
         pipeline.select(run, [str(other)], [], Quiet(), bounds=Bounds.of(max_macs=1))
 
 

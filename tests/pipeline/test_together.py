@@ -95,13 +95,13 @@ def test_the_worst_case_of_the_first_target_bounds_the_picks_for_the_others(fini
 
 
 def test_what_cannot_be_met_names_the_smallest_that_can(finished: Run) -> None:
-    with pytest.raises(UserError, match=r"^--max-params 10 is below the smallest reachable \d+ parameters: "):
+    with pytest.raises(UserError, match=r"^max_params=10 is below the smallest reachable \d+ parameters: "):
         select(finished, TARGETS[:1], [], bounds=Bounds.of(max_params=10))
-    with pytest.raises(UserError, match=r"^--budget-ms 0.0001 is below the smallest reachable .* with --max-macs "):
+    with pytest.raises(UserError, match=r"^budget_ms=0.0001 is below the smallest reachable .* with max_macs="):
         select(finished, TARGETS[:1], [0.0001], bounds=Bounds.of(max_macs=1e9))
-    with pytest.raises(UserError, match=r"^--budget-ms 0.0001 is below the smallest reachable .* ms on gpu-v100-b32"):
+    with pytest.raises(UserError, match=r"^budget_ms=0.0001 is below the smallest reachable .* ms on gpu-v100-b32"):
         select(finished, TARGETS, [], bounds=Bounds.of(together={"gpu-v100": 9.0, "gpu-v100-b32": 0.0001}))
-    with pytest.raises(UserError, match=r"--budget-ms cpu=\.\.\.: no --target cpu is given"):
+    with pytest.raises(UserError, match=r"budget_ms=cpu=\.\.\.: no target=cpu is given"):
         select(finished, TARGETS, [], bounds=Bounds.of(together={"cpu": 1.0}))
 
 

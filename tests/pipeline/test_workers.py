@@ -21,7 +21,7 @@ from typer.main import get_command
 from nas import cli
 from nas.ops import user_files
 from nas.pipeline import search as pipeline
-from nas.pipeline import workers
+from nas.pipeline import worker, workers
 from nas.run.directory import Run
 
 
@@ -62,8 +62,27 @@ def test_a_crew_gets_the_files_of_operators_and_its_own_share_of_the_cores(
             pass
     assert len(Started.calls) == 3
     for command, env in Started.calls:
-        assert command[2:5] == ["nas", "judge", str(run.path)] and env["OMP_NUM_THREADS"] == "2"
-        assert command[-4:] == ["--parent", str(os.getpid()), "--ops", str(file)]
+        assert command[1:4] == ["-m", "nas.pipeline.worker", str(run.path)] and env["OMP_NUM_THREADS"] == "2"
+        assert command[4:] == [f"sqlite:///{tmp_path}/s.db", str(os.getpid()), str(file)]
+
+
+def test_a_worker_judges_with_the_operators_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(pipeline, "judge", lambda run, storage, progress, parent: seen.append(
+        (run.path, storage, parent, [source.operators for source in user_files.loaded()])))
+    file = tmp_path / "my_ops.py"
+    file.write_text(DOUBLE)
+    run = Run.open(tmp_path / "run", {})
+    with forgotten():
+        worker.main([str(run.path), "sqlite:///s.db", "7", str(file)])
+    assert seen == [(run.path, "sqlite:///s.db", 7, [("double",)])]
+
+
+def test_a_worker_says_in_a_line_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        worker.main([str(tmp_path / "none"), "sqlite:///s.db", "7"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'none'}: no such run directory; ")
 
 
 @pytest.mark.parametrize(("parent", "expected"), [(7, 1), (None, 2)])

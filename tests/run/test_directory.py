@@ -46,7 +46,7 @@ def test_changed_settings_are_refused(tmp_path: Path, config: dict[str, object],
     Run.open(tmp_path / "run", CONFIG)
     with pytest.raises(UserError) as error:
         Run.open(tmp_path / "run", config)
-    assert all(part in str(error.value) for part in [*expected, "--run", str(tmp_path)])
+    assert all(part in str(error.value) for part in [*expected, "give another run", str(tmp_path)])
     assert Run.existing(tmp_path / "run").config == CONFIG
 
 

@@ -99,7 +99,7 @@ def test_a_file_of_a_run(finished: Run, kind: str, drawn: st.DataObject) -> None
     content = finished.file(name).read_bytes()
     try:
         finished.file(name).write_bytes(drawn.draw(json_files(json.loads(content))))
-        read_or_refused(lambda: READERS[kind](finished, name), Path(name).name, str(finished.path), "--budget-ms")
+        read_or_refused(lambda: READERS[kind](finished, name), Path(name).name, str(finished.path), "budget_ms")
         told = read_or_refused(lambda: page(story(finished)), Path(name).name, str(finished.path))
         assert told is None or "</html>" in told
     finally:
@@ -243,7 +243,7 @@ def test_a_network(finished: Run, tmp_path_factory: pytest.TempPathFactory, draw
         file.size(None), Preprocessing.of_file(file.metadata, path)
         outputs(path, 10, file.names(), [str(i) for i in range(10)])
 
-    read_or_refused(evaluated, "broken.onnx", "--size")
+    read_or_refused(evaluated, "broken.onnx", "size")
     read_or_refused(lambda: onnxruntime.Cpu().load(path)(), "broken.onnx", "model")
     found = read_or_refused(lambda: predict(path, V100, 16, allow_unknown=True), "broken.onnx")
     assert found is None or 0 <= found["ms"] < math.inf

@@ -117,7 +117,7 @@ def test_rows_of_this_machine_never_join_those_of_another(small: Layout, here: P
     assert any("Abacus 3000" in note and "not here" in note for note in told.notes)
     with pytest.raises(UserError, match=r"not in the table other\.json"):
         costs_for("other.json", [small], "small.yaml", Quiet())
-    with pytest.raises(UserError, match=r"processor was 'Abacus 3000'.*another file with --out"):
+    with pytest.raises(UserError, match=r"processor was 'Abacus 3000'.*another file with out"):
         profile.profile(small, Path("other.json"), device="cpu")
     said: list[str] = []
     assert not profile.begun(Path("other.json"), opened("cpu"), remeasure=True, tell=said.append).rows

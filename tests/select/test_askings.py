@@ -54,7 +54,7 @@ def test_a_size_is_asked_for_what_it_reaches_and_for_nothing_twice(sizes: list[P
     assert (of_small.limits, of_small.budgets) == ([{"gpu": below}, {"gpu": most}], [[0], [1, 2]])
     (only,) = askings(sizes, [{"gpu": below}])
     assert only.problem is small
-    with pytest.raises(UserError, match=r"--budget-ms 0.01 is below the smallest reachable"):
+    with pytest.raises(UserError, match=r"budget_ms=0.01 is below the smallest reachable"):
         askings(sizes, [{"gpu": 0.01}])
 
 

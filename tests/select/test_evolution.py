@@ -169,11 +169,11 @@ def test_nothing_is_printed_logged_or_warned(problem: Problem, capfd: pytest.Cap
 
 def test_selectors_by_name() -> None:
     assert {name: get(name) for name in SELECTORS} == SELECTORS
-    with pytest.raises(UserError, match="--selector evolutoin: no such selector; did you mean 'evolution'"):
+    with pytest.raises(UserError, match="selector=evolutoin: no such selector; did you mean 'evolution'"):
         get("evolutoin")
-    with pytest.raises(UserError, match="objective=mnas-soft: not of --selector ilp; evolution and bayes have loss, m"):
+    with pytest.raises(UserError, match="objective=mnas-soft: not of selector=ilp; evolution and bayes have loss, m"):
         get("ilp", "mnas-soft")
-    with pytest.raises(UserError, match="shrink=2: not of --selector bayes, but of evolution"):
+    with pytest.raises(UserError, match="shrink=2: not of selector=bayes, but of evolution"):
         get("bayes", shrink=2)
 
 

@@ -137,12 +137,12 @@ def test_infeasible_budget_names_the_smallest(problem: Problem, tiny: Layout) ->
     with pytest.raises(UserError) as caught:
         solve(scores, problem.costs, {"gpu": 0.1})
     message = str(caught.value)
-    assert message.startswith("--budget-ms 0.1 is below the smallest reachable ") and "ms on gpu:" in message
+    assert message.startswith("budget_ms=0.1 is below the smallest reachable ") and "ms on gpu:" in message
     assert "\n" not in message
     shown = float(re.findall(r"reachable ([0-9.]+)", message)[0])
     assert problem.smallest("gpu") <= shown <= problem.smallest("gpu") * 1.001
     assert solve(scores, problem.costs, {"gpu": shown})
-    with pytest.raises(UserError, match=r"^macs 3 is below the smallest reachable 500.6 MACs"):
+    with pytest.raises(UserError, match=r"^max_macs=3 is below the smallest reachable 500.6 MACs"):
         solve(scores, problem.costs, {"gpu": 3.0, "macs": 3.0})
     with pytest.raises(UserError, match="nan"):
         solve(scores, problem.costs, {"gpu": math.nan})
@@ -154,7 +154,7 @@ def test_limits_that_exclude_each_other(problem: Problem, tiny: Layout, picks: l
     macs = problem.smallest("macs")
     only = [pick for pick in picks if problem.costs[1].of(pick) <= macs]
     least = min(problem.costs[0].of(pick) for pick in only)
-    with pytest.raises(UserError, match=r"^--budget-ms .* with macs <= ") as caught:
+    with pytest.raises(UserError, match=r"^budget_ms=.* with max_macs <= ") as caught:
         solve(table(tiny, 7), problem.costs, {"gpu": least * 0.9, "macs": macs})
     assert float(re.findall(r"reachable ([0-9.]+)", str(caught.value))[0]) == pytest.approx(least, rel=1e-3)
 

@@ -156,7 +156,7 @@ def test_a_storage_that_nobody_else_can_open_is_refused(url: str) -> None:
 
 
 def test_a_storage_that_is_not_there_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"--storage sqlite:////nowhere/at/all\.db: .*write sqlite"):
+    with pytest.raises(UserError, match=r"storage=sqlite:////nowhere/at/all\.db: .*write sqlite"):
         Board("sqlite:////nowhere/at/all.db", "one")
 
 

@@ -248,7 +248,7 @@ def test_cifar_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise URLError("no route to host")
 
     monkeypatch.setattr(cifar, "download_and_extract_archive", offline)
-    with pytest.raises(UserError, match=r"cifar-10-batches-py: not there.*no route to host.*--data-dir"):
+    with pytest.raises(UserError, match=r"cifar-10-batches-py: not there.*no route to host.*data_dir"):
         load_cifar(tmp_path)
 
 

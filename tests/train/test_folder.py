@@ -204,7 +204,7 @@ def test_a_broken_link_is_named(tmp_path: Path) -> None:
 def test_more_than_the_memory_is_refused_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path, {"a": 10, "b": 10})  # 20 images of 3 * 16 * 16 bytes = 15,360
     monkeypatch.setattr(data_module, "free_bytes", lambda: 25_000)
-    with pytest.raises(UserError, match="smaller --size or a limit"):
+    with pytest.raises(UserError, match="smaller size or a limit"):
         from_folder(tmp_path)
     monkeypatch.setattr(data_module, "free_bytes", lambda: 26_000)
     assert from_folder(tmp_path).size == 16

@@ -47,10 +47,10 @@ def test_what_is_meant(count: int, known: list[str] | None, classes: list[str], 
 
 @pytest.mark.parametrize(("count", "known", "classes", "message"), [
     (3, ["cat", "dog", "eel"], ["cat", "dgo"], "does not know the class 'dgo' of these images; did you mean 'dog'"),
-    (3, ["cat", "dog"], ["cat", "dog"], "names 2 classes and has 3 outputs; give the network's classes with --classes"),
-    (3, None, ["cat", "dog"], "3 outputs without names, but the images have 2 classes; .*--classes FILE"),
+    (3, ["cat", "dog"], ["cat", "dog"], "names 2 classes and has 3 outputs; give the network's classes with classes"),
+    (3, None, ["cat", "dog"], "3 outputs without names, but the images have 2 classes; .*classes=FILE"),
     (2, None, ["cat", "dog", "eel"], "2 outputs, but the images have 3 classes, more than the network knows"),
-    (12, None, TWELVE, r"in this order \(sorted as texts\) or by number\? .*--classes FILE"),
+    (12, None, TWELVE, r"in this order \(sorted as texts\) or by number\? .*classes=FILE"),
     (5, None, ["1", "01"], "are the same numbers twice"),
     (3, ["crane", "crane", "dog"], ["crane", "dog"], "several outputs named 'crane'"),
 ])

@@ -67,9 +67,9 @@ def test_two_sided_classes_among_many_are_found() -> None:
             images.append(torch.from_numpy(image.copy()).permute(2, 0, 1))
             labels.append(label)
     names = ["left", "right", *(f"spot {label}" for label in range(10))]
-    warned = mirror.warning(torch.stack(images), torch.tensor(labels), names, "--augment ")
+    warned = mirror.warning(torch.stack(images), torch.tensor(labels), names, "augment")
     assert warned is not None and "'left' mirrored is" in warned and "'right' mirrored is" in warned
-    assert "'spot 2' mirrored" not in warned and warned.endswith("give --augment crop")
+    assert "'spot 2' mirrored" not in warned and warned.endswith("give augment=crop")
 
 
 def _spot(rng: np.random.Generator, label: int) -> np.ndarray:

@@ -82,11 +82,11 @@ def with_exits(path: Path, folder: Path, how: Preprocessing | None) -> tuple[flo
     (HALF, (), META, "the file's metadata"),
     (HALF, (), {"mean": "[0.5, 0.5, 0.5]", "std": "0.5"}, "the file's metadata"),
     (RAW, (), {"mean": "0", "std": "1", "scale": "pixels"}, "the file's metadata"),
-    (HALF, ("0.5", "0.5,0.5,0.5", None), {}, "--mean --std"),
-    (RAW, (None, None, 255), META, "--scale"),
-    (RAW, ("0", "1", 255), META, "--mean --std --scale"),
+    (HALF, ("0.5", "0.5,0.5,0.5", None), {}, "mean std"),
+    (RAW, (None, None, 255), META, "scale"),
+    (RAW, ("0", "1", 255), META, "mean std scale"),
     (CAFFE, ("123.675,116.28,103.53", "58.395, 57.12, 57.375", 255), {"mean": "nonsense", "std": "1"},
-     "--mean --std --scale"),
+     "mean std scale"),
 ])
 def test_every_command_reads_images_alike_and_says_how(
         greys: Path, tmp_path: Path, trained: Any, flags: tuple[Any, ...], metadata: dict[str, str],
@@ -120,11 +120,11 @@ def test_by_hand(greys: Path) -> None:
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (("0.5", None, None), "--mean: has no meaning without --std"), ((None, "0.5", 1), "--std: has no meaning without"),
-    (("a", "1", None), "--mean 'a': expected 3 numbers"), (("0.5,0.5", "1", None), "expected 3 numbers"),
+    (("0.5", None, None), "mean: has no meaning without std"), ((None, "0.5", 1), "std: has no meaning without"),
+    (("a", "1", None), "mean 'a': expected 3 numbers"), (("0.5,0.5", "1", None), "expected 3 numbers"),
     (("nan", "1", None), "expected 3 numbers"), (("0.5", "0,1,1", None), "std 0, 1, 1: must be above 0"),
     (("0.5", "-1", None), "must be above 0"), (("0.5", "inf", None), "expected 3 numbers"),
-    (("123.675,116.28,103.53", "58.4", None), "outside 0 .. 1, the range of images; .* give --scale 255"),
+    (("123.675,116.28,103.53", "58.4", None), "outside 0 .. 1, the range of images; .* give scale=255"),
     (("-0.5", "0.5", None), "mean -0.5, -0.5, -0.5 is outside"), ((None, None, 0.0), "scale 0: what the pixel"),
     (("0.485,0.456,0.406", "0.229,0.224,0.225", 255.0), "less than one grey level of a range of 0 .. 255"),
     ((None, None, float("nan")), "scale nan"), (("", "1", None), "expected 3 numbers"),
@@ -137,8 +137,8 @@ def test_flags_that_cannot_be_are_one_line(flags: tuple[Any, ...], message: str)
 @pytest.mark.parametrize(("metadata", "message"), [
     ({**META, "mean": "0.5 x 0.5"}, "m.onnx: its metadata: mean '0.5 x 0.5': expected 3 numbers"),
     ({**META, "std": "0 1 1"}, "m.onnx: its metadata: std 0, 1, 1: must be above 0"),
-    ({**META, "scale": "1/127.5"}, "m.onnx: its metadata: scale '1/127.5', known are .*; give --mean, --std and"),
-    ({"mean": "123.7", "std": "58.4"}, "give --scale 255"),
+    ({**META, "scale": "1/127.5"}, "m.onnx: its metadata: scale '1/127.5', known are .*; give mean, std and"),
+    ({"mean": "123.7", "std": "58.4"}, "give scale=255"),
 ])
 def test_metadata_that_cannot_be_are_one_line(metadata: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.latency.base import Costs
 from nas.latency.bench import Estimator
@@ -44,7 +44,7 @@ def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = 
                 raise UserError(f"{name}: {stem} is another target's name: rename the file, the board is named after "
                                 "it")
             return kind.open(name, threads, batch, precision)
-    raise UserError(f"--device {name}: {nearest(name, names)}")
+    raise UserError(f"{setting('device', name)}: {nearest(name, names)}")
 
 
 def local(meta: dict[str, Any]) -> Device | None:
@@ -89,11 +89,11 @@ def measure(path: Path, name: str, *, threads: int = 1, batch: int | None = None
     device = opened(name, threads, batch or 1)
     fixed = fixed_batch(stored(path))
     if batch is not None and fixed not in (batch, None):
-        raise UserError(f"--batch {batch}: {path} is fixed at batch {fixed}; leave out --batch, or export it with the "
-                        "batch left open")
+        raise UserError(f"{setting('batch', batch)}: {path} is fixed at batch {fixed}; leave out {setting('batch')}, "
+                        "or export it with the batch left open")
     images = fixed or batch or 1
     if images > 1 and batch is None:
         device = opened(name, threads, images)
     if isinstance(device, Estimator):
-        raise UserError(f"--device {name}: nothing runs there: cpu and gpu can be measured")
+        raise UserError(f"{setting('device', name)}: nothing runs there: cpu and gpu can be measured")
     return Measured(**asdict(repeated(device.load(path, size))), batch=images, threads=threads)

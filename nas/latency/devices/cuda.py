@@ -25,7 +25,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.latency.devices.kind import Kind
 from nas.latency.devices.onnxruntime import closed, random_feed, session
 from nas.latency.onnx_file import entries, stored
@@ -55,9 +55,9 @@ class Gpu(ABC):
 
     def __init__(self, batch: int = 1, precision: str = "fp32") -> None:
         if batch < 1:
-            raise UserError(f"--batch {batch}: must be at least 1")
+            raise UserError(f"{setting('batch', batch)}: must be at least 1")
         if precision not in PRECISIONS:
-            raise UserError(f"--precision {precision}: a GPU has {' and '.join(PRECISIONS)}")
+            raise UserError(f"{setting('precision', precision)}: a GPU has {' and '.join(PRECISIONS)}")
         self.batch, self.precision = batch, precision
 
     @classmethod
@@ -226,13 +226,13 @@ def _open(name: str, threads: int, batch: int, precision: str | None) -> Gpu:
     Raises UserError, which says what is missing, where it does not work.
     """
     if threads != 1:
-        raise UserError(f"--device {name}: leave out --threads")
+        raise UserError(f"{setting('device', name)}: leave out {setting('threads')}")
     reasons = []
     for kind in RUNTIMES.values() if name == "gpu" else [RUNTIMES[name]]:
         if (reason := kind.lacks()) is None:
             return kind(batch, precision or "fp32")
         reasons.append(reason)
-    raise UserError(f"--device {name}: {'; '.join(reasons)}: it takes an NVIDIA GPU with its driver, and "
+    raise UserError(f"{setting('device', name)}: {'; '.join(reasons)}: it takes an NVIDIA GPU with its driver, and "
                     "onnxruntime-gpu or a PyTorch for CUDA")
 
 

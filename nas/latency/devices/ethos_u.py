@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.latency.bench import Keep, Parts, context_of
 from nas.latency.devices.board import SUFFIX, TARGETS, Target, read, recorded
 from nas.latency.devices.kind import Kind
@@ -62,7 +62,8 @@ class EthosU:
         self.target = TARGETS[target] if isinstance(target, str) else target
         self.name = self.target.name
         if (threads, batch) != (1, 1):
-            raise UserError(f"--device {self.name}: an NPU runs one image at a time: leave out --threads and --batch")
+            raise UserError(f"{setting('device', self.name)}: an NPU runs one image at a time: leave out "
+                            f"{setting('threads')} and {setting('batch')}")
         self.version = _installed()
         self._vela = Vela()
 
@@ -124,7 +125,7 @@ class EthosU:
 def _open(name: str, threads: int, batch: int, precision: str | None) -> EthosU:
     """One of ``TARGETS``, or a board from its file, on which a small network is compiled first."""
     if precision is not None:
-        raise UserError(f"--device {name}: an NPU runs int8 only: leave out --precision")
+        raise UserError(f"{setting('device', name)}: an NPU runs int8 only: leave out {setting('precision')}")
     if name in TARGETS:
         return EthosU(name, threads, batch)
     device = EthosU(read(Path(name)), threads, batch)

@@ -1,4 +1,4 @@
-"""What each file of this folder offers: the devices that it can open, by the names that ``--device`` gives them."""
+"""What each file of this folder offers: the devices that it can open, by the names that a user gives them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from torch import nn
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.latency.devices.kind import Kind
 from nas.latency.onnx_file import runnable
 from nas.latency.timing import Run
@@ -37,11 +37,11 @@ class Cpu:
 
     def __init__(self, threads: int = 1, batch: int = 1, precision: str = "fp32") -> None:
         if not 1 <= threads <= (os.cpu_count() or 1):
-            raise UserError(f"--threads {threads}: this machine has {os.cpu_count()} cores")
+            raise UserError(f"{setting('threads', threads)}: this machine has {os.cpu_count()} cores")
         if batch < 1:
-            raise UserError(f"--batch {batch}: must be at least 1")
+            raise UserError(f"{setting('batch', batch)}: must be at least 1")
         if precision not in PRECISIONS:
-            raise UserError(f"--precision {precision}: {' or '.join(PRECISIONS)} on the CPU")
+            raise UserError(f"{setting('precision', precision)}: {' or '.join(PRECISIONS)} on the CPU")
         self.threads, self.batch, self.precision = threads, batch, precision
 
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
@@ -139,12 +139,13 @@ def closed(name: str, shape: Sequence[Any], batch: int | None, size: int | None)
         sides[0] = batch
     if len(sides) == 4:
         if size is not None and any(side not in (size, None) for side in sides[2:]):
-            raise UserError(f"--size {size}: {name} is fixed at {sides[2]}x{sides[3]}")
+            raise UserError(f"{setting('size', size)}: {name} is fixed at {sides[2]}x{sides[3]}")
         sides[2:] = [side or size for side in sides[2:]]
     elif size is not None:
-        raise UserError(f"--size {size}: {name} is no image [N, C, H, W] but {list(shape)}")
+        raise UserError(f"{setting('size', size)}: {name} is no image [N, C, H, W] but {list(shape)}")
     if None in sides:
-        advice = "; give --size" if len(sides) == 4 and sides[1] else ": only the batch, and of images height and width"
+        advice = (f"; give {setting('size')}" if len(sides) == 4 and sides[1] else
+                  ": only the batch, and of images height and width")
         raise UserError(f"model: {name} leaves open what is {list(shape)}{advice}")
     return [side for side in sides if side is not None]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.errors import UserError
+from nas.errors import UserError, call, setting
 from nas.exits.choice import Pieces
 from nas.exits.export import check
 from nas.exits.methods import method as make
@@ -31,7 +31,7 @@ from nas.units import at_least
 
 BATCH, LR, DECAY = 32, 0.003, 0.0
 PIECES = "pieces.json"
-TRIES = 3  # at a choice of exits whose file keeps to --max-ms
+TRIES = 3  # at a choice of exits whose file keeps to max_ms
 
 
 def add(model: Model, run: Run, progress: Progress, *, images: Path | None = None, limit: int | None = None,
@@ -48,7 +48,7 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
     check(model.net, in_ch=model.data.in_ch, size=model.data.size)
     data = _data(model, images, seed, limit)
     data = replace(data, augment=augment or data.augment)
-    lines = unlabeled_lines(data) if images else data_lines(data, data.augment, "--augment ")
+    lines = unlabeled_lines(data) if images else data_lines(data, data.augment, "augment")
     for line in lines:
         progress.note(line)
     heads = make(method, model.net, **(settings or {}))
@@ -79,8 +79,8 @@ def refuse(method: str) -> None:
     """Raises UserError for a method that is not known or would change the network."""
     known = methods(frozen=True)
     if method not in known:
-        raise UserError(f"--method {method}: known are {', '.join(known)}; others train the whole network: "
-                        "nas search --exits")
+        raise UserError(f"{setting('method', method)}: known are {', '.join(known)}; others train the whole network: "
+                        f"{call('search', exits='METHOD')}")
 
 
 def _served(model: Model, run: Run, trained: Trained, wishes: Wishes, method: str,
@@ -137,7 +137,8 @@ def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pi
         if wishes.max_ms is None or asked.max_ms is None or worst <= wishes.max_ms:
             return served, final
         asked = replace(asked, max_ms=asked.max_ms * wishes.max_ms / worst)
-    raise UserError(f"--max-ms {wishes.max_ms:g}: the file of these exits takes {at_least(worst)} ms; raise it")
+    raise UserError(f"{setting('max_ms', f'{wishes.max_ms:g}')}: the file of these exits takes {at_least(worst)} ms; "
+                    "raise it")
 
 
 def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
@@ -159,5 +160,6 @@ def _data(model: Model, images: Path | None, seed: int, limit: int | None) -> Da
     if images is not None:
         return answered(unlabeled(images, model.data, seed, limit), model.plain, placement.device_of("cpu"))
     if not len(model.data.learn):
-        raise UserError("--data or --images: which images? --images FOLDER takes any, without labels")
+        raise UserError(f"{setting('data')} or {setting('images')}: which images? {setting('images', 'FOLDER')} takes "
+                        "any, without labels")
     return model.data

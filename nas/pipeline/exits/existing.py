@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nas.arch import Arch
-from nas.errors import UserError
+from nas.errors import UserError, call, setting
 from nas.exits import choice
 from nas.exits.graft import Grafted, graft
 from nas.latency import costs as cost_models
@@ -51,17 +51,18 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     config = lying_at(settings_of(run), where)
     target = named_target(run, target) if target else None
     if not target and not config.target:
-        raise UserError(f"--target: {run.path} has none; give one")
+        raise UserError(f"{setting('target')}: {run.path} has none; give one")
     fronts = {place: run.read_json(f"{place}front.json") for place in run.places()}
     ids = [card["id"] for card in cards_of(fronts[""]) if not card["exits"]]
     if not ids:
         raise UserError(f"{run.path}: no pick without exits, which others could be added to")
     if arch_id is None and len(ids) != 1:
-        raise UserError(f"{run.path}: which pick? --arch takes one of {', '.join(ids)}")
+        raise UserError(f"{run.path}: which pick? {setting('arch')} takes one of {', '.join(ids)}")
     place, (wanted,) = find(fronts, arch_id or ids[0], None)
     of = next(card for card in cards_of(fronts[place]) if card["id"] == wanted)
     if of["exits"]:
-        raise UserError(f"--arch {wanted}: has exits already; --arch {of['of']} is the same network without")
+        raise UserError(f"{setting('arch', wanted)}: has exits already; {setting('arch', of['of'])} is the same "
+                        "network without")
     target = target or config.target[0]
     inputs = setup.load_recorded(config, run, [target] if target in config.target else config.target[:1], images)
     arch = Arch.from_json(run.read_json(f"{place}archs/{wanted}/arch.json"))
@@ -69,7 +70,7 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     at = setup.with_exit_places(inputs)
     costs = setup.priced_exits(inputs, at, target, progress)
     if costs.int8_on_cpu:
-        raise UserError(f"--target {target}: files with exits are float, and {target} is int8")
+        raise UserError(f"{setting('target', target)}: files with exits are float, and {target} is int8")
     full = replace(arch, exits=tuple(exit_.slot for exit_ in at.exits))
     if not full.exits:
         raise UserError(f"{wanted}: the space {arch.space} has no stride change behind its first slot: no exits")
@@ -121,8 +122,8 @@ def foreign_costs(model: str, target: str | None) -> KernelModel | None:
         return None
     costs = cost_models.load(str(target))
     if not isinstance(costs, KernelModel):
-        raise UserError(f"--target {target}: has rows for operators of search spaces; for {model} give cpu (this "
-                        "machine) or a kernel model, such as gpu-v100")
+        raise UserError(f"{setting('target', target)}: has rows for operators of search spaces; for {model} give cpu "
+                        "(this machine) or a kernel model, such as gpu-v100")
     return costs
 
 
@@ -167,11 +168,11 @@ def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path,
     if path.is_file():
         if (kind := formats.format_of(path)) in (formats.TORCH, formats.SAFETENSORS):
             raise UserError(f"{model}: {kind.text}, not an ONNX file; weights of a network of torchvision go with its "
-                            f"name: nas exits NAME --weights {model}")
+                            f"name: {call('exits', model='NAME', weights=model)}")
         if other := formats.not_onnx(path):
             raise UserError(other)
         if weights is not None:
-            raise UserError("--weights: an ONNX file has its own")
+            raise UserError(f"{setting('weights')}: an ONNX file has its own")
         return path, None
     if path.suffix == ".onnx":
         raise UserError(f"{model}: no such file")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nas.arch import Op
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.exits.choice import Pieces
 from nas.exits.export import BRANCHED, export
 from nas.exits.graft import HIDDEN, Grafted, Part
@@ -142,7 +142,8 @@ def predicted_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
     try:
         return _priced_pieces(net, data, costs)
     except UserError as error:
-        raise UserError(f"--target {costs.name}: {error}; --target cpu times the network on this machine") from None
+        raise UserError(f"{setting('target', costs.name)}: {error}; {setting('target', 'cpu')} times the network on "
+                        "this machine") from None
 
 
 def _priced_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:

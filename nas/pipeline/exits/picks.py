@@ -13,7 +13,7 @@ import torch
 
 from nas import sampling
 from nas.arch import Arch
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.exits import choice
 from nas.exits.base import Method
 from nas.exits.export import check, export
@@ -55,14 +55,15 @@ RANDOM = 64  # inputs on which an export without images is compared with PyTorch
 def refuse(inputs: Inputs) -> None:
     """Raises UserError for what no exits come of: places, targets, epochs and settings of the method."""
     if not inputs.layout.exits:
-        raise UserError(f"--exits {inputs.config.exits.method}: {inputs.layout.space} has no stride change behind its "
-                        f"first slot at {inputs.layout.task.size} pixels")
+        raise UserError(f"{setting('exits', inputs.config.exits.method)}: {inputs.layout.space} has no stride change "
+                        f"behind its first slot at {inputs.layout.task.size} pixels")
     int8 = [t for t, costs in inputs.costs.items() if costs.int8_on_cpu]
     if int8:
-        raise UserError(f"--exits {inputs.config.exits.method}: files with exits are float, and {int8[0]} is int8")
+        raise UserError(f"{setting('exits', inputs.config.exits.method)}: files with exits are float, and {int8[0]} "
+                        "is int8")
     options, some = inputs.config.exits, sampling.smallest(inputs.layout)
     if inputs.config.train.finetune_epochs == 0:
-        raise UserError(f"--exits {options.method}: exits are trained with fine-tuned picks, and "
+        raise UserError(f"{setting('exits', options.method)}: exits are trained with fine-tuned picks, and "
                         "train.finetune_epochs=0: leave one of them out")
     with randomness.seeded(inputs.seed):
         net = build(inputs.layout, _with_all(inputs, some))

@@ -1,4 +1,4 @@
-"""Where exits could be added to a network, without images and without training: ``nas exits MODEL --list``."""
+"""Where exits could be added to a network, without images and without training."""
 
 from __future__ import annotations
 

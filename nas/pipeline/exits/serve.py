@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.exits import choice, policy
 from nas.exits.base import Method
 from nas.exits.choice import ExitLogits, Pieces
@@ -246,7 +246,7 @@ def named(data: Data, size: int) -> dict[str, str]:
 def checked(wishes: Wishes) -> Wishes:
     """Raises UserError for what cannot be wished for."""
     if not 0 <= wishes.lose < 1:
-        raise UserError(f"--lose {100 * wishes.lose:g}: points of accuracy, from 0 to below 100")
+        raise UserError(f"{setting('lose', f'{100 * wishes.lose:g}')}: points of accuracy, from 0 to below 100")
     return wishes
 
 

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from nas.arch import Arch
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.exits.base import Method
 from nas.exits.methods import method as make
 from nas.exits.net import Network
@@ -47,8 +47,8 @@ def train(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Ru
     with randomness.seeded(seed, name, "method"):
         made = make(method, net, **{"label_smoothing": recipe.label_smoothing, **(settings or {})})
     if recipe.epochs < made.phases():
-        raise UserError(f"{method} trains in {made.phases()} phases, each an epoch at least; {recipe.epochs} are "
-                        f"too few; give {made.phases()} or more", key="exits.epochs")
+        raise UserError(f"{setting('exits.epochs')}: {method} trains in {made.phases()} phases, each an epoch at "
+                        f"least; {recipe.epochs} are too few; give {made.phases()} or more")
     if run.has(place + WEIGHTS):
         load(made, run, place)
         return made.to(device).eval()

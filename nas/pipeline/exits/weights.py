@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from nas.errors import UserError
+from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.lower import formats
 
@@ -56,7 +56,7 @@ def classifier(name: str, weights: Path | None, untrained: bool = False) -> Clas
         raise UserError(f"{name}: neither a run, nor an ONNX file, nor a model of torchvision; "
                         f"{nearest(name, names())}")
     if weights is None and not untrained:
-        raise UserError(f"{name}: give its trained weights: --weights FILE (.pth or .safetensors)")
+        raise UserError(f"{name}: give its trained weights: {setting('weights', 'FILE')} (.pth or .safetensors)")
     net = _built(name)
     if weights is None:
         return Classifier(net, _size(name, net))
@@ -73,23 +73,25 @@ def check_size(name: str, made: Classifier, size: int) -> None:
         with torch.inference_mode():
             made.net(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"--size {size}: {name} does not run on such images ({' '.join(str(error).split())[:120]}); "
-                        f"torchvision evaluates it at --size {made.size}") from None
+        raise UserError(f"{setting('size', size)}: {name} does not run on such images "
+                        f"({' '.join(str(error).split())[:120]}); torchvision evaluates it at {setting('size')} "
+                        f"{made.size}") from None
 
 
 def read(path: Path) -> Any:
     """What torch or safetensors saved. Raises UserError, which says what the file is, for anything else."""
     if not path.exists():
-        raise UserError(f"--weights {path}: no such file; torchvision's own are not downloaded")
+        raise UserError(f"{setting('weights', path)}: no such file; torchvision's own are not downloaded")
     kind = formats.format_of(path)
     if kind not in (formats.SAFETENSORS, formats.TORCH):
-        raise UserError(f"--weights {path}: {kind.text}, not weights{kind.for_weights and '; '}{kind.for_weights}")
+        raise UserError(f"{setting('weights', path)}: {kind.text}, not "
+                        f"weights{kind.for_weights and '; '}{kind.for_weights}")
     try:
         return safetensors.torch.load_file(path) if kind is formats.SAFETENSORS else _unpickled(path)
     except UserError:
         raise
     except Exception as error:  # torch and safetensors raise many kinds for a broken file
-        raise UserError(f"--weights {path}: {kind.text} that cannot be read, broken or cut off "
+        raise UserError(f"{setting('weights', path)}: {kind.text} that cannot be read, broken or cut off "
                         f"({' '.join(str(error).split())[:120]}); fetch it again") from None
 
 
@@ -106,11 +108,12 @@ def _unpickled(path: Path) -> Any:
         strange = []
     strange = sorted(set(strange) - {name for _, name in allowed})
     if any(name.startswith("torch.nn.modules") for name in strange):
-        raise UserError(f"--weights {path}: a whole module was pickled, which is not read because it could execute "
-                        "anything; where it was made: torch.save(model.state_dict(), 'weights.pth')")
+        raise UserError(f"{setting('weights', path)}: a whole module was pickled, which is not read because it could "
+                        "execute anything; where it was made: torch.save(model.state_dict(), 'weights.pth')")
     if strange:
-        raise UserError(f"--weights {path}: holds {', '.join(strange[:3])} beside weights, which is not read because "
-                        "it could execute anything; where it was made: torch.save(model.state_dict(), 'weights.pth')")
+        raise UserError(f"{setting('weights', path)}: holds {', '.join(strange[:3])} beside weights, which is not "
+                        "read because it could execute anything; where it was made: torch.save(model.state_dict(), "
+                        "'weights.pth')")
     with torch.serialization.safe_globals(list(allowed)), path.open("rb") as file:  # of a path it believes the name
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -175,7 +178,7 @@ def _found(content: Any, net: nn.Module, path: Path, name: str) -> _Found:
     expected = set(net.state_dict())
     groups = list(_groups(content))
     if not groups:
-        raise UserError(f"--weights {path}: no state dict, it holds no tensors by name; where it was made: "
+        raise UserError(f"{setting('weights', path)}: no state dict, it holds no tensors by name; where it was made: "
                         "torch.save(model.state_dict(), 'weights.pth')")
     candidates = [_Found(state, place) for place, tensors in groups
                   for place, state in _without_prefix(place, tensors, net)]
@@ -184,11 +187,12 @@ def _found(content: Any, net: nn.Module, path: Path, name: str) -> _Found:
     best = [c for c in best if not any(word in c.place.lower() for word in AVERAGES)] or best
     if not best or _head(net) not in best[0].state:
         tensors = max((tensors for _, tensors in groups), key=len)
-        raise UserError(f"--weights {path}: not weights of {name}: no {_head(net)} among {len(tensors)} tensors "
-                        f"({_first(sorted(tensors))})")
+        raise UserError(f"{setting('weights', path)}: not weights of {name}: no {_head(net)} among {len(tensors)} "
+                        f"tensors ({_first(sorted(tensors))})")
     if len(best) > 1:
         places = ", ".join(candidate.place or "at the top" for candidate in best)
-        raise UserError(f"--weights {path}: holds {len(best)} such networks ({places}); save one of them alone")
+        raise UserError(f"{setting('weights', path)}: holds {len(best)} such networks ({places}); save one of them "
+                        "alone")
     return best[0]
 
 
@@ -234,9 +238,10 @@ def _put(state: State, net: nn.Module, path: Path, name: str) -> None:
         (missing, len(expected), "tensors are missing"), (strange, len(state), "are of no layer of it"),
         (shapes, len(expected), "have other shapes")) if found]
     if reasons:
-        raise UserError(f"--weights {path}: not weights of {name}: {'; '.join(reasons)}")
+        raise UserError(f"{setting('weights', path)}: not weights of {name}: {'; '.join(reasons)}")
     if broken := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise UserError(f"--weights {path}: {len(broken)} tensors hold values that are no numbers ({_first(broken)})")
+        raise UserError(f"{setting('weights', path)}: {len(broken)} tensors hold values that are no numbers "
+                        f"({_first(broken)})")
     ordered = OrderedDict(state)
     ordered._metadata = {"": {"version": getattr(net, "_version", None)}}  # type: ignore[attr-defined]  # MNASNet asks
     net.load_state_dict(ordered)

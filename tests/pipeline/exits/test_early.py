@@ -116,7 +116,7 @@ def test_export_writes_exits_anew(finished: tuple[Path, dict[str, Any]], tmp_pat
     names = {path.name for path in (finished[0] / card["onnx"]).parent.iterdir()} - {"exits.safetensors"}
     assert {"runtime.py", "card.json", "thresholds.json", "classes.txt", "curve.png"} <= names  # as docs/exits.md says
     assert names <= {path.name for path in (tmp_path / card["id"]).iterdir()}
-    with pytest.raises(UserError, match=f"has early exits, which --format tflite does not; --arch {card['of']}"):
+    with pytest.raises(UserError, match=f"has early exits, which format=tflite does not; arch={card['of']}"):
         pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")
 
 
@@ -148,7 +148,7 @@ def test_int8_targets_are_refused(finished: tuple[Path, dict[str, Any]], monkeyp
     run, int8 = Run.existing(finished[0]), LatencyTable("cpu-int8", {"device": "cpu", "precision": "int8"})
     monkeypatch.setattr(existing.setup, "priced_exits", lambda *rest: int8)
     plain = next(card["id"] for card in cards(finished[1]) if not card["exits"])
-    with pytest.raises(UserError, match="--target gpu-v100: files with exits are float, and gpu-v100 is int8"):
+    with pytest.raises(UserError, match="target=gpu-v100: files with exits are float, and gpu-v100 is int8"):
         existing.pick(run, plain, None, False, Quiet())
 
     def with_int8(inputs: Any, *rest: Any) -> Any:
@@ -156,14 +156,14 @@ def test_int8_targets_are_refused(finished: tuple[Path, dict[str, Any]], monkeyp
 
     monkeypatch.setattr(pipeline, "complete_tables", lambda inputs, targets, *rest: dict.fromkeys(targets, int8))
     monkeypatch.setattr(pipeline, "with_targets", with_int8)
-    with pytest.raises(UserError, match="--exits joint: files with exits are float, and cpu-int8 is int8"):
+    with pytest.raises(UserError, match="exits=joint: files with exits are float, and cpu-int8 is int8"):
         pipeline.select(run, ["cpu-int8"], [], Quiet(), fine_tune=True)
     assert not (finished[0] / "selections").exists()
 
 
 def test_exits_are_not_added_to_exits(finished: tuple[Path, dict[str, Any]]) -> None:
     early = next(card for card in cards(finished[1]) if card["exits"])
-    with pytest.raises(UserError, match=f"--arch {early['id']}: has exits already; --arch {early['of']} is the same"):
+    with pytest.raises(UserError, match=f"arch={early['id']}: has exits already; arch={early['of']} is the same"):
         existing.pick(Run.existing(finished[0]), early["id"], None, False, Quiet())
 
 
@@ -172,7 +172,7 @@ def test_a_baseline_takes_exits_for_a_target(space_file: Path, tmp_path: Path) -
     settings = resolve(None, ["train.finetune_epochs=1", "train.batch=16"], flags, Baseline)
     run, quiet = Run.open(tmp_path / "run", settings.to_json()), Quiet()
     train_one.train(settings, run, None, quiet)
-    with pytest.raises(UserError, match=r"--target: .*run has none; give one"):
+    with pytest.raises(UserError, match=r"target: .*run has none; give one"):
         existing.pick(run, None, None, False, quiet)
     model = existing.pick(run, None, "gpu-v100", True, quiet)
     assert model.target == "gpu-v100" and len(model.net.exits) == 1 and len(model.data.learn)
@@ -204,7 +204,7 @@ def test_formats_without_exits_choose_among_picks_without(finished: tuple[Path, 
     files = pipeline.export(run, None, None, tmp_path / "all", quiet, "features")["files"]
     assert {file["id"] for file in files} == {card["id"] for card in plain}
     write_json(whole / "front.json", {**front, "front": early, "dominated": []})
-    with pytest.raises(UserError, match="--format features: has no early exits, and all picks"):
+    with pytest.raises(UserError, match="format=features: has no early exits, and all picks"):
         pipeline.export(run, None, None, tmp_path / "out", quiet, "features")
 
 
@@ -212,8 +212,8 @@ def test_max_ms_bounds_the_worst_case(finished: tuple[Path, dict[str, Any]], spa
     limit = sorted(card["worst_ms"][V100] for card in cards(finished[1]))[-1] * 0.8
     result = searched(config_of(space_file, *OPTIONS, f"max_ms={limit}"), tmp_path / "run")
     assert cards(result) and every(card["worst_ms"][V100] <= limit for card in cards(result))
-    for more, message in ((f"max_ms={limit / 1000}", r"--max-ms .* is below the smallest reachable"),
-                          (f"budget_ms=[{2 * limit}]", r"--budget-ms .* is above --max-ms")):
+    for more, message in ((f"max_ms={limit / 1000}", r"max_ms=.* is below the smallest reachable"),
+                          (f"budget_ms=[{2 * limit}]", r"budget_ms=.* is above max_ms=")):
         asked = [f"max_ms={limit}", more] if "budget" in more else [more]
         with pytest.raises(UserError, match=message):
             searched(config_of(space_file, *asked), tmp_path / more.split("=")[0])
@@ -259,7 +259,7 @@ def test_the_measured_file_keeps_to_max_ms(tmp_path: Path) -> None:
     model, run = SimpleNamespace(final=final), Run.open(tmp_path / "run", {})
     served, found = _within(model, run, trained, Wishes(max_ms=9.45), pieces)
     assert served.kept == (0,) and found.policy.prefix_ms[-1] == pytest.approx(1.25 * 7.5)
-    with pytest.raises(UserError, match=r"none fit|--max-ms 9\.3: the file of these exits takes 9\.375 ms"):
+    with pytest.raises(UserError, match=r"none fit|max_ms=9\.3: the file of these exits takes 9\.375 ms"):
         _within(model, run, trained, Wishes(max_ms=9.3), pieces)
     assert _within(model, run, trained, Wishes(), pieces)[0].kept in asked
     assert len(asked) == len(set(asked))  # what was timed is not timed again
@@ -304,9 +304,9 @@ def test_heads_for_a_finished_pick_without_labels(finished: tuple[Path, dict[str
     assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES and card["kept"] == [0]
     assert card["select_accuracy"] <= 1 and card["measured_ms"] is None
     assert (path / "archs" / plain["id"] / "weights.safetensors").read_bytes() == before
-    with pytest.raises(UserError, match="--method boost: known are cache, ztw"):
+    with pytest.raises(UserError, match="method=boost: known are cache, ztw"):
         add(model, run, Quiet(), method="boost")
-    with pytest.raises(UserError, match="--data or --images"):
+    with pytest.raises(UserError, match="data or images"):
         add(model, run, Quiet())
 
 
@@ -331,7 +331,7 @@ def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path
     assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES
     again = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))
     assert again == card
-    with pytest.raises(UserError, match="--target cpu-emerald-rapids: has rows for operators of search spaces"):
+    with pytest.raises(UserError, match="target=cpu-emerald-rapids: has rows for operators of search spaces"):
         existing.file(source, None, None, "cpu-emerald-rapids", lambda side, whites: data, 0)
     with pytest.raises(UserError, match="10 outputs without names, but the images have 4 classes"):
         existing.file(source, None, None, None, lambda side, whites: _four(data), 0)
@@ -393,7 +393,7 @@ def test_a_command_that_was_refused_does_not_block_the_mended_one(
 def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> None:
     flat = {**TINY, "stages": [{"out": 8, "depth": 2, "stride": 1}]}
     (tmp_path / "flat.yaml").write_text(yaml.safe_dump(flat))
-    with pytest.raises(UserError, match="--exits joint: tiny has no stride change behind its first slot"):
+    with pytest.raises(UserError, match="exits=joint: tiny has no stride change behind its first slot"):
         searched(config_of(tmp_path / "flat.yaml", *OPTIONS), tmp_path / "run")
     with pytest.raises(UserError, match="epochs has no effect without a method"):
         config_of(space_file, "exits.epochs=3")
@@ -402,7 +402,7 @@ def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> N
             (["exits.method=boost", "exits.settings={tt: 1}"], "exits: boost: unknown setting 'tt'"),
             (["exits.method=boost", "exits.settings={t: [1.0]}"], r"exits: boost: t: expected a number, got \[1.0\]"),
             (["exits.method=boost", "exits.settings={t: 2}"], "exits: boost: t 2: a factor from 0 to 1"),
-            (["exits.method=boost", "train.finetune_epochs=0"], "--exits boost: exits are trained with fine-tuned"))):
+            (["exits.method=boost", "train.finetune_epochs=0"], "exits=boost: exits are trained with fine-tuned"))):
         with pytest.raises(UserError, match=message):
             searched(config_of(space_file, *words), tmp_path / f"refused{number}")
         assert not Run.existing(tmp_path / f"refused{number}").events("epoch")  # before anything is trained

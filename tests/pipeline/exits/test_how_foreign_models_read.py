@@ -81,7 +81,7 @@ def test_images_and_augmentation_are_said_before_heads_are_trained(network: Path
     add(model, Run.open(tmp_path / "out", {}), shown, epochs=1, augment=augment)
     assert shown.notes[0] == f"images: 60 images of 3 classes at 16x16, from {folders}"
     (line,) = [note for note in shown.notes if note.startswith("augmentation")]
-    assert f"({augment or 'flip-crop'}); --augment " in line
+    assert f"({augment or 'flip-crop'}); augment=" in line
 
 
 def test_images_without_labels_are_said_too(network: Path, folders: Path, tmp_path: Path) -> None:

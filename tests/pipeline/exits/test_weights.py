@@ -100,16 +100,16 @@ def test_a_transformer_has_the_side_of_its_weights(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():
         assert made.size == 96 and torch.equal(made.net(x), net(x))
-    with pytest.raises(UserError, match=r"--size 64: vit_b_32 does not run on such images .*evaluates it at --size 96"):
+    with pytest.raises(UserError, match=r"size=64: vit_b_32 does not run on such images .*evaluates it at size=96"):
         door.check_size("vit_b_32", made, 64)
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "squeezenet1_1"])
 def test_images_that_are_too_small_are_one_line_with_a_side_that_works(name: str) -> None:
     made = door.classifier(name, None, untrained=True)
-    with pytest.raises(UserError, match=f"--size 8: {name} does not run on such images") as refused:
+    with pytest.raises(UserError, match=f"size=8: {name} does not run on such images") as refused:
         door.check_size(name, made, 8)
-    door.check_size(name, made, int(str(refused.value).rpartition("--size ")[2]))
+    door.check_size(name, made, int(str(refused.value).rpartition("size=")[2]))
 
 
 STATE = random_state(untrained("squeezenet1_1", num_classes=5))
@@ -210,7 +210,7 @@ def write(kind: str, path: Path) -> None:
 ])
 def test_other_files_are_said_to_be_what_they_are(kind: str, text: str, tmp_path: Path) -> None:
     write(kind, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=rf"--weights .*w\.pth: {text}"):
+    with pytest.raises(UserError, match=rf"weights=.*w\.pth: {text}"):
         door.classifier("squeezenet1_1", tmp_path / "w.pth")
     if kind in ("onnx", "folder"):
         return
@@ -232,9 +232,9 @@ def test_the_advice_for_archives_gives_weights(kind: str, tmp_path: Path) -> Non
 def test_names_and_files_that_are_not_there() -> None:
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
         door.classifier("resnet_18", None)
-    with pytest.raises(UserError, match="give its trained weights: --weights FILE"):
+    with pytest.raises(UserError, match="give its trained weights: weights=FILE"):
         door.classifier("resnet18", None)
-    with pytest.raises(UserError, match="--weights none: no such file"):
+    with pytest.raises(UserError, match="weights=none: no such file"):
         door.classifier("resnet18", Path("none"))
     with pytest.raises(UserError, match=r"none\.onnx: no such file"):
         network("none.onnx", None, None, None, lambda side, whites: None, 0)
