@@ -48,6 +48,7 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.setup import load_recorded
 from nas.plan import Layout, Task, layout
 from nas.run.directory import Run
+from nas.run.records import Card, Front
 from nas.space import Space
 from nas.subnet import build
 from nas.train.data import normalise
@@ -214,13 +215,13 @@ def _budgets(trained: Trained, kept: Sequence[int], made: Policy) -> Iterator[di
         yield {"budget_ms": budget, "mean_ms": point.mean_ms, "accuracy": point.accuracy}
 
 
-def of_card(inputs: Inputs, card: dict[str, Any], accuracy_without: float) -> Subject:
+def of_card(inputs: Inputs, card: Card, accuracy_without: float) -> Subject:
     """A network with exits of a search."""
     method, full = rebuilt(inputs, card, "")
-    return Subject(f"{card['id']} ({card['method']}, exits behind slots {card['exits']})",
+    return Subject(f"{card.id} ({card.method}, exits behind slots {card.exits})",
                    Trained.of(method, inputs.data, torch.device("cpu"), "max-softmax"),
-                   [full.exits.index(slot) for slot in card["exits"]], inputs.run.file(card["onnx"]).parent,
-                   inputs.run.file(f"archs/{card['of']}/model.onnx"), accuracy_without)
+                   [full.exits.index(slot) for slot in card.exits], inputs.run.file(card.onnx).parent,
+                   inputs.run.file(f"archs/{card.of}/model.onnx"), accuracy_without)
 
 
 def main() -> None:
@@ -244,13 +245,11 @@ def main() -> None:
         parser.error("give a RUN, or --late SPACE")
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir or run.config["data_dir"]}, str(run.path))
-    front = run.read_json("front.json")
-    inputs = load_recorded(config, run, front["target"], images=True)
-    cards = [*front["front"], *front["dominated"]]
-    accuracy = {card["id"]: card["accuracy"] for card in cards}
-    for card in cards:
-        if card["exits"]:
-            report(of_card(inputs, card, accuracy[card["of"]]), options.images, options.seconds)
+    front = run.read("front.json", Front)
+    inputs = load_recorded(config, run, front.target, images=True)
+    for card in front.cards:
+        if card.of:
+            report(of_card(inputs, card, front.card(card.of).accuracy), options.images, options.seconds)
 
 
 if __name__ == "__main__":

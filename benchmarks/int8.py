@@ -20,6 +20,7 @@ from nas.pipeline.deliver import CALIBRATION
 from nas.pipeline.finetune import load_weights
 from nas.pipeline.setup import load_recorded
 from nas.run.directory import Run
+from nas.run.records import Front
 from nas.train import evaluation
 from nas.train.data import normalise
 
@@ -32,15 +33,15 @@ def main() -> None:
     options = parser.parse_args()
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir}, str(run.path))
-    front = run.read_json("front.json")
-    inputs = load_recorded(config, run, front["target"], images=True)
+    front = run.read("front.json", Front)
+    inputs = load_recorded(config, run, front.target, images=True)
     data, cpu = inputs.data, torch.device("cpu")
     test = data.test.part(0, min(options.images, len(data.test)))
     images, labels = normalise(test.images, data), test.labels.numpy()
     calibration = evaluation.calibration_images(data, CALIBRATION, 64, cpu, inputs.seed)
     print(f"{data.name}, {len(labels)} test images, {CALIBRATION} training images for the scales")
-    for card in [*front["front"], *front["dominated"]]:
-        model = load_weights(inputs, Arch.from_json(run.read_json(f"archs/{card['id']}/arch.json")), "")
+    for card in front.cards:
+        model = load_weights(inputs, Arch.from_json(run.read_json(f"archs/{card.id}/arch.json")), "")
         file = tflite.lower(model, in_ch=data.in_ch, size=data.size, calibration=calibration)
         with torch.inference_mode():
             wanted = torch.cat([model(part) for part in images.split(256)]).numpy()  # type: ignore[no-untyped-call]
@@ -49,7 +50,7 @@ def main() -> None:
         interpreter.allocate_tensors()
         steps = np.abs(got - wanted) / interpreter.get_output_details()[0]["quantization"][0]
         float_, int8 = (100 * float(np.mean(y.argmax(1) == labels)) for y in (wanted, got))
-        print(f"{card['id']}: median {np.median(steps):.2f}, p99 {np.percentile(steps, 99):.2f}, most "
+        print(f"{card.id}: median {np.median(steps):.2f}, p99 {np.percentile(steps, 99):.2f}, most "
               f"{steps.max():.1f} steps; accuracy {float_:.2f} % float, {int8:.2f} % int8")
 
 

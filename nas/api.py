@@ -72,7 +72,7 @@ def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_m
         raise UserError(f"{setting('until', until)}: a search can stop behind {' or '.join(STAGES)}")
     user_files.load(listed(ops))
     resolved = spread(resolve(_path(config), [], _values(given, settings)), processes())
-    return SearchRun(Path(begin_search(resolved, _path(run), progress or Lines(), until)["run"]))
+    return SearchRun(Path(str(begin_search(resolved, _path(run), progress or Lines(), until).run)))
 
 
 def train(*, arch: Text | None = None, space: Text | None = None, epochs: int | None = None,
@@ -89,7 +89,7 @@ def train(*, arch: Text | None = None, space: Text | None = None, epochs: int | 
              "train.finetune_epochs": epochs}
     user_files.load(listed(ops))
     resolved = resolve(_path(config), [], _values(given, settings), Baseline)
-    return SearchRun(Path(begin_training(resolved, _path(run), progress or Lines())["run"]))
+    return SearchRun(Path(str(begin_training(resolved, _path(run), progress or Lines()).run)))
 
 
 def load_run(path: Text) -> SearchRun:

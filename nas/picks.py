@@ -18,8 +18,10 @@ from nas.pipeline.npu_memory import Memory
 from nas.pipeline.setup import load_recorded
 from nas.progress import Lines, Progress
 from nas.report.figures import front_figure
+from nas.run import records
 from nas.run.directory import Run
 from nas.run.images import Images
+from nas.run.records import Card
 from nas.run.settings import searched, settings_of
 from nas.subnet import Backbone
 from nas.units import least, unit
@@ -82,7 +84,7 @@ class Front(Sequence[Pick]):
     targets: tuple[str, ...]
     picks: tuple[Pick, ...]
     dominated: tuple[Pick, ...]
-    record: Mapping[str, Any] = field(repr=False, compare=False)  # as front.json has it
+    record: records.Front = field(repr=False, compare=False)  # as front.json has it
 
     def __len__(self) -> int:
         return len(self.picks)
@@ -124,7 +126,7 @@ class Front(Sequence[Pick]):
 
     def plot(self) -> Figure:
         """Draws accuracy over predicted milliseconds, a panel for each target: a figure of matplotlib's."""
-        return front_figure(dict(self.record))
+        return front_figure(self.record)
 
     def _target(self, target: str | None) -> str:
         if target is not None and target not in self.targets:
@@ -150,7 +152,7 @@ class SearchRun:
     def front(self) -> Front:
         """The picks of the search itself. Raises UserError for a run that is not that far."""
         run = Run.existing(self.path)
-        return front_of_run(run.path, run.read_json("front.json"))
+        return front_of_run(run.path, run.read("front.json", records.Front))
 
     def select(self, *, target: Text | Sequence[Text] = (),
                budget_ms: float | Sequence[float] | Mapping[str, float] = (), budgets: int | None = None,
@@ -186,21 +188,19 @@ class SearchRun:
         return [Path(file.get("onnx") or file["tflite"]) for file in done["files"]]
 
 
-def front_of_run(run: Path, front: Mapping[str, Any]) -> Front:
+def front_of_run(run: Path, front: records.Front) -> Front:
     """Returns the front that a run's ``front.json`` holds."""
 
-    def pick(card: Mapping[str, Any]) -> Pick:
-        onnx = run / card["onnx"]
-        folder = onnx.parent.parent if card["exits"] else onnx.parent  # exits lie in a folder of the network's
+    def pick(card: Card) -> Pick:
+        onnx = run / card.onnx
+        folder = onnx.parent.parent if card.exits else onnx.parent  # exits lie in a folder of the network's
         arch = Arch.from_json(Run(run).read_json((folder / "arch.json").relative_to(run).as_posix()))
-        return Pick(id=card["id"], arch=replace(arch, exits=tuple(card["exits"])), ms=card["ms"],
-                    measured_ms=card["measured_ms"], accuracy=card["accuracy"],
-                    accuracy_se=card["accuracy_se"], select_accuracy=card["select_accuracy"], macs=card["macs"],
-                    params=card["params"], fine_tuned=card["fine_tuned"], exits=tuple(card["exits"]), run=run,
+        return Pick(id=card.id, arch=replace(arch, exits=tuple(card.exits)), ms=card.ms, measured_ms=card.measured_ms,
+                    accuracy=card.accuracy, accuracy_se=card.accuracy_se, select_accuracy=card.select_accuracy,
+                    macs=card.macs, params=card.params, fine_tuned=card.fine_tuned, exits=tuple(card.exits), run=run,
                     folder=onnx.parent, onnx=onnx)
 
-    return Front(run, tuple(front["target"]), tuple(map(pick, front["front"])), tuple(map(pick, front["dominated"])),
-                 front)
+    return Front(run, tuple(front.target), tuple(map(pick, front.front)), tuple(map(pick, front.dominated)), front)
 
 
 def listed(value: Any) -> list[Any]:

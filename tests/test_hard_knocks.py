@@ -14,19 +14,21 @@ import numpy as np
 import onnxruntime
 import pytest
 from every import every
-from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once, weights
+from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once, selected, weights
 
-from nas import api, cli, files
+from nas import cli, files
 from nas.cli.output import one_line
 from nas.errors import UserError
 from nas.latency import costs
 from nas.latency.table import LatencyTable
+from nas.picks import front_of_run
 from nas.pipeline import search as pipeline
 from nas.pipeline import supernet
 from nas.report.page import page
 from nas.report.run_data import story
 from nas.run import directory as runs
 from nas.run.directory import Run
+from nas.run.records import Front
 from nas.run.settings import settings_of
 
 
@@ -153,12 +155,12 @@ def test_a_finished_run_is_all_there_where_its_space_and_images_are_not(
     run, card = Run.existing(path), finished[1]["front"][-1]
     (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]
     assert file["predicted_ms"] == card["ms"] and file["relative_diff"] < 1e-4
-    chosen = pipeline.select(run, ["gpu-v100"], [card["ms"]["gpu-v100"]], Quiet())
+    chosen = selected(run, ["gpu-v100"], [card["ms"]["gpu-v100"]], Quiet())
     assert every(one["ms"]["gpu-v100"] <= card["ms"]["gpu-v100"] for one in chosen["front"])
     told = story(run)
     assert not told["notes"] and not any(str(made) in page(told) for made in (finished[0].parent, shared))
-    pick = api._front(path, run.read_json("front.json")).front[-1]
-    assert pick.network() is not None and pick.onnx.is_file() and pick.onnx.is_relative_to(path)
+    pick = front_of_run(path, run.read("front.json", Front))[-1]
+    assert pick.load_model() is not None and pick.onnx.is_file() and pick.onnx.is_relative_to(path)
 
 
 def test_a_run_of_another_format_is_refused_with_the_reason(finished: tuple[Path, dict[str, Any]], space_file: Path,

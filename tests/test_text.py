@@ -6,10 +6,12 @@ import io
 import json
 import re
 import warnings
+from functools import partial
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from cards import card, front
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -24,6 +26,7 @@ from nas.report.comparison import draw_comparison
 from nas.report.drawing import drawing, label
 from nas.report.figures import draw_front
 from nas.report.page import page
+from nas.run.records import ComparedSpace, Comparison, Spread
 
 HOSTILE = ["[red]", "[/b]", "[link=file:///etc]x", "$a$", "$\\frac{", "_hidden", "a|b", "</script><script>alert(1)",
            "<!--", "\"' onload=x", "{{js}}", "{name}", "%s", "a\nnas: done", "\x1b[2Jx", "\r1 of 1", "\u202egnp.exe",
@@ -148,16 +151,18 @@ def test_a_page_holds_names_as_text(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_pictures_draw_names_as_they_are(name: str) -> None:
-    card = {"id": name, "ms": {name: 1.0}, "accuracy": 0.5, "accuracy_se": 0.1, "exits": [1], "size": 32}
-    part = {"space": name, "front": [card], "dominated": [],
-            "budgets": [{"budget_ms": {name: 1}, "mean": 0.5, "sd": 0.1, "n": 2}]}
+    whole = name.encode("utf-8", "replace").decode()  # a record is JSON, which has no half of a pair of surrogates
+    shown = card(ms={whole: 1.0}, exits=[1], of="0123456789ab", onnx="archs/a/exits/model.onnx")
+    part = ComparedSpace(space=whole, reach_ms={whole: [0.5, 2.0]}, front=[shown], dominated=[],
+                         budgets=[Spread(budget_ms={whole: 1}, mean=0.5, sd=0.1, n=2)])
+    comparison = Comparison(target=[whole], data=whole, size=16, seed=0, recipe={}, budget_ms={whole: [1.0]},
+                            networks=1, spaces=[part, part])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for work, value in ((draw_front, {"space": name, "target": [name], "front": [card], "dominated": [],
-                                          "sizes": [32]}),
-                            (draw_comparison, {"target": [name], "networks": 1, "spaces": [part, part]})):
+        for draw in (partial(draw_front, front([shown], space=whole, sizes=[32])),
+                     partial(draw_comparison, comparison)):
             file = io.BytesIO()
-            work(value, file)
+            draw(file)
             assert file.getvalue()[:4] == b"\x89PNG"
         with drawing(3, 3) as figure:
             axes = figure.add_subplot()

@@ -52,7 +52,12 @@ def config_of(space_file: Path, *more: str, target: str = "gpu-v100") -> Config:
 def searched(config: Config, path: Path, progress: Progress | None = None) -> dict[str, Any]:
     run = Run.open(path, config.to_json())
     with run.lock():
-        return pipeline.search(config, run, progress or NoProgress())
+        return pipeline.search(config, run, progress or NoProgress()).to_json()
+
+
+def selected(run: Run, *given: Any, **named: Any) -> dict[str, Any]:
+    """What ``nas select --json`` prints."""
+    return pipeline.select(run, *given, **named).to_json()
 
 
 def searched_once(config: Config, path: Path, shared: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from nas.files import write_json
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.timing import interleaved
 from nas.run.directory import Run
+from nas.run.records import Card, Front
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from results import keep, nas, standing, told
@@ -62,22 +63,22 @@ def picks(search: Path) -> tuple[list[Network], dict[str, dict[str, Any]]]:
     run = Run(search)
     if not run.has("front.json"):
         raise UserError(f"--search {search}: has no front.json; is the search at its end?")
-    cards: dict[str, dict[str, Any]] = {}
+    cards: dict[str, Card] = {}
     places: dict[str, Path] = {}
     budgets: list[str] = []
     for file in (search / "front.json", *sorted(search.glob("selections/*/front.json"))):
-        front = run.read_json(file.relative_to(search).as_posix())
-        every = {card["id"]: card for card in [*front["front"], *front["dominated"]] if card["fine_tuned"]}
+        front = run.read(file.relative_to(search).as_posix(), Front)
+        every = {card.id: card for card in front.cards if card.fine_tuned}
         places |= {name: file.parent for name in every if name not in places}
         cards = every | cards
-        budgets += [budget["id"] for budget in front["budgets"] if budget["id"] in every]
+        budgets += [budget.id for budget in front.budgets if budget.id in every]
     (target,) = run.config["target"]
-    chosen = sorted(set(budgets), key=lambda name: cards[name]["ms"][target])
+    chosen = sorted(set(budgets), key=lambda name: cards[name].ms[target])
     epochs = {(event["phase"], event["epoch"]): event["seconds"] for event in run.events("epoch")}  # repeated: once
     tuned = {(event["id"], event["epoch"]): event["seconds"] for event in run.events("finetune")}
     selection = [event["seconds"] for event in run.events("stage") if event["name"].endswith("picks.json")]
     searched = round(sum(epochs.values()) + sum(selection), 1)
-    said = {name: {"ms": cards[name]["ms"][target], "accuracy": cards[name]["accuracy"], "search_s": searched,
+    said = {name: {"ms": cards[name].ms[target], "accuracy": cards[name].accuracy, "search_s": searched,
                    "finetune_s": round(sum(s for (own, _), s in tuned.items() if own == name), 1)} for name in chosen}
     return [Network(name, places[name] / "archs" / name) for name in chosen], said
 
@@ -90,10 +91,10 @@ def trained(network: Network, seed: int, options: argparse.Namespace) -> dict[st
     nas(options.work / f"{run.path.name}.log", "train", *network.given, "--data", "cifar10", *images, "--epochs",
         str(options.epochs), "--seed", str(seed), "--threads", "1", "--run", str(run.path),
         f"train.batch={options.batch}")
-    (card,) = run.read_json("front.json")["front"]
+    (card,) = run.read("front.json", Front).front
     seconds = {event["epoch"]: event["seconds"] for event in run.events("finetune")}
-    return {"network": network.name, "pick": network.pick is not None, "seed": seed, "accuracy": card["accuracy"],
-            "params": card["params"], "macs": card["macs"], "seconds": round(sum(seconds.values()), 1),
+    return {"network": network.name, "pick": network.pick is not None, "seed": seed, "accuracy": card.accuracy,
+            "params": card.params, "macs": card.macs, "seconds": round(sum(seconds.values()), 1),
             "where": {"torch": torch.__version__, "python": platform.python_version()}}
 
 

@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 
-from nas.arch import Arch
 from nas.cli.progress import TerminalProgress
 from nas.config.search import JUDGED_ON, Config, resolve
 from nas.config.space import checked_space
@@ -39,6 +38,7 @@ from nas.pipeline.selection import CALIBRATED_ON
 from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import Task, candidates, layout
 from nas.run.directory import Run
+from nas.run.records import Front, Picks
 from nas.select.pareto import Point, hypervolume
 from nas.train import evaluation
 from nas.train.data import load
@@ -294,28 +294,28 @@ def _take_over(ours: Path, path: Path, config: Config) -> None:
 def _inherited(run: Run, config: Config) -> dict[str, evaluation.Judged]:
     """Of every pick before its fine-tuning, on the test split; nothing was chosen by it."""
     inputs, training = finished(run, config, TerminalProgress())
-    archs = {Arch.from_json(pick["arch"]) for pick in run.read_json("picks.json")["budgets"]}
+    archs = {pick.arch for pick in run.read("picks.json", Picks).budgets}
     return {arch.id: training.judge(arch, inputs.data.test, CALIBRATED_ON) for arch in archs}
 
 
 def _read(run: Run, config: Config, sizes: Sizes, trained: Run,
           inherited: dict[str, evaluation.Judged]) -> dict[str, Any]:
     """Picks, seconds and image-forwards of a search; ``trained`` is the run that its supernet comes from."""
-    front = run.read_json("front.json")
-    cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
+    front = run.read("front.json", Front)
     target = config.target[0]
-    picks = [{"budget_ms": b["budget_ms"][target], "id": b["id"], "ms": round(b["ms"][target], 6),
-              **{key: round(cards[b["id"]][key], 6) for key in ("accuracy", "accuracy_se", "select_accuracy")},
-              "inherited_loss": round(inherited[b["id"]].loss, 6),
-              "inherited_accuracy": round(inherited[b["id"]].accuracy, 6)}
-             for b in front["budgets"]]
+    picks = [{"budget_ms": b.budget_ms[target], "id": b.id, "ms": round(b.ms[target], 6),
+              **{key: round(getattr(front.card(b.id), key), 6)
+                 for key in ("accuracy", "accuracy_se", "select_accuracy")},
+              "inherited_loss": round(inherited[b.id].loss, 6),
+              "inherited_accuracy": round(inherited[b.id].accuracy, 6)}
+             for b in front.budgets]
     epochs = {(e["phase"], e["epoch"]): e["seconds"] for e in trained.events("epoch")}  # a repeated one counts once
     tuned = {(e["id"], e["epoch"]): e["seconds"] for e in run.events("finetune")}
     selected = [e["seconds"] for e in run.events("stage") if e["name"] == "picks.json"]
     judged = len({e["id"] for e in run.events("judged")})
     alive = [e["branches"] for e in trained.events("epoch") if "branches" in e]
-    return {"picks": picks, "rank_agreement": front["rank_agreement"][target],
-            "held_out": front["held_out"][target], "judged": {"n": judged},
+    return {"picks": picks, "rank_agreement": front.rank_agreement[target],
+            "held_out": {kind: tau.to_json() for kind, tau in front.held_out[target].items()}, "judged": {"n": judged},
             "seconds": {"supernet": round(sum(epochs.values()), 1), "selection": round(sum(selected), 1),
                         "finetune": round(sum(tuned.values()), 1)},
             "image_forwards": dataclasses.asdict(cost_of(config, sizes, judged, supernet_alone=trained != run)),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nas.cli.base import Budgets, Json, Ops, Size, Target, Width, app, run_files
 from nas.cli.output import print_result
+
+if TYPE_CHECKING:
+    from nas.run.records import Comparison
 
 
 @app.command()
@@ -42,7 +45,7 @@ def compare(
              "limit": limit, "size": size, "width": width, "seed": seed, "train_on": train_on, "threads": threads,
              "train.finetune_epochs": epochs}
 
-    def work() -> dict[str, Any]:
+    def work() -> Comparison:
         run_files(ops)
         from nas.cli.progress import TerminalProgress
         from nas.config.search import PLACES, Config, resolve
@@ -60,7 +63,7 @@ def compare(
     print_result(work, as_json, _show)
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: Comparison) -> None:
     from nas.cli import render
 
     render.comparison(result)

@@ -19,7 +19,7 @@ def print_result(work: Callable[[], Any], as_json: bool, show: Callable[[Any], N
     with _chatter_to_stderr():
         result = work()
     if as_json:
-        print(json.dumps(result, allow_nan=False))
+        print(json.dumps(result, allow_nan=False, default=lambda record: record.to_json()))
     else:
         show(result)
 

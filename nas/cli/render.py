@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from nas import text
 from nas.pipeline import overrun
-from nas.run.records import standing
+from nas.run.records import Budget, Card, Comparison, Excess, Front, Spread, Stopped
 from nas.units import amount, column, counted, device, millions, unit
 
 GAP = 3  # blanks between two columns
@@ -68,41 +68,41 @@ def _shown(value: str) -> str:
     return text.printable(value, getattr(sys.stdout, "encoding", None))
 
 
-def front(result: Mapping[str, Any]) -> None:
+def front(result: Front) -> None:
     """The picks of a search or a selection, then what was chosen for each budget, then the run directory."""
-    rows([_point(point, result) for point in (*result["front"], *result.get("dominated", []))])
-    measured = any(_stopwatch(one) for one in result["budgets"])
-    if result["budgets"]:
-        rows([{"budget": _amounts(one["budget_ms"], result), "pick": one["id"],
-               **({"size": one["size"]} if result.get("sizes") else {}),
-               "predicted": _amounts(one["ms"], result),
-               **({"measured ms": _stopwatch(one)} if measured else {})} for one in result["budgets"]])
-    for target, ids in result.get("fronts", {}).items():
+    several = len(result.target) > 1
+    rows([_point(card, result) for card in result.cards])
+    measured = any(_stopwatch(budget) for budget in result.budgets)
+    if result.budgets:
+        rows([{"budget": _amounts(budget.budget_ms, several), "pick": budget.id,
+               **({"size": budget.size} if result.sizes else {}),
+               "predicted": _amounts(budget.ms, several),
+               **({"measured ms": _stopwatch(budget)} if measured else {})} for budget in result.budgets])
+    for target, ids in result.fronts.items():
         line(f"front of {target}: {', '.join(ids)}")
-    if result.get("fronts"):
-        line(f"on several fronts: {', '.join(result['on_several']) or 'none'}")
+    if result.fronts:
+        line(f"on several fronts: {', '.join(result.on_several) or 'none'}")
     for target in _unmeasured(result):
         line(f"not measured: no {target} here")
-    for one in result.get("too_large", []):
-        needs = "; ".join(f"SRAM {cell(sram)} KB, flash {cell(one['flash_kb'][target])} KB on {target}"
-                          for target, sram in one["sram_kb"].items())
-        line(f"{one['id']} is too large with its trained weights, and not in the front: {needs}")
+    for card in result.too_large:
+        needs = "; ".join(f"SRAM {cell(sram)} KB, flash {cell(card.flash_kb.get(target))} KB on {target}"
+                          for target, sram in card.sram_kb.items())
+        line(f"{card.id} is too large with its trained weights, and not in the front: {needs}")
     over_budget(result)
-    if "seconds" in result:
-        line(text.took(result["seconds"]))
-    line(str(result["run"]))
+    if result.seconds:
+        line(text.took(result.seconds))
+    line(str(result.run))
 
 
-def _stopwatch(budget: Mapping[str, Any]) -> Any:
+def _stopwatch(budget: Budget) -> Any:
     """What the pick of a budget was measured to take: one number, or those of several targets that have one."""
-    ms = {target: value for target, value in budget.get("measured_ms", {}).items() if value is not None}
-    return ms if len(budget["budget_ms"]) > 1 and ms else next(iter(ms.values()), None)
+    ms = {target: value for target, value in budget.measured_ms.items() if value is not None}
+    return ms if len(budget.budget_ms) > 1 and ms else next(iter(ms.values()), None)
 
 
-def over_budget(result: Mapping[str, Any]) -> None:
+def over_budget(result: Front) -> None:
     """A line for every pick that is measured above its budget, and for every table that was made on a busy machine."""
-    cards = [*result["front"], *result.get("dominated", [])]
-    tables = {target: busy for card in cards for target, busy in (card.get("tables") or {}).items()}
+    tables = {target: busy for card in result.cards for target, busy in card.tables.items()}
     for target, busy in tables.items():
         line(f"the table of {target} was {busy}; nas profile --remeasure with its device, space and size, where "
              "nothing else runs, makes it anew")
@@ -117,7 +117,7 @@ def exported(result: Mapping[str, Any]) -> None:
            for name, part in _of_file(key, value).items()} for file in files]) if files else line("none")
     for file in files:
         for target, excess in file.get("over_budget", {}).items():
-            line(overrun.sentence(file["id"], target, excess, file["predicted_ms"].get(target)))
+            line(overrun.sentence(file["id"], target, Excess(**excess), file["predicted_ms"].get(target)))
 
 
 def _of_file(key: str, value: Any) -> dict[str, Any]:
@@ -129,19 +129,19 @@ def _of_file(key: str, value: Any) -> dict[str, Any]:
     return _costs(what, value) if what else {key: value}
 
 
-def stopped(result: Mapping[str, Any]) -> None:
+def stopped(result: Stopped) -> None:
     """A search that ended behind a stage: the picks that it has, what they are worth without fine-tuning, the run."""
-    points = [*result["front"], *result["dominated"]]
-    if points:
-        rows([{"id": one["id"], **({"size": one["size"]} if result.get("sizes") else {}),
-               "inherited accuracy": _accuracy(one["select_accuracy"], one["select_accuracy_se"]),
-               **_costs("predicted", one["ms"]), "MACs": millions(one["macs"]),
-               "params": millions(one["params"])} for one in points])
+    networks = [*result.front, *result.dominated]
+    if networks:
+        rows([{"id": network.id, **({"size": network.size} if result.sizes else {}),
+               "inherited accuracy": _accuracy(network.select_accuracy, network.select_accuracy_se),
+               **_costs("predicted", network.ms), "MACs": millions(network.macs),
+               "params": millions(network.params)} for network in networks])
         line("accuracy: with inherited weights, on the images that the selection decides by; nothing is fine-tuned, "
              "tested or exported")
-    line(text.took(result["seconds"]))
-    line(f"stopped behind the {result['until']}, as asked; the same command without --until goes on")
-    line(str(result["run"]))
+    line(text.took(result.seconds))
+    line(f"stopped behind the {result.until}, as asked; the same command without --until goes on")
+    line(result.run)
 
 
 def judged(result: Mapping[str, Any]) -> None:
@@ -214,20 +214,19 @@ def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         print("| " + " | ".join(row) + " |")
 
 
-def comparison(result: Mapping[str, Any]) -> None:
+def comparison(result: Comparison) -> None:
     """Budget by budget the spaces beside each other, then each front's hypervolume, then the run directory."""
-    columns = {part["space"]: part["budgets"] for part in result["spaces"]}
-    (target,) = result["target"]
+    (target,) = result.target
     of = unit(target)
-    rows([{f"budget {of}": bound, **{space: _spread(budgets[i]) for space, budgets in columns.items()}}
-          for i, bound in enumerate(result["budget_ms"][target])])
+    rows([{f"budget {of}": bound, **{part.space: _spread(part.budgets[i]) for part in result.spaces}}
+          for i, bound in enumerate(result.budget_ms[target])])
     print()
-    rows([{"space": part["space"], f"reach {of}": " .. ".join(map(cell, part["reach_ms"][target])),
-           "networks": len(part["front"]) + len(part["dominated"]), "in the front": len(part["front"]),
-           "hypervolume": part["hypervolume"]} for part in result["spaces"]])
-    if "seconds" in result:
-        line(text.took(result["seconds"]))
-    line(str(result["run"]))
+    rows([{"space": part.space, f"reach {of}": " .. ".join(map(cell, part.reach_ms[target])),
+           "networks": len(part.cards), "in the front": len(part.front),
+           "hypervolume": part.hypervolume} for part in result.spaces])
+    if result.seconds:
+        line(text.took(result.seconds))
+    line(str(result.run))
 
 
 def prediction(result: Mapping[str, Any]) -> None:
@@ -280,7 +279,7 @@ def exits(card: Mapping[str, Any]) -> None:
         line(f"the network gives {card['ends_in']}; with exits it gives logits, which they were made of")
     _read_as(card)
     for where, excess in card.get("over_budget", {}).items():
-        line(overrun.sentence(card["id"], where, excess, None))
+        line(overrun.sentence(card["id"], where, Excess(**excess), None))
     if "seconds" in card:
         line(text.took(card["seconds"]))
     line(str(card["folder"]))
@@ -332,27 +331,27 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def _unmeasured(result: Mapping[str, Any]) -> list[str]:
+def _unmeasured(result: Front) -> list[str]:
     """Targets that this machine is not."""
-    return [target for target in result["target"]
-            if not counted(target) and all(point["measured_ms"][target] is None for point in result["front"])]
+    return [target for target in result.target
+            if not counted(target) and all(card.measured_ms[target] is None for card in result.front)]
 
 
-def _point(point: Mapping[str, Any], front: Mapping[str, Any]) -> dict[str, Any]:
-    accuracy, error, targets = point.get("accuracy"), point.get("accuracy_se"), front["target"]
-    shown = {"id": point["id"], **({"size": point["size"]} if front.get("sizes") else {}),
-             "accuracy": _accuracy(accuracy, error)}
-    if point.get("exits"):
-        shown |= {"exits": cell(point["exits"])} | _costs("worst", point["worst_ms"])
-    if point.get("within_error_of"):
-        shown["accuracy"] += f" (tied with {point['within_error_of']} in selection)"
-    shown |= _costs("predicted", point["ms"]) | _costs("measured", point["measured_ms"])
-    shown |= _per_target("standing", {target: standing(front, point["id"], target) for target in targets or [""]},
-                         len(targets) > 1)
-    for key, name in (("sram_kb", "SRAM KB"), ("flash_kb", "flash KB")):
-        shown |= _per_target(name, point.get(key, {}), len(targets) > 1)
-    return shown | {"MACs": millions(point.get("macs")), "params": millions(point.get("params")),
-                    "onnx": cell(point.get("int8_onnx", point.get("onnx")))}  # the file whose figures these are
+def _point(card: Card, front: Front) -> dict[str, Any]:
+    several = len(front.target) > 1
+    shown = {"id": card.id, **({"size": card.size} if front.sizes else {}),
+             "accuracy": _accuracy(card.accuracy, card.accuracy_se)}
+    if card.exits:
+        shown |= {"exits": cell(card.exits)} | _costs("worst", card.worst_ms)
+    if card.within_error_of:
+        shown["accuracy"] = f"{shown['accuracy']} (tied with {card.within_error_of} in selection)"
+    shown |= _costs("predicted", card.ms) | _costs("measured", card.measured_ms)
+    shown |= _per_target("standing", {target: front.standing(card.id, target) for target in front.target or [""]},
+                         several)
+    for name, needs in (("SRAM KB", card.sram_kb), ("flash KB", card.flash_kb)):
+        shown |= _per_target(name, needs, several)
+    return shown | {"MACs": millions(card.macs), "params": millions(card.params),
+                    "onnx": card.int8_onnx or card.onnx}  # the file whose figures these are
 
 
 def _accuracy(accuracy: float | None, error: float | None) -> str:
@@ -361,12 +360,12 @@ def _accuracy(accuracy: float | None, error: float | None) -> str:
     return f"{100 * accuracy:.1f} %" + ("" if error is None else f" +- {100 * error:.1f}")
 
 
-def _spread(row: Mapping[str, Any]) -> str:
+def _spread(row: Spread) -> str:
     """Mean and standard deviation of the accuracies at a budget."""
-    if row["mean"] is None:
+    if row.mean is None:
         return "-"
-    sd = "" if row["sd"] is None else f" +- {100 * row['sd']:.1f}"
-    return f"{100 * row['mean']:.1f} %{sd} ({row['n']})"
+    sd = "" if row.sd is None else f" +- {100 * row.sd:.1f}"
+    return f"{100 * row.mean:.1f} %{sd} ({row.n})"
 
 
 def _per_target(name: str, values: Mapping[str, Any], several: bool) -> dict[str, Any]:
@@ -380,8 +379,8 @@ def _costs(what: str, ms: Mapping[str, float | None]) -> dict[str, Any]:
             for target, value in ms.items() if what != "measured" or not counted(target)}
 
 
-def _amounts(ms: Mapping[str, float], result: Mapping[str, Any]) -> str:
+def _amounts(ms: Mapping[str, float], several: bool) -> str:
     """A budget, or what a pick takes of it, with its unit; one for each target where it is of several together."""
-    if len(result["target"]) > 1:
+    if several:
         return " and ".join(amount(value, target) for target, value in ms.items())
     return " and ".join(f"{cell(value)} {unit(target)}" for target, value in ms.items())

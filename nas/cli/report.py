@@ -46,12 +46,13 @@ def report(
         out_file(out)
         if png:
             from nas.report.figures import draw_front
+            from nas.run.records import Front
 
-            front = here.read_json("front.json")
-            if not front["target"]:
+            front = here.read("front.json", Front)
+            if not front.target:
                 raise UserError(f"{run}: has no target, so there is no latency to draw over")
             write_atomic(file, lambda picture: draw_front(front, picture))
-            return {"file": str(file), "picks": len(front["front"]) + len(front["dominated"])}
+            return {"file": str(file), "picks": len(front.cards)}
         from nas.report.page import page
         from nas.report.run_data import story
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from nas.cli.base import (
 from nas.cli.output import checked_budgets, named_budgets, print_result
 from nas.errors import UserError
 from nas.train import torchrun
+
+if TYPE_CHECKING:
+    from nas.run.records import Front, Stopped
 
 
 @app.command()
@@ -73,7 +76,7 @@ def search(
              "train_on": train_on, "threads": threads, "prune": prune, "init": init, "sram_kb": sram_kb,
              "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms}
 
-    def work() -> dict[str, Any]:
+    def work() -> Front | Stopped:
         from nas.cli.progress import TerminalProgress
         from nas.config.search import resolve, spread
 
@@ -113,7 +116,7 @@ def select(
 ) -> None:
     """Pick anew for other devices or budgets. Takes minutes: the supernet is not trained again."""
 
-    def work() -> dict[str, Any]:
+    def work() -> Front:
         budgets, together = named_budgets(budget_ms)
         run_files(ops)
         with existing(run) as (here, progress):
@@ -218,7 +221,7 @@ def _show_files(result: dict[str, Any]) -> None:
     render.exported(result)
 
 
-def _show_stopped(result: dict[str, Any]) -> None:
+def _show_stopped(result: Stopped) -> None:
     from nas.cli import render
 
     render.stopped(result)
@@ -230,7 +233,7 @@ def _show_judged(result: dict[str, Any]) -> None:
     render.judged(result)
 
 
-def _show_front(result: dict[str, Any]) -> None:
+def _show_front(result: Front) -> None:
     from nas.cli import render
 
     render.front(result)

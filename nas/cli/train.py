@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, Targets, Width, app, run_files
 from nas.cli.output import print_result
+
+if TYPE_CHECKING:
+    from nas.run.records import Front
 
 
 @app.command()
@@ -41,7 +44,7 @@ def train(
     Writes weights, ONNX and a card. The same command continues what was stopped.
     """
 
-    def work() -> dict[str, Any]:
+    def work() -> Front:
         from nas.cli.progress import TerminalProgress
         from nas.config.search import resolve
         from nas.pipeline.begin import begin_training
@@ -94,7 +97,7 @@ def _show_score(result: dict[str, Any]) -> None:
     render.score(result)
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: Front) -> None:
     from nas.cli import render
 
     render.front(result)

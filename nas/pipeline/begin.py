@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from nas import sampling
 from nas.config.search import PLACES, Config, default_run_dir
@@ -14,10 +13,11 @@ from nas.plan import Task, layout
 from nas.progress import Progress
 from nas.run import settings as recorded
 from nas.run.directory import Run
+from nas.run.records import Front, Stopped
 from nas.run.settings import Baseline
 
 
-def begin_search(config: Config, path: Path | None, progress: Progress, until: str | None = None) -> dict[str, Any]:
+def begin_search(config: Config, path: Path | None, progress: Progress, until: str | None = None) -> Front | Stopped:
     """Runs a search in ``path`` (default: a directory named after its settings), or goes on with what stands there.
 
     ``until`` a stage of ``nas.pipeline.search.STAGES`` it stops behind it. Raises UserError for what the user has to
@@ -30,7 +30,7 @@ def begin_search(config: Config, path: Path | None, progress: Progress, until: s
         return search.search(config, run, progress, until)
 
 
-def begin_training(settings: Baseline, path: Path | None, progress: Progress) -> dict[str, Any]:
+def begin_training(settings: Baseline, path: Path | None, progress: Progress) -> Front:
     """Trains one network in ``path`` (default: a directory named after its settings), or goes on with what is there.
 
     Raises UserError for what the user has to mend; nothing is left behind then.

@@ -33,6 +33,7 @@ from nas.progress import Progress
 from nas.report.comparison import draw_comparison
 from nas.run import timeline
 from nas.run.directory import Run
+from nas.run.records import Card, ComparedSpace, Comparison, Spread
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Problem, budgets, random_within
 from nas.subnet import build
@@ -92,7 +93,7 @@ def check(configs: Sequence[Config]) -> None:
         refuse(config)
 
 
-def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progress) -> dict[str, Any]:
+def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progress) -> Comparison:
     """``networks`` random ones of each space at each budget, trained and judged; continues where the run stands.
 
     ``configs`` are equal but for their space. Raises UserError for what the user has to mend.
@@ -119,13 +120,13 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
                           "budgets")
         with timeline.phase(run, inputs.layout.space):
             parts.append(_part(inputs, one, grid, archs, how, progress))
-    result = run.stage("compare.json", lambda: {
-        "target": [target], "data": loaded[0].data.name, "size": loaded[0].data.size, "seed": configs[0].seed,
-        "recipe": vars(how), "budget_ms": {target: grid}, "networks": networks,
-        "spaces": _volumes(parts, target)})
+    result = run.record("compare.json", Comparison, lambda: Comparison(
+        target=[target], data=loaded[0].data.name, size=loaded[0].data.size, seed=configs[0].seed,
+        recipe=vars(how), budget_ms={target: grid}, networks=networks,
+        spaces=_with_volumes(parts, target)))
     if not run.has("compare.png"):
         run.write("compare.png", lambda file: draw_comparison(result, file))
-    return {"run": str(run.path), **result, "seconds": timeline.finished(run)}
+    return result.model_copy(update={"run": str(run.path), "seconds": timeline.finished(run)})
 
 
 def _load_each(configs: Sequence[Config], run: Run, progress: Progress) -> list[Inputs]:
@@ -176,39 +177,40 @@ def _drawn(inputs: Inputs, one: Problem, grid: Sequence[float], networks: int) -
 
 
 def _part(inputs: Inputs, one: Problem, grid: Sequence[float], archs: list[list[Arch]],
-          recipe: FineTuningRecipe, progress: Progress) -> dict[str, Any]:
+          recipe: FineTuningRecipe, progress: Progress) -> ComparedSpace:
     """Trains and judges the networks of one space: its spread at each budget, and its front."""
     different = list(dict.fromkeys(arch for row in archs for arch in row))
     progress.note(f"{inputs.layout.space}: {len(different)} networks")
     train_picks(inputs, Scratch(inputs), different, "", recipe, progress)
-    cards: dict[Arch, dict[str, Any]] = {}
+    cards: dict[Arch, Card] = {}
     with progress.task("export", len(different)) as task:
         for arch in different:
             cards[arch] = deliver(inputs, arch, "", True)
             task.advance()
-    brief = {card["id"]: {key: value for key, value in card.items() if key not in ("arch", "provenance", "exits")}
-             for card in cards.values()}
     target = inputs.config.target[0]
-    best = front(Point(card["id"], card["ms"][target], card["select_accuracy"]) for card in cards.values())
-    kept = [point.id for point in best]
-    others = sorted((card for name, card in brief.items() if name not in kept), key=lambda card: card["ms"][target])
-    return {"space": inputs.layout.space, "reach_ms": {target: [one.costs[0].smallest, one.costs[0].largest]},
-            "budgets": [_spread({target: bound}, [cards[arch] for arch in row])
-                        for bound, row in zip(grid, archs, strict=True)],
-            "front": [brief[name] for name in kept], "dominated": others}
+    best = front(Point(card.id, card.ms[target], card.select_accuracy) for card in cards.values())
+    known, kept = {card.id: card.brief() for card in cards.values()}, [point.id for point in best]
+    return ComparedSpace(
+        space=inputs.layout.space, reach_ms={target: [one.costs[0].smallest, one.costs[0].largest]},
+        budgets=[_spread({target: bound}, [cards[arch] for arch in row])
+                 for bound, row in zip(grid, archs, strict=True)],
+        front=[known[id] for id in kept],
+        dominated=sorted((card for id, card in known.items() if id not in kept), key=lambda card: card.ms[target]))
 
 
-def _spread(bound: dict[str, float], cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Test accuracy at a budget: mean and standard deviation over the networks; the best by selection accuracy."""
-    values = [card["accuracy"] for card in cards]
-    return {"budget_ms": bound, "n": len(values), "mean": statistics.fmean(values) if values else None,
-            "sd": statistics.stdev(values) if len(values) > 1 else None,
-            "best": max(cards, key=lambda card: card["select_accuracy"])["accuracy"] if values else None}
+def _spread(bound: dict[str, float], cards: Sequence[Card]) -> Spread:
+    values = [card.accuracy for card in cards]
+    return Spread(budget_ms=bound, n=len(values), mean=statistics.fmean(values) if values else None,
+                  sd=statistics.stdev(values) if len(values) > 1 else None,
+                  best=max(cards, key=lambda card: card.select_accuracy).accuracy if values else None)
 
 
-def _volumes(parts: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:
+def _with_volumes(parts: Sequence[ComparedSpace], target: str) -> list[ComparedSpace]:
     """With the hypervolume of each front (test accuracy): the reference is the slowest and the worst network of all."""
-    every = [card for part in parts for card in (*part["front"], *part["dominated"])]
-    slowest, worst = max(card["ms"][target] for card in every), min(card["accuracy"] for card in every)
-    return [{**part, "hypervolume": hypervolume((Point(c["id"], c["ms"][target], c["accuracy"])
-                                                 for c in part["front"]), slowest, worst)} for part in parts]
+    every = [card for part in parts for card in part.cards]
+    slowest, worst = max(card.ms[target] for card in every), min(card.accuracy for card in every)
+
+    def volume(cards: Sequence[Card]) -> float:
+        return hypervolume((Point(card.id, card.ms[target], card.accuracy) for card in cards), slowest, worst)
+
+    return [part.model_copy(update={"hypervolume": volume(part.front)}) for part in parts]

@@ -37,6 +37,7 @@ from nas.pipeline.npu_memory import Memory
 from nas.pipeline.overrun import over
 from nas.plan import macs, params, plan
 from nas.run.operators import recorded as recorded_ops
+from nas.run.records import Card, Provenance
 from nas.subnet import Backbone
 from nas.train import evaluation, placement
 from nas.train.data import normalise
@@ -53,13 +54,13 @@ def predicted(inputs: Inputs, arch: Arch) -> dict[str, float]:
 
 
 def deliver(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool,
-            bounds: Mapping[str, float] | None = None) -> dict[str, Any]:
+            bounds: Mapping[str, float] | None = None) -> Card:
     """Writes ``model.onnx``, for int8 targets ``model.int8.onnx``, and ``card.json`` of a pick; returns the card.
 
     ``bounds`` are the budgets by target that it was chosen for: what is measured above them is said in the card.
     """
     name = folder_of(place, arch)
-    return inputs.run.stage(name + CARD, lambda: _card(inputs, arch, place, fine_tuned, bounds or {}))
+    return inputs.run.record(name + CARD, Card, lambda: _card(inputs, arch, place, fine_tuned, bounds or {}))
 
 
 def to_onnx(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, A
             "measured_ms": dict.fromkeys(inputs.costs)}
 
 
-def _card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> dict[str, Any]:
+def _card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> Card:
     name, keys = folder_of(place, arch), plan(inputs.layout, arch)
     model, files = load_weights(inputs, arch, place), {"float": inputs.run.file(name + ONNX)}
     differences = _write_float(inputs, arch, model, files["float"])
@@ -128,19 +129,19 @@ def _card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapp
     ms = predicted(inputs, arch)
     memory = _memory(inputs, model)
     times = _timed(inputs, model, files)
-    excess = over(times["measured_ms"], bounds)
-    return {"id": arch.id, "arch": arch.to_json(), "size": arch.size, "fine_tuned": fine_tuned,
-            "select_accuracy": select.accuracy, "select_accuracy_se": select.accuracy_se, "select_loss": select.loss,
-            "accuracy": test.accuracy,
-            "accuracy_se": test.accuracy_se, "test_images": test.n, "ms": ms, "worst_ms": ms,
-            **times, **({"over_budget": excess} if excess else {}), **noted(inputs), **differences,
-            "macs": sum(macs(key) for key in keys),
-            "params": sum(params(key) for key in keys), "exits": [], "onnx": name + ONNX, **int8, **memory,
-            "provenance": {"run": inputs.run.path.name, "space": inputs.config.space, "data": inputs.data.name,
-                           "fingerprint": inputs.data.source["fingerprint"], "seed": inputs.seed,
-                           "targets": {target: costs.meta for target, costs in inputs.costs.items()},
-                           "environment": inputs.run.read_json("environment.json"),
-                           **({"ops": own} if (own := recorded_ops(inputs.run)) else {})}}
+    return Card(id=arch.id, arch=arch, size=arch.size, ms=ms, worst_ms=ms, macs=sum(macs(key) for key in keys),
+                params=sum(params(key) for key in keys), fine_tuned=fine_tuned, exits=[], **times,
+                over_budget=over(times["measured_ms"], bounds), tables=busy_tables(inputs),
+                select_accuracy=select.accuracy, select_accuracy_se=select.accuracy_se, select_loss=select.loss,
+                accuracy=test.accuracy, accuracy_se=test.accuracy_se, test_images=test.n, onnx=name + ONNX,
+                **differences, **int8, **memory, provenance=_provenance(inputs))
+
+
+def _provenance(inputs: Inputs) -> Provenance:
+    return Provenance(run=inputs.run.path.name, space=inputs.config.space, data=inputs.data.name,
+                      fingerprint=inputs.data.source["fingerprint"], seed=inputs.seed,
+                      targets={target: dict(costs.meta) for target, costs in inputs.costs.items()},
+                      environment=inputs.run.read_json("environment.json"), ops=recorded_ops(inputs.run))
 
 
 def _memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
             **({"fits": fits} if inputs.footprints else {})}
 
 
-def _write_float(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> dict[str, float]:
+def _write_float(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> dict[str, Any]:
     """How far ONNX Runtime is from PyTorch."""
     in_ch, size = inputs.data.in_ch, inputs.layout.task.size
     export(model, path, in_ch=in_ch, size=size, metadata=metadata_of(inputs, arch))
@@ -222,10 +223,9 @@ def _timed(inputs: Inputs, model: nn.Module, files: Mapping[str, Path]) -> dict[
             "drift": {target: drift for target, (_, drift) in times.items()}}
 
 
-def noted(inputs: Inputs) -> dict[str, Any]:
-    """Returns what a card says of tables that were made on a busy machine; nothing where none was."""
-    busy = {target: text for target, costs in inputs.costs.items() if (text := busy_text(costs.meta))}
-    return {"tables": busy} if busy else {}
+def busy_tables(inputs: Inputs) -> dict[str, str]:
+    """Returns, by target, what tells that a table was made on a busy machine, where one was."""
+    return {target: text for target, costs in inputs.costs.items() if (text := busy_text(costs.meta))}
 
 
 def measurable(inputs: Inputs, target: str) -> bool:

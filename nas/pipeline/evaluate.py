@@ -17,7 +17,7 @@ from nas.latency.devices.onnxruntime import session
 from nas.latency.onnx_ending import as_logits, seen
 from nas.latency.onnx_file import runnable
 from nas.latency.onnx_graph import read
-from nas.pipeline.front import cards_of, find
+from nas.pipeline.front import find, read_fronts
 from nas.progress import Progress
 from nas.run.directory import Run
 from nas.run.images import require_place
@@ -124,12 +124,12 @@ def _share(right: np.ndarray) -> dict[str, float] | None:
 
 def _pick(run: Run, arch: str | None, budget_ms: float | None) -> Path:
     """The file whose figures stand in the front: the int8 one where there is one."""
-    fronts = {place: run.read_json(f"{place}front.json") for place in run.places()}
+    fronts = read_fronts(run)
     place, wanted = find(fronts, arch, budget_ms)
     if len(wanted) > 1:
         raise UserError(f"{setting('arch')}: which pick? {', '.join(wanted)}")
-    card = next(card for card in cards_of(fronts[place]) if card["id"] == wanted[0])
-    return run.file(card.get("int8_onnx") or card["onnx"])
+    card = fronts[place].card(wanted[0])
+    return run.file(card.int8_onnx or card.onnx)
 
 
 def _part(data: Data, split: str) -> Split:

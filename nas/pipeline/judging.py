@@ -10,12 +10,12 @@ from typing import Any
 
 from nas.arch import Arch
 from nas.errors import UserError, setting
-from nas.pipeline.front import ms_of
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.selection import Judge
 from nas.plan import OpKey, macs, params, plan, resized
 from nas.progress import Progress
 from nas.run import timeline
+from nas.run.records import Candidate, Picks, Stopped
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.train import evaluation
@@ -66,30 +66,26 @@ def _plan(inputs: Inputs, training: SupernetTraining, arch: Arch, number: int) -
                         "training, is there in a search with prune=false and gates.granularity=space") from None
 
 
-def stopped(inputs: Inputs, until: str, picks: dict[str, Any] | None) -> dict[str, Any]:
+def stopped(inputs: Inputs, until: str, picks: Picks | None) -> Stopped:
     """Returns what a search shows that ended behind a stage: its picks, if any, by their inherited accuracy."""
-    budgets, targets = picks["budgets"] if picks else [], list(inputs.costs)
+    budgets, targets = picks.budgets if picks else [], list(inputs.costs)
     known, images = Judge.remembered(inputs.run), min(inputs.config.judge_images, len(inputs.data.select))
-    archs = {b["id"]: Arch.from_json(b["arch"]) for b in budgets}
-    cards = [_card(_row(inputs.at(arch.size), plan(inputs.at(arch.size).measured, arch), arch, known[arch.id], images))
-             for arch in archs.values()]
-    cards.sort(key=lambda card: ms_of(card, targets[0]))
-    kept = {point.id for t in targets for point in pareto_front(
-        Point(card["id"], ms_of(card, t), card["select_accuracy"]) for card in cards)}
-    return {"run": str(inputs.run.path), "space": inputs.layout.space, "until": until,
-            "target": targets, **({"sizes": [at.size for at in inputs.every]} if inputs.others else {}),
-            "front": [card for card in cards if card["id"] in kept],
-            "dominated": [card for card in cards if card["id"] not in kept],
-            "budgets": [{key: value for key, value in b.items() if key != "arch"} for b in budgets],
-            "seconds": timeline.spent(inputs.run)}
+    archs = {pick.id: pick.arch for pick in budgets}
+    networks = [_candidate(_row(inputs.at(arch.size), plan(inputs.at(arch.size).measured, arch), arch, known[arch.id],
+                                images)) for arch in archs.values()]
+    networks.sort(key=lambda network: network.ms[targets[0]])
+    kept = {point.id for target in targets for point in pareto_front(
+        Point(network.id, network.ms[target], network.select_accuracy or 0.0) for network in networks)}
+    return Stopped(run=str(inputs.run.path), space=inputs.layout.space, until=until, target=targets,
+                   sizes=[at.size for at in inputs.every] if inputs.others else [],
+                   front=[network for network in networks if network.id in kept],
+                   dominated=[network for network in networks if network.id not in kept],
+                   budgets=[pick.budget() for pick in budgets], seconds=timeline.spent(inputs.run))
 
 
-def _card(row: dict[str, Any]) -> dict[str, Any]:
-    """With the keys that a delivered pick has, as far as they are known."""
-    return {"id": row["id"], "size": row["size"], "fine_tuned": False, "select_accuracy": row["accuracy"],
-            "select_accuracy_se": row["accuracy_se"], "accuracy": None, "accuracy_se": None,
-            "ms": row["ms"], "measured_ms": dict.fromkeys(row["ms"]),
-            "macs": row["macs"], "params": row["params"], "exits": [], "onnx": None}
+def _candidate(row: dict[str, Any]) -> Candidate:
+    return Candidate(id=row["id"], size=row["size"], ms=row["ms"], macs=row["macs"], params=row["params"],
+                     select_accuracy=row["accuracy"], select_accuracy_se=row["accuracy_se"])
 
 
 def _row(inputs: Inputs, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, float], images: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,14 +30,14 @@ from nas.pipeline.overrun import over
 from nas.pipeline.selection import Judge, state_of
 from nas.plan import Layout, plan
 from nas.progress import Progress
+from nas.run.records import Pick, Picks, TableCorrection
 from nas.train.supernet_training import SupernetTraining
 from nas.units import amount
 
 REPEATS = 2  # of the selection, at most
 AFFINE = 4  # networks that a factor and a cost per operator are fitted to; of fewer, a factor alone
 ROUNDING = 1e-9  # of sums of milliseconds
-Budget = dict[str, Any]  # of ``picks.json``: budget_ms, id, arch, ms
-Select = Callable[[Inputs, dict[str, list[float]], Bounds], dict[str, Any]]
+Select = Callable[[Inputs, dict[str, list[float]], Bounds], Picks]
 
 
 @dataclass(frozen=True)
@@ -81,24 +80,23 @@ class Stopwatch:
         self._known = {(event["target"], event["costs"], event["id"]): float(event["ms"])
                        for event in inputs.run.events("timed") if {"target", "costs", "id", "ms"} <= event.keys()}
 
-    def time(self, picks: dict[str, Any]) -> None:
+    def time(self, picks: Sequence[Pick]) -> None:
         """Measures what of the picks was not measured yet."""
-        archs = list(dict.fromkeys(Arch.from_json(budget["arch"]) for budget in picks["budgets"]))
+        archs = list(dict.fromkeys(pick.arch for pick in picks))
         left = [(arch, target) for arch in archs for target in self.targets if arch not in self.measured[target]]
         with self._progress.task("measure picks", len(left)) as task:
             for arch, target in left:
                 self.measured[target][arch] = self._time(arch, target)
                 task.advance(1)
 
-    def of(self, budget: Budget) -> dict[str, float | None]:
+    def of(self, budget: Pick) -> dict[str, float | None]:
         """Returns what the pick of a budget takes on each of its targets, None where that is not measured here."""
-        arch = Arch.from_json(budget["arch"])
-        return {target: self.measured[target][arch] if target in self.targets else None
-                for target in budget["budget_ms"]}
+        return {target: self.measured[target][budget.arch] if target in self.targets else None
+                for target in budget.budget_ms}
 
-    def keeps(self, budget: Budget) -> bool:
+    def keeps(self, budget: Pick) -> bool:
         """Whether the pick of a budget is within it wherever it is measured."""
-        return not over(self.of(budget), budget["budget_ms"])
+        return not over(self.of(budget), budget.budget_ms)
 
     def _time(self, arch: Arch, target: str) -> float:
         key = target, self._state[target], arch.id
@@ -115,7 +113,7 @@ class Stopwatch:
 
 
 def kept(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], asked: Bounds,
-         given: Mapping[str, bool], select: Select, progress: Progress) -> dict[str, Any]:
+         given: Mapping[str, bool], select: Select, progress: Progress) -> Picks:
     """Returns the picks of ``select``, repeated for budgets that are missed when measured.
 
     ``given`` says of which targets the user named the budgets: others are a grid, which begins where the fastest
@@ -124,44 +122,44 @@ def kept(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[floa
     picks, watch = select(inputs, limits, asked), Stopwatch(inputs, training, progress)
     if not watch.targets:
         return picks
-    watch.time(picks)
+    watch.time(picks.budgets)
     corrections: dict[str, Correction] = {}
     for _ in range(REPEATS):
-        missed = [budget for budget in picks["budgets"] if not watch.keeps(budget)]
+        missed = [budget for budget in picks.budgets if not watch.keeps(budget)]
         if not missed:
             break
         corrections = {target: _corrected(inputs, target, watch) for target in watch.targets}
         progress.note(_said(missed, watch, corrections))
         chosen = _again(_with(inputs, corrections), training, missed, asked, given, select, progress)
-        watch.time({"budgets": [budget for _, budget in chosen]})
-        picks = {**picks, "budgets": _replaced(picks["budgets"], chosen)}
-    budgets = _best_measured(inputs, picks["budgets"], watch)
+        watch.time([pick for _, pick in chosen])
+        picks = picks.model_copy(update={"budgets": _replaced(picks.budgets, chosen)})
+    budgets = _best_measured(inputs, picks.budgets, watch)
     for budget in budgets:
         if not watch.keeps(budget):
             progress.note(_out_of_reach(budget, watch))
-    return {**picks, "budgets": budgets, "corrections": {
-        target: vars(correction) for target, correction in corrections.items()}}
+    return picks.model_copy(update={"budgets": budgets, "corrections": {
+        target: TableCorrection(**vars(correction)) for target, correction in corrections.items()}})
 
 
-def _again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Budget], asked: Bounds,
-           given: Mapping[str, bool], select: Select, progress: Progress) -> list[tuple[Budget, Budget]]:
+def _again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Pick], asked: Bounds,
+           given: Mapping[str, bool], select: Select, progress: Progress) -> list[tuple[Pick, Pick]]:
     """Returns each budget that was missed with what is chosen for it by the corrected prices of ``inputs``.
 
     A budget for which there is nothing to choose is not in it.
     """
     layout, asked_alone = within(training.supernet.layout, inputs.footprints), replace(asked, together={})
-    alone = [budget for budget in missed if len(budget["budget_ms"]) == 1]
-    least = {target: ms for target in dict.fromkeys(target for budget in alone for target in budget["budget_ms"])
+    alone = [budget for budget in missed if len(budget.budget_ms) == 1]
+    least = {target: ms for target in dict.fromkeys(target for budget in alone for target in budget.budget_ms)
              if (ms := _least(inputs, layout, target, asked_alone, progress)) is not None}
     at = [(budget, target, max(bound, least[target]))
-          for budget in alone for target, bound in budget["budget_ms"].items() if target in least]
+          for budget in alone for target, bound in budget.budget_ms.items() if target in least]
     limits = {target: sorted({ms for _, other, ms in at if other == target}) for target in least}
-    answers = [(answer, answer["budget_ms"]) for answer in (select(inputs, limits, asked_alone)["budgets"] if limits
+    answers = [(answer, answer.budget_ms) for answer in (select(inputs, limits, asked_alone).budgets if limits
                                                             else ())]
-    chosen = [(budget, {**answer, "budget_ms": budget["budget_ms"] if given.get(target) else bound})
+    chosen = [(budget, answer.model_copy(update={"budget_ms": budget.budget_ms if given.get(target) else bound}))
               for budget, target, ms in at for answer, bound in answers if bound == {target: ms}]
     for budget in missed:
-        if len(budget["budget_ms"]) > 1:
+        if len(budget.budget_ms) > 1:
             chosen += _together(inputs, budget, asked, select, progress)
     return chosen
 
@@ -175,24 +173,24 @@ def _least(inputs: Inputs, layout: Layout, target: str, asked: Bounds, progress:
         return None
 
 
-def _together(inputs: Inputs, budget: Budget, asked: Bounds, select: Select,
-              progress: Progress) -> list[tuple[Budget, Budget]]:
+def _together(inputs: Inputs, budget: Pick, asked: Bounds, select: Select,
+              progress: Progress) -> list[tuple[Pick, Pick]]:
     """Returns the same of a budget on several targets; nothing where no network is within all of them."""
     try:
-        answers = select(inputs, {}, replace(asked, together=budget["budget_ms"]))["budgets"]
+        answers = select(inputs, {}, replace(asked, together=budget.budget_ms)).budgets
     except UserError as error:
         progress.note(f"{error}, as measured")
         return []
     return [(budget, answer) for answer in answers]
 
 
-def _replaced(budgets: Sequence[Budget], chosen: Sequence[tuple[Budget, Budget]]) -> list[Budget]:
+def _replaced(budgets: Sequence[Pick], chosen: Sequence[tuple[Pick, Pick]]) -> list[Pick]:
     """Returns the budgets with their new picks, each budget once."""
     new = [next((other for old, other in chosen if old is budget), budget) for budget in budgets]
-    return list({json.dumps(budget["budget_ms"]): budget for budget in new}.values())
+    return list({json.dumps(budget.budget_ms): budget for budget in new}.values())
 
 
-def _best_measured(inputs: Inputs, budgets: Sequence[Budget], watch: Stopwatch) -> list[Budget]:
+def _best_measured(inputs: Inputs, budgets: Sequence[Pick], watch: Stopwatch) -> list[Pick]:
     """Returns the budgets with what was measured; one that is still missed has the best network that keeps it, if any.
 
     The best is that of the lowest loss, as judged; where none keeps the budget it is the fastest.
@@ -205,28 +203,27 @@ def _best_measured(inputs: Inputs, budgets: Sequence[Budget], watch: Stopwatch) 
             others = [best, *(other for other in (_with_pick(inputs, budget, other) for other in budgets)
                               if _predicted_within(other, watch))]
             keeping = [other for other in others if watch.keeps(other)]
-            best = min(keeping, key=lambda other: losses.get(other["id"], math.inf)) if keeping else (
+            best = min(keeping, key=lambda other: losses.get(other.id, math.inf)) if keeping else (
                 min(others, key=lambda other: _excess(other, watch)))
-        chosen.append({**best, "measured_ms": watch.of(best)})
+        chosen.append(best.model_copy(update={"measured_ms": watch.of(best)}))
     return chosen
 
 
-def _predicted_within(budget: Budget, watch: Stopwatch) -> bool:
+def _predicted_within(budget: Pick, watch: Stopwatch) -> bool:
     """Whether the pick of a budget keeps it by the tables of the targets that are not measured here."""
-    return all(budget["ms"][target] <= budget["budget_ms"][target] * (1 + ROUNDING)
+    return all(budget.ms[target] <= budget.budget_ms[target] * (1 + ROUNDING)
                for target, measured in watch.of(budget).items() if measured is None)
 
 
-def _excess(budget: Budget, watch: Stopwatch) -> float:
-    return max(ms / budget["budget_ms"][target] for target, ms in watch.of(budget).items() if ms is not None)
+def _excess(budget: Pick, watch: Stopwatch) -> float:
+    return max(ms / budget.budget_ms[target] for target, ms in watch.of(budget).items() if ms is not None)
 
 
-def _with_pick(inputs: Inputs, budget: Budget, other: Budget) -> Budget:
+def _with_pick(inputs: Inputs, budget: Pick, other: Pick) -> Pick:
     """Returns a budget with the pick of another, and with what the tables say that this takes."""
-    arch = Arch.from_json(other["arch"])
-    ms = deliver.predicted(inputs.at(arch.size), arch)
-    return {**budget, **{key: other[key] for key in ("id", "size", "arch")},
-            "ms": {target: ms[target] for target in budget["budget_ms"]}}
+    ms = deliver.predicted(inputs.at(other.arch.size), other.arch)
+    return budget.model_copy(update={"id": other.id, "size": other.size, "arch": other.arch,
+                                     "ms": {target: ms[target] for target in budget.budget_ms}})
 
 
 def _corrected(inputs: Inputs, target: str, watch: Stopwatch) -> Correction:
@@ -246,7 +243,7 @@ def _with(inputs: Inputs, corrections: Mapping[str, Correction]) -> Inputs:
     return replace(priced(inputs), others={size: priced(at) for size, at in inputs.others.items()})
 
 
-def _said(missed: Sequence[Budget], watch: Stopwatch, corrections: Mapping[str, Correction]) -> str:
+def _said(missed: Sequence[Pick], watch: Stopwatch, corrections: Mapping[str, Correction]) -> str:
     worst = max(missed, key=lambda budget: _excess(budget, watch))
     factors = ", ".join(f"{target}: {correction.scale:.3g} times its ms and {correction.per_op_ms:.3g} ms an operator"
                         for target, correction in corrections.items())
@@ -254,10 +251,10 @@ def _said(missed: Sequence[Budget], watch: Stopwatch, corrections: Mapping[str, 
             f"{100 * (_excess(worst, watch) - 1):.0f} %: selecting again with costs as measured ({factors})")
 
 
-def _out_of_reach(budget: Budget, watch: Stopwatch) -> str:
-    asked = ", ".join(amount(bound, target) for target, bound in budget["budget_ms"].items())
+def _out_of_reach(budget: Pick, watch: Stopwatch) -> str:
+    asked = ", ".join(amount(bound, target) for target, bound in budget.budget_ms.items())
     takes = ", ".join(amount(ms, target) for target, ms in watch.of(budget).items() if ms is not None)
-    return f"no network that was measured keeps {asked}: the fastest known, {budget['id']}, takes {takes}"
+    return f"no network that was measured keeps {asked}: the fastest known, {budget.id}, takes {takes}"
 
 
 def _digest(inputs: Inputs, target: str) -> str:

@@ -25,7 +25,7 @@ from nas.pipeline import deliver, header, judging, recheck, selection, supernet
 from nas.pipeline.budgets import NOTHING, Bounds, limits_of, reachable, tell_beyond
 from nas.pipeline.exits import picks as picks_exits
 from nas.pipeline.finetune import folder_of, train_picks
-from nas.pipeline.front import cards_of, find, front_of, meant
+from nas.pipeline.front import find, front_of, meant, read_fronts
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import UNLIMITED, Memory, within
 from nas.pipeline.overrun import bounds_of, over
@@ -38,6 +38,7 @@ from nas.report.figures import draw_front
 from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, keep_place, lying_at
+from nas.run.records import Front, Picks, Stopped
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
 from nas.train import augment, placement
@@ -66,7 +67,7 @@ def refuse(config: Config) -> None:
             compiler(target, load_costs(str(path)) if path else None, memory)
 
 
-def search(config: Config, run: Run, progress: Progress, until: str | None = None) -> dict[str, Any]:
+def search(config: Config, run: Run, progress: Progress, until: str | None = None) -> Front | Stopped:
     """The whole road, or ``until`` a stage of ``STAGES`` has ended; continues where the run stands.
 
     Raises UserError for what the user has to mend.
@@ -93,12 +94,12 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
         limits |= {target: reachable(inputs, kept, target, [], config.budgets, NOTHING) for target in config.target[1:]}
     asked = {config.target[0]: bool(config.budget_ms)} if config.target else {}
 
-    def chosen(at: Inputs, limits: dict[str, list[float]], bounds: Bounds) -> dict[str, Any]:
+    def chosen(at: Inputs, limits: dict[str, list[float]], bounds: Bounds) -> Picks:
         return selection.choose(at, training, limits, "", progress, bounds)
 
     with timeline.phase(run, "selection"):
-        picks = run.stage("picks.json", lambda: recheck.kept(inputs, training, limits, NOTHING, asked, chosen,
-                                                             progress))
+        picks = run.record("picks.json", Picks, lambda: recheck.kept(inputs, training, limits, NOTHING, asked, chosen,
+                                                                     progress))
     pace.end("selection")
     if until == "selection":
         return judging.stopped(inputs, until, picks)
@@ -108,7 +109,7 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
 def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progress: Progress,
            fine_tune: bool = False, memory: Memory = UNLIMITED, bounds: Bounds = NOTHING,
            points: int | None = None, storage: str | None = None, workers: int = 1,
-           images: Images = RECORDED) -> dict[str, Any]:
+           images: Images = RECORDED) -> Front:
     """New picks from the run's supernet for other devices or budgets, with inherited weights unless ``fine_tune``.
 
     ``budget_ms`` are those of the first target; where there are none, a front is ``points`` budgets over its range.
@@ -151,7 +152,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
 
     with_budget = {t: bool(named.get(t) or (budget_ms and t == targets[0])) for t in targets}
 
-    def chosen() -> dict[str, Any]:
+    def chosen() -> Picks:
         crews: AbstractContextManager[Crew | None] = nullcontext()
         if storage:
             crews = Crew(run, storage, workers, selection.evaluations_of(inputs))
@@ -160,7 +161,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
                                 selection.choose(at, training, limits, place, progress, bounds, crew), progress)
 
     with timeline.phase(run, "selection", place):
-        picks = run.stage(f"{place}picks.json", chosen)
+        picks = run.record(f"{place}picks.json", Picks, chosen)
     return _finish(inputs, training, picks, place, fine_tune, progress)
 
 
@@ -189,60 +190,58 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     calibrated = kind not in ("onnx", "features")
     if images != RECORDED and not calibrated:
         raise UserError(f"{setting('data')}: an export as {kind} reads no images: leave it out")
-    fronts = {place: run.read_json(f"{place}front.json") for place in run.places()}
+    fronts = read_fronts(run)
     arch_id = arch_id and meant(fronts, arch_id)
     if kind != "onnx":
         fronts = _without_exits(fronts, kind, arch_id)
     place, wanted = find(fronts, arch_id, budget_ms)
-    inputs = load_recorded(config, run, fronts[place]["target"], images=calibrated)
+    inputs = load_recorded(config, run, fronts[place].target, images=calibrated)
     if calibrated:
         keep_place(run, config)
-    cards = {card["id"]: card for card in cards_of(fronts[place])}
     files = []
     with progress.task("export", len(wanted)) as task:
-        for one in wanted:
-            predicted = cards[one]["ms"]
-            if cards[one]["exits"]:
-                folder = out / one if out else run.file(cards[one]["onnx"]).parent
-                files.append({"id": one, **picks_exits.export_exits(inputs, cards[one], place, folder),
-                              "predicted_ms": predicted})
+        for card in map(fronts[place].card, wanted):
+            if card.exits:
+                folder = out / card.id if out else run.file(card.onnx).parent
+                files.append({"id": card.id, **picks_exits.export_exits(inputs, card, place, folder),
+                              "predicted_ms": card.ms})
                 task.advance()
                 continue
-            arch = Arch.from_json(run.read_json(f"{place}archs/{one}/arch.json"))
-            path = out / f"{one}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
-            file = {"id": one, "predicted_ms": predicted, **write(inputs.at(arch.size), arch, place, path)}
+            arch = Arch.from_json(run.read_json(f"{place}archs/{card.id}/arch.json"))
+            path = out / f"{card.id}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
+            file = {"id": card.id, "predicted_ms": card.ms, **write(inputs.at(arch.size), arch, place, path)}
             files.append({**file, **_over_budget(file, fronts, place, budget_ms)})
             task.advance()
-    return {"files": files, "target": fronts[place]["target"]}
+    return {"files": files, "target": fronts[place].target}
 
 
-def _over_budget(file: dict[str, Any], fronts: dict[str, dict[str, Any]], place: str,
+def _over_budget(file: dict[str, Any], fronts: dict[str, Front], place: str,
                  budget_ms: float | None) -> dict[str, Any]:
     """``over_budget`` of an exported file that is measured above a budget it was picked for, or above ``budget_ms``."""
-    bounds = bounds_of((budget for front in fronts.values() for budget in front["budgets"]), file["id"])
+    bounds = bounds_of((budget for front in fronts.values() for budget in front.budgets), file["id"])
     if budget_ms is not None:
-        first = fronts[place]["target"][0]
+        first = fronts[place].target[0]
         bounds[first] = min(budget_ms, bounds.get(first, budget_ms))
     excess = over(file["measured_ms"], bounds)
-    return {"over_budget": excess} if excess else {}
+    return {"over_budget": {target: one.to_json() for target, one in excess.items()}} if excess else {}
 
 
-def _without_exits(fronts: dict[str, dict[str, Any]], kind: str, arch_id: str | None) -> dict[str, dict[str, Any]]:
+def _without_exits(fronts: dict[str, Front], kind: str, arch_id: str | None) -> dict[str, Front]:
     """Fronts of picks without exits: the files of those are float. One that exits dominate is as good as another.
 
     Raises UserError where the one that was asked for has exits, and where all of the search have.
     """
     plain = {}
     for place, front in fronts.items():
-        for card in cards_of(front):
-            if card["exits"] and card["id"] == arch_id:
+        for card in front.cards:
+            if card.exits and card.id == arch_id:
                 raise UserError(f"{setting('arch', arch_id)}: has early exits, which {setting('format', kind)} does "
-                                f"not; {setting('arch', card['of'])} is the same network without")
-        own = [card for card in cards_of(front) if not card["exits"]]
-        if arch_id is None and not place and cards_of(front) and not own:
+                                f"not; {setting('arch', str(card.of))} is the same network without")
+        own = [card for card in front.cards if not card.exits]
+        if arch_id is None and not place and front.cards and not own:
             raise UserError(f"{setting('format', kind)}: has no early exits, and all picks of this run have; "
                             f"{setting('format', 'onnx')} writes them")
-        plain[place] = {**front, "front": own, "dominated": []}
+        plain[place] = front.model_copy(update={"front": own, "dominated": []})
     return plain
 
 
@@ -251,9 +250,9 @@ def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
     return Memory(asked.sram_kb or own.sram_kb, asked.flash_kb or own.flash_kb)
 
 
-def _finish(inputs: Inputs, training: SupernetTraining, picks: dict[str, Any], place: str, fine_tune: bool,
-            progress: Progress) -> dict[str, Any]:
-    archs = {b["id"]: Arch.from_json(b["arch"]) for b in picks["budgets"]}
+def _finish(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str, fine_tune: bool,
+            progress: Progress) -> Front:
+    archs = {pick.id: pick.arch for pick in picks.budgets}
     recipe = _tuning(inputs) if fine_tune else replace(_tuning(inputs), epochs=0)
     with timeline.phase(inputs.run, "fine-tuning" if recipe.epochs else "weights", place):
         for at in inputs.every:  # of one size at a time: a teacher sees the images that its students see
@@ -262,20 +261,20 @@ def _finish(inputs: Inputs, training: SupernetTraining, picks: dict[str, Any], p
     cards = []
     with timeline.phase(inputs.run, "export", place), progress.task("export", len(archs)) as task:
         for arch in archs.values():
-            bounds = bounds_of(picks["budgets"], arch.id)
+            bounds = bounds_of(picks.budgets, arch.id)
             cards.append(deliver.deliver(inputs.at(arch.size), arch, place, recipe.epochs > 0, bounds))
             task.advance()
     if inputs.config.exits.method != "none" and recipe.epochs:
-        plain = {card["id"]: card for card in cards}
+        plain = {card.id: card for card in cards}
         with timeline.phase(inputs.run, "exits", place):
             found = [picks_exits.exit_card(inputs, arch, plain[arch.id], place, recipe, progress,
-                                           bounds_of(picks["budgets"], arch.id))
-                     for arch in archs.values() if plain[arch.id].get("fits", True)]
+                                           bounds_of(picks.budgets, arch.id))
+                     for arch in archs.values() if plain[arch.id].fits]
         cards += [card for card in found if card is not None]
-    front = inputs.run.stage(f"{place}front.json", lambda: front_of(inputs, cards, picks))
+    front = inputs.run.record(f"{place}front.json", Front, lambda: front_of(inputs, cards, picks))
     if not inputs.run.has(f"{place}front.png"):
         inputs.run.write(f"{place}front.png", lambda file: draw_front(front, file))
-    return {"run": str(inputs.run.path), **front, "seconds": timeline.finished(inputs.run, place)}
+    return front.asked_of(inputs.run.path, timeline.finished(inputs.run, place))
 
 
 def _tuning(inputs: Inputs) -> FineTuningRecipe:

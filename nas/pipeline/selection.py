@@ -20,6 +20,7 @@ from nas.pipeline.workers import judge as serve_evaluations
 from nas.plan import resized
 from nas.progress import Progress
 from nas.run.directory import Run
+from nas.run.records import HeldOut, Pick, Picks
 from nas.select import get as selector
 from nas.select import scores as fits
 from nas.select.evaluation import Evaluation
@@ -35,7 +36,7 @@ CALIBRATED_ON = 256  # training images for its batch norm statistics
 
 
 def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], place: str,
-           progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> dict[str, Any]:
+           progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> Picks:
     """Asks the selector, target by target and then for all budgets of ``asked`` together.
 
     Where input size is searched, each size has a selection of its own (one ILP a size), and a budget's pick is the best
@@ -49,9 +50,9 @@ def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[fl
         if config.max_ms is not None and (first := config.target[0]) in together:
             together[first] = min(together[first], config.max_ms)
         parts.append((list(together), [together]))
-    budgets: list[dict[str, Any]] = []
-    agreement: dict[str, Any] = {}
-    held_out: dict[str, Any] = {}
+    budgets: list[Pick] = []
+    agreement: dict[str, float | None] = {}
+    held_out: dict[str, dict[str, HeldOut]] = {}
     for targets, of_ms in parts:
         problems = {at.size: bounded(at, resized(kept, at.size), targets, asked) for at in inputs.every}
         limited = [{**ms, **all_bounds(inputs, targets, asked)} for ms in of_ms]
@@ -75,8 +76,9 @@ def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[fl
                 archs = sorted(archs, key=lambda arch: (not np.isfinite(losses[arch]), losses[arch]))
             if archs:
                 budgets.append(_pick(problems, ms, archs, losses))
-    inputs.run.log("selection", place=place, rank_agreement=agreement, held_out=held_out)
-    return {"budgets": budgets, "rank_agreement": agreement, "held_out": held_out, "selector": config.selector}
+    picks = Picks(budgets=budgets, rank_agreement=agreement, held_out=held_out, selector=config.selector)
+    inputs.run.log("selection", place=place, rank_agreement=agreement, held_out=picks.to_json()["held_out"])
+    return picks
 
 
 def _answers(inputs: Inputs, training: SupernetTraining, asking: Asking, targets: Sequence[str], name: str,
@@ -91,7 +93,7 @@ def _answers(inputs: Inputs, training: SupernetTraining, asking: Asking, targets
 
 
 def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence[Arch],
-          losses: Mapping[Arch, float]) -> dict[str, Any]:
+          losses: Mapping[Arch, float]) -> Pick:
     """The first that takes its share of some budget.
 
     What is not a number comes last among the answers, and has no such claim.
@@ -101,8 +103,7 @@ def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence
 
     claims = (arch for arch in archs if np.isfinite(losses.get(arch, 0.0)))
     best = next((arch for arch in claims if any(cost(arch, t) >= USED * bound for t, bound in ms.items())), archs[0])
-    return {"budget_ms": ms, "id": best.id, "size": best.size, "arch": best.to_json(),
-            "ms": {target: cost(best, target) for target in ms}}
+    return Pick(budget_ms=ms, id=best.id, size=best.size, arch=best, ms={target: cost(best, target) for target in ms})
 
 
 def _listed(ms: dict[str, float]) -> str:
@@ -207,7 +208,7 @@ class Judge:
         finite = [tau for tau in taus if np.isfinite(tau)]
         return round(float(np.mean(finite)), 4) if finite else None
 
-    def held_out(self, problem: Problem, gates: Scores) -> dict[str, Any]:
+    def held_out(self, problem: Problem, gates: Scores) -> dict[str, HeldOut]:
         """Kendall's tau of each kind of scores with the loss and the accuracy of networks that they were made without.
 
         Gates are asked at the largest budget. Empty where too few were judged to say.
@@ -217,5 +218,5 @@ class Judge:
         losses, fits = [self.asked[arch] for arch in archs], candidates(problem, {GATES: gates})
         by_loss = agreements(problem, fits, archs, losses)
         by_accuracy = agreements(problem, fits, archs, losses, [self.accuracies[arch.id] for arch in archs])
-        return {name: {"n": len(archs), "loss": round(by_loss[name], 4), "accuracy": round(by_accuracy[name], 4)}
+        return {name: HeldOut(n=len(archs), loss=round(by_loss[name], 4), accuracy=round(by_accuracy[name], 4))
                 for name in by_loss}

@@ -10,7 +10,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from nas import sampling
 from nas.arch import Arch, Op
@@ -26,6 +25,7 @@ from nas.report.figures import draw_front
 from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.images import keep_place
+from nas.run.records import Front
 from nas.run.settings import Baseline, as_recorded
 from nas.run.tables import find_costs
 from nas.subnet import Subnet, build
@@ -75,7 +75,7 @@ def choose(layout: Layout, what: str, seed: int) -> Arch:
     return Arch(layout.space, layout.task.size, tuple(ops))
 
 
-def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) -> dict[str, Any]:
+def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) -> Front:
     """Trains, writes weights, ONNX and card, and a front of this one network; continues where the run stands.
 
     ``given`` is the arch of a file. Raises UserError for one that the space does not admit.
@@ -93,10 +93,12 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     with timeline.phase(run, "export"), progress.task("export", 1) as task:
         card = deliver.deliver(inputs, arch, "", True)
         task.advance()
-    front = run.stage("front.json", lambda: _front(inputs, card))
+    front = run.record("front.json", Front, lambda: Front(
+        space=inputs.layout.space, target=list(inputs.costs),
+        front=[card.brief().model_copy(update={"dominated_on_test": False})]))
     if settings.target and not run.has("front.png"):
         run.write("front.png", lambda file: draw_front(front, file))
-    return {"run": str(run.path), **front, "seconds": timeline.finished(run)}
+    return front.asked_of(run.path, timeline.finished(run))
 
 
 class _Chance:
@@ -114,9 +116,3 @@ def _checked(inputs: Inputs, settings: Baseline, given: Arch | None) -> Arch:
     arch = given or choose(inputs.layout, settings.arch, settings.seed)
     plan(inputs.layout, arch)
     return arch
-
-
-def _front(inputs: Inputs, card: dict[str, Any]) -> dict[str, Any]:
-    brief = {key: value for key, value in card.items() if key not in ("arch", "provenance")}
-    return {"space": inputs.layout.space, "target": list(inputs.costs),
-            "front": [{**brief, "dominated_on_test": False}], "dominated": [], "budgets": []}

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any, BinaryIO
 
 from nas.report.drawing import drawing, label, legend
+from nas.run.records import ComparedSpace, Comparison
 from nas.units import axis
 
 
-def draw_comparison(result: dict[str, Any], file: BinaryIO) -> None:
+def draw_comparison(result: Comparison, file: BinaryIO) -> None:
     """PNG: left every network and each space's front, right mean and standard deviation at each budget."""
-    (target,) = result["target"]
+    (target,) = result.target
     with drawing(11, 4.8) as figure:
         networks, spread = figure.subplots(1, 2, sharey=True)
-        for number, part in enumerate(result["spaces"]):
+        for number, part in enumerate(result.spaces):
             colour = f"C{number}"
             _networks(networks, part, target, colour)
-            _spread(spread, part, target, colour, number - (len(result["spaces"]) - 1) / 2)
-        networks.set_title(f"random networks and their fronts, {result['networks']} a budget", fontsize=10)
+            _spread(spread, part, target, colour, number - (len(result.spaces) - 1) / 2)
+        networks.set_title(f"random networks and their fronts, {result.networks} a budget", fontsize=10)
         networks.set_xlabel(label(axis(target), 80))
         networks.set_ylabel("test accuracy (%)")
         spread.set_title("mean and standard deviation over the networks of a budget", fontsize=10)
@@ -32,18 +33,18 @@ def draw_comparison(result: dict[str, Any], file: BinaryIO) -> None:
         figure.savefig(file, format="png")
 
 
-def _networks(axes: Any, part: dict[str, Any], target: str, colour: str) -> None:
-    for cards, fill in ((part["dominated"], "none"), (part["front"], colour)):
-        axes.plot([card["ms"][target] for card in cards], [100 * card["accuracy"] for card in cards], "o",
+def _networks(axes: Any, part: ComparedSpace, target: str, colour: str) -> None:
+    for cards, fill in ((part.dominated, "none"), (part.front, colour)):
+        axes.plot([card.ms[target] for card in cards], [100 * card.accuracy for card in cards], "o",
                   color=colour, mfc=fill,
-                  label=f"{label(part['space'])}: front (on the selection split)" if fill == colour else None)
-    axes.plot([card["ms"][target] for card in part["front"]], [100 * card["accuracy"] for card in part["front"]],
+                  label=f"{label(part.space)}: front (on the selection split)" if fill == colour else None)
+    axes.plot([card.ms[target] for card in part.front], [100 * card.accuracy for card in part.front],
               color=colour, alpha=0.5)
 
 
-def _spread(axes: Any, part: dict[str, Any], target: str, colour: str, place: float) -> None:
+def _spread(axes: Any, part: ComparedSpace, target: str, colour: str, place: float) -> None:
     """Beside each other where several spaces have the same budget."""
-    rows = [row for row in part["budgets"] if row["n"]]
-    axes.errorbar([row["budget_ms"][target] * 1.015**place for row in rows], [100 * row["mean"] for row in rows],
-                  yerr=[100 * (row["sd"] or 0.0) for row in rows], fmt="o-", color=colour, capsize=3,
-                  label=label(part["space"]))
+    rows = [row for row in part.budgets if row.mean is not None]
+    axes.errorbar([row.budget_ms[target] * 1.015**place for row in rows], [100 * (row.mean or 0.0) for row in rows],
+                  yerr=[100 * (row.sd or 0.0) for row in rows], fmt="o-", color=colour, capsize=3,
+                  label=label(part.space))

@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 
 from nas.report.drawing import drawing, drawing_text, label, legend
-from nas.run.records import standing
+from nas.run.records import Card, Front
 from nas.units import axis, counted, device
 
 
-def draw_front(front: dict[str, Any], file: BinaryIO) -> None:
+def draw_front(front: Front, file: BinaryIO) -> None:
     """Writes ``front_figure`` as PNG."""
     figure = front_figure(front)
     with drawing_text():
         figure.savefig(file, format="png")
 
 
-def front_figure(front: dict[str, Any]) -> Figure:
+def front_figure(front: Front) -> Figure:
     """Draws test accuracy with its standard error over predicted milliseconds, one panel a target."""
-    targets = front["target"]
-    cards = [*front["front"], *front["dominated"]]
+    targets = front.target
     with drawing(6.4 * len(targets), 4.8) as figure:
         panels = figure.subplots(1, len(targets), squeeze=False)[0]
         for axes, target in zip(panels, targets, strict=True):
-            _panel(axes, front, cards, target)
+            _panel(axes, front, target)
             axes.set_xlabel(label(axis(target), 80))
-            title = label(front["space"]) + ("" if counted(target) else f" on {label(device(target))}")
-            title += " (numbers: input size)" if front.get("sizes") else ""
+            title = label(front.space) + ("" if counted(target) else f" on {label(device(target))}")
+            title += " (numbers: input size)" if front.sizes else ""
             axes.set_title(textwrap.fill(title, 80), fontsize=10)  # matplotlib's own wrapping reads formulas
         legend(figure, panels)
     return figure
 
 
-def _panel(axes: Any, front: dict[str, Any], cards: list[dict[str, Any]], target: str) -> None:
-    leading = [standing(front, card["id"], target).startswith("front") for card in cards]
+def _panel(axes: Any, front: Front, target: str) -> None:
+    cards = front.cards
+    leading = [front.standing(card.id, target).startswith("front") for card in cards]
     _points(axes, [card for card, leads in zip(cards, leading, strict=True) if not leads], target,
             "picks dominated on the selection split", "o", "0.7", "none")
     _points(axes, [card for card, leads in zip(cards, leading, strict=True) if leads], target, "front", "o",
             "tab:blue", "tab:blue")
-    _points(axes, [card for card in cards if card.get("exits")], target, "with early exits: mean latency", "D",
+    _points(axes, [card for card in cards if card.exits], target, "with early exits: mean latency", "D",
             "tab:green", "none")
-    if front.get("sizes"):
+    if front.sizes:
         _sizes(axes, cards, target)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -53,26 +54,22 @@ def _panel(axes: Any, front: dict[str, Any], cards: list[dict[str, Any]], target
     axes.grid(alpha=0.3)
 
 
-def _points(axes: Any, cards: list[dict[str, Any]], target: str, name: str, marker: str, colour: str,
+def _points(axes: Any, cards: Sequence[Card], target: str, name: str, marker: str, colour: str,
             fill: str) -> None:
     """``front`` is joined by a line."""
     if not cards:
         return
-    cards = sorted(cards, key=lambda card: _ms(card, target))
-    x = [_ms(card, target) for card in cards]
-    y = [100 * card["accuracy"] for card in cards]
-    axes.errorbar(x, y, yerr=[100 * card["accuracy_se"] for card in cards], fmt=marker, color=colour, mfc=fill,
+    cards = sorted(cards, key=lambda card: card.ms[target])
+    x = [card.ms[target] for card in cards]
+    y = [100 * card.accuracy for card in cards]
+    axes.errorbar(x, y, yerr=[100 * card.accuracy_se for card in cards], fmt=marker, color=colour, mfc=fill,
                   capsize=2, label=name)
     if name == "front":
         axes.plot(x, y, color=colour, alpha=0.4)
 
 
-def _sizes(axes: Any, cards: list[dict[str, Any]], target: str) -> None:
+def _sizes(axes: Any, cards: Sequence[Card], target: str) -> None:
     """The input side beside each point."""
     for card in cards:
-        axes.annotate(str(card["size"]), (_ms(card, target), 100 * card["accuracy"]), xytext=(5, -10),
+        axes.annotate(str(card.size), (card.ms[target], 100 * card.accuracy), xytext=(5, -10),
                       textcoords="offset points", fontsize=7, color="0.3")
-
-
-def _ms(card: dict[str, Any], target: str) -> float:
-    return float(card["ms"][target])

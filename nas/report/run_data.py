@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nas.arch import SKIP, Arch
@@ -18,7 +19,7 @@ from nas.errors import UserError
 from nas.latency.base import Costs
 from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
 from nas.run.directory import Run
-from nas.run.records import standing
+from nas.run.records import Budget, Candidate, Card, Front, Picks
 from nas.run.settings import settings_of
 from nas.run.tables import kept_table, recorded_costs
 from nas.run.timeline import spent
@@ -26,7 +27,6 @@ from nas.text import duration
 from nas.train.recipes import supernet_epochs
 from nas.units import axis, counted, device, unit
 
-KINDS = ("front", "dominated", "too_large", "undecided")  # lists of cards in a front
 META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",
         "validation", "commit", "source")
 
@@ -36,6 +36,19 @@ def story(run: Run) -> dict[str, Any]:
     return _Teller(run, settings_of(run)).tell()
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """A front, or what one will be made of; ``place`` is its folder, "" for the search's own."""
+
+    place: str
+    target: Sequence[str]
+    sizes: Sequence[int]
+    networks: Sequence[Candidate]
+    budgets: Sequence[Budget]
+    standing: Callable[[str, str], str]  # of an id on a target
+    unmeasured: str  # what is said of a network without a measurement, with {} for the target
+
+
 class _Teller:
     def __init__(self, run: Run, config: Config) -> None:
         self.run, self.config, self.notes = run, config, list[str]()
@@ -43,15 +56,15 @@ class _Teller:
         self.layouts: dict[int, Layout] = self._try(self._layouts) if self.data and run.has("space.yaml") else {}
         self.layout = next(iter(self.layouts.values()), None)  # of the largest input size, where there are several
         self.fronts = self._fronts()
-        targets = [*config.target, *(t for _, front in self.fronts for t in front["target"])]
+        targets = [*config.target, *(target for shown in self.fronts for target in shown.target)]
         self.costs = {target: costs for target in dict.fromkeys(targets) if (costs := self._costs(target))}
         self.known: dict[str, dict[OpKey, float]] = {target: {} for target in self.costs}
 
     def tell(self) -> dict[str, Any]:
         run, views, networks = self.run, list[Any](), dict[str, Any]()
-        for place, front in self.fronts:
-            views += [self._try(self._view, place, front, target) for target in front["target"] or [""]]
-            networks |= self._try(self._networks, place, front) or {}
+        for shown in self.fronts:
+            views += [self._try(self._view, shown, target) for target in shown.target or [""]]
+            networks |= self._try(self._networks, shown) or {}
         return {"run": str(run.path), "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
                 "state": self._try(self._state) or "not known", "space": self.config.space,
                 "data": self.data.get("name", self.config.data),
@@ -100,39 +113,49 @@ class _Teller:
         known = counted(target) or self.run.has(name)
         return self._try(recorded_costs, self.run, target) if known else None
 
-    def _fronts(self) -> list[tuple[str, dict[str, Any]]]:
-        """(place, front) of the search, finished or as far as it is, and of every finished selection."""
-        found = [(place, self._read(f"{place}front.json")) for place in self.run.places()]
-        if not found[0][1] and self.run.has("picks.json"):
-            found[0] = ("", self._try(self._so_far))
-        return [(place, front) for place, front in found if {"front", "target"} <= front.keys()]
+    def _fronts(self) -> list[_Shown]:
+        """The front of the search, finished or as far as it is, and that of every finished selection."""
+        finished = [self._try(self._finished, place) for place in self.run.places()
+                    if self.run.has(f"{place}front.json")]
+        so_far = self._try(self._so_far) if not self.run.has("front.json") and self.run.has("picks.json") else None
+        return [shown for shown in (so_far, *finished) if shown]
 
-    def _so_far(self) -> dict[str, Any]:
+    def _finished(self, place: str) -> _Shown:
+        front = self.run.read(f"{place}front.json", Front)
+        return _Shown(place, front.target, front.sizes, [*front.cards, *front.too_large], front.budgets,
+                      front.standing, "not measured: no {} here")
+
+    def _so_far(self) -> _Shown:
         """What the front will be made of: cards of the picks that are delivered, bare milliseconds of the others."""
-        picks, sizes = self.run.read_json("picks.json"), self.config.sizes
-        points = {b["id"]: self._read(f"archs/{b['id']}/card.json") or {
-            "id": b["id"], "arch": b["arch"], "size": b["arch"]["size"], "ms": b["ms"]}
-            for b in picks["budgets"]}
-        return {"target": list(self.config.target), **({"sizes": sizes} if sizes else {}),
-                "front": [], "undecided": list(points.values()), "budgets": picks["budgets"]}
+        picks, ms = self.run.read("picks.json", Picks), dict[str, dict[str, float]]()
+        for pick in picks.budgets:
+            ms.setdefault(pick.id, {}).update(pick.ms)
+        archs = {pick.id: pick.arch for pick in picks.budgets}
+        networks = [self._delivered(id) or Candidate(id=id, arch=arch, size=arch.size, ms=ms[id])
+                    for id, arch in archs.items()]
+        return _Shown("", list(self.config.target), list(self.config.sizes or []), networks,
+                      [pick.budget() for pick in picks.budgets], lambda id, target: "not decided yet",
+                      "not measured yet")
 
-    def _view(self, place: str, front: dict[str, Any], target: str) -> dict[str, Any]:
-        points = [{**_brief(point, target, "sizes" in front), "standing": standing(front, point["id"], target)}
-                  for kind in KINDS for point in front.get(kind, [])]
-        known = {point["id"]: point for point in points}
-        budgets = [{"budget_ms": b["budget_ms"][target], "id": b["id"], "ms": b["ms"][target],
-                    "measured_ms": known.get(b["id"], {}).get("measured_ms")}
-                   for b in front.get("budgets", []) if target in b["budget_ms"]]
-        return {"name": f"{place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
-                "unmeasured": "counted, not measured" if counted(target) else
-                "not measured yet" if "undecided" in front else f"not measured: no {target} here",
+    def _delivered(self, id: str) -> Card | None:
+        name = f"archs/{id}/card.json"
+        return self._try(self.run.read, name, Card) or None if self.run.has(name) else None
+
+    def _view(self, shown: _Shown, target: str) -> dict[str, Any]:
+        points = [{**_brief(network, target, bool(shown.sizes)), "standing": shown.standing(network.id, target)}
+                  for network in shown.networks]
+        measured = {point["id"]: point["measured_ms"] for point in points}
+        budgets = [{"budget_ms": budget.budget_ms[target], "id": budget.id, "ms": budget.ms[target],
+                    "measured_ms": measured.get(budget.id)} for budget in shown.budgets if target in budget.budget_ms]
+        return {"name": f"{shown.place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
+                "unmeasured": "counted, not measured" if counted(target) else shown.unmeasured.format(target),
                 "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
                 "budgets": budgets}
 
-    def _networks(self, place: str, front: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    def _networks(self, shown: _Shown) -> dict[str, list[dict[str, Any]]]:
         """Rows of every network of a front whose arch stands."""
-        archs = {point["id"]: point.get("arch") or self._read(f"{place}archs/{point['id']}/arch.json")
-                 for kind in KINDS for point in front.get(kind, [])}
+        archs = {network.id: network.arch.to_json() if network.arch else
+                 self._read(f"{shown.place}archs/{network.id}/arch.json") for network in shown.networks}
         networks = {id: self._try(self._network, arch) for id, arch in archs.items() if arch and self.layout}
         return {id: rows for id, rows in networks.items() if rows}
 
@@ -247,9 +270,9 @@ def _phases(run: Run) -> dict[str, str]:
     return {f"spent: {name}": duration(seconds) for name, seconds in spent(run).items() if seconds}
 
 
-def _brief(point: dict[str, Any], target: str, sizes: bool) -> dict[str, Any]:
+def _brief(network: Candidate, target: str, sizes: bool) -> dict[str, Any]:
     """A card for one target; with its input size, where there are several."""
-    one = {key: point.get(key, {}).get(target) for key in ("ms", "measured_ms", "drift")}
     names = ("id", "accuracy", "accuracy_se", "select_accuracy", "test_images", "macs", "params", "fine_tuned",
              "float_accuracy", "max_abs_diff", "exits", *(["size"] if sizes else []))
-    return {**{name: point[name] for name in names if point.get(name) is not None}, **one}
+    known = {name: value for name in names if (value := getattr(network, name, None)) is not None}
+    return {**known, **{key: getattr(network, key, {}).get(target) for key in ("ms", "measured_ms", "drift")}}

@@ -23,13 +23,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import ValidationError
+
 from nas import __version__
 from nas.errors import UserError, setting
 from nas.files import Locked, locked, parse_json, write_atomic, write_json
-from nas.run import records
+from nas.run import formats, records
+from nas.run.records import AnyRecord
 
 CONFIG, ENVIRONMENT, LOCK, LOG = "config.json", "environment.json", "lock", "log.jsonl"
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "optuna")
+_AGAIN = "delete it and give the same command: it is made again"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -137,20 +141,31 @@ class Run:
 
     def read_json(self, name: str) -> Any:
         """Raises UserError for a file that is missing, truncated, not JSON, or not what it should hold."""
-        path, again = self.file(name), "delete it and give the same command: it is made again"
+        value = self._json(name)
+        if mistake := formats.mistake(name, value):
+            raise UserError(f"{self.file(name)}: {mistake}; put it back, or {_AGAIN}")
+        return value
+
+    def read(self, name: str, kind: type[AnyRecord]) -> AnyRecord:
+        """Returns the record that a file holds. Raises UserError as ``read_json`` does."""
         try:
-            value = parse_json(path.read_bytes())
+            return kind.model_validate(self._json(name))
+        except ValidationError as error:
+            mistake = records.first_mistake(error)
+            raise UserError(f"{self.file(name)}: {mistake}; put it back, or {_AGAIN}") from None
+
+    def _json(self, name: str) -> Any:
+        path = self.file(name)
+        try:
+            return parse_json(path.read_bytes())
         except FileNotFoundError:
             raise UserError(f"{path}: missing; this run is not that far; give its nas search command again, "
                             f"without {setting('until')}") from None
         except OSError as error:
             raise _refused(path, error) from None
         except (ValueError, RecursionError):
-            what = "start a new run" if name == CONFIG else again
+            what = "start a new run" if name == CONFIG else _AGAIN
             raise UserError(f"{path}: truncated or not JSON; {what}") from None
-        if mistake := records.mistake(name, value):
-            raise UserError(f"{path}: {mistake}; put it back, or {again}")
-        return value
 
     def write_json(self, name: str, value: Any) -> None:
         with _disk(self.file(name)):
@@ -176,6 +191,11 @@ class Run:
             self.write_json(name, make())
             self.log("stage", name=name, seconds=round(time.monotonic() - start, 3))
         return self.read_json(name)
+
+    def record(self, name: str, kind: type[AnyRecord], make: Callable[[], AnyRecord]) -> AnyRecord:
+        """Returns the record of a file as ``stage`` does: read if it stands, else made."""
+        self.stage(name, lambda: make().to_json())
+        return self.read(name, kind)
 
     def log(self, event: str, **values: Any) -> None:
         """Appends one line to ``log.jsonl``; a line that a kill tore before is cut off first."""

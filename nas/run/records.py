@@ -1,215 +1,340 @@
-"""What the files of a run hold, checked where they are read: a run may be somebody else's, edited, or an old one.
+"""What the files of a run hold: records that are made where they are computed, written as they are, and read again.
 
-Only what is read by name is here; further keys stand as they are.
+A file may be somebody else's, or edited: it is checked where it is read. Milliseconds are keyed by target everywhere.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from nas.arch import Arch
+from nas.errors import UserError, setting
+from nas.units import least
 
+TOLERANCE = 0.03  # of a budget: a network that is loaded anew is measured up to 2 % faster or slower than before
 FORMAT = 2  # of a run directory, in its environment.json; a run that does not say it is of the first
 
-
-class _Kept(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-
-def _genotype(value: dict[str, Any]) -> dict[str, Any]:
-    Arch.from_json(value)
-    return value
-
-
+Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Error = Annotated[float, Field(ge=0)]
 Id = Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=64)]
 File = Annotated[str, Field(pattern=r"^(selections/[^/.\x00][^/\x00]*/)?archs/\w[\w.\-]*/(exits/)?\w[\w.\-]*\.onnx$")]
-Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
-Genotype = Annotated[dict[str, Any], AfterValidator(_genotype)]
-Text = Annotated[str, Field(min_length=1)]
+Genotype = Annotated[InstanceOf[Arch], BeforeValidator(lambda value: value if isinstance(value, Arch) else
+                                                       Arch.from_json(value)), PlainSerializer(Arch.to_json)]
 Ms = Annotated[float, Field(gt=0)]
 ByTarget = dict[Text, Ms]
 Measured = dict[Text, Ms | None]  # None: that target is not the machine that measured
 
 
-class Card(_Kept):
-    """A network that is delivered."""
+class Record(BaseModel):
+    """A value of a file. What is None is not written."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``json.dumps`` writes: the fields that are known."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+class Excess(Record):
+    """How far a network is measured above its budget on a target."""
+
+    budget_ms: Ms
+    measured_ms: Ms
+    above: float = Field(description="share of the budget")
+
+
+class Provenance(Record):
+    """Where and by what a network was made."""
+
+    run: str = Field(description="name of the run directory")
+    space: str
+    data: str = Field(description="name of the images")
+    fingerprint: str = Field(description="digest of the images")
+    seed: int
+    targets: dict[str, dict[str, Any]] = Field(description="by target, what its latency table says of itself")
+    environment: dict[str, Any] = Field(description="machine, packages and command")
+    ops: list[dict[str, Any]] = Field(default=[], description="files of the user's own operators")
+
+
+class Candidate(Record):
+    """A network that was chosen: what is known before it is trained to the end and delivered."""
 
     id: Id
-    of: Id | None = None
-    arch: Genotype | None = None
-    ms: ByTarget
-    measured_ms: Measured
-    select_accuracy: Share
-    select_accuracy_se: Annotated[float, Field(ge=0)] = 0.0
-    accuracy: Share
-    accuracy_se: Annotated[float, Field(ge=0)]
+    arch: Genotype | None = Field(default=None, description="not in front.json: arch.json beside the network has it")
+    size: int | None = Field(default=None, ge=1, description="side of the input in pixels")
+    ms: ByTarget = Field(description="predicted; of a network with exits the mean over the images")
+    macs: int | None = None
+    params: int | None = None
+    select_accuracy: Share | None = Field(default=None, description="on the split that networks are chosen by")
+    select_accuracy_se: Error = Field(default=0.0, description="standard error")
+
+
+class Card(Candidate):
+    """A network that is delivered: weights and files of its own, measured and tested."""
+
+    of: Id | None = Field(default=None, description="of a network with exits: the same network without")
     macs: int
     params: int
     fine_tuned: bool
-    fits: bool = True
-    exits: list[int]
+    exits: list[int] = Field(description="slots that carry an early exit")
+
+    worst_ms: ByTarget = Field(default={}, description="predicted, of an image that leaves last")
+    measured_ms: Measured
+    measured_worst_ms: Measured = {}
+    drift: Measured = Field(default={}, description="time of the yardstick, in that of the table")
+    over_budget: dict[str, Excess] = {}
+    tables: dict[str, str] = Field(default={}, description="by target, how its table shows a busy machine")
+
+    select_accuracy: Share
+    select_loss: float | None = None
+    accuracy: Share = Field(description="on the test split")
+    accuracy_se: Error
+    test_images: int | None = None
+
     onnx: File
-    int8_onnx: File | None = None
+    max_abs_diff: float | None = Field(default=None, description="of the outputs in ONNX Runtime from those in PyTorch")
+    relative_diff: float | None = Field(default=None, description="the same in the largest output")
+    int8_onnx: File | None = Field(default=None, description="the accuracies are this file's, where there is one")
+    sqnr_db: float | None = Field(default=None, description="signal to quantisation noise of the int8 file's outputs")
+    same_top1: Share | None = Field(default=None, description="images on which int8 and float file agree")
+    float_accuracy: Share | None = None
+    float_select_accuracy: Share | None = None
+
+    sram_kb: Measured = {}
+    flash_kb: Measured = {}
+    fits: bool = Field(default=True, description="whether its trained weights keep to the limits of memory")
+
+    method: str | None = Field(default=None, description="that trained the exits")
+    shares: list[Share] = Field(default=[], description="of test images that leave at each exit")
+    prefix_ms: dict[Text, list[Ms]] = Field(default={}, description="predicted, of leaving at each exit")
+    test_mean_ms: ByTarget = Field(default={}, description="mean over the test images")
+    cuts: list[dict[str, Any]] = Field(default=[], description="what is handed over behind each exit")
+
+    dominated_on_test: bool | None = Field(default=None, description="of a pick of the front: on the test split")
+    within_error_of: Id | None = Field(default=None, description="a faster pick, worse by chance if at all")
+    provenance: Provenance | None = Field(default=None, description="not in front.json")
 
     @model_validator(mode="after")
-    def _of_one(self) -> Card:
+    def _exits_and_files_agree(self) -> Card:
         if bool(self.exits) != ("/exits/" in self.onnx) or (self.exits and self.of is None):
             raise ValueError("exits, of and onnx do not go together")
         return self
 
+    def takes(self, target: str) -> float:
+        """Returns the milliseconds that count for a budget: predicted or, where it is measured above that, measured."""
+        return max(self.ms[target], (self.measured_ms[target] or 0.0) / (1 + TOLERANCE))
 
-class Large(Card):
-    """A card whose network needs more memory than there is."""
-
-    sram_kb: Measured
-    flash_kb: Measured
+    def brief(self) -> Card:
+        """Returns the card as a front has it, without what fills a page."""
+        return self.model_copy(update={"arch": None, "provenance": None})
 
 
-class Budget(_Kept):
+class Budget(Record):
     """What was chosen for a budget, of one target or of several together."""
 
     budget_ms: ByTarget
     id: Id
-    ms: ByTarget
+    size: int | None = None
+    ms: ByTarget = Field(description="predicted, of the network chosen")
+    measured_ms: Measured = {}
 
 
-class Front(_Kept):
-    """``front.json``"""
+class Pick(Budget):
+    """The same with the network itself."""
 
-    space: Text
-    target: list[Text]
-    front: list[Card]
-    dominated: list[Card]
-    too_large: list[Large] = []
-    budgets: list[Budget]
-    fronts: dict[str, list[Id]] = {}
-    on_several: list[Id] = []
+    arch: Genotype
+
+    def budget(self) -> Budget:
+        """Returns the same without the network."""
+        return Budget(budget_ms=self.budget_ms, id=self.id, size=self.size, ms=self.ms, measured_ms=self.measured_ms)
 
     @model_validator(mode="after")
-    def _priced(self) -> Front:
-        if self.fronts and "on_several" not in self.model_fields_set:
-            raise ValueError("on_several: missing")
-        for card in (*self.front, *self.dominated):
+    def _has_its_own_id(self) -> Pick:
+        if self.arch.id != self.id:
+            raise ValueError(f"id: {self.id} is not that of its arch")
+        return self
+
+
+class HeldOut(Record):
+    """Kendall's tau of scores with the loss and the accuracy of ``n`` networks that they were made without."""
+
+    n: int
+    loss: float
+    accuracy: float
+
+
+class TableCorrection(Record):
+    """What a table's milliseconds were raised by, as ``n`` networks were measured: scale * ms + per_op_ms."""
+
+    scale: float
+    per_op_ms: float
+    n: int
+
+
+class Picks(Record):
+    """``picks.json``: the answers of the selection."""
+
+    budgets: list[Pick]
+    rank_agreement: dict[str, float | None] = Field(description="Kendall's tau of the gates' scores with the losses")
+    held_out: dict[str, dict[str, HeldOut]] = {}
+    selector: str | None = None
+    corrections: dict[str, TableCorrection] | None = Field(default=None, description="by target, where one is measured")
+
+
+class Stopped(Record):
+    """What a search has chosen that ended behind a stage: networks as the supernet's weights judge them."""
+
+    run: str
+    space: Text
+    until: str = Field(description="the stage")
+    target: list[Text]
+    sizes: list[int] = []
+    front: list[Candidate] = []
+    dominated: list[Candidate] = []
+    budgets: list[Budget] = []
+    seconds: dict[str, float]
+
+
+class Front(Record):
+    """``front.json``: the networks that no other dominates by the images that choose, the others, and the budgets."""
+
+    run: str | None = Field(default=None, description="the run directory, for who asked; not in the file")
+    space: Text
+    target: list[Text] = Field(description="the first is that of plain budgets")
+    sizes: list[int] = Field(default=[], description="sides of the input, where several were searched")
+    front: list[Card] = Field(description="fastest first")
+    dominated: list[Card] = []
+    too_large: list[Card] = Field(default=[], description="over a limit of memory with their trained weights")
+    budgets: list[Budget] = []
+    fronts: dict[str, list[Id]] = Field(default={}, description="by target, where there are several: its own front")
+    on_several: list[Id] = []
+    share_of_slots: dict[str, Share] = Field(default={}, description="by operator, over all picks")
+    rank_agreement: dict[str, float | None] = {}
+    held_out: dict[str, dict[str, HeldOut]] = {}
+    seconds: dict[str, float] | None = Field(default=None, description="by phase, for who asked; not in the file")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Front:
+        known = {card.id for card in self.cards}
+        if unknown := [id for ids in (*self.fronts.values(), self.on_several) for id in ids if id not in known]:
+            raise ValueError(f"fronts: {unknown[0]} is no pick")
+        for card in (*self.cards, *self.too_large):
             for figures in (card.ms, card.measured_ms):
                 if missing := [target for target in self.target if target not in figures]:
                     raise ValueError(f"{card.id} has no ms on {missing[0]}")
         return self
 
+    def asked_of(self, run: Path, seconds: dict[str, float]) -> Front:
+        """Returns the front with where it stands and what it took, by phase."""
+        return self.model_copy(update={"run": str(run), "seconds": seconds})
 
-class Pick(Budget):
-    arch: Genotype
+    @property
+    def cards(self) -> list[Card]:
+        """The picks, those of the front first."""
+        return [*self.front, *self.dominated]
 
-    @model_validator(mode="after")
-    def _itself(self) -> Pick:
-        if Arch.from_json(self.arch).id != self.id:
-            raise ValueError(f"id: {self.id} is not that of its arch")
-        return self
+    def card(self, id: str) -> Card:
+        """Returns the pick of an id. Raises KeyError where there is none."""
+        for card in self.cards:
+            if card.id == id:
+                return card
+        raise KeyError(id)
 
+    def of(self, target: str) -> list[Card]:
+        """Returns the picks that no other dominates on a target, fastest first."""
+        return [self.card(id) for id in self.fronts[target]] if target in self.fronts else self.front
 
-class Picks(_Kept):
-    """``picks.json``"""
+    def best(self, ms: float, target: str | None = None) -> Card:
+        """Returns the most accurate pick of the front, by the images that choose, that ``takes`` at most ``ms`` on a
+        target (default: the first). Raises UserError where there is none, with the least that one takes.
+        """
+        if not self.target:
+            raise UserError(f"{setting('budget_ms')}: this run has no target, so no latency is known; give "
+                            f"{setting('arch')}")
+        if not self.cards:
+            raise UserError(f"{setting('budget_ms')}: this run has no pick that fits")
+        on = target or self.target[0]
+        within = [card for card in self.front if card.takes(on) <= ms]
+        if not within:
+            cheapest = min(card.takes(on) for card in self.front)
+            raise UserError(f"{setting('budget_ms', f'{ms:g}')}: the cheapest pick of this run takes "
+                            f"{least(cheapest, on)}; nas select finds others")
+        return max(within, key=lambda card: (card.select_accuracy, -card.ms[on]))
 
-    budgets: list[Pick]
-    rank_agreement: dict[str, Any]
+    def standing(self, id: str, target: str) -> str:
+        """Returns where a pick stands on a target, the one rule of table, page and picture.
 
-
-class Images(_Kept):
-    """``data.json``"""
-
-    name: Text
-    classes: Annotated[list[str], Field(min_length=1)]
-    size: Annotated[int, Field(ge=1, le=4096)]
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
-    fingerprint: str
-    augment: Text = "flip-crop"
-    whites: dict[str, str] = {}  # of files of more than 8 bits
-
-
-class Splits(_Kept):
-    """``splits.json``: numbers of the images."""
-
-    train: list[int]
-    gate: list[int]
-    select: list[int]
-    test: list[int]
-
-
-class Thresholds(_Kept):
-    """One point of ``thresholds.json``; infinite ones are texts, which JSON has."""
-
-    thresholds: list[float | Literal["inf", "-inf"]]
-    shares: list[Share]
-    mean_ms: float
-    worst_ms: float
-    accuracy: Share
-
-
-class ExitPolicy(_Kept):
-    """``thresholds.json``"""
-
-    kind: Literal["max-softmax", "entropy", "patience"]
-    temperatures: list[Ms]
-    prefix_ms: Annotated[list[Ms], Field(min_length=1)]
-    n: Annotated[int, Field(ge=1)]
-    point: Thresholds
-    points: list[Thresholds]
-
-    @model_validator(mode="after")
-    def _one_an_exit(self) -> ExitPolicy:
-        lengths = {len(part) for point in (self.point, *self.points) for part in (point.thresholds, point.shares)}
-        if {len(self.temperatures), len(self.prefix_ms), *lengths} != {len(self.prefix_ms)}:
-            raise ValueError("temperatures, prefix_ms, thresholds and shares are not one an exit each")
-        return self
+        ``front``: no other is better and faster in selection, by the images that choose; ``front, dominated on test``:
+        one of them is on the test images; ``dominated``; ``too large``.
+        """
+        if any(card.id == id for card in self.too_large):
+            return "too large"
+        card = self.card(id)
+        on_its_front = card in self.front and id in self.fronts.get(target, [id])
+        return ("front" if on_its_front else "dominated") + (", dominated on test" if card.dominated_on_test else "")
 
 
-def standing(front: Mapping[str, Any], id: str, target: str) -> str:
-    """Where a pick stands on a target, the one rule of table, page and picture.
-
-    ``front``: no other is better and faster in selection, by the images that choose; ``front, dominated on test``: one
-    of them is on the test images; ``dominated``; ``too large``; ``not decided yet`` before all picks are delivered.
+class Spread(Record):
+    """Test accuracy of the ``n`` networks of a space at a budget: mean, standard deviation, that of the best by the
+    images that choose. None of too few.
     """
-    places = {card["id"]: place for place in ("front", "dominated", "too_large", "undecided")
-              for card in front.get(place, [])}
-    if places[id] == "front" and id not in front.get("fronts", {}).get(target, [id]):
-        return "dominated"
-    on_test = any(card["id"] == id and card.get("dominated_on_test") for card in front["front"])
-    return {"too_large": "too large", "undecided": "not decided yet"}.get(places[id], places[id]) + (
-        ", dominated on test" if on_test else "")
+
+    budget_ms: ByTarget
+    n: int
+    mean: Share | None = None
+    sd: Error | None = None
+    best: Share | None = None
 
 
-class ExitPieces(_Kept):
-    """``pieces.json`` of ``nas exits``: milliseconds of the parts of a network and of the heads between them."""
+class ComparedSpace(Record):
+    """Random networks of one space."""
 
-    trunk: Annotated[list[float], Field(min_length=1)]
-    heads: Annotated[list[float], Field(min_length=1)]
+    space: Text
+    reach_ms: dict[Text, list[Ms]] = Field(description="of the smallest and of the largest network, predicted")
+    budgets: list[Spread]
+    front: list[Card]
+    dominated: list[Card]
+    hypervolume: float | None = Field(default=None, description="of the front, below the slowest and the worst of all")
 
-
-_ARCH = r"(selections/[^/]+/)?archs/[^/]+/"
-_FILES: tuple[tuple[str, Any], ...] = (
-    (r"(selections/[^/]+/)?front\.json", Front), (r"(selections/[^/]+/)?picks\.json", Picks), (r"arch\.json", Genotype),
-    (f"{_ARCH}arch\\.json", Genotype), (f"{_ARCH}card\\.json", Card),
-    (f"{_ARCH}exits/card\\.json", Card | None),  # None: no exits keep within the limits
-    (f"{_ARCH}exits/thresholds\\.json", ExitPolicy), (r"data\.json", Images), (r"splits\.json", Splits),
-    (r"pieces\.json", ExitPieces),
-    (r"tables\.json", dict[str, Table]))
-_KINDS = [(re.compile(pattern), TypeAdapter[Any](kind)) for pattern, kind in _FILES]
+    @property
+    def cards(self) -> list[Card]:
+        """Every network, those of the front first."""
+        return [*self.front, *self.dominated]
 
 
-def mistake(name: str, value: Any) -> str | None:
-    """``key: what is wrong`` in the JSON file ``name`` of a run; None where nothing is, or nothing is known of it."""
-    kind = next((kind for pattern, kind in _KINDS if pattern.fullmatch(name)), None)
-    if kind is None:
-        return None
-    try:
-        kind.validate_python(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        return " ".join(f"{key or 'file'}: {first['msg'].removeprefix('Value error, ')}".split())[:300]
-    return None
+class Comparison(Record):
+    """``compare.json``: spaces beside each other, of equal budgets, images and training."""
+
+    run: str | None = Field(default=None, description="the run directory, for who asked; not in the file")
+    target: list[Text] = Field(min_length=1, max_length=1)
+    data: Text
+    size: int
+    seed: int
+    recipe: dict[str, Any] = Field(description="settings of training")
+    budget_ms: dict[Text, list[Ms]]
+    networks: int = Field(description="of each space at each budget")
+    spaces: list[ComparedSpace]
+    seconds: dict[str, float] | None = Field(default=None, description="by phase, for who asked; not in the file")
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Returns ``key: what is wrong`` of the first mistake."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return " ".join(f"{key or 'file'}: {first['msg'].removeprefix('Value error, ')}".split())[:300]

@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import pytest
 import typer
+from cards import card, front
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -169,8 +170,8 @@ def test_a_run_in_use_is_said_in_words_of_the_command(tell: Told) -> None:
             assert code == 2 and (last.endswith(f"wait, or give another {other}") or "began with" in last)
 
 
-FRONTS = {"": {"front": [{"id": "abcdef012345"}, {"id": "abcdff012345"}], "dominated": [{"id": "abcd"}]},
-          "selections/a/": {"front": [{"id": "123456789abc"}, {"id": "abcdef012345"}], "dominated": []}}
+FRONTS = {"": front([card("abcdef012345"), card("abcdff012345")], dominated=[card("abcd")]),
+          "selections/a/": front([card("123456789abc"), card("abcdef012345")])}
 
 
 @pytest.mark.parametrize(("text", "id"), [("abcdef012345", "abcdef012345"), ("abcde", "abcdef012345"),
@@ -187,7 +188,7 @@ def test_what_is_no_beginning(text: str, says: str) -> None:
 
 
 def test_two_ids_that_begin_alike() -> None:
-    fronts = {"": {"front": [{"id": "abcdef"}, {"id": "abcdff"}], "dominated": []}}
+    fronts = {"": front([card("abcdef"), card("abcdff")])}
     with pytest.raises(UserError, match="arch=abcd: is the beginning of abcdef and abcdff; give more of it"):
         meant(fronts, "abcd")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from cards import card, front
 from every import every
 
 import nas
@@ -24,12 +25,9 @@ from nas.pipeline.budgets import Bounds
 from nas.pipeline.npu_memory import Memory
 from nas.run.directory import Run
 from nas.run.images import RECORDED, Images
+from nas.run.records import Budget, Front
 
-POINT = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accuracy_se": 0.0123, "ms": {"cpu": 0.5},
-         "worst_ms": {"cpu": 0.5}, "measured_ms": {"cpu": None}, "macs": 12_340_000, "params": 560_000, "exits": [],
-         "onnx": "onnx/a.onnx"}
-RESULT = {"run": "runs/x", "space": "ghost", "target": ["cpu"], "front": [POINT],
-          "budgets": [{"budget_ms": {"cpu": 0.6}, "id": "0123456789ab", "ms": {"cpu": 0.5}}]}
+RESULT = front([card()], budgets=[Budget(budget_ms={"cpu": 0.6}, id=card().id, ms={"cpu": 0.5})])
 VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets",
          "compare", "report", "train", "evaluate", "exits"]
 Call = Callable[..., tuple[int, str, str]]
@@ -151,13 +149,13 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
     monkeypatch.setattr("nas.pipeline.search.refuse", lambda config: None)
     words = ["search", "train.lr=0.5", "--target", "cpu", "--seed", "3", "--budget-ms", "0.6"]
     code, out, err = call(*words, "--json")
-    assert code == 0 and json.loads(out) == RESULT and out.count("\n") == 1
+    assert code == 0 and json.loads(out) == RESULT.to_json() and out.count("\n") == 1
     assert "supernet: 1/1" in err and err.count("chatter") == 2
     (made,) = Path("runs").iterdir()
     assert made.name.startswith("ghost-cpu-digits-") and Run.existing(made).config["seed"] == 3
     code, out, err = call(*words)  # the same command finds the same run
     assert code == 0 and len(list(Path("runs").iterdir())) == 1
-    assert all(part in out for part in ("0123456789ab", "90.0 % +- 1.2", "12.34 M", "0.56 M", "onnx/a.onnx",
+    assert all(part in out for part in ("0123456789ab", "90.0 % +- 1.2", "12.34 M", "0.56 M", card().onnx,
                                    "not measured: no cpu here"))
     assert out.splitlines()[-1] == "runs/x" and "chatter" not in out
     code, out, err = call(*words[:-2], "--run", str(made))
@@ -165,12 +163,11 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
 
 
 def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    point = {**POINT, "ms": {"cpu": 0.5, "gpu-v100": 0.25}, "measured_ms": {"cpu": 0.52, "gpu-v100": None},
-             "dominated_on_test": True}
+    ms, measured = {"cpu": 0.5, "gpu-v100": 0.25}, {"cpu": 0.52, "gpu-v100": None}
+    point = card(ms=ms, measured_ms=measured, dominated_on_test=True)
     monkeypatch.setattr("nas.pipeline.search.refuse", lambda config: None)
-    monkeypatch.setattr("nas.pipeline.search.search", lambda *_: {
-        **RESULT, "target": ["cpu", "gpu-v100"], "front": [point],
-        "dominated": [{**point, "id": "dominated123"}]})
+    monkeypatch.setattr("nas.pipeline.search.search", lambda *_: front(
+        [point], dominated=[card("dominated123", ms, measured_ms=measured)]))
     _, out, _ = call("search", "--target", "cpu", "--target", "gpu-v100")
     assert all(part in out for part in ("predicted ms cpu", "predicted ms gpu-v100", "0.52", "0.25", "standing cpu",
                                    "front, dominated on test", "dominated123", "not measured: no gpu-v100 here"))
@@ -186,7 +183,7 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
 
     def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any, fine_tune: bool,
                memory: Memory, bounds: Bounds, points: int | None, storage: str | None,
-               workers: int, images: Images) -> dict[str, Any]:
+               workers: int, images: Images) -> Front:
         asked.append((run.path, targets, budget_ms, fine_tune, memory.given, bounds.given, points, storage, workers))
         places.append(images)
         return RESULT
@@ -198,7 +195,7 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
         return files
 
     pretend(monkeypatch, "nas.pipeline.search", select=select, export=export)
-    assert json.loads(call("select", "run", "--json")[1]) == RESULT
+    assert json.loads(call("select", "run", "--json")[1]) == RESULT.to_json()
     call("select", "run", "--target", "npu", "--budget-ms", "2", "--budget-ms", "1", "--fine-tune",
          "--sram-kb", "256", "--flash-kb", "99.5")
     call("select", "run", "--budget-ms", "cpu=2", "--budget-ms", "other=1", "--max-params", "9000", "--budgets", "50",

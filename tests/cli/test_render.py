@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cards import card, front
 
 from nas.cli import render
 from nas.config.search import Config, resolve
@@ -14,17 +14,14 @@ from nas.pipeline.front import meant
 from nas.pipeline.search import refuse
 from nas.pipeline.train_one import refuse as refuse_baseline
 from nas.run.images import Images, lying_at
+from nas.run.records import Budget
 from nas.run.settings import Baseline
 from nas.train.data import load
 
-CARD = {"id": "0123456789ab", "select_accuracy": 0.91, "accuracy": 0.9, "accuracy_se": 0.01,
-        "ms": {"macs": 30.5, "cpu": 0.5}, "measured_ms": {"macs": None, "cpu": 0.75}, "macs": 30_500_000,
-        "params": 560_000, "exits": [], "onnx": "model.onnx"}
-FRONT: dict[str, Any] = {
-    "run": "runs/x", "target": ["macs", "cpu"], "front": [CARD], "dominated": [], "budgets": [
-        {"budget_ms": {"macs": 31.0}, "id": CARD["id"], "ms": {"macs": 30.5}},
-        {"budget_ms": {"macs": 31.0, "cpu": 0.8}, "id": CARD["id"], "ms": CARD["ms"],
-         "measured_ms": {"macs": None, "cpu": 0.75}}]}
+CARD = card(ms={"macs": 30.5, "cpu": 0.5}, measured_ms={"macs": None, "cpu": 0.75})
+FRONT = front([CARD], budgets=[
+    Budget(budget_ms={"macs": 31.0}, id=CARD.id, ms={"macs": 30.5}),
+    Budget(budget_ms={"macs": 31.0, "cpu": 0.8}, id=CARD.id, ms=CARD.ms, measured_ms=CARD.measured_ms)])
 
 
 def test_only_what_can_be_measured_has_a_measured_column(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +33,7 @@ def test_only_what_can_be_measured_has_a_measured_column(capsys: pytest.CaptureF
 
 
 def test_drift_is_that_of_each_measured_target(capsys: pytest.CaptureFixture[str]) -> None:
-    file = {"id": CARD["id"], "predicted_ms": CARD["ms"], "measured_ms": CARD["measured_ms"],
+    file = {"id": CARD.id, "predicted_ms": CARD.ms, "measured_ms": CARD.measured_ms,
             "drift": {"macs": None, "cpu": 1.25}}
     render.exported({"files": [file], "target": ["macs", "cpu"]})
     title, _, row = capsys.readouterr().out.splitlines()
@@ -49,7 +46,7 @@ def test_drift_is_that_of_each_measured_target(capsys: pytest.CaptureFixture[str
 
 
 def test_the_beginning_of_an_id() -> None:
-    fronts = {"": {"front": [{"id": "abcd00000000"}, {"id": "abcd11111111"}], "dominated": [{"id": "ef0000000000"}]}}
+    fronts = {"": front([card("abcd00000000"), card("abcd11111111")], dominated=[card("ef0000000000")])}
     assert meant(fronts, "abcd0") == "abcd00000000" and meant(fronts, "ef00") == "ef0000000000"
     for text, message in (("ef0", "give at least 4 characters of an id; there are abcd00000000, "),
                           ("abcd", "is the beginning of abcd00000000 and abcd11111111; give more of it"),

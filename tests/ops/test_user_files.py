@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from own_ops import DOUBLE, forget, forgotten
-from tiny_search import Quiet, config_of, searched
+from tiny_search import Quiet, config_of, searched, selected
 from tiny_space import TINY
 
 from nas.errors import UserError, call
@@ -185,7 +185,7 @@ def test_a_run_asks_for_the_file_again_and_refuses_one_that_changed(ops: Path, s
     assert card["provenance"]["ops"][0]["operators"] == ["double"]
     forget()
     run = Run.existing(path)
-    again = [lambda: searched(config, path), lambda: pipeline.select(run, ["gpu-v100"], [], Quiet()),
+    again = [lambda: searched(config, path), lambda: selected(run, ["gpu-v100"], [], Quiet()),
              lambda: pipeline.export(run, None, None, tmp_path / "out", Quiet())]
     for work in again:
         with pytest.raises(UserError, match=r"operators double are code of my_ops\.py.* give ops=my_ops\.py again"):

@@ -45,7 +45,7 @@ def compared(files: list[str], path: Path, progress: Any = None, **flags: Any) -
     configs = configs_of(files, **flags)
     run = Run.open(path, comparison.settings(configs, 3))
     with run.lock():
-        return comparison.compare(configs, 3, run, progress or Quiet())
+        return comparison.compare(configs, 3, run, progress or Quiet()).to_json()
 
 
 @pytest.fixture(scope="module")

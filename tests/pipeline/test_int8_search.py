@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import yaml
-from tiny_search import Quiet, config_of, searched
+from tiny_search import Quiet, config_of, searched, selected
 from tiny_space import TINY
 
 from nas.errors import UserError
@@ -127,7 +127,7 @@ def test_beside_another_target_accuracies_are_still_the_int8_files(finished: Mad
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     path, _, _ = finished
     monkeypatch.setattr(pipeline, "limits_of", lambda *given: limits_of(*given)[-1:])  # one budget each will do
-    result = pipeline.select(Run.existing(path), ["gpu-v100", "cpu-int8"], [], Quiet())
+    result = selected(Run.existing(path), ["gpu-v100", "cpu-int8"], [], Quiet())
     card = result["front"][0]
     assert card["measured_ms"]["gpu-v100"] is None and card["measured_ms"]["cpu-int8"] > 0
     assert card["accuracy"] == pytest.approx(right(path / card["int8_onnx"], images().test))

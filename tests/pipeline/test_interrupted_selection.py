@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_search import Quiet, comparable, config_of, searched_once
+from tiny_search import Quiet, comparable, config_of, searched_once, selected
 
 from nas.arch import Arch
-from nas.pipeline import search as pipeline
 from nas.pipeline.selection import Judge
 from nas.run.directory import Run
 from nas.select import SELECTORS
@@ -34,7 +33,7 @@ def copied(made: Path, path: Path, **settings: Any) -> Run:
 
 
 def select(run: Run) -> dict[str, Any]:
-    return pipeline.select(run, ["gpu-v100"], [], Quiet())
+    return selected(run, ["gpu-v100"], [], Quiet())
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[str]:
@@ -99,5 +98,5 @@ def test_what_was_judged_before_is_said(made: Path, tmp_path: Path, monkeypatch:
             super().advance(n, **figures)
             seen.append(figures)
 
-    pipeline.select(run, ["gpu-v100"], [], Told())
+    selected(run, ["gpu-v100"], [], Told())
     assert [step["judged before"] for step in seen if step.get("known")] == [1, 2, 3, 4, 5]

@@ -18,12 +18,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cards
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from every import every
-from tiny_search import Quiet, config_of, searched
+from tiny_search import Quiet, config_of, searched, selected
 from torch import nn
 
 from nas.arch import Arch
@@ -43,6 +44,7 @@ from nas.pipeline.setup import load_recorded, prepare
 from nas.plan import plan
 from nas.run import checkpoint
 from nas.run.directory import Run
+from nas.run.records import Picks
 from nas.run.settings import Baseline, settings_of
 from nas.train import data as data_module
 from nas.train import evaluation
@@ -106,13 +108,17 @@ class Outcome:
             self.reported[f"{name}: {card['id']}"] = card["accuracy"]
 
 
+def cards_of(front: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*front["front"], *front["dominated"]]
+
+
 def trained(space_file: Path, path: Path) -> Outcome:
     """``nas train``, its int8 export, and ``nas exits`` on what came of it."""
     flags = {"space": str(space_file), "arch": "largest", "size": 16, "limit": 160, "threads": 1,
              "target": ["gpu-v100"]}
     config, done = resolve(None, ["train.finetune_epochs=2", "train.batch=16"], flags, Baseline), Outcome()
     run, quiet = Run.open(path / "trained", config.to_json()), Quiet()
-    done.take("train", run.path, train_one.train(config, run, None, quiet))
+    done.take("train", run.path, train_one.train(config, run, None, quiet).to_json())
     pipeline.export(run, None, None, path / "int8", quiet, "int8-onnx")
     done.kept["int8"] = [file.read_bytes() for file in (path / "int8").iterdir()]
     model = existing.pick(run, None, None, True, quiet)
@@ -126,8 +132,7 @@ def whole_search(space_file: Path, path: Path) -> Outcome:
     result, done = searched(config_of(space_file, *SEARCH), path), Outcome()
     done.take("search", path, result)
     done.kept["supernet"] = {name: tensor.numpy().tobytes() for name, tensor in weights(Run(path)).items()}
-    selected = pipeline.select(Run.existing(path), ["gpu-v100"], [], Quiet(), points=2)
-    done.take("select", path, selected)
+    done.take("select", path, selected(Run.existing(path), ["gpu-v100"], [], Quiet(), points=2))
     return done
 
 
@@ -206,7 +211,7 @@ def test_a_cards_figures_are_of_the_delivered_weights_on_their_own_split(search:
     run, data = Run.existing(search[0]), splits()
     here = load_recorded(settings_of(run), run, ["gpu-v100"])
     result = run.read_json("front.json")
-    plain = [card for card in front.cards_of(result) if not card["exits"]]
+    plain = [card for card in cards_of(result) if not card["exits"]]
     views = list(evaluation.views(data.select, data.augment, 0))
     assert plain and len(views) > 1 and any(card["accuracy"] != card["select_accuracy"] for card in plain)
     for card in plain:
@@ -321,25 +326,22 @@ def test_what_exits_may_lose_is_of_the_plain_picks_own_accuracy(search: tuple[Pa
     monkeypatch.setattr(picks, "chosen", lambda trained, pieces, wishes: (
         asked.append((trained, pieces, wishes)), chosen(trained, pieces, wishes))[1])
     result = searched(config_of(space_file, *SEARCH), tmp_path / "run")
-    plain = [card for card in front.cards_of(result) if not card["exits"]]
+    plain = [card for card in cards_of(result) if not card["exits"]]
     assert len(asked) == len(plain) > 1
     assert {(wishes.lose, wishes.than, wishes.max_ms) for _, _, wishes in asked} == {
         (0.05, card["select_accuracy"], None) for card in plain}
     assert sorted(round(float(pieces.plain_ms), 9) for _, pieces, _ in asked) == sorted(
         round(card["ms"]["gpu-v100"], 9) for card in plain)
-    assert front.cards_of(result) == front.cards_of(json.loads((search[0] / "front.json").read_text()))
+    assert cards_of(result) == cards_of(json.loads((search[0] / "front.json").read_text()))
 
 
 def test_where_the_splits_disagree_the_front_is_that_of_selection() -> None:
     """By selection b beats a and c, which is slower; by test it would be the other way round."""
-    def card(id: str, ms: float, select: float, test: float) -> dict[str, Any]:
-        return {"id": id, "ms": {"t": ms}, "measured_ms": {"t": None}, "select_accuracy": select,
-                "select_accuracy_se": 0.25, "accuracy": test, "exits": [], "arch": {"ops": ["skip"]}}
-
-    cards = [card("a", 1.0, 0.5, 0.9), card("b", 2.0, 0.8, 0.6), card("c", 3.0, 0.7, 0.95)]
+    networks = [cards.card(id, {"t": ms}, select_accuracy=select, select_accuracy_se=0.25, accuracy=test)
+             for id, ms, select, test in (("a", 1.0, 0.5, 0.9), ("b", 2.0, 0.8, 0.6), ("c", 3.0, 0.7, 0.95))]
     here: Any = SimpleNamespace(costs={"t": None}, layout=SimpleNamespace(space="s"), others={}, every=[])
-    made = front.front_of(here, cards, {"budgets": [], "rank_agreement": {}})
-    assert [c["id"] for c in made["front"]] == ["a", "b"] and [c["id"] for c in made["dominated"]] == ["c"]
-    assert [c["dominated_on_test"] for c in front.cards_of(made)] == [False, True, False]
-    assert [c.get("within_error_of") for c in made["front"]] == [None, "a"]  # 0.3 apart, by 0.35 or less by chance
+    made = front.front_of(here, networks, Picks(budgets=[], rank_agreement={}))
+    assert [card.id for card in made.front] == ["a", "b"] and [card.id for card in made.dominated] == ["c"]
+    assert [card.dominated_on_test for card in made.cards] == [False, True, False]
+    assert [card.within_error_of for card in made.front] == [None, "a"]  # 0.3 apart, by 0.35 or less by chance
     assert front.find({"": made}, None, 2.5) == ("", ["b"])  # the best for a budget, too

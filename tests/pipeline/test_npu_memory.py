@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from cards import card
 from every import every
-from tiny_search import Quiet, config_of, searched
+from tiny_search import Quiet, config_of, searched, selected
 from tiny_space import TINY
 from torch import nn
 
 from nas import sampling
+from nas.arch import SKIP, Arch
 from nas.cli import render
 from nas.errors import UserError
 from nas.latency.costs import LOCAL
@@ -31,6 +33,7 @@ from nas.pipeline.front import front_of
 from nas.pipeline.npu_memory import Footprints, Memory
 from nas.plan import Layout, OpKey, Task, layout, params, plan
 from nas.run.directory import Run
+from nas.run.records import Pick, Picks
 from nas.select import SELECTORS
 from nas.select.ilp import solve
 from nas.select.problem import Cost, Problem
@@ -183,21 +186,20 @@ def test_settings_without_limits_are_those_of_runs_before_there_were_any(tmp_pat
 
 def test_a_pick_that_its_training_made_too_large_is_named_and_not_in_the_front(
         capsys: pytest.CaptureFixture[str]) -> None:
-    def card(name: str, ms: float, accuracy: float, fits: bool) -> dict[str, Any]:
-        return {"id": name, "ms": {TARGET: ms}, "select_accuracy": accuracy, "accuracy": accuracy, "fits": fits,
-                "sram_kb": {TARGET: 64.0}, "flash_kb": {TARGET: 99.5}, "arch": {"ops": ["skip"]}, "macs": 1,
-                "params": 1, "measured_ms": {TARGET: None}}
-
-    cards = [card("small", 1.0, 0.8, True), card("large", 2.0, 0.9, False)]
-    picks = {"budgets": [{"budget_ms": {TARGET: 2.0}, "id": c["id"], "ms": c["ms"]} for c in cards],
-             "rank_agreement": {}}
+    small, large = Arch("tiny", 16, (SKIP,)), Arch("tiny", 16, (SKIP, SKIP))
+    cards = [card(arch.id, {TARGET: ms}, arch=arch, select_accuracy=accuracy, accuracy=accuracy, fits=fits,
+                  sram_kb={TARGET: 64.0}, flash_kb={TARGET: 99.5})
+             for arch, ms, accuracy, fits in ((small, 1.0, 0.8, True), (large, 2.0, 0.9, False))]
+    picks = Picks(budgets=[Pick(budget_ms={TARGET: 2.0}, id=arch.id, arch=arch, ms={TARGET: 1.0})
+                           for arch in (small, large)], rank_agreement={})
     place = SimpleNamespace(costs={TARGET: None}, layout=SimpleNamespace(space="tiny"), others={})
     front = front_of(place, cards, picks)
-    assert [c["id"] for c in front["front"]] == [b["id"] for b in front["budgets"]] == ["small"]
-    assert [c["id"] for c in front["too_large"]] == ["large"] and front["dominated"] == []
-    render.front({**front, "run": "here"})
+    assert [card.id for card in front.front] == [budget.id for budget in front.budgets] == [small.id]
+    assert [card.id for card in front.too_large] == [large.id] and front.dominated == []
+    render.front(front)
     out = capsys.readouterr().out
-    assert "large is too large with its trained weights, and not in the front: SRAM 64 KB, flash 99.5 KB on " in out
+    assert (f"{large.id} is too large with its trained weights, and not in the front: SRAM 64 KB, flash 99.5 KB on "
+            f"{TARGET}") in out
     assert "SRAM KB" in out and "flash KB" in out
 
 
@@ -254,13 +256,13 @@ def test_the_same_search_again_compiles_nothing(finished: tuple[Path, dict[str, 
 def test_a_selection_keeps_the_limits_of_its_run_or_takes_tighter_ones(finished: tuple[Path, dict[str, Any]]) -> None:
     run = Run.existing(finished[0])
     largest = max(card["flash_kb"][TARGET] for card in finished[1]["front"])
-    result = pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=0.9 * largest))
+    result = selected(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=0.9 * largest))
     cards = [*result["front"], *result["dominated"]]
     assert every(card["sram_kb"][TARGET] <= 16 and card["flash_kb"][TARGET] <= 0.9 * largest for card in cards)
     with pytest.raises(UserError, match=r"^flash_kb=2 is below the smallest reachable"):
-        pipeline.select(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=2))
+        selected(run, [TARGET], [], Quiet(), memory=Memory(flash_kb=2))
     with pytest.raises(UserError, match=r"^sram_kb: gpu-v100 is not compiled by Vela"):
-        pipeline.select(run, ["gpu-v100"], [], Quiet(), memory=Memory(64))
+        selected(run, ["gpu-v100"], [], Quiet(), memory=Memory(64))
 
 
 @needs_vela

@@ -15,6 +15,7 @@ from nas.pipeline.header import about
 from nas.pipeline.pace import FIRST_S, Pace, Sizes, work_of
 from nas.run import timeline
 from nas.run.directory import Run
+from nas.run.records import Front
 from nas.train.recipes import FineTuningRecipe, SupernetRecipe
 
 
@@ -127,5 +128,5 @@ def test_what_it_took_is_in_the_result(made: tuple[Run, dict[str, Any], Quiet],
     assert {"supernet warmup", "supernet search", "selection", "fine-tuning", "export", "total"} <= set(seconds)
     assert seconds["total"] == pytest.approx(sum(value for name, value in seconds.items() if name != "total"), abs=0.01)
     assert timeline.finished(run) == seconds and "seconds" not in run.read_json("front.json")
-    render.front(result)
+    render.front(Front.model_validate(result))
     assert any(line.startswith("took ") and " in all" in line for line in capsys.readouterr().out.splitlines())

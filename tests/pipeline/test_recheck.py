@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from cards import card, front
 from every import every
-from tiny_search import Quiet, comparable, config_of, searched
+from tiny_search import Quiet, comparable, config_of, searched, selected
 from tiny_space import TINY
 from torch import nn
 
@@ -21,14 +22,16 @@ from nas.errors import UserError
 from nas.latency import bench, devices, profile
 from nas.latency.table import LatencyTable
 from nas.ops.registry import Block
+from nas.pipeline import overrun
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.front import find
-from nas.pipeline.overrun import TOLERANCE, bounds_of, lines, over
+from nas.pipeline.overrun import bounds_of, over
 from nas.pipeline.recheck import Correction
 from nas.plan import Task, layout
 from nas.run import tables
 from nas.run.directory import Run
+from nas.run.records import TOLERANCE, Budget, Excess, Front
 from nas.space import Space
 from nas.subnet import Subnet
 
@@ -103,8 +106,12 @@ def copy(made: tuple[Path, dict[str, Any], Quiet], tmp_path: Path) -> Run:
     return Run.existing(tmp_path / "run")
 
 
+def lines(result: dict[str, Any]) -> list[str]:
+    return overrun.lines(Front.model_validate(result))
+
+
 def select(run: Run, table: Path, *budget_ms: float, progress: Quiet | None = None) -> dict[str, Any]:
-    return pipeline.select(run, [str(table)], budget_ms, progress or Quiet())
+    return selected(run, [str(table)], budget_ms, progress or Quiet())
 
 
 def test_picks_of_a_table_that_is_off_are_chosen_again(made: tuple[Path, dict[str, Any], Quiet], table: Path) -> None:
@@ -119,7 +126,7 @@ def test_picks_of_a_table_that_is_off_are_chosen_again(made: tuple[Path, dict[st
         assert ms == pytest.approx(1.25 * budget["ms"][str(table)]) and ms <= bound * (1 + TOLERANCE)
     cards = {card["id"]: card for card in (*result["front"], *result["dominated"])}
     assert set(cards) == {budget["id"] for budget in result["budgets"]}
-    assert not any("over_budget" in card for card in cards.values()) and lines(result) == []
+    assert not any(card["over_budget"] for card in cards.values()) and lines(result) == []
     first = [event["id"] for event in run.events("timed")][:2]
     assert not set(first) <= set(cards) and len(run.events("selection")) == 2  # what missed was not delivered
     assert any("take longer than their budgets when measured" in note and "1.25 times" in note
@@ -164,7 +171,7 @@ def test_a_budget_that_nothing_keeps_is_said(copy: Run, table: Path, here: Any,
     above = round(1.25 * least / budget - 1, 4)
     excess = {"budget_ms": budget, "measured_ms": pytest.approx(1.25 * least), "above": above}
     assert above > 0.1 and card["over_budget"] == {str(table): excess}
-    render.front(result)
+    render.front(Front.model_validate(result))
     said = (f"measured above its budget: {fast['id']} takes {1.25 * least:.4g} ms on {table} for {budget:g} "
             f"({100 * above:.0f} % above; predicted {least:.4g})")
     assert said in capsys.readouterr().out.splitlines()
@@ -198,7 +205,7 @@ def test_a_budget_of_two_targets_is_kept_on_the_one_that_is_not_measured(copy: R
     here(Gears(1.25))
 
     def ask(**more: Any) -> list[dict[str, Any]]:
-        budgets: list[dict[str, Any]] = pipeline.select(
+        budgets: list[dict[str, Any]] = selected(
             copy, [str(table), "macs"], [], Quiet(), points=2, **more)["budgets"]
         return budgets
 
@@ -258,19 +265,16 @@ def test_a_correction_never_lowers_a_price(table: Path) -> None:
 
 
 def test_how_far_above_a_budget_counts() -> None:
-    assert over({"cpu": 1.73}, {"cpu": 1.44}) == {"cpu": {"budget_ms": 1.44, "measured_ms": 1.73, "above": 0.2014}}
+    assert over({"cpu": 1.73}, {"cpu": 1.44}) == {"cpu": Excess(budget_ms=1.44, measured_ms=1.73, above=0.2014)}
     assert over({"cpu": 1.48}, {"cpu": 1.44}) == over({"cpu": None}, {"cpu": 1.44}) == over({}, {"cpu": 1.44}) == {}
     assert over({"cpu": 1.484}, {"cpu": 1.44})  # 3.06 % above
-    budgets: list[dict[str, Any]] = [
-        {"budget_ms": {"cpu": 2.0}, "id": "a"}, {"budget_ms": {"cpu": 1.0}, "id": "a"},
-        {"budget_ms": {"cpu": 0.1}, "id": "b"}, {"budget_ms": {"cpu": 3.0, "gpu": 4.0}, "id": "a"}]
+    budgets = [Budget(id=id, budget_ms=bounds, ms=bounds) for id, bounds in (
+        ("a", {"cpu": 2.0}), ("a", {"cpu": 1.0}), ("b", {"cpu": 0.1}), ("a", {"cpu": 3.0, "gpu": 4.0}))]
     assert bounds_of(budgets, "a") == {"cpu": 1.0, "gpu": 4.0}
 
 
 def test_a_pick_within_a_budget_is_one_that_keeps_it_as_measured() -> None:
-    cards = [{"id": name, "ms": {"cpu": ms}, "measured_ms": {"cpu": measured}, "select_accuracy": accuracy, "exits": []}
-             for name, ms, measured, accuracy in (("a", 1.31, 1.73, 0.9), ("b", 1.2, 1.2, 0.8))]
-    front = {"target": ["cpu"], "front": cards, "dominated": [], "budgets": []}
-    assert find({"": front}, None, 1.44) == ("", ["b"])
-    assert find({"": front}, None, 1.7) == ("", ["a"])  # 1.8 % above is within what measuring tells
-    assert json.loads(json.dumps(front)) == front
+    made = front([card(name, {"cpu": ms}, measured_ms={"cpu": measured}, select_accuracy=accuracy)
+                  for name, ms, measured, accuracy in (("a", 1.31, 1.73, 0.9), ("b", 1.2, 1.2, 0.8))])
+    assert find({"": made}, None, 1.44) == ("", ["b"])
+    assert find({"": made}, None, 1.7) == ("", ["a"])  # 1.8 % above is within what measuring tells

@@ -21,7 +21,7 @@ import pytest
 import torch
 from every import every
 from safetensors.torch import load_file
-from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once
+from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once, selected
 
 from nas import sampling
 from nas.errors import UserError
@@ -115,10 +115,10 @@ def test_budgets_are_hard_and_an_impossible_one_names_the_smallest(finished: tup
     front = finished[1]["front"]
     bound = front[-1]["ms"]["gpu-v100"] * 0.9
     run = Run.existing(finished[0])
-    result = pipeline.select(run, ["gpu-v100"], [bound], Quiet())
+    result = selected(run, ["gpu-v100"], [bound], Quiet())
     assert every(card["ms"]["gpu-v100"] <= bound for card in [*result["front"], *result["dominated"]])
     with pytest.raises(UserError, match=r"budget_ms=0\.001 is below the smallest reachable 0\.\d+ ms on gpu-v100"):
-        pipeline.select(run, ["gpu-v100"], [0.001], Quiet())
+        selected(run, ["gpu-v100"], [0.001], Quiet())
     with pytest.raises(UserError, match="below the smallest reachable"):
         searched(config_of(space_file, "budget_ms=[0.001]"), tmp_path / "none")
 
@@ -129,7 +129,7 @@ def test_selection_for_another_target_trains_nothing(finished: tuple[Path, dict[
     other["name"] = "other"
     (tmp_path / "other.json").write_text(json.dumps(other))
     progress, before = Quiet(), (path / "supernet.pt").stat().st_mtime_ns
-    result = pipeline.select(Run.existing(path), [str(tmp_path / "other.json")], [], progress)
+    result = selected(Run.existing(path), [str(tmp_path / "other.json")], [], progress)
     assert (path / "supernet.pt").stat().st_mtime_ns == before
     assert any("without" in note and "in view" in note for note in progress.notes)
     assert result["front"] and not any(card["fine_tuned"] for card in result["front"])
@@ -166,11 +166,11 @@ def test_a_run_finds_its_table_from_any_directory(space_file: Path, tmp_path: Pa
     (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]
     assert file["predicted_ms"] == card["ms"]
     (here / "phone.json").unlink()
-    again = pipeline.select(run, run.config["target"], [], Quiet(), points=1)
+    again = selected(run, run.config["target"], [], Quiet(), points=1)
     assert [b["ms"] for b in again["budgets"]] and len(list(run.file("tables").iterdir())) == 1
     (run.path / "tables.json").unlink()  # of a run before there was one
     assert kept_table(run, target) == name
-    pipeline.select(run, ["phone.json"], [], Quiet(), points=1)
+    selected(run, ["phone.json"], [], Quiet(), points=1)
     assert len(list(run.file("tables").iterdir())) == 2  # that of there is another target
     assert [named_target(run, name) for name in (target, "phone.json", "cpu")] == [
         target, str(there / "phone.json"), "cpu"]
@@ -182,9 +182,9 @@ def test_a_loss_that_is_no_number_has_no_claim(tiny: Layout) -> None:
     cost: Any = SimpleNamespace(cost=lambda arch, target: 0.95 if arch == archs[2] else 0.5)
     losses = {archs[0]: 0.9, archs[1]: 0.8, archs[2]: float("nan")}
     picked = selection._pick({archs[0].size: cost}, {"a": 1.0}, archs[:3], losses)
-    assert picked["id"] == archs[0].id  # the best of those that take too little
+    assert picked.id == archs[0].id  # the best of those that take too little
     picked = selection._pick({archs[0].size: cost}, {"a": 1.0}, archs[:3], {**losses, archs[2]: 1.0})
-    assert picked["id"] == archs[2].id
+    assert picked.id == archs[2].id
 
 
 def test_a_selection_in_which_nothing_fits_does_not_stand_in_the_way_of_another(
@@ -203,7 +203,7 @@ def test_two_tables_of_one_name_are_kept_apart(finished: tuple[Path, dict[str, A
     path, _ = finished
     table = (path / "tables" / "gpu-v100.json").read_bytes()
     (tmp_path / "gpu-v100.json").write_bytes(table)
-    pipeline.select(Run.existing(path), [str(tmp_path / "gpu-v100.json")], [], Quiet())
+    selected(Run.existing(path), [str(tmp_path / "gpu-v100.json")], [], Quiet())
     assert len(list((path / "tables").glob("gpu-v100*.json"))) == 2
 
 
@@ -228,7 +228,7 @@ def test_budgets_are_hard_whatever_told_the_gates_of_them(space_file: Path, tmp_
     assert result["budgets"] and every(b["ms"]["gpu-v100"] <= b["budget_ms"]["gpu-v100"] for b in result["budgets"])
     assert searched(config, path) == result
     run, bound = Run.existing(path), 0.97 * max(b["ms"]["gpu-v100"] for b in result["budgets"])
-    pipeline.select(run, ["gpu-v100"], [bound], Quiet())
+    selected(run, ["gpu-v100"], [bound], Quiet())
     average, name = checkpoint.load(run, "supernet.pt")["average"]["net"], "stem.conv.conv.weight"
     delivered = [load_file(file)[name] for file in path.glob("selections/*/archs/*/weights.safetensors")]
     assert every(torch.equal(weight, average[name]) for weight in delivered)  # inherited, not fine-tuned
@@ -270,7 +270,7 @@ def test_export_of_the_features(finished: tuple[Path, dict[str, Any]], tmp_path:
 def test_export_finds_a_pick_of_a_selection(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     run, own = Run.existing(finished[0]), {card["id"] for card in [*finished[1]["front"], *finished[1]["dominated"]]}
     bound = 0.97 * finished[1]["front"][-1]["ms"]["gpu-v100"]
-    chosen = pipeline.select(run, ["gpu-v100"], [bound], Quiet())["front"][0]
+    chosen = selected(run, ["gpu-v100"], [bound], Quiet())["front"][0]
     assert chosen["id"] not in own
     (file,) = pipeline.export(run, chosen["id"], None, tmp_path, Quiet())["files"]
     assert file["predicted_ms"] == chosen["ms"] and file["onnx"] == str(tmp_path / f"{chosen['id']}.onnx")

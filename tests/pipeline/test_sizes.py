@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from every import every
-from tiny_search import Quiet, comparable, config_of, searched
+from tiny_search import Quiet, comparable, config_of, searched, selected
 from tiny_space import TINY
 
 from nas.arch import Arch
@@ -30,6 +30,7 @@ from nas.pipeline.setup import load_recorded
 from nas.plan import OpKey, Task, candidates, layouts, macs, plan
 from nas.report.run_data import story
 from nas.run.directory import Run
+from nas.run.records import Front
 from nas.space import Space
 
 SIZES = [16, 8]
@@ -128,7 +129,7 @@ def test_budgets_reach_from_the_least_of_all_sizes_to_the_most(finished: tuple[R
     (log,) = [event for event in finished[0].events("selection")]
     assert {name.rpartition(" at ")[2] for name in log["held_out"]} == {"16 pixels", "8 pixels"}
     least, most = end(8, min), end(16, max)
-    picks = pipeline.select(finished[0], finished[1]["target"], [], Quiet())
+    picks = selected(finished[0], finished[1]["target"], [], Quiet())
     chosen, searched_for = ([ms for b in front["budgets"] for ms in b["budget_ms"].values()]
                             for front in (picks, finished[1]))
     assert least <= min(chosen) and max(chosen) <= most
@@ -160,7 +161,7 @@ def settings_of(run: Run) -> Config:
 def test_the_size_is_told_wherever_a_pick_is(finished: tuple[Run, dict[str, Any]],
                                              capsys: pytest.CaptureFixture[str]) -> None:
     run, result = finished
-    render.front(result)
+    render.front(Front.model_validate(result))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["id", "size"]
     for card in result["front"]:
@@ -194,17 +195,17 @@ def test_selection_for_a_target_needs_its_rows_at_every_size(finished: tuple[Run
                                                              tmp_path: Path) -> None:
     run = Run(Path(shutil.copytree(finished[0].path, tmp_path / "run")))
     other = phone(tmp_path / "other.json", SIZES)
-    result = pipeline.select(run, [str(other)], [], Quiet(), points=3)
+    result = selected(run, [str(other)], [], Quiet(), points=3)
     assert {card["size"] for card in cards_of(result)} == set(SIZES)
     most = max(card["macs"] for card in cards_of(result) if card["size"] == 8)
-    few = pipeline.select(run, [str(other)], [], Quiet(), points=2, bounds=Bounds.of(
+    few = selected(run, [str(other)], [], Quiet(), points=2, bounds=Bounds.of(
         max_macs=most))
     assert every(card["macs"] <= most for card in cards_of(few))
     lacking = phone(tmp_path / "lacking.json", [16])
     with pytest.raises(UserError, match=r"lacking.json.*run: profile\(.*size=8"):
-        pipeline.select(run, [str(lacking)], [], Quiet())
+        selected(run, [str(lacking)], [], Quiet())
     with pytest.raises(UserError, match=r"max_macs=1 "):
-        pipeline.select(run, [str(other)], [], Quiet(), bounds=Bounds.of(max_macs=1))
+        selected(run, [str(other)], [], Quiet(), bounds=Bounds.of(max_macs=1))
 
 
 def test_the_same_network_at_two_sizes_is_two_candidates() -> None:

@@ -28,8 +28,8 @@ def picked(ms: list[float], losses: list[float], budget: float) -> int:
     cost = dict(zip(archs, ms, strict=True))
     problem: Any = SimpleNamespace(cost=lambda arch, target: cost[arch])
     found = selection._pick({16: problem}, {"t": budget}, archs, dict(zip(archs, losses, strict=True)))
-    assert found["ms"] == {"t": cost[Arch.from_json(found["arch"])]} and found["budget_ms"] == {"t": budget}
-    return [arch.id for arch in archs].index(found["id"])
+    assert found.ms == {"t": cost[found.arch]} and found.budget_ms == {"t": budget}
+    return [arch.id for arch in archs].index(found.id)
 
 
 def test_a_budget_gets_the_best_network_that_takes_nine_tenths_of_it() -> None:

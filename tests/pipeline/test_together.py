@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cards import card
 from every import every
-from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once
+from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once, selected
 
 from nas.cli import render
 from nas.cli.output import named_budgets
 from nas.config.search import resolve
 from nas.errors import UserError
-from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
-from nas.pipeline.front import _mark_ties
+from nas.pipeline.front import _with_ties
 from nas.run.directory import Run
+from nas.run.records import Front
 
 TARGETS = ["gpu-v100", "gpu-v100-b32"]
 
@@ -29,7 +30,7 @@ def finished(space_file: Path, shared: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def select(run: Run, targets: list[str], budget_ms: list[float], **more: Any) -> dict[str, Any]:
-    return pipeline.select(run, targets, budget_ms, Quiet(), **more)
+    return selected(run, targets, budget_ms, Quiet(), **more)
 
 
 def test_a_front_each_and_the_best_under_all_budgets(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +48,7 @@ def test_a_front_each_and_the_best_under_all_budgets(finished: Run, capsys: pyte
     joint = result["budgets"][-1]
     assert list(joint["budget_ms"]) == TARGETS and joint["budget_ms"] == together
     assert every(joint["ms"][t] <= together[t] for t in TARGETS)
-    render.front(result)
+    render.front(Front.model_validate(result))
     said = capsys.readouterr().out
     assert "front of gpu-v100-b32: " in said and "on several fronts: " in said and "gpu-v100: " in said
 
@@ -125,17 +126,12 @@ def test_budgets_by_name() -> None:
 
 
 def test_points_within_the_error_of_a_faster_one_are_marked() -> None:
-    def card(id: str, ms: float, accuracy: float, error: float) -> dict[str, Any]:
-        return {"id": id, "ms": {"any": ms}, "select_accuracy": accuracy, "select_accuracy_se": error}
-
-    cards = [card("a", 1.0, 0.80, 0.03), card("b", 2.0, 0.84, 0.03), card("c", 3.0, 0.90, 0.03)]
-    _mark_ties(cards, "any")
+    cards = [card(id, {"any": ms}, select_accuracy=accuracy, select_accuracy_se=0.03)
+             for id, ms, accuracy in (("a", 1.0, 0.80), ("b", 2.0, 0.84), ("c", 3.0, 0.90))]
     # errors of differences: 0.042; b is 0.04 above a; c is 0.06 above b
-    assert [card.get("within_error_of") for card in cards] == [None, "a", None]
-    older = [{"id": id, "ms": {"any": ms}, "select_accuracy": share}
-             for id, ms, share in (("a", 1.0, 0.8), ("b", 2.0, 0.81))]
-    _mark_ties(older, "any")
-    assert not any("within_error_of" in card for card in older)
+    assert [card.within_error_of for card in _with_ties(cards, "any")] == [None, "a", None]
+    exact = [card(id, {"any": ms}, select_accuracy=share) for id, ms, share in (("a", 1.0, 0.8), ("b", 2.0, 0.81))]
+    assert [card.within_error_of for card in _with_ties(exact, "any")] == [None, None]
 
 
 @pytest.mark.slow

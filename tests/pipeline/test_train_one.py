@@ -19,6 +19,7 @@ from nas.pipeline import train_one
 from nas.plan import Layout, macs, params, plan
 from nas.report.run_data import story
 from nas.run.directory import Run
+from nas.run.records import Front
 from nas.run.settings import Baseline
 
 SETTINGS = ["train.finetune_epochs=3", "train.batch=16"]
@@ -32,7 +33,7 @@ def settings(space_file: Path, *more: str, **flags: object) -> Baseline:
 def trained(config: Baseline, path: Path, progress: Quiet | None = None, given: Arch | None = None) -> dict:
     run = Run.open(path, config.to_json())
     with run.lock():
-        return train_one.train(config, run, given, progress or Quiet())
+        return train_one.train(config, run, given, progress or Quiet()).to_json()
 
 
 def test_the_largest_and_the_smallest_are_so_slot_by_slot(tiny: Layout) -> None:
@@ -161,8 +162,8 @@ def test_a_config_file_names_space_and_network(whole: Path, space_file: Path, tm
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked: list[tuple[Baseline, Arch | None]] = []
-    monkeypatch.setattr(train_one, "train", lambda settings, run, given, progress: asked.append((settings, given)) or {
-        "run": str(run.path), "space": "tiny", "target": [], "front": [], "dominated": [], "budgets": []})
+    monkeypatch.setattr(train_one, "train", lambda settings, run, given, progress: asked.append((settings, given)) or (
+        Front(run=str(run.path), space="tiny", target=[], front=[])))
     arch = next(whole.glob("archs/*/arch.json"))
     for name, more in (("smallest", {"space": str(space_file), "size": 16}),
                        (str(arch), {"space": str(space_file)})):

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import cards
 import pytest
 from every import every
 from tiny_search import config_of, searched_once
@@ -22,6 +23,7 @@ from nas.report import figures
 from nas.report.page import page
 from nas.report.run_data import story
 from nas.run.directory import Run
+from nas.run.records import Card
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
                  if (path := shutil.which(name))), None)
@@ -218,30 +220,28 @@ def test_a_browser_draws_a_run_on_its_way(run: Run, stage: str, browse: Callable
     assert ("Not measured yet" in drawn) == (stage == "fine-tuning") and "no gpu-v100 here" not in drawn
 
 
-def card(letter: str, cpu: float, gpu: float, **more: Any) -> dict[str, Any]:
-    return {"id": letter * 12, "ms": {"cpu": cpu, "gpu": gpu}, "accuracy": 0.5, "accuracy_se": 0.01, **more,
-            "select_accuracy": 0.5, "measured_ms": {"cpu": None, "gpu": None}, "exits": [], "macs": 1000,
-            "params": 100, "fine_tuned": True, "onnx": f"archs/{letter}/model.onnx"}
+def priced(letter: str, cpu: float, gpu: float, **more: Any) -> Card:
+    return cards.card(letter * 12, {"cpu": cpu, "gpu": gpu}, **more)
 
 
 A, B, C, D, E = (letter * 12 for letter in "abcde")
-FRONT = {"space": "s", "target": ["cpu", "gpu"], "budgets": [], "run": "r",
-         "front": [card("a", 1, 3), card("b", 2, 1), card("c", 3, 2, dominated_on_test=True)],
-         "dominated": [card("d", 4, 4)], "too_large": [card("e", 5, 5, sram_kb={"cpu": 9.0}, flash_kb={"cpu": 9.0})],
-         "fronts": {"cpu": [A, C], "gpu": [B, C]}, "on_several": [C]}
+FRONT = cards.front([priced("a", 1, 3), priced("b", 2, 1), priced("c", 3, 2, dominated_on_test=True)],
+              dominated=[priced("d", 4, 4)],
+              too_large=[priced("e", 5, 5, sram_kb={"cpu": 9.0}, flash_kb={"cpu": 9.0})],
+              fronts={"cpu": [A, C], "gpu": [B, C]}, on_several=[C])
 STANDING = {"cpu": {A: "front", B: "dominated", C: "front, dominated on test", D: "dominated"},
             "gpu": {A: "dominated", B: "front", C: "front, dominated on test", D: "dominated"}}
 
 
 def test_table_page_and_picture_say_the_same_of_a_pick(run: Run, capsys: pytest.CaptureFixture[str],
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    run.file("front.json").write_text(json.dumps(FRONT))
+    run.file("front.json").write_text(json.dumps(FRONT.to_json()))
     told = story(run)
     views = {view["target"]: {p["id"]: p["standing"] for p in view["points"]} for view in told["views"]}
     assert views == {target: {**words, E: "too large"} for target, words in STANDING.items()}, told["notes"]
     drawn: dict[str, list[set[str]]] = {}
     monkeypatch.setattr(figures, "_points", lambda axes, cards, target, name, *_: drawn.setdefault(
-        f"{target} {name.split()[0]}", []).append({one["id"] for one in cards}))
+        f"{target} {name.split()[0]}", []).append({one.id for one in cards}))
     figures.draw_front(FRONT, io.BytesIO())
     for target, ids_ in STANDING.items():
         assert drawn[f"{target} front"] == [{id for id, word in ids_.items() if word.startswith("front")}]

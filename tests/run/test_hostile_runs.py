@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_search import Quiet, config_of, searched
 
-from nas import api
 from nas.arch import Arch
 from nas.cli import render
 from nas.exits.policy import Policy
@@ -25,19 +24,21 @@ from nas.exits.runtime import KEY, Runtime
 from nas.latency import costs
 from nas.latency.devices import onnxruntime
 from nas.latency.predict import predict
+from nas.picks import front_of_run
 from nas.pipeline import search as pipeline
 from nas.pipeline import setup, supernet
 from nas.pipeline.evaluate import _File, evaluate
 from nas.pipeline.exits import existing
 from nas.pipeline.exits import picks as exits
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.front import cards_of, find
+from nas.pipeline.front import find
 from nas.pipeline.inputs import Inputs
 from nas.progress import NoProgress
 from nas.report.page import page
 from nas.report.run_data import story
-from nas.run import records
+from nas.run import formats
 from nas.run.directory import Run
+from nas.run.records import Card, Front, Picks
 from nas.run.settings import settings_of
 from nas.train.data import recorded
 from nas.train.labels import outputs
@@ -53,39 +54,39 @@ def finished(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run.existing(path)
 
 
-def plain_card(run: Run) -> dict[str, Any]:
-    return next(card for card in cards_of(run.read_json("front.json")) if not card["exits"])
+def plain_card(run: Run) -> Card:
+    return next(card for card in run.read("front.json", Front).cards if not card.exits)
 
 
-def with_exits(run: Run) -> dict[str, Any]:
-    return next(card for card in cards_of(run.read_json("front.json")) if card["exits"])
+def with_exits(run: Run) -> Card:
+    return next(card for card in run.read("front.json", Front).cards if card.exits)
 
 
 def named(run: Run, kind: str) -> str:
     """The file of a kind."""
-    own, early = f"archs/{plain_card(run)['id']}/", f"{Path(with_exits(run)['onnx']).parent}/"
+    own, early = f"archs/{plain_card(run).id}/", f"{Path(with_exits(run).onnx).parent}/"
     return {"arch.json": f"{own}arch.json", "card.json": f"{own}card.json", "exits": f"{early}card.json",
             "thresholds.json": f"{early}thresholds.json"}.get(kind, kind)
 
 
 def shown(run: Run) -> None:
     """What reads a front: the command line's table, an export's choice, the objects of Python."""
-    front = run.read_json("front.json")
-    render.front({**front, "run": "run"})
+    front = run.read("front.json", Front)
+    render.front(front)
     for budget in (None, 1.0, 1e-9):
         find({"": front}, None, budget)
-    api._front(run.path, front)
+    front_of_run(run.path, front)
 
 
 READERS: dict[str, Callable[[Run, Any], Any]] = {
     "front.json": lambda run, value: shown(run),
-    "picks.json": lambda run, value: [Arch.from_json(b["arch"]).id for b in run.read_json("picks.json")["budgets"]],
+    "picks.json": lambda run, value: [pick.arch.id for pick in run.read("picks.json", Picks).budgets],
     "data.json": lambda run, value: recorded(run.read_json("data.json")),
     "splits.json": lambda run, value: set(run.read_json("splits.json")["train"]),
     "config.json": lambda run, value: settings_of(run),
     "environment.json": lambda run, value: Run.existing(run.path),
     "arch.json": lambda run, value: Arch.from_json(run.read_json(value)).id,
-    "card.json": lambda run, value: run.read_json(value)["ms"],
+    "card.json": lambda run, value: run.read(value, Card).ms,
     "exits": lambda run, value: (run.read_json(value) or {"of": ""})["of"],
     "thresholds.json": lambda run, value: Policy.from_json(run.read_json(value)).to_json(),
 }
@@ -129,7 +130,7 @@ def test_a_whole_command(finished: Run, space_file: Path, drawn: st.DataObject) 
     restore = put_back(finished.path)
     kinds = (".json", ".yaml", ".jsonl", ".safetensors", ".pt")
     files = sorted(path for path in finished.path.rglob("*") if path.suffix in kinds)
-    plain, early = plain_card(finished)["id"], with_exits(finished)["id"]
+    plain, early = plain_card(finished).id, with_exits(finished).id
     file = drawn.draw(st.sampled_from(files))
     content = file.read_bytes()
     is_json = file.suffix == ".json" and len(content) < 100_000
@@ -140,7 +141,8 @@ def test_a_whole_command(finished: Run, space_file: Path, drawn: st.DataObject) 
         "export exits": lambda: pipeline.export(finished, early, None, None, Quiet()),
         "evaluate": lambda: evaluate(finished.path, arch=plain),
         "exits": lambda: existing.pick(finished, plain, None, False, Quiet()),
-        "network": lambda: [pick.network() for pick in api._front(finished.path, finished.read_json("front.json")).front
+        "network": lambda: [pick.load_model() for pick in front_of_run(finished.path, finished.read(
+            "front.json", Front))
                             if not pick.exits]}
     try:
         read_or_refused(commands[drawn.draw(st.sampled_from(sorted(commands)))], file.name, str(finished.path))
@@ -154,7 +156,7 @@ def test_a_whole_command(finished: Run, space_file: Path, drawn: st.DataObject) 
 def test_weights(finished: Run, file: str, drawn: st.DataObject) -> None:
     config, card = settings_of(finished), with_exits(finished)
     here = setup.load_recorded(config, finished, config.target)
-    path = finished.file(f"archs/{card['of']}/{'exits/' if file.startswith('exits') else ''}{file}")
+    path = finished.file(f"archs/{card.of}/{'exits/' if file.startswith('exits') else ''}{file}")
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8:8 + length])
@@ -163,7 +165,7 @@ def test_weights(finished: Run, file: str, drawn: st.DataObject) -> None:
         text = json.dumps(value).encode()
         return struct.pack("<Q", len(text)) + text + content[8 + length:]
 
-    arch = Arch.from_json(finished.read_json(f"archs/{card['of']}/arch.json"))
+    arch = Arch.from_json(finished.read_json(f"archs/{card.of}/arch.json"))
     try:
         path.write_bytes(drawn.draw(changed(header).map(again) | torn(content)))
         read_or_refused(lambda: exits.rebuilt(here, card, "") if file.startswith("exits") else
@@ -234,7 +236,7 @@ def networks(draw: st.DrawFn, content: bytes) -> bytes:
 @tried
 @given(drawn=st.data())
 def test_a_network(finished: Run, tmp_path_factory: pytest.TempPathFactory, drawn: st.DataObject) -> None:
-    content = finished.file(plain_card(finished)["onnx"]).read_bytes()
+    content = finished.file(plain_card(finished).onnx).read_bytes()
     path = tmp_path_factory.getbasetemp() / "broken.onnx"
     path.write_bytes(drawn.draw(networks(content)))
 
@@ -254,7 +256,7 @@ def test_a_network(finished: Run, tmp_path_factory: pytest.TempPathFactory, draw
 def test_the_thresholds_in_a_network_with_exits(finished: Run, tmp_path_factory: pytest.TempPathFactory,
                                                 drawn: st.DataObject) -> None:
     """The runtime, which knows nothing of nas: ValueError in place of UserError."""
-    model = onnx.load(finished.file(with_exits(finished)["onnx"]))
+    model = onnx.load(finished.file(with_exits(finished).onnx))
     metadata = {p.key: p.value for p in model.metadata_props}
     broken = drawn.draw(json_files(json.loads(metadata[KEY]))).decode("latin-1")
     onnx.helper.set_model_props(model, {**metadata, KEY: broken})
@@ -275,4 +277,4 @@ def test_the_fronts_of_the_experiments_are_as_runs_should_be() -> None:
     files = sorted(Path(__file__).parents[2].glob("experiments/*/*.json"))
     checked = [file for file in files if file.name in ("front.json", "picks.json")]
     assert len(checked) >= 4
-    assert [records.mistake(file.name, json.loads(file.read_bytes())) for file in checked] == [None] * len(checked)
+    assert [formats.mistake(file.name, json.loads(file.read_bytes())) for file in checked] == [None] * len(checked)

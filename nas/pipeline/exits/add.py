@@ -21,6 +21,7 @@ from nas.pipeline.overrun import over
 from nas.progress import Progress
 from nas.run import timeline
 from nas.run.directory import Run
+from nas.run.records import Excess
 from nas.train import augment as augmentation
 from nas.train import placement
 from nas.train.data import Data
@@ -107,11 +108,11 @@ def _served(model: Model, run: Run, trained: Trained, wishes: Wishes, method: st
 def _over_budget(target: str, times: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
     """``over_budget`` of exits whose file is measured above what was wished for: of the mean, or of the worst."""
     asked = (("measured_ms", wishes.budget_ms), ("measured_worst_ms", wishes.max_ms))
-    excess: dict[str, Any] = {}
+    excess: dict[str, Excess] = {}
     for name, bound in asked:
         if bound is not None:
             excess |= over({target: times[name]}, {target: bound})
-    return {"over_budget": excess} if excess else {}
+    return {"over_budget": {name: one.to_json() for name, one in excess.items()}} if excess else {}
 
 
 def _pieces(model: Model, run: Run) -> Pieces:

@@ -30,7 +30,7 @@ from nas.pipeline.exits.serve import named, timed_here
 from nas.pipeline.exits.train import with_exits
 from nas.pipeline.exits.weights import check_size, classifier
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.front import cards_of, find
+from nas.pipeline.front import find, read_fronts
 from nas.plan import plan
 from nas.progress import Progress
 from nas.run.directory import Run
@@ -52,16 +52,16 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     target = named_target(run, target) if target else None
     if not target and not config.target:
         raise UserError(f"{setting('target')}: {run.path} has none; give one")
-    fronts = {place: run.read_json(f"{place}front.json") for place in run.places()}
-    ids = [card["id"] for card in cards_of(fronts[""]) if not card["exits"]]
+    fronts = read_fronts(run)
+    ids = [card.id for card in fronts[""].cards if not card.exits]
     if not ids:
         raise UserError(f"{run.path}: no pick without exits, which others could be added to")
     if arch_id is None and len(ids) != 1:
         raise UserError(f"{run.path}: which pick? {setting('arch')} takes one of {', '.join(ids)}")
     place, (wanted,) = find(fronts, arch_id or ids[0], None)
-    of = next(card for card in cards_of(fronts[place]) if card["id"] == wanted)
-    if of["exits"]:
-        raise UserError(f"{setting('arch', wanted)}: has exits already; {setting('arch', of['of'])} is the same "
+    of = fronts[place].card(wanted)
+    if of.exits:
+        raise UserError(f"{setting('arch', wanted)}: has exits already; {setting('arch', str(of.of))} is the same "
                         "network without")
     target = target or config.target[0]
     inputs = setup.load_recorded(config, run, [target] if target in config.target else config.target[:1], images)

@@ -23,7 +23,7 @@ from nas.exits.policy import Policy
 from nas.files import copy
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import check_all
-from nas.pipeline.deliver import metadata_of, noted
+from nas.pipeline.deliver import busy_tables, metadata_of
 from nas.pipeline.exits.price import known_exit_ms
 from nas.pipeline.exits.serve import (
     CARD,
@@ -44,6 +44,7 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.overrun import over
 from nas.plan import macs, params, plan
 from nas.progress import Progress
+from nas.run.records import Card
 from nas.subnet import build
 from nas.train import evaluation, placement, randomness
 from nas.train.recipes import FineTuningRecipe
@@ -80,29 +81,32 @@ def _phases(inputs: Inputs, net: Network) -> int:
         return make(options.method, net, **options.settings).phases()
 
 
-def exit_card(inputs: Inputs, arch: Arch, plain: dict[str, Any], place: str, recipe: FineTuningRecipe,
-              progress: Progress, bounds: Mapping[str, float]) -> dict[str, Any] | None:
+def exit_card(inputs: Inputs, arch: Arch, plain: Card, place: str, recipe: FineTuningRecipe,
+              progress: Progress, bounds: Mapping[str, float]) -> Card | None:
     """Trains and writes the exits of a pick whose card is ``plain``; None where no exits keep within the limits, and
     where their files cannot be made or differ from PyTorch.
 
     ``bounds`` are the budgets of the mean, by target: what is measured above them is said in the card.
     """
     name = folder_of(place, arch) + FOLDER
-    card: dict[str, Any] | None = inputs.run.stage(name + CARD, lambda: _card(inputs, arch, plain, name, place, recipe,
-                                                                             progress, bounds))
-    return card
+
+    def made() -> dict[str, Any] | None:
+        card = _card(inputs, arch, plain, name, place, recipe, progress, bounds)
+        return card.to_json() if card else None
+
+    return inputs.run.read(name + CARD, Card) if inputs.run.stage(name + CARD, made) else None
 
 
-def export_exits(inputs: Inputs, card: dict[str, Any], place: str, folder: Path) -> dict[str, Any]:
+def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> dict[str, Any]:
     """The files of a card with exits, written anew and compared with PyTorch on random inputs.
 
     Thresholds, classes, pictures and card, which images made, are copied.
     """
     method, full = rebuilt(inputs, card, place)
-    kept = [full.exits.index(slot) for slot in card["exits"]]
+    kept = [full.exits.index(slot) for slot in card.exits]
     network = MultiExit(Kept(method.net.net, kept), method.net.combine.kept(kept)).eval()
-    own = inputs.run.file(card["onnx"]).parent
-    policy = Policy.from_json(inputs.run.read_json(str(Path(card["onnx"]).parent / THRESHOLDS)))
+    own = inputs.run.file(card.onnx).parent
+    policy = Policy.from_json(inputs.run.read_json(str(Path(card.onnx).parent / THRESHOLDS)))
     arch = replace(full, exits=())
     size, in_ch = inputs.layout.task.size, inputs.layout.task.in_ch
     written = export(network, folder, in_ch=in_ch, size=size, policy=policy,
@@ -113,13 +117,13 @@ def export_exits(inputs: Inputs, card: dict[str, Any], place: str, folder: Path)
     return {"onnx": str(folder / written["onnx"]), **compared(folder, network, policy, images)}
 
 
-def rebuilt(inputs: Inputs, card: dict[str, Any], place: str) -> tuple[Method, Arch]:
+def rebuilt(inputs: Inputs, card: Card, place: str) -> tuple[Method, Arch]:
     """The trained network of a card with exits, with all that it could have, in eval mode; and its arch."""
-    arch = Arch.from_json(inputs.run.read_json(f"{place}archs/{card['of']}/arch.json"))
+    arch = Arch.from_json(inputs.run.read_json(f"{place}archs/{card.of}/arch.json"))
     full, options = _with_all(inputs, arch), inputs.config.exits
     net = with_exits(inputs.layout, full, load_weights(inputs, arch, place), inputs.seed)
     method = make(options.method, net, **options.settings)
-    load(method, inputs.run, f"{Path(card['onnx']).parent}/")
+    load(method, inputs.run, f"{Path(card.onnx).parent}/")
     return method.eval(), full
 
 
@@ -127,8 +131,8 @@ def _with_all(inputs: Inputs, arch: Arch) -> Arch:
     return replace(arch, exits=tuple(exit_.slot for exit_ in inputs.layout.exits))
 
 
-def _card(inputs: Inputs, arch: Arch, plain: dict[str, Any], name: str, place: str, recipe: FineTuningRecipe,
-          progress: Progress, bounds: Mapping[str, float]) -> dict[str, Any] | None:
+def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe: FineTuningRecipe,
+          progress: Progress, bounds: Mapping[str, float]) -> Card | None:
     options, data, full = inputs.config.exits, inputs.data, _with_all(inputs, arch)
     net = with_exits(inputs.layout, full, load_weights(inputs, arch, place), inputs.seed)
     try:
@@ -148,7 +152,7 @@ def _card(inputs: Inputs, arch: Arch, plain: dict[str, Any], name: str, place: s
     if limit is not None:  # that is of the run's first target
         bounded = next(iter(inputs.config.target), "")
         first, limit = (bounded, limit) if bounded in pieces else (first, None)
-    wishes = Wishes(options.confidence, options.rule, None, options.lose / 100, plain["select_accuracy"], limit)
+    wishes = Wishes(options.confidence, options.rule, None, options.lose / 100, plain.select_accuracy, limit)
     try:
         served = chosen(trained, pieces[first], wishes)
         written = write(inputs.run.file(name), trained, served, {**metadata_of(inputs, arch),
@@ -166,18 +170,15 @@ def _card(inputs: Inputs, arch: Arch, plain: dict[str, Any], name: str, place: s
     shares, prefixes = np.array(served.crossed.shares), {t: p.prefix_ms(served.kept) for t, p in pieces.items()}
     mean = {target: float(shares @ prefix) for target, prefix in prefixes.items()}
     worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
-    return {"id": own.id, "of": arch.id, "arch": own.to_json(), "fine_tuned": True,
-            "select_accuracy": served.crossed.accuracy,
-            "select_accuracy_se": evaluation.standard_error(served.crossed.accuracy, len(data.select)),
-            "accuracy": served.test.accuracy,
-            "accuracy_se": written["accuracy_se"], "test_images": written["n"], "ms": mean,
-            "worst_ms": worst, **times, **({"over_budget": excess} if excess else {}), **noted(inputs),
-            "relative_diff": written["relative_diff"],
-            "macs": sum(macs(key) for key in keys), "params": sum(params(key) for key in keys), "exits": list(slots),
-            "onnx": f"{name}{written['onnx']}", "method": options.method, "shares": written["shares"],
-            "prefix_ms": written["prefix_ms"], "test_mean_ms": written["mean_ms"], "cuts": written["cuts"],
-            "provenance": plain["provenance"]}
-
+    return Card(id=own.id, of=arch.id, arch=own, size=own.size, ms=mean, worst_ms=worst,
+                macs=sum(macs(key) for key in keys), params=sum(params(key) for key in keys), fine_tuned=True,
+                exits=list(slots), **times, over_budget=excess, tables=busy_tables(inputs),
+                select_accuracy=served.crossed.accuracy,
+                select_accuracy_se=evaluation.standard_error(served.crossed.accuracy, len(data.select)),
+                accuracy=served.test.accuracy, accuracy_se=written["accuracy_se"], test_images=written["n"],
+                onnx=f"{name}{written['onnx']}", relative_diff=written["relative_diff"], method=options.method,
+                shares=written["shares"], prefix_ms={first: written["prefix_ms"]},
+                test_mean_ms={first: written["mean_ms"]}, cuts=written["cuts"], provenance=plain.provenance)
 
 
 def _measured(inputs: Inputs, trained: Trained, served: Any, name: str) -> dict[str, Any]:

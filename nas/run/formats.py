@@ -1,0 +1,98 @@
+"""Which file of a run holds what: a check of each where it is read, as it may be somebody else's, or edited."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from nas.run.records import Card, Comparison, Front, Genotype, Ms, Picks, Share, Text, first_mistake
+
+Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
+
+
+class _Kept(BaseModel):
+    """A file of which only what is read by name is here; further keys stand as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class Images(_Kept):
+    """``data.json``"""
+
+    name: Text
+    classes: Annotated[list[str], Field(min_length=1)]
+    size: Annotated[int, Field(ge=1, le=4096)]
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    fingerprint: str
+    augment: Text = "flip-crop"
+    whites: dict[str, str] = {}  # of files of more than 8 bits
+
+
+class Splits(_Kept):
+    """``splits.json``: numbers of the images."""
+
+    train: list[int]
+    gate: list[int]
+    select: list[int]
+    test: list[int]
+
+
+class Thresholds(_Kept):
+    """One point of ``thresholds.json``; infinite ones are texts, which JSON has."""
+
+    thresholds: list[float | Literal["inf", "-inf"]]
+    shares: list[Share]
+    mean_ms: float
+    worst_ms: float
+    accuracy: Share
+
+
+class ExitPolicy(_Kept):
+    """``thresholds.json``"""
+
+    kind: Literal["max-softmax", "entropy", "patience"]
+    temperatures: list[Ms]
+    prefix_ms: Annotated[list[Ms], Field(min_length=1)]
+    n: Annotated[int, Field(ge=1)]
+    point: Thresholds
+    points: list[Thresholds]
+
+    @model_validator(mode="after")
+    def _one_an_exit(self) -> ExitPolicy:
+        lengths = {len(part) for point in (self.point, *self.points) for part in (point.thresholds, point.shares)}
+        if {len(self.temperatures), len(self.prefix_ms), *lengths} != {len(self.prefix_ms)}:
+            raise ValueError("temperatures, prefix_ms, thresholds and shares are not one an exit each")
+        return self
+
+
+class ExitPieces(_Kept):
+    """``pieces.json`` of ``nas exits``: milliseconds of the parts of a network and of the heads between them."""
+
+    trunk: Annotated[list[float], Field(min_length=1)]
+    heads: Annotated[list[float], Field(min_length=1)]
+
+
+_ARCH = r"(selections/[^/]+/)?archs/[^/]+/"
+_FILES: tuple[tuple[str, Any], ...] = (
+    (r"(selections/[^/]+/)?front\.json", Front), (r"(selections/[^/]+/)?picks\.json", Picks), (r"arch\.json", Genotype),
+    (f"{_ARCH}arch\\.json", Genotype), (f"{_ARCH}card\\.json", Card),
+    (f"{_ARCH}exits/card\\.json", Card | None),  # None: no exits keep within the limits
+    (f"{_ARCH}exits/thresholds\\.json", ExitPolicy), (r"data\.json", Images), (r"splits\.json", Splits),
+    (r"pieces\.json", ExitPieces),
+    (r"tables\.json", dict[str, Table]), (r"compare\.json", Comparison))
+_KINDS = [(re.compile(pattern), TypeAdapter[Any](kind)) for pattern, kind in _FILES]
+
+
+def mistake(name: str, value: Any) -> str | None:
+    """``key: what is wrong`` in the JSON file ``name`` of a run; None where nothing is, or nothing is known of it."""
+    kind = next((kind for pattern, kind in _KINDS if pattern.fullmatch(name)), None)
+    if kind is None:
+        return None
+    try:
+        kind.validate_python(value)
+    except ValidationError as error:
+        return first_mistake(error)
+    return None
