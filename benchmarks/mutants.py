@@ -199,7 +199,7 @@ MUTANTS = (
     Mutant("the validation sees the networks of the correction", "nas/latency/profile.py",
            ', without=_plans(layout, FITTED_ON, f"correction {seed}"))', ")", PROFILE),
     Mutant("the correction is not folded in", "nas/latency/correction.py",
-           "    table.add(corrected(row, found) for row in free)\n", "",
+           "    table.add(corrected(row, correction) for row in free)\n", "",
            ("tests/latency/test_correction.py", *PROFILE)),
     Mutant("rows of two machines share a table", "nas/latency/profile.py", "    if differing and not remeasure and",
            "    if differing and remeasure and", PROFILE),

@@ -1,4 +1,4 @@
-"""How well predicted milliseconds agree with measured ones, and where a table keeps that."""
+"""Computes how well predicted milliseconds agree with measured ones, and keeps that in a table's meta."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from scipy.stats import kendalltau, spearmanr
 
 
 def agreement(predicted: np.ndarray, measured: np.ndarray) -> dict[str, Any]:
-    """``n``, ``mape``, ``bias`` (below zero: predicted too fast), ``kendall``, ``spearman`` of two [n] of ms."""
+    """Compares two arrays [n] of ms: ``n``, ``mape``, ``bias`` (below zero: predicted too fast), rank correlations."""
     return {"n": len(predicted), "mape": mape(predicted, measured), "bias": float(np.mean(predicted / measured - 1)),
             "kendall": kendall(predicted, measured), "spearman": _rank(spearmanr, predicted, measured)}
 
 
 def mape(predicted: np.ndarray, measured: np.ndarray) -> float:
-    """Mean absolute relative error, a fraction."""
+    """Returns the mean absolute relative error, a fraction."""
     return float(np.mean(np.abs(predicted / measured - 1)))
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float | None:
-    """None where it is undefined: fewer than two networks, or all alike."""
+    """Returns Kendall's rank correlation; None where it is undefined: fewer than two networks, or all alike."""
     return _rank(kendalltau, a, b)
 
 
-def note(meta: dict[str, Any], validation: dict[str, Any]) -> None:
-    """``validation`` is the newest one, those before it stand in ``earlier_validations``, oldest first."""
+def add_validation(meta: dict[str, Any], validation: dict[str, Any]) -> None:
+    """Puts a validation into a table's meta; the last one moves to ``earlier_validations``, oldest first."""
     if meta.get("validation"):
         meta["earlier_validations"] = [*meta.get("earlier_validations", []), meta["validation"]]
     meta["validation"] = validation

@@ -1,4 +1,4 @@
-"""What a cost model is: a latency table, a model of kernels, or a count."""
+"""Defines what a cost model can be asked; a latency table, a kernel model and a count are its subclasses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from nas.plan import OpKey
 
 
 class Costs(ABC):
-    """Milliseconds of an operator at a shape, or what a count counts; costs add up over ``nas.plan.plan``.
+    """Says what an operator costs at a shape on one target; the costs of a network are the sum over its plan.
 
-    ``meta`` says of what device, how it is run, and how the figures came about.
+    ``meta`` says on which device, how it is run, and how the figures came about.
     """
 
     kind: ClassVar[str]  # as the files and ``nas targets`` call it
@@ -35,12 +35,12 @@ class Costs(ABC):
 
     @property
     def int8_on_cpu(self) -> bool:
-        """Whether its milliseconds are those of int8 files in ONNX Runtime (``nas.lower.qdq``)."""
+        """Tells whether the milliseconds are those of int8 files in ONNX Runtime (``nas.lower.qdq``)."""
         return (self.meta.get("device"), self.meta.get("precision")) == ("cpu", "int8")
 
     @property
     def row_count(self) -> int | None:
-        """How many rows it has; None for what is computed."""
+        """Returns the number of rows; None for costs that are computed."""
         return None
 
     def missing(self, keys: Iterable[OpKey]) -> list[OpKey]:

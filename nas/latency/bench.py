@@ -1,4 +1,4 @@
-"""What fills a table: a device that is timed, or one whose own compiler counts. ``nas.latency.profile`` drives both."""
+"""Measures operators and networks for ``nas.latency.profile``, by timing a device or by asking its compiler."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ class Bench(Protocol):
 
     method: str  # what the figures are, for the table's meta
     protocol: str  # how they come about, in words
-    corrected: bool  # whether whole networks cost what the sum of the rows does not say
+    corrected: bool  # whether rows need a correction before they add up to whole networks
 
     @property
     def drift(self) -> float:
-        """How much slower than at first the device was, at the last rows or networks."""
+        """Returns how many times slower than at first the device was at the last rows or networks."""
 
     @property
     def slow(self) -> bool:
-        """Whether the last rows are worth measuring at another time, because the device was slow meanwhile."""
+        """Tells whether the last rows should be measured again later, because the device was slow meanwhile."""
 
     def begun_slow(self) -> bool:
-        """Whether the device turned out to be faster than it was at first, so that it is timed anew."""
+        """Tells whether the device turned out to be faster than at first, so that all has to be timed anew."""
 
     def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:
-        """One row an operator, ``flagged`` where it is not to be trusted; None where it is not above zero."""
+        """Measures a row for each operator, ``flagged`` where it is not reliable; None where it is not above zero."""
 
     def alone(self, key: OpKey) -> Row:
-        """What stands for a row that never came out above zero."""
+        """Measures an operator by itself, for want of a row above zero."""
 
     def networks(self, plans: list[list[OpKey]], parts: Parts = (), keep: Keep = lambda parts: None,
                  ) -> tuple[np.ndarray, np.ndarray]:
-        """Milliseconds of whole networks, twice: the second tells the noise.
+        """Measures whole networks twice, in ms; how far the two differ is the noise.
 
         ``parts`` were measured by an earlier call, and what is measured so far is given to ``keep``, part by part.
         """
@@ -60,16 +60,16 @@ class Bench(Protocol):
 
 @runtime_checkable
 class Estimator(Protocol):
-    """A device whose own compiler says what a network costs there: nothing is timed, nothing has to run on it."""
+    """Estimates costs by a device's own compiler: nothing is timed, and nothing has to run on the device."""
 
     name: str
     align: int  # as of ``nas.latency.timing.Device``
 
     def conditions(self) -> dict[str, Any]:
-        """What the figures depend on."""
+        """Returns what the figures depend on, such as processor and version of the compiler."""
 
     def bench(self, layout: Layout) -> Bench:
-        """Ready to compile."""
+        """Returns the bench that compiles operators and networks of a layout."""
 
 
 def context_of(layout: Layout, key: OpKey) -> Context:
@@ -78,7 +78,9 @@ def context_of(layout: Layout, key: OpKey) -> Context:
 
 @dataclass
 class Clocked:
-    """Timed in interleaved rounds beside a yardstick, between convolutions that are taken off again.
+    """Times operators and networks in interleaved rounds beside a yardstick.
+
+    Operators are timed between two convolutions, whose time is taken off again (``nas.latency.context``).
 
     Operators have an operator as their yardstick, networks a network: what else runs on a machine slows down arithmetic
     and access to memory by different factors.
@@ -118,7 +120,7 @@ class Clocked:
         return {item.key: _row(item, timings[f"row {i}"], pairs) for i, item in enumerate(contexts)}
 
     def alone(self, key: OpKey) -> Row:
-        """Too high, as it carries a call and both ends, but above zero; flagged."""
+        """Times an operator by itself: too high, as a call and both ends of a graph are in it; the row is flagged."""
         module = build(key.op, key.in_ch, key.out_ch, key.stride)
         timing = self.steady.time(lambda: {"": self.device.prepare(module, in_ch=key.in_ch, size=key.size)},
                                   SECONDS_A_GRAPH)[""]
@@ -127,7 +129,7 @@ class Clocked:
 
     def networks(self, plans: list[list[OpKey]], parts: Parts = (), keep: Keep = lambda parts: None,
                  ) -> tuple[np.ndarray, np.ndarray]:
-        """Some networks at a time; from the start where that was a slow one.
+        """Times networks, some at a time, and begins anew where the device was slow at the beginning.
 
         Both in the same interleaved rounds, or each in a process of its own where the device is timed in such: where a
         network's memory happens to lie is part of the noise then, and the mean of both has less of it.
@@ -147,7 +149,7 @@ class Clocked:
         return first, second
 
     def _networks(self, plans: list[list[OpKey]], halves: str) -> np.ndarray:
-        """[halves, networks]"""
+        """Times some networks at once; returns ms [halves, networks]."""
         task = self.layout.task
 
         def prepared() -> dict[str, Run]:

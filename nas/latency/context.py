@@ -1,7 +1,7 @@
-"""An operator's milliseconds inside a network, from whole graphs: the protocol behind every row of a table.
+"""Derives an operator's milliseconds inside a network from graphs that can be timed; every row is measured like this.
 
-An operator alone is off, because the ends of a graph force layout conversions that vanish inside a network. So it is
-measured between two 1x1 convolutions, and what surrounds it is taken off again:
+Timed by itself, an operator looks too slow: the ends of a graph force layout conversions that vanish inside a network.
+So it is measured between two 1x1 convolutions, and what surrounds it is taken off again:
 
     row(op) = t(conv, op, conv) - t(conv, conv on op's input map) / 2 - t(conv, conv on op's output map) / 2
 
@@ -26,7 +26,7 @@ from nas.plan import OpKey
 
 @dataclass(frozen=True, order=True)
 class Map:
-    """A feature map: channels and side."""
+    """Names a feature map by channels and side."""
 
     channels: int
     size: int
@@ -34,7 +34,8 @@ class Map:
 
 @dataclass(frozen=True)
 class Context:
-    """An operator and what stands around it: nothing before a stem (``first``), nothing after a head (``last``)."""
+    """Puts an operator between two convolutions; there is none before a stem (``first``), none after a head (``last``).
+    """
 
     key: OpKey
     first: bool = False
@@ -42,27 +43,28 @@ class Context:
 
     @property
     def maps(self) -> tuple[Map, ...]:
-        """The maps on which a pair of convolutions is taken off, half each."""
+        """Returns the maps on which half the time of a pair of convolutions has to be taken off."""
         before = Map(self.key.in_ch, self.key.size)
         after = Map(self.key.out_ch, -(-self.key.size // self.key.stride))
         return (() if self.first else (before,)) + (() if self.last else (after,))
 
     def module(self) -> nn.Module:
-        """Input: [N, key.in_ch, key.size, key.size]."""
+        """Builds the module to time, for input [N, key.in_ch, key.size, key.size]."""
         op = build(self.key.op, self.key.in_ch, self.key.out_ch, self.key.stride)
         before = [] if self.first else [ConvBN(self.key.in_ch, self.key.in_ch)]
         after = [] if self.last else [ConvBN(self.key.out_ch, self.key.out_ch)]
         return nn.Sequential(*before, op, *after)
 
     def difference(self, with_ms: float, pair_ms: Mapping[Map, float]) -> float:
-        """The row; may come out at or below zero where the noise is larger than the operator."""
+        """Returns the operator's ms: time with it minus half of each pair; noise may bring it to zero or below."""
         return with_ms - sum(pair_ms[map_] for map_ in self.maps) / 2
 
 
 def pair(map_: Map) -> nn.Module:
+    """Builds the two 1x1 convolutions on a map of which half the time is taken off."""
     return nn.Sequential(ConvBN(map_.channels, map_.channels), ConvBN(map_.channels, map_.channels))
 
 
 def maps(contexts: Iterable[Context]) -> list[Map]:
-    """All maps that the contexts take off, each once, sorted."""
+    """Lists the maps on which pairs of convolutions have to be timed for these operators, each once, sorted."""
     return sorted({map_ for context in contexts for map_ in context.maps})

@@ -1,4 +1,4 @@
-"""What whole networks cost beyond the sum of their rows, folded into the rows.
+"""Corrects rows so that their sum is what whole networks take.
 
 Inside a network data is warmer or colder than between two convolutions, and a run has a cost of its own: ``whole =
 scale * sum + per_op_ms * operators``, fitted for each layout (a space at a size) and folded into its rows, so that the
@@ -18,12 +18,12 @@ from nas.latency.agreement import mape
 from nas.latency.table import Group, LatencyTable, Row, axis
 from nas.plan import OpKey
 
-LEAST_SHARE = 1 / 3  # of the networks' ms must be free to be corrected, or the fit magnifies their noise
+LEAST_SHARE = 1 / 3  # share of the networks' ms that must be free to be corrected, or the fit magnifies their noise
 
 
 def correct(table: LatencyTable, label: str, keys: list[OpKey], plans: list[list[OpKey]],
             measured: np.ndarray) -> dict[str, Any]:
-    """Folds a correction into the rows of ``keys``; returns ``scale``, ``per_op_ms`` and how far off sums were before.
+    """Fits a correction, applies it to the rows of ``keys``, and returns it with the errors before and after.
 
     ``measured``: milliseconds of ``plans``, random networks of those operators. ``table.meta["corrections"]`` has the
     corrections of other labels; with ``of`` in the result it is that of another label, as too few rows were free.
@@ -46,24 +46,24 @@ def correct(table: LatencyTable, label: str, keys: list[OpKey], plans: list[list
              for plan in plans]
     fixed, sums, counts = np.array([[sum(table.ms_many(theirs)), sum(table.ms_many(ours)), len(ours)]
                                     for theirs, ours in split]).T
-    found: dict[str, Any]
+    correction: dict[str, Any]
     if taken and np.mean(sums / (sums + fixed)) < LEAST_SHARE:
         most, _ = Counter(name for name, _ in stands).most_common(1)[0]
-        found = {"of": most, **{name: others[most][name] for name in ("scale", "per_op_ms")}}
+        correction = {"of": most, **{name: others[most][name] for name in ("scale", "per_op_ms")}}
     else:
         scale, per_op_ms = fit(sums, counts, measured, fixed, smallest_ms=min(row.raw_ms for row in free))
-        found = {"scale": scale, "per_op_ms": per_op_ms}
-    table.add(corrected(row, found) for row in free)
+        correction = {"scale": scale, "per_op_ms": per_op_ms}
+    table.add(corrected(row, correction) for row in free)
     after = np.array([sum(table.ms_many(plan)) for plan in plans])
-    return {**found, "n": len(plans), "mape_before": mape(before, measured),
+    return {**correction, "n": len(plans), "mape_before": mape(before, measured),
             "bias_before": float(np.mean(before / measured - 1)), "mape_after": mape(after, measured)}
 
 
 def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, fixed: np.ndarray | float = 0.0, *,
         smallest_ms: float) -> tuple[float, float]:
-    """Scale and ms an operator by least relative squares of ``fixed + scale * sums + per_op_ms * counts``.
+    """Fits ``measured = fixed + scale * sums + per_op_ms * counts`` by least relative squares: scale and per_op_ms.
 
-    The scale alone where an affine fit would be absurd or make a row free.
+    Only the scale is fitted where an affine fit would be absurd or make a row cost nothing.
     """
     matrix, rest = np.stack([sums, counts], 1) / measured[:, None], measured - fixed
     scale, per_op_ms = np.linalg.lstsq(matrix, rest / measured, rcond=None)[0]
@@ -73,7 +73,7 @@ def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, fixed: np.nd
 
 
 def corrected(row: Row, correction: dict[str, Any]) -> Row:
-    """Returns a row as a correction makes it of its measurement."""
+    """Returns a row whose ``ms`` is its measurement with a correction applied."""
     return row.model_copy(update={"ms": correction["scale"] * row.raw_ms + correction["per_op_ms"]})
 
 
@@ -82,5 +82,5 @@ def _uncorrected(row: Row) -> Row:
 
 
 def _stands_on(row: Row, correction: dict[str, Any]) -> bool:
-    """Exactly, as JSON keeps every digit."""
+    """Tells whether a row was corrected by this correction: exactly, as JSON keeps every digit."""
     return row.ms == corrected(row, correction).ms

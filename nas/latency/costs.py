@@ -1,4 +1,4 @@
-"""Which cost model a target means: its file found, read and described."""
+"""Finds, reads and lists the cost models of targets."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nas.latency.load import busy_text
 from nas.latency.table import LatencyTable, of_this_format, read_json
 from nas.units import COUNTS, counted
 
-LOCAL = Path("latency_tables")  # of the user, looked at before the shipped ones
+LOCAL = Path("latency_tables")  # tables of the user, which come before the shipped ones
 FIELDS = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date")
 
 
 def find(target: str) -> Path:
-    """The file of a target: a path as it stands, else ``./latency_tables/TARGET.json``, else the shipped one.
+    """Returns the file of a target: a path as it stands, else ``./latency_tables/TARGET.json``, else the shipped one.
 
     Raises UserError that lists the known targets and the command that makes a new one.
     """
@@ -41,7 +41,7 @@ def find(target: str) -> Path:
 
 
 def load(target: str) -> Costs:
-    """Raises UserError for an unknown target and for a file that is not sound."""
+    """Reads the costs of a target. Raises UserError for an unknown target and for a file that is not sound."""
     if counted(target):
         return Count(target)
     path = find(target)
@@ -55,14 +55,14 @@ def load(target: str) -> Costs:
 
 
 def targets() -> list[dict[str, Any]]:
-    """One object a target for ``nas targets``; a file that cannot be used has ``error`` instead of the figures."""
+    """Describes every target, for ``nas targets``; a file that cannot be used has ``error`` instead of the figures."""
     counts = [{"name": name, "kind": "count", "device": "any", "unit": unit, "method": f"{unit}, counted"}
               for name, unit in COUNTS.items()]
     return [*(_describe(name, path) for name, path in sorted(known().items())), *counts]
 
 
 def known() -> dict[str, Path]:
-    """Files of all targets by name; those of the user come before the shipped ones."""
+    """Returns the files of all targets by name; those of the user hide shipped ones of the same name."""
     return {path.stem: path for place in (folder("latency_tables"), LOCAL) for path in sorted(place.glob("*.json"))}
 
 
@@ -76,7 +76,7 @@ def _describe(name: str, path: Path) -> dict[str, Any]:
 
 
 def _checked(meta: dict[str, Any]) -> str | None:
-    """How far off the figures were where that was last tried; None also where an edited file does not say it so."""
+    """Says how far off the figures were when that was last checked; None where the file does not say it."""
     try:
         if last := meta.get("validation"):
             noise = f", noise {last['noise_mape']:.1%}" if "noise_mape" in last else ""

@@ -1,4 +1,4 @@
-"""Targets that are no device: multiply-adds and parameters, counted from the plan of a network."""
+"""Counts multiply-adds and parameters as costs, for targets that are no device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nas.units import COUNTS
 
 
 class Count(Costs):
-    """Counts, in millions, what an operator has, at any shape and size.
+    """Counts the multiply-adds or the parameters of an operator, in millions.
 
     ``name`` is one of ``COUNTS``, and a function of ``nas.plan`` that counts it for one operator.
     """

@@ -1,4 +1,4 @@
-"""Which operators the costs of kernels speak of: attributes and values that no cost covers are an unknown cost.
+"""Tells which ONNX operators a kernel model covers; one with an attribute that it does not cover has no known cost.
 
 Convolutions were fitted on rows of TensorRT (``experiments/v100-kernel-model``): square kernels of 1, 3, 5 and 7,
 strides of 1 and 2, no dilation, and as many outputs as a padding of half the kernel gives. Numbers of channels, sides
@@ -27,7 +27,7 @@ Check = Callable[["Site"], "str | None"]
 
 @dataclass(frozen=True)
 class Site:
-    """A node in its graph."""
+    """Holds an ONNX node with what its graph says of its inputs and outputs."""
 
     node: onnx.NodeProto
     shapes: Mapping[str, Shape]
@@ -36,21 +36,21 @@ class Site:
 
     @property
     def how(self) -> dict[str, Any]:
-        """The attributes that it states."""
+        """Returns the attributes that the node states."""
         return attributes(self.node)
 
     def shape(self, position: int) -> Shape:
-        """Of an input; () where it is not there or not known."""
+        """Returns the shape of an input; () where it is not there or not known."""
         names = self.node.input
         return self.shapes.get(names[position], ()) if position < len(names) else ()
 
     @property
     def made(self) -> Shape:
-        """The shape of the first output."""
+        """Returns the shape of the first output."""
         return self.shapes.get(self.node.output[0], ())
 
     def values(self, position: int) -> list[Any] | None:
-        """Of an input that is a constant; None where it is none, [] where it is not there."""
+        """Returns the values of a constant input; None where it is no constant, [] where it is not there."""
         names = self.node.input
         if position >= len(names) or not names[position]:
             return []
@@ -60,7 +60,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Cover:
-    """What is covered of an operator: attributes at ``any`` value, those of ``only`` at some, others at the default.
+    """Says which attributes of an operator are covered: ``any`` at all values, ``only`` at some, others at the default.
 
     ``check`` says what else is not covered, from shapes and constants.
     """
@@ -71,7 +71,7 @@ class Cover:
 
 
 def gap(site: Site) -> str | None:
-    """What of a node no cost covers, in words such as ``dilations [2, 2]``; None where all of it is covered."""
+    """Names what of a node no cost covers, such as ``dilations [2, 2]``; None where all of it is covered."""
     cover = COVERED[site.node.op_type]
     for name, value in site.how.items():
         if name not in cover.any and not _covered(site.node, name, value, cover):
@@ -84,7 +84,7 @@ def gap(site: Site) -> str | None:
 
 def conv_gap(kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], sides: Sequence[int],
              outs: Sequence[int]) -> str | None:
-    """What of a convolution from maps of ``sides`` to ``outs`` no row covers."""
+    """Names what of a convolution from maps of ``sides`` to ``outs`` no cost covers; None where all is covered."""
     if len(kernel) != 2 or kernel[0] != kernel[1] or kernel[0] not in KERNELS:
         return f"kernel_shape {list(kernel)}"
     if strides[0] != strides[1] or strides[0] not in STRIDES:
@@ -98,7 +98,7 @@ def conv_gap(kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[
 
 def pool_gap(window: Sequence[int], strides: Sequence[int], dilations: Sequence[int],
              sides: Sequence[int]) -> str | None:
-    """What of a pooling of maps of ``sides`` is not bound by memory."""
+    """Names what keeps a pooling of maps of ``sides`` from being bound by memory; None where nothing does."""
     if any(step != 1 for step in dilations):
         return f"dilations {list(dilations)}"
     if any(LARGEST_POOL < w < side and step < w for w, step, side in zip(window, strides, sides, strict=True)):

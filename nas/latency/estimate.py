@@ -1,6 +1,6 @@
-"""How long it takes to fill a table, said before it is begun: of an otherwise idle machine, right within a factor of 2.
+"""Estimates how long it will take to fill a table on an otherwise idle machine, within a factor of 2.
 
-Graphs are measured for a fixed time each, but for ones so small that all rounds take less.
+Each graph is measured for a fixed time, except small ones, whose rounds are over earlier.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A process of its own for whatever is timed.
+"""Times things in a new process.
 
 In a process that has prepared and dropped other graphs before, the same graph is 2 to 5 % slower than in a new one: its
 memory then lies in pieces that were used before. Who deploys a network loads it into a new process, so that is where
@@ -22,7 +22,7 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def fresh(work: Callable[[], Result]) -> Result:
-    """``work()`` in a process that is forked for it, and in this one where that cannot be.
+    """Calls ``work`` in a process that is forked for it, or in this one where forking is not safe.
 
     The result is pickled. Raises what ``work`` raises; RuntimeError if the process was killed.
     """
@@ -59,9 +59,9 @@ def _answer(work: Callable[[], Any], sender: Connection) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """One that can be sent: not every library's can."""
+    """Returns an error that can be sent to another process: not every library's can be pickled."""
     try:
-        pickle.loads(pickle.dumps(error))  # of this process's own making
+        pickle.loads(pickle.dumps(error))  # safe: this process made it
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

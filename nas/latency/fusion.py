@@ -1,7 +1,7 @@
-"""Which calls on feature maps become one launch: the fusion rules, for whatever recorded the calls.
+"""Groups calls on feature maps into the kernels that an inference engine launches for them.
 
-They follow TensorRT's builder (developer guide, "Types of Fusions"): batch norm and activations join the convolution
-before them, a residual add joins the later of its convolutions if only batch norm stands between.
+The rules follow TensorRT's builder (developer guide, "Types of Fusions"): batch norm and activations join the
+convolution before them, a residual add joins the later of its convolutions if only batch norm stands between.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch at batch 1. ``kind`` is conv, or one that is bound by the ``moved`` elements: pool, pointwise,
-    softmax, cat, copy, resize.
+    """Describes one launch at batch 1.
 
+    ``kind`` is conv, or one that is bound by the ``moved`` elements: pool, pointwise, softmax, cat, copy, resize.
     Sides of maps that are not square are geometric means. A linear layer is a 1x1 conv on a 1x1 map.
     """
 
@@ -35,7 +35,7 @@ class Kernel:
 
 @dataclass
 class Node:
-    """One recorded call; ``inputs`` are the nodes that made its maps, ``sources`` the shapes it saw of them."""
+    """Records one call; ``inputs`` are the nodes that made its maps, ``sources`` the shapes of these maps."""
 
     op: str  # conv, norm, act, add, join, or a memory-bound kind of Kernel
     inputs: tuple[int, ...]
@@ -51,7 +51,7 @@ class Node:
 
 @dataclass
 class Group:
-    """Nodes that become one kernel: the head, then what joined it."""
+    """Holds the nodes that become one kernel: the head, then what joined it."""
 
     nodes: list[Node]
     fused_add: bool = False
@@ -67,7 +67,7 @@ class Group:
 
 
 def fuse(nodes: Sequence[Node], outputs: Sequence[int]) -> list[Group]:
-    """Live nodes in groups that run as one kernel, in launch order."""
+    """Groups the nodes whose results are used into kernels, in launch order; ``nodes[0]`` is the input."""
     uses = _uses(nodes, outputs)
     group_of: dict[int, Group] = {}
     groups: list[Group] = []
@@ -86,7 +86,7 @@ def fuse(nodes: Sequence[Node], outputs: Sequence[int]) -> list[Group]:
 
 
 def _uses(nodes: Sequence[Node], outputs: Sequence[int]) -> list[int]:
-    """How often each node's result is read by live nodes or returned; 0 = dead."""
+    """Counts how often each node's result is returned or read by nodes that are used; 0: it is not used."""
     uses = [0] * len(nodes)
     for index in outputs:
         uses[index] += 1
@@ -97,13 +97,14 @@ def _uses(nodes: Sequence[Node], outputs: Sequence[int]) -> list[int]:
 
 
 def _host(node: Node, group_of: Mapping[int, Group], uses: Sequence[int]) -> Group | None:
-    """The group that takes the node in, or None: it starts its own."""
-    own = [i for i in node.inputs if i in group_of and uses[i] == 1]
-    if node.op in ("norm", "act") and own and group_of[own[0]].head.op in ("conv", "norm", "act", "add", "join"):
-        return group_of[own[0]]
+    """Returns the group that the node joins; None where it starts a new one."""
+    unshared = [i for i in node.inputs if i in group_of and uses[i] == 1]
+    if (node.op in ("norm", "act") and unshared
+            and group_of[unshared[0]].head.op in ("conv", "norm", "act", "add", "join")):
+        return group_of[unshared[0]]
     if node.op != "add":
         return None
-    free = [i for i in own if _takes_add(group_of[i]) and group_of[i].head.shape == node.shape]
+    free = [i for i in unshared if _takes_add(group_of[i]) and group_of[i].head.shape == node.shape]
     return group_of[max(free)] if free else None
 
 
@@ -124,7 +125,7 @@ def _kernel(group: Group) -> Kernel:
 
 
 def _extent(shape: Shape, channels_last: bool) -> tuple[int, int]:
-    """Channels and side of the map; what a linear layer sees has its channels last."""
+    """Returns channels and side of a map; that of a linear layer has its channels last."""
     if channels_last:
         return shape[-1], max(1, round(math.sqrt(math.prod(shape[:-1]))))
     return shape[1] if len(shape) > 1 else 1, max(1, round(math.sqrt(math.prod(shape[2:]))))

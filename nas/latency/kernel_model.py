@@ -1,10 +1,10 @@
-"""Latency from a model of single kernels: a module's ms is the sum over the kernels that ``trace`` finds in it.
+"""Computes latency from a model of single kernels: a module takes the sum over the kernels that ``trace`` finds in it.
 
 A convolution costs a roofline (MACs, bytes, one launch) times the exponential of a learned residual, the mean of a few
 small networks in log space. Shapes outside the fitted rows keep the residual of the nearest one inside and scale with
 the roofline. Grouped convolutions have no rows: they are priced between dense and depthwise, geometrically in the
 logarithm of the number of groups. Other kernels are bound by memory: bytes at the device's bandwidth, and one launch.
-The correction from single kernels to whole networks first lets no kernel be dearer than itself padded; it is then
+The correction from single kernels to whole networks first lets no kernel cost more than itself padded; it is then
 affine in (sum, number of kernels) and folded into each kernel, so that sums are exact.
 """
 
@@ -50,7 +50,7 @@ class _Checked(BaseModel):
 
 
 class Meta(_Checked):
-    """What the figures are; further keys are kept as they are."""
+    """States device and conditions of the figures, and where they are from; further keys are kept as they are."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     device: str
@@ -63,7 +63,7 @@ class Meta(_Checked):
 
 
 class Roofline(_Checked):
-    """What the hardware gives, per ms, and a launch."""
+    """States what the hardware computes and moves in a ms, and what a launch takes."""
 
     macs_per_ms: float = Field(gt=0)
     bytes_per_ms: float = Field(gt=0)
@@ -72,7 +72,7 @@ class Roofline(_Checked):
 
 
 class Limits(_Checked):
-    """Smallest and largest value in the fitted rows."""
+    """States the smallest and largest value in the fitted rows."""
 
     in_ch: tuple[float, float]
     out_ch: tuple[float, float]
@@ -88,15 +88,16 @@ class Limits(_Checked):
 
 
 class Layer(_Checked):
-    """[outputs][inputs] and [outputs]; SiLU follows all layers but the last."""
+    """Holds a layer's weight [outputs][inputs] and bias [outputs]; SiLU follows all layers but the last."""
 
     weight: list[list[float]]
     bias: list[float]
 
 
 class Correction(_Checked):
-    """Network ms = scale * sum of least ms + per_kernel_ms * kernels, no kernel below floor_ms.
+    """Turns ms of kernels into ms of a network: scale * sum of least ms + per_kernel_ms * kernels.
 
+    No kernel is below ``floor_ms``.
     Least ms is that of the cheapest among the kernel and itself padded to one of these sides, or with its channels
     padded to one of these numbers or to a multiple.
     """
@@ -110,7 +111,7 @@ class Correction(_Checked):
 
 
 class Variant(_Checked):
-    """Everything for one precision and batch size."""
+    """Holds the fitted model for one precision and batch size."""
 
     element_bytes: int = Field(gt=0)
     batch: int = Field(default=1, gt=0)  # images a launch; maps and MACs grow with it, weights do not
@@ -149,7 +150,10 @@ class _File(_Checked):
 
 
 class Shapes:
-    """Convolutions as columns, [n] each, and what follows from them; dense or depthwise, nothing between."""
+    """Holds shapes of n convolutions, an array [n] for each figure, and computes work and features from them.
+
+    They are dense or depthwise, nothing between.
+    """
 
     def __init__(self, depthwise: Array, in_ch: Array, out_ch: Array, size: Array, size_out: Array, window: Array,
                  stride: Array, add: Array, element_bytes: int, batch: int = 1) -> None:
@@ -165,7 +169,7 @@ class Shapes:
         return np.asarray(self.macs / roofline.macs_per_ms + self.bytes / roofline.bytes_per_ms + roofline.launch_ms)
 
     def features(self, roofline: Roofline) -> Array:
-        """[n, len(FEATURES)]"""
+        """Returns the inputs of the residual's networks, [n, len(FEATURES)]."""
         dense, point = 1 - self.depthwise, _hats(self.window)[0]
         strided = (self.stride > 1).astype(float)
         logs = np.log([self.macs, self.bytes, self.map_out, self.map_in, self.weights])
@@ -176,7 +180,7 @@ class Shapes:
             *(h * self.depthwise for h in _hats(self.window)), *(v * dense for v in self._filling(roofline))], 1)
 
     def _filling(self, roofline: Roofline) -> Iterator[Array]:
-        """Logs of what padding to whole chunks adds, of the tiles, and of what a last wave of too few tiles adds.
+        """Yields logs of what padding to whole chunks adds, of the tiles, and of what a last, partial wave adds.
 
         A dense convolution is computed as a matrix product, tile by tile, and a tile that is not full takes as long
         (NVIDIA, Matrix Multiplication Background User's Guide: tile and wave quantization).
@@ -191,12 +195,12 @@ class Shapes:
 
 
 def _hats(window: Array) -> list[Array]:
-    """Piecewise linear weights on WINDOWS that sum to one."""
+    """Returns piecewise linear weights on WINDOWS that sum to one."""
     return [np.interp(window, WINDOWS, [float(k == knot) for k in WINDOWS]) for knot in WINDOWS]
 
 
 class KernelModel(Costs):
-    """Costs of operators from kernels; ``name`` and ``meta`` say of what device, at which precision and batch."""
+    """Computes costs of operators from their kernels, for the device, precision and batch that ``meta`` states."""
 
     kind = "kernel-model"
 
@@ -209,7 +213,7 @@ class KernelModel(Costs):
 
     @classmethod
     def load(cls, path: Path | str, variant: str | None = None) -> KernelModel:
-        """``variant`` such as ``fp16-batch1``; None is the one that the file's meta names.
+        """Reads a kernel model; ``variant`` such as ``fp16-batch1``, None for the one that the file's meta names.
 
         Raises UserError, one line with file and key, for whatever is wrong with the file.
         """
@@ -229,11 +233,11 @@ class KernelModel(Costs):
         return cls(file.name, file.meta.model_dump(), file.variants[name])
 
     def raw_ms(self, kernels: Sequence[Kernel]) -> Array:
-        """[n] ms of kernels launched alone, as in the rows that were fitted."""
+        """Returns [n] ms of kernels that are launched alone, as in the rows that were fitted."""
         return self._with_floor(kernels, self._conv_ms)
 
     def kernel_ms(self, kernels: Sequence[Kernel]) -> Array:
-        """[n] ms that each kernel adds to a network; always positive."""
+        """Returns [n] ms that each kernel adds to a network; always positive."""
         new = [k for k in dict.fromkeys(kernels) if k not in self._of_kernel]
         if new:
             fit = self.variant.correction
@@ -242,7 +246,7 @@ class KernelModel(Costs):
         return np.array([self._of_kernel[k] for k in kernels], dtype=np.float64)
 
     def module_ms(self, module: nn.Module, in_ch: int, size: int) -> float:
-        """ms of a call with the variant's batch. Raises UserError for an operator that no kernel is known for."""
+        """Returns ms of a call with the variant's batch. Raises UserError for an operator without a known kernel."""
         return float(self.kernel_ms(kernels(module, in_ch, size)).sum())
 
     def covers(self, key: OpKey) -> bool:
@@ -254,16 +258,16 @@ class KernelModel(Costs):
         return True
 
     def ms(self, key: OpKey) -> float:
-        """ms of an operator at a shape."""
+        """Returns ms of an operator at a shape. Raises UserError where no kernel is known for it."""
         return self.ms_many([key])[0]
 
     def ms_many(self, keys: Iterable[OpKey]) -> list[float]:
-        """ms of each; the kernels of all that are new are priced in one go."""
+        """Returns ms of each operator; the kernels of all new ones are computed in one call."""
         keys = list(keys)
         traced = {key: _traced(key) for key in dict.fromkeys(keys) if key not in self._of_key}
-        self.kernel_ms([k for found in traced.values() for k in found])
-        for key, found in traced.items():
-            self._of_key[key] = float(self.kernel_ms(found).sum())
+        self.kernel_ms([k for launches in traced.values() for k in launches])
+        for key, launches in traced.items():
+            self._of_key[key] = float(self.kernel_ms(launches).sum())
         return [self._of_key[key] for key in keys]
 
     def _with_floor(self, kernels: Sequence[Kernel], conv_ms: Callable[[Array], Array]) -> Array:
@@ -276,7 +280,7 @@ class KernelModel(Costs):
         return np.maximum(result, v.floor_ms)
 
     def _least_ms(self, columns: Array) -> Array:
-        """Of the convolution itself and the same on padded maps or channels: what is smaller is never dearer.
+        """Returns the least ms of each convolution and itself on padded maps or channels: less work never costs more.
 
         In the rows some small maps take up to three times as long as larger ones, which an engine need not put up with.
         """
@@ -302,7 +306,7 @@ class KernelModel(Costs):
                 yield larger
 
     def _conv_ms(self, columns: Array) -> Array:
-        """Dense and depthwise as fitted; with 1 < groups < in_ch between the two. [n, 8] -> [n]"""
+        """Returns ms of convolutions, [n, 8] -> [n]: dense and depthwise as fitted, grouped ones between the two."""
         share, log_ms = columns[:, DEPTHWISE], np.zeros(len(columns))
         for depthwise, part in ((0.0, 1 - share), (1.0, share)):
             live = part > 0
@@ -322,7 +326,7 @@ class KernelModel(Costs):
 
     def _nearest(self, kind: Array, in_ch: Array, out_ch: Array, size: Array, window: Array, stride: Array,
                  add: Array) -> Shapes:
-        """The nearest shapes within the limits of the rows."""
+        """Returns the nearest shapes within the limits of the rows."""
         limits = self.variant.limits
         size, stride = np.clip(size, *limits.size), np.clip(stride, 1, 2)
         out_ch = np.clip(out_ch, *limits.out_ch)
@@ -337,14 +341,14 @@ class KernelModel(Costs):
 
 
 def dumps(value: dict[str, Any]) -> str:
-    """A file as text: sorted keys, a layer's weights one row a line."""
+    """Writes a kernel model's file as text: sorted keys, a layer's weights one row a line."""
     text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    split = re.sub(r'"(?:[^"\\]|\\.)*"|,(?=["\[])', lambda found: found[0] + "\n" * (found[0] == ","), text)
+    split = re.sub(r'"(?:[^"\\]|\\.)*"|,(?=["\[])', lambda match: match[0] + "\n" * (match[0] == ","), text)
     return f"{split}\n"
 
 
 def _columns(convs: Sequence[Kernel]) -> Array:
-    """[n, 8]; the last says how far a convolution is from dense (0) to depthwise (1), in log groups."""
+    """Returns the shapes of convolutions, [n, 8]; the last column is from 0 (dense) to 1 (depthwise), in log groups."""
     columns = np.array([(k.in_ch, k.out_ch, k.size_in, k.size_out, k.kernel, k.stride, k.fused_add, k.groups)
                         for k in convs], float)
     columns[:, DEPTHWISE] = np.log(columns[:, DEPTHWISE]) / np.log(np.maximum(columns[:, IN_CH], 2))
@@ -352,8 +356,9 @@ def _columns(convs: Sequence[Kernel]) -> Array:
 
 
 def _forward(layers: Sequence[tuple[Array, Array]], x: Array) -> Array:
-    """[n, inputs] -> [n], in blocks of as many rows: a BLAS may sum in another order for other shapes, and what an
-    operator costs must not depend on what is asked with it.
+    """Runs a small network, [n, inputs] -> [n], in blocks of equally many rows.
+
+    A BLAS may sum in another order for other shapes, and an operator's cost must not depend on what is asked with it.
     """
     n = len(x)
     x = np.pad(x, ((0, -n % BLOCK), (0, 0))).reshape(-1, BLOCK, x.shape[1])

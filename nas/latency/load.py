@@ -1,4 +1,4 @@
-"""How busy a machine was while a table was made on it, as the table's meta keeps it."""
+"""Records in a table's meta how busy the machine was while the table was made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-LOAD = "load"  # in the meta
+LOAD = "load"  # key of the meta
 OTHERS = 0.25  # share of the processor's cores that other work may keep busy
 DRIFT = 1.1  # times the yardstick's fastest, in the median over a session
 SPREAD = 1.5  # 90th over 5th percentile of a yardstick's runs, in the median over a session

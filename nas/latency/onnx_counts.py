@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of an ONNX graph, for targets that are counts: for one image, operator by operator."""
+"""Counts multiply-adds and parameters of an ONNX graph for one image, operator by operator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNCOUNTED = ("Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN", "ConvIn
 
 @dataclass(frozen=True)
 class Counted:
-    """What an operator has, in millions; None where that is not known."""
+    """Holds the count of one operator, in millions; None where that is not known."""
 
     name: str
     op: str
@@ -29,7 +29,7 @@ class Counted:
 
 
 def counts(graph: Graph, what: str) -> list[Counted]:
-    """``macs`` or ``params`` of every operator that has any, in order."""
+    """Counts ``what``, ``macs`` or ``params``, of every operator that has any, in order."""
     how = {"macs": _macs, "params": _params}[what]
     return [Counted(name, op, None if count is None else count / 1e6) for name, op, count in how(graph) if count != 0]
 
@@ -50,7 +50,7 @@ def _macs(graph: Graph) -> Iterator[tuple[str, str, int | None]]:
 
 
 def _params(graph: Graph) -> Iterator[tuple[str, str, int | None]]:
-    """Each tensor once; scalars are constants, statistics of a batch norm are not learned."""
+    """Counts learned numbers, each tensor once: no scalars, which are constants, and no statistics of batch norms."""
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.model.graph.initializer}
     left = {name: size for name, size in sizes.items() if size > 1}
     for node in graph.model.graph.node:

@@ -1,4 +1,4 @@
-"""What numbers a network's output is made of: logits, or what a Softmax or Sigmoid at its end made of them."""
+"""Tells whether a network's output is logits, or what a Softmax or Sigmoid at its end made of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nas.lower.onnx import attributes
 
 LOGITS = "logits"
 ENDS = {"Softmax": "probabilities", "LogSoftmax": "log-probabilities", "Sigmoid": "independent probabilities"}
-SUM_TOLERANCE = 1e-2  # of a thousand probabilities in half precision or 8 bits
-LEAST = 1e-12  # a probability that came out as zero
+SUM_TOLERANCE = 1e-2  # of a sum of a thousand probabilities in half precision or 8 bits
+LEAST = 1e-12  # stands for a probability that came out as zero
 PASSED_ON = ("Identity", "Flatten", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Dropout")  # the same numbers
 Shape = tuple[int, ...]
 Values = np.ndarray[Any, Any]
@@ -24,7 +24,7 @@ Values = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Ending:
-    """What the output is (``logits`` where nothing else is known), and the node that makes it so, by name."""
+    """Says what the output is (``logits`` where nothing else is known), and names the node that makes it so."""
 
     kind: str = LOGITS
     node: str | None = None
@@ -32,7 +32,7 @@ class Ending:
 
 
 def ending(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Ending:
-    """Of the first output, through nodes behind that only give it another shape or type.
+    """Returns the ending of the first output; nodes that only change shape or type are passed over.
 
     A Softmax counts where it is over the classes: over the one axis behind the batch that is longer than 1.
     """
@@ -46,22 +46,22 @@ def ending(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Ending:
     return Ending(ENDS[node.op_type], node.name, node.op_type)
 
 
-def seen(outputs: Values) -> str:
-    """What outputs [n, classes] are by their numbers alone: ``probabilities`` where all rows sum to 1, else logits."""
+def kind_by_values(outputs: Values) -> str:
+    """Tells from outputs [n, classes] what they are: ``probabilities`` where all rows sum to 1, else ``logits``."""
     summed = np.allclose(outputs.sum(1), 1, atol=SUM_TOLERANCE) and outputs.shape[1] > 1
     return ENDS["Softmax"] if len(outputs) and summed and outputs.min() >= 0 else LOGITS
 
 
 def as_logits(outputs: Values, kind: str) -> Values:
-    """Numbers whose softmax is the answer, of outputs [n, classes] of that kind: a Sigmoid is undone."""
+    """Turns outputs [n, classes] of a kind into logits; of Sigmoids into those that give the same probabilities."""
     if kind in (LOGITS, ENDS["LogSoftmax"]):
         return outputs
     p = np.clip(outputs.astype(np.float64), LEAST, None)
     return np.asarray(np.log(p) if kind == ENDS["Softmax"] else np.log(p) - np.log(np.clip(1 - p, LEAST, None)))
 
 
-def logits(model: onnx.ModelProto, end: Ending) -> onnx.ModelProto:
-    """A copy of the model without the node of its ending."""
+def without_ending(model: onnx.ModelProto, end: Ending) -> onnx.ModelProto:
+    """Returns a copy of the model without the node of its ending, so that its output is logits."""
     cut = onnx.ModelProto()
     cut.CopyFrom(model)
     for node in cut.graph.node:

@@ -43,7 +43,9 @@ def stored(path: Path, weights: bool = True) -> onnx.ModelProto:
 
 
 def runnable(path: Path) -> Path | bytes:
-    """What a session is made of: the file itself, or its model where nodes share a name, which runtimes refuse.
+    """Returns what a session can be made of: the file itself, or its model with unique names of nodes.
+
+    Runtimes refuse files in which nodes share a name.
 
     Raises UserError as ``stored`` does.
     """
@@ -98,29 +100,29 @@ def check_sides(path: Path, model: onnx.ModelProto, shapes: Mapping[str, tuple[i
 
 
 def no_model(path: Path, error: Exception) -> UserError:
-    """The error for a file that onnx refuses."""
+    """Returns the error to raise for a file that onnx refuses."""
     other = formats.not_onnx(path) if path.exists() else None
     return UserError(other or f"{path}: not an ONNX file: {one_line(error)}")
 
 
 def one_line(error: Exception) -> str:
-    """The first 200 characters of an error, on one line."""
+    """Returns the first 200 characters of an error, on one line."""
     return " ".join(str(error).split())[:200]
 
 
 def opset(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that the model uses; 1 where it names none."""
+    """Returns the version of ONNX's own operators that the model uses; 1 where it names none."""
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
 def entries(graph: GraphProto) -> list[ValueInfoProto]:
-    """What the model is fed with: its inputs without those that are constants with a default."""
+    """Returns the inputs that a caller has to feed: those that are not constants with a default."""
     constants = {tensor.name for tensor in graph.initializer}
     return [value for value in graph.input if value.name not in constants]
 
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:
-    """The first side of the first input; None where that is open."""
+    """Returns the batch at which a file fixes its first input; None where that is open."""
     dims = [value.type.tensor_type.shape.dim for value in entries(model.graph)]
     return dims[0][0].dim_value if dims and dims[0] and dims[0][0].dim_value > 0 else None
 
@@ -154,7 +156,7 @@ def _check_opset(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _check_place(path: Path, tensor: TensorProto) -> None:
-    """A file that is there, in the folder of the model."""
+    """Checks that weights outside the file are there, in the folder of the model. Raises UserError."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     parts, file = PurePosixPath(location.replace("\\", "/")), path.parent / location
     if not location or parts.is_absolute() or ".." in parts.parts or not _inside(file, path.parent):

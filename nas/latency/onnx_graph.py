@@ -1,4 +1,4 @@
-"""The one door through which ONNX files of anyone come to the commands that read graphs."""
+"""Reads ONNX files of any exporter, checks them and brings them into one form, for all commands that read graphs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOGITS_ALONE = Ending()
 
 @dataclass(frozen=True)
 class Graph:
-    """An image network as ``nas.latency.onnx_normal`` writes it; its input ``entry`` is called ``input``.
+    """Holds an image network in the form of ``nas.latency.onnx_normal``; its input ``entry`` is called ``input``.
 
     ``shape`` of the input and ``shapes`` of all values are those at batch 1; ``batch`` is what the file fixes, None
     where it is open; ``dtypes`` are onnx's numbers of the elements' types; ``cut`` is the ending that was taken off.
@@ -39,15 +39,16 @@ class Graph:
 
     @property
     def dtype(self) -> str:
-        """The input's, such as float16."""
+        """Returns the type of the input's elements, such as float16."""
         return str(TensorProto.DataType.Name(self.dtypes[self.entry])).lower()
 
     def logits(self) -> Graph:
-        """The same without a Softmax, LogSoftmax or Sigmoid at its end."""
-        return replace(self, model=onnx_ending.logits(self.model, self.ending), ending=Ending(), cut=self.ending)
+        """Returns the graph without a Softmax, LogSoftmax or Sigmoid at its end."""
+        model = onnx_ending.without_ending(self.model, self.ending)
+        return replace(self, model=model, ending=Ending(), cut=self.ending)
 
     def in_float(self) -> Graph:
-        """The same in single precision. Raises UserError where the input is not of floating point."""
+        """Returns the graph in single precision. Raises UserError where the input is not of floating point."""
         if self.dtypes[self.entry] == TensorProto.FLOAT:
             return self
         if self.dtype not in ("float16", "bfloat16", "double"):
@@ -93,7 +94,7 @@ def _input(path: Path, graph: onnx.GraphProto) -> onnx.ValueInfoProto:
 
 def _input_shape(path: Path, entry: onnx.ValueInfoProto, size: int | None,
                  any_batch: bool) -> tuple[Shape, int | None]:
-    """At batch 1 where that is open, with ``size`` for sides that are open; and the batch that the file says."""
+    """Returns the input's shape, with batch 1 and ``size`` where they are open, and the batch that the file fixes."""
     where = f"{path}: input {entry.name!r}"
     if not entry.type.HasField("tensor_type"):
         raise UserError(f"{where} is a {entry.type.WhichOneof('value') or 'value without a type'}; expected an image "

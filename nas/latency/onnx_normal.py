@@ -26,7 +26,7 @@ _PLAIN_VALUES = {"value_float": np.float32, "value_floats": np.float32, "value_i
 
 
 def normalised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network in the form above; the model that is given may change. Raises what onnx raises."""
+    """Returns the same network in that form; the model that is given may change. Raises what onnx raises."""
     if model.functions:
         model = inliner.inline_local_functions(model)
     _one_domain(model)
@@ -56,7 +56,7 @@ def drop_casts(model: onnx.ModelProto, dtypes: Mapping[str, int]) -> None:
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network in single precision, where it is in half or double; a half is a float without loss."""
+    """Returns the same network in single precision; half precision converts without loss."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     for tensor in tensors(wide.graph):
@@ -79,7 +79,7 @@ def _widen_types(graph: GraphProto) -> None:
 
 
 def _one_domain(model: onnx.ModelProto) -> None:
-    """ONNX's own operators have the empty domain, also spelt ``ai.onnx``; domains that nobody uses are dropped."""
+    """Writes the domain of ONNX's own operators, also spelt ``ai.onnx``, as empty, and drops domains without use."""
     version, used = opset(model), {node.domain for node in _nodes(model.graph)}
     others = [entry for entry in model.opset_import if entry.domain not in ("", "ai.onnx") and entry.domain in used]
     _replace(model.opset_import, [helper.make_opsetid("", version), *others])
@@ -88,7 +88,7 @@ def _one_domain(model: onnx.ModelProto) -> None:
 
 
 def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """In ``OPSET`` where it is of an earlier one and the converter has a way; else as it is."""
+    """Converts a model of an earlier opset to ``OPSET``, where onnx's converter can; else returns it as it is."""
     if opset(model) >= OPSET:
         return model
     try:
@@ -130,7 +130,7 @@ def _constant(node: NodeProto) -> TensorProto | None:
 
 
 def _name_nodes(graph: GraphProto, taken: Counter[str]) -> None:
-    """A node without a name gets that of its first output; a name that was there before gets a number."""
+    """Gives every node a unique name: its own or that of its first output, with a number where that is taken."""
     for node in graph.node:
         name = node.name or next(filter(None, node.output), node.op_type)
         while taken[name]:

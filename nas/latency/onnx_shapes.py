@@ -1,4 +1,4 @@
-"""The shape of every value of an ONNX graph at batch 1, also where exporters computed shapes inside the graph.
+"""Infers the shape of every value of an ONNX graph at batch 1, also where exporters computed shapes inside the graph.
 
 ONNX's own inference does one node at a time here; what it cannot see through, arithmetic on shapes, is computed by
 ONNX's reference evaluator before the node that needs it.
@@ -22,7 +22,7 @@ SMALL = 1024  # elements of a constant that may be a shape; weights are larger o
 
 
 def shapes(model: onnx.ModelProto, entry: str, shape: Shape) -> tuple[dict[str, Shape], dict[str, int]]:
-    """Shapes that are known in full where the input ``entry`` has ``shape``, and the types of elements.
+    """Infers shapes from that of the input ``entry``; returns those that are known in full, and types of elements.
 
     Raises what onnx raises for a broken tensor.
     """
@@ -39,7 +39,7 @@ def shapes(model: onnx.ModelProto, entry: str, shape: Shape) -> tuple[dict[str, 
 
 
 class _Inference:
-    """``types`` of all values so far, and ``values`` of those that are small and known."""
+    """Visits the nodes of a graph in order; collects ``types`` of values, and small ``values`` that can be computed."""
 
     def __init__(self, model: onnx.ModelProto, types: dict[str, onnx.TypeProto],
                  values: dict[str, np.ndarray[Any, Any]]) -> None:
@@ -85,7 +85,7 @@ class _Inference:
             self._value(name, np.asarray(result))
 
     def _alone(self, node: onnx.NodeProto, feeds: Mapping[str, np.ndarray[Any, Any]]) -> onnx.ModelProto:
-        """A model of one node: the evaluator of a node alone takes the newest version of its operator."""
+        """Makes a model of one node, as the evaluator would run a mere node in its operator's newest version."""
         inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
                   for name, value in feeds.items()]
         outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
@@ -93,24 +93,24 @@ class _Inference:
                                  opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
 
     def _infer(self, node: onnx.NodeProto, inputs: list[str]) -> None:
-        """Outputs that do not follow have the type that the file declares, if any."""
+        """Infers the types of a node's outputs; where that fails, takes those that the file declares."""
         try:
             schema = defs.get_schema(node.op_type, self.opsets.get(node.domain, 1), node.domain)
-            found = shape_inference.infer_node_outputs(
+            inferred = shape_inference.infer_node_outputs(
                 schema, node, {name: self.types[name] for name in inputs if name in self.types},
                 {name: numpy_helper.from_array(self.values[name]) for name in inputs if name in self.values},
                 opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version)
         except Exception:  # no such operator, or one on which inference fails
-            found = {}
+            inferred = {}
         for name in filter(None, node.output):
-            kind = found.get(name)
+            kind = inferred.get(name)
             if kind is None or _sides(kind) is None:
                 kind = self._declared(name)
             if kind is not None:
                 self.types[name] = kind
 
     def _declared(self, name: str) -> onnx.TypeProto | None:
-        """What the file says of a value, with its batch closed."""
+        """Returns the type that the file declares for a value, at batch 1 where that is open."""
         if name not in self.declared:
             return None
         kind = onnx.TypeProto()
@@ -122,7 +122,7 @@ class _Inference:
 
 
 def _sides(kind: onnx.TypeProto) -> Shape | None:
-    """None where any is open."""
+    """Returns the shape of a tensor's type; None where any side is open."""
     dims = kind.tensor_type.shape.dim
     known = kind.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
     return tuple(dim.dim_value for dim in dims) if known else None

@@ -1,4 +1,4 @@
-"""Which fused kernels an inference engine launches for an ONNX graph: the counterpart of ``nas.latency.trace``.
+"""Lists the fused kernels that an inference engine launches for an ONNX graph (for a module: ``nas.latency.trace``).
 
 Shapes are inferred at batch 1, fusion is ``nas.latency.fusion``: a network has the same kernels whether it is asked for
 as a module or as the file that it was exported to. Work on weights and on shapes alone is free.
@@ -34,7 +34,7 @@ _ABOUT_SHAPES = frozenset(("Shape", "Size"))  # what they return is no feature m
 
 @dataclass(frozen=True)
 class Value:
-    """A feature map: the node that made it, the shape it has now, and whether its elements lie in another order."""
+    """Describes a feature map: the node that made it, its shape, and whether a transpose left its elements in place."""
 
     node: int
     shape: Shape
@@ -42,7 +42,7 @@ class Value:
 
 
 def trace(graph: Graph) -> list[Group]:
-    """The launches of a model, in order; those that no kernel is known for have ``head.op == UNKNOWN``.
+    """Lists the launches of a graph in order; those that no kernel is known for have ``head.op == UNKNOWN``.
 
     Raises UserError for a graph whose shapes do not follow from its input's, and for one that does not read it.
     """
@@ -85,7 +85,7 @@ class _Tracer:
 
     def add(self, op: str, node: onnx.NodeProto, maps: Sequence[Value], output: str | None = None,
             **how: Any) -> bool:
-        """A new node that makes ``output`` (the first, unless given)."""
+        """Adds a node that makes ``output`` (the first, unless given); returns True, for the rules."""
         name = output or node.output[0]
         self._append(op, node, maps, name, self.shape(name), **how)
         return True
@@ -97,9 +97,9 @@ class _Tracer:
         self.maps[name] = Value(len(self.nodes) - 1, shape)
 
     def keep(self, node: onnx.NodeProto, value: Value, permuted: bool | None = None) -> bool:
-        """The output is the same map in another shape."""
-        shape, was = self.shape(node.output[0]), value.permuted
-        self.maps[node.output[0]] = Value(value.node, shape, was if permuted is None else permuted)
+        """Makes the output the same map in another shape, without a launch; returns True, for the rules."""
+        shape = self.shape(node.output[0])
+        self.maps[node.output[0]] = Value(value.node, shape, value.permuted if permuted is None else permuted)
         return True
 
     def is_map(self, name: str) -> bool:
@@ -139,13 +139,13 @@ def _binary(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
 
 
 def _common_root(nodes: Sequence[Node], maps: Sequence[Value]) -> int | None:
-    """The node that all of the maps are elementwise functions of, alone."""
+    """Returns the node of which all the maps are elementwise functions; None where there is none."""
     chains = [_chain(nodes, value.node) for value in maps]
     return next((index for index in chains[0] if all(index in chain for chain in chains[1:])), None)
 
 
 def _chain(nodes: Sequence[Node], index: int) -> list[int]:
-    """A node and what it was computed from element by element, back to the first that is no such step."""
+    """Lists a node and those before it, back to the first that is not computed element by element from another."""
     chain = [index]
     while nodes[chain[-1]].op in ("act", "norm"):
         chain.append(nodes[chain[-1]].inputs[0])
@@ -161,12 +161,12 @@ def _cat(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
 
 
 def _softmax(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
-    """The one at the end of a classifier is as small as its answer; others, as in attention, are not priced."""
+    """Prices the Softmax at the end of a classifier alone, which is small; others, as in attention, are unknown."""
     return node.name == tracer.last and tracer.add("softmax", node, maps)
 
 
 def _copy(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
-    """One copy for each output; free where the output is the whole input."""
+    """Adds a copy for each output; it is free where the output is the whole input."""
     if not tracer.is_map(node.input[0]):
         return False
     for name in filter(None, node.output):
@@ -182,13 +182,16 @@ def _free(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
 
 
 def _expand(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
-    """Free where it makes nothing larger."""
+    """Adds a copy where the output is larger than the input; else it is free."""
     return _free(tracer, node, maps) if tracer.shape(node.output[0]) == maps[0].shape else (
         tracer.add("copy", node, maps[:1]))
 
 
 def _transpose(tracer: _Tracer, node: onnx.NodeProto, maps: list[Value]) -> bool:
-    """Free by itself, as a view is; a later reshape has to move the elements. Sides of 1 may go anywhere."""
+    """Marks the map as permuted: a transpose is free, but a later reshape has to move the elements.
+
+    Sides of 1 may go anywhere.
+    """
     shape = maps[0].shape
     order = [axis for axis in attributes(node).get("perm", range(len(shape))[::-1]) if shape[axis] > 1]
     return tracer.keep(node, maps[0], maps[0].permuted or order != sorted(order))
@@ -208,7 +211,7 @@ _RULES: dict[str, Callable[[_Tracer, onnx.NodeProto, list[Value]], bool]] = {
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of the values that a node reads, those that the branches of an If read from outside among them."""
+    """Yields the names of the values that a node reads, also those that branches of an If read from outside."""
     yield from node.input
     for attribute in node.attribute:
         for inner in attribute.g.node:

@@ -1,4 +1,4 @@
-"""What an ONNX file costs on a target, operator by operator."""
+"""Predicts what an ONNX file costs on a target, operator by operator."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NAMED = 5  # operators without a known cost that an error lists
 
 
 def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bool = False) -> dict[str, Any]:
-    """``ms`` of a call with the target's ``batch``, ``method``, and ``operators`` with ``name``, ``op`` and ``ms``.
+    """Predicts ``ms`` of an ONNX file for a call with the target's ``batch``, and of each of its ``operators``.
 
-    Of a count all ``ms`` are millions. On a kernel model an operator is one launch: a convolution with what is fused
+    For a count all ``ms`` are millions. On a kernel model an operator is one launch: a convolution with what is fused
     into it (``op`` such as ``Conv+Relu``). An NPU's compiler is asked for the file itself, as int8. ``notes`` say what
     the figures rest on beyond that. Raises UserError for a file that cannot be traced, for a target that has none of
     these, and for operators that nothing is known of; with ``allow_unknown`` they are left out of ``ms`` and listed as
@@ -54,7 +54,7 @@ def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bo
 
 
 def kernels_ms(graph: Graph, costs: KernelModel) -> float:
-    """Milliseconds of a graph's kernels. Raises UserError for those that nothing is known of."""
+    """Returns the milliseconds of a graph on a kernel model. Raises UserError where no kernel is known for a part."""
     groups = trace(graph)
     if missing := [group for group in groups if group.head.op == UNKNOWN]:
         raise UserError(f"no kernel is known for {_listed(missing)}")
@@ -62,21 +62,22 @@ def kernels_ms(graph: Graph, costs: KernelModel) -> float:
 
 
 def _counted(graph: Graph, costs: Count, allow_unknown: bool) -> dict[str, Any]:
-    """In millions, for one image."""
+    """Predicts a count, in millions, for one image."""
     operators = counts(graph, costs.name)
-    missing = [one for one in operators if one.millions is None]
+    missing = [operator for operator in operators if operator.millions is None]
     if missing and not allow_unknown:
-        names = ", ".join(f"{one.op} ({one.name})" for one in missing[:NAMED])
+        names = ", ".join(f"{operator.op} ({operator.name})" for operator in missing[:NAMED])
         raise UserError(f"{graph.path}: how much {names} multiplies is not known; {setting('allow_unknown')} leaves it "
                         "out")
-    known = [(one, one.millions) for one in operators if one.millions is not None]
+    known = [(operator, operator.millions) for operator in operators if operator.millions is not None]
     return {"ms": math.fsum(millions for _, millions in known), "method": costs.meta["method"], "batch": 1,
-            "operators": [{"name": one.name, "op": one.op, "ms": millions} for one, millions in known],
-            "unknown": [{"name": one.name, "op": one.op, "why": "no rule counts it"} for one in missing], "notes": []}
+            "operators": [{"name": counted.name, "op": counted.op, "ms": millions} for counted, millions in known],
+            "unknown": [{"name": operator.name, "op": operator.op, "why": "no rule counts it"}
+                        for operator in missing], "notes": []}
 
 
 def _for_npu(graph: Graph, target: str, allow_unknown: bool) -> tuple[Graph, list[dict[str, str]]]:
-    """The graph that is compiled, and what of it is left out: a LogSoftmax at the end, which is the CPU's."""
+    """Returns the graph to compile, and what of it is left out: a LogSoftmax at the end, which runs on the CPU."""
     end = graph.ending
     if end.op != "LogSoftmax":
         if allow_unknown:

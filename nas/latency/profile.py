@@ -27,7 +27,7 @@ import nas
 from nas import sampling
 from nas.errors import UserError, setting
 from nas.files import folder
-from nas.latency.agreement import agreement, kendall, mape, note
+from nas.latency.agreement import add_validation, agreement, kendall, mape
 from nas.latency.base import Costs
 from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator, Parts
 from nas.latency.context import Context
@@ -104,7 +104,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
             _strike(table.meta, UNCORRECTED, label)
             table.save(table_path)
         if validate:
-            note(table.meta, _validation(layout, table, networks, bench, validate, rng_seed))
+            add_validation(table.meta, _validation(layout, table, networks, bench, validate, rng_seed))
         table.meta.pop(BEGUN, None)
         _keep_yardsticks(bench, layout, table)
         table.save(table_path)

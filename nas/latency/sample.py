@@ -1,4 +1,4 @@
-"""Random networks of a space as ONNX files with their predicted milliseconds, to be measured anywhere."""
+"""Writes random networks of a space as ONNX files with their predicted milliseconds, to be measured anywhere."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sample(layout: Layout, costs: Costs, n: int, seed: int, out: Path, progress:
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """The directory is new, or was made with the same settings."""
+    """Checks that the directory is new or was made with the same settings. Raises UserError."""
     path = out / SETTINGS
     if not path.is_file():
         if out.exists() and (not out.is_dir() or any(file.suffix != ".tmp" for file in out.iterdir())):
@@ -69,27 +69,27 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _distinct(layout: Layout, n: int, rng: random.Random) -> list[Arch]:
-    """Different networks of random depth, so that latencies spread."""
-    found: dict[Arch, None] = {}
-    for arch in _until_nothing_new(layout, rng, found):
-        found[arch] = None
-        if len(found) == n:
-            return list(found)
+    """Draws different networks of random depth, so that latencies spread."""
+    drawn: dict[Arch, None] = {}
+    for arch in _until_nothing_new(layout, rng, drawn):
+        drawn[arch] = None
+        if len(drawn) == n:
+            return list(drawn)
     raise UserError(f"-n {n}: {layout.space} at {layout.task.size} has {sampling.size(layout)} networks, and "
-                    f"{PATIENCE} draws brought none beyond {len(found)}")
+                    f"{PATIENCE} draws brought none beyond {len(drawn)}")
 
 
-def _until_nothing_new(layout: Layout, rng: random.Random, found: dict[Arch, None]) -> Iterator[Arch]:
+def _until_nothing_new(layout: Layout, rng: random.Random, drawn: dict[Arch, None]) -> Iterator[Arch]:
     tries = 0
     while tries < PATIENCE:
         arch = sampling.sample_thinned(layout, rng)
-        tries = tries + 1 if arch in found else 0
-        if arch not in found:
+        tries = tries + 1 if arch in drawn else 0
+        if arch not in drawn:
             yield arch
 
 
 def _write(layout: Layout, arch: Arch, path: Path, costs: Costs) -> None:
-    """Random weights that depend on the architecture alone; in int8 where the target is."""
+    """Writes a network with random weights that depend on its arch alone; in int8 where the target is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(arch.id, 16))
         model = build(layout, arch)

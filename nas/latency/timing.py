@@ -1,4 +1,4 @@
-"""The clock-independent part of every measurement: interleaved rounds and robust figures.
+"""Times graphs on any device, in interleaved rounds, and reduces the runs to robust figures.
 
 A device turns a module into a ``Run``: a call that executes it once and returns the milliseconds that it took.
 
@@ -36,7 +36,7 @@ FAST = 0.95  # below, the reference itself was taken on a slow machine
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of ``n`` runs: the 5th percentile (``ms``), and the 10th and 90th."""
+    """Holds milliseconds of ``n`` runs: the 5th percentile (``ms``), and the 10th and 90th."""
 
     ms: float
     p10_ms: float
@@ -48,12 +48,12 @@ class Timing:
 
     @property
     def unstable(self) -> bool:
-        """Whether fewer than a tenth of the runs came near the figure."""
+        """Tells whether fewer than a tenth of the runs came near the figure."""
         return self.p10_ms > 1.1 * self.ms
 
 
 class Device(Protocol):
-    """What ``nas.latency.profile`` measures on."""
+    """Runs modules and ONNX files on one device and times them."""
 
     name: str
     align: int  # channels of its vector unit: widths that fill it are another curve than those that do not
@@ -64,13 +64,13 @@ class Device(Protocol):
         """Compiles a module for input [batch, in_ch, size, size]."""
 
     def load(self, path: Path, size: int | None = None) -> Run:
-        """A finished ONNX file, with ``size`` where it leaves height and width open.
+        """Loads a finished ONNX file, with ``size`` where it leaves height and width open.
 
         Raises UserError for one that does not run here.
         """
 
     def conditions(self) -> dict[str, Any]:
-        """What the figures depend on: processor, runtime, version, threads, batch, precision, ..."""
+        """Returns what the figures depend on: processor, runtime, version, threads, batch, precision, ..."""
 
 
 def interleaved(runs: Mapping[str, Run], *, seconds: float, rng: random.Random, min_rounds: int = 8,
@@ -96,7 +96,7 @@ def interleaved(runs: Mapping[str, Run], *, seconds: float, rng: random.Random, 
 
 
 def repeated(run: Run, *, min_runs: int = 50, min_seconds: float = 1.0) -> Timing:
-    """Of one graph alone, warm."""
+    """Times one graph by itself, after runs that warm it up."""
     for _ in range(5):
         run()
     samples: list[float] = []
@@ -107,7 +107,7 @@ def repeated(run: Run, *, min_runs: int = 50, min_seconds: float = 1.0) -> Timin
 
 
 class Steady:
-    """A device with yardsticks that run in the rounds of every measurement and tell how fast the device was then.
+    """Times graphs beside yardsticks, which tell how fast the device was meanwhile.
 
     A measurement is taken again while it was slow; what is left of the slow-down is divided out, as if it were the same
     for all graphs. Figures so are of a device on which the yardsticks take ``reference_ms``. Several, because a graph
@@ -116,8 +116,9 @@ class Steady:
 
     def __init__(self, yardsticks: Callable[[], Sequence[Run]], reference_ms: Sequence[float] | None,
                  rng: random.Random, warm: int = WARM, apart: bool = False) -> None:
-        """Without a reference, the first measurement is it. ``warm`` are a yardstick's runs that are not counted.
+        """Takes the yardsticks' milliseconds when the device is fast; None: those of the first measurement.
 
+        ``warm`` runs of a yardstick are not counted.
         ``apart``: every measurement prepares its graphs and the yardsticks in a process of its own; else the yardsticks
         are prepared once.
         """
@@ -127,7 +128,7 @@ class Steady:
         self.reference_ms, self._warm = list(reference_ms) if reference_ms else None, warm
 
     def begun_slow(self) -> bool:
-        """Whether the device was faster at the last measurement than at the reference, which that then becomes."""
+        """Tells whether the last measurement was faster than the reference, and makes it the reference then."""
         if self.drift >= FAST or self.reference_ms is None:
             return False
         self.reference_ms, self.drift = [ms * self.drift for ms in self.reference_ms], 1.0
@@ -135,14 +136,14 @@ class Steady:
 
     @property
     def slow(self) -> bool:
-        """Whether the device was, during all of the last measurement."""
+        """Tells whether the device was slow during all of the last measurement."""
         return self.drift > SLOW
 
     def time(self, prepare: Callable[[], Mapping[str, Run]], seconds: float, max_rounds: int = 100, warm: int = WARM,
              again: bool = True) -> dict[str, Timing]:
-        """``interleaved`` of what is prepared, scaled; ``drift`` is then how much slower than at the reference it was.
+        """Times what ``prepare`` returns, scaled to the speed of the reference; ``drift`` is then how slow it was.
 
-        Taken ``again`` at once while that is slow, as far as patience goes.
+        It is measured ``again`` at once while the device is slow, as far as patience goes.
         """
         attempts = [self._attempt(prepare, seconds, max_rounds, warm)]
         while again and attempts[-1][0] > SLOW and self._patience and len(attempts) <= PATIENCE // 2:
@@ -170,5 +171,6 @@ class Steady:
 
 
 def summary(samples_ms: list[float]) -> Timing:
+    """Reduces the milliseconds of many runs to percentiles."""
     low, p10, p90 = np.percentile(samples_ms, [LOW, 10, 90])
     return Timing(float(low), float(p10), float(p90), len(samples_ms))

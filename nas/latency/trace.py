@@ -1,4 +1,4 @@
-"""Which fused kernels an inference engine launches for a module: convolutions with what TensorRT folds into them.
+"""Lists the fused kernels that an inference engine launches for a module: convolutions with what is folded into them.
 
 The module runs once on a meta tensor; every ATen call is recorded, none is computed, and ``nas.latency.fusion`` says
 which of them run together. Work on weights alone is free.
@@ -41,7 +41,7 @@ _FREE = frozenset((
 
 
 def kernels(module: nn.Module, in_ch: int, size: int) -> list[Kernel]:
-    """Kernels of the deployed module in eval mode on [1, in_ch, size, size], in launch order.
+    """Lists the kernels of a module, deployed, in eval mode, on [1, in_ch, size, size], in launch order.
 
     Raises UserError naming the operator where the module calls one that has no rule here.
     """
@@ -104,7 +104,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [t for t in flat if isinstance(t, Tensor) and id(t) in self.maker]
 
     def add(self, op: str, maps: Sequence[Tensor], shape: Shape, **how: Any) -> Tensor:
-        """A new node and the empty tensor that stands for its result."""
+        """Adds a node and returns the empty tensor that stands for its result."""
         makers, sources = (self.maker[id(t)] for t in maps), (tuple(t.shape) for t in maps)
         self.nodes.append(Node(op, tuple(makers), tuple(sources), shape, **how))
         return self.keep(torch.empty(shape, device="meta"), len(self.nodes) - 1)
@@ -194,7 +194,7 @@ def _adaptive_pool(recorder: _Recorder, call: _Call) -> Tensor:
 
 
 def _moves(kind: str) -> Callable[[_Recorder, _Call], Any]:
-    """A rule for memory-bound operators whose result shape is left to PyTorch."""
+    """Makes the rule for operators that are bound by memory; PyTorch computes the shape of their result."""
 
     def rule(recorder: _Recorder, call: _Call) -> Any:
         result = call.func(*call.args, **call.kwargs)
@@ -204,7 +204,7 @@ def _moves(kind: str) -> Callable[[_Recorder, _Call], Any]:
 
 
 def _pool(recorder: _Recorder, call: _Call) -> Any:
-    """A pooling with a window; PyTorch's average has no dilation."""
+    """Adds a pooling with a window, if it is covered; PyTorch's average has no dilation."""
     window = _pair(call.get(1, "kernel_size", 1))
     dilation = _pair(call.get(4, "dilation", 1)) if call.name == "max_pool2d" else (1, 1)
     gap = pool_gap(window, _pair(call.get(2, "stride", None) or window), dilation, call.maps[0].shape[2:])
@@ -214,7 +214,7 @@ def _pool(recorder: _Recorder, call: _Call) -> Any:
 
 
 def _view(recorder: _Recorder, call: _Call) -> Any:
-    """Free while the elements stay where they are and all of them are kept; else a copy."""
+    """Adds a copy, unless all elements stay where they are, which is free."""
     x = call.maps[0]
     storage = x.untyped_storage()._cdata
 

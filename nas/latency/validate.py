@@ -1,4 +1,4 @@
-"""Predicted milliseconds of ``nas sample`` against measurements that were made elsewhere."""
+"""Compares the predicted milliseconds of ``nas sample`` with measurements that were made elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from nas.errors import UserError
 from nas.files import write_text
 from nas.latency import costs
-from nas.latency.agreement import agreement, note
+from nas.latency.agreement import add_validation, agreement
 from nas.latency.kernel_model import dumps
 from nas.latency.table import LatencyTable, read_json
 
@@ -22,16 +22,16 @@ COLUMNS = ("id", "ms")
 
 
 def validate(target: str, samples: Path, measured: Path, write: bool = False) -> dict[str, Any]:
-    """``n``, ``mape``, ``bias``, ``kendall``, ``spearman`` over the networks measured; ``not_measured`` of the others.
+    """Compares predictions with measurements: ``n``, ``mape``, ``bias``, ``kendall``, ``spearman``, ``not_measured``.
 
     With ``write`` the figures become the newest validation in the table's meta (of a copy under ./latency_tables where
     the table is a shipped one); ``table`` is its file, else None. Raises UserError for every mistake in the files.
     """
     path = costs.find(target)
     predicted = _samples(samples)
-    found = _measurements(measured, predicted, samples)
-    pairs = np.array([(predicted[name], ms) for name, ms in found.items()])
-    result = {**agreement(pairs[:, 0], pairs[:, 1]), "not_measured": len(predicted) - len(found)}
+    measurements = _measurements(measured, predicted, samples)
+    pairs = np.array([(predicted[name], ms) for name, ms in measurements.items()])
+    result = {**agreement(pairs[:, 0], pairs[:, 1]), "not_measured": len(predicted) - len(measurements)}
     if not write:
         return {**result, "table": None}
     here = path if target.endswith(".json") or path.parent == costs.LOCAL else costs.LOCAL / path.name
@@ -42,43 +42,43 @@ def validate(target: str, samples: Path, measured: Path, write: bool = False) ->
 def _save(path: Path, here: Path, validation: dict[str, Any]) -> None:
     model = costs.load(str(path))  # checks the file
     if isinstance(model, LatencyTable):
-        note(model.meta, validation)
+        add_validation(model.meta, validation)
         model.save(here)
     else:
         value = read_json(path)
-        note(value["meta"], validation)
+        add_validation(value["meta"], validation)
         write_text(here, dumps(value))
 
 
 def _samples(path: Path) -> dict[str, float]:
-    """Predicted ms by id."""
+    """Reads the predicted ms of ``nas sample`` by id."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; nas sample writes it")
     items = read_json(path, "nas sample")
     if not isinstance(items, list) or not items:
         raise UserError(f"{path}: expected the list that nas sample writes")
-    found: dict[str, float] = {}
+    predicted: dict[str, float] = {}
     for number, item in enumerate(items, 1):
         name, ms = (item.get("id"), item.get("ms")) if isinstance(item, dict) else (None, 0)
         if not isinstance(name, str):
             raise UserError(f"{path}: sample {number}: id {name!r} is no text")
-        if name in found:
+        if name in predicted:
             raise UserError(f"{path}: sample {number}: id {name!r} is there twice")
         if isinstance(ms, bool) or not isinstance(ms, int | float) or not ms > 0:
             raise UserError(f"{path}: sample {number}: ms {ms!r} is not a number above 0")
-        found[name] = float(ms)
-    return found
+        predicted[name] = float(ms)
+    return predicted
 
 
 def _measurements(path: Path, known: dict[str, float], samples: Path) -> dict[str, float]:
-    """Measured ms by id; further columns are left alone."""
+    """Reads measured ms by id; further columns are ignored."""
     rows = _rows(path)
     _, header = rows[0]
     for column in COLUMNS:
         if header.count(column) != 1:
             raise UserError(f"{path}: line 1: {','.join(header)!r}: expected the columns id and ms, each once")
     at = {column: header.index(column) for column in COLUMNS}
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
     for line, row in rows[1:]:
         where = f"{path}: line {line}"
         if len(row) != len(header):
@@ -86,16 +86,16 @@ def _measurements(path: Path, known: dict[str, float], samples: Path) -> dict[st
         name, text = row[at["id"]].strip(), row[at["ms"]].strip()
         if name not in known:
             raise UserError(f"{where}: id {name!r} is not in {samples}")
-        if name in found:
+        if name in measured:
             raise UserError(f"{where}: id {name!r} is there twice")
-        found[name] = _ms(where, text)
-    if not found:
+        measured[name] = _ms(where, text)
+    if not measured:
         raise UserError(f"{path}: no measurements below line 1")
-    return found
+    return measured
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Lines that are not empty with their numbers, the header first."""
+    """Reads the lines of a CSV file that are not empty, with their numbers, the header first."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         reader = csv.reader(io.StringIO(text), strict=True)

@@ -14,7 +14,7 @@ import torch
 from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.latency.devices.onnxruntime import session
-from nas.latency.onnx_ending import as_logits, seen
+from nas.latency.onnx_ending import as_logits, kind_by_values
 from nas.latency.onnx_file import runnable
 from nas.latency.onnx_graph import read
 from nas.pipeline.front import find, read_fronts
@@ -182,9 +182,9 @@ class _File:
         try:
             graph = read(self.path, side, weights=False, any_batch=True)
         except UserError:  # ONNX Runtime runs it all the same, such as one whose channels are open
-            return seen(outputs)
+            return kind_by_values(outputs)
         first = graph.model.graph.output[0].name == self.output
-        return graph.ending.kind if first and graph.ending.node else seen(outputs)
+        return graph.ending.kind if first and graph.ending.node else kind_by_values(outputs)
 
     def run(self, split: Split, data: Data) -> np.ndarray:
         """Outputs [n, classes]; a file of a fixed batch gets its last one filled up."""

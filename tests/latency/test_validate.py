@@ -10,7 +10,7 @@ import pytest
 
 from nas.errors import UserError
 from nas.latency import costs
-from nas.latency.agreement import agreement, kendall, mape, note
+from nas.latency.agreement import add_validation, agreement, kendall, mape
 from nas.latency.table import LatencyTable
 from nas.latency.validate import validate
 
@@ -75,7 +75,7 @@ def test_a_shipped_table_is_not_written_to_but_copied() -> None:
 def test_notes_keep_their_order() -> None:
     meta: dict[str, object] = {}
     for n in (1, 2, 3):
-        note(meta, {"n": n})
+        add_validation(meta, {"n": n})
     assert meta == {"validation": {"n": 3}, "earlier_validations": [{"n": 1}, {"n": 2}]}
 
 
