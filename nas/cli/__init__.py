@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # left alone in the background of a shell
         signal.signal(signal.SIGINT, _interrupt)
     if not torchrun.leads():  # torchrun's other processes help to train; the first alone reads settings, writes, prints
-        torchrun.go_when_told()
+        torchrun.end_on_signals()
         if words[:1] == ["search"] and not {"-h", "--help"} & set(words):
             from nas.train import followers
 

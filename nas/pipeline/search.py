@@ -58,7 +58,7 @@ def refuse(config: Config) -> None:
     check_data_dir(config.data, config.data_dir)
     placement.device_of(config.train_on)
     if config.train.augment:
-        augment.check(config.train.augment)
+        augment.check_augmentation(config.train.augment)
     if config.init:
         Run.existing(config.init)
     for target in config.target:

@@ -42,7 +42,7 @@ def refuse(settings: Baseline) -> None:
     check_data_dir(settings.data, settings.data_dir)
     placement.device_of(settings.train_on)
     if settings.train.augment:
-        augment.check(settings.train.augment)
+        augment.check_augmentation(settings.train.augment)
     for target in settings.target:
         find_costs(target)
 

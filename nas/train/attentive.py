@@ -1,4 +1,4 @@
-"""Which random networks the supernet trains on: those towards its Pareto front, or those farthest from it.
+"""Chooses the random networks that the supernet trains on: those towards its Pareto front, or those farthest from it.
 
 AttentiveNAS (arXiv 2011.09011, section 3.2): draw a cost, draw k networks of about that cost, and train on the best of
 them (``best-up``: pushes the front) or on the worst (``worst-up``: lifts what lags behind), as a performance estimator
@@ -16,12 +16,12 @@ from nas.arch import Arch
 from nas.decision import Prices
 from nas.plan import Layout
 
-POOL = 32  # random networks among which those of about one cost are found
+POOL = 32  # random networks among which those of about the same cost are looked for
 
 
 def attend(layout: Layout, prices: Prices, rng: random.Random, k: int, loss_of: Callable[[Arch], float],
            worst: bool = False) -> Arch:
-    """The network of the lowest (``worst``: highest) loss among ``k`` whose cost is nearest to a random one's."""
+    """Draws ``k`` random networks of about the same cost, and returns that of the lowest (``worst``: highest) loss."""
     pool = list(dict.fromkeys(sampling.sample(layout, rng) for _ in range(POOL)))
     ms = {arch: sum(prices.ms[slot.index][op] for slot, op in zip(layout.slots, arch.ops, strict=True))
           for arch in pool}

@@ -1,4 +1,4 @@
-"""Random crops and flips of whole batches: one gather of pixels, no loop over images.
+"""Crops and flips whole batches of images at random: one gather of pixels, no loop over images.
 
 The recipe is the usual one for small images (He et al. 2016, section 4.2: pad, crop back at random, flip), with
 reflected borders instead of zeros.
@@ -17,25 +17,25 @@ KINDS: dict[str, tuple[int | None, bool]] = {"none": (None, False), "crop": (16,
 ALL = slice(None)
 
 
-def check(kind: str) -> None:
+def check_augmentation(kind: str) -> None:
     """Raises UserError for an augmentation that does not exist."""
     if kind not in KINDS:
         raise UserError(f"{setting('train.augment')}: no {kind!r}; {nearest(kind, KINDS)}")
 
 
-def words(kind: str, size: int) -> str:
-    """What an augmentation does to images of a size, for a reader."""
+def describe(kind: str, size: int) -> str:
+    """Describes what an augmentation does to images of a size."""
     part, flips = KINDS[kind]
     shifted = f"shifted by up to {max(1, size // part)} pixels" if part else "none"
     return f"{shifted}{', half of them mirrored left to right' if flips else ''} ({kind})"
 
 
 def augmented(images: torch.Tensor, kind: str, generator: torch.Generator, share: slice = ALL) -> torch.Tensor:
-    """uint8 [B, C, S, S] -> the same shape in channels_last, every image shifted and flipped on its own.
+    """Shifts and flips every image of a batch on its own: uint8 [B, C, S, S] -> the same shape in channels_last.
 
-    Of a ``share`` only those images, as they are in the whole batch: ``generator`` draws for all.
+    With a ``share`` only those images are returned, as they are in the whole batch: ``generator`` draws for all.
     """
-    check(kind)
+    check_augmentation(kind)
     part, flips = KINDS[kind]
     if part is None:
         return images[share]
@@ -56,7 +56,7 @@ def augmented(images: torch.Tensor, kind: str, generator: torch.Generator, share
 
 
 def _positions(count: int, size: int, most: int, generator: torch.Generator) -> torch.Tensor:
-    """[count, size] source positions of a line shifted by -most .. most, reflected at both ends."""
+    """Returns [count, size] source positions of a line shifted by -most .. most, reflected at both ends."""
     shift = torch.randint(-most, most + 1, (count, 1), generator=generator)
     position = (torch.arange(size) + shift).abs()
     return torch.where(position < size, position, 2 * (size - 1) - position)

@@ -1,4 +1,4 @@
-"""Every choice of the supernet learns, in its own slot, to do what the largest network does there.
+"""Trains every choice of the supernet to do, in its own slot, what the largest network does there.
 
 Blockwise supervision (DNA, arXiv 1911.13053; LANA, arXiv 2107.10624): a choice gets the map that the largest network
 has in front of the slot and learns the one behind it. All slots learn at once for the price of one network, none of
@@ -22,10 +22,10 @@ TINY = 1e-5  # beside the variance of a map, as in batch norms
 
 def blockwise(supernet: Supernet, stepper: Stepper, teacher: Decision, students: Decision | None,
               label_smoothing: float) -> LossOf:
-    """Loss of the ``teacher`` on labels plus, slot by slot, the squared error of ``students`` against its maps.
+    """Returns the loss of the ``teacher`` on labels plus, slot by slot, the squared error of ``students`` to its maps.
 
-    Each relative to the variance of the map that is learned; a skip has nothing to learn. Without students: the
-    teacher's alone.
+    Each is relative to the variance of the map that is learned; a skip has nothing to learn. Without students: the
+    teacher's loss alone.
     """
 
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Images in memory, split once for the search, and handed out in batches.
+"""Loads images into memory, splits them once for the search, and hands them out in batches.
 
 Everything is decoded to uint8 before training starts and augmented a batch at a time (``augment.py``), so that two
 cores keep up. Splits: ``train`` for weights, ``gate`` for architecture parameters, ``select`` for choosing candidates
@@ -26,7 +26,7 @@ from nas.train import augment as augmentation
 from nas.train.folder import folder
 from nas.train.pixels import NARROW, Whites
 from nas.train.sources import Source, cifar10, digits
-from nas.train.splits import divide, fixed, least, origins
+from nas.train.splits import divide, fixed_parts, images_needed, origins
 
 MEMORY = 0.6  # of what is free
 EXTREME = 0.001  # of all pixels may be darker, or brighter, than the images are said to reach
@@ -34,7 +34,7 @@ EXTREME = 0.001  # of all pixels may be darker, or brighter, than the images are
 
 @dataclass(frozen=True)
 class Split:
-    """One part of the data: ``images`` uint8 [N, C, H, W] (stored channels_last), ``labels`` int64 [N]."""
+    """Holds one part of the data: ``images`` uint8 [N, C, H, W] (stored channels_last), ``labels`` int64 [N]."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -43,17 +43,17 @@ class Split:
         return len(self.labels)
 
     def part(self, start: int, stop: int) -> Split:
-        """A view of some of them."""
+        """Returns the images from ``start`` to ``stop`` as a view."""
         return Split(self.images[start:stop], self.labels[start:stop])
 
     def to(self, device: torch.device | str) -> Split:
-        """The same images on another device; batches are then augmented there."""
+        """Copies the images to another device; batches are then augmented there."""
         return Split(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set ready to train on; ``mean`` and ``std`` are per channel of the train split, for pixels in [0, 1]."""
+    """Is a data set to train on; ``mean`` and ``std`` are per channel of the train split, for pixels in [0, 1]."""
 
     name: str
     classes: tuple[str, ...]
@@ -75,13 +75,13 @@ class Data:
         return 3
 
     def at(self, size: int) -> Data:
-        """The same images for networks of another input side: batches of them are resized, they are not kept twice."""
+        """Returns the same images for networks of another input side: batches are resized, no image is kept twice."""
         return self if size == self.size else replace(self, size=size)
 
 
 def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit: int | None = None,
          whites: Whites | None = None) -> Data:
-    """``digits``, ``cifar10`` or the path of a folder of images (``./digits`` for a folder of that name).
+    """Loads a data set: ``digits``, ``cifar10`` or a folder of images by its path (``./digits`` if it has that name).
 
     ``data_dir`` is where CIFAR-10 lies; ``size`` is the input side (default: from the source); ``limit`` is the most
     images that train, gate and select have together; ``whites`` are those that a network was trained with (default: by
@@ -119,13 +119,13 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
 
 
 def description(data: Data) -> dict[str, Any]:
-    """What a run's ``data.json`` says of its images."""
+    """Returns what a run records of its images in ``data.json``."""
     return {"name": data.name, "classes": list(data.classes), "size": data.size, "mean": list(data.mean),
             "std": list(data.std), "augment": data.augment, **data.source}
 
 
 def recorded(value: dict[str, Any]) -> Data:
-    """The inverse of ``description``, without the images: enough to export a network."""
+    """Rebuilds a data set without its images from what ``description`` wrote: enough to export a network."""
     none = Split(torch.empty(0, 3, value["size"], value["size"], dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
     return Data(
         name=value["name"],
@@ -146,7 +146,8 @@ def recorded(value: dict[str, Any]) -> Data:
 
 
 def normalise(images: torch.Tensor, data: Data, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 [B, C, H, W] -> ``dtype``, channels_last, mean 0 and deviation 1 over the train split, at the data's size.
+    """Normalises uint8 [B, C, H, W] to ``dtype``, channels_last, mean 0 and deviation 1 over the train split, and
+    resizes.
     """
     count, channels, height, width = images.shape
     # lines of width * channels numbers: the layout stays channels_last and the arithmetic vectorises
@@ -157,7 +158,7 @@ def normalise(images: torch.Tensor, data: Data, dtype: torch.dtype = torch.float
 
 
 def resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """float32 [B, C, H, W] -> [B, C, size, size], channels_last: bilinear with antialiasing, as images are read.
+    """Resizes float32 [B, C, H, W] to [B, C, size, size], channels_last: bilinear, antialiased, as images are read.
 
     Elastic resolution resizes the batch (Once-for-All, arXiv 1908.09791, section 3.3: a size is drawn for each).
     """
@@ -170,12 +171,12 @@ def resized(images: torch.Tensor, size: int) -> torch.Tensor:
 def batches(
     split: Split, data: Data, batch: int, *, generator: torch.Generator, augment: str, share: slice = augmentation.ALL
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One epoch of (float32 [B, C, H, W], int64 [B]), shuffled and augmented by ``generator`` (a CPU one).
+    """Yields one epoch of (float32 [B, C, H, W], int64 [B]), shuffled and augmented by ``generator`` (a CPU one).
 
-    The last incomplete batch is dropped, unless it is the only one. Of a ``share`` of each batch, the same images.
+    The last incomplete batch is dropped, unless it is the only one. With a ``share`` only those images of each batch.
     Raises UserError for an unknown ``augment``.
     """
-    augmentation.check(augment)
+    augmentation.check_augmentation(augment)
     return _epoch(split, data, batch, generator, augment, share)
 
 
@@ -190,13 +191,13 @@ def _epoch(
 
 
 def eval_batches(split: Split, data: Data, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(float32 [B, C, H, W], int64 [B]) of the whole split in order; the last one may be smaller."""
+    """Yields (float32 [B, C, H, W], int64 [B]) of the whole split in order; the last batch may be smaller."""
     for start in range(0, len(split), batch):
         yield normalise(split.images[start : start + batch], data), split.labels[start : start + batch]
 
 
 def free_bytes() -> int | None:
-    """Memory that this process may still take, None where the system does not say."""
+    """Returns the memory that this process may still take, None where the system does not say."""
     free = None
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -236,8 +237,8 @@ def _source(name: str, data_dir: Path | None) -> Source:
 
 
 def _whites(source: Source, given: Whites | None) -> Whites:
-    """Those given, else what the training images say; no image of the test split is looked at."""
-    return given if given not in (None, NARROW) else source.whites(fixed(source)[0])
+    """Returns the values of white given, else those of the training images; looks at no image of the test split."""
+    return given if given not in (None, NARROW) else source.whites(fixed_parts(source)[0])
 
 
 def _check_memory(name: str, count: int, size: int) -> None:
@@ -250,7 +251,7 @@ def _check_memory(name: str, count: int, size: int) -> None:
 
 
 def _statistics(origin: str, images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int]]:
-    """Mean and deviation per channel, in [0, 1], and the levels (of 255) that 0.1 % of the pixels are below and above.
+    """Returns mean and deviation per channel, in [0, 1], and the levels (of 255) with 0.1 % of the pixels beyond.
 
     From exact counts, so that threads and chunks do not matter. Raises UserError where all pixels are alike.
     """
@@ -284,7 +285,7 @@ def _provenance(source: Source, splits: dict[str, Split], seed: int, limit: int 
         "classes": list(source.classes),
         "class_counts": counts,
         "splits": origins(source),
-        "least": least(source),
+        "least": images_needed(source),
         "pixels": source.pixels,
         "ignored": list(source.ignored),
         "skipped": dict(source.skipped),
@@ -293,7 +294,7 @@ def _provenance(source: Source, splits: dict[str, Split], seed: int, limit: int 
 
 
 def fingerprint(splits: dict[str, Split], classes: tuple[str, ...]) -> str:
-    """First 12 hex of the sha256 of the splits' images and labels and the classes' names; a resumed run compares it."""
+    """Returns 12 hex digits of the hash of images, labels and class names, by which a resumed run compares its data."""
     digest = hashlib.sha256(repr(classes).encode())
     for part, split in splits.items():
         digest.update(f"{part} {tuple(split.images.shape)}".encode())

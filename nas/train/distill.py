@@ -1,4 +1,4 @@
-"""How a student learns from a teacher: losses of logits, and the methods that ``train.distill`` names."""
+"""Lets a student learn from a teacher: losses of logits, and the methods that ``train.distill`` names."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ CLIP = 5.0  # of AlphaNet: the most that a ratio of probabilities weighs
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
-    """Knowledge distillation (Hinton et al., arXiv 1503.02531): T^2 KL(teacher, student) of logits [N, classes]."""
+    """Returns the loss of knowledge distillation (Hinton et al., arXiv 1503.02531): T^2 KL(teacher, student).
+
+    Logits [N, classes] -> a scalar.
+    """
     log_p = F.log_softmax(student / temperature, 1)
     log_q = F.log_softmax(teacher.detach() / temperature, 1)
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
 def alpha_divergence(student: Tensor, teacher: Tensor, alpha: float, clip: float = CLIP) -> Tensor:
-    """D_alpha(p || q) = sum q ((p/q)^alpha - 1) / (alpha (alpha - 1)) of each image: logits [N, classes] -> [N].
+    """Returns D_alpha(p || q) = sum q ((p/q)^alpha - 1) / (alpha (alpha - 1)) by image: logits [N, classes] -> [N].
 
     p is the teacher, q the student; alpha = 1 is KL(p || q), alpha = 0 KL(q || p). AlphaNet (arXiv 2102.07954, section
     3): (p/q)^alpha is cut at ``clip`` in the value, and in the gradient, -sum q (p/q)^alpha / alpha d log q, as a
@@ -47,7 +50,7 @@ def alpha_divergence(student: Tensor, teacher: Tensor, alpha: float, clip: float
 
 
 def adaptive(student: Tensor, teacher: Tensor) -> Tensor:
-    """The larger of the two ``alpha_divergence`` of each image, their mean over [N, classes] (AlphaNet, section 3)."""
+    """Returns the mean over images of the larger of two ``alpha_divergence`` (AlphaNet): [N, classes] -> a scalar."""
     low, high = (alpha_divergence(student, teacher, alpha) for alpha in ALPHAS)
     return torch.maximum(low, high).mean()
 
@@ -57,14 +60,14 @@ INPLACE = {"kl": kd, "alpha": adaptive}
 
 @dataclass(frozen=True)
 class NetOutput:
-    """What a network says of images: ``logits`` [N, classes] and, if asked, ``maps`` [N, C, S, S] by resolution."""
+    """Holds what a network computes: ``logits`` [N, classes] and, if asked, ``maps`` [N, C, S, S] by resolution."""
 
     logits: Tensor
     maps: tuple[Tensor, ...] = ()
 
 
 class Distiller(nn.Module):
-    """A method: the loss of a student beside a teacher. Its own parameters, if it has any, are trained along.
+    """Computes the loss of a student beside a teacher; a subclass is a method, its parameters are trained along.
 
     ``share`` is the teacher's part of a loss that labels have the rest of, ``smoothing`` that of the labels.
     """
@@ -76,11 +79,11 @@ class Distiller(nn.Module):
         self.share, self.smoothing = share, smoothing
 
     def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
-        """A scalar; ``labels`` int64 [N], ``progress`` of the training in [0, 1]."""
+        """Returns the loss, a scalar; ``labels`` int64 [N], ``progress`` of the training in [0, 1]."""
         raise NotImplementedError
 
     def peer(self) -> nn.Module | None:
-        """The network that stands in for the teacher and learns as well; None where the teacher stays as it is."""
+        """Returns the network that stands in for the teacher and learns, too; None where the teacher stays as it is."""
         return None
 
     def mixed(self, logits: Tensor, labels: Tensor, taught: Tensor) -> Tensor:
@@ -105,7 +108,7 @@ def method(*names: str) -> Callable[[D], D]:
 
 @method("kd", "assistant")
 class Logits(Distiller):
-    """(1 - share) CE(labels) + share T^2 KL(teacher, student) (Hinton et al., arXiv 1503.02531), T = 2.
+    """Learns from logits: (1 - share) CE(labels) + share T^2 KL(teacher, student), T = 2 (arXiv 1503.02531).
 
     ``assistant`` is the same loss in a chain (Mirzadeh et al., arXiv 1902.03393): each network is taught by the next
     larger one, which was taught so before.
@@ -117,9 +120,9 @@ class Logits(Distiller):
 
 @method("born-again")
 class BornAgain(Distiller):
-    """(1 - share) CE(labels) + share CE(softmax of the teacher): one of its own kind (Furlanello et al., 1805.04770).
+    """Learns from a teacher of the same architecture: (1 - share) CE(labels) + share CE(softmax of the teacher).
 
-    The teacher is the same architecture, trained before from the same first weights.
+    The teacher is trained before from the same first weights (Furlanello et al., arXiv 1805.04770).
     """
 
     def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
@@ -129,18 +132,19 @@ class BornAgain(Distiller):
 
 @method("hints")
 class Hints(Distiller):
-    """First 1/2 (t - r(s))^2, the mean over the middle map, then as ``kd`` (FitNets, arXiv 1412.6550, section 2).
+    """Learns the teacher's middle map first, then as ``kd`` does (FitNets, arXiv 1412.6550, section 2).
 
-    r is a learned 1x1 convolution from the student's channels to the teacher's.
+    The first loss is 1/2 (t - r(s))^2, the mean over the map; r is a learned 1x1 convolution from the student's
+    channels to the teacher's.
     """
 
     reads_maps = True
 
     def __init__(self, student: nn.Module, teacher: nn.Module, share: float, smoothing: float) -> None:
         super().__init__(student, teacher, share, smoothing)
-        own, theirs = (channels(net) for net in (student, teacher))
-        self.middle = len(own) // 2
-        self.regressor = nn.Conv2d(own[self.middle], theirs[self.middle], 1)
+        student_channels, teacher_channels = (channels(net) for net in (student, teacher))
+        self.middle = len(student_channels) // 2
+        self.regressor = nn.Conv2d(student_channels[self.middle], teacher_channels[self.middle], 1)
 
     def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
         if progress >= BEGIN:
@@ -150,7 +154,7 @@ class Hints(Distiller):
 
 @method("fsp")
 class Flow(Distiller):
-    """First the mean squared difference of the flow matrices, then labels (Yim et al., CVPR 2017, equations 1 and 2).
+    """Learns the teacher's flow matrices first, by mean squared difference, then labels (Yim et al., CVPR 2017).
 
     Raises ValueError for two networks whose maps have other channels.
     """
@@ -166,12 +170,12 @@ class Flow(Distiller):
         if progress >= BEGIN:
             return self.by_labels(student.logits, labels)
         pairs = zip(itertools.pairwise(student.maps), itertools.pairwise(teacher.maps), strict=True)
-        return torch.stack([F.mse_loss(flow(*own), flow(*theirs).detach()) for own, theirs in pairs]).mean()
+        return torch.stack([F.mse_loss(flow(*taught), flow(*theirs).detach()) for taught, theirs in pairs]).mean()
 
 
 @method("mutual")
 class Mutual(Distiller):
-    """CE(labels) + KL(peer, student), and the same of the peer, which learns beside it (arXiv 1706.00384, section 3).
+    """Trains two networks together: CE(labels) + KL(peer, student), and the same of the peer (arXiv 1706.00384).
 
     The peer begins as a copy of the teacher; what either says is a constant to the other.
     """
@@ -185,18 +189,18 @@ class Mutual(Distiller):
 
     def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
         both = ((student.logits, teacher.logits), (teacher.logits, student.logits))
-        return torch.stack([self.by_labels(own, labels) + kd(own, other, 1.0) for own, other in both]).sum()
+        return torch.stack([self.by_labels(logits, labels) + kd(logits, other, 1.0) for logits, other in both]).sum()
 
 
 def flow(first: Tensor, second: Tensor) -> Tensor:
-    """G_ij = mean over pixels of F1_i F2_j: [N, A, S, S], [N, B, R, R] -> [N, A, B]; the larger map is pooled."""
+    """Returns G_ij, the mean over pixels of F1_i F2_j: [N, A, S, S], [N, B, R, R] -> [N, A, B]; pools the larger."""
     side = min(first.shape[-1], second.shape[-1])
-    one, two = (F.adaptive_avg_pool2d(map_, side).flatten(2) for map_ in (first, second))
-    return one @ two.transpose(1, 2) / side**2
+    small, other = (F.adaptive_avg_pool2d(map_, side).flatten(2) for map_ in (first, second))
+    return small @ other.transpose(1, 2) / side**2
 
 
 def channels(net: nn.Module) -> list[int]:
-    """Of the maps that ``net.features`` gives, finest first; nothing is computed."""
+    """Returns the channels of the maps that ``net.features`` gives, finest first; nothing is computed."""
     assert isinstance(net, Subnet)
     with torch.device("meta"):
         trial = copy.deepcopy(net).to("meta").eval()

@@ -1,4 +1,4 @@
-"""The exponential moving average of a supernet's weights: noise of the last steps stays out of what is judged."""
+"""Averages a supernet's weights over steps, so that noise of the last steps stays out of what is judged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nas.supernet.net import Supernet
 
 
 class Average:
-    """A second supernet that follows the first: mean <- d mean + (1 - d) weights after every step of the weights.
+    """Keeps a second supernet that follows the first: mean <- d mean + (1 - d) weights after every step of the weights.
 
     d = min(decay, (1 + n) / (10 + n)) at step n, as in TensorFlow's ExponentialMovingAverage(num_updates): the initial
     weights do not linger in a short schedule. Buffers are the latest; BN is recomputed before anything is judged.
@@ -21,7 +21,7 @@ class Average:
         self.net, self.decay, self.steps = copy.deepcopy(net).requires_grad_(False), decay, 0
 
     def follow(self, net: Supernet) -> None:
-        """One step towards ``net``, which has the same parameters."""
+        """Moves the average one step towards ``net``, which has the same parameters."""
         self.steps += 1
         d = min(self.decay, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
@@ -34,6 +34,6 @@ class Average:
         return {"steps": self.steps, "net": self.net.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state``, on a net that was pruned to the same operators."""
+        """Continues from a ``state``, on a net that was pruned to the same operators."""
         self.net.load_state_dict(state["net"])
         self.steps = state["steps"]

@@ -1,4 +1,4 @@
-"""Loss and accuracy of networks on held-out images, and their batch norms beforehand."""
+"""Computes loss and accuracy of networks on held-out images, and their batch norms beforehand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nas.train.randomness import generator
 
 @dataclass(frozen=True)
 class Judged:
-    """Mean cross-entropy and number of right answers of ``n`` held-out images."""
+    """Holds the mean cross-entropy and the number of right answers of ``n`` held-out images."""
 
     loss: float
     right: float
@@ -29,19 +29,19 @@ class Judged:
 
     @property
     def accuracy_se(self) -> float:
-        """Standard error of the accuracy (binomial)."""
+        """Returns the standard error of the accuracy (binomial)."""
         return standard_error(self.accuracy, self.n)
 
 
 def standard_error(accuracy: float, n: int) -> float:
-    """Of an accuracy on ``n`` images (binomial); views of them are no further images."""
+    """Returns the standard error of an accuracy on ``n`` images (binomial); views of them are no further images."""
     return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
 def recalibrate(model: nn.Module, images: Iterable[Tensor], part: nn.Module | None = None) -> None:
-    """Recomputes BN statistics as the plain average over batches of images [N, C, S, S]; always before judging.
+    """Recomputes batch norm statistics as the plain average over batches of images [N, C, S, S]; always before judging.
 
-    ``part`` of the model alone, if it is given.
+    With ``part``, those of that part of the model alone.
     """
     norms = [m for m in (part or model).modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
@@ -59,7 +59,7 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor], part: nn.Module | No
 
 
 def calibration_images(data: Data, count: int, batch: int, device: torch.device, seed: int) -> list[Tensor]:
-    """A fixed draw of training images, normalised, without augmentation; none is alone in its batch but an only one.
+    """Draws a fixed set of training images, normalised, not augmented, in batches of at least two where possible.
 
     A batch norm behind a global mean has no statistics of one image, and others have poor ones.
     """
@@ -71,7 +71,7 @@ def calibration_images(data: Data, count: int, batch: int, device: torch.device,
 
 def evaluate(model: Callable[[Tensor], Tensor], split: Split, data: Data, device: torch.device,
              batch: int = 256) -> Judged:
-    """Cross-entropy and accuracy over a whole split, without augmentation."""
+    """Returns cross-entropy and accuracy of a model over a whole split, without augmentation."""
     loss, right = 0.0, 0
     with torch.inference_mode():
         for images, labels in eval_batches(split, data, batch):
@@ -83,23 +83,23 @@ def evaluate(model: Callable[[Tensor], Tensor], split: Split, data: Data, device
 
 def evaluate_shifted(model: Callable[[Tensor], Tensor], split: Split, data: Data, device: torch.device,
                      augment: str, seed: int, images: int = 1000) -> Judged:
-    """As ``evaluate``; a split of fewer than ``images`` is seen several times, at other shifts, to tell networks apart.
+    """Evaluates as ``evaluate``; a split of fewer than ``images`` is seen several times, at other shifts.
 
-    Figures are means over the views, ``n`` and the standard error those of the split.
+    That tells networks apart. Figures are means over the views, ``n`` and the standard error those of the split.
     """
     judged = [evaluate(model, view, data, device) for view in views(split, augment, seed, images)]
-    right = sum(one.right for one in judged) / len(judged)
-    return Judged(sum(one.loss for one in judged) / len(judged), right, len(split))
+    right = sum(result.right for result in judged) / len(judged)
+    return Judged(sum(result.loss for result in judged) / len(judged), right, len(split))
 
 
 def views(split: Split, augment: str, seed: int, images: int = 1000) -> Iterator[Split]:
-    """The split and, where it is of fewer than ``images``, so many times the same at other shifts."""
+    """Yields the split and, where it has fewer than ``images``, as many shifted copies as make up that number."""
     yield split
     for view in range(1, -(-images // len(split))):
         yield Split(augmented(split.images, augment, generator(seed, "view", view)), split.labels)
 
 
 def part_of(split: Split, count: int, *names: object) -> Split:
-    """A fixed random part of a split (all of it if it is smaller)."""
+    """Draws a fixed random part of a split (all of it if it is smaller)."""
     chosen = torch.randperm(len(split), generator=generator(*names))[:count]
     return Split(split.images[chosen], split.labels[chosen])

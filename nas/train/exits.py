@@ -1,4 +1,4 @@
-"""Training a network with early exits by any of ``nas.exits.methods``, and recording what its exits say."""
+"""Trains a network with early exits by any of ``nas.exits.methods``, and records what its exits answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nas.train.recipes import FineTuningRecipe
 
 
 class ExitTraining(FineTuning):
-    """As ``FineTuning``, with the loss of a method: resumable between epochs, the same whenever it was cut."""
+    """Trains as ``FineTuning`` does, with the loss of a method: resumable between epochs, with the same result."""
 
     model: Method
 
@@ -34,26 +34,26 @@ class ExitTraining(FineTuning):
 
 
 def recalibrate(method: Method, images: Sequence[Tensor]) -> None:
-    """BN statistics from training images [N, C, S, S]; of a frozen backbone only those of what hangs on it."""
+    """Recomputes batch norm statistics from training images [N, C, S, S]; on a frozen backbone those of the exits."""
     evaluation.recalibrate(method, images, method.net.net.exits if method.frozen else None)
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What every exit said of a split: ``logits`` [exits, n, classes] and ``labels`` [n]; policies need no more."""
+    """Holds what every exit answered on a split, ``logits`` [exits, n, classes] and ``labels`` [n], for policies."""
 
     logits: np.ndarray
     labels: np.ndarray
 
     @property
     def right(self) -> np.ndarray:
-        """[exits, n]"""
+        """Returns [exits, n]: whether each exit is right."""
         return np.asarray(self.logits.argmax(-1) == self.labels)
 
 
 def record(model: Callable[[Tensor], list[Tensor]], split: Split, data: Data, device: torch.device,
            batch: int = 256) -> Recorded:
-    """Predictions over a whole split without augmentation: thresholds are set on clean images, as they are used."""
+    """Records every exit's predictions over a split, not augmented, because thresholds are used on clean images."""
     logits, labels = [], []
     with torch.inference_mode():
         for images, truth in eval_batches(split, data, batch):

@@ -1,4 +1,4 @@
-"""Fine-tuning of one picked network: inherited weights, BN recomputed, trained on train + gate, distilled."""
+"""Fine-tunes one picked network: inherited weights, batch norms recomputed, trained on train + gate, distilled."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nas.train.distill import METHODS, Distiller, NetOutput
 from nas.train.recipes import FineTuningRecipe
 from nas.train.stepper import Stepper
 
-LOSSES = ("loss", "label_loss")  # of which an epoch says its means
+LOSSES = ("loss", "label_loss")  # figures whose means an epoch returns
 
 
 class FineTuning:
-    """One network in training; resumable between epochs, all randomness drawn from (seed, name, epoch)."""
+    """Trains one network; resumable between epochs, all randomness drawn from (seed, name, epoch)."""
 
     def __init__(self, name: str, model: nn.Module, teacher: nn.Module | None, data: Data, recipe: FineTuningRecipe,
                  seed: int, device: torch.device) -> None:
@@ -45,8 +45,8 @@ class FineTuning:
         return self.done == self.recipe.epochs
 
     def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> dict[str, Any]:
-        """Runs the next epoch; returns its mean ``loss`` and, but for exits, ``label_loss``, which networks with
-        and without a teacher have alike.
+        """Runs the next epoch; returns its mean ``loss`` and, but for exits, ``label_loss``, which networks with and
+        without a teacher have alike.
         """
         recipe, names = self.recipe, (self.seed, self.name, self.done)
         learn = self.data.learn
@@ -65,7 +65,7 @@ class FineTuning:
         return {"epoch": self.done - 1, **{name: round(value / steps, 6) for name, value in total.items()}}
 
     def cycle(self, progress: float) -> float:
-        """How far the learning rate is in its cycle."""
+        """Returns how far the learning rate is in its cycle at ``progress`` of the training."""
         return progress
 
     def state(self) -> dict[str, Any]:

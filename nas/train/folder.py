@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder a class: its layout, classes, files and splits.
+"""Reads a folder of images with one sub-folder a class: its layout, classes, files and splits.
 
 Layouts: ``DIR/CLASS/*.png``, or ``DIR/train/CLASS/...`` with ``val/``, ``test/`` or both beside it, under any of the
 names of ``NAMES`` in any case. Images may lie deeper inside a class. What is no image is left out and counted
@@ -25,14 +25,14 @@ _PROBED = 64  # images whose headers settle the default size
 
 @dataclass(frozen=True)
 class Layout:
-    """Which folder is which pool of images, and which folders beside them are none."""
+    """Says which folder is which pool of images, and which folders beside them are none."""
 
     parts: dict[str, Path]  # only "train" where the class folders stand directly in the folder
     ignored: tuple[str, ...] = ()
 
 
 def folder(path: Path) -> Source:
-    """The classes, files and splits of a folder; pixels are decoded when a split is read.
+    """Returns the classes, files and splits of a folder; pixels are decoded when a split is read.
 
     Images are numbered train, val, test, class by class, by path. Raises UserError, naming the path, for a folder that
     is missing or a file, has no class folders or one, an empty class, or parts whose classes differ, and for one that
@@ -70,13 +70,13 @@ def folder(path: Path) -> Source:
 
 
 def default_size(files: list[Path]) -> int:
-    """224 if the median short side is that or more, else that side rounded down to a multiple of 32 (at least 32)."""
+    """Returns 224 if the median short side is that or more, else that side rounded down to a multiple of 32."""
     shortest = int(np.median(shortest_sides(files)))
     return 224 if shortest >= 224 else max(32, shortest // 32 * 32)
 
 
 def _layout(path: Path) -> Layout:
-    """Raises UserError for what is no folder, and for splits that cannot be told from their names."""
+    """Finds the splits of a folder. Raises UserError for what is no folder, and for splits of ambiguous names."""
     if path.is_file():
         raise UserError(f"{path}: a file, not a folder of images")
     if not path.is_dir():
@@ -120,7 +120,7 @@ def _refuse_splits(path: Path, folders: list[Path]) -> None:
 
 
 def _listing(where: Path, lister: Lister) -> dict[str, list[Path]]:
-    """Class -> its images, both sorted by name."""
+    """Returns class -> its images, both sorted by name."""
     folders = lister.folders(where)
     _refuse_splits(where, folders)
     listing = {name_of(inside): lister.images(inside) for inside in folders}
@@ -136,7 +136,7 @@ def _listing(where: Path, lister: Lister) -> dict[str, list[Path]]:
 
 
 def _too_few(where: Path, folders: list[Path]) -> str:
-    """What to say of a folder with fewer than two class folders."""
+    """Returns what to say of a folder with fewer than two class folders."""
     needed = "at least two classes are needed, one folder each"
     if folders:
         nested = f", or give {folders[0]}" if len(Lister().folders(folders[0])) > 1 else ""

@@ -1,4 +1,4 @@
-"""The other processes of a search under ``torchrun``: they help the first to train the supernet, and do nothing else.
+"""Runs the other processes of a search under ``torchrun``, which help the first to train the supernet and nothing else.
 
 The first one sends what they need, its checkpoint included; they load the images themselves and never touch the run.
 """
@@ -28,7 +28,7 @@ from nas.train.supernet_training import SupernetTraining
 
 @dataclass(frozen=True)
 class Errand:
-    """What the first process hands out: its settings, the images by their fingerprint, and where training stands."""
+    """Holds what the first process hands out: settings, the images by their fingerprint, and where training stands."""
 
     config: Config
     images: str
@@ -43,28 +43,28 @@ class Errand:
 
 
 def begin(config: Config, training: SupernetTraining, progress: Progress) -> None:
-    """Says what memory it takes, and lets the other processes, if there are any, begin where ``training`` stands.
+    """Starts a training: notes the memory it takes, and sends other processes, if any, where ``training`` stands.
 
     Raises UserError where there is clearly too little memory.
     """
     if not training.finished:
-        progress.note(memory.check(training))
+        progress.note(memory.check_memory(training))
     ranks = training.stepper.ranks
     if ranks.count == 1:
         return
     buffer = io.BytesIO()
     torch.save(training.state(), buffer)
-    ranks.first(Errand(config, training.data.source["fingerprint"], training.layout, tuple(training.prices),
-                       tuple(training.gates.ranges), training.pruner.grid, training.recipe, buffer.getvalue(),
-                       tuple(training.sizes),
-                       tuple((str(file.path.resolve()), file.sha256) for file in user_files.loaded())))
+    ops = tuple((str(file.path.resolve()), file.sha256) for file in user_files.loaded())
+    ranks.broadcast(Errand(config, training.data.source["fingerprint"], training.layout, tuple(training.prices),
+                           tuple(training.gates.ranges), training.pruner.grid, training.recipe, buffer.getvalue(),
+                           tuple(training.sizes), ops))
 
 
 def follow() -> NoReturn:
-    """The whole life of a process that is not the first; what it has to say itself is one line on stderr."""
+    """Trains along with the first process until the end, then exits; its one message goes to stderr."""
     try:
         with joined() as ranks:
-            training = _training(ranks.first(), ranks)
+            training = _training(ranks.broadcast(), ranks)
             while not training.finished:
                 training.epoch()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a command says of its images before anything long: which, how many, from where, how they are read, warnings."""
+"""Describes the images of a command before anything long: which, how many, from where, how read, with warnings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nas.train.folder import NAMES, PIXELS
 from nas.train.splits import SPLITS
 
 FLAT = 16  # of 256 levels: fewer are nearly one colour
-TOLD = 5  # kinds of files, folders or classes that a line names
+NAMED = 5  # kinds of files, folders or classes that a line names
 
 
 def data_lines(data: Data, augment: str | None = None, key: str = "train.augment") -> list[str]:
-    """Lines about labelled images, how they are augmented where they are (``setting`` changes it), then warnings.
+    """Returns lines about labelled images, how they are augmented (setting ``key`` changes it), then warnings.
 
     Where images are mirrored, whether their classes survive it is tried: that takes a second or two.
     """
@@ -30,7 +30,7 @@ def data_lines(data: Data, augment: str | None = None, key: str = "train.augment
 
 
 def unlabeled_lines(data: Data) -> list[str]:
-    """Lines about images without labels, from which exits learn."""
+    """Returns lines about images without labels, from which exits learn."""
     sizes = f"{len(data.learn):,} to learn from, {len(data.select):,} for thresholds, {len(data.test):,} to report on"
     lines = [f"{data.name}: {data.source['images']:,} images without labels at {data.size}x{data.size}, from "
              f"{data.source['from']}: {sizes}",
@@ -39,13 +39,13 @@ def unlabeled_lines(data: Data) -> list[str]:
 
 
 def _count(data: Data) -> str:
-    """``60 of 100`` where a limit leaves some out."""
+    """Returns ``60 of 100`` where a limit leaves some out, else the number alone."""
     used, available = sum(data.source["sizes"].values()), data.source["available"]
     return f"{used:,} of {available:,}" if used < available else f"{used:,}"
 
 
 def _splits(data: Data) -> str:
-    """``train 180, gate 20 from train/; select 40 from one half of val/; test 40 from the other half of val/``."""
+    """Returns splits and folders: ``train 180, gate 20 from train/; select 40 from one half of val/; ...``."""
     alike: dict[str, list[str]] = {}
     for part in SPLITS:
         alike.setdefault(data.source["splits"][part], []).append(f"{part} {data.source['sizes'][part]:,}")
@@ -55,21 +55,21 @@ def _splits(data: Data) -> str:
 def _augmentation(data: Data, kind: str | None, key: str) -> Iterator[str]:
     if kind is not None:
         others = " or ".join(other for other in augmentation.KINDS if other != kind)
-        yield f"augmentation: {augmentation.words(kind, data.size)}; {setting(key, others)} changes it"
+        yield f"augmentation: {augmentation.describe(kind, data.size)}; {setting(key, others)} changes it"
 
 
 def _left_out(data: Data) -> Iterator[str]:
-    """What of a folder is not used."""
+    """Yields what of a folder is not used."""
     if skipped := data.source["skipped"]:
         texts = [f"{what} ({count:,})" for what, count in skipped.items()]
-        yield f"left out: {_told(texts)}"
+        yield f"left out: {_shortened(texts)}"
     if ignored := data.source.get("ignored"):
         names = "; ".join(", ".join(names) for names in NAMES.values())
-        yield f"ignored beside the splits: {_told(ignored)} (splits are called {names})"
+        yield f"ignored beside the splits: {_shortened(ignored)} (splits are called {names})"
 
 
 def _flat(data: Data) -> Iterator[str]:
-    """A range that is a small part of what 8 bits hold: most of what the files knew is lost."""
+    """Warns of a range that is a small part of what 8 bits hold: most of what the files knew is lost."""
     darkest, brightest = data.source["reach"]
     if brightest - darkest < FLAT:
         what = "black" if brightest < FLAT else "of one brightness"
@@ -90,14 +90,13 @@ def _mirrored(data: Data, kind: str | None, key: str) -> Iterator[str]:
 
 
 def _scarce(data: Data, kind: str | None) -> Iterator[str]:
-    """Where is trained: a class that is missing from a split is not learnt, not looked at in choosing, or not tested.
-    """
+    """Warns of classes missing from a split: they are not learnt, not looked at in choosing, or not tested."""
     counts = data.source["class_counts"]
     scarce = [label for label in range(len(data.source['classes'])) if not all(counts[part][label] for part in SPLITS)]
     if scarce and kind is not None:
         limited = f" or raise {setting('limit')}" if data.source["limit"] else ""
-        texts = [_class(data, label) for label in scarce[:TOLD]]
-        more = f"; and {len(scarce) - TOLD} more" if len(scarce) > TOLD else ""
+        texts = [_class(data, label) for label in scarce[:NAMED]]
+        more = f"; and {len(scarce) - NAMED} more" if len(scarce) > NAMED else ""
         yield (f"warning: too few images to be in every split: {'; '.join(texts)}{more}; "
                f"{data.source['least']}{limited}")
 
@@ -108,13 +107,13 @@ def _smallest(counts: dict[str, list[int]]) -> int:
 
 
 def _class(data: Data, label: int) -> str:
-    """``'bee': 20 images (train 14, gate 2, select 2, test 2)``."""
+    """Returns ``'bee': 20 images (train 14, gate 2, select 2, test 2)``."""
     counts = {part: data.source["class_counts"][part][label] for part in SPLITS}
     total = sum(counts.values())
     shares = ", ".join(f"{part} {count:,}" for part, count in counts.items())
     return f"{data.source['classes'][label]!r}: {total:,} {'image' if total == 1 else 'images'} ({shares})"
 
 
-def _told(texts: list[str]) -> str:
-    more = f" and {len(texts) - TOLD} more" if len(texts) > TOLD else ""
-    return ", ".join(texts[:TOLD]) + more
+def _shortened(texts: list[str]) -> str:
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return ", ".join(texts[:NAMED]) + more

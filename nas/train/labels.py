@@ -1,4 +1,4 @@
-"""Which output of a network each class of some images is: one rule for every command, by name where there are names."""
+"""Finds which output of a network each class of some images is, by the same rule for every command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nas.train.data import Data, Split
 
 @dataclass(frozen=True)
 class Outputs:
-    """The classes of a network in the order of its outputs, and the output of each class of some images.
+    """Holds the classes of a network in the order of its outputs, and the output of each class of some images.
 
     ``by`` says how the one was found from the other.
     """
@@ -27,11 +27,11 @@ class Outputs:
     by: str
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """int64 [n]: outputs in place of classes of the images."""
+        """Returns int64 [n]: outputs in place of classes of the images."""
         return torch.tensor(self.columns, dtype=torch.int64)[labels]
 
     def applied(self, data: Data) -> Data:
-        """The same images with the network's classes."""
+        """Returns the same images with the network's classes."""
         def split(part: Split) -> Split:
             return Split(part.images, self.labels(part.labels))
 
@@ -47,9 +47,9 @@ def names_in(metadata: Mapping[str, str]) -> list[str] | None:
 
 
 def outputs(where: object, count: int, known: Sequence[str] | None, classes: Sequence[str]) -> Outputs:
-    """Of a network with ``count`` outputs, whose classes are ``known``, on images of ``classes`` (sorted by name).
+    """Matches a network of ``count`` outputs, whose classes are ``known``, with images of ``classes`` (sorted by name).
 
-    Raises UserError, which begins with ``where``, where it cannot be said.
+    Raises UserError, which begins with ``where``, where that is ambiguous.
     """
     if known is not None:
         if len(known) != count:
@@ -94,7 +94,7 @@ def read_names(path: Path | None) -> list[str] | None:
 
 
 def _by_number(where: object, count: int, classes: Sequence[str]) -> Outputs:
-    """Raises UserError where all outputs are named and their order as texts, which trainers take, is another."""
+    """Matches by number. Raises UserError where the order of all classes as texts, which trainers take, is another."""
     numbers = tuple(map(int, classes))
     if len(classes) == count and numbers != tuple(range(count)):
         raise UserError(f"{where}: does not name its {count} classes; are those of the images, {_few(classes)}, in "

@@ -34,7 +34,7 @@ class Lister:
         self._named: dict[_Place, Path] = {}
 
     def folders(self, where: Path) -> list[Path]:
-        """The folders directly inside, by name; files beside them are counted as skipped."""
+        """Returns the folders directly inside, by name; files beside them are counted as skipped."""
         folders, images = self._inside(where)
         if images:
             self.skipped["images outside the class folders"] += len(images)
@@ -43,7 +43,7 @@ class Lister:
         return sorted(folders, key=name_of)
 
     def images(self, where: Path) -> list[Path]:
-        """All images in a folder and in the folders within, by path.
+        """Returns all images in a folder and in the folders within, by path.
 
         Raises UserError for a folder that ``folders`` named, too, under another path.
         """
@@ -66,7 +66,7 @@ class Lister:
             yield from self._images(folder, entered)
 
     def _inside(self, where: Path) -> tuple[list[Path], list[Path]]:
-        """Folders and images directly in a folder."""
+        """Returns folders and images directly in a folder, and counts what it skips."""
         folders, images = [], []
         try:
             names = sorted(os.listdir(where))
@@ -90,7 +90,7 @@ class Lister:
 
 
 def name_of(folder: Path) -> str:
-    """A folder's name in Unicode's composed form: macOS writes ``e`` and an accent where others write ``é``.
+    """Returns a folder's name in Unicode's composed form: macOS writes ``e`` and an accent where others write ``é``.
 
     Raises UserError for a name that is no UTF-8, or has a line break: files name their classes one a line.
     """
@@ -106,7 +106,7 @@ def _place(folder: Path) -> _Place:
 
 
 def _mode(path: Path) -> int | None:
-    """The kind of what a path leads to; None for a link to nothing or to itself."""
+    """Returns the kind of what a path leads to; None for a link to nothing or to itself."""
     try:
         return path.stat().st_mode
     except OSError:

@@ -1,4 +1,4 @@
-"""What training a supernet needs of memory, counted before it starts: weights, their optimizer, kept activations.
+"""Counts the memory that training a supernet needs, before it starts: weights, their optimizer, kept activations.
 
 Activations are counted on the meta device: PyTorch says what it would keep for the backward pass, and computes nothing.
 """
@@ -25,7 +25,7 @@ OF_WEIGHTS = 4  # copies: weights, gradients, and Adam's two moments
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one process: ``weights`` with gradients, moments and average; ``kept`` activations of a micro-batch."""
+    """Holds bytes of a process: ``weights`` with gradients, moments, average; ``kept`` activations of a micro-batch."""
 
     weights: int
     kept: int
@@ -35,23 +35,23 @@ class Need:
         return self.weights + self.kept
 
 
-def check(training: SupernetTraining) -> str:
-    """One line on what the training needs and what is free. Raises UserError where there is clearly too little."""
-    of, free = need(training), _free(training.device)
+def check_memory(training: SupernetTraining) -> str:
+    """Returns a line on what the training needs and what is free. Raises UserError where that is clearly too little."""
+    need, free = estimate(training), _free(training.device)
     here = torchrun.processes_here() if training.device.type == "cpu" else 1
     each = f" in each of {here} processes" if here > 1 else ""
     images = training.recipe.batch // training.recipe.accumulate
-    said = (f"memory: about {_gb(of.total)}{each}: {_gb(of.weights)} for weights, gradients and optimizer, "
-            f"{_gb(of.kept)} for activations of {images} images")
-    if free is not None and here * of.total > free:
-        raise UserError(f"train.batch={training.recipe.batch}: {said}, but {_gb(free)} are free; give a larger "
+    text = (f"memory: about {_gb(need.total)}{each}: {_gb(need.weights)} for weights, gradients and optimizer, "
+            f"{_gb(need.kept)} for activations of {images} images")
+    if free is not None and here * need.total > free:
+        raise UserError(f"train.batch={training.recipe.batch}: {text}, but {_gb(free)} are free; give a larger "
                         f"train.accumulate (now {training.recipe.accumulate}), or a smaller train.batch, "
                         f"{setting('size')} or {setting('width')}")
-    return said + (f"; {_gb(free)} are free" if free is not None else "")
+    return text + (f"; {_gb(free)} are free" if free is not None else "")
 
 
-def need(training: SupernetTraining) -> Need:
-    """Of the costliest step that may come: the dearest network, a random one as dear, and the cheapest, all at once.
+def estimate(training: SupernetTraining) -> Need:
+    """Counts the bytes of the costliest step: the dearest network, a random one as dear, and the cheapest.
 
     With the relaxation ``gumbel`` that is the gates' own step, where it runs all branches.
     """
@@ -61,14 +61,14 @@ def need(training: SupernetTraining) -> Need:
     arch = largest(layout, training.prices[0])
     step = [one_hot(arch), one_hot(arch), one_hot(smallest(layout, training.prices[0]))]
     images = recipe.batch // recipe.accumulate
-    counted = [kept(layout, step, images)]
+    counted = [kept_bytes(layout, step, images)]
     if recipe.relaxation == "gumbel":
-        counted.append(kept(layout, [_all(training.gates)], images * (2 if recipe.update == "single" else 1)))
+        counted.append(kept_bytes(layout, [_all(training.gates)], images * (2 if recipe.update == "single" else 1)))
     return Need(weights, max(counted) // (2 if training.stepper.dtype else 1))
 
 
-def kept(layout: Layout, decisions: Sequence[Decision], images: int) -> int:
-    """Bytes that PyTorch keeps for one backward pass through all ``decisions`` on ``images``, in float32."""
+def kept_bytes(layout: Layout, decisions: Sequence[Decision], images: int) -> int:
+    """Counts the bytes that PyTorch keeps for one backward pass through all ``decisions`` on ``images``, in float32."""
     with torch.device("meta"):
         net = Supernet(layout)
         x = torch.empty(images, layout.task.in_ch, layout.task.size, layout.task.size)
@@ -76,13 +76,13 @@ def kept(layout: Layout, decisions: Sequence[Decision], images: int) -> int:
 
 
 def saved_bytes(net: nn.Module, calls: Sequence[tuple[object, ...]]) -> int:
-    """Bytes that ``net`` keeps for the backward pass after all ``calls``; what is its own parameters is not counted."""
-    own = {p.untyped_storage()._cdata for p in net.parameters()}
+    """Counts the bytes that ``net`` keeps for the backward pass after all ``calls``, without its own parameters."""
+    parameters = {p.untyped_storage()._cdata for p in net.parameters()}
     held: dict[int, torch.UntypedStorage] = {}  # by address: two that are alive have two
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in parameters:
             held[storage._cdata] = storage
         return tensor
 

@@ -1,4 +1,4 @@
-"""Learning rate over a schedule, the optimizer, and its state by parameter name."""
+"""Provides the learning rate over a schedule, the optimizer, and its state by parameter name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ RAMP = 0.1  # share of a schedule in which the learning rate rises
 
 
 def one_cycle(progress: float, peak: float) -> float:
-    """Learning rate at ``progress`` in [0, 1]: a linear ramp, then a cosine to zero."""
+    """Returns the learning rate at ``progress`` in [0, 1]: a linear ramp, then a cosine to zero."""
     if progress < RAMP:
         return peak * (0.05 + 0.95 * progress / RAMP)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - RAMP) / (1 - RAMP))))
 
 
 def optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW without decay on biases and batch norms."""
+    """Makes AdamW without decay on biases and batch norms."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [{"params": [p for _, p in named if p.dim() > 1], "weight_decay": weight_decay},
               {"params": [p for _, p in named if p.dim() <= 1], "weight_decay": 0.0}]
@@ -32,12 +32,12 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Optimizer state by parameter name, so that it survives pruning and a new order of parameters."""
+    """Returns the optimizer's state by parameter name, so that it survives pruning and a new order of parameters."""
     return {name: dict(optimizer.state[p]) for name, p in module.named_parameters() if p in optimizer.state}
 
 
 def load_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes over what is there for the parameters that are left. Raises ValueError for moments of another shape."""
+    """Loads a state for the parameters that are left. Raises ValueError for moments of another shape."""
     for name, p in module.named_parameters():
         if name in state:
             if any(isinstance(v, Tensor) and v.dim() and v.shape != p.shape for v in state[name].values()):

@@ -1,4 +1,4 @@
-"""Image files become pixels: upright, RGB, square, 8 bits.
+"""Turns image files into pixels: upright, RGB, square, 8 bits.
 
 Files of more than 8 bits a channel (12-bit cameras, X-rays, depth) do not say how large white is. It is a property of
 the whole folder: the smallest of 8, 10, 12, 14 and 16 bits that holds every value of the training images (for
@@ -30,25 +30,25 @@ ORIENTATION = 0x0112  # of Exif
 
 @dataclass(frozen=True)
 class Whites:
-    """The value of white in files of more than 8 bits a channel; None where the images have no such files."""
+    """Holds the value of white in files of more than 8 bits a channel; None where the images have no such files."""
 
     integer: int | None = None
     real: int | None = None
 
     def metadata(self) -> dict[str, str]:
-        """For an ONNX file: what whoever runs it divides such pixels by."""
+        """Returns entries for an ONNX file's metadata: what whoever runs it divides such pixels by."""
         values = {"white_integer": self.integer, "white_float": self.real}
         return {key: str(value) for key, value in values.items() if value is not None}
 
     @classmethod
     def of_metadata(cls, kept: dict[str, str]) -> Whites:
-        """The inverse; an ONNX file without these keys has none."""
+        """Reads what ``metadata`` wrote; an ONNX file without these keys has none."""
         integer, real = (int(kept[key]) if kept.get(key, "").isdecimal() else None
                          for key in ("white_integer", "white_float"))
         return cls(integer or None, real or None)
 
     def __str__(self) -> str:
-        """``files of 16 or 32 bits hold 12 bits: value / 4095``; empty where there are none."""
+        """Returns ``files of 16 or 32 bits hold 12 bits: value / 4095``; empty where there are none."""
         integer = (f"files of 16 or 32 bits hold {self.integer.bit_length()} bits: value / {self.integer}"
                    if self.integer else "")
         return ", ".join(filter(None, (integer, f"floating-point files: value / {self.real}" if self.real else "")))
@@ -58,21 +58,21 @@ FULL, NARROW = Whites(LEVELS[-1], 1), Whites()
 
 
 class Decoded(NamedTuple):
-    """uint8 [n, 3, size, size], channels_last, and how many images reach above white and are cut there."""
+    """Holds images uint8 [n, 3, size, size], channels_last, and how many reach above white and are cut there."""
 
     images: torch.Tensor
     cut: int
 
 
 class _Wide(NamedTuple):
-    """Values of more than 8 bits, [h, w] or [h, w, channels]; ``coarse``: the lower 8 of 16 are lost in reading."""
+    """Holds values of more than 8 bits, [h, w] or [h, w, channels]; ``coarse``: of 16 bits the lower 8 are lost."""
 
     values: npt.NDArray[Any]
     coarse: bool = False
 
 
 def whites(files: Sequence[Path]) -> Whites:
-    """The white of a folder by its training images; reads those of more than 8 bits, and only headers of the others.
+    """Finds the white of a folder by its training images; reads those of more than 8 bits, of others the headers alone.
 
     Raises UserError for a file whose values are negative, above 16 bits or no numbers.
     """
@@ -90,7 +90,7 @@ def _level(peak: float, levels: Sequence[int]) -> int | None:
 
 
 def _peak(file: Path, enough: bool) -> tuple[float, bool]:
-    """(the largest value, whether it is a floating-point one); 0 of a file of 8 bits, 1 of one that is all black."""
+    """Returns the largest value of a file, and whether it is a floating-point one; 0 for 8 bits, 1 if all black."""
     with opened(file) as image:
         if not _is_wide(image) or (enough and image.mode != "F"):
             return 0.0, False
@@ -103,7 +103,7 @@ def _peak(file: Path, enough: bool) -> tuple[float, bool]:
 
 
 def decoded(files: Sequence[Path], size: int, whites: Whites = FULL) -> Decoded:
-    """Pixels in the order of the files. Raises UserError naming a file that cannot be read."""
+    """Decodes files into pixels, in their order. Raises UserError naming a file that cannot be read."""
     out = torch.empty((len(files), size, size, 3), dtype=torch.uint8)
     pixels = out.numpy()
 
@@ -117,7 +117,7 @@ def decoded(files: Sequence[Path], size: int, whites: Whites = FULL) -> Decoded:
 
 
 def square(file: Path, size: int, whites: Whites = FULL) -> npt.NDArray[np.uint8]:
-    """uint8 [size, size, 3]: upright, RGB, the short side resized to ``size``, the centre kept."""
+    """Decodes a file to uint8 [size, size, 3]: upright, RGB, the short side resized to ``size``, the centre kept."""
     return _square(file, size, whites)[0]
 
 
@@ -144,7 +144,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _narrowed(image: ImageFile.ImageFile, file: Path, whites: Whites) -> tuple[Image.Image, bool]:
-    """The image with 8 bits a channel, and whether values above white were cut."""
+    """Returns the image with 8 bits a channel, and whether values above white were cut."""
     wide = _wide(image, file)
     white = whites.real if image.mode == "F" else whites.integer
     if white is None:
@@ -161,12 +161,12 @@ def _narrowed(image: ImageFile.ImageFile, file: Path, whites: Whites) -> tuple[I
 
 
 def _is_wide(image: ImageFile.ImageFile) -> bool:
-    """Whether a file, whose header was read, has more than 8 bits a channel."""
+    """Says whether a file, whose header was read, has more than 8 bits a channel."""
     return image.mode.startswith("I") or image.mode == "F" or any(";16" in str(tile[3]) for tile in image.tile)
 
 
 def _wide(image: ImageFile.ImageFile, file: Path) -> _Wide:
-    """Pillow reads grey of 16 bits, but of colours (and of grey with transparency) only the upper 8."""
+    """Reads values of more than 8 bits, of which Pillow reads all for grey, and for colours the upper 8 only."""
     if image.mode.startswith("I") or image.mode == "F":
         return _Wide(np.asarray(image).astype(np.float64))
     if image.format == "PNG":
@@ -188,7 +188,7 @@ def _check_range(values: npt.NDArray[Any]) -> None:
 
 
 def shortest_sides(files: Iterable[Path]) -> list[int]:
-    """Of each file, by its header."""
+    """Returns the shorter side of each file in pixels, by its header."""
     sides = []
     for file in files:
         with opened(file) as image:
@@ -197,7 +197,7 @@ def shortest_sides(files: Iterable[Path]) -> list[int]:
 
 
 def opened(file: Path) -> ImageFile.ImageFile:
-    """The image of a file, of which only the header is read. Raises UserError."""
+    """Opens an image, of which only the header is read. Raises UserError."""
     try:
         return Image.open(file)
     except Exception as error:
@@ -205,7 +205,7 @@ def opened(file: Path) -> ImageFile.ImageFile:
 
 
 def unreadable(file: Path, error: Exception) -> UserError:
-    """What to say of a file that could not be read."""
+    """Returns the error for a file that could not be read."""
     if isinstance(error, UnidentifiedImageError):  # its text repeats the path
         return UserError(f"{file}: not an image that can be read; remove or replace it")
     return UserError(f"{file}: cannot be read ({' '.join(str(error).split())}); remove or replace it")

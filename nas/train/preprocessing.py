@@ -1,4 +1,4 @@
-"""How the pixels of an image become what a network reads: one rule for every network that was trained elsewhere.
+"""Turns the pixels of an image into what a network trained elsewhere reads, by one rule for every such network.
 
 What the command line says counts, else what the file's metadata say, else ImageNet's mean and deviation. Every command
 that shows images to such a network takes it from here and says which of the three it was.
@@ -24,7 +24,7 @@ LEAST_STD = 1 / 256  # of the scale, about one grey level: less is a deviation i
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A network's input is ``(pixel / 255 * scale - mean) / std``, channel by channel in the order red, green, blue.
+    """Computes a network's input as ``(pixel / 255 * scale - mean) / std``, by channel in the order red, green, blue.
 
     ``source`` says where that comes from.
     """
@@ -35,7 +35,7 @@ class Preprocessing:
     source: str
 
     def applied(self, data: Data) -> Data:
-        """The same images, normalised so: ``Data`` has mean and deviation of pixels in [0, 1]."""
+        """Returns the same images, normalised so: ``Data`` has mean and deviation of pixels in [0, 1]."""
         return replace(data, mean=tuple(v / self.scale for v in self.mean), std=tuple(v / self.scale for v in self.std))
 
     def to_json(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Preprocessing:
 
     @staticmethod
     def of_flags(mean: str | None, std: str | None, scale: float | None) -> Preprocessing | None:
-        """As the user gave them, None where none is given; a scale alone has mean 0 and deviation 1.
+        """Reads mean, deviation and scale as the user gave them; None where none is. A scale alone: mean 0, deviation 1.
 
         Raises UserError for one of mean and deviation alone, and for what cannot be.
         """
@@ -60,7 +60,9 @@ class Preprocessing:
 
     @staticmethod
     def of_file(metadata: Mapping[str, str], path: Path, given: Preprocessing | None = None) -> Preprocessing:
-        """``given``, else what the metadata of an ONNX file say, else ImageNet's. Raises UserError for nonsense."""
+        """Returns ``given``, else what the metadata of an ONNX file say, else ImageNet's. Raises UserError for
+        nonsense.
+        """
         if given is not None:
             return given
         present = [key for key in ("mean", "std") if key in metadata]
@@ -76,7 +78,7 @@ class Preprocessing:
 
 
 def imagenet(why: str) -> Preprocessing:
-    """What most published networks were trained with."""
+    """Returns ImageNet's, which most published networks were trained with; ``why`` says what is missing."""
     return Preprocessing(*IMAGENET, 1.0, f"ImageNet's: {why}")
 
 
@@ -98,7 +100,7 @@ def check_input(where: object, shape: Sequence[Any], floats: bool) -> None:
 
 
 def _triple(where: str, text: str) -> Triple:
-    """Three numbers, or one for all channels. Raises UserError."""
+    """Reads three numbers, or one for all channels. Raises UserError."""
     words = re.split(r"[,\s]+", text.strip(" \t\n[]()"))
     try:
         values = [float(word) for word in words]

@@ -1,4 +1,4 @@
-"""Random numbers from names, so that a continued run draws the same as one that was never interrupted."""
+"""Draws random numbers from names, so that a continued run draws the same as one that was never interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nas.ops.layers import Dropout
 
 
 def seed_of(*names: object) -> int:
-    """A 63-bit seed from names: randomness without a state to store, so that a continued run draws the same."""
+    """Returns a 63-bit seed from names: randomness without a state to store."""
     digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -24,7 +24,7 @@ def generator(*names: object, device: torch.device | str = "cpu") -> torch.Gener
 
 @contextmanager
 def seeded(*names: object) -> Iterator[None]:
-    """PyTorch's own randomness (initial weights, dropout) from names, restored afterwards."""
+    """Seeds PyTorch's own randomness (initial weights, dropout) from names, and restores it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(*names))
         yield
@@ -32,7 +32,7 @@ def seeded(*names: object) -> Iterator[None]:
 
 @contextmanager
 def drawing_from(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Dropout of ``model`` from its own generator: what trains beside it does not change what it draws."""
+    """Lets dropout of ``model`` draw from its own generator: what trains beside it does not change what it draws."""
     layers = [module for module in model.modules() if isinstance(module, Dropout)]
     for layer in layers:
         layer.generator = generator

@@ -1,4 +1,4 @@
-"""The processes of one training: each computes its part of every batch, their gradients are added up."""
+"""Joins the processes of one training: each computes its part of every batch, their gradients are added up."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ PATIENCE = timedelta(days=7)  # the others wait while the first measures a devic
 
 @dataclass(frozen=True)
 class Ranks:
-    """``rank`` of ``count`` processes. All of them call the same methods in the same order; one alone calls nobody."""
+    """Is ``rank`` of ``count`` processes, which all call the same methods in the same order; one alone calls nobody."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def share(self) -> slice:
-        """Which images of a batch are this process's: every ``count``-th."""
+        """Returns which images of a batch are this process's: every ``count``-th."""
         return slice(self.rank, None, self.count)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each by its sum over the processes: the same bits everywhere, so that replicas stay equal.
+        """Replaces each tensor by its sum over the processes: the same bits everywhere, so that replicas stay equal.
 
         Raises UserError where another process has ended.
         """
@@ -45,15 +45,15 @@ class Ranks:
                 tensor.copy_(part.view(tensor.shape))
 
     def mean(self, figures: dict[str, float]) -> dict[str, float]:
-        """The mean of each figure over the processes, which have the same names in the same order."""
+        """Returns the mean of each figure over the processes, which have the same names in the same order."""
         if self.count == 1:
             return figures
         values = torch.tensor(list(figures.values()), dtype=torch.float64)
         self.add_up([values])
         return dict(zip(figures, (values / self.count).tolist(), strict=True))
 
-    def first(self, value: Any = None) -> Any:
-        """The ``value`` of the first process, given to all."""
+    def broadcast(self, value: Any = None) -> Any:
+        """Sends the ``value`` of the first process to all, and returns it."""
         if self.count == 1:
             return value
         box = [value]
@@ -90,7 +90,7 @@ def joined() -> Iterator[Ranks]:
 
 
 def _alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Groups of one device and type, in order of first appearance: one message each."""
+    """Groups tensors by device and type, in order of first appearance: one message each."""
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)

@@ -1,4 +1,4 @@
-"""How networks are trained: the settings of a training loop, with the epochs that follow from the number of images."""
+"""Holds the settings of training loops, with the epochs that follow from the number of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DISTILLED = 0.5  # share of the teacher in the loss of a pick
 
 @dataclass(frozen=True)
 class Exposure:
-    """What a network sees where the user gives no epochs: at least so many images, in at least so many epochs."""
+    """Says what a network sees where the user gives no epochs: at least so many images, in at least so many epochs."""
 
     images: int
     epochs: int
@@ -39,7 +39,7 @@ def supernet_epochs(train: Training, images: int) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetRecipe:
-    """Settings of a supernet's training; ``epochs`` per phase, ``latency_options`` those of the term ``latency``."""
+    """Holds settings of a supernet's training; ``epochs`` per phase, ``latency_options`` for the term ``latency``."""
 
     epochs: dict[str, int]
     batch: int
@@ -83,8 +83,7 @@ class SupernetRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningRecipe:
-    """Settings of the training of one network; ``distill_weight`` is the teacher's share of the loss (0: labels alone).
-    """
+    """Holds settings of training one network; ``distill_weight`` is the teacher's share of the loss (0: labels)."""
 
     epochs: int
     batch: int

@@ -1,4 +1,4 @@
-"""Where images come from: the built-in digits and CIFAR-10 (folders of images: ``folder.py``).
+"""Reads the built-in images, digits and CIFAR-10, and defines what a source of images is (folders: ``folder.py``).
 
 Digits: scikit-learn's copy of the UCI test set of Alpaydin and Kaynak (1998). CIFAR-10: Krizhevsky (2009).
 """
@@ -27,7 +27,7 @@ _CIFAR10 = "cifar-10-batches-py"
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images that are not read yet: who goes to which split is settled before anything is decoded."""
+    """Holds labelled images that are not read yet: which goes to which split is settled before anything is decoded."""
 
     name: str
     origin: str  # where from, for the record
@@ -45,7 +45,7 @@ class Source:
 
 
 def digits() -> Source:
-    """1,797 handwritten digits of 8x8 grey pixels, built in; they have no test split of their own."""
+    """Returns 1,797 handwritten digits of 8x8 grey pixels, built in; they have no test split of their own."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -64,7 +64,8 @@ def digits() -> Source:
 
 
 def cifar10(data_dir: Path | None) -> Source:
-    """CIFAR-10 under ``data_dir`` (``./data``), downloaded if it is not there; images 50,000 and up are its test set.
+    """Returns CIFAR-10 under ``data_dir`` (``./data``), downloaded if missing; its test images have numbers from
+    50,000.
 
     Raises UserError when the download fails and when a file is not the official one.
     """
@@ -85,7 +86,7 @@ def cifar10(data_dir: Path | None) -> Source:
 
 
 def resized(images: torch.Tensor, which: Indices, size: int) -> torch.Tensor:
-    """uint8 [N, 1 or 3, h, w] -> uint8 [n, 3, size, size] of the chosen ones, bilinear, channels_last."""
+    """Resizes the chosen images, bilinear: uint8 [N, 1 or 3, h, w] -> uint8 [n, 3, size, size], channels_last."""
     out = torch.empty((len(which), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for start in range(0, len(which), 256):  # in chunks, because the float copy is four times as large
         part = images[torch.from_numpy(which[start : start + 256])]
@@ -97,7 +98,7 @@ def resized(images: torch.Tensor, which: Indices, size: int) -> torch.Tensor:
 
 
 def _cifar10_root(data_dir: Path | None) -> Path:
-    """The folder that holds ``cifar-10-batches-py``; that folder itself may be named too."""
+    """Returns the folder that holds ``cifar-10-batches-py``; that folder itself may be named, too."""
     root = Path("data") if data_dir is None else Path(data_dir).expanduser()
     if root.is_file():
         raise UserError(f"{root}: a file, not a folder; name the folder that holds {_CIFAR10} with "
@@ -106,7 +107,7 @@ def _cifar10_root(data_dir: Path | None) -> Path:
 
 
 def _cifar10_part(root: Path, train: bool) -> Any:
-    """torchvision's data set, which compares every file's MD5 with the official one before it unpickles any."""
+    """Opens torchvision's data set, which compares every file's MD5 with the official one before it unpickles any."""
     from torchvision.datasets import CIFAR10
 
     folder = root / _CIFAR10

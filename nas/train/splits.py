@@ -1,4 +1,4 @@
-"""Who goes to which split: train, gate, select and test are disjoint, stratified and the same in every process.
+"""Divides images into splits: train, gate, select and test are disjoint, stratified and the same in every process.
 
 What a folder gives is used as it is named; the rest is cut from its training images. With ``val/`` and no ``test/``
 networks are chosen on one half of ``val/`` and tested on the other.
@@ -18,12 +18,12 @@ TEST = 0.2  # where the source has no test split
 
 
 def divide(source: Source, seed: int, limit: int | None = None) -> dict[str, Indices]:
-    """Split -> sorted image numbers; disjoint, stratified, every class in each as far as its images reach."""
+    """Returns split -> sorted image numbers; disjoint, stratified, every class in each as far as its images reach."""
     labels, classes = source.labels, len(source.classes)
     if limit is not None and limit < 3 * classes:
         raise UserError(f"{setting('limit')}: {limit} is less than 3 images for each of the {classes} classes of "
                         f"{source.origin}; give {3 * classes} or more")
-    pool, select, test = fixed(source)
+    pool, select, test = fixed_parts(source)
     rng = np.random.default_rng(seed)
     if limit is not None and limit < len(pool):
         pool, _ = take(labels, pool, limit, rng, keep=0)
@@ -35,12 +35,12 @@ def divide(source: Source, seed: int, limit: int | None = None) -> dict[str, Ind
     gate, train = take(labels, pool, held_out, rng)
     splits = {"train": train, "gate": gate, "select": select, "test": test}
     if empty := [part for part, which in splits.items() if not len(which)]:
-        raise UserError(f"{source.origin}: too few images, none left for {', '.join(empty)}; {least(source)}")
+        raise UserError(f"{source.origin}: too few images, none left for {', '.join(empty)}; {images_needed(source)}")
     return splits
 
 
-def fixed(source: Source) -> tuple[Indices, Indices | None, Indices]:
-    """(what is learnt from, what networks are chosen on if it is given, the test split): the same for every seed.
+def fixed_parts(source: Source) -> tuple[Indices, Indices | None, Indices]:
+    """Returns images to learn from, to choose networks on (if given apart) and to test on: the same for every seed.
 
     A run may continue from one of another seed, which must not have trained on the test images of this one.
     """
@@ -55,20 +55,20 @@ def fixed(source: Source) -> tuple[Indices, Indices | None, Indices]:
 
 
 def origins(source: Source) -> dict[str, str]:
-    """Split -> where its images come from, in words."""
+    """Returns split -> where its images come from, in words."""
     train, select, test = (source.parts.get(part, f"its own {part} images") for part in ("train", "select", "test"))
-    own = dict.fromkeys(SPLITS, train if source.parts or len(source.pools) > 1 else "all images")
+    words = dict.fromkeys(SPLITS, train if source.parts or len(source.pools) > 1 else "all images")
     if "test" in source.pools:
-        own["test"] = test
+        words["test"] = test
     if "select" in source.pools:
-        own["select"] = select
+        words["select"] = select
         if "test" not in source.pools:
-            own |= {"select": f"one half of {select}", "test": f"the other half of {select}"}
-    return own
+            words |= {"select": f"one half of {select}", "test": f"the other half of {select}"}
+    return words
 
 
-def least(source: Source) -> str:
-    """How many images put one of a class into every split, as advice."""
+def images_needed(source: Source) -> str:
+    """Returns as advice how many images put one of a class into every split."""
     given = [part for part in ("select", "test") if part in source.pools]
     if given == ["select"]:
         return f"give at least 2 images a class in {source.parts['train']} and 2 in {source.parts['select']}"
@@ -77,7 +77,7 @@ def least(source: Source) -> str:
 
 
 def _held_out(images: int) -> int:
-    """How many of the training images gate and select get each."""
+    """Returns how many of the training images gate and select get each."""
     few = min(FEW, round(2 * HELD_OUT * images)) if images >= ENOUGH else 0
     return min(MOST_HELD_OUT, max(round(HELD_OUT * images), few))
 
@@ -85,7 +85,7 @@ def _held_out(images: int) -> int:
 def take(
     labels: Indices, pool: Indices, count: int, rng: np.random.Generator, keep: int = 1
 ) -> tuple[Indices, Indices]:
-    """(drawn, rest) of ``pool``, sorted: at most ``count``, every class in proportion.
+    """Draws at most ``count`` images of ``pool``, every class in proportion; returns (drawn, rest), sorted.
 
     A class gives at least one image if ``count`` allows, and keeps ``keep``.
     """
@@ -97,7 +97,7 @@ def take(
 
 
 def quotas(counts: Indices, total: int, keep: int) -> Indices:
-    """``total`` shared out in proportion to ``counts`` (largest remainder), each from 1 to its count - ``keep``."""
+    """Shares ``total`` out in proportion to ``counts`` (largest remainder), each from 1 to its count - ``keep``."""
     ideal = counts * (total / counts.sum())
     quota: Indices = np.clip(np.floor(ideal).astype(np.int64), 1, counts - keep)
     for index in np.argsort(np.floor(ideal) - ideal, kind="stable"):

@@ -1,4 +1,4 @@
-"""One optimizer step over a batch: in micro-batches, in half precision, on this process's part of it.
+"""Computes one optimizer step over a batch: in micro-batches, in half precision, on this process's part of it.
 
 A step's loss is the mean over its ``accumulate`` micro-batches of the loss of each; so batch norms see the statistics
 of a micro-batch, and everything else is that of the whole batch. Which process computes which of them changes nothing.
@@ -24,7 +24,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stepper:
-    """How steps are computed. ``amp`` is ``none``, ``bf16``, ``fp16`` or ``auto``: on a GPU, the better it can.
+    """Computes steps. ``amp`` is ``none``, ``bf16``, ``fp16`` or ``auto``: on a GPU, the better that it can.
 
     ``apart``: every micro-batch draws its own randomness (dropout) from PyTorch's generator, whoever computes it.
     """
@@ -38,7 +38,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def logits(self, net: nn.Module, *inputs: Any) -> Tensor:
-        """``net(*inputs)`` in half precision where that is on, always as float32: losses and gates stay outside."""
+        """Runs ``net(*inputs)`` in half precision where that is on; returns float32, for losses and gates."""
         with self.casting():
             out: Tensor = net(*inputs)
         return out.float()
@@ -48,11 +48,11 @@ class Stepper:
 
     def step(self, loss_of: LossOf, batch: Batch, module: nn.Module, optimizer: torch.optim.Optimizer,
              beside: Sequence[nn.Parameter] = ()) -> dict[str, float]:
-        """One step with gradients clipped; ``batch`` is this process's part. Returns the means of its figures, and the
-        norm of the gradients before they were clipped, unless half precision overflowed.
+        """Takes one step with gradients clipped; ``batch`` is this process's part. Returns the means of its figures,
+        and the norm of the gradients before they were clipped, unless half precision overflowed.
 
         ``beside`` get their gradients of the same loss, for a step of their own. Raises UserError when the loss is not
-        a number any more.
+        a number.
         """
         optimizer.zero_grad(set_to_none=True)
         loss, figures = self._over(loss_of, batch, lambda share, more: share.backward(  # type: ignore[no-untyped-call]
@@ -74,12 +74,12 @@ class Stepper:
 
     def gradients(self, loss_of: LossOf, batch: Batch, parameters: Sequence[nn.Parameter]
                   ) -> tuple[bool, dict[str, float]]:
-        """Gradients of ``parameters`` alone, others stay as they are; whether all is finite, and the mean figures."""
+        """Computes gradients of ``parameters`` alone; returns whether all is finite, and the mean figures."""
         sums: list[Tensor | None] = [None] * len(parameters)
 
         def add(share: Tensor, more: bool) -> None:
-            found = torch.autograd.grad(share, parameters, allow_unused=True, retain_graph=more)
-            sums[:] = [b if a is None else a if b is None else a + b for a, b in zip(sums, found, strict=True)]
+            parts = torch.autograd.grad(share, parameters, allow_unused=True, retain_graph=more)
+            sums[:] = [b if a is None else a if b is None else a + b for a, b in zip(sums, parts, strict=True)]
 
         loss, figures = self._over(loss_of, batch, add)
         given = [gradient for gradient in sums if gradient is not None]
@@ -90,7 +90,7 @@ class Stepper:
         return finite and bool(torch.isfinite(loss)), figures
 
     def state(self) -> dict[str, Any]:
-        """What a continued run has to know; empty but for fp16."""
+        """Returns what a continued run has to know; empty but for fp16."""
         return {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -99,7 +99,9 @@ class Stepper:
 
     def _over(self, loss_of: LossOf, batch: Batch, backward: Callable[[Tensor, bool], None]
               ) -> tuple[Tensor, dict[str, float]]:
-        """Calls ``backward(part of the loss, whether more follow)``; this process's part of the loss, mean figures."""
+        """Calls ``backward(part of the loss, whether more follow)`` for each micro-batch; returns loss and mean
+        figures.
+        """
         here = self.accumulate // self.ranks.count
         total, sums = torch.zeros((), device=self.device), dict[str, float]()
         for i, seeded in enumerate(self._seeds(here)):
@@ -120,7 +122,7 @@ class Stepper:
         return [_drawing(seed + self.ranks.rank + i * self.ranks.count) for i in range(here)]
 
     def _unscaled(self, gradients: Sequence[Tensor]) -> bool:
-        """Takes the scale of fp16 out; False where a gradient overflowed, although the loss may not."""
+        """Takes the scale of fp16 out; returns False where a gradient overflowed, although the loss may not."""
         if not self.scaler.is_enabled():
             return True
         for gradient in gradients:
@@ -129,19 +131,19 @@ class Stepper:
 
 
 def if_finite(name: str, value: float) -> dict[str, float]:
-    """A figure to log, if it is a number."""
+    """Returns a figure to log, if it is a number; else nothing."""
     return {name: value} if math.isfinite(value) else {}
 
 
 def half(amp: str, device: torch.device) -> torch.dtype | None:
-    """The type of convolutions and linear layers; None: as the weights, float32."""
+    """Returns the type in which convolutions and linear layers compute; None: as the weights, float32."""
     if amp == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return DTYPES.get(amp)
 
 
 def micro(batch: Batch, i: int, of: int) -> Batch:
-    """Micro-batch ``i``: every ``of``-th image, so that two batches in one piece give it as much of either."""
+    """Returns micro-batch ``i``: every ``of``-th image, so that two batches in one piece give it as much of either."""
     if of == 1:
         return batch
     images, labels = batch

@@ -1,12 +1,12 @@
-"""Training of the supernet in three phases: warm-up (weights), search (weights, gates, pruning), settle (survivors).
+"""Trains the supernet in three phases: warm-up (weights), search (weights, gates, pruning), settle (what is left).
 
 Weights begin with the dearest network alone and blockwise (``nas.train.blockwise``, shares of the warm-up), then follow
 the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142): the dearest network learns from labels, a
-random and the cheapest one from it; between two such steps a random one learns from labels. Gates
-learn on their own split (``bilevel``: DARTS' first order, arXiv 1806.09055) or with the weights on both (``single``).
-Of several input sizes each step draws one, for weights and gates alike, and resizes its batches to it (elastic
-resolution, Once-for-All, arXiv 1908.09791); prices and budgets are then those of that size, the gates the same.
-Randomness is drawn from (seed, phase, epoch), so that a run continued from an epoch's checkpoint ends bit-equal.
+random and the cheapest one from it; between two such steps a random one learns from labels. Gates learn on their own
+split (``bilevel``: DARTS' first order, arXiv 1806.09055) or with the weights on both (``single``). Of several input
+sizes each step draws one, for weights and gates alike, and resizes its batches to it (elastic resolution, Once-for-All,
+arXiv 1908.09791); prices and budgets are then those of that size, the gates the same. Randomness is drawn from (seed,
+phase, epoch), so that a run continued from an epoch's checkpoint ends bit-equal.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PHASES = tuple(SUPERNET)
 
 
 class SupernetTraining:
-    """Everything that changes while the supernet trains; ``state`` and ``load`` make it resumable between epochs.
+    """Trains a supernet epoch by epoch; ``state`` and ``load`` make it resumable between epochs.
 
     ``prices`` and ``ranges`` are one a target. Where input size is searched they are one a target and size, ``sizes``
     is that of each, and ``layout`` and ``data`` are those of the largest. With several ``ranks`` each has one of these:
@@ -90,7 +90,7 @@ class SupernetTraining:
         return {"phase": phase, "epoch": index, **record}
 
     def entry_test(self) -> dict[str, Any]:
-        """Held-out loss of the smallest and the largest network: gates have a signal only if they lie clearly apart."""
+        """Compares held-out losses of the smallest and largest network: gates learn only if these lie clearly apart."""
         small, large = smallest(self.layout, self.prices[0]), largest(self.layout, self.prices[0])
         split = evaluation.part_of(self.data.gate, 1000, self.seed, "entry")
         judged = [self.judge(arch, split, 500) for arch in (small, large)]
@@ -100,18 +100,18 @@ class SupernetTraining:
                 "entry_passed": bool(apart > 0.02 + 0.05 * judged[1].loss)}
 
     def judge(self, arch: Arch, split: Any, calibration: int) -> evaluation.Judged:
-        """Takes a network out, recomputes its BN statistics on training images, judges it."""
+        """Takes a network out of the supernet, recomputes its batch norms on training images, and judges it."""
         subnet, data = placement.placed(self.inherit(arch), self.device), self.data.at(arch.size)
         images = evaluation.calibration_images(data, calibration, 128, self.device, self.seed)
         evaluation.recalibrate(subnet, images)
         return evaluation.evaluate(subnet, split, data, self.device)
 
     def columns(self, size: int) -> list[int]:
-        """Which of the prices, ranges and gates are those of an input size, target by target."""
-        return [column for column, own in enumerate(self.sizes) if own == size]
+        """Returns which of the prices, ranges and gates are those of an input size, target by target."""
+        return [column for column, side in enumerate(self.sizes) if side == size]
 
     def inherit(self, arch: Arch) -> Subnet:
-        """A network with the weights that count: the averaged ones, where an average is kept. BN is not recomputed."""
+        """Returns a network with inherited weights, averaged ones where they are kept. BN is not recomputed."""
         return (self.average.net if self.average else self.supernet).inherit(arch)
 
     def start_from(self, state: dict[str, Any]) -> int:
@@ -120,8 +120,9 @@ class SupernetTraining:
         Returns how many; none if it shares no operator with this space.
         """
         given = state["average"]["net"] if state.get("average") else state["supernet"]
-        own = self.supernet.state_dict()
-        taken = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
+        present = self.supernet.state_dict()
+        taken = {name: tensor for name, tensor in given.items()
+                 if name in present and present[name].shape == tensor.shape}
         if not any(name.startswith("slots.") for name in taken):
             return 0
         for net in self._nets():
@@ -138,7 +139,7 @@ class SupernetTraining:
                 **self.stepper.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state``, on a freshly built object."""
+        """Continues from a ``state``, on a freshly built object."""
         self.gates.load_state_dict(state["gates"])
         self._keep([[op for op in slot.ops if str(op) in set(kept)]
                     for slot, kept in zip(self.layout.slots, state["keep"], strict=True)])
@@ -146,7 +147,7 @@ class SupernetTraining:
         optimization.load_optimizer_state(self.supernet, self.optimizer, state["optimizer"])
         optimization.load_optimizer_state(self.gates, self.gate_optimizer, state["gate_optimizer"])
         self.pruner.load(state["pruner"])
-        self.term.load_state_dict(state.get("term", {}))  # checkpoints of before there were terms have none
+        self.term.load_state_dict(state.get("term", {}))
         if self.average:
             self.average.load(state["average"])
         self.stepper.load(state)
@@ -191,7 +192,7 @@ class SupernetTraining:
 
     def _warm_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                    coins: torch.Generator) -> dict[str, float]:
-        """The dearest network learns, first alone, then with a random choice of each slot that learns what it does."""
+        """Trains the dearest network, first alone, then with a random choice of each slot that learns what it does."""
         live = self.supernet.layout
         dearest, smoothing = one_hot(largest(live, self.prices[0])), self.recipe.label_smoothing
         drawn = None if within < self.recipe.largest_first else one_hot(sampling.sample(live, rng))
@@ -214,7 +215,7 @@ class SupernetTraining:
 
     def _random_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                      coins: torch.Generator) -> dict[str, float]:
-        """Between two steps of the largest network, at a third of its cost: a random one learns from labels."""
+        """Trains a random network from labels, between two steps of the largest, at a third of its cost."""
         drawn = self._drawn(phase, within, rng, coins, (images, labels))
 
         def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -235,7 +236,7 @@ class SupernetTraining:
 
     def _drawn(self, phase: str, within: float, rng: random.Random, coins: torch.Generator,
                batch: tuple[Tensor, Tensor]) -> Decision:
-        """A random network of what is alive; in the search half of the time one drawn from the gates.
+        """Draws a random network of what is left; in the search half of the time one drawn from the gates.
 
         In the warm-up each slot is drawn with a probability that rises from 0 to 1 over the first half of what is left
         of it, and is the dearest network's until then: branches learn beside neighbours that have learned something.
@@ -253,14 +254,14 @@ class SupernetTraining:
         return one_hot(sampling.mutate(live, largest(live, self.prices[0]), rng, probability=chance))
 
     def _loss_now(self, arch: Arch, batch: tuple[Tensor, Tensor]) -> float:
-        """On what of the batch is in memory at once; the same on all ranks, and no draw of PyTorch's moves."""
+        """Returns a network's loss on a micro-batch: equal on all ranks, and no draw of PyTorch's moves."""
         images, labels = micro(batch, 0, self.recipe.accumulate // self.stepper.ranks.count)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             loss = float(F.cross_entropy(self._logits(images, one_hot(arch)), labels))
         return self.stepper.ranks.mean({"loss": loss})["loss"]
 
     def _soft(self, within: float, rng: random.Random, size: int) -> Soft:
-        """The gates at a random budget of a random target, at the input size of the step."""
+        """Returns the gates at a random budget of a random target, at the input size of the step."""
         columns = self.columns(size)
         column = columns[rng.randrange(len(columns))]
         return self.gates.at(rng.uniform(-1, 1), column, closing_gap(within))
@@ -287,19 +288,19 @@ class SupernetTraining:
         return {**figures, "gate_entropy": entropy, "budget_residual": residual, **if_finite("gate_grad_norm", norm)}
 
     def _bilevel(self, loss_of: LossOf, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Gates alone learn, from images that the weights never learn from."""
+        """Trains the gates alone, from images that the weights never learn from."""
         finite, figures = self.stepper.gradients(loss_of, (images, labels), list(self.gates.parameters()))
         if finite:
             self.gate_optimizer.step()
         return figures
 
     def _single_level(self, loss_of: LossOf, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Gates and weights learn from one loss, the mean over a batch of either split: no inner problem, one level.
+        """Trains gates and weights from one loss, the mean over a batch of either split: no inner problem, one level.
 
         After RARTS (arXiv 2008.03901), which minimises L_gate(y, a) + l L_train(w, a) + b/2 |y - w|^2 over gates a and
         two copies y, w of the weights, in turn w, y, a. Here l = 1 and y = w (b without bound), so no second supernet:
-        the step before this one is that of w on the train split; this one is of w and a at once, from one backward
-        pass over both batches together (one set of batch statistics).
+        the step before this one is that of w on the train split; this one is of w and a at once, from one backward pass
+        over both batches together (one set of batch statistics).
         """
         self.gate_optimizer.zero_grad(set_to_none=True)
         figures = self._weight_step(loss_of, images, labels, list(self.gates.parameters()))

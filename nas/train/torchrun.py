@@ -1,4 +1,4 @@
-"""How many processes ``torchrun`` started for one search, and which of them this is; without it there is one."""
+"""Says how many processes ``torchrun`` started for one search, and which of them this is; without it there is one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def processes() -> int:
 
 
 def processes_here() -> int:
-    """Those on this machine."""
+    """Returns how many of the processes run on this machine."""
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
@@ -20,21 +20,21 @@ def rank() -> int:
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes, prints and does everything but its part of the training."""
+    """Says whether this is the process that writes, prints and does everything but its part of the training."""
     return rank() == 0
 
 
-def go_when_told() -> None:
-    """For a process that does not lead: it has nothing to tidy up and nothing to say when it is interrupted."""
+def end_on_signals() -> None:
+    """Lets a process that does not lead end at once when it is interrupted: it has nothing to tidy up or say."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
 
 def gpu() -> int:
-    """The GPU of this process, counted on its machine."""
+    """Returns the GPU of this process, counted on its machine."""
     return _number("LOCAL_RANK", 0)
 
 
 def _number(name: str, alone: int) -> int:
-    """RANK and WORLD_SIZE alone mean nothing: other launchers set them, too."""
+    """Reads a number that ``torchrun`` set; RANK and WORLD_SIZE alone mean nothing: other launchers set them, too."""
     return int(os.environ.get(name, alone)) if "TORCHELASTIC_RUN_ID" in os.environ else alone

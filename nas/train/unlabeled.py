@@ -1,4 +1,4 @@
-"""Images without labels, for exits that learn from the network itself: its answers stand in for what they show."""
+"""Loads images without labels, for exits that learn from the network itself: its answers stand in for labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HELD_OUT = 0.2  # of the images, for thresholds, and as many to report on
 
 
 def unlabeled(folder: Path, like: Data, seed: int, limit: int | None = None) -> Data:
-    """Any images under a folder, at the size, mean and deviation of ``like``; their labels are 0 until ``answered``.
+    """Loads any images under a folder, at the size, mean and deviation of ``like``; labels are 0 until ``answered``.
 
     60 % to learn from, 20 % for thresholds (``select``) and 20 % to report on (``test``). Raises UserError for a folder
     that is missing or has too few.
@@ -45,14 +45,14 @@ def unlabeled(folder: Path, like: Data, seed: int, limit: int | None = None) -> 
 
 
 def answered(data: Data, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Data:
-    """The same with the network's own answers as labels: accuracy is then agreement with it."""
+    """Returns the data with the network's own answers as labels: accuracy is then agreement with it."""
 
     def asked(split: Split) -> Split:
         if not len(split):
             return split
         with torch.inference_mode():
-            found = [network(images.to(device)).argmax(1).cpu() for images, _ in eval_batches(split, data, 128)]
-        return Split(split.images, torch.from_numpy(np.concatenate([one.numpy() for one in found])))
+            answers = [network(images.to(device)).argmax(1).cpu() for images, _ in eval_batches(split, data, 128)]
+        return Split(split.images, torch.from_numpy(np.concatenate([answer.numpy() for answer in answers])))
 
     learn = asked(data.learn)
     return Data(**{**vars(data), "learn": learn, "train": learn.part(0, len(data.train)),

@@ -26,31 +26,31 @@ def test_what_is_counted_is_what_a_step_keeps(tiny: Layout, data: Data) -> None:
     run = training(tiny, data)
     decision = one_hot(largest(tiny, run.prices[0]))
     real = memory.saved_bytes(run.supernet, [(torch.zeros(16, 3, 16, 16), decision)])
-    assert memory.kept(tiny, [decision], 16) == pytest.approx(real, rel=0.01)
+    assert memory.kept_bytes(tiny, [decision], 16) == pytest.approx(real, rel=0.01)
 
 
 def test_weights_and_parts_by_hand(tiny: Layout, data: Data) -> None:  # noqa: F811
     run = training(tiny, data)
-    count, need = sum(p.numel() for p in run.supernet.parameters()), memory.need(run)
+    count, need = sum(p.numel() for p in run.supernet.parameters()), memory.estimate(run)
     assert need.weights == 16 * count and need.total == need.weights + need.kept
-    assert memory.need(training(tiny, data, ema=0.9)).weights == 20 * count
-    assert memory.need(training(tiny, data, accumulate=2)).kept == pytest.approx(need.kept / 2, rel=0.02)
-    assert memory.need(training(tiny, data, amp="bf16")).kept == need.kept // 2
-    assert memory.need(training(tiny, data, relaxation="gumbel")).kept >= need.kept
+    assert memory.estimate(training(tiny, data, ema=0.9)).weights == 20 * count
+    assert memory.estimate(training(tiny, data, accumulate=2)).kept == pytest.approx(need.kept / 2, rel=0.02)
+    assert memory.estimate(training(tiny, data, amp="bf16")).kept == need.kept // 2
+    assert memory.estimate(training(tiny, data, relaxation="gumbel")).kept >= need.kept
 
 
 def test_too_little_memory_is_one_line(tiny: Layout, data: Data,  # noqa: F811
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     run = training(tiny, data)
-    total = memory.need(run).total
+    total = memory.estimate(run).total
     monkeypatch.setattr(memory, "_free", lambda device: total)
-    assert f"activations of 16 images; {total / 1e9:.2g} GB are free" in memory.check(run)
+    assert f"activations of 16 images; {total / 1e9:.2g} GB are free" in memory.check_memory(run)
     monkeypatch.setattr(memory, "_free", lambda device: total - 1)
     with pytest.raises(UserError, match=r"train\.batch=16: .* free; give a larger train\.accumulate \(now 1\)"):
-        memory.check(run)
+        memory.check_memory(run)
     monkeypatch.setattr(memory, "_free", lambda device: None)
-    assert "free" not in memory.check(run)
+    assert "free" not in memory.check_memory(run)
     monkeypatch.setattr(memory, "_free", lambda device: 2 * total - 1)
     monkeypatch.setattr(memory.torchrun, "processes_here", lambda: 2)
     with pytest.raises(UserError, match="in each of 2 processes"):
-        memory.check(run)
+        memory.check_memory(run)

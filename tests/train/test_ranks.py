@@ -53,7 +53,7 @@ def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (torchrun.rank(), torchrun.processes(), torchrun.leads()) == (0, 1, True)
     tensor = torch.ones(2)
     ALONE.add_up([tensor])
-    assert torch.equal(tensor, torch.ones(2)) and ALONE.first("x") == "x" and ALONE.mean({"a": 3.0}) == {"a": 3.0}
+    assert torch.equal(tensor, torch.ones(2)) and ALONE.broadcast("x") == "x" and ALONE.mean({"a": 3.0}) == {"a": 3.0}
     assert [list(range(5)[Ranks(rank, 2).share]) for rank in (0, 1)] == [[0, 2, 4], [1, 3]]
 
 

@@ -45,7 +45,7 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
     Raises UserError as ``refuse`` does, and for a network that files with exits cannot hold.
     """
     refuse(method)
-    augmentation.check(augment or model.data.augment)
+    augmentation.check_augmentation(augment or model.data.augment)
     check(model.net, in_ch=model.data.in_ch, size=model.data.size)
     data = _data(model, images, seed, limit)
     data = replace(data, augment=augment or data.augment)
