@@ -43,7 +43,7 @@ class Preprocessing:
 
     @staticmethod
     def of_flags(mean: str | None, std: str | None, scale: float | None) -> Preprocessing | None:
-        """Reads mean, deviation and scale as the user gave them; None where none is. A scale alone: mean 0, deviation 1.
+        """Reads mean, deviation and scale as the user gave them; a scale alone has mean 0, deviation 1; nothing: None.
 
         Raises UserError for one of mean and deviation alone, and for what cannot be.
         """
