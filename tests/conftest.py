@@ -2,7 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 import yaml
@@ -15,7 +17,23 @@ from nas.space import Space
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
+    """PyTorch's and, unless a session's options say otherwise, ONNX Runtime's: other cores have other tests."""
     torch.set_num_threads(1)
+    make = onnxruntime.InferenceSession.__init__
+
+    def made(session: Any, model: Any, options: Any = None, *rest: Any, **named: Any) -> None:
+        if options is None and "sess_options" not in named:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+        make(session, model, *([] if options is None else [options]), *rest, **named)
+
+    onnxruntime.InferenceSession.__init__ = made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> None:
+    """Files of tests need not outlast a power cut."""
+    os.fsync = lambda fd: None
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from nas import cli
 from nas.cli.base import app
 from nas.cli.wording import flags_of
 from nas.errors import UserError
+from nas.files import shipped
+from nas.pipeline import check_space
 from nas.pipeline.front import meant
 from nas.run.directory import Run
 from nas.units import at_least
@@ -58,6 +60,14 @@ def tell(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nas.pipeline.supernet.train", stop)
+    check, answers, listed = check_space.check, dict[str, Any](), shipped("search_spaces", ".yaml")
+
+    def examine(name: str, *given: Any) -> Any:
+        """One shipped space stands for all in their list."""
+        key = "mbconv" if name in listed else name
+        return answers[key] if key in answers else answers.setdefault(key, check(key, *given))
+
+    monkeypatch.setattr(check_space, "check", examine)
     monkeypatch.setattr("nas.pipeline.train_one.train", stop)
     monkeypatch.setattr("nas.pipeline.exits.add.add", stop)
 
@@ -98,9 +108,9 @@ CASES = [
     Case(f"{SEARCH} data=digit", r"nas: data: no 'digit' .*did you mean '(\w+)'", SEARCH + " data={1}", 130),
     Case(f"{SEARCH} --config data.yaml", r"nas: data.yaml: data: .*did you mean '(\w+)'", SEARCH + " --data {1}", 130),
     Case(f"{SEARCH} --space gost", r"nas: --space: no 'gost'; did you mean '(\w+)'", SEARCH + " --space {1}", 130),
-    Case("spaces --check gost", r"nas: --check: no 'gost'; did you mean '(\w+)'", "spaces --check {1} --size 32"),
+    Case("spaces --check gost", r"nas: --check: no 'gost'; did you mean '(\w+)'", "spaces --check {1} --size 32 --target macs"),
     Case("compare --target gpu-v100 --spaces gost --spaces ghost", r"nas: --spaces: no 'gost'; did you mean '(\w+)'",
-         "spaces --check {1} --size 32"),
+         "spaces --check {1} --size 32 --target macs"),
     Case("search --target gpu-v100 --size 16 --limit 3", r"nas: --limit: 3 is less .* give (\d+) or more",
          "search --target gpu-v100 --size 16 --limit {1}", 130),
     Case(f"{SEARCH} train.augment=flop", r"nas: train.augment: no 'flop'; did you mean '([\w-]+)'",
@@ -137,7 +147,7 @@ CASES = [
     Case("predict none.onnx --target gpu-v100", "none.onnx: no such file", "targets"),
     # options
     Case("spaces --ops my.py", "nas: --ops: goes with --check FILE", "spaces --check tiny.yaml --size 16"),
-    Case("spaces --markdown", "nas: --markdown: goes with --target", "spaces --markdown --target gpu-v100 --size 32"),
+    Case("spaces --markdown", "nas: --markdown: goes with --target", "spaces --markdown --target macs --size 32"),
     Case("report run --png --tensorboard", "give one of the two", "report run --png"),
     Case("settings nothing", "nas: nothing: no setting begins so; nas (settings) lists", "{1}"),
     Case("serach", r"see nas (--help)", "{1}"),
