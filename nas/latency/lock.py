@@ -1,4 +1,4 @@
-"""A table is filled by one process at a time."""
+"""Locks a table, so that one process at a time fills it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from nas.files import Locked, locked
 
 
 @contextmanager
-def alone(table_path: Path) -> Iterator[None]:
-    """Two processes would lose each other's rows, and slow each other down. Raises UserError with who fills it."""
+def locked_table(table_path: Path) -> Iterator[None]:
+    """Locks a table meanwhile: two processes would lose each other's rows, and slow each other down.
+
+    Raises UserError naming the process that fills it.
+    """
     table_path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:

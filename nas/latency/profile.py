@@ -37,7 +37,7 @@ from nas.latency.devices import opened
 from nas.latency.estimate import CHUNK, COMPILED_S, networks_s, rows_s
 from nas.latency.fresh import fresh
 from nas.latency.load import LOAD, Watch
-from nas.latency.lock import alone
+from nas.latency.lock import locked_table
 from nas.latency.table import HEADS, OWN, LatencyTable, Row
 from nas.latency.timing import Device, Run, Steady, Timing, interleaved
 from nas.ops.user_files import hashes
@@ -50,10 +50,10 @@ Networks = Callable[[str, int, list[list[OpKey]]], tuple[np.ndarray, np.ndarray]
 BEGUN = "begun"  # in the meta: networks that were measured, while their number is not complete
 UNCORRECTED = "uncorrected"  # in the meta: layouts with rows whose correction is still to be fitted
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
-SPARE = 0.5  # of the rows may be measured again because the machine was slow
-FITTED_ON = 24  # networks of the correction: two coefficients, and more networks do not make them better
+SPARE = 0.5  # share of the rows that may be measured again because the machine was slow
+FITTED_ON = 24  # networks that the correction is fitted on; more do not make its two coefficients better
 YARDSTICKS = 3  # networks that all other networks are timed beside
-CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # of one finished network
+CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # seconds and rounds for one finished network
 REDRAWN = 4  # times as many networks are drawn as the validation needs, for those that the correction has not seen
 HELD_OUT = 24  # widths between the knots, measured to check the interpolation
 SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threads", "batch", "clock",
@@ -61,7 +61,7 @@ SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threa
 
 
 def silent(text: str) -> None:
-    """Tells nobody."""
+    """Ignores a message: the default of ``tell``."""
 
 
 def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimator = "cpu", threads: int = 1,
@@ -69,16 +69,15 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
             rng_seed: int = 0, validate: int = 0, knots: bool = True, tell: Tell = silent) -> dict[str, Any]:
     """Measures what the table lacks for a layout (all of it with ``remeasure``); ``validate`` networks check the sum.
 
-    Widths between the ``knots`` check the interpolation. ``tell`` is told where rows of another machine are left out.
-
+    Widths between the ``knots`` check the interpolation. ``tell`` is called where rows of another machine are left out.
     ``precision`` is ``fp32`` (default) or ``int8`` on the CPU. Returns ``table``, ``rows``, ``measured``, ``flagged``,
     ``correction``, ``knot_error`` and ``validation`` (or None).
     Raises UserError for an unknown device, and for a table that was measured under other conditions or is being filled
     by another process.
     """
     device = opened(device, threads, batch, precision) if isinstance(device, str) else device
-    with one_torch_thread(), alone(table_path):
-        table = begun(table_path, device, remeasure, tell)
+    with one_torch_thread(), locked_table(table_path):
+        table = table_so_far(table_path, device, remeasure, tell)
         keys = candidates(layout)
         if code := hashes(key.op.name for key in keys):
             table.meta[OWN] = {**table.meta.get(OWN, {}), **code}
@@ -127,7 +126,7 @@ def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, 
 
 def planned_s(layout: Layout, path: Path, device: Device | Estimator, remeasure: bool, validate: int) -> float:
     """Returns the seconds that ``profile`` takes with the table at ``path``, as ``estimate_s``."""
-    table = begun(path, device, remeasure)
+    table = table_so_far(path, device, remeasure)
     known = LatencyTable(table.name, {**table.meta, "corrections": {}}) if remeasure else table
     return estimate_s(layout, known, device, True, validate)
 
@@ -139,10 +138,10 @@ def unfinished(layout: Layout, table: Costs) -> bool:
 
 def check(prepare: Callable[[], Run], layout: Layout, table: LatencyTable, device: Device,
           ) -> tuple[float, float | None]:
-    """(ms, drift) of a network of the layout on the device of the table, as fast as the device was for the table.
+    """Times a network of the layout on the device of the table; returns ms, as of when the table was made, and drift.
 
-    The table's yardstick runs beside it, and ``drift`` is how much slower that is now; None, and the milliseconds as
-    they are, for a layout that the table has no yardstick of.
+    The table's yardstick runs beside it, and ``drift`` is how many times slower that is now: the ms are divided by it.
+    Without a yardstick in the table, drift is None and the ms are as they are.
     """
     ms, drift = check_all(lambda: {"": prepare()}, 1, layout, table, device)
     return ms[""], drift
@@ -150,14 +149,14 @@ def check(prepare: Callable[[], Run], layout: Layout, table: LatencyTable, devic
 
 def check_all(prepare: Callable[[], Mapping[str, Run]], count: int, layout: Layout, table: LatencyTable,
               device: Device) -> tuple[dict[str, float], float | None]:
-    """The same of ``count`` networks in the same rounds."""
+    """Times ``count`` networks in the same rounds, as ``check`` does; returns ms by name, and the drift."""
     rng, seconds = random.Random(0), CHECKED_S * count
     with one_torch_thread():
         if "network_ms" not in _known(layout, table):
-            def alone() -> dict[str, Timing]:
+            def unscaled() -> dict[str, Timing]:
                 return interleaved(prepare(), seconds=seconds, rng=rng, max_rounds=CHECKED_ROUNDS, warm=WARM_NETWORK)
 
-            timings, drift = fresh(alone) if device.fresh else alone(), None
+            timings, drift = fresh(unscaled) if device.fresh else unscaled(), None
         else:
             whole = _whole(layout, table, device, rng)
             timings, drift = whole.time(prepare, seconds, CHECKED_ROUNDS, warm=WARM_NETWORK), whole.drift
@@ -178,13 +177,13 @@ def _keep_yardsticks(bench: Bench, layout: Layout, table: LatencyTable) -> None:
 
 
 def _known(layout: Layout, table: LatencyTable) -> dict[str, Any]:
-    """What the table says of its yardsticks for the layout."""
-    found: dict[str, Any] = table.meta.get("yardsticks", {}).get(_label(layout), {})
-    return found
+    """Returns the table's record of its yardsticks for the layout; {} where it has none."""
+    record: dict[str, Any] = table.meta.get("yardsticks", {}).get(_label(layout), {})
+    return record
 
 
 def clocked(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Clocked:
-    """With an operator and networks of the layout as yardsticks; their first milliseconds are kept in the table."""
+    """Makes the bench that times a device, with yardsticks of the layout and their reference ms from the table."""
     key = _yardstick(layout)
     steady = Steady(lambda: [device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)],
                     _references(layout, table, "op_ms"), rng, apart=device.fresh)
@@ -199,26 +198,26 @@ def _whole(layout: Layout, table: LatencyTable, device: Device, rng: random.Rand
 
 
 def _references(layout: Layout, table: LatencyTable, name: str) -> list[float] | None:
-    """A table of before there were several yardsticks has one number."""
+    """Returns the reference ms of the yardsticks; a table may keep a single number in place of a list."""
     known = _known(layout, table).get(name)
     return known if known is None or isinstance(known, list) else [known]
 
 
 def _yardstick(layout: Layout) -> OpKey:
-    """The operator of the median number of MACs: small enough to be warm whatever ran before, and like the rows."""
+    """Returns the operator of the median MACs: small enough to be warm whatever ran before, and like the rows."""
     keys = sorted((key for slot in layout.slots for op in slot.ops if (key := slot.key(op))), key=macs)
     return keys[len(keys) // 2]
 
 
 def _label(layout: Layout) -> str:
-    """Space, size and a digest of the operators: a restricted or edited space is another one, exits or not."""
+    """Names a layout in a meta by space, size and a digest of its operators, which tells edited spaces apart."""
     digest = hashlib.sha256(repr(candidates(replace(layout, exits=()))).encode()).hexdigest()[:6]
     return f"{layout.space} at {layout.task.size} ({digest})"
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Idle threads of PyTorch's pool spin for a while after each use, beside the runtime that is being timed."""
+    """Restricts PyTorch to one thread meanwhile: idle threads spin after each use, beside the runtime that is timed."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -227,8 +226,8 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def begun(path: Path, device: Device | Estimator, remeasure: bool = False, tell: Tell = silent) -> LatencyTable:
-    """The table so far, or a new one; rows of two machines never share a file, and ``tell`` is told what is left out.
+def table_so_far(path: Path, device: Device | Estimator, remeasure: bool = False, tell: Tell = silent) -> LatencyTable:
+    """Reads the table at ``path``, or makes a new one, for rows of one machine; ``tell`` says what is left out.
 
     A table of the user hides the shipped one of its name, so it begins with the rows of that. Nothing is written.
     Raises UserError for a file whose rows are of another machine, unless all are to be measured anew.
@@ -257,17 +256,17 @@ def begun(path: Path, device: Device | Estimator, remeasure: bool = False, tell:
 
 
 def _notes(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is kept for each layout, by its label."""
+    """Returns copies of what a meta keeps for each layout, by its label."""
     return {name: dict(meta[name]) if isinstance(meta.get(name), dict) else {}
             for name in ("corrections", "yardsticks")}
 
 
 def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress,
           fresh: bool, watch: Watch, known: dict[str, Any] | None) -> None:
-    """Rows of ``todo``; a ``fresh`` table that was begun while the machine was slow is begun anew, up to half way.
+    """Measures rows; a ``fresh`` table that was begun while the machine was slow is begun anew, up to half way.
 
     What was measured while it was slow is measured again at the end, as far as ``SPARE`` goes; the faster time counts.
-    They stand on the correction that is ``known``, if any.
+    A ``known`` correction is applied.
     """
     if not todo:
         return
@@ -316,7 +315,7 @@ def _settled(row: Row | None) -> bool:
 
 def _knot_error(bench: Bench, layout: Layout, table: LatencyTable, rng: random.Random,
                 progress: Progress) -> dict[str, Any] | None:
-    """Interpolated against measured at widths that are no knots, and measured against measured again."""
+    """Measures the error of interpolation at widths that are no knots, and the noise from measuring them twice."""
     between = [key for key in candidates(layout) if key not in table.rows and key.op.name not in HEADS]
     if not between:
         return None
@@ -326,22 +325,23 @@ def _knot_error(bench: Bench, layout: Layout, table: LatencyTable, rng: random.R
         task.advance()
         second = bench.rows(keys)
         task.advance()
-    both = [(key, one.raw_ms, two.raw_ms) for key in keys if (one := first[key]) and (two := second[key])]
+    both = [(key, row.raw_ms, again.raw_ms) for key in keys if (row := first[key]) and (again := second[key])]
     if not both:
         return None
-    known, (one_ms, two_ms) = [key for key, *_ in both], np.array([ms for _, *ms in both]).T
+    known, (first_ms, second_ms) = [key for key, *_ in both], np.array([ms for _, *ms in both]).T
     between_ms = np.array(_raw(table, table.rows.values()).ms_many(known))
-    return {"n": len(both), "mape": mape(between_ms, (one_ms + two_ms) / 2), "noise_mape": mape(one_ms, two_ms)}
+    middle_ms = (first_ms + second_ms) / 2
+    return {"n": len(both), "mape": mape(between_ms, middle_ms), "noise_mape": mape(first_ms, second_ms)}
 
 
 def _raw(table: LatencyTable, rows: Iterable[Row]) -> LatencyTable:
-    """The table before any correction."""
+    """Returns the table with rows as they were measured, before any correction."""
     return LatencyTable(table.name, table.meta, [row.model_copy(update={"ms": row.raw_ms}) for row in rows])
 
 
 def _networks(bench: Bench, layout: Layout, table: LatencyTable, path: Path, progress: Progress, what: str, seed: int,
               plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
-    """``bench.networks``; what is measured stays in the table while it is not all there."""
+    """Measures networks; parts are kept in the table until all are there, so that an interrupted call continues."""
     name = f"{what} of {_label(layout)}, seed {seed}, {len(plans)} networks"
     parts = [np.array(part) for part in table.meta.get(BEGUN, {}).get(name, [])]
     with progress.task(what, len(plans), sum(part.shape[1] for part in parts)) as task:
@@ -356,7 +356,7 @@ def _networks(bench: Bench, layout: Layout, table: LatencyTable, path: Path, pro
 
 
 def _strike(meta: dict[str, Any], name: str, label: str) -> None:
-    """Takes a label off a list of the meta, and the list with it once it is empty."""
+    """Removes a label from a list of the meta, and the list with it once it is empty."""
     left = [other for other in meta.get(name, []) if other != label]
     meta.pop(name, None)
     if left:
@@ -371,7 +371,7 @@ def _correct(layout: Layout, table: LatencyTable, networks: Networks, bench: Ben
 
 def _validation(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, n: int,
                 seed: int) -> dict[str, Any]:
-    """Predicted against measured on networks that the correction did not see, and measured against measured again."""
+    """Compares predicted with measured ms on networks that the correction was not fitted on; measures them twice."""
     plans = _plans(layout, n, f"validation {seed}", without=_plans(layout, FITTED_ON, f"correction {seed}"))
     first, second = networks("validation", seed, plans)
     measured = (first + second) / 2
@@ -382,7 +382,7 @@ def _validation(layout: Layout, table: LatencyTable, networks: Networks, bench: 
 
 
 def _plans(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = ()) -> list[list[OpKey]]:
-    """Random networks of all depths: of equal depth they could not tell a cost per operator from a constant.
+    """Draws random networks of all depths: with equal depths, a cost per operator would be fitted as a constant.
 
     None is one of ``without``, as far as the space has so many others.
     """
@@ -392,7 +392,7 @@ def _plans(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = (
 
 
 def _commit() -> str:
-    """Of the checkout that measured, else the version of the package."""
+    """Returns the commit of the checkout that measured, else the version of the package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return f"nas {nas.__version__}"

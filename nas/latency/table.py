@@ -1,4 +1,4 @@
-"""A latency table: measured rows of one device, runtime, precision and batch, and the milliseconds between them.
+"""Reads, writes and interpolates a latency table: measured rows of one device, runtime, precision and batch.
 
 Hidden widths are measured at knots and interpolated linearly between, after isotonic smoothing. Vector units make the
 cost a saw-tooth in the width (64 channels can be faster than 56), so widths are interpolated only among those of the
@@ -26,16 +26,16 @@ from nas.ops.user_files import hashes
 from nas.plan import OpKey
 from nas.space import first_mistake
 
-CLASSES = (2, 10, 100, 1000)  # at which heads are measured
+CLASSES = (2, 10, 100, 1000)  # numbers of classes at which heads are measured
 OWN = "own_operators"  # in the meta: operator of the user's own -> hash of the file whose code was measured
-EXIT_MS = "exit_ms"  # of ``meta``: what asking an exit whether it is sure takes beyond its head
+EXIT_MS = "exit_ms"  # in the meta: ms that asking an exit whether it is sure takes beyond its head
 HEADS = ("head", "exit_head")  # families whose output channels are classes
 Group = tuple[Op, int, int, int, int, int]
 Axis = tuple[Group, int]
 
 
 class Row(BaseModel):
-    """``ms`` is what a cost query gets, ``raw_ms`` the measurement before the correction; percentiles are raw too."""
+    """Holds one operator at one shape: ``ms`` after the correction, ``raw_ms`` and percentiles before it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     op: str
@@ -69,7 +69,7 @@ class Row(BaseModel):
 
 
 class LatencyTable(Costs):
-    """Measured or compiled milliseconds; ``rows`` is by operator and shape: change it through ``add``."""
+    """Holds measured or compiled milliseconds; ``rows`` is by operator and shape: change it through ``add``."""
 
     kind = "table"
     grows = True
@@ -89,7 +89,7 @@ class LatencyTable(Costs):
 
     @staticmethod
     def load(path: Path) -> LatencyTable:
-        """Raises UserError, in one line with file and row, for anything that is not a whole and sound table."""
+        """Reads a table. Raises UserError, one line with file and row, for anything but a whole and sound table."""
         value = of_this_format(read_json(path), path)
         if not isinstance(value, dict) or set(value) != {"kind", "meta", "name", "rows"} or value["kind"] != "table":
             raise UserError(f"{path}: not a latency table: expected the keys kind (\"table\"), name, meta and rows")
@@ -116,7 +116,7 @@ class LatencyTable(Costs):
         return table
 
     def save(self, path: Path) -> None:
-        """Atomic; keys and rows sorted, one row a line."""
+        """Writes the table atomically; keys and rows sorted, one row a line."""
         rows = sorted(self.rows.values(), key=lambda row: row.order)
         lines = ",\n".join(json.dumps(row.model_dump(), sort_keys=True, allow_nan=False) for row in rows)
         meta = json.dumps(self.meta, sort_keys=True, indent=1, allow_nan=False)
@@ -124,24 +124,27 @@ class LatencyTable(Costs):
         write_text(path, f"{head}\n{lines}\n]}}\n")
 
     def add(self, rows: Iterable[Row]) -> None:
-        """New rows, in place of those with the same key."""
+        """Adds rows, in place of those with the same key."""
         self.rows.update((row.key, row) for row in rows)
         self._curves = None
 
     def remove(self, keys: Iterable[OpKey]) -> None:
-        """Rows of these keys, where there are any."""
+        """Removes the rows of these keys, where there are any."""
         for key in keys:
             self.rows.pop(key, None)
         self._curves = None
 
     def outdated(self) -> list[OpKey]:
-        """Rows of the user's own operators that were measured with other code than is loaded: they are of no use."""
+        """Lists rows of operators of the user that were measured with other code than is loaded: they are useless."""
         code, now = self.meta.get(OWN), hashes(key.op.name for key in self.rows)
         known = code if isinstance(code, dict) else {}
         return [key for key in self.rows if key.op.name in now and known.get(key.op.name) != now[key.op.name]]
 
     def ms(self, key: OpKey) -> float:
-        """Raises UserError for an operator, shape or width that the table does not cover: never zero, never guessed."""
+        """Returns the ms of an operator, interpolated between rows.
+
+        Raises UserError for an operator, shape or width that the table does not cover: it guesses nothing.
+        """
         group, position = axis(key, self.align)
         curve = self._all_curves().get(group)
         if curve is None or not curve[0][0] <= position <= curve[0][-1]:
@@ -165,7 +168,7 @@ class LatencyTable(Costs):
                 f"{setting('target', self._usual_path.stem)}: {self._profiling(space, size, exits)}")
 
     def command(self, space: str | list[str], size: int | str, exits: bool = False) -> str:
-        """What fills in the rows that a space or several lack, under the conditions of those that are there."""
+        """Returns the command that measures the rows that spaces lack, under the conditions of those that are there."""
         path = self.path.resolve() if self.path else self._usual_path.resolve()
         shipped = path.parent == folder("latency_tables").resolve()
         out = Path("latency_tables", path.name) if shipped else self.path
@@ -174,7 +177,7 @@ class LatencyTable(Costs):
 
     @property
     def _chosen(self) -> tuple[str | None, int, int]:
-        """Precision, threads and batch as ``nas profile`` is asked for them."""
+        """Returns precision, threads and batch as ``nas profile`` is asked for them."""
         precision = self.meta.get("precision")
         asked = precision if str(self.meta["device"]).startswith(("cpu", "gpu")) and precision != "fp32" else None
         threads, batch = (int(self.meta.get(key) or 1) for key in ("threads", "batch"))
@@ -182,7 +185,7 @@ class LatencyTable(Costs):
 
     @property
     def _usual_path(self) -> Path:
-        """The file that ``nas profile`` fills under these conditions."""
+        """Returns the file that ``nas profile`` fills under these conditions."""
         return Path("latency_tables", file_name(str(self.meta["device"]), *self._chosen))
 
     def _profiling(self, space: str | list[str], size: int | str, exits: bool, out: str | None = None) -> str:
@@ -198,7 +201,7 @@ class LatencyTable(Costs):
         return curve is not None and bool(curve[0][0] <= position <= curve[0][-1])
 
     def missing(self, keys: Iterable[OpKey]) -> list[OpKey]:
-        """The knots of the keys that have no row, in the order of the keys; with them every key is covered."""
+        """Lists the knots that have no row and are needed to cover every key, in the order of the keys."""
         groups: dict[OpKey, list[OpKey]] = defaultdict(list)
         for key in keys:
             groups[_branch(key)].append(key)
@@ -215,13 +218,15 @@ class LatencyTable(Costs):
 
 
 def file_name(device: str, precision: str | None = None, threads: int = 1, batch: int = 1) -> str:
-    """``cpu.json`` for the usual case (fp32, batch 1, one thread), else such as ``cpu-int8-b8-t2.json``."""
+    """Returns a table's file name: ``cpu.json`` for fp32, batch 1 and one thread, else such as ``cpu-int8-b8-t2.json``.
+    """
     name = device if precision in (None, "fp32") else f"{device}-{precision}"
     return f"{name}.json" if (threads, batch) == (1, 1) else f"{name}-b{batch}-t{threads}.json"
 
 
 def axis(key: OpKey, align: int) -> Axis:
-    """The curve that a key lies on and its position there: the classes of a head, the hidden width of a branch."""
+    """Returns the curve on which a key is interpolated, and its position: classes of a head, hidden width of a branch.
+    """
     if key.op.name in HEADS:
         return (key.op, key.in_ch, 0, key.stride, key.size, 0), key.out_ch
     hidden = key.op.get("hidden")
@@ -232,7 +237,7 @@ def axis(key: OpKey, align: int) -> Axis:
 
 
 def knots(keys: list[OpKey], align: int) -> list[OpKey]:
-    """Which of the keys of one branch and shape are measured (for a head: the classes that span them)."""
+    """Chooses which keys of one branch and shape are measured (for a head: numbers of classes that span them)."""
     first = keys[0]
     if first.op.name in HEADS:
         classes = sorted({*CLASSES, *(key.out_ch for key in keys if not 2 <= key.out_ch <= CLASSES[-1])})
@@ -242,7 +247,7 @@ def knots(keys: list[OpKey], align: int) -> list[OpKey]:
 
 
 def knot_widths(widths: list[int], align: int) -> list[int]:
-    """Both ends of each alignment and, of many, one or two between; at least 5 (or all) together."""
+    """Chooses hidden widths to measure: both ends of each alignment, one or two between, at least 5 (or all)."""
     lanes: dict[int, list[int]] = defaultdict(list)
     for width in sorted(widths):
         lanes[math.gcd(width, align)].append(width)
@@ -252,7 +257,7 @@ def knot_widths(widths: list[int], align: int) -> list[int]:
 
 
 def read_json(path: Path, maker: str = "nas profile") -> Any:
-    """JSON without NaN and infinities, as the command ``maker`` writes it.
+    """Reads JSON without NaN and infinities, as the command ``maker`` writes it.
 
     Raises UserError naming the file and what is wrong with it.
     """
@@ -267,7 +272,7 @@ def read_json(path: Path, maker: str = "nas profile") -> Any:
 
 
 def of_this_format(value: Any, path: Path) -> Any:
-    """The content of a table or a kernel model. Raises UserError for a format that is not ours: ours states none."""
+    """Returns the content of a table or kernel model unchanged. Raises UserError if it states a format: ours do not."""
     if isinstance(value, dict) and "format" in value:
         raise UserError(f"{path}: format {value['format']!r}, of another version of nas: use that, or make it anew")
     return value
@@ -297,7 +302,7 @@ def _curve(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spread(values: list[int], n: int) -> list[int]:
-    """``n`` of the values, evenly spread, ends included."""
+    """Returns ``n`` of the values, evenly spread, ends included."""
     if n <= 0 or not values:
         return []
     return [values[round(i)] for i in np.linspace(0, len(values) - 1, min(n, len(values)))]

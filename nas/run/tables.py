@@ -15,10 +15,10 @@ from nas.files import folder
 from nas.latency import costs as cost_models
 from nas.latency.base import Costs
 from nas.latency.bench import Estimator
-from nas.latency.devices import board, local, opened, own
+from nas.latency.devices import board, local, local_targets, opened
 from nas.latency.devices.ethos_u import of_table
 from nas.latency.load import busy_text
-from nas.latency.profile import begun, estimate_s, profile, unfinished
+from nas.latency.profile import estimate_s, profile, table_so_far, unfinished
 from nas.latency.timing import Device
 from nas.plan import Layout, candidates
 from nas.progress import Progress
@@ -32,7 +32,7 @@ def find_costs(target: str) -> Path | None:
     """The file of a target; None for one that has still to be made here, and for a count. Raises UserError."""
     if counted(target):
         return None
-    if target in cost_models.known() or target not in (*own(), *board.TARGETS):
+    if target in cost_models.known() or target not in (*local_targets(), *board.TARGETS):
         return cost_models.find(target)
     _made_here(target)  # refuses a GPU that is not there
     return None
@@ -136,7 +136,7 @@ def complete(target: str, plan: Layout, progress: Progress, measure: bool = True
         return path
     shipped = path.parent.resolve() == folder("latency_tables").resolve()
     here = cost_models.LOCAL / path.name if shipped else path
-    so_far = begun(here, device, tell=progress.note)
+    so_far = table_so_far(here, device, tell=progress.note)
     rows = len(so_far.missing(candidates(plan)))
     if rows or unfinished(plan, so_far):
         what, how = ("compiled", "compiling") if isinstance(device, Estimator) else ("measured", "measuring")
@@ -169,12 +169,12 @@ def _maker(target: str, table: Costs | None, plan: Layout) -> Device | Estimator
 
 
 def _made_here(target: str) -> Device | Estimator:
-    name, precision = own().get(target, (target, None))
+    name, precision = local_targets().get(target, (target, None))
     return opened(name, precision=precision)
 
 
 def _tell_elsewhere(target: str, table: Costs | None, progress: Progress) -> None:
-    if table is not None and local(table.meta) is None and table.meta.get("device") in dict(own().values()):
+    if table is not None and local(table.meta) is None and table.meta.get("device") in dict(local_targets().values()):
         progress.note(f"{target}: measured on {table.meta.get('processor')} with {table.meta.get('runtime')} "
                       f"{table.meta.get('runtime_version')}, not here: picks will not be measured; "
                       f"{call('profile', device=table.meta['device'])} makes a table of this machine")

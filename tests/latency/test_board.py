@@ -59,9 +59,9 @@ def small(tiny: Layout) -> Layout:
 def test_a_board_is_what_its_sections_say_inherited_ones_included(tmp_path: Path) -> None:
     target = read(written(tmp_path))
     assert (target.name, target.architecture, target.macs, target.clock_hz) == ("mine", "EthosU55", 128, 200e6)
-    assert target.own.startswith("[System_Config.Slow]\ncore_clock=200e6\naxi0_port=Sram\n")
-    assert "Fast" not in target.own and "inherit" not in target.own and target.arena is None
-    assert target.own.endswith("[Memory_Mode.Mine]\nconst_mem_area=Axi1\narena_mem_area=Axi0\ncache_mem_area=Axi0\n")
+    assert target.ini.startswith("[System_Config.Slow]\ncore_clock=200e6\naxi0_port=Sram\n")
+    assert "Fast" not in target.ini and "inherit" not in target.ini and target.arena is None
+    assert target.ini.endswith("[Memory_Mode.Mine]\nconst_mem_area=Axi1\narena_mem_area=Axi0\ncache_mem_area=Axi0\n")
     assert target.config.startswith("[architecture]\nmacs=128\ncores=1\n[vela]\nsystem_config_name=Slow\n")
     limited = read(written(tmp_path, f"{INI}arena_cache_size=65536\n"))
     assert limited.arena == "65536"
@@ -71,7 +71,7 @@ def test_a_table_remembers_the_board_and_its_comments_do_not_matter(tmp_path: Pa
     target = read(written(tmp_path))
     meta = {"device": "mine", **target.meta}
     assert recorded(meta) == target
-    assert meta["vela_ini_sha256"] == hashlib.sha256(target.own.encode()).hexdigest()[:16]
+    assert meta["vela_ini_sha256"] == hashlib.sha256(target.ini.encode()).hexdigest()[:16]
     assert read(written(tmp_path, INI.replace("; a board", "; an other comment"))).meta == target.meta
     assert read(written(tmp_path, INI.replace("200e6", "201e6"))).meta["vela_ini_sha256"] != meta["vela_ini_sha256"]
     assert recorded({"device": "ethos-u55-128"}) == TARGETS["ethos-u55-128"] and recorded({"device": "cpu"}) is None
@@ -147,7 +147,7 @@ def test_velas_own_system_in_a_file_costs_what_it_costs(tiny: Layout, tmp_path: 
     target = TARGETS["ethos-u55-128"]
     head = (f"[nas]\naccelerator=ethos-u55-128\nsystem_config={target.system_config}\n"
             f"memory_mode={target.memory_mode}\n")
-    device = opened(str(written(tmp_path, head + board._velas_own())))
+    device = opened(str(written(tmp_path, head + board._velas_ini())))
     assert device.bench(tiny).alone(tiny.stem) == opened("ethos-u55-128").bench(tiny).alone(tiny.stem)
 
 

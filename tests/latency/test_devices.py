@@ -9,7 +9,7 @@ from torch import nn
 
 from nas.errors import UserError
 from nas.latency.bench import Estimator
-from nas.latency.devices import SAME, kinds, local, opened, own
+from nas.latency.devices import SAME, kinds, local, local_targets, opened
 from nas.latency.timing import Device
 from nas.lower.onnx import lower
 
@@ -26,7 +26,8 @@ def here(name: str) -> Device | Estimator:
 
 def test_each_name_is_one_device_and_each_target_of_this_machine_names_one() -> None:
     assert len(set(NAMES)) == len(NAMES) and "cpu" in NAMES
-    assert own()["cpu"] == ("cpu", "fp32") and {device for device, _ in own().values()} <= set(NAMES)
+    targets = local_targets()
+    assert targets["cpu"] == ("cpu", "fp32") and {device for device, _ in targets.values()} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

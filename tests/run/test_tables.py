@@ -120,7 +120,7 @@ def test_rows_of_this_machine_never_join_those_of_another(small: Layout, here: P
     with pytest.raises(UserError, match=r"processor was 'Abacus 3000'.*another file with out"):
         profile.profile(small, Path("other.json"), device="cpu")
     said: list[str] = []
-    assert not profile.begun(Path("other.json"), opened("cpu"), remeasure=True, tell=said.append).rows
+    assert not profile.table_so_far(Path("other.json"), opened("cpu"), remeasure=True, tell=said.append).rows
     assert Path("other.json").read_bytes() == before and "rows are left out, as processor was 'Abacus 3000'" in said[0]
 
 

@@ -1,4 +1,4 @@
-"""What can be measured on or compiled for, by name; the packages of a device are loaded where it is asked for."""
+"""Opens devices by name, to measure on or compile for; the packages of a device are loaded where it is asked for."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from nas.latency.table import LatencyTable
 from nas.latency.table import file_name as file_name
 from nas.latency.timing import Device, Timing, repeated
 
-SAME = ("processor", "runtime", "runtime_version")  # what makes a table one of this machine
+SAME = ("processor", "runtime", "runtime_version")  # conditions that are equal in a table of this machine
 
 
 def kinds() -> tuple[Kind, ...]:
-    """Returns what there is, a file each; a new kind of device is its file and its line here."""
+    """Lists the kinds of devices, a file each; a new kind needs its file and its line here."""
     from nas.latency.devices import cuda, ethos_u, onnxruntime
 
     return onnxruntime.KIND, cuda.KIND, ethos_u.KIND
 
 
-def own() -> dict[str, tuple[str, str]]:
-    """Targets that are this machine at one thread and one image -> device and precision."""
+def local_targets() -> dict[str, tuple[str, str]]:
+    """Returns the targets that stand for this machine at one thread and one image, with device and precision."""
     pairs = [(name, precision) for kind in kinds() for name in kind.names for precision in kind.precisions]
     return {Path(file_name(*pair)).stem: pair for pair in pairs}
 
 
 def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = None) -> Device | Estimator:
-    """A device by name, or a board by its file, ready; ``gpu`` is the best runtime of the GPU, as its name then says.
+    """Opens a device by name, or a board by its file; ``gpu`` is the best runtime of the GPU, as its name then says.
 
     ``precision`` None is the device's usual one. Raises UserError for what is not known, not there or not possible.
     """
     names = [name for kind in kinds() for name in (*kind.aliases, *kind.names)]
     for kind in kinds():
         if kind.opens(name):
-            if name not in names and (stem := Path(name).stem) in {*names, *own()}:
+            if name not in names and (stem := Path(name).stem) in {*names, *local_targets()}:
                 raise UserError(f"{name}: {stem} is another target's name: rename the file, the board is named after "
                                 "it")
             return kind.open(name, threads, batch, precision)
@@ -48,12 +48,12 @@ def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = 
 
 
 def local(meta: dict[str, Any]) -> Device | None:
-    """This machine, as a table with that ``meta`` was measured on it: same processor, runtime and version.
+    """Opens the device of this machine that a table was measured on: same processor, runtime and version.
 
-    None where the table is of another device or machine.
+    Returns None where the table's ``meta`` is of another device or machine.
     """
     name, threads, batch, precision = (meta.get(key) for key in ("device", "threads", "batch", "precision"))
-    if (name, precision) not in own().values() or not isinstance(threads, int) or not isinstance(batch, int):
+    if (name, precision) not in local_targets().values() or not isinstance(threads, int) or not isinstance(batch, int):
         return None
     try:
         device = opened(str(name), threads, batch, precision)
@@ -73,14 +73,14 @@ def measured_here(costs: Costs) -> tuple[LatencyTable, Device] | None:
 
 @dataclass(frozen=True)
 class Measured(Timing):
-    """What a file took, and under which conditions: images a call, and threads."""
+    """Holds what a file took, with images a call and threads."""
 
     batch: int
     threads: int
 
 
 def measure(path: Path, name: str, *, threads: int = 1, batch: int | None = None, size: int | None = None) -> Measured:
-    """Latency of an ONNX file on a device of this machine.
+    """Measures the latency of an ONNX file on a device of this machine.
 
     ``batch`` and ``size`` (height and width) are for what the file leaves open; without a batch it is 1 there. Raises
     UserError for a device that runs no files, for a file that does not run there, and for a file that fixes another

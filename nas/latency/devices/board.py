@@ -1,4 +1,4 @@
-"""The systems that Vela compiles for: four of its own ``vela.ini``, and boards that a user describes in such a file.
+"""Describes systems for Vela to compile for: four of its own ``vela.ini``, and boards of users from such a file.
 
 A board's file is in Vela's format with one section more: ``[nas]`` names the accelerator, the system configuration and
 the memory mode. Vela passes over keys that it does not know and numbers that it cannot read; here they are refused.
@@ -35,14 +35,16 @@ _WORDS = {SYSTEM: _PORTS, MODE: ("const_mem_area", "arena_mem_area", "cache_mem_
 
 @dataclass(frozen=True)
 class Target:
-    """An NPU in a system of memories (their clock, bandwidth and latency); ``own`` is what a board's file says of it,
-    empty where Vela's own ``vela.ini`` describes it."""
+    """Describes an NPU in a system of memories (their clock, bandwidth and latency).
+
+    ``ini`` is the text of a board's file, empty where Vela's own ``vela.ini`` describes the system.
+    """
 
     name: str
     accelerator: str
     system_config: str
     memory_mode: str
-    own: str = ""
+    ini: str = ""
 
     @property
     def architecture(self) -> str:
@@ -50,37 +52,37 @@ class Target:
 
     @property
     def macs(self) -> int:
-        """A cycle, of all cores."""
+        """Returns the multiply-adds a cycle, of all cores."""
         return ACCELERATORS[self.accelerator][1] * ACCELERATORS[self.accelerator][2]
 
     @cached_property
     def clock_hz(self) -> float:
-        return float(_inherited(self._ini, SYSTEM + self.system_config)["core_clock"])
+        return float(_inherited(self._sections, SYSTEM + self.system_config)["core_clock"])
 
     @cached_property
     def arena(self) -> str | None:
-        """Bytes that Vela tries to keep to in the arena, where the memory mode says so."""
-        return _inherited(self._ini, MODE + self.memory_mode).get("arena_cache_size")
+        """Returns the bytes that Vela tries to keep to in the arena; None where the memory mode says nothing."""
+        return _inherited(self._sections, MODE + self.memory_mode).get("arena_cache_size")
 
     @property
     def config(self) -> str:
-        """All that Vela is told of the system."""
+        """Returns the description of the system that Vela reads."""
         _, macs, cores = ACCELERATORS[self.accelerator]
         return (f"[architecture]\nmacs={macs}\ncores={cores}\n[vela]\nsystem_config_name={self.system_config}\n"
-                f"memory_mode_name={self.memory_mode}\n{self.own or _velas_own()}")
+                f"memory_mode_name={self.memory_mode}\n{self.ini or _velas_ini()}")
 
     @property
     def meta(self) -> dict[str, Any]:
-        """For a table, which ``recorded`` reads again."""
+        """Returns what a table's meta keeps of the system; ``recorded`` reads it again."""
         chosen = {"system_config": self.system_config, "memory_mode": self.memory_mode}
-        if not self.own:
+        if not self.ini:
             return chosen
-        return {**chosen, "accelerator": self.accelerator, "vela_ini": self.own,
-                "vela_ini_sha256": hashlib.sha256(self.own.encode()).hexdigest()[:16]}
+        return {**chosen, "accelerator": self.accelerator, "vela_ini": self.ini,
+                "vela_ini_sha256": hashlib.sha256(self.ini.encode()).hexdigest()[:16]}
 
     @cached_property
-    def _ini(self) -> ConfigParser:
-        return _parsed(self.own or _velas_own(), "vela.ini")
+    def _sections(self) -> ConfigParser:
+        return _parsed(self.ini or _velas_ini(), "vela.ini")
 
 
 TARGETS = {name: Target(name, name, system, "Shared_Sram") for name, system in (
@@ -89,7 +91,7 @@ TARGETS = {name: Target(name, name, system, "Shared_Sram") for name, system in (
 
 
 def recorded(meta: dict[str, Any]) -> Target | None:
-    """What the table with that ``meta`` was compiled for; None for one that Vela did not make.
+    """Returns the system that a table was compiled for, from its meta; None for a table that Vela did not make.
 
     Raises UserError for a board's meta that names no accelerator or holds no system.
     """
@@ -102,7 +104,7 @@ def recorded(meta: dict[str, Any]) -> Target | None:
 
 
 def read(path: Path) -> Target:
-    """A board, named after its file. Raises UserError, one line with the file, for whatever is wrong with it."""
+    """Reads a board, named after its file. Raises UserError, one line with the file, for whatever is wrong with it."""
     try:
         ini = _parsed(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -116,12 +118,12 @@ def read(path: Path) -> Target:
     accelerator, system, mode = (chosen[key] for key in _CHOICE)
     if accelerator not in ACCELERATORS:
         raise UserError(f"{path}: accelerator {accelerator}: {nearest(accelerator, ACCELERATORS)}")
-    own = _section(path, ini, SYSTEM, system) + _section(path, ini, MODE, mode)
-    return Target(path.stem, accelerator, system, mode, own)
+    text = _section(path, ini, SYSTEM, system) + _section(path, ini, MODE, mode)
+    return Target(path.stem, accelerator, system, mode, text)
 
 
 def _section(path: Path, ini: ConfigParser, kind: str, name: str) -> str:
-    """The section with all that it inherits, checked, as text."""
+    """Returns a section with all that it inherits as text. Raises UserError for a key or value that Vela lacks."""
     try:
         values = _inherited(ini, kind + name)
     except KeyError as error:
@@ -139,7 +141,7 @@ def _section(path: Path, ini: ConfigParser, kind: str, name: str) -> str:
 
 
 def _inherited(ini: ConfigParser, section: str) -> dict[str, str]:
-    """With what its ``inherit`` names, which it overrides. Raises KeyError for a section that is not there."""
+    """Returns a section's values over those of the sections that it inherits. Raises KeyError for a missing section."""
     chain: list[str] = []
     while section and section not in chain:
         if not ini.has_section(section):
@@ -167,7 +169,7 @@ def _parsed(text: str, where: str) -> ConfigParser:
     return ini
 
 
-def _velas_own() -> str:
+def _velas_ini() -> str:
     package = importlib.util.find_spec("ethosu")
     assert package is not None and package.submodule_search_locations is not None
     return (Path(next(iter(package.submodule_search_locations))) / "config_files/Arm/vela.ini").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU: ONNX Runtime's TensorRT or CUDA provider where one works here, else PyTorch; always a CUDA graph.
+"""Times networks on an NVIDIA GPU, as CUDA graphs, in ONNX Runtime (TensorRT or CUDA provider) or else in PyTorch.
 
 The runtime is part of the name of device and table, because they rank networks differently. In- and output stay in the
 memory of the GPU. ONNX Runtime gives no event on the stream of a provider, so its runs are timed by the host's clock,
@@ -43,7 +43,7 @@ LIMITED = ("clocks_event_reasons.applications_clocks_setting",
 
 
 class Gpu(ABC):
-    """What the runtimes share; ``precision`` is fp32 (TF32 in convolutions, as by default) or fp16.
+    """Is the base class of the runtimes; ``precision`` is fp32 (TF32 in convolutions, as by default) or fp16.
 
     Raises UserError for a batch or precision that there is not.
     """
@@ -63,7 +63,7 @@ class Gpu(ABC):
     @classmethod
     @abstractmethod
     def lacks(cls) -> str | None:
-        """Why the runtime does not work here; None where it does."""
+        """Says why the runtime does not work here; None where it does."""
 
     @abstractmethod
     def prepare(self, module: nn.Module, *, in_ch: int, size: int) -> Run:
@@ -71,14 +71,14 @@ class Gpu(ABC):
 
     @abstractmethod
     def load(self, path: Path, size: int | None = None) -> Run:
-        """A finished ONNX file. Raises UserError for one that does not run on the GPU as a whole."""
+        """Loads a finished ONNX file. Raises UserError for one that does not run on the GPU as a whole."""
 
     @abstractmethod
     def versions(self) -> dict[str, Any]:
-        """Of the runtime and its libraries, and what its clock is."""
+        """Returns the versions of the runtime and its libraries, and what its clock is."""
 
     def conditions(self) -> dict[str, Any]:
-        """With the clocks of a GPU at work; None is what is not known."""
+        """Returns what the figures depend on, with the clocks of the GPU at work; None is what is not known."""
         load = self.prepare(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), in_ch=64, size=56)
         here = torch.cuda.is_available()  # else a PyTorch without CUDA beside an ONNX Runtime with it
         gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}" if here else (
@@ -94,7 +94,7 @@ class Gpu(ABC):
 
 
 class OrtGpu(Gpu):
-    """ONNX Runtime; every node has to run on the GPU, else it refuses to capture the graph."""
+    """Times in ONNX Runtime; every node has to run on the GPU, else it refuses to capture the graph."""
 
     provider: str
     runtime: str
@@ -138,12 +138,12 @@ class OrtGpu(Gpu):
             raise UserError(f"model: {self.runtime}: {str(error).splitlines()[0][:200]}") from None
 
     def typed(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The model in the precision of the device, where the provider does not see to that."""
+        """Converts the model to the precision of the device, where the provider does not do that."""
         return model
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """Of the provider."""
+        """Returns the options of the provider."""
 
     def versions(self) -> dict[str, Any]:
         return {"runtime": self.runtime, "runtime_version": onnxruntime.__version__, "cudnn": None,
@@ -152,7 +152,7 @@ class OrtGpu(Gpu):
 
 
 class TensorRt(OrtGpu):
-    """TensorRT chooses its kernels by timing them: each row takes seconds to build."""
+    """Times with ONNX Runtime's TensorRT provider, which tries kernels: a graph takes seconds to build."""
 
     name, provider, runtime = "gpu-tensorrt", "TensorrtExecutionProvider", "onnxruntime-tensorrt"
 
@@ -171,7 +171,7 @@ class TensorRt(OrtGpu):
 
 
 class OrtCuda(OrtGpu):
-    """cuDNN's kernels, the fastest of which ONNX Runtime finds by trying them."""
+    """Times with ONNX Runtime's CUDA provider, which finds the fastest of cuDNN's kernels by trying them."""
 
     name, provider, runtime = "gpu-ort", "CUDAExecutionProvider", "onnxruntime-cuda"
 
@@ -187,7 +187,7 @@ class OrtCuda(OrtGpu):
 
 
 class Torch(Gpu):
-    """PyTorch's own kernels, as a module runs in eval mode: batch norms are kernels of their own."""
+    """Times modules in PyTorch in eval mode, where batch norms are separate kernels; it runs no ONNX files."""
 
     name = "gpu-torch"
     reads_onnx = False
@@ -221,7 +221,7 @@ RUNTIMES: dict[str, type[Gpu]] = {kind.name: kind for kind in (TensorRt, OrtCuda
 
 
 def _open(name: str, threads: int, batch: int, precision: str | None) -> Gpu:
-    """The GPU with one of ``RUNTIMES``; ``gpu`` is the first of them that works here.
+    """Opens the GPU with one of ``RUNTIMES``; ``gpu`` is the first of them that works here.
 
     Raises UserError, which says what is missing, where it does not work.
     """
@@ -240,7 +240,7 @@ KIND = Kind(_open, tuple(RUNTIMES), PRECISIONS, aliases=("gpu",))
 
 
 def bound(made: onnxruntime.InferenceSession) -> Run:
-    """A run on random input, synchronised; in- and output lie in device memory at fixed addresses."""
+    """Makes a synchronised run on random input; in- and output lie in device memory at fixed addresses."""
     entry, binding = made.get_inputs()[0], made.io_binding()
     image = random_feed(entry)
     binding.bind_ortvalue_input(entry.name, onnxruntime.OrtValue.ortvalue_from_numpy(image, DEVICE, 0))
@@ -261,7 +261,7 @@ def bound(made: onnxruntime.InferenceSession) -> Run:
 
 @dataclass
 class Replay:
-    """Replays a graph between two events. It holds the network and its input: the graph knows their addresses only."""
+    """Replays a CUDA graph between two events. It keeps network and input alive: the graph knows only addresses."""
 
     graph: torch.cuda.CUDAGraph
     start: torch.cuda.Event
@@ -277,7 +277,7 @@ class Replay:
 
 
 def captured(network: nn.Module, images: torch.Tensor) -> Replay:
-    """A CUDA graph of one call, after calls on a stream aside, as PyTorch asks for."""
+    """Captures a CUDA graph of one call, after calls on a side stream, as PyTorch asks for."""
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.no_grad():
@@ -293,14 +293,14 @@ def captured(network: nn.Module, images: torch.Tensor) -> Replay:
 
 
 def warm(run: Run) -> Run:
-    """The same run, warm."""
+    """Runs some times, so that what is timed later is warm, and returns the run."""
     for _ in range(WARM_UP):
         run()
     return run
 
 
 def query(gpu: str, fields: Sequence[str], load: Callable[[], object]) -> list[str | None]:
-    """What nvidia-smi says of a GPU (an index or a UUID) while ``load`` runs on it; None is what it does not say."""
+    """Asks nvidia-smi for fields of a GPU (index or UUID) while ``load`` runs on it; None is what it leaves out."""
     command = ["nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -315,7 +315,7 @@ def query(gpu: str, fields: Sequence[str], load: Callable[[], object]) -> list[s
 
 
 def _installed(*names: str) -> str | None:
-    """The version of the first of these packages that is installed."""
+    """Returns the version of the first of these packages that is installed."""
     for name in names:
         try:
             return version(name)

@@ -1,4 +1,4 @@
-"""Arm Ethos-U micro-NPUs, as Arm's own compiler counts them: an estimate of Vela, not a measurement on a device.
+"""Estimates costs on Arm Ethos-U micro-NPUs with Arm's compiler Vela; nothing is measured on a device.
 
 An operator is lowered to int8 TFLite between two 1x1 convolutions and compiled as a whole; its row is the sum of the
 cycles of its own operators: alone it would also pay for bringing its maps into and out of the NPU's layout and memory.
@@ -51,7 +51,7 @@ tensor_allocator=HillClimb
 
 
 class EthosU:
-    """One of ``TARGETS`` by name, or a board; implements ``nas.latency.bench.Estimator``.
+    """Compiles for one of ``TARGETS``, by name, or for a board; implements ``nas.latency.bench.Estimator``.
 
     Raises UserError where Vela is missing or of another version, and for more than one image or thread.
     """
@@ -77,18 +77,19 @@ class EthosU:
         return Compiled(layout, self)
 
     def report(self, module: nn.Module, what: object, *, in_ch: int, size: int) -> Report:
-        """Of a module with typical weights. Raises UserError, which begins with ``what``, where it cannot be had."""
+        """Compiles a module with typical weights; returns Vela's report. Raises UserError beginning with ``what``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = lower(_typical(module), in_ch=in_ch, size=size, calibration=[torch.randn(1, in_ch, size, size)])
         return self.compile(model, what)
 
     def try_out(self, what: object) -> None:
-        """Compiles next to nothing. Raises UserError, which begins with ``what``, for a system that Vela refuses."""
+        """Compiles a tiny network, as a check. Raises UserError beginning with ``what`` for a system that Vela refuses.
+        """
         self.report(ConvBN(16, 16), what, in_ch=16, size=8)
 
     def compile(self, model: bytes, what: object) -> Report:
-        """Of an int8 TFLite file. Raises UserError, which begins with ``what``."""
+        """Compiles an int8 TFLite file and returns Vela's report. Raises UserError beginning with ``what``."""
         options = OPTIONS.format(arena=self.target.arena or ANY_SIZE)
         try:
             report = self._vela.compile(self.target.architecture, model, self.target.config, options)
@@ -102,7 +103,7 @@ class EthosU:
         return report
 
     def predict(self, graph: Graph) -> list[tuple[str, str, float]]:
-        """(name, kind, ms) of every operator of any CNN in ONNX, as int8 TFLite with scales from Gaussian images.
+        """Estimates a CNN in ONNX as int8 TFLite, scales from Gaussian images: (name, kind, ms) of every operator.
 
         Raises UserError, which names file and operator.
         """
@@ -112,10 +113,10 @@ class EthosU:
             model = convert(plain(graph.model, graph.entry, graph.shape), [noise])
         except UserError as error:
             raise UserError(f"{graph.path}: {error}") from None
-        made = dict(enumerate(operators_of(model), 1))
+        operators = dict(enumerate(operators_of(model), 1))
         cycles: Counter[tuple[str, str]] = Counter()
         for source, kind, count in self.compile(model, graph.path).operators:
-            cycles[made.get(source, (f"of Vela: {kind}", kind))] += count
+            cycles[operators.get(source, (f"of Vela: {kind}", kind))] += count
         return [(name, kind, self.ms(count)) for (name, kind), count in cycles.items()]
 
     def ms(self, cycles: int) -> float:
@@ -123,7 +124,7 @@ class EthosU:
 
 
 def _open(name: str, threads: int, batch: int, precision: str | None) -> EthosU:
-    """One of ``TARGETS``, or a board from its file, on which a small network is compiled first."""
+    """Opens one of ``TARGETS``, or a board from its file, for which a small network is compiled as a check."""
     if precision is not None:
         raise UserError(f"{setting('device', name)}: an NPU runs int8 only: leave out {setting('precision')}")
     if name in TARGETS:
@@ -137,7 +138,7 @@ KIND = Kind(_open, tuple(TARGETS), suffix=SUFFIX)
 
 
 def of_table(meta: dict[str, Any]) -> EthosU | None:
-    """Vela, told what it was told for the table with that ``meta``; None for a table that Vela did not make.
+    """Returns the compiler with the settings of a table, from its meta; None for a table that Vela did not make.
 
     Raises UserError where Vela is missing.
     """
@@ -147,13 +148,13 @@ def of_table(meta: dict[str, Any]) -> EthosU | None:
 
 @cache
 def _shared(target: Target) -> EthosU:
-    """One a target and process: each has a worker, which takes seconds to start."""
+    """Returns one compiler a target and process, because each has a worker that takes seconds to start."""
     return EthosU(target)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Counted by the compiler: the same at every call, so nothing is repeated and nothing corrected."""
+    """Fills a table from Vela's cycles, which are the same at every call: nothing is repeated or corrected."""
 
     layout: Layout
     device: EthosU
@@ -189,8 +190,9 @@ class Compiled:
 
 
 def own_cycles(report: Report, *, first: bool, last: bool, what: object) -> int:
-    """Without the convolution before (unless ``first``) and the one behind (unless ``last``). Raises UserError.
+    """Returns the cycles of a network without its first convolution (unless ``first``) and last (unless ``last``).
 
+    Raises UserError where Vela joins the operator between them with one of these.
     What copies the graph's input to where the first convolution reads it goes with that convolution.
     """
     sources = [source for source, _, _ in report.operators]
@@ -204,8 +206,11 @@ def own_cycles(report: Report, *, first: bool, last: bool, what: object) -> int:
 
 
 def _typical(module: nn.Module) -> nn.Module:
-    """Gaussian weights and plain batch norms: Vela compresses weights, and zeros (as at the start of training) cost
-    it next to nothing; trained networks and Gaussian ones differ by 0.3 % at most."""
+    """Sets a module to Gaussian weights and plain batch norms, which are typical of trained networks.
+
+    Vela compresses weights, and zeros (as at the start of training) cost next to nothing; trained networks and Gaussian
+    ones differ by 0.3 % at most.
+    """
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(part.weight)

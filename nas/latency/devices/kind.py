@@ -1,4 +1,4 @@
-"""What each file of this folder offers: the devices that it can open, by the names that a user gives them."""
+"""Defines ``Kind``, by which each file of this folder lists the devices that it opens and their names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Open = Callable[[str, int, int, str | None], Device | Estimator]
 
 @dataclass(frozen=True)
 class Kind:
-    """Devices that are opened in one way: ``open(name, threads, batch, precision)``, None being the usual precision.
+    """Describes devices that are opened alike: ``open(name, threads, batch, precision)``; None: the usual precision.
 
     ``open`` raises UserError for what is not possible there, and for what is not here. In ``precisions`` the devices
     time this machine; without any nothing runs here, as where a compiler counts.

@@ -1,4 +1,4 @@
-"""The CPU as deployed: ONNX Runtime, full optimisation, a stated number of threads."""
+"""Times networks on the CPU as they are deployed: ONNX Runtime, full optimisation, a stated number of threads."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ PRECISIONS = ("fp32", "int8")
 DTYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8,
                           "int8": np.int8, "int32": np.int32, "int64": np.int64, "bool": np.bool_}  # of inputs
 Array = np.ndarray[Any, Any]
-FAST_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # extensions that sum products of 8 bits in 32
+FAST_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # extensions of processors that sum products of 8 bits in 32
 
 
 class Cpu:
-    """fp32 or int8 on ``threads`` threads at batch ``batch``; implements ``nas.latency.timing.Device``."""
+    """Times modules and ONNX files on the CPU, in fp32 or int8; implements ``nas.latency.timing.Device``."""
 
     name = "cpu"
     align = 32  # two blocks of 16 channels (NCHWc on AVX-512): half of a Ghost module fills a block
@@ -51,7 +51,7 @@ class Cpu:
         return _run(model.SerializeToString(), self.threads, self.batch)
 
     def load(self, path: Path, size: int | None = None) -> Run:
-        """A finished ONNX file. Raises UserError for one that ONNX Runtime does not load, or does not run."""
+        """Loads a finished ONNX file. Raises UserError for one that ONNX Runtime does not load, or does not run."""
         model = runnable(path)
         try:
             run = timed(session(model, self.threads), self.batch, clock(self.threads)[1], size)
@@ -75,7 +75,7 @@ def _run(model: bytes | Path, threads: int, batch: int) -> Run:
 
 def session(model: bytes | Path, threads: int = 1, providers: Sequence[str | tuple[str, dict[str, Any]]] =
             ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
-    """A session as a user would deploy it (sequential; its defaults for spinning and arenas).
+    """Makes a session as a user would deploy it (sequential; its defaults for spinning and arenas).
 
     Raises UserError for a file that ONNX Runtime does not load, and where the first of the providers does not work.
     """
@@ -97,7 +97,7 @@ def session(model: bytes | Path, threads: int = 1, providers: Sequence[str | tup
 
 
 def clock(threads: int) -> tuple[str, Callable[[], int]]:
-    """Nanoseconds, and what they are.
+    """Chooses the clock: returns its name, for a table's meta, and the function that reads it in nanoseconds.
 
     One thread does all the work itself, so its own CPU time is the latency of an idle machine, whoever else runs here:
     with a load of 8 on 2 cores it scattered three times less than elapsed time. Several threads need the latter.
@@ -107,7 +107,7 @@ def clock(threads: int) -> tuple[str, Callable[[], int]]:
 
 def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[], int],
           size: int | None = None) -> Run:
-    """One plain ``session.run`` on fixed random input, as deployed: copies of in- and output are part of it."""
+    """Makes a run that times ``session.run`` on fixed random input; copies of in- and output count, as deployed."""
     entries = session.get_inputs()
     if len(entries) != 1:
         raise UserError(f"model: has {len(entries)} inputs, expected one")
@@ -122,7 +122,7 @@ def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[]
 
 
 def random_feed(entry: Any, batch: int | None = None, size: int | None = None) -> Array:
-    """Random values for an in- or output of a session, of its type. Raises UserError as ``closed`` does."""
+    """Draws random values for an in- or output of a session, of its type. Raises UserError as ``closed`` does."""
     kind = str(entry.type).removeprefix("tensor(").removesuffix(")")
     if kind not in DTYPES:
         raise UserError(f"model: {entry.name} is {entry.type}; expected a tensor of {', '.join(DTYPES)}")
@@ -133,7 +133,7 @@ def random_feed(entry: Any, batch: int | None = None, size: int | None = None) -
 
 
 def closed(name: str, shape: Sequence[Any], batch: int | None, size: int | None) -> list[int]:
-    """A shape with ``batch`` and, of images, ``size`` where it is open. Raises UserError for what else is open."""
+    """Fills the open sides of a shape: ``batch`` and, in images, ``size``. Raises UserError for what else is open."""
     sides = [side if isinstance(side, int) and side > 0 else None for side in shape]
     if sides and sides[0] is None:
         sides[0] = batch
@@ -151,7 +151,7 @@ def closed(name: str, shape: Sequence[Any], batch: int | None, size: int | None)
 
 
 def conditions(threads: int, batch: int, precision: str = "fp32") -> dict[str, Any]:
-    """What the figures of this machine depend on."""
+    """Returns what the figures of this machine depend on."""
     bits = {"weight_bits": weight_bits()} if precision == "int8" else {}
     return {"device": "cpu", "processor": processor(), "cores": os.cpu_count(), "governor": _governor(),
             "os": f"{platform.system()} {platform.machine()}", "runtime": "onnxruntime",
@@ -160,7 +160,7 @@ def conditions(threads: int, batch: int, precision: str = "fp32") -> dict[str, A
 
 
 def processor() -> str:
-    """Model name with family and model number, which tell apart what virtual machines all call "Xeon Processor"."""
+    """Names the processor, with family and model number: virtual machines call many of them "Xeon Processor"."""
     fields = _cpuinfo()
     if "model name" not in fields:
         return platform.processor() or platform.machine()
@@ -168,7 +168,7 @@ def processor() -> str:
 
 
 def weight_bits() -> int:
-    """Of int8 weights here: 7 where an x86 without VNNI adds two products in 16 bits, which would saturate.
+    """Returns the bits of int8 weights: 7 where an x86 without VNNI adds two products in 16 bits, which can saturate.
 
     As ONNX Runtime advises (its ``reduce_range``); 7 also where an x86 does not say what it has.
     """
@@ -177,7 +177,7 @@ def weight_bits() -> int:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Of the first core, as Linux describes it; empty elsewhere."""
+    """Returns what Linux says of the first core; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:

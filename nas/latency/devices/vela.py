@@ -1,4 +1,4 @@
-"""Arm's compiler for Ethos-U NPUs (Vela, package ``ethos-u-vela``), in a process of its own.
+"""Runs Vela, Arm's compiler for Ethos-U NPUs (package ``ethos-u-vela``), in a separate process.
 
 Vela ends the process that it runs in on input that it cannot read (a segmentation fault), so it runs in a worker: a
 crash there is an error here. The worker is this file run as a script: a spawn of ``multiprocessing`` would import the
@@ -21,12 +21,12 @@ TIMEOUT_S = 600.0
 
 
 class VelaError(Exception):
-    """Vela refused a network or died of it; the message is one line."""
+    """Is raised where Vela refuses a network or dies of it; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What Vela says of a network; its operators' cycles add up to ``cycles``.
+    """Holds what Vela says of a network; its operators' cycles add up to ``cycles``.
 
     Operators that are left to the CPU count as zero cycles, so a report of any (``cpu_ops``) is no latency.
     """
@@ -35,18 +35,18 @@ class Report:
     operators: tuple[tuple[int, str, int], ...]  # position of its source in the file from 1, kind, cycles
     cpu_ops: int
     cpu_kinds: tuple[str, ...]
-    sram_bytes: int  # at most at once: maps, and what of the weights is buffered (all of them where they live there)
+    sram_bytes: int  # peak: maps, and the weights that are buffered (all of them where they live in SRAM)
     flash_bytes: int  # the compiled file: weights and scales, the NPU's commands, and what a runtime needs to read it
 
 
 class Vela:
-    """A worker that compiles TFLite files; it is started where it is needed, and again after a crash."""
+    """Compiles TFLite files in a worker, which is started when it is needed, and again after a crash."""
 
     def __init__(self) -> None:
         self._worker: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     def compile(self, architecture: str, model: bytes, config: str, options: str) -> Report:
-        """``config`` and ``options`` as Vela reads them. Raises VelaError."""
+        """Compiles a TFLite file; ``config`` and ``options`` are texts as Vela reads them. Raises VelaError."""
         process, connection = self._worker = self._worker or _start()
         try:
             connection.send((architecture, model, config, options))
