@@ -40,7 +40,7 @@ from nas import cli, results
 from nas.latency import bench, profile
 from nas.latency.table import LatencyTable
 from nas.pipeline import supernet
-from nas.progress import Task
+from nas.progress import TimedTask
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from tiny_search import SHORT
@@ -70,7 +70,7 @@ class Told(nas.cli.progress.TerminalProgress):
     place: mmap.mmap
 
     @contextlib.contextmanager
-    def task(self, name: str, total: float, done: float = 0) -> Iterator[Task]:
+    def task(self, name: str, total: float, done: float = 0) -> Iterator[TimedTask]:
         told = " ".join(name.split()[:2 if name.startswith("supernet") else 1])
         self.place[:32] = told.encode().ljust(32)
         with super().task(name, total, done) as task:
