@@ -30,7 +30,7 @@ import yaml
 from torch import Tensor, nn
 
 from nas.arch import SKIP, Arch
-from nas.config.search import Training
+from nas.config.training import Training
 from nas.decision import efficient, largest, one_hot, prices
 from nas.latency import costs
 from nas.latency.timing import Run, Timing, summary

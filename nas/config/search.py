@@ -12,195 +12,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from nas.config.fields import Epochs, Kb, Ms, Name, Strict, listed, sides
+from nas.config.gates import Gates
 from nas.config.sources import from_file, from_flags, from_overrides
+from nas.config.training import Training
 from nas.errors import UserError, setting
 from nas.paths import located
 from nas.space import first_mistake
 
-SIDES = (8, 1024)
 JUDGED_ON = 500  # images: by loss, a quarter of what accuracy needs (gates trial 2)
 PLACES = ("data", "data_dir")  # where the images lie; may change between two calls of one run: they are compared
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
-
-
-def listed(value: Any) -> Any:
-    """Puts a single value into a list, so that a setting takes one or several."""
-    return [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
-
-
-def sides(value: Any) -> Any:
-    """Checks the setting ``size``: None, one side in pixels, or several, which it sorts, the largest first.
-
-    Raises ValueError.
-    """
-    given = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    for side in given:
-        if isinstance(side, bool) or not isinstance(side, int) or not SIDES[0] <= side <= SIDES[1]:
-            raise ValueError(f"an input side is a whole number from {SIDES[0]} to {SIDES[1]}, or a list of these")
-    if len(given) > 16 or len(set(given)) < len(given):
-        raise ValueError("every size once, and at most 16 of them")
-    return sorted(given, reverse=True) if len(given) > 1 else given[0] if given else None
-
-
-Epochs = Annotated[int, Field(ge=0, le=100_000)] | None  # None: from the number of images
-Name = Annotated[str, Field(min_length=1, max_length=4096)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Ms = Annotated[float, Field(gt=0)]
-Kb = Annotated[float, Field(ge=1)] | None  # of 1024 bytes
-
-
-class Training(_Strict):
-    """Sets how weights are trained: AdamW with a one-cycle schedule; epochs count passes over the train split."""
-
-    batch: int = Field(default=32, ge=2, le=65_536)
-    lr: float = Field(default=0.003, gt=0, le=100)  # of the supernet
-    finetune_lr: float = Field(default=0.002, gt=0, le=100)
-    weight_decay: float = Field(default=0.02, ge=0, le=1)
-    sandwich_every: int = Field(default=2, ge=0, le=1000)  # steps between two of the largest, the costliest; 0: never
-    largest_first: Share | None = None  # share of the warm-up in which the largest network learns alone, and, after it,
-    blockwise: Share | None = None  # in which choices learn what the largest's blocks do; None: see ``beginning``
-    warmup_epochs: Epochs = None
-    search_epochs: Epochs = None
-    settle_epochs: Epochs = None
-    finetune_epochs: Epochs = None
-    augment: Name | None = None  # None: what suits the data
-    label_smoothing: Fraction = 0.05
-    distill: Literal["kd", "none", "hints", "fsp", "mutual", "born-again", "assistant"] = "kd"
-    inplace: Literal["kl", "alpha"] = "kl"  # what small networks of the supernet learn from the largest by
-    attend: Literal["none", "best-up", "worst-up"] = "none"  # which of ``attend_to`` random networks is trained
-    attend_to: int = Field(default=3, ge=2, le=32)
-    ema: Fraction = 0.0  # decay of the supernet's averaged weights, which are then those judged and inherited; 0: none
-    accumulate: int = Field(default=1, ge=1, le=65_536)  # parts a batch is computed in: memory of one, statistics, too
-    amp: Literal["auto", "none", "bf16", "fp16"] = "auto"  # half precision in training; auto: on a GPU
-
-    @model_validator(mode="after")
-    def _parts_of_the_warmup(self) -> Training:
-        first, then = self.largest_first or 0.0, self.blockwise or 0.0
-        if first + then > 1 + 1e-9:
-            raise ValueError(f"largest_first {first:g} and blockwise {then:g} are shares of one warm-up: together at "
-                             "most 1")
-        return self
-
-    def beginning(self, trained: bool) -> tuple[float, float]:
-        """Returns the shares of the warm-up of ``largest_first`` and ``blockwise``. Where none was given: 0 for weights
-        that are ``trained`` already, else 0.6 and 0.4; where one was given, the other is at most what it leaves.
-        """
-        first, then = self.largest_first, self.blockwise
-        if trained and first is None and then is None:
-            return 0.0, 0.0
-        first = min(0.6, 1 - (then or 0.0)) if first is None else first
-        return first, min(0.4, 1 - first) if then is None else then
-
-    @model_validator(mode="after")
-    def _equal_parts(self) -> Training:
-        if self.batch % self.accumulate or self.batch < 2 * self.accumulate:
-            raise ValueError(f"batch {self.batch} does not make {self.accumulate} (accumulate) equal parts of at least "
-                             "2 images")
-        return self
-
-
-class Dual(_Strict):
-    """Sets the latency term loss + l g + rho/2 g^2, g = expected ms / budget - 1, after whose steps l <- l + lr g.
-
-    The defaults come from a trial of ours, not from a paper.
-    """
-
-    lr: float = Field(default=0.05, gt=0, le=100)
-    rho: float = Field(default=1.0, ge=0, le=1000)
-
-
-class FBNet(_Strict):
-    """Sets the latency term of FBNet: loss * alpha log(expected us)^beta."""
-
-    alpha: float = Field(default=0.2, gt=0, le=1000)
-    beta: float = Field(default=0.6, gt=0, le=100)
-
-
-class Proxyless(_Strict):
-    """Sets the latency term of ProxylessNAS, added to the loss or multiplied with it.
-
-    ``add``: loss + weight (expected ms / budget - 1); ``mul``: loss * alpha (log expected us / log budget)^beta.
-    """
-
-    form: Literal["add", "mul"] = "add"
-    weight: float = Field(default=0.1, gt=0, le=1000)
-    alpha: float = Field(default=0.2, gt=0, le=1000)
-    beta: float = Field(default=0.3, gt=0, le=100)
-
-    @model_validator(mode="after")
-    def _has_effect(self) -> Proxyless:
-        for name in ("alpha", "beta") if self.form == "add" else ("weight",):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect with form={self.form}")
-        return self
-
-
-class Mnas(_Strict):
-    """Sets the latency term of MnasNet: loss * (expected ms / budget)^-w, w = alpha within the budget, else beta."""
-
-    alpha: float = Field(default=-0.07, ge=-100, le=0)
-    beta: float = Field(default=-0.07, ge=-100, lt=0)
-
-
-class Gates(_Strict):
-    """Sets how gates are trained: a step ``every`` batches, temperature falling from ``tau_start`` to ``tau_end``."""
-
-    relaxation: Literal["two-path", "single", "gumbel"] = "two-path"
-    lr: float = Field(default=0.05, gt=0, le=100)
-    tau_start: float = Field(default=2.0, gt=0, le=1000)
-    tau_end: float = Field(default=0.3, gt=0, le=1000)
-    every: int = Field(default=1, ge=1, le=10_000)
-    latency: Literal["projection", "dual", "fbnet", "proxyless", "mnas"] = "projection"
-    update: Literal["bilevel", "single"] = "bilevel"  # single: gates and weights learn from one loss on both splits
-    widths: Literal["pair", "enumerated"] = "pair"  # enumerated: each width a choice of its own, for comparisons
-    granularity: Literal["target", "space"] = "target"  # target: no width where a wider one costs no more on any
-    dual: Dual = Dual()
-    fbnet: FBNet = FBNet()
-    proxyless: Proxyless = Proxyless()
-    mnas: Mnas = Mnas()
-
-    @property
-    def latency_options(self) -> dict[str, Any]:
-        """Returns the settings of the chosen latency term."""
-        return {} if self.latency == "projection" else getattr(self, self.latency).model_dump()
-
-    @model_validator(mode="after")
-    def _falls(self) -> Gates:
-        if self.tau_end > self.tau_start:
-            raise ValueError(f"tau_end {self.tau_end:g} is above tau_start {self.tau_start:g}")
-        return self
-
-    @model_validator(mode="after")
-    def _has_effect(self) -> Gates:
-        for name in ("dual", "fbnet", "proxyless", "mnas"):
-            if name != self.latency and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect with latency={self.latency}; set gates.latency={name}")
-        asked = (self.latency, self.update, self.widths)
-        if self.relaxation == "single" and asked != ("projection", "bilevel", "pair"):
-            raise ValueError(f"relaxation single learns no gates, so latency={self.latency}, update={self.update} and "
-                             f"widths={self.widths} have no effect; set gates.relaxation=two-path")
-        return self
-
-
-class Exits(_Strict):
+class Exits(Strict):
     """Holds the settings of the early exits that picks get after fine-tuning.
 
     ``lose`` is how many points of accuracy (%) speed may cost, ``settings`` those of the training method
     (``nas.exits.methods``), ``epochs`` as in fine-tuning if None.
     """
 
-    method: Literal["none", "boost", "cache", "cascade", "distill", "joint", "weighted", "ztw"] = "none"
-    settings: dict[str, bool | int | float | list[float]] = {}
-    confidence: Literal["max-softmax", "entropy", "patience"] = "max-softmax"
-    rule: Literal["search", "geometric"] = "search"
-    lose: float = Field(default=0.0, ge=0, lt=100)
-    epochs: Epochs = None
+    method: Literal["none", "boost", "cache", "cascade", "distill", "joint", "weighted", "ztw"] = Field(
+        default="none", description="How the early exits of the picks are trained; none: no exits.")
+    settings: dict[str, bool | int | float | list[float]] = Field(
+        default={}, description="Settings of that method (docs/exits.md).")
+    confidence: Literal["max-softmax", "entropy", "patience"] = Field(
+        default="max-softmax", description="When an image leaves early.")
+    rule: Literal["search", "geometric"] = Field(default="search", description="How thresholds are found.")
+    lose: float = Field(default=0.0, ge=0, lt=100, description="Points of accuracy (%) that speed may cost.")
+    epochs: Epochs = Field(default=None, description="Epochs of the heads; default: as in fine-tuning.")
 
     @model_validator(mode="after")
     def _has_effect(self) -> Exits:
@@ -210,35 +51,44 @@ class Exits(_Strict):
         return self
 
 
-class Config(_Strict):
+class Config(Strict):
     """Holds the settings of a search; without ``budget_ms`` it has ``budgets``, geometric over the reachable range."""
 
-    space: Name = "ghost"
-    only_op: Name | None = None
-    width: float = Field(default=1.0, ge=0.05, le=8)
-    # input side; None: the data's own; several: searched along with the network
-    size: Annotated[int | list[int] | None, BeforeValidator(sides)] = None
-    target: Annotated[list[Name], Field(min_length=1, max_length=16), BeforeValidator(listed)]
-    budget_ms: Annotated[list[Ms], Field(max_length=256), BeforeValidator(listed)] = []
-    budgets: int = Field(default=6, ge=1, le=256)
-    sram_kb: Kb = None  # of a target that Vela compiles; None: no limit
-    flash_kb: Kb = None
-    max_ms: Ms | None = None  # of any image on the first target; with exits budgets bound the mean; None: no limit
+    space: Name = Field(default="ghost", description="Search space: a shipped name, or a file.")
+    only_op: Name | None = Field(default=None, description="Only this operator of the space.")
+    width: float = Field(default=1.0, ge=0.05, le=8, description="Factor of all channels.")
+    size: Annotated[int | list[int] | None, BeforeValidator(sides)] = Field(
+        default=None, description="Input side in pixels, or several that are searched; default: the data's own.")
+    target: Annotated[list[Name], Field(min_length=1, max_length=16), BeforeValidator(listed)] = Field(
+        description="Devices: the first is the one that budgets are of.")
+    budget_ms: Annotated[list[Ms], Field(max_length=256), BeforeValidator(listed)] = Field(
+        default=[], description="Latency budgets; default: as many as budgets says.")
+    budgets: int = Field(
+        default=6, ge=1, le=256,
+        description="How many budgets are spread over the reachable range, where none is given.")
+    sram_kb: Kb = Field(default=None, description="SRAM of an Ethos-U in KB: no pick needs more.")
+    flash_kb: Kb = Field(default=None, description="Flash of an Ethos-U in KB: no pick needs more.")
+    max_ms: Ms | None = Field(default=None, description="No image takes longer on the first target, as predicted.")
     exits: Exits = Exits()
-    selector: Literal["ilp", "auto", "evolution", "bayes", "random"] = "ilp"  # auto: the ILP on the scores that rank
-    # best; random: best of as many, the control
-    objective: Literal["loss", "mnas-soft", "mnas-hard"] = "loss"  # of evolution and bayes; mnas: MnasNet's reward
-    shrink: int = Field(default=0, ge=0, le=10)  # times that evolution narrows the space to what its best networks have
-    evaluations: int = Field(default=36, ge=1, le=1_000_000)
-    judge_images: int = Field(default=JUDGED_ON, ge=1, le=1_000_000)  # held out; each is ranked by its loss on them
-    data: Name = "digits"
-    data_dir: Name | None = None
-    limit: int | None = Field(default=None, ge=1)  # images of train, gate and select together
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    init: Name | None = None  # a finished run of the same space whose supernet this one starts from
-    train_on: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(default=None, ge=1, le=1024)  # of torch, in training; None: all cores
-    prune: Literal[True, False, "blocks", "layers"] = True  # or these alone; widths that lost go with either
+    selector: Literal["ilp", "auto", "evolution", "bayes", "random"] = Field(
+        default="ilp", description="How networks are chosen; auto: the ILP on the scores that rank best.")
+    objective: Literal["loss", "mnas-soft", "mnas-hard"] = Field(
+        default="loss", description="What evolution and bayes choose by; mnas: MnasNet's reward.")
+    shrink: int = Field(
+        default=0, ge=0, le=10, description="How often evolution narrows the space to what its best networks have.")
+    evaluations: int = Field(default=36, ge=1, le=1_000_000, description="Networks that the selection judges.")
+    judge_images: int = Field(
+        default=JUDGED_ON, ge=1, le=1_000_000, description="Held-out images that each of them is judged on.")
+    data: Name = Field(default="digits", description="Images: digits, cifar10, or a folder.")
+    data_dir: Name | None = Field(default=None, description="Where cifar10 lies.")
+    limit: int | None = Field(default=None, ge=1, description="Train on at most this many images.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Of splits, weights and everything drawn.")
+    init: Name | None = Field(
+        default=None, description="A finished run of the same space whose supernet this one starts from.")
+    train_on: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where training runs.")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="Threads of training; default: all cores.")
+    prune: Literal[True, False, "blocks", "layers"] = Field(
+        default=True, description="Drop what loses at every budget: blocks, layers, both or neither.")
     train: Training = Training()
     gates: Gates = Gates()
 

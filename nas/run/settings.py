@@ -11,7 +11,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from nas import paths
-from nas.config.search import Config, Gates, Name, listed, recorded_mistake, run_dir, safe
+from nas.config.fields import Name, listed
+from nas.config.gates import Gates
+from nas.config.search import Config, recorded_mistake, run_dir, safe
 from nas.errors import UserError
 from nas.run.directory import Run
 

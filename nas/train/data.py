@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nas.config.search import SIDES
+from nas.config.fields import SIDES
 from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.paths import BUILT_IN

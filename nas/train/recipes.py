@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nas.config.search import Config, Training
+from nas.config.search import Config
+from nas.config.training import Training
 from nas.train.data import Data
 
 DISTILLED = 0.5  # share of the teacher in the loss of a pick

@@ -15,6 +15,7 @@ from nas.cli import VERBS
 from nas.cli import settings as listing
 from nas.cli.base import app
 from nas.config.search import Config
+from nas.config.training import Training
 from nas.train import augment
 
 GROUP: Any = typer.main.get_command(app)
@@ -66,15 +67,16 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, "--version") == f"nas {__version__}\n"
 
 
-def test_every_setting_has_a_meaning_and_none_is_of_another_time() -> None:
+def test_every_setting_has_a_meaning() -> None:
     listed = listing._settings(Config)
     assert [row["key"] for row in listed] == list(dict.fromkeys(row["key"] for row in listed))
-    assert {row["key"] for row in listed} == set(listing.MEANINGS)
-    assert every(row["meaning"].endswith(".") for row in listed)
+    assert every(row["meaning"] and row["meaning"].endswith(".") for row in listed)
+    assert {"space", "train.batch", "gates.dual.lr", "exits.method"} <= {row["key"] for row in listed}
     epochs = {row["key"]: row["default"] for row in listed if row["key"].endswith("_epochs")}
     assert epochs == dict.fromkeys(f"train.{phase}_epochs" for phase in ("warmup", "search", "settle", "finetune"))
 
 
 def test_what_is_said_of_augmentation_names_all_that_there_is() -> None:
-    said = re.findall(r"[a-z-]+", listing.MEANINGS["train.augment"].partition(";")[0].partition(": ")[2])
+    meaning = str(Training.model_fields["augment"].description)
+    said = re.findall(r"[a-z-]+", meaning.partition(";")[0].partition(": ")[2])
     assert [word for word in said if word != "or"] == list(augment.KINDS)

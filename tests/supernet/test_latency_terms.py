@@ -6,7 +6,7 @@ import pytest
 import torch
 from every import every
 
-from nas.config.search import Gates as Settings
+from nas.config.gates import Gates as Settings
 from nas.decision import Prices, as_float, expected_ms, prices
 from nas.plan import Layout, OpKey, macs
 from nas.supernet.gates import Gates, Soft, full

@@ -10,7 +10,7 @@ from every import every
 
 from nas import sampling
 from nas.arch import SKIP
-from nas.config.search import Training
+from nas.config.training import Training
 from nas.decision import one_hot
 from nas.plan import Layout
 from nas.supernet.net import Supernet

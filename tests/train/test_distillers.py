@@ -12,7 +12,7 @@ from every import every
 from torch import Tensor
 
 from nas.arch import Arch
-from nas.config.search import Training
+from nas.config.training import Training
 from nas.pipeline.train_one import choose
 from nas.plan import Layout
 from nas.subnet import build

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nas import sampling
 from nas.arch import Arch
-from nas.config.search import Gates as Settings
+from nas.config.gates import Gates as Settings
 from nas.decision import largest, one_hot, prices, smallest
 from nas.errors import UserError
 from nas.plan import Layout, OpKey, macs
