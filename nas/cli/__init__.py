@@ -1,4 +1,4 @@
-"""The command line: one function a verb, one file a subject. Results go to stdout, everything else to stderr.
+"""Runs the command line: one function a verb, one file a subject. Results go to stdout, everything else to stderr.
 
 Whatever a verb needs is imported inside it, so that ``nas --help`` stays instant.
 """
@@ -33,7 +33,7 @@ for _command in app.registered_commands:  # whole in nas --help, too, where the 
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Exits with 0, or with 2 and one line on stderr, or with 130 when interrupted, or with 141 when nobody reads."""
+    """Runs a command; exits with 0, with 2 and a line on stderr, with 130 if interrupted, with 141 if nobody reads."""
     streams.prepare()
     words = [_home(word) for word in (sys.argv[1:] if args is None else args)]
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def _home(word: str) -> str:
-    """``--out=~/x`` as ``--out ~/x``, whose ~ every shell expands: else there would be a folder of that name."""
+    """Expands ~ in ``--out=~/x``, as every shell does in ``--out ~/x``: else there would be a folder of that name."""
     flag, equals, value = word.partition("=")
     return f"{flag}={os.path.expanduser(value)}" if equals and value.startswith("~") else os.path.expanduser(word)
 

@@ -1,4 +1,4 @@
-"""What the verbs share: the app, options that several take, an existing run, rows of a result."""
+"""Shares between verbs the app, options that several take, an existing run, and rows of a result."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def out_file(out: Path | None) -> None:
 
 
 def run_files(ops: list[Path] | None) -> None:
-    """Executes the files of ``--ops``: nothing else does."""
+    """Executes the files of ``--ops``, which nothing else does."""
     if ops:
         from nas.ops import user_files
 

@@ -1,4 +1,4 @@
-"""Spaces side by side."""
+"""Compares spaces by training random networks of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Early exits for a network that is trained already."""
+"""Adds early exits to a network that is trained already."""
 
 from __future__ import annotations
 
@@ -115,19 +115,19 @@ def exits(
             if limit is not None and images is None:
                 raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
             where = Images(data, data_dir)
-            one: Model = existing.pick(Run.existing(model), arch, target, images is None, progress, where)
-            settings["arch"] = arch and one.name  # not the beginning of an id that was typed
-            place = out or Path(model) / "exits" / f"{one.name}-{method}"
+            network: Model = existing.pick(Run.existing(model), arch, target, images is None, progress, where)
+            settings["arch"] = arch and network.name  # not the beginning of an id that was typed
+            place = out or Path(model) / "exits" / f"{network.name}-{method}"
         else:
             if arch is not None:
                 raise UserError(f"--arch {arch}: is of a run, and {model} is none")
             if classes is not None and data is None:
                 raise UserError(f"--classes {classes}: has no effect without --data, whose labels are found by it")
             read = partial(_images, data, data_dir, seed, limit)
-            one = existing.file(model, weights, size, target, read, seed, how, read_names(classes))
+            network = existing.file(model, weights, size, target, read, seed, how, read_names(classes))
             place = out or Path(f"{Path(model).stem}-exits")
         with _begun(place, settings) as here:
-            return add(one, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,
+            return add(network, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,
                        augment=augment, wishes=wishes, train_on=train_on)
 
     if listed:
@@ -147,9 +147,10 @@ def _refuse_others(context: typer.Context, *used: str) -> None:
 
 @contextmanager
 def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
-    """The folder, locked. Heads do not depend on wishes, which are free until there is a card; all is before an epoch.
+    """Opens the folder, locked, for one command.
 
-    So a command that was refused, or that found no exits within its limits, does not stand in the way of a mended one.
+    Heads do not depend on wishes, which are free until there is a card; all settings are free before an epoch. So a
+    command that was refused, or that found no exits within its limits, does not stand in the way of a mended one.
     """
     from nas.pipeline.exits.serve import CARD
     from nas.run.directory import CONFIG, Run

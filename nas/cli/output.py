@@ -1,4 +1,4 @@
-"""What every verb shares: results on stdout and nothing else there, a user's mistake as one line."""
+"""Prints results on stdout, and nothing else there, and a user's mistake as one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def print_result(work: Callable[[], Any], as_json: bool, show: Callable[[Any], N
 
 
 def one_line(error: Exception) -> str | None:
-    """What to tell the user of a mistake of theirs; None for a mistake that is ours."""
+    """Returns what to tell the user of a mistake of theirs; None for a mistake that is ours."""
     text = str(error) if isinstance(error, UserError) else _told(error)
     return None if text is None else printable(" ".join(text.split()), sys.stderr.encoding)
 
@@ -80,7 +80,7 @@ def checked_width(value: float | None) -> float:
 
 @contextlib.contextmanager
 def _chatter_to_stderr() -> Iterator[None]:
-    """What libraries print, from C too, must not mix with the result."""
+    """Sends what libraries print, from C too, to stderr, so that it does not mix with the result."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)

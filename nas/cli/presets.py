@@ -1,4 +1,4 @@
-"""Known networks, shipped as spaces of size 1: what they cost."""
+"""Lists known networks, shipped as spaces of size 1, and what they cost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def presets(
             progress.note(line)
         return presets
 
-    print_result(work, as_json, _show_markdown if markdown else lambda found: rows([_shown(one) for one in found]))
+    print_result(work, as_json, _show_markdown if markdown else _show)
 
 
 def _lacking(presets: list[dict[str, Any]], costs: dict[str, Any], size: int) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _lacking(presets: list[dict[str, Any]], costs: dict[str, Any], size: int) ->
 
 
 def _preset(name: str, width: float, task: Any, costs: dict[str, Any], progress: Any) -> dict[str, Any]:
-    """What a network is and costs; ``costs`` are replaced by those with its rows, where these can be compiled."""
+    """Returns what a network is and costs; completes ``costs`` by its rows, where these can be compiled."""
     from nas import sampling
     from nas.errors import UserError
     from nas.files import resolve
@@ -82,10 +82,14 @@ def _shown(preset: dict[str, Any]) -> dict[str, Any]:
             **{f"{unit(target)} {device(target)}": ms for target, ms in preset["ms"].items()}, "about": preset["about"]}
 
 
+def _show(presets: list[dict[str, Any]]) -> None:
+    rows([_shown(preset) for preset in presets])
+
+
 def _show_markdown(presets: list[dict[str, Any]]) -> None:
     from nas.cli import render
 
     titles = ["network", "parameters", "multiply-adds", *(f"{unit(target)}, {target}" for target in presets[0]["ms"])]
-    render.markdown(titles, [[one["name"], f"{one['params'] / 1e6:.2f} M", f"{one['macs'] / 1e6:.0f} M",
-                            *("-" if value is None else f"{value:.3f}" for value in one["ms"].values())]
-                           for one in presets])
+    render.markdown(titles, [[preset["name"], f"{preset['params'] / 1e6:.2f} M", f"{preset['macs'] / 1e6:.0f} M",
+                            *("-" if value is None else f"{value:.3f}" for value in preset["ms"].values())]
+                           for preset in presets])

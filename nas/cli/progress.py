@@ -1,4 +1,4 @@
-"""The terminal's progress on stderr: a live bar in a terminal, a plain line every few seconds elsewhere."""
+"""Shows progress on stderr: a live bar in a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nas.text import printable
 
 
 class TerminalProgress:
-    """Shows tasks, which may nest, and notes. Nothing goes to stdout."""
+    """Shows tasks, which may nest, and notes; writes nothing to stdout."""
 
     def __init__(self, console: Console | None = None, every_s: float = EVERY_S,
                  clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,7 +62,7 @@ class TerminalProgress:
 
 
 class _Stderr(Console):
-    """Goes quiet when nobody reads it any more; the work goes on."""
+    """Goes quiet when its reader is gone; the work goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

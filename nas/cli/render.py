@@ -1,4 +1,4 @@
-"""Results as tables on stdout, for people; ``--json`` is for programs."""
+"""Prints results as tables on stdout, for people; ``--json`` is for programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INDENT = 5  # of what has no room beside the first columns
 
 
 def rows(values: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """One line a value; the columns are all keys in order of appearance, unless given.
+    """Prints a table, one line a value; the columns are all keys in order of appearance, unless given.
 
     In a terminal, the columns for which it is too narrow stand below each line; a pipe gets whole lines.
     """
@@ -35,7 +35,7 @@ def rows(values: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = No
 
 def _laid_out(titles: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool],
               room: int | None) -> Iterator[str]:
-    """Lines of a table of at most ``room`` characters each, where a limit is given."""
+    """Yields the lines of a table, of at most ``room`` characters each, where a limit is given."""
     widths = [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
     ends = [end - GAP + 1 for end in accumulate(width + GAP for width in widths)]
     fitting = len(ends) if room is None else max(1, sum(end <= room for end in ends))
@@ -59,17 +59,17 @@ def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) 
 
 
 def _room() -> int | None:
-    """Characters in a line of the terminal; None in a pipe."""
+    """Returns the characters in a line of the terminal; None in a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _shown(value: str) -> str:
-    """As the terminal can show it."""
+    """Returns a text as the terminal can show it."""
     return text.printable(value, getattr(sys.stdout, "encoding", None))
 
 
 def front(result: Front) -> None:
-    """The picks of a search or a selection, then what was chosen for each budget, then the run directory."""
+    """Prints the picks of a search or a selection, what was chosen for each budget, and the run directory."""
     several = len(result.target) > 1
     rows([_point(card, result) for card in result.cards])
     measured = any(_stopwatch(budget) for budget in result.budgets)
@@ -95,13 +95,13 @@ def front(result: Front) -> None:
 
 
 def _stopwatch(budget: Budget) -> Any:
-    """What the pick of a budget was measured to take: one number, or those of several targets that have one."""
+    """Returns what the pick of a budget was measured to take: a number, or those of several targets that have one."""
     ms = {target: value for target, value in budget.measured_ms.items() if value is not None}
     return ms if len(budget.budget_ms) > 1 and ms else next(iter(ms.values()), None)
 
 
 def over_budget(result: Front) -> None:
-    """A line for every pick that is measured above its budget, and for every table that was made on a busy machine."""
+    """Prints a line for every pick measured above its budget, and for every table that was made on a busy machine."""
     tables = {target: busy for card in result.cards for target, busy in card.tables.items()}
     for target, busy in tables.items():
         line(f"the table of {target} was {busy}; nas profile --remeasure with its device, space and size, where "
@@ -111,7 +111,7 @@ def over_budget(result: Front) -> None:
 
 
 def exported(result: Mapping[str, Any]) -> None:
-    """The files, then a line for each that is measured above the budget of its pick."""
+    """Prints the files, then a line for each that is measured above the budget of its pick."""
     files = result["files"]
     rows([{name: part for key, value in file.items() if key != "over_budget"
            for name, part in _of_file(key, value).items()} for file in files]) if files else line("none")
@@ -121,7 +121,7 @@ def exported(result: Mapping[str, Any]) -> None:
 
 
 def _of_file(key: str, value: Any) -> dict[str, Any]:
-    """The column or columns of a figure of a file."""
+    """Returns the column or columns of a figure of a file."""
     if key == "drift":
         return _per_target(key, {target: drift for target, drift in value.items() if not counted(target)},
                            len(value) > 1)
@@ -130,7 +130,7 @@ def _of_file(key: str, value: Any) -> dict[str, Any]:
 
 
 def stopped(result: Stopped) -> None:
-    """A search that ended behind a stage: the picks that it has, what they are worth without fine-tuning, the run."""
+    """Prints what a search has that ended behind a stage: the picks, their worth without fine-tuning, the run."""
     networks = [*result.front, *result.dominated]
     if networks:
         rows([{"id": network.id, **({"size": network.size} if result.sizes else {}),
@@ -145,16 +145,17 @@ def stopped(result: Stopped) -> None:
 
 
 def judged(result: Mapping[str, Any]) -> None:
-    """Network by network, in the order of the file."""
+    """Prints judged networks, in the order of the file."""
     networks = result["networks"]
-    rows([{"id": one["id"], "loss": one["loss"], "inherited accuracy": _accuracy(one["accuracy"], one["accuracy_se"]),
-           **_costs("predicted", one["ms"]), "MACs": millions(one["macs"]),
-           "params": millions(one["params"])} for one in networks])
+    rows([{"id": entry["id"], "loss": entry["loss"],
+           "inherited accuracy": _accuracy(entry["accuracy"], entry["accuracy_se"]),
+           **_costs("predicted", entry["ms"]), "MACs": millions(entry["macs"]),
+           "params": millions(entry["params"])} for entry in networks])
     line(f"networks: {len(networks)}, judged on {result['images']} images of the selection split")
 
 
 def profile(result: Mapping[str, Any]) -> None:
-    """How far off the table is, where that was tried; rows; the file."""
+    """Prints how far off the table is, where that was tried, the number of rows, and the file."""
     if result["validation"]:
         rows([result["validation"]])
     line(f"{result['measured']} rows measured, {result['rows'] - result['measured']} already there")
@@ -164,58 +165,58 @@ def profile(result: Mapping[str, Any]) -> None:
 
 
 def space(result: Mapping[str, Any]) -> None:
-    """Its size and its ends; then what it costs, target by target, or what is missing there."""
+    """Prints a space's size and ends, then what it costs, target by target, or what is missing there."""
     names = ("name", "size", "classes", "slots", "archs", "operators", "last_map")
     ends = {key: " .. ".join(map(millions, result[key])) for key in ("params", "macs")}
     rows([{**{name: result[name] for name in names}, **ends}])
-    priced = [one for one in result["targets"] if "smallest_ms" in one]
+    priced = [costs for costs in result["targets"] if "smallest_ms" in costs]
     if priced:
         print()
-        rows([{"target": one["target"], "predicted": f"{cell(one['smallest_ms'])} .. {cell(one['largest_ms'])} "
-                                                     f"{unit(one['target'])}"} for one in priced])
-    for one in result["targets"]:
-        if "missing" in one:
-            how = "a search makes them itself, or now: " if one["here"] else ""
-            line(f"{one['target']}: {one['missing']} rows are missing, first {one['first']}; {how}{one['do']}")
-        elif "error" in one:
-            line(f"{one['target']}: {one['error']}")
+        rows([{"target": costs["target"], "predicted": f"{cell(costs['smallest_ms'])} .. {cell(costs['largest_ms'])} "
+                                                     f"{unit(costs['target'])}"} for costs in priced])
+    for costs in result["targets"]:
+        if "missing" in costs:
+            how = "a search makes them itself, or now: " if costs["here"] else ""
+            line(f"{costs['target']}: {costs['missing']} rows are missing, first {costs['first']}; {how}{costs['do']}")
+        elif "error" in costs:
+            line(f"{costs['target']}: {costs['error']}")
 
 
 def spaces(results: Sequence[Mapping[str, Any]]) -> None:
-    """What all spaces have and cost; a last line where a target lacks rows."""
+    """Prints what all spaces have and cost; a last line where a target lacks rows."""
     titles, cells = _costs_of_spaces(results)
     rows([dict(zip(titles, row, strict=True)) for row in cells])
-    if lacking := [one["target"] for result in results for one in result["targets"] if "smallest_ms" not in one]:
+    if lacking := [costs["target"] for result in results for costs in result["targets"] if "smallest_ms" not in costs]:
         line(f"-: not known; nas spaces --check NAME --target {lacking[0]} says what is missing")
 
 
 def table_of_spaces(results: Sequence[Mapping[str, Any]]) -> None:
-    """The same for a documentation page."""
+    """Prints what all spaces have and cost as a table for a documentation page."""
     markdown(*_costs_of_spaces(results))
 
 
 def _costs_of_spaces(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Titles and, space by space, its size and the ends of what its networks cost; a dash where rows are missing."""
+    """Returns titles and a row a space: its size and the ends of its networks' costs; a dash where rows are missing."""
     titles = ["space", "slots", "networks", "parameters", "multiply-adds",
-              *(f"{unit(one['target'])}, {device(one['target'])}" for one in results[0]["targets"])]
+              *(f"{unit(costs['target'])}, {device(costs['target'])}" for costs in results[0]["targets"])]
 
     def ends(*two: float, unit: str = "") -> str:
         return " .. ".join(f"{end:.0f}" if end >= 1000 else cell(end) for end in two) + unit
 
     return titles, [[result["name"], str(result["slots"]), result["archs"],
                      *(ends(*(end / 1e6 for end in result[key]), unit=" M") for key in ("params", "macs")),
-                     *(ends(one["smallest_ms"], one["largest_ms"]) if "smallest_ms" in one else "-"
-                       for one in result["targets"])] for result in results]
+                     *(ends(costs["smallest_ms"], costs["largest_ms"]) if "smallest_ms" in costs else "-"
+                       for costs in result["targets"])] for result in results]
 
 
 def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    """A table of a documentation page; what stands in a cell is text."""
+    """Prints a table for a documentation page; what stands in a cell is text."""
     for row in (map(text.markdown, titles), ["---"] * len(titles), *(map(text.markdown, row) for row in cells)):
         print("| " + " | ".join(row) + " |")
 
 
 def comparison(result: Comparison) -> None:
-    """Budget by budget the spaces beside each other, then each front's hypervolume, then the run directory."""
+    """Prints the spaces beside each other by budget, then each front's hypervolume, then the run directory."""
     (target,) = result.target
     of = unit(target)
     rows([{f"budget {of}": bound, **{part.space: _spread(part.budgets[i]) for part in result.spaces}}
@@ -230,11 +231,11 @@ def comparison(result: Comparison) -> None:
 
 
 def prediction(result: Mapping[str, Any]) -> None:
-    """Operator by operator, what was left out, and the sum."""
+    """Prints the predicted ms operator by operator, what was left out, and the sum."""
     of = unit(result["target"])
-    rows([{**{key: one[key] for key in ("name", "op")}, of: one["ms"]} for one in result["operators"]])
-    for one in result["unknown"]:
-        line(f"left out: {one['op']} ({one['name']})" + (f": {one['why']}" if one["why"] else ""))
+    rows([{**{key: row[key] for key in ("name", "op")}, of: row["ms"]} for row in result["operators"]])
+    for row in result["unknown"]:
+        line(f"left out: {row['op']} ({row['name']})" + (f": {row['why']}" if row["why"] else ""))
     for note in result["notes"]:
         line(note)
     if counted(result["target"]):
@@ -245,12 +246,12 @@ def prediction(result: Mapping[str, Any]) -> None:
 
 
 def score(result: Mapping[str, Any]) -> None:
-    """Class by class, then all together."""
-    def shown(one: Mapping[str, Any]) -> str:
-        return f"{100 * one['share']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+    """Prints accuracy class by class, then of all together."""
+    def shown(entry: Mapping[str, Any]) -> str:
+        return f"{100 * entry['share']:.1f} % ({100 * entry['low']:.1f} to {100 * entry['high']:.1f})"
 
-    rows([{"class": one["class"], "images": one["n"], "top-1": shown(one["top1"]) if one["top1"] else "-"}
-          for one in result["classes"]])
+    rows([{"class": entry["class"], "images": entry["n"], "top-1": shown(entry["top1"]) if entry["top1"] else "-"}
+          for entry in result["classes"]])
     for name in ("top1", "top5"):
         if result[name]:
             line(f"{name[:3]}-{name[3]} {shown(result[name])} of {result['n']} images, {result['split']} split of "
@@ -262,13 +263,13 @@ def score(result: Mapping[str, Any]) -> None:
 
 
 def exits(card: Mapping[str, Any]) -> None:
-    """Where images leave and when, then accuracy and latency with and without exits, then the folder."""
+    """Prints where images leave and when, accuracy and latency with and without exits, and the folder."""
     measured = card["measured_prefix_ms"] or [None] * len(card["prefix_ms"])
     names = [f"exit {index}" for index in range(len(card["kept"]))] + ["head"]
     target = card["target"]
     rows([{"leaves at": name, "images": f"{100 * share:.1f} %", column("predicted", target, False): ms,
-           **({} if counted(target) else {column("measured", target, False): own})}
-          for name, share, ms, own in zip(names, card["shares"], card["prefix_ms"], measured, strict=True)])
+           **({} if counted(target) else {column("measured", target, False): ms_here})}
+          for name, share, ms, ms_here in zip(names, card["shares"], card["prefix_ms"], measured, strict=True)])
     accuracy = _accuracy(card["accuracy"], card["accuracy_se"])
     line(f"{len(card['kept'])} of {card['candidates']} possible exits kept; accuracy {accuracy} on {card['n']} test "
          f"images, {_accuracy(card['accuracy_without'], None)} without exits (labels: {card['labels']})")
@@ -286,7 +287,7 @@ def exits(card: Mapping[str, Any]) -> None:
 
 
 def places(result: Mapping[str, Any]) -> None:
-    """Where exits could stand in a network, then what the whole of it takes."""
+    """Prints where exits could stand in a network, then what the whole of it takes."""
     timed = result["ms"] is not None
     rows([{"exit behind": place["behind"], "map": "x".join(map(str, place["shape"])), "MACs": millions(place["macs"]),
            "of all": f"{100 * place['macs_share']:.1f} %", "its head": millions(place["head_macs"]),
@@ -300,7 +301,7 @@ def places(result: Mapping[str, Any]) -> None:
 
 
 def _read_as(result: Mapping[str, Any]) -> None:
-    """How pixels and classes of the images went into a network."""
+    """Prints how pixels and classes of the images went into a network."""
     if how := result.get("preprocessing"):
         mean, std = (" ".join(f"{value:.4g}" for value in how[key]) for key in ("mean", "std"))
         scaled = "pixels / 255" if how["scale"] == 1 else f"pixels / 255 * {how['scale']:g}"
@@ -312,12 +313,12 @@ def _read_as(result: Mapping[str, Any]) -> None:
 
 
 def line(words: str) -> None:
-    """One line, whatever names stand in it."""
+    """Prints one line, whatever names stand in it."""
     print(_shown(words))
 
 
 def cell(value: Any) -> str:
-    """Three or four significant digits; nothing known is a dash."""
+    """Returns a value with three or four significant digits; a dash where nothing is known."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -332,7 +333,7 @@ def cell(value: Any) -> str:
 
 
 def _unmeasured(result: Front) -> list[str]:
-    """Targets that this machine is not."""
+    """Returns the targets that this machine is not."""
     return [target for target in result.target
             if not counted(target) and all(card.measured_ms[target] is None for card in result.front)]
 
@@ -361,7 +362,7 @@ def _accuracy(accuracy: float | None, error: float | None) -> str:
 
 
 def _spread(row: Spread) -> str:
-    """Mean and standard deviation of the accuracies at a budget."""
+    """Returns mean and standard deviation of the accuracies at a budget, as a text."""
     if row.mean is None:
         return "-"
     sd = "" if row.sd is None else f" +- {100 * row.sd:.1f}"
@@ -369,18 +370,18 @@ def _spread(row: Spread) -> str:
 
 
 def _per_target(name: str, values: Mapping[str, Any], several: bool) -> dict[str, Any]:
-    """A column for each target, which its title names where there are several."""
+    """Makes a column for each target, which its title names where there are several."""
     return {f"{name} {device(target)}" if several else name: value for target, value in values.items()}
 
 
 def _costs(what: str, ms: Mapping[str, float | None]) -> dict[str, Any]:
-    """A column for each target; none of what is measured for a count, which nothing measures."""
+    """Makes a column for each target; none of what is measured for a count, which nothing measures."""
     return {column(what, target, len(ms) > 1): value
             for target, value in ms.items() if what != "measured" or not counted(target)}
 
 
 def _amounts(ms: Mapping[str, float], several: bool) -> str:
-    """A budget, or what a pick takes of it, with its unit; one for each target where it is of several together."""
+    """Returns a budget, or what a pick takes of it, with its unit; one for each target where there are several."""
     if several:
         return " and ".join(amount(value, target) for target, value in ms.items())
     return " and ".join(f"{cell(value)} {unit(target)}" for target, value in ms.items())

@@ -1,4 +1,4 @@
-"""A run to look at: its page, or the picture of its front."""
+"""Shows a run: its page, the picture of its front, or its training curves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def report(
     ops: Ops = None,
     as_json: Json = False,
 ) -> None:
-    """One HTML file of a run, to be opened anywhere: front, networks, latency, pruning, training, conditions.
+    """Write one HTML file of a run, to be opened anywhere: front, networks, latency, pruning, training, conditions.
 
     Works while the search runs, too: the page is of the run so far.
     """
@@ -56,9 +56,9 @@ def report(
         from nas.report.page import page
         from nas.report.run_data import story
 
-        told = story(here)
-        write_text(file, page(told))
-        return {"file": str(file), "picks": len(told["networks"]), "state": told["state"], "notes": told["notes"]}
+        facts = story(here)
+        write_text(file, page(facts))
+        return {"file": str(file), "picks": len(facts["networks"]), "state": facts["state"], "notes": facts["notes"]}
 
     print_result(work, as_json, _show)
 

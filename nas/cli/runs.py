@@ -1,4 +1,4 @@
-"""A run: search, select from it, export from it."""
+"""Makes and uses runs: search, select from one, judge by one, export from one."""
 
 from __future__ import annotations
 

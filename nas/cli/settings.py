@@ -1,4 +1,4 @@
-"""The settings of a search, key by key."""
+"""Lists the settings of a search, key by key."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def settings(
             raise UserError(f"{prefix}: no setting begins so; nas settings lists them all")
         return listed
 
-    print_result(work, as_json, lambda found: rows([{**row, "default": _written(row)} for row in found]))
+    print_result(work, as_json, lambda listed: rows([{**row, "default": _written(row)} for row in listed]))
 
 
 def _settings(group: Any, above: str = "") -> list[dict[str, Any]]:
-    """Key, default, choices and meaning of all fields of a model, those of models inside it as well."""
+    """Returns key, default, choices and meaning of all fields of a model, those of models inside it as well."""
     listed: list[dict[str, Any]] = []
     for name, field in group.model_fields.items():
         key = f"{above}{name}"
@@ -47,6 +47,6 @@ def _settings(group: Any, above: str = "") -> list[dict[str, Any]]:
 
 
 def _written(row: dict[str, Any]) -> str:
-    """The default as it would be typed; a dash where it depends on something else."""
+    """Returns the default as it would be typed; a dash where it depends on something else."""
     value = row["default"]
     return "-" if value in (None, [], {}) else str(value).lower() if isinstance(value, bool) else str(value)

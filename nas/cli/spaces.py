@@ -1,4 +1,4 @@
-"""Search spaces: those that are shipped, and one of the user's own before anything is trained on it."""
+"""Lists the shipped search spaces, and checks one of the user's before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _space(name: str, size: int) -> dict[str, Any]:
 
 
 def _shown(check: str | None, target: list[str] | None, markdown: bool) -> Callable[[Any], None]:
-    """How the answer is printed: one space, a list of them with or without costs, or the table of the docs."""
+    """Returns what prints the answer: one space, a list with or without costs, or the table of the docs."""
     from nas.cli import render
 
     if check is not None:

@@ -1,4 +1,4 @@
-"""Standard streams as a shell may leave them: closed, broken, or of another encoding than UTF-8."""
+"""Repairs standard streams as a shell may leave them: closed, broken, or of another encoding than UTF-8."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def finish() -> None:
 
 
 def say(text: str) -> None:
-    """One line on stderr, if anybody reads it."""
+    """Prints one line on stderr, if anybody reads it."""
     try:
         print(f"nas: {text}", file=sys.stderr, flush=True)
     except OSError:
@@ -60,7 +60,7 @@ def say(text: str) -> None:
 
 
 def abandoned() -> bool:
-    """Whether the reader of stdout went away (``| head -1``); what is left is then dropped, without a word."""
+    """Says whether the reader of stdout went away (``| head -1``); what is left is then dropped, without a word."""
     poll = select.poll()
     poll.register(1, 0)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):

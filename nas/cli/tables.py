@@ -1,4 +1,4 @@
-"""Latency tables: build one, check one, ask one."""
+"""Builds latency tables, checks them, and predicts by them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def predict(
     allow_unknown: Annotated[bool, typer.Option("--allow-unknown", help="Leave out what has no known cost.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Latency of any ONNX file by a target's cost model, operator by operator. Nothing is measured."""
+    """Predict the latency of any ONNX file by a target's cost model, operator by operator. Nothing is measured."""
 
     def work() -> dict[str, Any]:
         from nas.latency.costs import load
@@ -118,7 +118,7 @@ def sample(
     ops: Ops = None,
     as_json: Json = False,
 ) -> None:
-    """Random networks as ONNX with their predicted ms, to be measured anywhere. The same command continues."""
+    """Write random networks as ONNX with their predicted ms, to be measured anywhere. The same command continues."""
 
     def work() -> list[dict[str, Any]]:
         from nas.cli.progress import TerminalProgress
@@ -168,7 +168,7 @@ def targets(as_json: Json = False) -> None:
     def show(targets: list[dict[str, Any]]) -> None:
         from nas.cli.render import line
 
-        rows([{k: one[k] for k in shown if k in one} for one in targets])
+        rows([{key: target[key] for key in shown if key in target} for target in targets])
         for target in targets:
             if target.get("busy"):
                 line(f"{target['name']}: {target['busy']}")

@@ -1,4 +1,4 @@
-"""One network: train it from scratch, or say how good a file is."""
+"""Trains one network from scratch, or says how good a file is."""
 
 from __future__ import annotations
 

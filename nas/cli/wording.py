@@ -1,4 +1,4 @@
-"""How a command names settings and calls: by its flags, as they were typed, and as other commands."""
+"""Names settings and calls as a command does: by its flags, as they were typed, and as other commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CommandNames(Names):
         self._words = words
 
     def setting(self, key: str, value: object = None) -> str:
-        """The flag that was typed, ``key`` where ``key=value`` was, ``FILE: key`` where the file of settings has it.
+        """Returns the flag that was typed, ``key`` for ``key=value``, ``FILE: key`` for one in the file of settings.
 
         Else the flag or argument that would say it: of this command, or of another; ``key`` where none has one.
         """
@@ -51,7 +51,7 @@ class CommandNames(Names):
             yield from {_flag(key)} & flags_of(command)
 
     def call(self, function: str, **arguments: object) -> str:
-        """``nas export RUN --format tflite``, quoted for a shell; a flag for True, one a value of a list."""
+        """Returns ``nas export RUN --format tflite``, quoted for a shell; a flag for True, one a value of a list."""
         positional = {param.name for param in commands()[function].params if param.param_type_name == "argument"}
         words: list[str] = []
         for name, value in arguments.items():
@@ -63,18 +63,18 @@ class CommandNames(Names):
 
 @cache
 def commands() -> Mapping[str, Any]:
-    """The commands of ``nas`` by name, as the parser knows them."""
-    found: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return found
+    """Returns the commands of ``nas`` by name, as the parser knows them."""
+    parsed: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return parsed
 
 
 def flags_of(command: Any) -> set[str]:
-    """All long flags of a command, ``--no-prune`` too."""
+    """Returns all long flags of a command, ``--no-prune`` too."""
     return {flag for param in command.params for flag in (*param.opts, *param.secondary_opts) if flag[:2] == "--"}
 
 
 def names_of(key: str, command: Any) -> list[str]:
-    """What a command calls a setting, the usual first: its argument ``KEY``, ``--key``, ``--no-key``, another flag."""
+    """Returns a command's names of a setting, the usual first: argument ``KEY``, ``--key``, ``--no-key``, others."""
     arguments = [param.metavar for param in command.params if param.metavar == key.upper()]
     flags = [_flag(key), _flag(f"no_{key}"), *ELSEWHERE.get(key, ())]
     return [*arguments, *(flag for flag in flags if flag in flags_of(command))]
@@ -94,7 +94,7 @@ def _value_of(flag: str, words: Sequence[str]) -> str | None:
 
 
 def _has(file: Path, key: str) -> bool:
-    """Whether a file of settings has the key, at the beginning of a line."""
+    """Says whether a file of settings has the key, at the beginning of a line."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Training states in a run: tensors and plain values, read without unpickling anything else."""
+"""Stores training states in a run: tensors and plain values, read without unpickling anything else."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nas.run.directory import Run
 
 
 def save(run: Run, name: str, state: dict[str, Any]) -> None:
-    """Atomic, and without a copy of the state in memory. Raises UserError for a disk that is full."""
+    """Writes a state atomically, without a copy of it in memory. Raises UserError for a disk that is full."""
     run.write(name, lambda file: _Streamed(file).take(state))
 
 
 def load(run: Run, name: str) -> dict[str, Any]:
-    """Tensors and plain values only; raises UserError for a file that is truncated or not ours."""
+    """Reads a state: tensors and plain values only. Raises UserError for a file that is truncated or not ours."""
     path = run.file(name)
     try:
         state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
@@ -32,7 +32,10 @@ def load(run: Run, name: str) -> dict[str, Any]:
 
 
 def resume(run: Run, name: str, load_into: Callable[[dict[str, Any]], None]) -> None:
-    """``load_into(state)``; raises UserError where that has no use for the state, as for a file that is broken."""
+    """Reads a state and passes it to ``load_into``.
+
+    Raises UserError where that has no use for the state, as for a file that is broken.
+    """
     state = load(run, name)
     try:
         load_into(state)
@@ -43,7 +46,7 @@ def resume(run: Run, name: str, load_into: Callable[[dict[str, Any]], None]) -> 
 
 
 class _Streamed:
-    """A file for ``torch.save``, which turns a full disk into an error of its own: this one says the disk's."""
+    """Wraps a file for ``torch.save``, which hides a full disk behind an error of its own: this raises the disk's."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""One directory, one experiment: its settings, where it ran, a log, and one artefact for every stage that is done.
+"""Keeps one experiment in one directory: its settings, where it ran, a log, and an artefact of every finished stage.
 
 Everything is written atomically, so that a kill at any moment leaves the artefacts of finished stages and nothing else.
 No path of the machine is stored: a directory that was moved elsewhere is still the same run.
@@ -39,7 +39,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory. Every method raises UserError, naming the file, where the disk refuses."""
+    """Reads and writes a run directory. Every method raises UserError, naming the file, where the disk refuses."""
 
     path: Path
 
@@ -64,7 +64,7 @@ class Run:
 
     @staticmethod
     def existing(path: Path | str) -> Run:
-        """A run that was created before; raises UserError if there is none."""
+        """Opens a run that was created before; raises UserError if there is none."""
         run = Run(Path(path).expanduser())
         with _disk(run.path):
             if not run.has(CONFIG):
@@ -77,7 +77,7 @@ class Run:
     @contextlib.contextmanager
     def begun(path: Path | str, config: dict[str, Any], places: Collection[str] = (),
               worth: Sequence[str] = ()) -> Iterator[Run]:
-        """``open``, locked; one that is refused before anything was trained leaves no directory behind.
+        """Opens a run as ``open`` does, locked; one that is refused before any training leaves no directory.
 
         So the mended command may use the same directory. A run that has an artefact of ``worth`` is kept, too.
         """
@@ -95,7 +95,7 @@ class Run:
 
     @staticmethod
     def fresh(path: Path | str) -> bool:
-        """Whether nothing is there, or an empty directory."""
+        """Says whether nothing is there, or an empty directory."""
         place = Path(path).expanduser()
         return not place.exists() or (place.is_dir() and not any(place.iterdir()))
 
@@ -108,7 +108,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes out; goes with the process, however it ends.
+        """Keeps other processes out; the lock goes with the process, however it ends.
 
         Raises UserError with the process id of the holder.
         """
@@ -126,7 +126,7 @@ class Run:
             yield
 
     def file(self, name: str) -> Path:
-        """Path of an artefact; ``name`` may have folders in it but never leaves the run."""
+        """Returns the path of an artefact; ``name`` may have folders in it but never leaves the run."""
         assert name and not Path(name).is_absolute() and ".." not in Path(name).parts, name
         return self.path / name
 
@@ -140,7 +140,9 @@ class Run:
             return self.file(name).is_file()
 
     def read_json(self, name: str) -> Any:
-        """Raises UserError for a file that is missing, truncated, not JSON, or not what it should hold."""
+        """Reads a JSON artefact. Raises UserError for one that is missing, truncated, not JSON, or not what it should
+        hold.
+        """
         value = self._json(name)
         if mistake := formats.mistake(name, value):
             raise UserError(f"{self.file(name)}: {mistake}; put it back, or {_AGAIN}")
@@ -172,12 +174,12 @@ class Run:
             write_json(self.file(name), value)
 
     def write(self, name: str, write: Callable[[BinaryIO], object]) -> None:
-        """Atomic artefact of bytes: ``write(file)`` fills it."""
+        """Writes an artefact of bytes atomically: ``write(file)`` fills it."""
         with _disk(self.file(name)):
             write_atomic(self.file(name), write)
 
     def keep(self, name: str, content: bytes) -> None:
-        """A copy of an input (a space, a table); raises UserError if the run began with another content."""
+        """Copies an input (a space, a table) into the run; raises UserError if the run began with another content."""
         if not self.has(name):
             self.write(name, lambda file: file.write(content))
         elif self.file(name).read_bytes() != content:
@@ -185,7 +187,7 @@ class Run:
                             f"began; give another {setting('run')}, or put the file back")
 
     def stage(self, name: str, make: Callable[[], Any]) -> Any:
-        """The JSON artefact ``name``: read if it stands, else made, written and logged with its seconds."""
+        """Returns the JSON artefact ``name``: read if it stands, else made, written and logged with its seconds."""
         if not self.has(name):
             start = time.monotonic()
             self.write_json(name, make())
@@ -208,12 +210,12 @@ class Run:
                 file.write(f"{line}\n".encode())
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
-        """The log in order, all of it or one kind; lines that are no JSON objects are left out."""
+        """Returns the log in order, all of it or one kind; lines that are no JSON objects are left out."""
         path = self.file(LOG)
         with _disk(path):
             lines = path.read_bytes().splitlines() if path.exists() else []
         parsed = (_event(line) for line in lines)
-        return [one for one in parsed if one is not None and event in (None, one.get("event"))]
+        return [entry for entry in parsed if entry is not None and event in (None, entry.get("event"))]
 
     def _create(self, config: dict[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -233,12 +235,12 @@ class Run:
         with contextlib.suppress(UserError):  # missing or broken: it is only for people
             here = self.read_json(ENVIRONMENT)
         made = here if isinstance(here, dict) else {}
-        if (found := made.get("format", 1)) != records.FORMAT:
-            raise UserError(f"{self.path}: format {found} of a run, made by nas {made.get('nas')}; this is nas "
+        if (version := made.get("format", 1)) != records.FORMAT:
+            raise UserError(f"{self.path}: format {version} of a run, made by nas {made.get('nas')}; this is nas "
                             f"{__version__}, which knows format {records.FORMAT}: use that version")
 
     def _agree(self, config: dict[str, Any], free: Collection[str], places: Collection[str]) -> None:
-        old, new = (_flat(one) for one in (self.config, json.loads(json.dumps(config))))
+        old, new = (_flat(values) for values in (self.config, json.loads(json.dumps(config))))
         changed = [key for key in dict.fromkeys([*new, *old])
                    if key not in places and not _same(old.get(key, _ABSENT), new.get(key, _ABSENT))]
         refused = [key for key in changed if key.split(".")[0] not in free]
@@ -251,7 +253,7 @@ class Run:
 
 
 def environment() -> dict[str, Any]:
-    """Where and with what a run is made."""
+    """Describes where and with what a run is made."""
     return {
         "nas": __version__,
         "format": records.FORMAT,
@@ -281,7 +283,7 @@ def _processor() -> str:
 
 
 def _revision() -> str | None:
-    """Commit of the checkout that this code runs from, ``+`` where files differ; None where it is installed."""
+    """Returns the commit of this code's checkout, ``+`` where files differ; None where it is installed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
@@ -327,7 +329,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON of what a log is given: numbers of numpy and torch as numbers, NaN and infinities as text."""
+    """Turns what is logged into JSON: numbers of numpy and torch as numbers, NaN and infinities as text."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -343,7 +345,7 @@ _ABSENT = object()
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Equal, or a path that leads nowhere any more and one to a file of its name: what a run copied was moved."""
+    """Says whether values are equal, or are absolute paths with one file name, of which the old leads nowhere."""
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(map(_same, old, new))
     if old == new or not (isinstance(old, str) and isinstance(new, str)):

@@ -1,4 +1,4 @@
-"""Which file of a run holds what: a check of each where it is read, as it may be somebody else's, or edited."""
+"""Says which file of a run holds what, and checks it where it is read, as it may be somebody else's, or edited."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
 
 
 class _Kept(BaseModel):
-    """A file of which only what is read by name is here; further keys stand as they are."""
+    """Is a file of which only what is read by name is here; further keys stand as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class Images(_Kept):
-    """``data.json``"""
+    """Holds ``data.json``: what the images of a run are and how they are normalised."""
 
     name: Text
     classes: Annotated[list[str], Field(min_length=1)]
@@ -32,7 +32,7 @@ class Images(_Kept):
 
 
 class Splits(_Kept):
-    """``splits.json``: numbers of the images."""
+    """Holds ``splits.json``: the numbers of the images of each split."""
 
     train: list[int]
     gate: list[int]
@@ -41,7 +41,7 @@ class Splits(_Kept):
 
 
 class Thresholds(_Kept):
-    """One point of ``thresholds.json``; infinite ones are texts, which JSON has."""
+    """Holds one point of ``thresholds.json``; infinite ones are texts, because JSON has no such numbers."""
 
     thresholds: list[float | Literal["inf", "-inf"]]
     shares: list[Share]
@@ -51,7 +51,7 @@ class Thresholds(_Kept):
 
 
 class ExitPolicy(_Kept):
-    """``thresholds.json``"""
+    """Holds ``thresholds.json``: how sure each exit of a network has to be."""
 
     kind: Literal["max-softmax", "entropy", "patience"]
     temperatures: list[Ms]
@@ -69,7 +69,7 @@ class ExitPolicy(_Kept):
 
 
 class ExitPieces(_Kept):
-    """``pieces.json`` of ``nas exits``: milliseconds of the parts of a network and of the heads between them."""
+    """Holds ``pieces.json`` of ``nas exits``: milliseconds of the parts of a network and of the heads between them."""
 
     trunk: Annotated[list[float], Field(min_length=1)]
     heads: Annotated[list[float], Field(min_length=1)]
@@ -87,7 +87,7 @@ _KINDS = [(re.compile(pattern), TypeAdapter[Any](kind)) for pattern, kind in _FI
 
 
 def mistake(name: str, value: Any) -> str | None:
-    """``key: what is wrong`` in the JSON file ``name`` of a run; None where nothing is, or nothing is known of it."""
+    """Returns ``key: what is wrong`` in a JSON file of a run; None where nothing is, or the file is not known."""
     kind = next((kind for pattern, kind in _KINDS if pattern.fullmatch(name)), None)
     if kind is None:
         return None

@@ -1,4 +1,4 @@
-"""Images of a run: where they lie, which may change, and that they are those it began with, which may not."""
+"""Loads the images of a run: where they lie may change, but they must be those that it began with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True)
 class Images:
-    """Where a run's images lie now, where that is another place than it has recorded."""
+    """Says where a run's images lie now, where that is another place than it has recorded."""
 
     data: str | None = None
     data_dir: str | None = None
@@ -28,7 +28,7 @@ RECORDED = Images()
 
 
 def lying_at(config: C, images: Images) -> C:
-    """The settings with the images in another place, where one is given."""
+    """Returns the settings with the images in another place, where one is given."""
     check_data_dir(images.data or config.data, images.data_dir)
     given = {key: located(key, value) for key, value in vars(images).items() if value is not None}
     return config.model_copy(update=given)
@@ -42,7 +42,7 @@ def require_place(run: Run, config: Config) -> None:
 
 
 def load_images(config: Config, run: Run) -> Data:
-    """Those of the settings; at the start their splits and provenance are recorded.
+    """Loads the images of the settings; at the start their splits and provenance are recorded.
 
     Raises UserError where they are not those that the run began with, saying in what they differ.
     """
@@ -64,7 +64,7 @@ def load_images(config: Config, run: Run) -> Data:
 
 
 def keep_place(run: Run, config: Config) -> None:
-    """Notes in the run where its images lie, for commands that are given elsewhere; they were found to be the same."""
+    """Records where the run's images lie, once they are known to be the same, for commands that are given elsewhere."""
     recorded = run.config
     data_dir = config.data_dir or _recorded_dir(run) or (absolute("data") if config.data == "cifar10" else None)
     now = {**recorded, "data": config.data, "data_dir": data_dir}
@@ -73,13 +73,13 @@ def keep_place(run: Run, config: Config) -> None:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In what images differ from those that are recorded, as ``description`` has both."""
+    """Says in what images differ from those that are recorded; both are as ``data.description`` returns them."""
     old, new = list(before["classes"]), list(now["classes"])
     if strange := sorted(set(old) ^ set(new)):
         return f"the class {strange[0]!r} is {'new' if strange[0] in new else 'missing'}"
     if before["size"] != now["size"]:
         return f"they are {now['size']}x{now['size']} by default, and were {before['size']}x{before['size']}"
-    counts = [_by_class(one) for one in (before, now)]
+    counts = [_by_class(facts) for facts in (before, now)]
     for name, was, is_ in zip(new, *counts, strict=False):
         if was != is_:
             return f"{is_} of the class {name!r}, and there were {was}"
@@ -87,7 +87,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _by_class(value: Mapping[str, Any]) -> list[int]:
-    """Images of each class in all splits together."""
+    """Counts the images of each class in all splits together."""
     counts = value.get("class_counts")
     return [sum(part) for part in zip(*counts.values(), strict=False)] if isinstance(counts, dict) else []
 

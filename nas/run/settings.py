@@ -1,4 +1,4 @@
-"""What ``nas train`` is, and which kind of work a run directory holds.
+"""Defines the settings of ``nas train``, and which kind of work a run directory holds.
 
 One network has the settings of a search's data and fine-tuning; what only a search has is refused, not ignored.
 """
@@ -37,7 +37,7 @@ OTHERS = {
 
 
 class Baseline(Config):
-    """One network of a space, trained from scratch by the recipe of fine-tuning; targets only price and time it."""
+    """Sets the training of one network from scratch, by the recipe of fine-tuning; targets only price and time it."""
 
     target: Annotated[list[Name], BeforeValidator(listed)] = Field(default=[], max_length=16)
     # largest, smallest, random, a file, in a run its id; empty: the only one of the space
@@ -56,7 +56,7 @@ class Baseline(Config):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """What a run records: the settings that act."""
+        """Returns what a run records: the settings that act."""
         value = self.model_dump(mode="json")
         for part, keys in SEARCH_ONLY.items():
             for key in keys:
@@ -65,12 +65,12 @@ class Baseline(Config):
 
 
 def default_run_dir(settings: Baseline) -> Path:
-    """``runs/SPACE-train-ARCH-DATA-HEX``: the same settings find the same directory."""
+    """Returns ``runs/SPACE-train-ARCH-DATA-HEX``, so that the same settings find the same directory."""
     return run_dir(settings, f"train-{safe(settings.arch)}")
 
 
 def searched(run: Run) -> Config:
-    """Those of a run that has a supernet. Raises UserError as ``settings_of``, and for a run of ``nas train``."""
+    """Returns the settings of a search. Raises UserError as ``settings_of`` does, and for a run of ``nas train``."""
     settings = settings_of(run)
     if isinstance(settings, Baseline):
         raise UserError(f"{run.path}: made by nas train: one network, no supernet to select from; give a run of nas "
@@ -79,13 +79,13 @@ def searched(run: Run) -> Config:
 
 
 def as_recorded(settings: C, run: Run) -> C:
-    """With the names that the run has for what it copied: paths of before either was moved."""
+    """Returns the settings with the names that the run has for what it copied, as paths may have changed since."""
     kept = settings_of(run)
     return settings.model_copy(update={key: getattr(kept, key) for key in ("space", "target", "init")})
 
 
 def named_target(run: Run, target: str) -> str:
-    """What a run calls a target: a table's path may be given from anywhere, and lead nowhere once the run was moved."""
+    """Returns what a run calls a target: a table's path may be given from anywhere, and the run may have been moved."""
     known = [*settings_of(run).target, *(run.read_json(TABLES) if run.has(TABLES) else ())]
     alike = list(dict.fromkeys(name for name in known if Path(name).name == Path(target).name))
     path = paths.target(target)
@@ -93,7 +93,7 @@ def named_target(run: Run, target: str) -> str:
 
 
 def settings_of(run: Run) -> Config:
-    """The settings of a search or of a training, as recorded.
+    """Returns the settings of a search or of a training, as recorded.
 
     Raises UserError naming file and key, or the command whose directory it is where that is another.
     """

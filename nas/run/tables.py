@@ -1,4 +1,4 @@
-"""Costs of a run's targets: their files found, completed where this machine can, and copied into the run.
+"""Finds the costs of a run's targets, completes them where this machine can, and copies them into the run.
 
 Rows that are missing are measured where a table is this machine's, and compiled where Vela made it; a table of another
 machine is left as it is.
@@ -29,7 +29,7 @@ from nas.units import counted
 
 
 def find_costs(target: str) -> Path | None:
-    """The file of a target; None for one that has still to be made here, and for a count. Raises UserError."""
+    """Returns the file of a target; None for one that has still to be made here, and for a count. Raises UserError."""
     if counted(target):
         return None
     if target in cost_models.known() or target not in (*local_targets(), *board.TARGETS):
@@ -39,7 +39,7 @@ def find_costs(target: str) -> Path | None:
 
 
 def costs_for(target: str, plans: Sequence[Layout], space: str, progress: Progress) -> Costs:
-    """The costs of a target with all that the layouts need. ``space`` is how the command calls it.
+    """Returns the costs of a target with all that the layouts need. ``space`` is how the command calls it.
 
     Raises UserError where rows are missing that cannot be made here, with the command that makes them there.
     """
@@ -47,7 +47,7 @@ def costs_for(target: str, plans: Sequence[Layout], space: str, progress: Progre
 
 
 def filled(target: str, plan: Layout, progress: Progress, measure: bool = True) -> Costs:
-    """The costs of a target with the rows that can be made here; others are refused where they are asked for.
+    """Returns the costs of a target with the rows that can be made here; others are refused where they are asked for.
 
     Without ``measure`` rows are compiled only: a list of networks is not worth minutes of this machine.
     """
@@ -56,9 +56,9 @@ def filled(target: str, plan: Layout, progress: Progress, measure: bool = True) 
 
 def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout], space: str,
            progress: Progress) -> Costs:
-    """The run's copy of the target's file, found, completed and copied at first use; ``known`` are the run's targets.
+    """Returns costs from the run's copy of the target's file, found, completed and copied at first use.
 
-    Raises UserError as ``costs_for``.
+    ``known`` are the run's targets. Raises UserError as ``costs_for``.
     """
     if counted(target):
         return cost_models.load(target)
@@ -87,27 +87,27 @@ def origin(costs: Costs) -> list[str]:
 
 
 def recorded_costs(run: Run, target: str) -> Costs:
-    """From the run's copy. Raises UserError where that is missing or broken."""
+    """Returns costs from the run's copy. Raises UserError where that is missing or broken."""
     return cost_models.load(target if counted(target) else str(run.file(kept_table(run, target))))
 
 
 def label(target: str) -> str:
-    """A file name for a target: its own, and for a path a digest that keeps two files of one name apart."""
+    """Returns a file name for a target: its name, and for a path a digest that keeps two files of one name apart."""
     if not target.endswith(".json"):
         return target
     return f"{Path(target).stem}-{hashlib.sha256(str(Path(target).resolve()).encode()).hexdigest()[:6]}"
 
 
 def kept_table(run: Run, target: str) -> str:
-    """The run's copy of a target's file: by what the target was called then, as its path may lead elsewhere now."""
-    own = f"tables/{label(target)}.json"
+    """Returns the path of the run's copy of a target's file, by what the target was called when it was copied."""
+    usual = f"tables/{label(target)}.json"
     if not target.endswith(".json"):
-        return own
+        return usual
     if run.has(TABLES):
         named = run.read_json(TABLES).get(target)
-        return named if named and run.has(named) else own
+        return named if named and run.has(named) else usual
     alike = [path for path in run.file("tables").glob("*.json") if path.stem[:-7] == Path(target).stem]
-    return f"tables/{alike[0].name}" if len(alike) == 1 and not run.has(own) else own  # of a run before TABLES was
+    return f"tables/{alike[0].name}" if len(alike) == 1 and not run.has(usual) else usual  # of a run before TABLES was
 
 
 def lacks(costs: Costs, plan: Layout) -> bool:
@@ -120,10 +120,10 @@ def require(path: Path, space: str, plan: Layout) -> None:
 
 
 def complete(target: str, plan: Layout, progress: Progress, measure: bool = True) -> Path:
-    """Makes what a table of this machine or of Vela lacks, after saying how much; other targets are left as they are.
+    """Makes what a table of this machine or of Vela lacks, after saying how much; leaves other targets as they are.
 
-    A shipped table stays as it is: its rows and the new ones are then in the user's own. Raises UserError where Vela
-    is needed and not installed.
+    A shipped table stays as it is: its rows and the new ones are then in the user's own. Raises UserError where Vela is
+    needed and not installed.
     """
     path = find_costs(target) or cost_models.LOCAL / f"{target}.json"
     table = cost_models.load(str(path)) if path.is_file() else None
@@ -147,7 +147,7 @@ def complete(target: str, plan: Layout, progress: Progress, measure: bool = True
 
 
 def _completed(target: str, plans: Sequence[Layout], space: str, progress: Progress) -> Path:
-    """For all the layouts, in a file that has every row."""
+    """Completes a table for all the layouts, and returns a file that has every row."""
     for plan in plans:
         path = complete(target, plan, progress)
         require(path, space, plan)
