@@ -136,8 +136,7 @@ function strip(place, rows, cost) {
 }
 
 function showCommand(place) {
-  const quoted = text => /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\"'\"'")}'`;
-  const command = `nas export ${quoted(story.run)} --arch ${quoted(chosen)} --out ${quoted(chosen)}`;
+  const command = story.export[chosen] ?? "";
   const code = make("code", {}, command);
   const button = make("button", { type: "button" }, "Copy");
   button.addEventListener("click", async () => {

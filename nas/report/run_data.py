@@ -15,7 +15,7 @@ from typing import Any
 from nas.arch import SKIP, Arch
 from nas.config.search import Config
 from nas.config.space import checked_space
-from nas.errors import UserError
+from nas.errors import UserError, call
 from nas.latency.base import Costs
 from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
 from nas.run.directory import Run
@@ -71,7 +71,7 @@ class _Teller:
                 "views": [view for view in views if view],
                 "units": {target: {"unit": unit(target), "axis": axis(target), "counted": counted(target),
                                    "name": device(target)} for target in self.costs},
-                "networks": networks, "slots": self._slots(),
+                "networks": networks, "export": self._try(self._exports, views) or {}, "slots": self._slots(),
                 "pruned": self._try(self._pruned) or [],
                 "epochs": self._try(self._events, "epoch", "phase", "pruned") or [],
                 "finetune": self._try(self._finetuning), "finetune_title": self._try(self._finetune_title),
@@ -151,6 +151,11 @@ class _Teller:
                 "unmeasured": "counted, not measured" if counted(target) else shown.unmeasured.format(target),
                 "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
                 "budgets": budgets}
+
+    def _exports(self, views: list[Any]) -> dict[str, str]:
+        """Returns, by the id of a network, what writes its files."""
+        ids = dict.fromkeys(point["id"] for view in views if view for point in view["points"])
+        return {id: call("export", run=str(self.run.path), arch=id, out=id) for id in ids}
 
     def _networks(self, shown: _Shown) -> dict[str, list[dict[str, Any]]]:
         """Rows of every network of a front whose arch stands."""

@@ -54,6 +54,12 @@ def test_no_comment_names_one_either() -> None:
     assert not comments
 
 
+def test_no_script_of_a_page_names_one() -> None:
+    scripts = sorted(NAS.rglob("*.js"))
+    assert scripts
+    assert not [file for file in scripts if FLAG.search(file.read_text().replace("var(--", "var("))]
+
+
 @pytest.mark.parametrize("source", ['x = "--run"', 'x = f"give {y} --run"', '"""Of ``--run``."""'])
 def test_the_scan_sees_every_kind_of_string(source: str) -> None:
     assert len(flags_in(source)) == 1

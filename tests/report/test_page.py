@@ -77,6 +77,7 @@ def test_the_page_is_whole_and_holds_every_pick(run: Run) -> None:
     assert ids(told) == set(cards) == set(told["networks"]) and not told["notes"] and told["state"] == "finished"
     for id, card in cards.items():
         rows = told["networks"][id]
+        assert told["export"][id] == f"export(run={str(run.path)!r}, arch={id!r}, out={id!r})"
         assert [row["where"] for row in rows] == ["stem", "0", "1", "2", "3", "head"]
         kept = [row for row in rows if row["op"] != "skip"]
         assert sum(row["ms"]["gpu-v100"] for row in kept) == pytest.approx(card["ms"]["gpu-v100"])
@@ -205,7 +206,7 @@ def test_a_browser_draws_it_without_a_word(run: Run, browse: Callable[..., tuple
     body = dom[dom.index("<body"):dom.index('id="story"')]
     assert "<b " not in body and "&lt;b id=" in body  # shown, not obeyed
     assert every(f">{id}</button>" in body for id in ids(told)) and f"Network {first}" in body
-    assert f"--arch {first}" in body and "Not measured: no gpu-v100 here" in body
+    assert f"arch='{first}'" in body and "Not measured: no gpu-v100 here" in body
     assert body.count("<circle") >= 2 * len(ids(told)) and 'class="heat"' in body
 
 
