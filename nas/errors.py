@@ -19,11 +19,11 @@ class Names:
     """Names settings and calls as a Python program writes them."""
 
     def setting(self, key: str, value: object = None) -> str:
-        """``max_ms`` or ``train.augment``; with a value ``max_ms=3``."""
+        """Returns ``max_ms`` or ``train.augment``; with a value ``max_ms=3``."""
         return key if value is None else f"{key}={value}"
 
     def call(self, function: str, **arguments: object) -> str:
-        """``export(run='RUN', format='tflite')``."""
+        """Returns a call as Python writes it: ``export(run='RUN', format='tflite')``."""
         return f"{function}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
 

@@ -15,7 +15,7 @@ GROWING = 0.25  # or this share of the time a task has taken so far: hours of wo
 
 
 class Task(Protocol):
-    """Is told how far one piece of work is, by the code that does it."""
+    """Takes reports of how far one piece of work is."""
 
     done: float
 
@@ -30,7 +30,7 @@ class Task(Protocol):
 
 
 class Progress(Protocol):
-    """Is told which tasks of long work begin and end (they may nest), and takes notes."""
+    """Takes reports of long work: its tasks, which may nest, and notes."""
 
     def task(self, name: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Task]:
         """Opens a task of ``total`` steps, of which an earlier call did ``done``.
@@ -57,7 +57,7 @@ class Count:
 
 
 class NoProgress:
-    """Is a ``Progress`` that shows nothing: for tests and for calls from Python."""
+    """Takes reports and shows nothing: for tests and for calls from Python."""
 
     def task(self, name: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Task]:
         return contextlib.nullcontext(Count(done))

@@ -41,7 +41,7 @@ def _told(error: Exception) -> str | None:
 
 
 def checked_budgets(values: list[float] | None) -> list[float]:
-    """Sorted, each once. Raises UserError for what is no time."""
+    """Returns the budgets sorted, each once. Raises UserError for what is no time."""
     for value in values or []:
         if not 0 < value < float("inf"):
             raise UserError(f"--budget-ms: {value:g} is not a number of milliseconds above 0")
@@ -49,7 +49,7 @@ def checked_budgets(values: list[float] | None) -> list[float]:
 
 
 def named_budgets(texts: list[str] | None) -> tuple[list[float], dict[str, float]]:
-    """``2.0`` is a budget of the first target, ``cpu=2.0`` of the target named: (the former sorted, the latter).
+    """Splits budgets into those of the first target (``2.0``), sorted, and those of named targets (``cpu=2.0``).
 
     Raises UserError for what is no time and for a target that is named twice.
     """
@@ -72,7 +72,7 @@ def named_budgets(texts: list[str] | None) -> tuple[list[float], dict[str, float
 
 
 def checked_width(value: float | None) -> float:
-    """1 where none is given. Raises UserError for an absurd one."""
+    """Returns the width, 1 where none is given. Raises UserError for an absurd one."""
     if value is not None and not 0.05 <= value <= 8:
         raise UserError(f"--width: {value:g} is outside 0.05 .. 8")
     return 1.0 if value is None else value

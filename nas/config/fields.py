@@ -1,4 +1,4 @@
-"""Kinds of values that settings have, and the model that all groups of settings are."""
+"""Defines the kinds of values that settings have, and the base of all groups of settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIDES = (8, 1024)
 
 
 class Strict(BaseModel):
-    """A group of settings: no other keys, no value of another type, nothing changed once it is made."""
+    """Holds a group of settings: refuses other keys and values of another type, and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 

@@ -1,4 +1,4 @@
-"""The settings of the gates: how choices are relaxed, and how latency enters their loss."""
+"""Defines the settings of the gates: how choices are relaxed, and how latency enters their loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of training: of the supernet, and of fine-tuning."""
+"""Defines the settings of training: of the supernet, and of fine-tuning."""
 
 from __future__ import annotations
 

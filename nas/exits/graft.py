@@ -85,7 +85,7 @@ class Part(nn.Module):
 
 
 class Grafted(nn.Module):
-    """Is an ONNX graph as a ``nas.exits.net.Network``: its pieces, cut at ``places``, with new exit heads between."""
+    """Makes an ONNX graph a ``nas.exits.net.Network``: pieces, cut at ``places``, with new exit heads between."""
 
     def __init__(self, model: onnx.ModelProto, places: Sequence[Cut], parts: Sequence[Part],
                  heads: Sequence[nn.Module], classes: int) -> None:

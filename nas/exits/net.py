@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Network(Protocol):
-    """Is a network that exits stand on: a ``nas.subnet.Subnet`` with exits, or a ``nas.exits.graft.Grafted``."""
+    """Describes a network with exits: a ``nas.subnet.Subnet``, or a ``nas.exits.graft.Grafted``."""
 
     exits: nn.ModuleList
 
@@ -99,7 +99,7 @@ def combined(combine: Combine, logits: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Kept(nn.Module):
-    """Is a network with only these of its exits, in order; the modules are the network's own."""
+    """Keeps only some exits of a network, in order; the modules are the network's own."""
 
     def __init__(self, net: Network, exits: Sequence[int]) -> None:
         super().__init__()

@@ -76,7 +76,7 @@ class Runtime:
 
     @thresholds.setter
     def thresholds(self, values: list[float]) -> None:
-        """One an exit, or all but the head's. Raises ValueError for another number of them."""
+        """Sets thresholds, one an exit, with or without the head's. Raises ValueError for another number of them."""
         kept = [*map(float, values)]
         if len(kept) not in (self.exits - 1, self.exits) or any(map(math.isnan, kept)):
             raise ValueError(f"{len(kept)} thresholds: the network has {self.exits - 1} exits and the head")

@@ -13,7 +13,7 @@ Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
 
 
 class _Kept(BaseModel):
-    """Is a file of which only what is read by name is here; further keys stand as they are."""
+    """Checks the keys of a file that are read by name; further keys stand as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""What the files of a run hold: records that are made where they are computed, written as they are, and read again.
+"""Defines what the files of a run hold: records that are made where they are computed, written as they are, read again.
 
 A file may be somebody else's, or edited: it is checked where it is read. Milliseconds are keyed by target everywhere.
 """
@@ -39,7 +39,7 @@ Measured = dict[Text, Ms | None]  # None: that target is not the machine that me
 
 
 class Record(BaseModel):
-    """A value of a file. What is None is not written."""
+    """Holds what a file, or a part of it, says; fields that are None are not written."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -52,7 +52,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class Excess(Record):
-    """How far a network is measured above its budget on a target."""
+    """Says how far a network is measured above its budget on a target."""
 
     budget_ms: Ms
     measured_ms: Ms
@@ -60,7 +60,7 @@ class Excess(Record):
 
 
 class Provenance(Record):
-    """Where and by what a network was made."""
+    """Says where and by what a network was made."""
 
     run: str = Field(description="name of the run directory")
     space: str
@@ -73,7 +73,7 @@ class Provenance(Record):
 
 
 class Candidate(Record):
-    """A network that was chosen: what is known before it is trained to the end and delivered."""
+    """Describes a network that was chosen, by what is known before it is trained to the end and delivered."""
 
     id: Id
     arch: Genotype | None = Field(default=None, description="not in front.json: arch.json beside the network has it")
@@ -86,7 +86,7 @@ class Candidate(Record):
 
 
 class Card(Candidate):
-    """A network that is delivered: weights and files of its own, measured and tested."""
+    """Describes a delivered network, which has weights and files of its own, and is measured and tested."""
 
     of: Id | None = Field(default=None, description="of a network with exits: the same network without")
     macs: int
@@ -146,7 +146,7 @@ class Card(Candidate):
 
 
 class Budget(Record):
-    """What was chosen for a budget, of one target or of several together."""
+    """Says which network was chosen for a budget, of one target or of several together."""
 
     budget_ms: ByTarget
     id: Id
@@ -156,7 +156,7 @@ class Budget(Record):
 
 
 class Pick(Budget):
-    """The same with the network itself."""
+    """Says which network was chosen for a budget, with the network itself."""
 
     arch: Genotype
 
@@ -172,7 +172,7 @@ class Pick(Budget):
 
 
 class HeldOut(Record):
-    """Kendall's tau of scores with the loss and the accuracy of ``n`` networks that they were made without."""
+    """Holds Kendall's tau of scores with loss and accuracy of ``n`` networks that the scores were made without."""
 
     n: int
     loss: float
@@ -180,7 +180,7 @@ class HeldOut(Record):
 
 
 class TableCorrection(Record):
-    """What a table's milliseconds were raised by, as ``n`` networks were measured: scale * ms + per_op_ms."""
+    """Holds how a table's milliseconds were corrected by ``n`` measured networks: scale * ms + per_op_ms."""
 
     scale: float
     per_op_ms: float
@@ -188,7 +188,7 @@ class TableCorrection(Record):
 
 
 class Picks(Record):
-    """``picks.json``: the answers of the selection."""
+    """Holds ``picks.json``: the answers of the selection."""
 
     budgets: list[Pick]
     rank_agreement: dict[str, float | None] = Field(description="Kendall's tau of the gates' scores with the losses")
@@ -198,7 +198,7 @@ class Picks(Record):
 
 
 class Stopped(Record):
-    """What a search has chosen that ended behind a stage: networks as the supernet's weights judge them."""
+    """Holds what a search has chosen that ended behind a stage: networks as the supernet's weights judge them."""
 
     run: str
     space: Text
@@ -212,7 +212,9 @@ class Stopped(Record):
 
 
 class Front(Record):
-    """``front.json``: the networks that no other dominates by the images that choose, the others, and the budgets."""
+    """Holds ``front.json``: the networks that no other dominates by the images that choose, the others, and the
+    budgets.
+    """
 
     run: str | None = Field(default=None, description="the run directory, for who asked; not in the file")
     space: Text
@@ -246,7 +248,7 @@ class Front(Record):
 
     @property
     def cards(self) -> list[Card]:
-        """The picks, those of the front first."""
+        """Returns the picks, those of the front first."""
         return [*self.front, *self.dominated]
 
     def card(self, id: str) -> Card:
@@ -291,8 +293,8 @@ class Front(Record):
 
 
 class Spread(Record):
-    """Test accuracy of the ``n`` networks of a space at a budget: mean, standard deviation, that of the best by the
-    images that choose. None of too few.
+    """Summarises test accuracy of the ``n`` networks of a space at a budget: mean, standard deviation, and that of the
+    best by the images that choose. None where they are too few.
     """
 
     budget_ms: ByTarget
@@ -303,7 +305,7 @@ class Spread(Record):
 
 
 class ComparedSpace(Record):
-    """Random networks of one space."""
+    """Holds the random networks of one space, trained and tested."""
 
     space: Text
     reach_ms: dict[Text, list[Ms]] = Field(description="of the smallest and of the largest network, predicted")
@@ -314,12 +316,12 @@ class ComparedSpace(Record):
 
     @property
     def cards(self) -> list[Card]:
-        """Every network, those of the front first."""
+        """Returns every network, those of the front first."""
         return [*self.front, *self.dominated]
 
 
 class Comparison(Record):
-    """``compare.json``: spaces beside each other, of equal budgets, images and training."""
+    """Holds ``compare.json``: spaces beside each other, of equal budgets, images and training."""
 
     run: str | None = Field(default=None, description="the run directory, for who asked; not in the file")
     target: list[Text] = Field(min_length=1, max_length=1)

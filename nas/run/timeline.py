@@ -1,4 +1,4 @@
-"""What a run spent its time on: a line in its log for each phase of each call, however the call ended."""
+"""Records what a run spent its time on: a line in its log for each phase of each call, however the call ended."""
 
 from __future__ import annotations
 

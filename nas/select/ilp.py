@@ -161,7 +161,7 @@ def _jointly(named: Mapping[str, Cost], limits: Limits) -> str:
 
 
 def _limited(cost: Cost) -> str:
-    """What a limit of a cost is called: the setting of a count, the name of any other."""
+    """Returns what a limit of a cost is called: the setting of a count, the name of any other."""
     return setting(LIMITS[cost.unit]) if cost.unit in COUNTED else cost.name
 
 

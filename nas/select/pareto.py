@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Point:
-    """Is a network on the plane of predicted milliseconds and accuracy (a fraction)."""
+    """Places a network on the plane of predicted milliseconds and accuracy (a fraction)."""
 
     id: str
     ms: float
@@ -16,7 +16,7 @@ class Point:
 
 
 def front(points: Iterable[Point]) -> list[Point]:
-    """Returns the points that no other equals or beats in both ms and accuracy, by rising ms; of equals one."""
+    """Returns the points that no other equals or beats in both ms and accuracy, by rising ms; of equal points, one."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda p: (p.ms, -p.accuracy, p.id)):
         assert point.ms == point.ms and point.accuracy == point.accuracy, f"{point.id}: not a number"

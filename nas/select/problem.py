@@ -35,7 +35,9 @@ def anything(arch: Arch) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """Is one additive cost, such as milliseconds on a target: ``per_op[slot][op]`` and ``fixed`` for stem and head."""
+    """Adds up one cost of a network, such as milliseconds on a target: ``per_op[slot][op]``, and ``fixed`` for stem and
+    head.
+    """
 
     name: str
     unit: str

@@ -53,7 +53,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """Is a data set to train on; ``mean`` and ``std`` are per channel of the train split, for pixels in [0, 1]."""
+    """Holds a data set to train on; ``mean`` and ``std`` are per channel of the train split, for pixels in [0, 1]."""
 
     name: str
     classes: tuple[str, ...]

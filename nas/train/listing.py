@@ -1,4 +1,4 @@
-"""One walk of a folder for every command that reads images: which files are images, and what is left out."""
+"""Walks a folder for every command that reads images: finds which files are images, and counts what is left out."""
 
 from __future__ import annotations
 

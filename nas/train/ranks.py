@@ -20,7 +20,10 @@ PATIENCE = timedelta(days=7)  # the others wait while the first measures a devic
 
 @dataclass(frozen=True)
 class Ranks:
-    """Is ``rank`` of ``count`` processes, which all call the same methods in the same order; one alone calls nobody."""
+    """Adds up what ``count`` processes compute, of which this is ``rank``; all call the same methods in the same order.
+
+    One process alone calls nobody.
+    """
 
     rank: int = 0
     count: int = 1
