@@ -114,7 +114,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class Locked(Exception):
-    """Raised where another process holds a lock; its text says which."""
+    """Is raised where another process holds a lock; its text says which."""
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from nas.arch import SKIP, Arch, Op
 from nas.errors import UserError, setting
 from nas.space import KnobValues, Space, Widths, hidden_width
 
-EXIT_HEAD = "exit_head"  # the family of the heads that stand at early exits
+EXIT_HEAD = "exit_head"  # the operator that classifies at early exits
 LAST_MAP = 4  # side that the last feature map has at least: the first strides are halved until it has
 
 

@@ -98,9 +98,9 @@ class Space(_Strict):
     stages: list[Stage] = Field(min_length=1, max_length=32)
     ops: Ops = Field(min_length=1)
     skip: bool = True
-    divisor: int = Field(4, ge=1, le=256)  # of the channels of a scaled space
+    divisor: int = Field(4, ge=1, le=256)  # channels of a scaled space are multiples of it
     head: Head
-    exit: Head = Head(op="exit_head(hidden=128)")  # of a network that is to have early exits
+    exit: Head = Head(op="exit_head(hidden=128)")  # the head of every early exit
     file: str = Field("", exclude=True)
 
     @staticmethod
@@ -183,12 +183,12 @@ def _scaled_head(head: Head, wide: Callable[[int], int], where: str) -> Head:
 
 
 def divisible(channels: float, step: int = 4) -> int:
-    """The nearest multiple of ``step`` that is not more than 10 % below (MobileNetV2's rule)."""
+    """Returns the nearest multiple of ``step`` that is at most 10 % below ``channels`` (MobileNetV2's rule)."""
     rounded = max(step, int(channels + step / 2) // step * step)
     return rounded + step if rounded < 0.9 * channels else rounded
 
 
-_NOT_KEYS = ("<list>", "<range>", "<scalar>", "int", "str")  # what pydantic adds for the member of a union
+_NOT_KEYS = ("<list>", "<range>", "<scalar>", "int", "str")  # parts of a path that pydantic adds for unions
 
 
 def first_mistake(error: ValidationError) -> str:

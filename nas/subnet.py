@@ -46,7 +46,7 @@ class Subnet(nn.Module):
         modules = [build_op(key.op, key.in_ch, key.out_ch, key.stride) for key in keys]
         inner = list(zip(keys, modules, strict=True))[1:-1]
         self.keys = keys
-        self.strides = [key.stride for key, _ in inner if not key.is_exit]  # of the blocks
+        self.strides = [key.stride for key, _ in inner if not key.is_exit]  # one a block
         self.stem, self.head = modules[0], modules[-1]
         self.blocks = nn.ModuleList(module for key, module in inner if not key.is_exit)
         self.exits = nn.ModuleList(module for key, module in inner if key.is_exit)

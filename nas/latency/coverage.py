@@ -19,7 +19,7 @@ from onnx import TensorProto, defs, numpy_helper
 from nas.latency.fusion import Shape
 from nas.lower.onnx import attributes
 
-KERNELS, STRIDES = (1, 3, 5, 7), (1, 2)  # of the rows
+KERNELS, STRIDES = (1, 3, 5, 7), (1, 2)  # of convolutions in the rows that the model is fitted on
 LARGEST_POOL = 7  # side of a window; larger ones that overlap read every element too often to be bound by memory
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)  # an engine computes all in its own precision
 Check = Callable[["Site"], "str | None"]

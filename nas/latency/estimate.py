@@ -11,10 +11,10 @@ from nas.latency.timing import COUNTED, WARM
 from nas.plan import Layout, OpKey, macs
 
 CHUNK = 48  # rows whose sessions are in memory at once
-ROUNDS = 100  # at most
-PREPARED_S = 0.05  # to lower a graph and load it
-COMPILED_S = 0.15  # of a graph by a vendor's compiler
-MACS_A_MS = 1e7  # of one core
+ROUNDS = 100  # at most, for a graph
+PREPARED_S = 0.05  # to convert a graph and load it
+COMPILED_S = 0.15  # to compile a graph with a vendor's compiler
+MACS_A_MS = 1e7  # that one core computes
 CALL_MS = 0.005
 
 

@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 IN_CH, OUT_CH, SIZE, SIZE_OUT, STRIDE, DEPTHWISE = 0, 1, 2, 3, 5, 7  # columns of a convolution
 WINDOWS = (1.0, 3.0, 5.0, 7.0)  # kernel sides of the rows; between them the features blend
 TILES = ((256, 128), (128, 128), (256, 64), (64, 64))  # positions x channels that a block of a GPU's threads computes
-CHUNKS = (16, 32, 64, 128)  # of channels
+CHUNKS = (16, 32, 64, 128)  # channels that hardware computes at once: others are padded to multiples
 BLOCK = 64  # operators that go through the residual's networks at a time
 FEATURES = (
     "depthwise", "log in_ch", "log out_ch", "log size", "stride 2", "add", "depthwise stride 2", "1x1 stride 2",
@@ -68,7 +68,7 @@ class Roofline(_Checked):
     macs_per_ms: float = Field(gt=0)
     bytes_per_ms: float = Field(gt=0)
     launch_ms: float = Field(gt=0)
-    processors: int = Field(gt=0)  # that take a tile each: on an NVIDIA GPU its streaming multiprocessors
+    processors: int = Field(gt=0)  # each computes a tile: an NVIDIA GPU's streaming multiprocessors
 
 
 class Limits(_Checked):

@@ -16,7 +16,7 @@ _LEARNED = {"BatchNormalization": (1, 2), "DequantizeLinear": (0,), "Gather": (0
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "LayerNormalization",
              "GroupNormalization", "LSTM", "GRU", "RNN", "DeformConv")
 _UNCOUNTED = ("Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN", "ConvInteger", "MatMulInteger", "QLinearConv",
-              "QLinearMatMul", "If", "Loop", "Scan")  # they multiply and add, by no rule of ours
+              "QLinearMatMul", "If", "Loop", "Scan")  # they multiply and add, and no rule here counts that
 
 
 @dataclass(frozen=True)

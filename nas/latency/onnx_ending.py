@@ -74,7 +74,7 @@ def without_ending(model: onnx.ModelProto, end: Ending) -> onnx.ModelProto:
 def _over_classes(node: NodeProto, shapes: Mapping[str, Shape]) -> bool:
     shape = shapes.get(node.input[0], ())
     if node.op_type == "Sigmoid":
-        return math.prod(shape[1:]) > 1  # of one number it is the answer to yes or no
+        return math.prod(shape[1:]) > 1  # a single number is the answer to a yes or no question
     axis = attributes(node).get("axis", -1)
     if len(shape) < 2 or not -len(shape) <= axis < len(shape) or axis % len(shape) == 0:
         return False

@@ -27,7 +27,7 @@ from nas.plan import OpKey
 from nas.space import first_mistake
 
 CLASSES = (2, 10, 100, 1000)  # numbers of classes at which heads are measured
-OWN = "own_operators"  # in the meta: operator of the user's own -> hash of the file whose code was measured
+OWN = "own_operators"  # in the meta: operator of the user -> hash of the file whose code was measured
 EXIT_MS = "exit_ms"  # in the meta: ms that asking an exit whether it is sure takes beyond its head
 HEADS = ("head", "exit_head")  # families whose output channels are classes
 Group = tuple[Op, int, int, int, int, int]
@@ -181,7 +181,7 @@ class LatencyTable(Costs):
         precision = self.meta.get("precision")
         asked = precision if str(self.meta["device"]).startswith(("cpu", "gpu")) and precision != "fp32" else None
         threads, batch = (int(self.meta.get(key) or 1) for key in ("threads", "batch"))
-        return asked, threads, batch  # an NPU has one precision
+        return asked, threads, batch  # an NPU has one precision, so it is not asked for
 
     @property
     def _usual_path(self) -> Path:
@@ -189,7 +189,7 @@ class LatencyTable(Costs):
         return Path("latency_tables", file_name(str(self.meta["device"]), *self._chosen))
 
     def _profiling(self, space: str | list[str], size: int | str, exits: bool, out: str | None = None) -> str:
-        board = ".ini" if "vela_ini" in self.meta else ""  # a board: by its file
+        board = ".ini" if "vela_ini" in self.meta else ""  # a board is named by its file
         precision, threads, batch = self._chosen
         return call("profile", device=f"{self.meta['device']}{board}", precision=precision,
                     threads=None if threads == 1 else threads, batch=None if batch == 1 else batch,

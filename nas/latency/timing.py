@@ -29,9 +29,9 @@ WARM = 2  # runs of an operator's graph that fill the caches
 COUNTED = 2  # runs in a row after them
 LOW = 5  # percentile that stands for "the" latency: others on the machine only ever add time
 RECURS = 6  # graphs between two visits of a yardstick
-PATIENCE = 6  # attempts at measurements during which the machine was slow, before that is how it is
-SLOW = 1.05  # times the yardstick's reference: from there on it was
-FAST = 0.95  # below, the reference itself was taken on a slow machine
+PATIENCE = 6  # repeated measurements on a slow machine, before its speed is taken as it is
+SLOW = 1.05  # times the yardstick's reference: above it the machine is slow
+FAST = 0.95  # times the reference: below it the reference comes from a slow machine
 
 
 @dataclass(frozen=True)

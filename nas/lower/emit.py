@@ -52,7 +52,7 @@ class Emitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if any(self.known(arg) for arg in _tensors(args)):  # else a computation on weights alone: its result is one
+        if any(self.known(arg) for arg in _tensors(args)):  # else it computes a weight from weights
             if func not in RULES:
                 raise NoRule(str(func))
             self.bind(_tensors((out,))[0], RULES[func](self, out, *args, **(kwargs or {})))

@@ -84,7 +84,7 @@ def _of_zip(path: Path) -> Format:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError):
-        return TORCH  # one that was cut off: who reads it says so
+        return TORCH  # cut off: whatever reads it says so
     inside = {name.partition("/")[2] or name for name in names}
     if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
         return SCRIPT

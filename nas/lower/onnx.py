@@ -24,7 +24,7 @@ from nas.lower.emit import OPSET, NoRule, emit_many
 from nas.ops import deployed
 
 OUTPUT = ("output",)
-MAX_BYTES = 2**31 - 1  # of a protobuf message; beyond it the weights would have to live outside the file
+MAX_BYTES = 2**31 - 1  # limit of a protobuf message; larger weights would have to be in other files
 
 
 def export(module: nn.Module, path: Path, *, in_ch: int, size: int, metadata: dict[str, str],

@@ -23,9 +23,9 @@ from nas.lower.flatbuffer import Array, Model, Quantization
 from nas.lower.int8 import Map, Step, fused, maps, scale_of, symmetric
 from nas.lower.onnx import attributes
 
-SAME, VALID = 0, 1  # Padding of the schema
-NONE, RELU, RELU6 = 0, 1, 3  # ActivationFunctionType
-FUSED = {"Relu": RELU, "Clip": RELU6, "HardSigmoid": NONE}  # what an operator's own output may become
+SAME, VALID = 0, 1  # the schema's Padding
+NONE, RELU, RELU6 = 0, 1, 3  # the schema's ActivationFunctionType
+FUSED = {"Relu": RELU, "Clip": RELU6, "HardSigmoid": NONE}  # activations that an operator can apply to its output
 SHARED = ("Concat", "Slice", "Flatten", "Reshape", "GlobalAveragePool", "ReduceMean", "MaxPool")  # one scale for all
 WEIGHTS = {"Conv": 4, "Gemm": 2}  # dimensions of the weight, which has to be constant
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
@@ -70,7 +70,7 @@ class _Quantizer:
     def __init__(self, graph: onnx.ModelProto, model: Model, calibration: Iterable[Tensor]) -> None:
         self.model = model
         self.constants = {w.name: numpy_helper.to_array(w) for w in graph.graph.initializer}
-        self.steps = _steps(graph.graph.node, self.constants)  # what has no rule may not run either
+        self.steps = _steps(graph.graph.node, self.constants)  # first, as an operator without a rule may not run either
         self.maps = maps(graph, calibration)
         self._scales = _scales(self.steps, self.maps)
         self._index: dict[str, int] = {}
@@ -258,7 +258,7 @@ def _slice(q: _Quantizer, step: Step) -> None:
         raise _unknown(f"{step.kind} with a step, or of a vector")
     begin = [0, 0, 0, 0]
     for start, axis in zip(starts, axes, strict=True):
-        if axis % 4:  # of the batch there is one image
+        if axis % 4:  # axis 0 is the batch, which is one image
             side = shape[axis % 4 - 1]
             begin[{1: 3, 2: 1, 3: 2}[axis % 4]] = min(max(start if start >= 0 else side + start, 0), side)
     q.model.operator("SLICE", [q.read(step.node.input[0]), q.ints(step, begin),
@@ -310,7 +310,7 @@ def _pool(q: _Quantizer, step: Step) -> None:
 @_rule("MaxPool")
 def _max_pool(q: _Quantizer, step: Step) -> None:
     if any(step.get("pads", ())) and q.maps[step.node.input[0]].low < 0:
-        raise _unknown("MaxPool with padding of a map that has values below zero")  # what is padded with is zero
+        raise _unknown("MaxPool with padding of a map that has values below zero")  # TFLite pads with zeros
     if len(step.node.output) > 1 or any(d != 1 for d in step.get("dilations", ONES)):
         raise _unknown("MaxPool with dilation or indices")
     where, padding = _padded(q, step)

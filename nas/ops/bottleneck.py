@@ -35,7 +35,7 @@ class Bottleneck(Block):
         return F.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
     def slices(self, hidden: int) -> Slices:
-        first = parts_of(self.max_hidden, hidden, self.groups)  # of every group
+        first = parts_of(self.max_hidden, hidden, self.groups)  # the first channels of every group
         within = ((0, hidden // self.groups),)  # as one group counts its inputs
         return {**conv_slices("reduce", first, None), **conv_slices("conv", first, within),
                 **conv_slices("expand", None, first)}

@@ -15,7 +15,7 @@ from nas.arch import Op
 from nas.errors import UserError
 from nas.ops.registry import Block, build, deployed, sliced, take_width
 
-SIDE = 9  # of the maps that it is tried on: odd, so that a stride has to round up
+SIDE = 9  # side of the maps that operators are tried on: odd, so that a stride has to round up
 T = TypeVar("T")
 
 
@@ -94,7 +94,7 @@ def _check_deployed(block: Block, x: Tensor, where: str) -> None:
 def _tried(work: Callable[[], T], what: str) -> T:
     try:
         return work()
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # the user's code may raise anything
         text = " ".join(str(error).split())
         raise UserError(f"{what}: {type(error).__name__}: {text[:200]}") from error
 

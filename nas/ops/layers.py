@@ -155,16 +155,22 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
 
 
 def parts_of(full: int, used: int, parts: int) -> Ranges:
-    """Returns the ranges of ``used`` of ``full`` channels, the first of each of equal ``parts`` (as groups need it)."""
+    """Returns the channels that a narrower grouped convolution uses: of ``full``, the first of each of equal ``parts``.
+
+    They are ``used`` channels together.
+    """
     return tuple((part * full // parts, part * full // parts + used // parts) for part in range(parts))
 
 
 def conv_slices(path: str, out: Ranges | None, inp: Ranges | None) -> dict[str, tuple[Ranges | None, Ranges | None]]:
-    """Returns the slices of a ConvBN at ``path``: its convolution, and its batch norm by the output channels."""
+    """Says which channels a narrower block uses of the ConvBN at ``path``, in the form of ``Block.slices``."""
     return {f"{path}.conv": (out, inp), f"{path}.bn": (out, None)}
 
 
 def se_slices(path: str, se: SqueezeExcite, channels: Ranges) -> dict[str, tuple[Ranges | None, Ranges | None]]:
-    """Returns the slices of a SqueezeExcite over ``channels``: its inner width follows their number."""
+    """Says which channels a narrower block uses of the SqueezeExcite at ``path``, in the form of ``Block.slices``.
+
+    Its inner width follows the number of ``channels``.
+    """
     inner = ((0, se.width(sum(stop - start for start, stop in channels))),)
     return {f"{path}.reduce": (inner, channels), f"{path}.expand": (channels, inner)}

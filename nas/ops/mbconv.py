@@ -49,7 +49,7 @@ class MBConv(Block):
 
     def slices(self, hidden: int) -> Slices:
         full, groups = self.max_hidden, self.groups
-        first = parts_of(full, hidden, groups**2)  # of each part that the shuffle moves
+        first = parts_of(full, hidden, groups**2)  # the first channels of each part that the shuffle moves
         within = parts_of(full // groups, hidden // groups, groups)  # as one group of the last convolution counts them
         table = {**conv_slices("expand", first, None), **conv_slices("depthwise", first, None),
                  **conv_slices("project", None, within)}

@@ -23,7 +23,7 @@ from nas.files import nearest
 
 Ranges = tuple[tuple[int, int], ...]  # channels as half-open ranges, in order
 Channels = tuple[Ranges | None, Ranges | None]  # output channels, input channels; None: all
-Slices = Mapping[str, Channels]  # by submodule
+Slices = Mapping[str, Channels]  # keyed by path of the submodule
 
 
 class Block(nn.Module):
@@ -113,7 +113,7 @@ def build(op: Op, in_ch: int, out_ch: int, stride: int) -> Block:
         return family(op.name)(in_ch, out_ch, stride, **knobs)
     except (ValueError, TypeError) as error:
         raise UserError(f"operator {op} at {in_ch}->{out_ch} stride {stride}: {error}") from None
-    except Exception as error:  # of code that is not ours, it may be any
+    except Exception as error:  # an operator of the user may raise anything
         kind = type(error).__name__
         raise UserError(f"operator {op} at {in_ch}->{out_ch} stride {stride}: {kind}: {error}") from error
 
@@ -122,7 +122,7 @@ def deployed(module: nn.Module) -> nn.Module:
     """Returns a copy of the module with every block in its deployed form; itself where no block has another form."""
     if not any(type(part).deploy is not Block.deploy for part in module.modules() if isinstance(part, Block)):
         return module
-    with torch.device(next(module.parameters()).device):  # where a ``deploy`` makes its layers, meta too
+    with torch.device(next(module.parameters()).device):  # the device on which ``deploy`` makes its layers
         return _deploy(copy.deepcopy(module))
 
 
@@ -205,7 +205,7 @@ class _Cut:
             tensor = _take(tensor, 0, out)
         if inp is not None and self.has_inputs:
             tensor = _take(tensor, 1, inp)
-        if self.has_inputs and tensor.shape[1] > self.inputs:  # fewer inputs for another reason than the width
+        if self.has_inputs and tensor.shape[1] > self.inputs:  # an elastic knob other than the width took inputs away
             tensor = tensor.narrow(1, 0, self.inputs)
         if self.margin > 0:
             middle = slice(self.margin, self.margin + self.kernel)

@@ -20,7 +20,7 @@ from nas.errors import UserError, setting
 from nas.ops import registry
 from nas.ops.registry import Block
 
-SHAPE = ("in_ch", "out_ch", "stride")  # what every family is built with, before its knobs
+SHAPE = ("in_ch", "out_ch", "stride")  # arguments of every operator, before its knobs
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 

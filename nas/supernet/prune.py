@@ -75,7 +75,7 @@ def probabilities(gates: Gates, grid: Sequence[float]) -> Tensor:
 
 
 def survivors(gates: Gates, grid: Sequence[float]) -> list[list[Op]]:
-    """Lists the operators of each slot that are left: live branches at the widths they have at any budget and target.
+    """Lists the operators of each slot that are not pruned: branches at the widths they have at any budget and target.
 
     A slot's cheapest operator stays, so that the smallest latency of the space stays reachable.
     """
@@ -109,6 +109,6 @@ def _drop(gates: Gates, p: Tensor, slot: Slot, b: int, epoch: int, kind: str, th
     gates.drop(slot.index, b)
     evidence = [[round(float(x), 5) for x in row] for row in p[:, :, slot.index, b]]
     branch = slot.branches[b]
-    op = branch.ops[0] if len(branch.ops) == 1 else branch.op  # of an enumerated width, the width is what was dropped
+    op = branch.ops[0] if len(branch.ops) == 1 else branch.op  # a branch of one width is named with it
     return {"kind": kind, "epoch": epoch, "slot": slot.index, "op": str(op),
             "threshold": round(threshold, 5), "probabilities": evidence}

@@ -33,7 +33,7 @@ from nas.latency.timing import Run
 from nas.lower.onnx import lower
 from nas.ops import deployed
 
-DEVICE = "cuda"  # the first one
+DEVICE = "cuda"  # the first GPU
 WARM_UP = 10  # runs before the first that counts: graphs are captured, algorithms chosen, clocks up
 PRECISIONS = ("fp32", "fp16")
 QUERY = {"driver": "driver_version", "sm_mhz": "clocks.sm", "mem_mhz": "clocks.mem", "sm_max_mhz": "clocks.max.sm",
@@ -158,7 +158,7 @@ class TensorRt(OrtGpu):
 
     def __init__(self, batch: int = 1, precision: str = "fp32") -> None:
         super().__init__(batch, precision)
-        self._timings = tempfile.TemporaryDirectory(prefix="nas-tensorrt-")  # of kernels: a layer is timed once
+        self._timings = tempfile.TemporaryDirectory(prefix="nas-tensorrt-")  # a layer is timed once
 
     def options(self) -> dict[str, Any]:
         return {"trt_fp16_enable": self.precision == "fp16", "trt_cuda_graph_enable": True,
@@ -240,7 +240,10 @@ KIND = Kind(_open, tuple(RUNTIMES), PRECISIONS, aliases=("gpu",))
 
 
 def bound(made: onnxruntime.InferenceSession) -> Run:
-    """Makes a synchronised run on random input; in- and output lie in device memory at fixed addresses."""
+    """Makes a function that runs a session once on random input, waits for the GPU, and returns the milliseconds.
+
+    In- and output lie in device memory at fixed addresses, as a CUDA graph needs it.
+    """
     entry, binding = made.get_inputs()[0], made.io_binding()
     image = random_feed(entry)
     binding.bind_ortvalue_input(entry.name, onnxruntime.OrtValue.ortvalue_from_numpy(image, DEVICE, 0))

@@ -220,11 +220,11 @@ def _typical(module: nn.Module) -> nn.Module:
 
 
 def _installed() -> str:
-    """Vela's version. Raises UserError for none, and for one whose interface is another."""
+    """Returns Vela's version. Raises UserError where Vela is missing or of a version with another interface."""
     try:
-        found = version("ethos-u-vela")
+        installed = version("ethos-u-vela")
     except PackageNotFoundError:
         raise UserError(MISSING) from None
-    if not found.startswith(f"{VERSION}."):
-        raise UserError(f"ethos-u-vela {found} is installed, {VERSION}.* is needed: {MISSING.partition(': ')[2]}")
-    return found
+    if not installed.startswith(f"{VERSION}."):
+        raise UserError(f"ethos-u-vela {installed} is installed, {VERSION}.* is needed: {MISSING.partition(': ')[2]}")
+    return installed

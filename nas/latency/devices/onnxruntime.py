@@ -22,7 +22,7 @@ from nas.lower.qdq import quantise
 
 PRECISIONS = ("fp32", "int8")
 DTYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8,
-                          "int8": np.int8, "int32": np.int32, "int64": np.int64, "bool": np.bool_}  # of inputs
+                          "int8": np.int8, "int32": np.int32, "int64": np.int64, "bool": np.bool_}  # by name
 Array = np.ndarray[Any, Any]
 FAST_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # extensions of processors that sum products of 8 bits in 32
 
@@ -107,7 +107,10 @@ def clock(threads: int) -> tuple[str, Callable[[], int]]:
 
 def timed(session: onnxruntime.InferenceSession, batch: int, now_ns: Callable[[], int],
           size: int | None = None) -> Run:
-    """Makes a run that times ``session.run`` on fixed random input; copies of in- and output count, as deployed."""
+    """Makes a function that runs a session once on fixed random input and returns the milliseconds.
+
+    Copies of in- and output are part of them, as where the network is deployed.
+    """
     entries = session.get_inputs()
     if len(entries) != 1:
         raise UserError(f"model: has {len(entries)} inputs, expected one")

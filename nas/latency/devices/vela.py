@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-VERSION = "5.2"  # its Python interface is not documented: what is written here is that of this one
+VERSION = "5.2"  # Vela's Python interface is not documented, so this file is written for one version
 TIMEOUT_S = 600.0
 
 
