@@ -32,7 +32,7 @@ def main() -> None:
     rows = tuple(np.array([priced.ms[slot.index][op] for op in slot.ops]) for slot in plan.slots)
     problem = Problem(plan, tuple(slot.ops for slot in plan.slots), (Cost(options.target, "ms", priced.fixed, rows),))
     choices = sum(len(ops) for ops in problem.allowed)
-    print(f"{options.space} at {options.size}: 10^{math.log10(sampling.size(plan)):.1f} architectures, "
+    print(f"{options.space} at {options.size}: 10^{math.log10(sampling.count(plan)):.1f} architectures, "
           f"{choices} choices in {len(plan.slots)} slots; {options.target}: {problem.costs[0].smallest:.4f} .. "
           f"{problem.costs[0].largest:.4f} ms")
     for budget in budgets(problem, 6):

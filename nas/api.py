@@ -149,8 +149,8 @@ def create_model(name: Text, *, num_classes: int = 1000, size: int = 224, in_cha
     several networks. With ``features_only`` it has no head and returns the map of each stride.
     """
     at = layout(Space.load(str(name)), Task(size, in_chans, num_classes))
-    if arch is None and sampling.size(at) > 1:
-        raise UserError(f"{setting('arch')}: {name} has {sampling.size(at):.3g} networks; give largest, smallest or "
+    if arch is None and sampling.count(at) > 1:
+        raise UserError(f"{setting('arch')}: {name} has {sampling.count(at):.3g} networks; give largest, smallest or "
                         "random")
     if arch not in (None, "largest", "smallest", "random"):
         raise UserError(f"{setting('arch', arch)}: give largest, smallest or random")

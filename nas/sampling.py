@@ -9,7 +9,7 @@ from nas.arch import SKIP, Arch, Op
 from nas.plan import Layout, Slot
 
 
-def size(layout: Layout) -> int:
+def count(layout: Layout) -> int:
     """Counts the networks of a layout (an exact integer)."""
     return math.prod(len(slot.ops) for slot in layout.slots)
 

@@ -207,7 +207,7 @@ def test_macs_and_parameters_agree_with_fvcore(name: str) -> None:
     ("g_ghost_regnetx_080", 24.59, 4.150)])
 def test_parameters_and_macs_of_the_published_g_ghosts(name: str, params_m: float, macs_g: float) -> None:
     at = layout(Space.load(str(folder("search_spaces") / "presets" / f"{name}.yaml")), Task(224, 3, 1000))
-    assert sampling.size(at) == 1
+    assert sampling.count(at) == 1
     keys = plan(at, sampling.smallest(at))
     assert sum(map(params, keys)) == pytest.approx(params_m * 1e6, rel=0.0005)
     assert sum(map(macs, keys)) == pytest.approx(macs_g * 1e9, rel=0.0005)

@@ -43,8 +43,8 @@ def test_encode_and_decode_are_inverse(seed: int) -> None:
 
 
 def test_the_size_is_exact(tiny: Layout) -> None:
-    assert sampling.size(tiny) == 10 * 10 * 9 * 16
-    assert 10**41 < sampling.size(layout(Space.load("ghost"), Task(224, 3, 1000))) < 10**42
+    assert sampling.count(tiny) == 10 * 10 * 9 * 16
+    assert 10**41 < sampling.count(layout(Space.load("ghost"), Task(224, 3, 1000))) < 10**42
 
 
 def test_the_same_seed_is_the_same_network(tiny: Layout) -> None:

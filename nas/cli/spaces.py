@@ -63,7 +63,7 @@ def _space(name: str, size: int) -> dict[str, Any]:
 
     space = Space.load(name)
     plan = layout(space, Task(size, 3, 1000))
-    return {"name": name, "slots": len(plan.slots), "archs": f"10^{math.log10(sampling.size(plan)):.1f}",
+    return {"name": name, "slots": len(plan.slots), "archs": f"10^{math.log10(sampling.count(plan)):.1f}",
             "operators": len(candidates(plan)), "ops": list(space.ops), "channels": [s.out for s in space.stages],
             "depth": [s.depth for s in space.stages], "last_map": plan.head.size, "about": space.about,
             "file": str(resolve("search_spaces", name, ".yaml"))}

@@ -136,20 +136,20 @@ def unfinished(layout: Layout, table: Costs) -> bool:
     return _label(layout) in table.meta.get(UNCORRECTED, [])
 
 
-def check(prepare: Callable[[], Run], layout: Layout, table: LatencyTable, device: Device,
-          ) -> tuple[float, float | None]:
+def time_network(prepare: Callable[[], Run], layout: Layout, table: LatencyTable, device: Device,
+                 ) -> tuple[float, float | None]:
     """Times a network of the layout on the device of the table; returns ms, as of when the table was made, and drift.
 
     The table's yardstick runs beside it, and ``drift`` is how many times slower that is now: the ms are divided by it.
     Without a yardstick in the table, drift is None and the ms are as they are.
     """
-    ms, drift = check_all(lambda: {"": prepare()}, 1, layout, table, device)
+    ms, drift = time_networks(lambda: {"": prepare()}, 1, layout, table, device)
     return ms[""], drift
 
 
-def check_all(prepare: Callable[[], Mapping[str, Run]], count: int, layout: Layout, table: LatencyTable,
-              device: Device) -> tuple[dict[str, float], float | None]:
-    """Times ``count`` networks in the same rounds, as ``check`` does; returns ms by name, and the drift."""
+def time_networks(prepare: Callable[[], Mapping[str, Run]], count: int, layout: Layout, table: LatencyTable,
+                  device: Device) -> tuple[dict[str, float], float | None]:
+    """Times ``count`` networks in the same rounds, as ``time_network`` does; returns ms by name, and the drift."""
     rng, seconds = random.Random(0), CHECKED_S * count
     with one_torch_thread():
         if "network_ms" not in _known(layout, table):

@@ -75,7 +75,7 @@ def _distinct(layout: Layout, n: int, rng: random.Random) -> list[Arch]:
         drawn[arch] = None
         if len(drawn) == n:
             return list(drawn)
-    raise UserError(f"-n {n}: {layout.space} at {layout.task.size} has {sampling.size(layout)} networks, and "
+    raise UserError(f"-n {n}: {layout.space} at {layout.task.size} has {sampling.count(layout)} networks, and "
                     f"{PATIENCE} draws brought none beyond {len(drawn)}")
 
 

@@ -53,6 +53,6 @@ def begin_training(settings: Baseline, path: Path | None, progress: Progress) ->
 
 def _only_network(settings: Baseline) -> str:
     """Returns the choice for a space that has one network; raises UserError where there are several."""
-    if sampling.size(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
+    if sampling.count(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
         raise UserError(f"{setting('arch')}: which network? give largest, smallest, random, or an arch.json")
     return "largest"

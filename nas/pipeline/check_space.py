@@ -40,7 +40,7 @@ def check(name: str, task: Task, targets: Sequence[str], progress: Progress) -> 
             costs.append({"target": target, **_priced(plan, target, name)})
             bar.advance()
     return {"name": plan.space, "size": task.size, "classes": task.classes, "slots": len(plan.slots),
-            "archs": f"10^{math.log10(sampling.size(plan)):.1f}", "operators": len(candidates(plan)),
+            "archs": f"10^{math.log10(sampling.count(plan)):.1f}", "operators": len(candidates(plan)),
             "params": [int(least), int(most)], "macs": [int(light), int(heavy)], "last_map": plan.head.size,
             "targets": costs}
 

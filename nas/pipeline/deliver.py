@@ -25,7 +25,7 @@ from nas.latency.devices.board import recorded
 from nas.latency.devices.ethos_u import of_table
 from nas.latency.devices.onnxruntime import session, weight_bits
 from nas.latency.load import busy_text
-from nas.latency.profile import check
+from nas.latency.profile import time_network
 from nas.latency.timing import Run as Timed
 from nas.lower import tflite
 from nas.lower.onnx import export, lower, save
@@ -258,4 +258,4 @@ def measured(inputs: Inputs, target: str, model: nn.Module,
     def prepare() -> Timed:
         return device.load(path) if reads else device.prepare(model, in_ch=task.in_ch, size=task.size)
 
-    return check(prepare, inputs.measured, table, device)
+    return time_network(prepare, inputs.measured, table, device)

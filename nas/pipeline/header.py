@@ -16,7 +16,7 @@ def lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: Superne
     """Returns one line each of the space, of every target with its budgets, and of what is trained and judged."""
     layout, config = inputs.layout, inputs.config
     sizes = " and ".join(str(at.size) for at in inputs.every)
-    searched = (f"space: {layout.space} at {sizes} pixels, {len(layout.slots)} slots, {about(sampling.size(layout))} "
+    searched = (f"space: {layout.space} at {sizes} pixels, {len(layout.slots)} slots, {about(sampling.count(layout))} "
                 "networks")
     targets = [f"target: {target} ({', '.join(origin(inputs.costs[target])) or inputs.costs[target].name}), "
                f"{'budget' if len(budgets) == 1 else 'budgets'} {', '.join(amount(ms, target) for ms in budgets)}"

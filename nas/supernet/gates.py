@@ -124,7 +124,7 @@ class Gates(nn.Module):
         return Soft(s, target, p, Pair(low, high, high_share), float(beta.detach()), budget, expected)
 
     def log_scores(self, s: float, target: int = 0) -> list[dict[Op, float]]:
-        """Returns the score of every live operator of every slot, its log prior: the ILP maximises their sum.
+        """Returns the score, a log prior, of every operator that is not pruned, slot by slot; the ILP maximises the sum.
 
         Where every width is a branch, scores are relative to those that the gates began with, so that operators of many
         widths have no handicap against ``skip``.
@@ -213,8 +213,8 @@ def _start(layout: Layout, branches: int) -> Tensor:
     return start
 
 
-def full(gates: Gates, soft: Soft) -> Decision:
-    """Returns the decision with every live branch, at both its widths, weighted by its probability.
+def all_branches(gates: Gates, soft: Soft) -> Decision:
+    """Returns the decision with every branch that is not pruned, at both its widths, weighted by its probability.
 
     Its ``expected_ms`` is the expected latency of the gates.
     """
@@ -249,9 +249,9 @@ def two_path(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -
 
 
 def gumbel(gates: Gates, soft: Soft, tau: float, generator: torch.Generator) -> Decision:
-    """Returns the decision with all live branches, weighted by a Gumbel softmax (FBNet), each at both its widths."""
+    """Returns the decision of ``all_branches``, weighted by a Gumbel softmax (FBNet) in place of probabilities."""
     weights = torch.softmax(_noisy(gates, soft, generator) / tau, -1)
-    return full(gates, replace(soft, p=weights))
+    return all_branches(gates, replace(soft, p=weights))
 
 
 def draw(gates: Gates, soft: Soft, generator: torch.Generator) -> Decision:

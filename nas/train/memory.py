@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nas.decision import Decision, largest, one_hot, smallest
 from nas.errors import UserError, setting
 from nas.plan import Layout
-from nas.supernet.gates import Gates, full
+from nas.supernet.gates import Gates, all_branches
 from nas.supernet.net import Supernet
 from nas.train import torchrun
 from nas.train.data import free_bytes
@@ -94,7 +94,7 @@ def saved_bytes(net: nn.Module, calls: Sequence[tuple[object, ...]]) -> int:
 
 def _all(gates: Gates) -> Decision:
     with torch.no_grad():
-        return full(gates, gates.at(0.0))
+        return all_branches(gates, gates.at(0.0))
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:

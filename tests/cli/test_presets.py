@@ -32,7 +32,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "spaces.md"
 
 
 def only(at: Layout) -> Subnet:
-    assert sampling.size(at) == 1
+    assert sampling.count(at) == 1
     return build(at, sampling.smallest(at))
 
 
@@ -86,7 +86,7 @@ def test_a_preset_is_one_network_in_scalars(name: str) -> None:
     assert file["name"] == name and file["skip"] is False
     assert every(isinstance(value, int | str) for knobs in families for value in knobs.values())
     for size in (32, 96, 224):
-        assert sampling.size(layout(Space.load(name), Task(size, 3, 10))) == 1
+        assert sampling.count(layout(Space.load(name), Task(size, 3, 10))) == 1
     assert name not in shipped("search_spaces", ".yaml")
 
 

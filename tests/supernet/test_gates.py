@@ -9,7 +9,7 @@ from every import every
 from nas.arch import SKIP
 from nas.decision import Prices, as_float, expected_ms, largest, one_hot, prices, smallest
 from nas.plan import Layout, OpKey, enumerated, macs, plan
-from nas.supernet.gates import Gates, draw, full, gumbel, two_path
+from nas.supernet.gates import Gates, all_branches, draw, gumbel, two_path
 from nas.supernet.prune import GRID, Pruner, survivors
 from nas.supernet.width import bracket, closing_gap, interpolate, share
 
@@ -50,7 +50,7 @@ def test_expected_latency_is_the_budget(tiny: Layout, priced: Prices, s: float, 
         soft = gates.at(s, 0, gap)
         assert soft.budget_ms == pytest.approx(low * 1.02 * (high * 0.98 / (low * 1.02)) ** ((s + 1) / 2))
         assert soft.expected_ms == pytest.approx(soft.budget_ms, rel=1e-6)
-        assert as_float(expected_ms(tiny, full(gates, soft), priced)) == pytest.approx(soft.budget_ms, rel=1e-5)
+        assert as_float(expected_ms(tiny, all_branches(gates, soft), priced)) == pytest.approx(soft.budget_ms, rel=1e-5)
 
 
 def test_enumerated_widths_are_branches_that_begin_as_the_pair_does(tiny: Layout, priced: Prices) -> None:
@@ -66,7 +66,7 @@ def test_enumerated_widths_are_branches_that_begin_as_the_pair_does(tiny: Layout
     for seed, s in enumerate((-1.0, 0.2, 1.0)):
         soft = shaken(gates, seed).at(s, 0, 0.5)
         assert soft.expected_ms == pytest.approx(soft.budget_ms, rel=1e-6)
-        assert as_float(expected_ms(tiny, full(gates, soft), priced)) == pytest.approx(soft.budget_ms, rel=1e-5)
+        assert as_float(expected_ms(tiny, all_branches(gates, soft), priced)) == pytest.approx(soft.budget_ms, rel=1e-5)
         choices = two_path(gates, soft, 1.0, torch.Generator().manual_seed(seed)).slots
         assert every(len(slot) == 2 and slot[0] != slot[1] for slot in choices)
 
@@ -93,7 +93,7 @@ def test_saturated_gates_are_undone(tiny: Layout, priced: Prices) -> None:
 def test_the_constraint_has_no_gradient_of_its_own(tiny: Layout, priced: Prices) -> None:
     low, high = ends(tiny, priced)
     gates = shaken(Gates(tiny, [priced], [(low, high)]))
-    total = expected_ms(tiny, full(gates, gates.at(0.1, 0, 0.5)), priced)
+    total = expected_ms(tiny, all_branches(gates, gates.at(0.1, 0, 0.5)), priced)
     assert isinstance(total, torch.Tensor)
     for gradient in torch.autograd.grad(total, [gates.theta, gates.phi, gates.c0]):
         assert float(gradient.abs().max()) < 1e-6 * (high - low)

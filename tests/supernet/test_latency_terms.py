@@ -9,7 +9,7 @@ from every import every
 from nas.config.gates import Gates as Settings
 from nas.decision import Prices, as_float, expected_ms, prices
 from nas.plan import Layout, OpKey, macs
-from nas.supernet.gates import Gates, Soft, full
+from nas.supernet.gates import Gates, Soft, all_branches
 from nas.supernet.latency_terms import LIMIT, TERMS, Dual, Term
 from nas.supernet.width import Pair
 
@@ -91,7 +91,7 @@ def test_unprojected_gates_are_the_plain_softmax(tiny: Layout, priced: Prices) -
         at = gates.at(s, 0, 0.5)
         assert torch.equal(at.p, torch.softmax(gates.prior(s)[0], -1)) and at.beta == 0.0
         assert (at.s, at.target, at.budget_ms) == (s, 0, gates.budget(s))
-        assert at.expected_ms == pytest.approx(as_float(expected_ms(tiny, full(gates, at), priced)), rel=1e-5)
+        assert at.expected_ms == pytest.approx(as_float(expected_ms(tiny, all_branches(gates, at), priced)), rel=1e-5)
         for gradient in torch.autograd.grad(at.ms, [gates.theta, gates.c0]):
             assert float(gradient.abs().max()) > 1e-3 * at.expected_ms  # projected ones have none
 

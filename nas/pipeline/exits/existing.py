@@ -18,7 +18,7 @@ from nas.latency import costs as cost_models
 from nas.latency.devices.onnxruntime import clock as clock_of
 from nas.latency.kernel_model import KernelModel
 from nas.latency.onnx_graph import Graph, read
-from nas.latency.profile import check_all
+from nas.latency.profile import time_networks
 from nas.lower import formats
 from nas.lower.onnx import export as export_onnx
 from nas.lower.verify import check_onnx
@@ -77,7 +77,7 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     plain = load_weights(inputs, arch, place)
     keys = plan(at, full)
     here, metadata = timed_here(costs), metadata_of(inputs, arch)
-    clock = partial(check_all, layout=inputs.layout, table=here[0], device=here[1]) if here else None
+    clock = partial(time_networks, layout=inputs.layout, table=here[0], device=here[1]) if here else None
     return Pick(name=wanted, net=with_exits(at, full, plain, inputs.seed), plain=plain,
                 data=replace(inputs.data, augment=config.train.augment or inputs.data.augment), metadata=metadata,
                 target=target, clock=clock, now_ns=clock_of(1)[1],

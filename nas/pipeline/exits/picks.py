@@ -22,7 +22,7 @@ from nas.exits.net import Kept, MultiExit, Network
 from nas.exits.policy import Policy
 from nas.files import copy
 from nas.latency.devices.onnxruntime import clock
-from nas.latency.profile import check_all
+from nas.latency.profile import time_networks
 from nas.pipeline.deliver import busy_tables, metadata_of
 from nas.pipeline.exits.price import known_exit_ms
 from nas.pipeline.exits.serve import (
@@ -188,7 +188,7 @@ def _measured(inputs: Inputs, trained: Trained, served: Any, name: str) -> dict[
         found[target] = dict.fromkeys(("measured_ms", "measured_worst_ms", "drift"))
         if here := timed_here(costs):
             table, device = here
-            beside = partial(check_all, layout=inputs.measured, table=table, device=device)
+            beside = partial(time_networks, layout=inputs.measured, table=table, device=device)
             found[target] = measured(inputs.run.file(name), trained, served, beside, clock(1)[1])
     return {key: {target: one[key] for target, one in found.items()}
             for key in ("measured_ms", "measured_worst_ms", "drift")}

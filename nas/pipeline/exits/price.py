@@ -18,7 +18,7 @@ from nas.exits.net import Additive, MultiExit
 from nas.exits.policy import Point, Policy
 from nas.latency.base import Costs
 from nas.latency.devices.onnxruntime import clock
-from nas.latency.profile import check_all
+from nas.latency.profile import time_networks
 from nas.latency.table import EXIT_MS, LatencyTable
 from nas.latency.timing import Device, Run
 from nas.pipeline.exits.serve import exit_runs, timed_here
@@ -74,7 +74,7 @@ def _time_asking(at: Layout, table: LatencyTable, device: Device, number: int, a
     prefix = choice.pieces(plan(at, arch), table.ms_many).prefix_ms(range(count))
     with tempfile.TemporaryDirectory() as folder:
         write_untrained(net, Path(folder), at, prefix)
-        ms, _ = check_all(_runs(Path(folder) / BRANCHED, at, count), count + 1, at, table, device)
+        ms, _ = time_networks(_runs(Path(folder) / BRANCHED, at, count), count + 1, at, table, device)
     for index in range(count + 1):
         asked.append(min(index + 1, count))
         beyond.append(ms[f"exit {index}"] - float(prefix[index]))

@@ -44,7 +44,7 @@ def test_it_is_what_files_take_beyond_their_rows_an_exit(tiny_exits: Layout, mon
         return {f"exit {k}": float(ms) + slope * min(k + 1, count - 1) for k, ms in enumerate(written[-1])}, None
 
     monkeypatch.setattr(price, "write_untrained", wrote)
-    monkeypatch.setattr(price, "check_all", timed)
+    monkeypatch.setattr(price, "time_networks", timed)
     found = price.exit_ms(tiny_exits, Flat("flat", {}), None, NoProgress())
     assert found == pytest.approx(max(0.0, slope), abs=1e-12) and len(written) == price.NETWORKS
     assert len({tuple(prefix) for prefix in written}) > 1  # not one network several times
