@@ -19,7 +19,7 @@ CALL_MS = 0.005
 
 
 def rows_s(layout: Layout, keys: list[OpKey]) -> float:
-    """Returns the seconds that rows take with the pairs of convolutions that are taken off them."""
+    """Estimates the seconds that measuring rows takes, with the pairs of convolutions whose time is taken off."""
     contexts = [context_of(layout, key) for key in keys]
     chunks = -(-len(keys) // CHUNK)
     pairs = min(chunks * len(context.maps(contexts)), 2 * len(keys))
@@ -28,7 +28,7 @@ def rows_s(layout: Layout, keys: list[OpKey]) -> float:
 
 
 def networks_s(layout: Layout, count: int) -> float:
-    """Returns the seconds that so many whole networks take, each twice."""
+    """Estimates the seconds that measuring ``count`` random networks takes, each twice."""
     middle = [sorted(macs(key) for op in slot.ops if (key := slot.key(op))) for slot in layout.slots]
     work = sum(slot[len(slot) // 2] for slot in middle if slot) + sum(map(macs, layout.fixed))
     return 2 * count * (min(SECONDS_A_NETWORK, _rounds_s(work, WARM_NETWORK)) + PREPARED_S)

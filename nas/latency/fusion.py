@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Kernel:
-    """Describes one launch at batch 1.
+    """Describes one kernel that an inference engine launches, at batch 1.
 
     ``kind`` is conv, or one that is bound by the ``moved`` elements: pool, pointwise, softmax, cat, copy, resize.
     Sides of maps that are not square are geometric means. A linear layer is a 1x1 conv on a 1x1 map.

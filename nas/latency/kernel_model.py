@@ -195,7 +195,7 @@ class Shapes:
 
 
 def _hats(window: Array) -> list[Array]:
-    """Returns piecewise linear weights on WINDOWS that sum to one."""
+    """Returns how much of each side of ``WINDOWS`` a kernel of that side is, linear between them; sums are one."""
     return [np.interp(window, WINDOWS, [float(k == knot) for k in WINDOWS]) for knot in WINDOWS]
 
 

@@ -42,7 +42,7 @@ class Watch:
 
 
 def busy_text(meta: Mapping[str, Any]) -> str | None:
-    """Returns ``made on a busy machine`` with what says so; None where nothing does, or nothing was noted."""
+    """Returns ``made on a busy machine`` with the signs of that; None where there are none, or nothing was noted."""
     load = _known(meta)
     if load is None:
         return None

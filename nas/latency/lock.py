@@ -12,7 +12,7 @@ from nas.files import Locked, locked
 
 @contextmanager
 def locked_table(table_path: Path) -> Iterator[None]:
-    """Locks a table meanwhile: two processes would lose each other's rows, and slow each other down.
+    """Locks a table while the block runs: two processes would lose each other's rows, and slow each other down.
 
     Raises UserError naming the process that fills it.
     """

@@ -16,7 +16,7 @@ from nas.lower import formats
 
 
 def stored(path: Path, weights: bool = True) -> onnx.ModelProto:
-    """Reads the model as it stands in the file; ``weights`` are those in files of their own, which may be large.
+    """Reads an ONNX file as it is; without ``weights``, those in separate files, which may be large, are left out.
 
     Raises UserError for a file that is missing or no ONNX, and for weights that are missing, cut off or elsewhere.
     """

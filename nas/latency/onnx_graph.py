@@ -57,7 +57,7 @@ class Graph:
 
 
 def read(path: Path, size: int | None = None, weights: bool = True, any_batch: bool = False) -> Graph:
-    """Reads a file of one image as its input; ``size`` is the side of that where the file leaves it open.
+    """Reads an ONNX file whose input is an image; ``size`` is the side of the image where the file leaves it open.
 
     Without ``weights`` those in files of their own are not read. With ``any_batch`` shapes are those of the batch that
     the file fixes. Raises UserError for a file that is not ONNX, whose input is another, or whose batch is fixed at

@@ -26,7 +26,7 @@ _PLAIN_VALUES = {"value_float": np.float32, "value_floats": np.float32, "value_i
 
 
 def normalised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the same network in that form; the model that is given may change. Raises what onnx raises."""
+    """Returns the same network in the form that this module describes; the argument may change. Raises as onnx does."""
     if model.functions:
         model = inliner.inline_local_functions(model)
     _one_domain(model)
@@ -48,7 +48,7 @@ def entry_called_input(model: onnx.ModelProto, entry: str) -> None:
 
 
 def drop_casts(model: onnx.ModelProto, dtypes: Mapping[str, int]) -> None:
-    """Makes an Identity of each Cast to the type that its input has."""
+    """Turns each Cast to the type that its input already has into an Identity."""
     for node in model.graph.node:
         if node.op_type == "Cast" and attributes(node)["to"] == dtypes.get(node.input[0]):
             node.op_type = "Identity"

@@ -132,7 +132,7 @@ def planned_s(layout: Layout, path: Path, device: Device | Estimator, remeasure:
 
 
 def unfinished(layout: Layout, table: Costs) -> bool:
-    """Returns whether a table has rows of a layout that were measured and not corrected, as a call was interrupted."""
+    """Tells whether a table has rows of a layout that are measured but not corrected: a call was interrupted."""
     return _label(layout) in table.meta.get(UNCORRECTED, [])
 
 
@@ -217,7 +217,7 @@ def _label(layout: Layout) -> str:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Restricts PyTorch to one thread meanwhile: idle threads spin after each use, beside the runtime that is timed."""
+    """Restricts PyTorch to one thread in the block: idle threads spin for a while, beside the runtime being timed."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

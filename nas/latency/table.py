@@ -177,7 +177,7 @@ class LatencyTable(Costs):
 
     @property
     def _chosen(self) -> tuple[str | None, int, int]:
-        """Returns precision, threads and batch as ``nas profile`` is asked for them."""
+        """Returns precision, threads and batch of ``nas profile`` for rows like these; None: its usual precision."""
         precision = self.meta.get("precision")
         asked = precision if str(self.meta["device"]).startswith(("cpu", "gpu")) and precision != "fp32" else None
         threads, batch = (int(self.meta.get(key) or 1) for key in ("threads", "batch"))

@@ -22,8 +22,9 @@ COLUMNS = ("id", "ms")
 
 
 def validate(target: str, samples: Path, measured: Path, write: bool = False) -> dict[str, Any]:
-    """Compares predictions with measurements: ``n``, ``mape``, ``bias``, ``kendall``, ``spearman``, ``not_measured``.
+    """Compares predicted with measured ms of networks by ``nas sample``; returns errors and rank correlations.
 
+    ``n`` is the number of networks that were measured, ``not_measured`` that of the others.
     With ``write`` the figures become the newest validation in the table's meta (of a copy under ./latency_tables where
     the table is a shipped one); ``table`` is its file, else None. Raises UserError for every mistake in the files.
     """

@@ -11,7 +11,7 @@ HEAD = 512  # bytes that are looked at
 
 @dataclass(frozen=True)
 class Format:
-    """Names a format in a sentence, with advice for who wanted weights from such a file, or an ONNX file."""
+    """Names a format, as in a sentence, with advice for a user who wanted weights from such a file, or an ONNX file."""
 
     text: str
     for_weights: str = ""

@@ -21,9 +21,10 @@ T = TypeVar("T")
 
 def check(op: Op, in_ch: int, out_ch: int, stride: int, narrowest: int | None = None,
           largest: Op | None = None) -> None:
-    """Checks an operator at a shape; ``narrowest`` is its smallest hidden width, ``largest`` holds its weights.
+    """Checks output, gradients, weight sharing and deployed form of an operator at a shape.
 
-    Checked are gradients, the slice of ``largest`` that it is (and that at ``narrowest``), and the deployed form.
+    It has to compute the same on a slice of the weights of ``largest``, which holds its own, also at the hidden width
+    ``narrowest``.
     Raises UserError naming operator, shape and what to do. Random numbers of the caller are left as they are.
     """
     where = f"operator {op} at {in_ch}->{out_ch} stride {stride}"

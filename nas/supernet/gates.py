@@ -124,7 +124,7 @@ class Gates(nn.Module):
         return Soft(s, target, p, Pair(low, high, high_share), float(beta.detach()), budget, expected)
 
     def log_scores(self, s: float, target: int = 0) -> list[dict[Op, float]]:
-        """Returns the score, a log prior, of every operator that is not pruned, slot by slot; the ILP maximises the sum.
+        """Returns each slot's scores, a log prior for every operator that is not pruned; the ILP maximises their sum.
 
         Where every width is a branch, scores are relative to those that the gates began with, so that operators of many
         widths have no handicap against ``skip``.
@@ -176,7 +176,7 @@ class _Tilt:
         return self.fixed + (p * cost).sum()
 
     def solve(self, expected: Callable[[Tensor], Tensor], budget_ms: float) -> Tensor:
-        """Finds beta with ``expected(beta) = budget_ms`` by bisection; the nearer end where there is none."""
+        """Finds, by bisection, the beta at which the expected latency is the budget, or the nearest to that."""
         low, high = -18.0, 18.0  # beta = unit * sinh(z): +-3e7 of a slot's nats, so that saturated gates are undone too
         for _ in range(HALVINGS):
             middle = (low + high) / 2

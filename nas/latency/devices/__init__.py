@@ -33,7 +33,7 @@ def local_targets() -> dict[str, tuple[str, str]]:
 
 
 def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = None) -> Device | Estimator:
-    """Opens a device by name, or a board by its file; ``gpu`` is the best runtime of the GPU, as its name then says.
+    """Opens a device by name, or a board by its file; ``gpu`` is the best runtime of the GPU that works here.
 
     ``precision`` None is the device's usual one. Raises UserError for what is not known, not there or not possible.
     """

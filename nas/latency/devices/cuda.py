@@ -264,7 +264,7 @@ def bound(made: onnxruntime.InferenceSession) -> Run:
 
 @dataclass
 class Replay:
-    """Replays a CUDA graph between two events. It keeps network and input alive: the graph knows only addresses."""
+    """Replays a CUDA graph and returns its milliseconds; keeps network and input alive, of which it knows addresses."""
 
     graph: torch.cuda.CUDAGraph
     start: torch.cuda.Event
@@ -296,7 +296,7 @@ def captured(network: nn.Module, images: torch.Tensor) -> Replay:
 
 
 def warm(run: Run) -> Run:
-    """Runs some times, so that what is timed later is warm, and returns the run."""
+    """Calls a run a few times, so that kernels are chosen and clocks are up when it is timed, and returns it."""
     for _ in range(WARM_UP):
         run()
     return run
