@@ -185,7 +185,7 @@ class SearchRun:
         with run.lock():
             done = pipeline.export(run, arch, budget_ms, Path(out) if out else None, progress or Lines(), format,
                                    _images(data, data_dir))
-        return [Path(file.get("onnx") or file["tflite"]) for file in done["files"]]
+        return [Path(file.onnx or file.tflite or "") for file in done.files]
 
 
 def front_of_run(run: Path, front: records.Front) -> Front:

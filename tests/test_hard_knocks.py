@@ -153,7 +153,7 @@ def test_a_finished_run_is_all_there_where_its_space_and_images_are_not(
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "space": str(gone)}))
     run, card = Run.existing(path), finished[1]["front"][-1]
-    (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet()).to_json()["files"]
     assert file["predicted_ms"] == card["ms"] and file["relative_diff"] < 1e-4
     chosen = selected(run, ["gpu-v100"], [card["ms"]["gpu-v100"]], Quiet())
     assert every(one["ms"]["gpu-v100"] <= card["ms"]["gpu-v100"] for one in chosen["front"])

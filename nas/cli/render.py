@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from nas import text
 from nas.pipeline import overrun
-from nas.run.records import Budget, Card, Comparison, Excess, Front, Spread, Stopped
+from nas.run.records import Budget, Card, Comparison, Excess, Exported, Front, JudgedNetworks, Spread, Stopped
 from nas.units import amount, column, counted, device, millions, unit
 
 GAP = 3  # blanks between two columns
@@ -110,14 +110,14 @@ def over_budget(result: Front) -> None:
         line(excess)
 
 
-def exported(result: Mapping[str, Any]) -> None:
-    """Prints the files, then a line for each that is measured above the budget of its pick."""
-    files = result["files"]
-    rows([{name: part for key, value in file.items() if key != "over_budget"
-           for name, part in _of_file(key, value).items()} for file in files]) if files else line("none")
-    for file in files:
-        for target, excess in file.get("over_budget", {}).items():
-            line(overrun.sentence(file["id"], target, Excess(**excess), file["predicted_ms"].get(target)))
+def exported(result: Exported) -> None:
+    """The files, then a line for each that is measured above the budget of its pick."""
+    files = [file.model_dump(exclude_none=True, exclude={"over_budget"}) for file in result.files]
+    rows([{name: part for key, value in file.items() for name, part in _of_file(key, value).items()}
+          for file in files]) if files else line("none")
+    for file in result.files:
+        for target, excess in file.over_budget.items():
+            line(overrun.sentence(file.id, target, excess, file.predicted_ms.get(target)))
 
 
 def _of_file(key: str, value: Any) -> dict[str, Any]:
@@ -144,14 +144,12 @@ def stopped(result: Stopped) -> None:
     line(result.run)
 
 
-def judged(result: Mapping[str, Any]) -> None:
-    """Prints judged networks, in the order of the file."""
-    networks = result["networks"]
-    rows([{"id": entry["id"], "loss": entry["loss"],
-           "inherited accuracy": _accuracy(entry["accuracy"], entry["accuracy_se"]),
-           **_costs("predicted", entry["ms"]), "MACs": millions(entry["macs"]),
-           "params": millions(entry["params"])} for entry in networks])
-    line(f"networks: {len(networks)}, judged on {result['images']} images of the selection split")
+def judged(result: JudgedNetworks) -> None:
+    """Network by network, in the order of the file."""
+    rows([{"id": network.id, "loss": network.loss,
+           "inherited accuracy": _accuracy(network.accuracy, network.accuracy_se), **_costs("predicted", network.ms),
+           "MACs": millions(network.macs), "params": millions(network.params)} for network in result.networks])
+    line(f"networks: {len(result.networks)}, judged on {result.images} images of the selection split")
 
 
 def profile(result: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,7 +28,7 @@ from nas.errors import UserError
 from nas.train import torchrun
 
 if TYPE_CHECKING:
-    from nas.run.records import Front, Stopped
+    from nas.run.records import Exported, Front, JudgedNetworks, Stopped
 
 
 @app.command()
@@ -170,7 +170,7 @@ def judge(
         pipeline.judge(Run.existing(run), storage, TerminalProgress(), images=Images(data, data_dir))
         return
 
-    def work() -> dict[str, Any]:
+    def work() -> JudgedNetworks:
         assert archs is not None
         with existing(run) as (here, progress):
             return pipeline.judge_archs(here, archs, progress, Images(data, data_dir))
@@ -195,7 +195,7 @@ def export(
 ) -> None:
     """Write one pick or all to files. Checked against PyTorch, and measured where this machine is the target."""
 
-    def work() -> dict[str, Any]:
+    def work() -> Exported:
         if kind not in ("onnx", "int8-onnx", "tflite"):
             raise UserError(f"--format {kind}: known are onnx, int8-onnx and tflite")
         if features and kind != "onnx":
@@ -215,7 +215,7 @@ def export(
     print_result(work, as_json, _show_files)
 
 
-def _show_files(result: dict[str, Any]) -> None:
+def _show_files(result: Exported) -> None:
     from nas.cli import render
 
     render.exported(result)
@@ -227,7 +227,7 @@ def _show_stopped(result: Stopped) -> None:
     render.stopped(result)
 
 
-def _show_judged(result: dict[str, Any]) -> None:
+def _show_judged(result: JudgedNetworks) -> None:
     from nas.cli import render
 
     render.judged(result)

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nas.arch import Arch
 from nas.errors import UserError, setting
@@ -15,7 +14,7 @@ from nas.pipeline.selection import Judge
 from nas.plan import OpKey, macs, params, plan, resized
 from nas.progress import Progress
 from nas.run import timeline
-from nas.run.records import Candidate, Picks, Stopped
+from nas.run.records import Candidate, JudgedNetwork, JudgedNetworks, Picks, Stopped
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
 from nas.train import evaluation
@@ -43,7 +42,7 @@ def read_archs(file: Path) -> list[Arch]:
 
 
 def judge_given(inputs: Inputs, training: SupernetTraining, archs: Sequence[Arch],
-                progress: Progress) -> dict[str, Any]:
+                progress: Progress) -> JudgedNetworks:
     """Returns, network by network, its loss and accuracy on the selection split and what it costs on every target.
 
     What was judged before is remembered in the run, and not judged again. Raises UserError, before any is judged, for a
@@ -53,9 +52,9 @@ def judge_given(inputs: Inputs, training: SupernetTraining, archs: Sequence[Arch
     with progress.task("judge", len(set(archs))) as task:
         judge = Judge(inputs, training, task)
         judge(list(dict.fromkeys(archs)))
-    networks = [_row(inputs, keys, arch, (judge.known[arch.id], judge.accuracies[arch.id]), len(judge.split))
+    networks = [_judged(inputs, keys, arch, (judge.known[arch.id], judge.accuracies[arch.id]), len(judge.split))
                 for arch, keys in zip(archs, plans, strict=True)]
-    return {"run": str(inputs.run.path), "split": "select", "images": len(judge.split), "networks": networks}
+    return JudgedNetworks(run=str(inputs.run.path), split="select", images=len(judge.split), networks=networks)
 
 
 def _plan(inputs: Inputs, training: SupernetTraining, arch: Arch, number: int) -> list[OpKey]:
@@ -71,8 +70,8 @@ def stopped(inputs: Inputs, until: str, picks: Picks | None) -> Stopped:
     budgets, targets = picks.budgets if picks else [], list(inputs.costs)
     known, images = Judge.remembered(inputs.run), min(inputs.config.judge_images, len(inputs.data.select))
     archs = {pick.id: pick.arch for pick in budgets}
-    networks = [_candidate(_row(inputs.at(arch.size), plan(inputs.at(arch.size).measured, arch), arch, known[arch.id],
-                                images)) for arch in archs.values()]
+    networks = [_candidate(_judged(inputs.at(arch.size), plan(inputs.at(arch.size).measured, arch), arch,
+                                   known[arch.id], images)) for arch in archs.values()]
     networks.sort(key=lambda network: network.ms[targets[0]])
     kept = {point.id for target in targets for point in pareto_front(
         Point(network.id, network.ms[target], network.select_accuracy or 0.0) for network in networks)}
@@ -83,15 +82,16 @@ def stopped(inputs: Inputs, until: str, picks: Picks | None) -> Stopped:
                    budgets=[pick.budget() for pick in budgets], seconds=timeline.spent(inputs.run))
 
 
-def _candidate(row: dict[str, Any]) -> Candidate:
-    return Candidate(id=row["id"], size=row["size"], ms=row["ms"], macs=row["macs"], params=row["params"],
-                     select_accuracy=row["accuracy"], select_accuracy_se=row["accuracy_se"])
+def _candidate(network: JudgedNetwork) -> Candidate:
+    return Candidate(id=network.id, size=network.size, ms=network.ms, macs=network.macs, params=network.params,
+                     select_accuracy=network.accuracy, select_accuracy_se=network.accuracy_se)
 
 
-def _row(inputs: Inputs, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, float], images: int) -> dict[str, Any]:
-    """A loss that is no number is None."""
+def _judged(inputs: Inputs, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, float],
+            images: int) -> JudgedNetwork:
     loss, accuracy = judged
-    return {"id": arch.id, "size": arch.size, "loss": loss if math.isfinite(loss) else None, "accuracy": accuracy,
-            "accuracy_se": evaluation.standard_error(accuracy, images),
-            "ms": {target: math.fsum(costs.ms_many(keys)) for target, costs in inputs.costs.items()},
-            "macs": sum(map(macs, keys)), "params": sum(map(params, keys))}
+    return JudgedNetwork(
+        id=arch.id, size=arch.size, loss=loss if math.isfinite(loss) else None, accuracy=accuracy,
+        accuracy_se=evaluation.standard_error(accuracy, images),
+        ms={target: math.fsum(costs.ms_many(keys)) for target, costs in inputs.costs.items()},
+        macs=sum(map(macs, keys)), params=sum(map(params, keys)))

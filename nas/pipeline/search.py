@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -38,7 +37,7 @@ from nas.report.figures import draw_front
 from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, keep_place, lying_at
-from nas.run.records import Front, Picks, Stopped
+from nas.run.records import Excess, Exported, ExportedFile, Front, JudgedNetworks, Picks, Stopped
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
 from nas.train import augment, placement
@@ -165,7 +164,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     return _finish(inputs, training, picks, place, fine_tune, progress)
 
 
-def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECORDED) -> dict[str, Any]:
+def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECORDED) -> JudgedNetworks:
     """Networks of a file, judged with the weights of a run's supernet; continues what was stopped."""
     archs, config = judging.read_archs(file), lying_at(searched(run), images)
     inputs, training = supernet.finished(run, config, progress)
@@ -183,7 +182,7 @@ def judge(run: Run, storage: str, progress: Progress, parent: int | None = None,
 
 
 def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,
-           kind: str = "onnx", images: Images = RECORDED) -> dict[str, Any]:
+           kind: str = "onnx", images: Images = RECORDED) -> Exported:
     """One pick or all in a format of ``FORMATS``, written anew, checked, and measured where that is possible."""
     write, name = FORMATS[kind]
     config = lying_at(settings_of(run), images)
@@ -203,27 +202,27 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
         for card in map(fronts[place].card, wanted):
             if card.exits:
                 folder = out / card.id if out else run.file(card.onnx).parent
-                files.append({"id": card.id, **picks_exits.export_exits(inputs, card, place, folder),
-                              "predicted_ms": card.ms})
+                files.append(ExportedFile(id=card.id, predicted_ms=card.ms,
+                                          **picks_exits.export_exits(inputs, card, place, folder)))
                 task.advance()
                 continue
             arch = Arch.from_json(run.read_json(f"{place}archs/{card.id}/arch.json"))
             path = out / f"{card.id}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
-            file = {"id": card.id, "predicted_ms": card.ms, **write(inputs.at(arch.size), arch, place, path)}
-            files.append({**file, **_over_budget(file, fronts, place, budget_ms)})
+            written = write(inputs.at(arch.size), arch, place, path)
+            file = ExportedFile.model_validate({"id": card.id, "predicted_ms": card.ms, **written})
+            files.append(file.model_copy(update={"over_budget": _over_budget(file, fronts, place, budget_ms)}))
             task.advance()
-    return {"files": files, "target": fronts[place].target}
+    return Exported(files=files, target=fronts[place].target)
 
 
-def _over_budget(file: dict[str, Any], fronts: dict[str, Front], place: str,
-                 budget_ms: float | None) -> dict[str, Any]:
-    """``over_budget`` of an exported file that is measured above a budget it was picked for, or above ``budget_ms``."""
-    bounds = bounds_of((budget for front in fronts.values() for budget in front.budgets), file["id"])
+def _over_budget(file: ExportedFile, fronts: dict[str, Front], place: str,
+                 budget_ms: float | None) -> dict[str, Excess]:
+    """Where an exported file is measured above a budget it was picked for, or above ``budget_ms``."""
+    bounds = bounds_of((budget for front in fronts.values() for budget in front.budgets), file.id)
     if budget_ms is not None:
         first = fronts[place].target[0]
         bounds[first] = min(budget_ms, bounds.get(first, budget_ms))
-    excess = over(file["measured_ms"], bounds)
-    return {"over_budget": {target: one.to_json() for target, one in excess.items()}} if excess else {}
+    return over(file.measured_ms, bounds)
 
 
 def _without_exits(fronts: dict[str, Front], kind: str, arch_id: str | None) -> dict[str, Front]:

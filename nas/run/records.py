@@ -292,6 +292,62 @@ class Front(Record):
         return ("front" if on_its_front else "dominated") + (", dominated on test" if card.dominated_on_test else "")
 
 
+class FeatureMap(Record):
+    """An output of a network without its head."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+class ExportedFile(Record):
+    """A file of a pick in the format that was asked for."""
+
+    id: Id
+    predicted_ms: ByTarget
+    onnx: str | None = None
+    tflite: str | None = None
+    features: list[FeatureMap] | None = None
+    max_abs_diff: float | None = Field(default=None, description="of the outputs from those in PyTorch")
+    relative_diff: float | None = Field(default=None, description="the same in the largest output")
+    compared: int | None = Field(default=None, description="images on which a file with exits was compared")
+    at_threshold: int | None = Field(default=None, description="of these: within rounding of a threshold")
+    sqnr_db: float | None = Field(default=None, description="signal to quantisation noise of an int8 file's outputs")
+    same_top1: Share | None = None
+    measured_ms: Measured = {}
+    drift: Measured = {}
+    over_budget: dict[str, Excess] = {}
+
+
+class Exported(Record):
+    """What ``nas export`` writes."""
+
+    files: list[ExportedFile]
+    target: list[Text]
+
+
+class JudgedNetwork(Record):
+    """A network with the supernet's weights on the selection split."""
+
+    id: Id
+    size: int
+    loss: float | None = Field(default=None, description="None where it is no number")
+    accuracy: Share
+    accuracy_se: Error
+    ms: ByTarget
+    macs: int
+    params: int
+
+
+class JudgedNetworks(Record):
+    """What ``nas judge --archs`` says, in the order of the file."""
+
+    run: str
+    split: str
+    images: int
+    networks: list[JudgedNetwork]
+
+
 class Spread(Record):
     """Summarises test accuracy of the ``n`` networks of a space at a budget: mean, standard deviation, and that of the
     best by the images that choose. None where they are too few.

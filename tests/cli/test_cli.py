@@ -25,7 +25,7 @@ from nas.pipeline.budgets import Bounds
 from nas.pipeline.npu_memory import Memory
 from nas.run.directory import Run
 from nas.run.images import RECORDED, Images
-from nas.run.records import Budget, Front
+from nas.run.records import Budget, Exported, ExportedFile, Front
 
 RESULT = front([card()], budgets=[Budget(budget_ms={"cpu": 0.6}, id=card().id, ms={"cpu": 0.5})])
 VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets",
@@ -178,8 +178,8 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     Run.open("run", {"target": ["cpu", "other"]})
     asked: list[Any] = []
     places: list[Images] = []
-    files = {"files": [{"id": "a", "onnx": "a.onnx", "max_abs_diff": 1e-6, "predicted_ms": {"cpu": 0.5},
-                        "measured_ms": {"cpu": None}}], "target": ["cpu"]}
+    files = Exported(files=[ExportedFile(id="a", onnx="a.onnx", max_abs_diff=1e-6, predicted_ms={"cpu": 0.5},
+                                         measured_ms={"cpu": None})], target=["cpu"])
 
     def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any, fine_tune: bool,
                memory: Memory, bounds: Bounds, points: int | None, storage: str | None,
@@ -200,15 +200,15 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
          "--sram-kb", "256", "--flash-kb", "99.5")
     call("select", "run", "--budget-ms", "cpu=2", "--budget-ms", "other=1", "--max-params", "9000", "--budgets", "50",
          "--storage", "sqlite:///all.db", "--workers", "4")
-    assert json.loads(call("export", "run", "--json", "--budget-ms", "2")[1]) == files
+    assert json.loads(call("export", "run", "--json", "--budget-ms", "2")[1]) == files.to_json()
     code, out, _ = call("export", "run", "--arch", "a", "--out", "there", "--format", "tflite", "--data", "b",
                         "--data-dir", "c")
     assert [*dict.fromkeys(places)] == [RECORDED, Images("b", "c")]
     assert code == 0 and "a.onnx" in out and "1e-06" in out
     assert asked == [(Path("run"), ["cpu", "other"], [], False, {}, {}, None, None, 1),
-                     (Path("run"), ["npu"], [1.0, 2.0], True, {"--sram-kb": 256, "--flash-kb": 99.5}, {}, None,
+                     (Path("run"), ["npu"], [1.0, 2.0], True, {"sram_kb": 256, "flash_kb": 99.5}, {}, None,
                       None, 1),
-                     (Path("run"), ["cpu", "other"], [], False, {}, {"--max-params": 9000.0, "together":
+                     (Path("run"), ["cpu", "other"], [], False, {}, {"max_params": 9000.0, "together":
                       {"cpu": 2.0, "other": 1.0}}, 50, "sqlite:///all.db", 4),
                      (None, 2.0, None, "onnx"), ("a", None, Path("there"), "tflite")]
     assert call("export", "run", "--features")[0] == 0 and asked[-1] == (None, None, None, "features")

@@ -14,7 +14,7 @@ from nas.pipeline.front import meant
 from nas.pipeline.search import refuse
 from nas.pipeline.train_one import refuse as refuse_baseline
 from nas.run.images import Images, lying_at
-from nas.run.records import Budget
+from nas.run.records import Budget, Exported, ExportedFile
 from nas.run.settings import Baseline
 from nas.train.data import load
 
@@ -33,13 +33,13 @@ def test_only_what_can_be_measured_has_a_measured_column(capsys: pytest.CaptureF
 
 
 def test_drift_is_that_of_each_measured_target(capsys: pytest.CaptureFixture[str]) -> None:
-    file = {"id": CARD.id, "predicted_ms": CARD.ms, "measured_ms": CARD.measured_ms,
-            "drift": {"macs": None, "cpu": 1.25}}
-    render.exported({"files": [file], "target": ["macs", "cpu"]})
+    file = ExportedFile(id=CARD.id, predicted_ms=CARD.ms, measured_ms=CARD.measured_ms,
+                        drift={"macs": None, "cpu": 1.25})
+    render.exported(Exported(files=[file], target=["macs", "cpu"]))
     title, _, row = capsys.readouterr().out.splitlines()
     assert title.split("   ")[-1].strip() == "drift cpu" and row.split()[-1] == "1.25"
-    alone = {"id": "x", "predicted_ms": {"cpu": 0.5}, "measured_ms": {"cpu": 0.75}, "drift": {"cpu": 1.5}}
-    render.exported({"files": [alone], "target": ["cpu"]})
+    alone = ExportedFile(id="x", predicted_ms={"cpu": 0.5}, measured_ms={"cpu": 0.75}, drift={"cpu": 1.5})
+    render.exported(Exported(files=[alone], target=["cpu"]))
     title, _, row = capsys.readouterr().out.splitlines()
     assert title.split() == ["id", "predicted", "ms", "measured", "ms", "drift"]
     assert row.split() == ["x", "0.5", "0.75", "1.5"] and row.endswith(" " * 8 + "0.75     1.5")  # as numbers are

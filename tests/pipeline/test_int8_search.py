@@ -115,11 +115,11 @@ def test_export_as_int8_onnx(finished: Made, tmp_path: Path) -> None:
     path, result, _ = finished
     best = result["front"][-1]["id"]
     run = Run.existing(path)
-    (file,) = pipeline.export(run, best, None, tmp_path, Quiet(), "int8-onnx")["files"]
+    (file,) = pipeline.export(run, best, None, tmp_path, Quiet(), "int8-onnx").to_json()["files"]
     assert file["onnx"] == str(tmp_path / f"{best}.int8.onnx")
     assert file["sqnr_db"] > 10 and file["measured_ms"]["cpu-int8"] > 0
     assert Path(file["onnx"]).read_bytes() == (path / "archs" / best / "model.int8.onnx").read_bytes()
-    (file,) = pipeline.export(run, best, None, tmp_path, Quiet())["files"]
+    (file,) = pipeline.export(run, best, None, tmp_path, Quiet()).to_json()["files"]
     assert file["measured_ms"] == {"cpu-int8": None}  # a float file is not what the target's milliseconds are of
 
 

@@ -56,7 +56,7 @@ def test_given_networks_are_judged_as_the_selector_judges(run: Run, tmp_path: Pa
     archs = sampled(run, 4)
     file = written(tmp_path / "archs.json", [archs[0].to_json(), {"id": "x", "arch": archs[1].to_json(), "ms": 3},
                                              archs[0].to_json(), archs[2].to_json()])
-    found = pipeline.judge_archs(run, file, Quiet())
+    found = pipeline.judge_archs(run, file, Quiet()).to_json()
     assert [one["id"] for one in found["networks"]] == [archs[i].id for i in (0, 1, 0, 2)]
     inputs, training = supernet.finished(run, pipeline.searched(run), Quiet())
     split = evaluation.part_of(inputs.data.select, inputs.config.judge_images, inputs.seed, "judge")
@@ -168,7 +168,7 @@ def test_networks_can_be_judged_once_the_supernet_is_trained(space_file: Path, t
     run = Run.open(tmp_path / "run", config.to_json())
     pipeline.search(config, run, Quiet(), "supernet")
     file = written(tmp_path / "archs.json", [arch.to_json() for arch in sampled(run, 2)])
-    assert len(pipeline.judge_archs(run, file, Quiet())["networks"]) == 2
+    assert len(pipeline.judge_archs(run, file, Quiet()).to_json()["networks"]) == 2
 
 
 def test_an_unknown_stage_is_refused_before_anything_is_made(nas: Callable[..., Any], tmp_path: Path,

@@ -269,7 +269,7 @@ def test_a_selection_keeps_the_limits_of_its_run_or_takes_tighter_ones(finished:
 def test_trained_weights_are_compiled_for_the_card(finished: tuple[Path, dict[str, Any]], tmp_path: Path,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     run, card = Run.existing(finished[0]), finished[1]["front"][0]
-    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite")["files"]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "tflite").to_json()["files"]
     report = EthosU(TARGET).compile(Path(file["tflite"]).read_bytes(), "the exported file")
     assert (report.sram_bytes / 1024, report.flash_bytes / 1024) == (
         card["sram_kb"][TARGET], card["flash_kb"][TARGET])

@@ -176,7 +176,7 @@ def test_a_budget_that_nothing_keeps_is_said(copy: Run, table: Path, here: Any,
             f"({100 * above:.0f} % above; predicted {least:.4g})")
     assert said in capsys.readouterr().out.splitlines()
     exported = pipeline.export(copy, fast["id"], None, copy.path / "out", Quiet())
-    assert exported["files"][0]["over_budget"] == {str(table): excess}
+    assert exported.to_json()["files"][0]["over_budget"] == {str(table): excess}
     render.exported(exported)
     assert said in capsys.readouterr().out.splitlines()
 

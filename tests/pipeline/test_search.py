@@ -163,7 +163,7 @@ def test_a_run_finds_its_table_from_any_directory(space_file: Path, tmp_path: Pa
     name = kept_table(run, target)
     assert json.loads(run.file(name).read_text())["name"] == "here" and len(list(run.file("tables").iterdir())) == 1
     card = result["front"][0]
-    (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet())["files"]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path / "out", Quiet()).to_json()["files"]
     assert file["predicted_ms"] == card["ms"]
     (here / "phone.json").unlink()
     again = selected(run, run.config["target"], [], Quiet(), points=1)
@@ -195,7 +195,7 @@ def test_a_selection_in_which_nothing_fits_does_not_stand_in_the_way_of_another(
     (tmp_path / "run" / "selections" / "none" / "front.json").write_text(
         json.dumps({**front, "front": [], "dominated": [], "budgets": []}))
     run, quiet = Run.existing(tmp_path / "run"), Quiet()
-    files = pipeline.export(run, None, None, tmp_path / "out", quiet, "features")["files"]
+    files = pipeline.export(run, None, None, tmp_path / "out", quiet, "features").to_json()["files"]
     assert len(files) == len(front["front"]) + len(front["dominated"])
 
 
@@ -244,7 +244,7 @@ def test_export_writes_what_was_asked_for(finished: tuple[Path, dict[str, Any]],
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     run, front = Run.existing(finished[0]), finished[1]["front"]
     monkeypatch.delattr("nas.run.images.load")  # an export has no need of the images
-    files = pipeline.export(run, front[0]["id"], None, tmp_path / "out", Quiet())["files"]
+    files = pipeline.export(run, front[0]["id"], None, tmp_path / "out", Quiet()).to_json()["files"]
     assert [f["id"] for f in files] == [front[0]["id"]] and Path(files[0]["onnx"]).is_file()
     assert files[0]["relative_diff"] < 1e-4
     with pytest.raises(UserError, match="arch=nope: no such pick"):
@@ -257,7 +257,7 @@ def test_export_of_the_features(finished: tuple[Path, dict[str, Any]], tmp_path:
                                 monkeypatch: pytest.MonkeyPatch) -> None:
     run, card = Run.existing(finished[0]), finished[1]["front"][-1]
     monkeypatch.delattr("nas.run.images.load")
-    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "features")["files"]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet(), "features").to_json()["files"]
     assert file["features"] == [{"name": "stride1", "channels": 8, "stride": 1},
                                 {"name": "stride2", "channels": 16, "stride": 2}]
     assert file["relative_diff"] < 1e-4 and file["measured_ms"] == {"gpu-v100": None}
@@ -272,7 +272,7 @@ def test_export_finds_a_pick_of_a_selection(finished: tuple[Path, dict[str, Any]
     bound = 0.97 * finished[1]["front"][-1]["ms"]["gpu-v100"]
     chosen = selected(run, ["gpu-v100"], [bound], Quiet())["front"][0]
     assert chosen["id"] not in own
-    (file,) = pipeline.export(run, chosen["id"], None, tmp_path, Quiet())["files"]
+    (file,) = pipeline.export(run, chosen["id"], None, tmp_path, Quiet()).to_json()["files"]
     assert file["predicted_ms"] == chosen["ms"] and file["onnx"] == str(tmp_path / f"{chosen['id']}.onnx")
     assert file["relative_diff"] < 1e-4
 
@@ -281,7 +281,7 @@ def test_export_as_int8_agrees_with_the_float_network(finished: tuple[Path, dict
     for package in ("tflite", "ai_edge_litert"):
         pytest.importorskip(package, reason="needs the extra: pip install '.[npu]'")
     run, front = Run.existing(finished[0]), finished[1]["front"]
-    out = pipeline.export(run, front[0]["id"], None, tmp_path, Quiet(), "tflite")["files"][0]
+    out = pipeline.export(run, front[0]["id"], None, tmp_path, Quiet(), "tflite").to_json()["files"][0]
     assert Path(out["tflite"]).read_bytes()[4:8] == b"TFL3" and list(tmp_path.iterdir()) == [Path(out["tflite"])]
     assert out["sqnr_db"] > 15 and 0.8 < out["same_top1"] <= 1
     assert out["predicted_ms"] == front[0]["ms"] and out["measured_ms"] == {"gpu-v100": None}

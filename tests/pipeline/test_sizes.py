@@ -138,7 +138,7 @@ def test_budgets_reach_from_the_least_of_all_sizes_to_the_most(finished: tuple[R
 
 def test_files_take_images_of_the_size(finished: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     run, result = finished
-    exported = pipeline.export(run, None, None, tmp_path, Quiet())["files"]
+    exported = pipeline.export(run, None, None, tmp_path, Quiet()).to_json()["files"]
     assert len(exported) == len(cards_of(result))
     sizes = {card["id"]: card["size"] for card in cards_of(result)}
     for file in (*exported, *({"id": id, "onnx": str(run.file(f"archs/{id}/model.onnx"))} for id in sizes)):

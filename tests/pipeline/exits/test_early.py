@@ -109,7 +109,7 @@ def test_interrupted_it_ends_the_same(finished: tuple[Path, dict[str, Any]], spa
 
 def test_export_writes_exits_anew(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     run, card = Run.existing(finished[0]), next(card for card in cards(finished[1]) if card["exits"])
-    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet())["files"]
+    (file,) = pipeline.export(run, card["id"], None, tmp_path, Quiet()).to_json()["files"]
     assert file["relative_diff"] < 1e-4 and file["predicted_ms"] == card["ms"] and file["compared"] == 64
     old = onnx.load(finished[0] / card["onnx"]).SerializeToString()
     assert onnx.load(file["onnx"]).SerializeToString() == old
@@ -199,9 +199,9 @@ def test_formats_without_exits_choose_among_picks_without(finished: tuple[Path, 
     budget = max(card["ms"][V100] for card in plain)
     best = max(plain, key=lambda card: (card["select_accuracy"], -card["ms"][V100]))
     run, quiet = Run.existing(whole), Quiet()
-    (file,) = pipeline.export(run, None, budget, tmp_path / "out", quiet, "features")["files"]
+    (file,) = pipeline.export(run, None, budget, tmp_path / "out", quiet, "features").to_json()["files"]
     assert file["id"] == best["id"] and Path(file["onnx"]).is_file()
-    files = pipeline.export(run, None, None, tmp_path / "all", quiet, "features")["files"]
+    files = pipeline.export(run, None, None, tmp_path / "all", quiet, "features").to_json()["files"]
     assert {file["id"] for file in files} == {card["id"] for card in plain}
     write_json(whole / "front.json", {**front, "front": early, "dominated": []})
     with pytest.raises(UserError, match="format=features: has no early exits, and all picks"):
