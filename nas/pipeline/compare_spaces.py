@@ -17,15 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from nas.arch import Arch
 from nas.config.search import PLACES, Config
 from nas.config.space import checked_space
 from nas.errors import UserError, setting
 from nas.pipeline.budgets import limits_of
 from nas.pipeline.deliver import deliver
-from nas.pipeline.finetune import train_picks
+from nas.pipeline.finetune import RandomWeights, train_picks
 from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.search import refuse
 from nas.pipeline.setup import prepare
@@ -36,8 +34,6 @@ from nas.run.directory import Run
 from nas.run.records import Card, ComparedSpace, Comparison, Spread
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Problem, budgets, random_within
-from nas.subnet import build
-from nas.train import randomness
 from nas.train.recipes import COMPARED, FineTuningRecipe
 from nas.units import amount, unit
 
@@ -47,17 +43,6 @@ TRIES = 50  # draws at a budget for each network that is new
 RECIPE = ("batch", "finetune_lr", "weight_decay", "finetune_epochs", "augment", "label_smoothing", "accumulate", "amp")
 FLAGS = ("space", "target", "width", "size", "budget_ms", "budgets", "data", "data_dir", "limit", "seed", "train_on",
          "threads")
-
-
-class Scratch:
-    """The networks of a layout with random weights, which depend on the seed and the network alone."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self.inputs = inputs
-
-    def inherit(self, arch: Arch) -> nn.Module:
-        with randomness.seeded(self.inputs.seed, arch.id, "scratch"):
-            return build(self.inputs.layout, arch)
 
 
 def settings(configs: Sequence[Config], networks: int) -> dict[str, Any]:
@@ -181,7 +166,7 @@ def _part(inputs: Inputs, one: Problem, grid: Sequence[float], archs: list[list[
     """Trains and judges the networks of one space: its spread at each budget, and its front."""
     different = list(dict.fromkeys(arch for row in archs for arch in row))
     progress.note(f"{inputs.layout.space}: {len(different)} networks")
-    train_picks(inputs, Scratch(inputs), different, "", recipe, progress)
+    train_picks(inputs, RandomWeights(inputs, "scratch"), different, "", recipe, progress)
     cards: dict[Arch, Card] = {}
     with progress.task("export", len(different)) as task:
         for arch in different:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -40,6 +41,18 @@ class Origin(Protocol):
 
     def inherit(self, arch: Arch) -> nn.Module:
         """The network with these weights."""
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """Networks that begin with random weights, which depend on the run's seed, the network and ``stream`` alone."""
+
+    inputs: Inputs
+    stream: str
+
+    def inherit(self, arch: Arch) -> Subnet:
+        with randomness.seeded(self.inputs.seed, arch.id, self.stream):
+            return build(self.inputs.layout, arch)
 
 
 def folder_of(place: str, arch: Arch) -> str:

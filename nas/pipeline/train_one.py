@@ -16,7 +16,7 @@ from nas.arch import Arch, Op
 from nas.config.space import checked_space
 from nas.errors import UserError, setting
 from nas.pipeline import deliver
-from nas.pipeline.finetune import train_picks
+from nas.pipeline.finetune import RandomWeights, train_picks
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.setup import prepare
 from nas.plan import Layout, OpKey, Slot, macs, plan
@@ -28,8 +28,7 @@ from nas.run.images import keep_place
 from nas.run.records import Front
 from nas.run.settings import Baseline, as_recorded
 from nas.run.tables import find_costs
-from nas.subnet import Subnet, build
-from nas.train import augment, placement, randomness
+from nas.train import augment, placement
 from nas.train.data import check_data_dir
 from nas.train.recipes import BY_ITSELF, FineTuningRecipe
 
@@ -89,7 +88,7 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
         progress.note(f"{arch.id}: of {arch.space} at {arch.size} pixels, {sum(map(macs, keys)) / 1e6:.4g} M multiply-"
                       f"adds; {how.epochs} epochs of {len(inputs.data.learn):,} images in batches of {how.batch}")
     with timeline.phase(run, "training"):
-        train_picks(inputs, _Chance(inputs), [arch], "", how, progress)
+        train_picks(inputs, RandomWeights(inputs, "weights"), [arch], "", how, progress)
     with timeline.phase(run, "export"), progress.task("export", 1) as task:
         card = deliver.deliver(inputs, arch, "", True)
         task.advance()
@@ -99,17 +98,6 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     if settings.target and not run.has("front.png"):
         run.write("front.png", lambda file: draw_front(front, file))
     return front.asked_of(run.path, timeline.finished(run))
-
-
-class _Chance:
-    """First weights from the seed."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self.inputs = inputs
-
-    def inherit(self, arch: Arch) -> Subnet:
-        with randomness.seeded(self.inputs.seed, arch.id, "weights"):
-            return build(self.inputs.layout, arch)
 
 
 def _checked(inputs: Inputs, settings: Baseline, given: Arch | None) -> Arch:
