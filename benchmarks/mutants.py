@@ -32,7 +32,7 @@ NORMS = (f"{LEAK}test_delivered_batch_norms_are_those_of_training_images",)
 GATES = ("tests/supernet/test_gates.py",)
 LOOPS = ("tests/train/test_loops.py",)
 TABLE = ("tests/latency/test_table.py",)
-PROFILE = ("tests/latency/test_profile.py",)
+PROFILE = ("tests/latency/test_profile.py", "tests/latency/test_timing.py")
 POLICY = ("tests/exits/test_policy.py",)
 CHOICE = ("tests/exits/test_choice.py",)
 RUN = ("tests/run/test_directory.py",)
@@ -236,7 +236,7 @@ MUTANTS = (
            "            part.train(mode)\n", ("tests/exits/test_methods.py", "tests/exits/test_ztw.py")),
     Mutant("asking an exit is free", "nas/exits/choice.py", "ms + asked_ms if key.is_exit else ms", "ms", CHOICE),
     Mutant("--max-ms is of the prediction alone", "nas/pipeline/exits/add.py", "worst <= wishes.max_ms:", "True:",
-           ("tests/pipeline/exits/test_early.py::test_the_measured_file_keeps_to_max_ms",)),
+           ("tests/pipeline/exits/test_add.py::test_the_measured_file_keeps_to_max_ms",)),
     Mutant("exits of a pick may lose more", "nas/pipeline/exits/picks.py", "options.lose / 100", "options.lose",
            ("tests/pipeline/test_leakage.py::test_what_exits_may_lose_is_of_the_plain_picks_own_accuracy",)),
 
@@ -328,14 +328,14 @@ MUTANTS = (
     Mutant("exits are refused after training", "nas/pipeline/search.py",
            "    keep_place(run, config)\n    if config.exits.method != \"none\":\n        picks_exits.refuse(inputs)\n",
            "    keep_place(run, config)\n",
-           ("tests/pipeline/exits/test_early.py::test_what_a_search_with_exits_refuses",)),
+           ("tests/pipeline/exits/test_search_with_exits.py::test_what_a_search_with_exits_refuses",)),
     Mutant("a network that files cannot hold is trained", "nas/pipeline/exits/add.py",
            "    check(model.net, in_ch=model.data.in_ch, size=model.data.size)\n", "",
-           ("tests/pipeline/exits/test_early.py", "tests/pipeline/exits/test_how_foreign_models_read.py")),
+           ("tests/pipeline/exits/test_add.py", "tests/pipeline/exits/test_how_foreign_models_read.py")),
     Mutant("files with exits are not compared with PyTorch", "nas/pipeline/exits/serve.py",
            "agreement = compared(folder, network, served.policy, normalise(data.test.images[:CHECKED], data))",
            "agreement = {\"relative_diff\": 0.0, \"compared\": 0, \"at_threshold\": 0}",
-           ("tests/pipeline/exits/test_early.py", "tests/pipeline/exits/test_exits_page.py")),
+           ("tests/pipeline/exits/test_search_with_exits.py", "tests/pipeline/exits/test_exits_page.py")),
     Mutant("points within chance are not marked", "nas/pipeline/front.py",
            "front=_with_ties([card for card in shown if card.id in kept], targets[0]),",
            "front=[card for card in shown if card.id in kept],",
@@ -382,7 +382,7 @@ MUTANTS = (
            ("tests/report/test_figures.py",)),
     Mutant("points of exits cost the worst latency", "nas/pipeline/exits/picks.py", "ms=mean,",
            "ms=worst,",
-           ("tests/pipeline/exits/test_early.py::test_a_front_has_points_with_and_without_exits_and_says_which",)),
+           ("tests/pipeline/exits/test_search_with_exits.py::test_a_front_has_points_with_and_without_exits_and_says_which",)),
     Mutant("an interrupt ends with 0", "nas/cli/__init__.py", "typer.Abort):\n        code = 130",
            "typer.Abort):\n        code = 0",
            ("tests/cli/test_cli.py::test_a_signal_ends_it_cleanly",)),

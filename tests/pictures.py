@@ -48,3 +48,11 @@ def png16(path: Path, values: npt.NDArray[Any]) -> Path:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines))
                      + chunk(b"IEND", b""))
     return path
+
+
+def noise(folder: Path, n: int) -> None:
+    """Images of 16x16 without classes."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for index in range(n):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index}.png")

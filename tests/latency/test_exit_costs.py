@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from clockwork import Clockwork
 from every import every
-from test_profile import Clockwork
 
 from nas import sampling
 from nas.errors import UserError

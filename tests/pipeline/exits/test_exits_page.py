@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pictures import noise
 from PIL import Image
-from test_early import pictures
 from tiny_search import SHORT
 from tiny_space import TINY
 
@@ -44,7 +44,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest
     for module, name in ((models, "SECONDS"), (profile, "CHECKED_S")):
         monkeypatch.setattr(module, name, 0.01)  # figures are not what is tested
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
-    pictures(Path("pictures"), 40)
+    noise(Path("pictures"), 40)
     torch.manual_seed(0)
     torch.save(resnet18(num_classes=3).state_dict(), "resnet18.pth")
     before, order = signal.getsignal(signal.SIGTERM), ["search", "exits", "export"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from onnx import helper
-from test_early import finished as finished
 from torch import nn
 from torchvision import models
 
