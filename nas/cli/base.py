@@ -1,4 +1,4 @@
-"""Shares between verbs the app, options that several take, an existing run, and rows of a result."""
+"""Defines what the verbs share: the app, common options, opening a run, printing rows."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def exported(result: Exported) -> None:
 
 
 def _of_file(key: str, value: Any) -> dict[str, Any]:
-    """Returns the column or columns of a figure of a file."""
+    """Returns the columns that show one figure of an exported file, by title."""
     if key == "drift":
         return _per_target(key, {target: drift for target, drift in value.items() if not counted(target)},
                            len(value) > 1)
@@ -130,7 +130,7 @@ def _of_file(key: str, value: Any) -> dict[str, Any]:
 
 
 def stopped(result: Stopped) -> None:
-    """Prints what a search has that ended behind a stage: the picks, their worth without fine-tuning, the run."""
+    """Prints the picks of a search that was told to stop after a stage, with their inherited accuracy, and the run."""
     networks = [*result.front, *result.dominated]
     if networks:
         rows([{"id": network.id, **({"size": network.size} if result.sizes else {}),

@@ -52,7 +52,9 @@ class Exits(Strict):
 
 
 class Config(Strict):
-    """Holds the settings of a search; without ``budget_ms`` it has ``budgets``, geometric over the reachable range."""
+    """Holds the settings of a search; ``budgets`` is how many are spread over the reachable range without
+    ``budget_ms``.
+    """
 
     space: Name = Field(default="ghost", description="Search space: a shipped name, or a file.")
     only_op: Name | None = Field(default=None, description="Only this operator of the space.")

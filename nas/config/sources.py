@@ -14,7 +14,7 @@ from nas.files import nearest
 
 
 def from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yields (key, value, what the user calls the setting) of what is given, which None is not."""
+    """Yields (key, value, what the user calls the setting) of every flag that was given; None means it was not."""
     for key, value in flags.items():
         if value is not None:
             yield key, value, setting(key)

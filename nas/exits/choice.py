@@ -124,7 +124,8 @@ def choose(said: ExitLogits, pieces: Pieces, *, budget_ms: float | None = None, 
 
 
 def cross_validated(said: ExitLogits, kept: Sequence[int], prefix_ms: Array, budget_ms: float) -> Point:
-    """Estimates what thresholds for a budget give on new images: each half of these by thresholds of the other.
+    """Estimates accuracy and latency at a budget on new images: each half of these leaves by thresholds set on the
+    other.
 
     ``thresholds`` are those of the first half, ``shares``, ``mean_ms`` and ``accuracy`` means over both.
     """

@@ -162,7 +162,7 @@ def emit_segment(segment: Segment, shapes: Mapping[str, Sequence[int]], names: S
 
 
 def _piece(model: onnx.ModelProto, start: Cut, end: Cut, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
-    """Cuts out what ``end`` is computed of from ``start`` on, its batch left open."""
+    """Cuts out the nodes that compute ``end`` from ``start`` on, with the batch left open."""
     producer = {name: index for index, node in enumerate(model.graph.node) for name in node.output if name}
     needed, asked = set[int](), [end.name]
     while asked:

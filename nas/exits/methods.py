@@ -76,7 +76,7 @@ class Boost(Method):
 
 @register("cache")
 class Cache(Frozen):
-    """Teaches exits of a frozen network to say what it says itself, without labels: sum_k T^2 KL(q_C || q_k), softened.
+    """Teaches the exits of a frozen network its own answers, without labels, by sum_k T^2 KL(q_C || q_k).
 
     Self-distillation of the layer-caching system (Abedi et al., arXiv 2209.08625), whose exits are there for a network
     that is deployed already; it says neither loss nor temperature, and these are Hinton's (arXiv 1503.02531).

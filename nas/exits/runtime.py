@@ -221,7 +221,7 @@ def _point(point: dict[str, Any], exits: int) -> dict[str, Any]:
 
 
 def _at_least(ms: float) -> str:
-    """Rounds up, so that who asks for what a message names gets it (this file imports nothing of nas)."""
+    """Rounds ms up for a message, so that the number it names can be asked for (this file imports nothing of nas)."""
     digits = 3 - math.floor(math.log10(ms)) if ms > 0 else 0
     return f"{math.ceil(ms * 10**digits) / 10**digits:.4g}" if ms > 0 else "0"
 

@@ -131,7 +131,9 @@ class Run:
         return self.path / name
 
     def places(self) -> list[str]:
-        """Returns where fronts lie, in front of their files' names: that of the search, "", and finished selections."""
+        """Returns the folders of fronts as prefixes of file names: "" for the search's, ``selections/NAME/`` for each
+        selection's.
+        """
         names = sorted(path.parent.name for path in self.path.glob("selections/*/front.json"))
         return ["", *(f"selections/{name}/" for name in names)]
 

@@ -45,7 +45,10 @@ def _copy(file: str, sha256: str) -> str:
 
 
 def recorded(run: Run) -> list[dict[str, Any]]:
-    """Returns the files of the run's operators: ``file``, ``sha256``, ``operators``; none where all are shipped."""
+    """Returns what the run recorded of each file of user-written operators: ``file``, ``sha256`` and ``operators``.
+
+    Empty where all its operators are shipped.
+    """
     if not run.has(OPS):
         return []
     value = run.read_json(OPS)

@@ -44,7 +44,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what ``json.dumps`` writes: the fields that are known."""
+        """Returns the fields that are not None as plain values for JSON."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -161,7 +161,7 @@ class Pick(Budget):
     arch: Genotype
 
     def budget(self) -> Budget:
-        """Returns the same without the network."""
+        """Returns the pick without its network."""
         return Budget(budget_ms=self.budget_ms, id=self.id, size=self.size, ms=self.ms, measured_ms=self.measured_ms)
 
     @model_validator(mode="after")
@@ -198,7 +198,7 @@ class Picks(Record):
 
 
 class Stopped(Record):
-    """Holds what a search has chosen that ended behind a stage: networks as the supernet's weights judge them."""
+    """Describes a search that was told to stop after a stage: its networks are judged with the supernet's weights."""
 
     run: str
     space: Text
@@ -243,7 +243,7 @@ class Front(Record):
         return self
 
     def asked_of(self, run: Path, seconds: dict[str, float]) -> Front:
-        """Returns the front with where it stands and what it took, by phase."""
+        """Returns the front with the run directory and the seconds of each phase, for whoever asked for it."""
         return self.model_copy(update={"run": str(run), "seconds": seconds})
 
     @property

@@ -155,7 +155,7 @@ def _completed(target: str, plans: Sequence[Layout], space: str, progress: Progr
 
 
 def _maker(target: str, table: Costs | None, plan: Layout) -> Device | Estimator | None:
-    """Returns who fills in a target's rows here; None for a table of another machine."""
+    """Returns the device that measures or compiles a target's rows here; None for a table of another machine."""
     if table is None:
         return _made_here(target)
     if device := local(table.meta):

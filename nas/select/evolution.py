@@ -61,7 +61,7 @@ def select_evolution(problem: Problem, limits_list: Sequence[Limits], scores_for
 
 
 def narrowed(problem: Problem, lists: Sequence[Sequence[Sequence[int]]]) -> Problem:
-    """Returns the problem with only those branches drawn that are frequent among the best networks of some list.
+    """Narrows the problem to the branches that are frequent among the best networks of some list.
 
     The best are the first quarter of a list (best first), at least four, of the networks that are made of what is drawn
     so far; frequent is what is as frequent as if all branches of its slot were equally likely, so that each slot keeps
@@ -78,7 +78,7 @@ def narrowed(problem: Problem, lists: Sequence[Sequence[Sequence[int]]]) -> Prob
 
 
 def drawable(problem: Problem, pick: Sequence[int]) -> bool:
-    """Says whether a network is made of branches that the problem still draws."""
+    """Says whether all choices of a network are among the branches that the (narrowed) problem draws."""
     return all(any(index in group for group in groups) for index, groups in zip(pick, problem.branches, strict=True))
 
 

@@ -133,7 +133,7 @@ def first_round(problem: Problem, limits_list: Sequence[Limits], gates: Sequence
 
 
 def in_turn(lists: Sequence[Sequence[list[int]]]) -> list[list[int]]:
-    """Merges lists in turn, the first of each, then the second, ...: each budget has a share of any beginning."""
+    """Merges lists in turn, the first of each, then the second, ...: cutting the end off takes from all alike."""
     return [pick for round_ in itertools.zip_longest(*lists) for pick in round_ if pick is not None]
 
 

@@ -143,7 +143,7 @@ class _Row:
 
 
 def _upper(cost: Cost, limit: float, tight: bool) -> _Row:
-    """Makes an upper limit a row whose room is 1000, against HiGHS's tolerance of 1e-6.
+    """Turns an upper limit into a row scaled to a room of 1000, because HiGHS works to a tolerance of 1e-6.
 
     It is loose by what rounding may take, or safely ``tight``.
     """
@@ -153,7 +153,9 @@ def _upper(cost: Cost, limit: float, tight: bool) -> _Row:
 
 
 def _lower(end: End) -> _Row:
-    """Makes a lower end a row; a value over the room counts as the room, because it covers the row alone either way."""
+    """Turns a lower end into a row; a value over the room counts as the room, because it covers the row alone either
+    way.
+    """
     values, room, _ = _scaled(*end)
     return _Row([np.minimum(row, max(0.0, room)) for row in values], room, np.inf)
 
@@ -178,7 +180,7 @@ def _dominates(score: np.ndarray, costs: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _joined(scores: Scores, kept: Sequence[np.ndarray], rows: Sequence[_Row], cuts: Sequence[Cut]) -> Pick | None:
-    """Solves by meeting in the middle, under several upper limits; None where that fails, answer or not."""
+    """Solves under several upper limits by meeting in the middle; None where that method fails, solvable or not."""
     regret, scale = _regret(scores, kept)
     use = [[row.values[slot][ops] for slot, ops in enumerate(kept)] for row in rows]
     same = [[(ops == pick[slot]).astype(float) for slot, ops in enumerate(kept)] for pick, _ in cuts]

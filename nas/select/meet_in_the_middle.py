@@ -28,8 +28,8 @@ _FIRST, _GROWTH = 10**4, 12  # networks in reach at first, and how many times mo
 
 @dataclass(frozen=True)
 class Additive:
-    """Asks for one choice a slot of the least sum of ``regret[slot][choice]``, where ``use[row][slot][choice]`` sums to
-    at most ``room[row]`` in every row.
+    """States a problem: the choices, one a slot, of the least sum of ``regret[slot][choice]``, where the sum of
+    ``use[row][slot][choice]`` is at most ``room[row]`` in every row.
 
     Sums round otherwise in another order, so one that is over the room by 1e-12 of what is summed counts as within: who
     needs a limit exact checks the answer, cuts it off and asks again, as ``Knapsack.best`` does.

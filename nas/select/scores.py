@@ -40,7 +40,7 @@ def ridge(problem: Problem, archs: Sequence[Arch], losses: Sequence[float], *, a
 
 
 def totals(rows: Sequence[np.ndarray], picks: Sequence[Sequence[int]]) -> np.ndarray:
-    """Returns the sum of each network's rows (scores: one number a network; features: one vector)."""
+    """Sums what the choices of each network are worth: scores [op] to a number, features [op, feature] to a vector."""
     return np.array([sum(row[i] for row, i in zip(rows, pick, strict=True)) for pick in picks])
 
 

@@ -219,7 +219,7 @@ def _check_numbers(size: int | None, seed: int, limit: int | None) -> None:
 
 
 def check_data_dir(name: str, data_dir: Path | str | None) -> None:
-    """Raises UserError for a folder of CIFAR-10 where the images are others."""
+    """Raises UserError where the folder of CIFAR-10 is given for other images."""
     if data_dir is not None and name != "cifar10":
         raise UserError(f"{setting('data_dir')}: has no effect on {name}: it is the folder that cifar10 lies in; leave "
                         "it out")

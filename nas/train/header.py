@@ -1,4 +1,4 @@
-"""Describes the images of a command before anything long: which, how many, from where, how read, with warnings."""
+"""Describes a command's images before it does anything long: which, how many, from where, how read, with warnings."""
 
 from __future__ import annotations
 

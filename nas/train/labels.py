@@ -27,11 +27,11 @@ class Outputs:
     by: str
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Returns int64 [n]: outputs in place of classes of the images."""
+        """Translates labels int64 [n] of the images into numbers of the network's outputs, int64 [n]."""
         return torch.tensor(self.columns, dtype=torch.int64)[labels]
 
     def applied(self, data: Data) -> Data:
-        """Returns the same images with the network's classes."""
+        """Returns the same images, labelled with the network's classes."""
         def split(part: Split) -> Split:
             return Split(part.images, self.labels(part.labels))
 
@@ -94,7 +94,10 @@ def read_names(path: Path | None) -> list[str] | None:
 
 
 def _by_number(where: object, count: int, classes: Sequence[str]) -> Outputs:
-    """Matches by number. Raises UserError where the order of all classes as texts, which trainers take, is another."""
+    """Matches classes whose names are numbers with the outputs of these numbers.
+
+    Raises UserError where sorting the names as texts, as trainers do, gives another order of all classes.
+    """
     numbers = tuple(map(int, classes))
     if len(classes) == count and numbers != tuple(range(count)):
         raise UserError(f"{where}: does not name its {count} classes; are those of the images, {_few(classes)}, in "

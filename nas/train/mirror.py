@@ -77,7 +77,7 @@ def _examples(sample: Answers, classwise: list[int], classes: Sequence[str]) -> 
 
 
 def answers(images: torch.Tensor, labels: torch.Tensor, classes: int) -> Answers:
-    """Answers each half of a sample of the images by what was learnt from the other half."""
+    """Classifies each half of a sample, and its mirror images, by what was learnt from the other half."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=generator)[:SAMPLE]
     with torch.inference_mode():

@@ -78,7 +78,7 @@ class Preprocessing:
 
 
 def imagenet(why: str) -> Preprocessing:
-    """Returns ImageNet's, which most published networks were trained with; ``why`` says what is missing."""
+    """Returns the preprocessing of ImageNet, usual for published networks; ``why`` says what the file lacks."""
     return Preprocessing(*IMAGENET, 1.0, f"ImageNet's: {why}")
 
 
@@ -113,7 +113,7 @@ def _triple(where: str, text: str) -> Triple:
 
 
 def _checked(where: str, mean: Triple, std: Triple, scale: float, source: str) -> Preprocessing:
-    """Raises UserError for what no images have: usually mean and deviation are in other units than the scale."""
+    """Makes a preprocessing of values that images can have, else raises UserError: units and scale often disagree."""
     if not 0 < scale < math.inf:
         raise UserError(f"{where}: scale {scale:g}: what the pixel value 255 becomes, a number above 0")
     if not all(0 <= value <= scale for value in mean):

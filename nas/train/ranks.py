@@ -70,7 +70,7 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """Meets the other processes that ``torchrun`` started, if there are any; they part at the end.
+    """Connects this process with the others that ``torchrun`` started, if there are any, for as long as it lasts.
 
     gloo carries what is on a CPU, NCCL what is on a GPU. Raises UserError where there are fewer GPUs than processes.
     """

@@ -14,7 +14,7 @@ DISTILLED = 0.5  # share of the teacher in the loss of a pick
 
 @dataclass(frozen=True)
 class Exposure:
-    """Says what a network sees where the user gives no epochs: at least so many images, in at least so many epochs."""
+    """Says how long a network trains where the user gives no epochs: on at least so many images, in so many epochs."""
 
     images: int
     epochs: int

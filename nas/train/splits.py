@@ -68,7 +68,7 @@ def origins(source: Source) -> dict[str, str]:
 
 
 def images_needed(source: Source) -> str:
-    """Returns as advice how many images put one of a class into every split."""
+    """Returns advice: how many images a class needs so that every split has one of it."""
     given = [part for part in ("select", "test") if part in source.pools]
     if given == ["select"]:
         return f"give at least 2 images a class in {source.parts['train']} and 2 in {source.parts['select']}"

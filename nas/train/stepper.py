@@ -143,7 +143,7 @@ def half(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def micro(batch: Batch, i: int, of: int) -> Batch:
-    """Returns micro-batch ``i``: every ``of``-th image, so that two batches in one piece give it as much of either."""
+    """Returns micro-batch ``i``, every ``of``-th image, so that of two concatenated batches it has equal parts."""
     if of == 1:
         return batch
     images, labels = batch

@@ -107,7 +107,7 @@ class SupernetTraining:
         return evaluation.evaluate(subnet, split, data, self.device)
 
     def columns(self, size: int) -> list[int]:
-        """Returns which of the prices, ranges and gates are those of an input size, target by target."""
+        """Returns the positions of an input size's prices, ranges and gates, target by target."""
         return [column for column, side in enumerate(self.sizes) if side == size]
 
     def inherit(self, arch: Arch) -> Subnet:

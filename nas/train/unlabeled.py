@@ -19,10 +19,10 @@ HELD_OUT = 0.2  # of the images, for thresholds, and as many to report on
 
 
 def unlabeled(folder: Path, like: Data, seed: int, limit: int | None = None) -> Data:
-    """Loads any images under a folder, at the size, mean and deviation of ``like``; labels are 0 until ``answered``.
+    """Loads all images under a folder, at the size, mean and deviation of the data set ``like``; all labels are 0.
 
-    60 % to learn from, 20 % for thresholds (``select``) and 20 % to report on (``test``). Raises UserError for a folder
-    that is missing or has too few.
+    ``answered`` gives them labels. 60 % are to learn from, 20 % for thresholds (``select``) and 20 % to report on
+    (``test``). Raises UserError for a folder that is missing or has too few.
     """
     folder, lister = folder.expanduser(), Lister()
     if not folder.is_dir():
