@@ -43,7 +43,7 @@ class Context:
 
     @property
     def maps(self) -> tuple[Map, ...]:
-        """Returns the maps on which half the time of a pair of convolutions has to be taken off."""
+        """Returns the operator's input and output map, where a convolution is put: both contribute time to take off."""
         before = Map(self.key.in_ch, self.key.size)
         after = Map(self.key.out_ch, -(-self.key.size // self.key.stride))
         return (() if self.first else (before,)) + (() if self.last else (after,))
@@ -61,10 +61,10 @@ class Context:
 
 
 def pair(map_: Map) -> nn.Module:
-    """Builds the two 1x1 convolutions on a map of which half the time is taken off."""
+    """Builds two 1x1 convolutions on a map, whose time tells what a row contains beside its operator."""
     return nn.Sequential(ConvBN(map_.channels, map_.channels), ConvBN(map_.channels, map_.channels))
 
 
 def maps(contexts: Iterable[Context]) -> list[Map]:
-    """Lists the maps on which pairs of convolutions have to be timed for these operators, each once, sorted."""
+    """Lists the maps for which a ``pair`` has to be timed to compute the rows of these operators, each once, sorted."""
     return sorted({map_ for context in contexts for map_ in context.maps})

@@ -63,7 +63,8 @@ def fit(sums: np.ndarray, counts: np.ndarray, measured: np.ndarray, fixed: np.nd
         smallest_ms: float) -> tuple[float, float]:
     """Fits ``measured = fixed + scale * sums + per_op_ms * counts`` by least relative squares: scale and per_op_ms.
 
-    Only the scale is fitted where an affine fit would be absurd or make a row cost nothing.
+    Arrays have a figure a network: ``sums`` of rows and ``counts`` of operators that are to be corrected, ``fixed`` of
+    the others. Only the scale is fitted where an affine fit would be absurd or make a row cost nothing.
     """
     matrix, rest = np.stack([sums, counts], 1) / measured[:, None], measured - fixed
     scale, per_op_ms = np.linalg.lstsq(matrix, rest / measured, rcond=None)[0]

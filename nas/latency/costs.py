@@ -76,7 +76,7 @@ def _describe(name: str, path: Path) -> dict[str, Any]:
 
 
 def _checked(meta: dict[str, Any]) -> str | None:
-    """Says how far off the figures were when that was last checked; None where the file does not say it."""
+    """Says how far predictions were off when they were last compared with measurements; None where that is unknown."""
     try:
         if last := meta.get("validation"):
             noise = f", noise {last['noise_mape']:.1%}" if "noise_mape" in last else ""

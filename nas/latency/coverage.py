@@ -60,8 +60,9 @@ class Site:
 
 @dataclass(frozen=True)
 class Cover:
-    """Says which attributes of an operator are covered: ``any`` at all values, ``only`` at some, others at the default.
+    """Says which attributes of an ONNX operator have known costs: ``any`` at all values, ``only`` at some values.
 
+    Other attributes have to be at their default.
     ``check`` says what else is not covered, from shapes and constants.
     """
 

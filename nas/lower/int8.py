@@ -57,7 +57,7 @@ class Step:
 def maps(graph: onnx.ModelProto, calibration: Iterable[Tensor]) -> dict[str, Map]:
     """Runs the graph on batches [n, in_ch, size, size] and returns shape and range of every map by name.
 
-    Raises UserError for none, for a NaN, and for a graph that ONNX Runtime does not run.
+    Raises UserError for no batches, for a NaN, and for a graph that ONNX Runtime does not run.
     """
     names = [name for node in graph.graph.node for name in node.output if name]
     watched = onnx.ModelProto()

@@ -157,7 +157,7 @@ def take_width(wide: Block, narrow: Block) -> None:
 
 
 class Narrow:
-    """Runs the structure of ``like`` on tensors cut from ``wide``: channels by its ``slices``, kernels from the centre.
+    """Runs a narrow module, ``like``, on tensors cut from a wide one: channels by its ``slices``, centres of kernels.
 
     What goes where is looked up once, because that takes longer than the cutting.
     """
@@ -187,7 +187,7 @@ class Narrow:
 
 
 class _Cut:
-    """Cuts one tensor of ``like`` from the tensor of ``wide`` at the same place."""
+    """Cuts one tensor of a narrow module from the tensor at the same place in the wide module."""
 
     def __init__(self, path: str, name: str, like: nn.Module, wide: nn.Module) -> None:
         self.path, self.name = path, name

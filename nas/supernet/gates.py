@@ -30,7 +30,7 @@ HALVINGS = 48
 
 @dataclass(frozen=True)
 class Soft:
-    """Holds the gates at one budget of one target: branch probabilities [S, B] and the two widths of each branch.
+    """Holds the gates at one budget of one target: probabilities [slots, branches], and two widths of each branch.
 
     ``ms`` is the expected latency; projection keeps it constant, so projected gates get no gradient from it.
     """

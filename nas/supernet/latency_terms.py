@@ -123,7 +123,7 @@ TERMS: dict[str, Callable[..., Term]] = {"projection": Projection, "dual": Dual,
 
 
 def _hat(s: float) -> Tensor:
-    """Returns the weights [BINS] of the bins at a budget position: linear between the two next to it, of sum 1."""
+    """Returns the weights [BINS] with which multipliers count at a budget position: linear between the nearest two."""
     at = (min(max(s, -1.0), 1.0) + 1) / 2 * (BINS - 1)
     return (1 - (torch.arange(BINS, dtype=torch.float64) - at).abs()).clamp(min=0)
 

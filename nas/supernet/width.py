@@ -36,7 +36,10 @@ def pick(ms: Tensor, position: Tensor) -> Tensor:
 
 
 def bracket(position: Tensor, count: Tensor, gap_share: float) -> tuple[Tensor, Tensor]:
-    """Returns the pair of widths around a position, ``gap_share`` of the range apart, at least one step, inside it."""
+    """Returns two whole positions around a fractional one in a list of ``count`` widths, all [slots, branches].
+
+    They are ``gap_share`` of the list apart, and at least one step.
+    """
     last = count - 1
     gap = torch.minimum((gap_share * last).round().long().clamp(min=1), last)
     low = torch.minimum((position.detach() - gap / 2).round().long().clamp(min=0), last - gap)
@@ -44,13 +47,13 @@ def bracket(position: Tensor, count: Tensor, gap_share: float) -> tuple[Tensor, 
 
 
 def share(position: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Returns the weight of the wider of two widths with which their mean is ``position``, cut to [0, 1]."""
+    """Returns the weight of the wider of two widths with which their weighted mean is ``position``, cut to [0, 1]."""
     return ((position - low) / (high - low).clamp(min=1)).clamp(0, 1)
 
 
 def closing_gap(progress: float, start: float = 0.5, closed_at: float = 0.7) -> float:
-    """Returns how far apart the two widths are at a point of the search, as a share of the range.
+    """Returns how far apart the two widths that run of a branch are, as a share of its list of widths.
 
-    It falls linearly from ``start`` to 0 at ``closed_at``; ``progress`` is from 0 to 1.
+    It falls linearly with the ``progress`` of the search, from ``start`` at 0 to 0 at ``closed_at``.
     """
     return start * max(0.0, 1.0 - progress / closed_at)

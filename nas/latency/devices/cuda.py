@@ -94,7 +94,7 @@ class Gpu(ABC):
 
 
 class OrtGpu(Gpu):
-    """Times in ONNX Runtime; every node has to run on the GPU, else it refuses to capture the graph."""
+    """Times with ONNX Runtime, which captures a CUDA graph only where every node runs on the GPU; else UserError."""
 
     provider: str
     runtime: str
