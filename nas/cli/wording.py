@@ -69,8 +69,8 @@ def commands() -> Mapping[str, Any]:
 
 
 def flags_of(command: Any) -> set[str]:
-    """Returns all long flags of a command, ``--no-prune`` too."""
-    return {flag for param in command.params for flag in (*param.opts, *param.secondary_opts) if flag[:2] == "--"}
+    """Returns all flags of a command, ``--no-prune`` too."""
+    return {flag for param in command.params for flag in (*param.opts, *param.secondary_opts) if flag[:1] == "-"}
 
 
 def names_of(key: str, command: Any) -> list[str]:
@@ -81,7 +81,7 @@ def names_of(key: str, command: Any) -> list[str]:
 
 
 def _flag(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
+    return f"--{key.replace('_', '-')}" if len(key) > 1 else f"-{key}"
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str | None:

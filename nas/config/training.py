@@ -33,7 +33,7 @@ class Training(Strict):
     settle_epochs: Epochs = Field(
         default=None, description=f"Epochs of what is left, before selection; {USUAL}.")
     finetune_epochs: Epochs = Field(
-        default=None, description=f"Epochs of each pick, and of nas train (--epochs there); {USUAL}.")
+        default=None, description=f"Epochs of each pick, and of nas train (epochs there); {USUAL}.")
     augment: Name | None = Field(
         default=None, description="Augmentation: none, crop or flip-crop; default: what suits the data.")
     label_smoothing: Fraction = Field(default=0.05, description="Label smoothing of the loss.")

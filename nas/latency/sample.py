@@ -75,8 +75,8 @@ def _distinct(layout: Layout, n: int, rng: random.Random) -> list[Arch]:
         drawn[arch] = None
         if len(drawn) == n:
             return list(drawn)
-    raise UserError(f"-n {n}: {layout.space} at {layout.task.size} has {sampling.count(layout)} networks, and "
-                    f"{PATIENCE} draws brought none beyond {len(drawn)}")
+    raise UserError(f"{setting('n', n)}: {layout.space} at {layout.task.size} has {sampling.count(layout)} networks, "
+                    f"and {PATIENCE} draws brought none beyond {len(drawn)}")
 
 
 def _until_nothing_new(layout: Layout, rng: random.Random, drawn: dict[Arch, None]) -> Iterator[Arch]:

@@ -13,15 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas import cli
-from nas.cli.settings import MEANINGS
+from nas.cli.settings import _settings
 from nas.cli.wording import CommandNames, commands, flags_of, names_of
+from nas.config.search import Config
 from nas.errors import UserError, call, named_by, setting
 
 NAS = Path(cli.__file__).parents[1]
-FLAG = re.compile(r"--[a-z]")
+FLAG = re.compile(r"--[a-z]|^-[a-z]\b")
 OTHERS = {  # flags of other programs, by file
+    "latency/table.py": {"-b", "-t"},  # no flags: parts of a file's name
     "latency/devices/cuda.py": {"--id=", "--query-gpu=", "--format=csv,noheader,nounits"},  # nvidia-smi
     "latency/profile.py": {"--short=12"},  # git
+    "pipeline/workers.py": {"-m"}, "pipeline/worker.py": {"-m"}, "__main__.py": {"-m"},  # Python
     "run/directory.py": {"--porcelain", "--untracked-files=no"},  # git
     "train/ranks.py": {"--nproc-per-node"},  # torchrun
 }
@@ -74,7 +77,8 @@ def test_every_setting_in_a_message_is_one_of_a_command_or_of_a_search() -> None
     named = [(where, node.args[0].value) for where, node in calls_of("setting")
              if isinstance(node.args[0], ast.Constant)]
     assert len(named) > 150
-    unknown = [(where, key) for where, key in named if key not in MEANINGS
+    settings = {row["key"] for row in _settings(Config)}
+    unknown = [(where, key) for where, key in named if key not in settings
                and not any(names_of(str(key), command) for command in commands().values())]
     assert not unknown
 
@@ -108,6 +112,7 @@ def test_every_call_in_a_message_is_one_of_a_command() -> None:
     ("select r", "width", "width=V", "--width V"),  # of another command
     ("--version", "width", "width=V", "--width V"),
     ("search", "nothing", "nothing=V", "nothing=V"),
+    ("sample -n 3", "n", "n=V", "-n V"),
     ("export run", "run", "run=V", "RUN V"),  # a directory of that name
 ])
 def test_a_setting_is_called_as_it_was_typed(words: str, key: str, python: str, typed: str) -> None:

@@ -119,7 +119,7 @@ def test_more_networks_than_there_are(tmp_path: Path) -> None:
     small = layout(Space.parse({**TINY, "stages": [{"out": 8, "depth": 1, "stride": 1}],
                                     "ops": {"mbconv": {**TINY["ops"]["mbconv"], "se": [0, 1]}}}), Task(16, 3, 10))
     assert len(draw(small, tmp_path / "all", sampling.count(small))) == sampling.count(small)
-    with pytest.raises(UserError, match=rf"-n 9: tiny at 16 has {sampling.count(small)} networks"):
+    with pytest.raises(UserError, match=rf"n=9: tiny at 16 has {sampling.count(small)} networks"):
         draw(small, tmp_path / "more", 9)
 
 

@@ -52,7 +52,7 @@ def test_arrows(tmp_path: Path, count: int, hard: bool) -> None:
 
 def test_figures() -> None:
     data = load("digits", data_dir=None, size=None, seed=0)
-    warned = mirror.warning(data.learn.images, data.learn.labels, data.classes, "train.augment=")
+    warned = mirror.warning(data.learn.images, data.learn.labels, data.classes, "train.augment")
     assert warned is not None and "'3' mirrored is taken for '8'" in warned
     assert not [line for line in data_lines(data, data.augment) if line.startswith("warning")]  # crop: not mirrored
     assert [line for line in data_lines(data, "flip-crop") if line.startswith("warning")] == [warned]
