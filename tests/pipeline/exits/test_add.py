@@ -74,7 +74,7 @@ def test_the_measured_file_keeps_to_max_ms(tmp_path: Path) -> None:
         asked.append(served.kept)
         return repriced(served, [1.25 * ms for ms in pieces.prefix_ms(served.kept)])
 
-    model, run = SimpleNamespace(final=final), Run.open(tmp_path / "run", {})
+    model, run = SimpleNamespace(timed=final), Run.open(tmp_path / "run", {})
     served, found = _within(model, run, trained, Wishes(max_ms=9.45), pieces)
     assert served.kept == (0,) and found.policy.prefix_ms[-1] == pytest.approx(1.25 * 7.5)
     with pytest.raises(UserError, match=r"none fit|max_ms=9\.3: the file of these exits takes 9\.375 ms"):

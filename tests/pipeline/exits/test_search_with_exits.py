@@ -223,4 +223,3 @@ def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> N
         assert not Run.existing(tmp_path / f"refused{number}").events("epoch")  # before anything is trained
     assert picks._phases(prepare(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
                                    ["gpu-v100"], Quiet()), three()) == 3
-    assert "exits" not in config_of(space_file).to_json() and "max_ms" not in config_of(space_file).to_json()
