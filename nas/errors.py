@@ -19,7 +19,7 @@ class Names:
     """Names settings and calls as a Python program writes them."""
 
     def setting(self, key: str, value: object = None) -> str:
-        """Returns ``max_ms`` or ``train.augment``; with a value ``max_ms=3``."""
+        """Returns the name of a setting, ``max_ms`` or ``train.augment``; with a value ``max_ms=3``."""
         return key if value is None else f"{key}={value}"
 
     def call(self, function: str, **arguments: object) -> str:

@@ -47,6 +47,6 @@ def _settings(group: Any, above: str = "") -> list[dict[str, Any]]:
 
 
 def _written(row: dict[str, Any]) -> str:
-    """Returns the default as it would be typed; a dash where it depends on something else."""
+    """Returns the default of a setting as a user would type it; a dash where it depends on something else."""
     value = row["default"]
     return "-" if value in (None, [], {}) else str(value).lower() if isinstance(value, bool) else str(value)

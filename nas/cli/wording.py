@@ -51,7 +51,7 @@ class CommandNames(Names):
             yield from {_flag(key)} & flags_of(command)
 
     def call(self, function: str, **arguments: object) -> str:
-        """Returns ``nas export RUN --format tflite``, quoted for a shell; a flag for True, one a value of a list."""
+        """Returns a command line, as ``nas export RUN --format tflite``, quoted for a shell."""
         positional = {param.name for param in commands()[function].params if param.param_type_name == "argument"}
         words: list[str] = []
         for name, value in arguments.items():

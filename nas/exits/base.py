@@ -78,7 +78,7 @@ M = TypeVar("M", bound=type[Method])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Registers a class of methods by name, as a decorator; refuses a name that is taken."""
+    """Registers the class of a method under a name, as a decorator; refuses a name that is taken."""
 
     def add(cls: M) -> M:
         if name in _METHODS:

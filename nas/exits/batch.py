@@ -47,7 +47,7 @@ def shapes_from_batch(model: onnx.ModelProto, entry: str,
 
 
 def read_from(node: NodeProto, start: str) -> NodeProto:
-    """Returns a node as it stands in a piece that begins at the map ``start``: the batch is read from that map."""
+    """Returns a node for a piece of the graph that begins at the map ``start``: the batch is read from that map."""
     if node.output[0] != BATCH:
         return node
     return helper.make_node("Shape", [start], [BATCH], name=BATCH, start=0, end=1)

@@ -139,7 +139,9 @@ def graft(model: onnx.ModelProto, entry: str, shapes: Mapping[str, Shape], hidde
 
 def emit_segment(segment: Segment, shapes: Mapping[str, Sequence[int]], names: Sequence[str],
                  batch: int | str) -> onnx.ModelProto:
-    """Writes a segment as ONNX, as ``nas.lower.emit.emit_many``, also where its trunk is a ``Part``."""
+    """Writes a segment as an ONNX graph with inputs of ``shapes`` and outputs ``names``; copies a trunk that is ONNX
+    already.
+    """
     parts = [m for m in (segment.trunk, *segment.trunk.children()) if isinstance(m, Part)]
     if not parts:
         return emit_many(segment, shapes, names, batch)

@@ -120,9 +120,9 @@ def curve(calibration: tuple[Array, Array], test: tuple[Array, Array], prefix_ms
 
 
 def area(points: Sequence[Point], low_ms: float, high_ms: float) -> float:
-    """Returns the mean accuracy over mean latencies from ``low_ms`` to ``high_ms``, at each that of the best point.
+    """Returns the area under accuracy over mean latency, from ``low_ms`` to ``high_ms``, divided by their difference.
 
-    Where no point is, that is 0.
+    The accuracy at a latency is that of the best point within it; where no point is, it is 0.
     """
     within = sorted(p for p in ((point.mean_ms, point.accuracy) for point in points) if p[0] <= high_ms)
     total, best, at = 0.0, 0.0, low_ms
@@ -253,7 +253,7 @@ def _ends(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float) -
 
 
 class _Search:
-    """Improves one threshold at a time, the others as they are: where to cut the images by how sure the exit is."""
+    """Searches thresholds on recorded confidences, one at a time, each exactly, while the others stay as they are."""
 
     def __init__(self, confidence: Array, right: Array, prefix_ms: Array) -> None:
         self.confidence, self.right, self.ms = confidence, right.astype(float), np.asarray(prefix_ms, float)

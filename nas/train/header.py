@@ -39,7 +39,7 @@ def unlabeled_lines(data: Data) -> list[str]:
 
 
 def _count(data: Data) -> str:
-    """Returns ``60 of 100`` where a limit leaves some out, else the number alone."""
+    """Returns how many images are used, as ``60 of 100`` where a limit leaves some out."""
     used, available = sum(data.source["sizes"].values()), data.source["available"]
     return f"{used:,} of {available:,}" if used < available else f"{used:,}"
 
@@ -107,7 +107,7 @@ def _smallest(counts: dict[str, list[int]]) -> int:
 
 
 def _class(data: Data, label: int) -> str:
-    """Returns ``'bee': 20 images (train 14, gate 2, select 2, test 2)``."""
+    """Returns a class with its number of images, as ``'bee': 20 images (train 14, gate 2, select 2, test 2)``."""
     counts = {part: data.source["class_counts"][part][label] for part in SPLITS}
     total = sum(counts.values())
     shares = ", ".join(f"{part} {count:,}" for part, count in counts.items())

@@ -48,7 +48,9 @@ class Whites:
         return cls(integer or None, real or None)
 
     def __str__(self) -> str:
-        """Returns ``files of 16 or 32 bits hold 12 bits: value / 4095``; empty where there are none."""
+        """Returns what is said to a reader, ``files of 16 or 32 bits hold 12 bits: value / 4095``; empty where there
+        are none.
+        """
         integer = (f"files of 16 or 32 bits hold {self.integer.bit_length()} bits: value / {self.integer}"
                    if self.integer else "")
         return ", ".join(filter(None, (integer, f"floating-point files: value / {self.real}" if self.real else "")))
