@@ -293,7 +293,7 @@ class Front(Record):
 
 
 class FeatureMap(Record):
-    """An output of a network without its head."""
+    """Describes one output of a network that was exported without its head."""
 
     name: str
     channels: int
@@ -301,7 +301,7 @@ class FeatureMap(Record):
 
 
 class ExportedFile(Record):
-    """A file of a pick in the format that was asked for."""
+    """Describes a file of a pick in the format that was asked for."""
 
     id: Id
     predicted_ms: ByTarget
@@ -320,14 +320,14 @@ class ExportedFile(Record):
 
 
 class Exported(Record):
-    """What ``nas export`` writes."""
+    """Holds the result of ``nas export``: the files that it wrote."""
 
     files: list[ExportedFile]
     target: list[Text]
 
 
 class JudgedNetwork(Record):
-    """A network with the supernet's weights on the selection split."""
+    """Describes how a network does with the supernet's weights on the selection split."""
 
     id: Id
     size: int
@@ -340,7 +340,7 @@ class JudgedNetwork(Record):
 
 
 class JudgedNetworks(Record):
-    """What ``nas judge --archs`` says, in the order of the file."""
+    """Holds the result of ``nas judge --archs``, in the order of the file."""
 
     run: str
     split: str

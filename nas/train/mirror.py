@@ -64,7 +64,7 @@ def warning(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], 
 
 
 def _examples(sample: Answers, classwise: list[int], classes: Sequence[str]) -> str:
-    """Names the classes that lose most, and what their mirror images are taken for."""
+    """Returns, as text, the classes that lose most, and what their mirror images are taken for."""
     texts = []
     wrong = np.bincount(sample.labels[sample.mirrored != sample.labels], minlength=len(classes))
     for label in sorted(classwise, key=lambda label: -int(wrong[label]))[:NAMED]:
