@@ -1,10 +1,9 @@
 """Corrects rows so that their sum is what whole networks take.
 
 Inside a network data is warmer or colder than between two convolutions, and a run has a cost of its own: ``whole =
-scale * sum + per_op_ms * operators``, fitted for each layout (a space at a size) and folded into its rows, so that the
-sum stays the whole. Layouts of one table share operators (ghost and mbconv a hundred at each size), and a row has one
-figure: the correction that it already stands on stays, since networks of that layout were what it was fitted on, and
-the fit of a later layout is of what its networks cost beside those rows.
+scale * sum + per_op_ms * operators`` is fitted for each layout (a space at a size) and applied to its rows. Layouts in
+one table may share rows (ghost and mbconv a hundred at each size), and a row has only one corrected value: it keeps
+that of the layout that was fitted first, and a later layout fits what its networks take beyond those rows.
 """
 
 from __future__ import annotations

@@ -180,8 +180,9 @@ class Shapes:
             *(h * self.depthwise for h in _hats(self.window)), *(v * dense for v in self._filling(roofline))], 1)
 
     def _filling(self, roofline: Roofline) -> Iterator[Array]:
-        """Yields logs of what padding to whole chunks adds, of the tiles, and of what a last, partial wave adds.
+        """Yields features [n] that tell how well convolutions fill the hardware.
 
+        They are logs of padded over actual channels, of the tiles, and of tiles rounded up to a whole wave over tiles.
         A dense convolution is computed as a matrix product, tile by tile, and a tile that is not full takes as long
         (NVIDIA, Matrix Multiplication Background User's Guide: tile and wave quantization).
         """
@@ -348,7 +349,7 @@ def dumps(value: dict[str, Any]) -> str:
 
 
 def _columns(convs: Sequence[Kernel]) -> Array:
-    """Returns the shapes of convolutions, [n, 8]; the last column is from 0 (dense) to 1 (depthwise), in log groups."""
+    """Returns the shapes of convolutions, [n, 8]; the last column is log groups / log in_ch: 0 dense, 1 depthwise."""
     columns = np.array([(k.in_ch, k.out_ch, k.size_in, k.size_out, k.kernel, k.stride, k.fused_add, k.groups)
                         for k in convs], float)
     columns[:, DEPTHWISE] = np.log(columns[:, DEPTHWISE]) / np.log(np.maximum(columns[:, IN_CH], 2))

@@ -1,4 +1,4 @@
-"""Fills a latency table on a device: rows in context, a correction from whole networks, and the check of the sum.
+"""Fills a latency table: measures rows, fits their correction on whole networks, and checks predictions on others.
 
 Rows come from a bench (``nas.latency.bench``) in chunks of random composition and are saved chunk by chunk: a run that
 is killed continues where it was. On a device that is timed, every chunk has references (``nas.latency.context``) and a
@@ -115,7 +115,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
 
 def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, knots: bool = False,
                validate: int = 0) -> float:
-    """Returns the seconds that ``profile`` takes to fill in what a table lacks, where nothing else runs."""
+    """Estimates the seconds that ``profile`` takes to measure what a table lacks, where nothing else runs."""
     todo = table.missing(candidates(layout))
     if isinstance(device, Estimator):
         return COMPILED_S * (len(todo) + validate)
@@ -125,7 +125,7 @@ def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, 
 
 
 def planned_s(layout: Layout, path: Path, device: Device | Estimator, remeasure: bool, validate: int) -> float:
-    """Returns the seconds that ``profile`` takes with the table at ``path``, as ``estimate_s``."""
+    """Estimates the seconds that ``profile`` takes to complete the table at ``path``, or to make it."""
     table = table_so_far(path, device, remeasure)
     known = LatencyTable(table.name, {**table.meta, "corrections": {}}) if remeasure else table
     return estimate_s(layout, known, device, True, validate)

@@ -41,7 +41,7 @@ _FREE = frozenset((
 
 
 def kernels(module: nn.Module, in_ch: int, size: int) -> list[Kernel]:
-    """Lists the kernels of a module, deployed, in eval mode, on [1, in_ch, size, size], in launch order.
+    """Lists the kernels that an engine launches for a module in eval mode on [1, in_ch, size, size], in order.
 
     Raises UserError naming the operator where the module calls one that has no rule here.
     """

@@ -139,7 +139,7 @@ def _deploy(module: nn.Module) -> nn.Module:
 def sliced(wide: Block, hidden: int | None, x: Tensor, like: Block | None = None) -> Tensor:
     """Computes the output with only ``hidden`` hidden channels, on the shared weights of ``wide``.
 
-    ``like`` is the same family with other elastic knobs (a smaller kernel, no squeeze-excite): its structure is run.
+    ``like`` is the same operator with smaller elastic knobs (kernel, squeeze-excite): its structure is run.
     """
     width = wide.max_hidden if hidden is None else hidden
     if like is None and width == wide.max_hidden:

@@ -46,9 +46,10 @@ class Projection(Term):
 class Dual(Term):
     """Computes loss + l g + rho/2 g^2 with g = E/T - 1, and after the step l <- l + lr g: dual ascent on E = T.
 
-    The augmented Lagrangian of an equality (Boyd et al., "Distributed Optimization and Statistical Learning via ADMM",
-    2011, sections 2.1 and 2.3), one gradient step of the gates for each step of l. l may be negative: a budget that is
-    not used up pushes, too. A target has ``BINS`` of them over s in [-1, 1], linear in between, each within +-LIMIT.
+    E is the expected latency, T the budget. It is the augmented Lagrangian of an equality (Boyd et al., "Distributed
+    Optimization and Statistical Learning via ADMM", 2011, sections 2.1 and 2.3), with one gradient step of the gates
+    for each step of l. l may be negative: a budget that is not used up pushes, too. A target has ``BINS`` of them over
+    s in [-1, 1], linear in between, each within +-LIMIT.
     """
 
     multiplier: Tensor  # [targets, BINS]
@@ -69,7 +70,7 @@ class Dual(Term):
 
 
 class FBNet(Term):
-    """Computes loss * alpha log(E)^beta with E in microseconds (FBNet, arXiv 1812.03443, equation 2).
+    """Computes FBNet's loss * alpha log(E)^beta, E the expected latency in us (arXiv 1812.03443, equation 2).
 
     It knows no budget: gates learn the same trade-off at all budgets, and only the ILP's bound differs.
     """
