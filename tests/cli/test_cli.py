@@ -134,7 +134,7 @@ def test_a_mistake_is_one_line_and_exit_2(call: Call, words: list[str], expected
 
 
 def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    def search(config: Any, run: Run, progress: Any, until: str | None) -> dict[str, Any]:
+    def search(config: Any, run: Run, progress: Any, until: str | None) -> Front:
         assert until is None
         with pytest.raises(UserError, match=str(os.getpid())), run.lock():
             pytest.fail("not locked")
