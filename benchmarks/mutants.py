@@ -30,7 +30,7 @@ SINGLE_LEAK = (f"{LEAK}test_thresholds_and_shares_of_exits_are_of_their_own_spli
                f"{LEAK}test_training_and_exits_on_a_network_learn_nothing_from_the_test_split")
 NORMS = (f"{LEAK}test_delivered_batch_norms_are_those_of_training_images",)
 GATES = ("tests/supernet/test_gates.py",)
-LOOPS = ("tests/train/test_loops.py",)
+LOOPS = ("tests/train/test_supernet_training.py", "tests/train/test_evaluation.py")
 TABLE = ("tests/latency/test_table.py",)
 PROFILE = ("tests/latency/test_profile.py", "tests/latency/test_timing.py")
 POLICY = ("tests/exits/test_policy.py",)
@@ -65,7 +65,7 @@ MUTANTS = (
            "learn = self.data.select", SINGLE_LEAK),
     Mutant("the entry test on training images", "nas/train/supernet_training.py",
            "evaluation.part_of(self.data.gate, 1000", "evaluation.part_of(self.data.train, 1000",
-           ("tests/train/test_loops.py::test_the_warm_up_ends_with_a_test_on_images_that_weights_did_not_learn_from",)),
+           ("tests/train/test_supernet_training.py::test_the_warm_up_ends_with_a_test_on_images_that_weights_did_not_learn_from",)),
 
     # supernet
     Mutant("pruning without the guard of the cheapest", "nas/supernet/prune.py",
@@ -117,7 +117,7 @@ MUTANTS = (
            "tau = high", LOOPS),
     Mutant("gate steps learn from training images alone", "nas/train/supernet_training.py", "held_out = next(gate)\n",
            "held_out = images, labels\n",
-           ("tests/train/test_loops.py::test_gates_learn_from_their_own_split_and_weights_from_theirs",)),
+           ("tests/train/test_supernet_training.py::test_gates_learn_from_their_own_split_and_weights_from_theirs",)),
     Mutant("distillation without its temperature squared", "nas/train/distill.py", "log_target=True) * temperature**2",
            "log_target=True)", ("tests/train/test_distillers.py::test_logits_alone_by_hand",)),
     Mutant("the teacher is taught by the student", "nas/train/distill.py",
@@ -143,10 +143,10 @@ MUTANTS = (
     Mutant("gradients are not clipped", "nas/train/stepper.py", "CLIP = 5.0", "CLIP = 5e9",
            ("tests/train/test_stepper.py",)),
     Mutant("an average that does not follow", "nas/train/ema.py", "mean.lerp_(weight, 1 - d)",
-           "mean.lerp_(weight, d)", ("tests/train/test_loops.py::test_an_average_by_hand",)),
+           "mean.lerp_(weight, d)", ("tests/train/test_evaluation.py::test_an_average_by_hand",)),
     Mutant("a continued training forgets its optimizer", "nas/train/supernet_training.py",
            '        optimization.load_optimizer_state(self.supernet, self.optimizer, state["optimizer"])\n', "",
-           ("tests/train/test_loops.py::test_a_continued_supernet_is_bit_equal",)),
+           ("tests/train/test_supernet_training.py::test_a_continued_supernet_is_bit_equal",)),
 
     # selection
     Mutant("a network on the front that is as accurate and slower", "nas/select/pareto.py",
@@ -359,7 +359,7 @@ MUTANTS = (
     Mutant("costs as measured lower a price", "nas/pipeline/recheck.py", "return max(ms, self.scale * ms +",
            "return (self.scale * ms +", ("tests/pipeline/test_recheck.py",)),
     Mutant("training goes on without a number", "nas/train/stepper.py", "if not torch.isfinite(loss):", "if False:",
-           ("tests/train/test_loops.py::test_divergence_is_one_line",)),
+           ("tests/train/test_supernet_training.py::test_divergence_is_one_line",)),
     Mutant("no distillation in fine-tuning", "nas/train/finetune.py",
            "if teacher is not None and recipe.distill_weight > 0",
            "if teacher is not None and recipe.distill_weight > 1",

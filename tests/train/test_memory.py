@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_loops import data, training  # noqa: F401  (data is a fixture)
+from short_training import training
 from torch import nn
 
 from nas.decision import largest, one_hot
@@ -22,14 +22,14 @@ def test_kept_activations_by_hand(device: str) -> None:
     assert memory.saved_bytes(net, [(x,), (x,)]) == 2 * figure - 4 * (4 * 3 * 256 + 2 * 8)  # input, running statistics
 
 
-def test_what_is_counted_is_what_a_step_keeps(tiny: Layout, data: Data) -> None:  # noqa: F811
+def test_what_is_counted_is_what_a_step_keeps(tiny: Layout, data: Data) -> None:
     run = training(tiny, data)
     decision = one_hot(largest(tiny, run.prices[0]))
     real = memory.saved_bytes(run.supernet, [(torch.zeros(16, 3, 16, 16), decision)])
     assert memory.kept_bytes(tiny, [decision], 16) == pytest.approx(real, rel=0.01)
 
 
-def test_weights_and_parts_by_hand(tiny: Layout, data: Data) -> None:  # noqa: F811
+def test_weights_and_parts_by_hand(tiny: Layout, data: Data) -> None:
     run = training(tiny, data)
     count, need = sum(p.numel() for p in run.supernet.parameters()), memory.estimate(run)
     assert need.weights == 16 * count and need.total == need.weights + need.kept
@@ -39,7 +39,7 @@ def test_weights_and_parts_by_hand(tiny: Layout, data: Data) -> None:  # noqa: F
     assert memory.estimate(training(tiny, data, relaxation="gumbel")).kept >= need.kept
 
 
-def test_too_little_memory_is_one_line(tiny: Layout, data: Data,  # noqa: F811
+def test_too_little_memory_is_one_line(tiny: Layout, data: Data,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     run = training(tiny, data)
     total = memory.estimate(run).total

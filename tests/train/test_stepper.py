@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from every import every
-from test_loops import CPU, OPTIONS, data, training, weights  # noqa: F401  (data is a fixture)
+from short_training import CPU, training
+from test_supernet_training import OPTIONS, weights
 from torch import Tensor, nn
 
 from nas.config.search import resolve, spread
@@ -56,7 +57,7 @@ def test_a_micro_batch_has_as_much_of_two_batches_in_one_piece() -> None:
     assert micro((BATCH[0][share], labels[share]), 0, 2)[1].tolist() == micro((BATCH[0], labels), 1, 4)[1].tolist()
 
 
-def test_gradients_of_gates_add_up_and_weights_stay(tiny: Layout, data: Data) -> None:  # noqa: F811
+def test_gradients_of_gates_add_up_and_weights_stay(tiny: Layout, data: Data) -> None:
     """Without batch norm a part of the mean is the mean of the parts; graphs of the gates serve all parts."""
     probe, gate = Probe(), nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
     for k in (1, 2, 4):
@@ -74,7 +75,7 @@ def test_gradients_of_gates_add_up_and_weights_stay(tiny: Layout, data: Data) ->
 
 
 @pytest.mark.parametrize("options", ["default", "all"])
-def test_a_supernet_trains_in_micro_batches(tiny: Layout, data: Data, options: str) -> None:  # noqa: F811
+def test_a_supernet_trains_in_micro_batches(tiny: Layout, data: Data, options: str) -> None:
     whole, parts = (training(tiny, data, accumulate=k, **OPTIONS[options]) for k in (1, 2))
     while not parts.finished:
         records = whole.epoch(), parts.epoch()
@@ -83,7 +84,7 @@ def test_a_supernet_trains_in_micro_batches(tiny: Layout, data: Data, options: s
     assert records[1]["loss_largest"] < 1.5
 
 
-def test_batches_that_make_no_equal_parts_are_refused(tiny: Layout, data: Data) -> None:  # noqa: F811
+def test_batches_that_make_no_equal_parts_are_refused(tiny: Layout, data: Data) -> None:
     for text in ("train={batch: 32, accumulate: 3}", "train={batch: 4, accumulate: 4}"):
         with pytest.raises(UserError, match="equal parts of at least 2"):
             resolve(None, [text], {"target": ["cpu"]})
@@ -120,7 +121,7 @@ def test_the_norm_of_the_gradients_is_logged_as_it_was_before_clipping() -> None
 
 
 @pytest.mark.parametrize("update", ["bilevel", "single"])
-def test_bf16_leaves_gates_and_weights_what_they_are(tiny: Layout, data: Data, update: str) -> None:  # noqa: F811
+def test_bf16_leaves_gates_and_weights_what_they_are(tiny: Layout, data: Data, update: str) -> None:
     run = training(tiny, data, amp="bf16", update=update)
     types = set[torch.dtype]()
     run.supernet.stem.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
@@ -134,7 +135,7 @@ def test_bf16_leaves_gates_and_weights_what_they_are(tiny: Layout, data: Data, u
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_gates_learn_the_same_from_half_precision(tiny: Layout, data: Data, amp: str) -> None:  # noqa: F811
+def test_gates_learn_the_same_from_half_precision(tiny: Layout, data: Data, amp: str) -> None:
     gradients = []
     for kind in ("none", amp):
         run = training(tiny, data, amp=kind, relaxation="gumbel")
@@ -183,7 +184,7 @@ def continued(first: Any, second: Any) -> None:
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
-def test_a_continued_training_is_bit_equal(tiny: Layout, data: Data, amp: str) -> None:  # noqa: F811
+def test_a_continued_training_is_bit_equal(tiny: Layout, data: Data, amp: str) -> None:
     first, second = (training(tiny, data, amp=amp, accumulate=2) for _ in range(2))
     first.epoch()
     continued(first, second)
