@@ -33,7 +33,6 @@ from nas.config.space import checked_space
 from nas.errors import UserError
 from nas.files import nearest, write_json
 from nas.latency import costs as cost_models
-from nas.latency.table import LatencyTable
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.pipeline.supernet import SUPERNET, finished
 from nas.plan import Task, candidates, layout
@@ -262,7 +261,7 @@ def _ends(config: Config, task: Task) -> tuple[float, float]:
     target = config.target[0]
     plan, table = layout(checked_space(config), task), cost_models.load(target)
     keys = candidates(plan)
-    if isinstance(table, LatencyTable) and (missing := [key for key in keys if not table.covers(key)]):
+    if table.grows and (missing := [key for key in keys if not table.covers(key)]):
         raise UserError(f"--table {target}: lacks {len(missing)} of {len(keys)} operators of this space, such as "
                         f"{missing[0]}; nas profile completes it")
     ms = dict(zip(keys, table.ms_many(keys), strict=True))
