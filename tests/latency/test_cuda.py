@@ -263,7 +263,8 @@ def test_a_table_is_not_local_without_the_gpu(no_gpu: None) -> None:
 def test_a_pick_is_measured_as_file_or_as_module(fake: FakeCuda, tiny: Layout, tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(deliver, "check", lambda prepare, layout, table, device: (prepare()(), seen.append(device)))
+    monkeypatch.setattr(deliver, "time_network",
+                        lambda prepare, layout, table, device: (prepare()(), seen.append(device)))
     module = ConvBN(3, 8, 3)
     export(module, tmp_path / "m.onnx", in_ch=3, size=16, metadata={})
     for device in (Torch(), OrtCuda()):
