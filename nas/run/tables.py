@@ -107,7 +107,7 @@ def kept_table(run: Run, target: str) -> str:
         named = run.read_json(TABLES).get(target)
         return named if named and run.has(named) else usual
     alike = [path for path in run.file("tables").glob("*.json") if path.stem[:-7] == Path(target).stem]
-    return f"tables/{alike[0].name}" if len(alike) == 1 and not run.has(usual) else usual  # of a run before TABLES was
+    return f"tables/{alike[0].name}" if len(alike) == 1 and not run.has(usual) else usual  # a run without TABLES
 
 
 def lacks(costs: Costs, plan: Layout) -> bool:
