@@ -96,3 +96,8 @@ def test_these_need_no_torch(name: str) -> None:
 @pytest.mark.parametrize("file", FILES, ids=module)
 def test_a_file_over_400_lines_is_two_files(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 400
+
+
+def test_a_file_of_tests_over_400_lines_is_two_files() -> None:
+    lines = {file.name: len(file.read_text().splitlines()) for file in Path(__file__).parent.rglob("*.py")}
+    assert lines and {name for name, count in lines.items() if count > 400} == set()

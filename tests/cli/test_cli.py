@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from cards import card, front
 from every import every
+from pretended import Call, pretend
 
-import nas
-from nas import cli
 from nas.errors import UserError
 from nas.files import shipped
 from nas.pipeline.budgets import Bounds
@@ -30,40 +26,6 @@ from nas.run.records import Budget, Exported, ExportedFile, Front
 RESULT = front([card()], budgets=[Budget(budget_ms={"cpu": 0.6}, id=card().id, ms={"cpu": 0.5})])
 VERBS = ["profile", "search", "select", "export", "measure", "predict", "sample", "validate", "spaces", "targets",
          "compare", "report", "train", "evaluate", "exits"]
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """``call("search", ...) -> (exit code, stdout, stderr)`` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("NAS_DEBUG", raising=False)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main(words)
-        return (int(end.value.code or 0), *capfd.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
-    """Stands in for a module that a verb imports."""
-    module = types.ModuleType(name)
-    for key, value in functions.items():
-        setattr(module, key, value)
-    monkeypatch.setitem(sys.modules, name, module)
-    parent, _, last = name.rpartition(".")
-    monkeypatch.setattr(sys.modules.get(parent, nas), last, module, raising=False)
-
-
-def raiser(error: BaseException) -> Callable[..., Any]:
-    def fail(*_: object, **__: object) -> Any:
-        raise error
-
-    return fail
 
 
 def test_help_is_instant_and_names_every_verb(call: Call) -> None:
@@ -339,78 +301,3 @@ def test_spaces_and_targets_are_lists_with_name_first(call: Call, monkeypatch: p
     assert json.loads(call("targets", "--json")[1]) == [{"name": "cpu", "rows": 3}]
     pretend(monkeypatch, "nas.latency.costs", targets=lambda: [])
     assert call("targets") == (0, "none\n", "")
-
-
-@pytest.mark.parametrize(("error", "code", "expected"), [
-    (UserError("two\nlines"), 2, "nas: two lines\n"),
-    (PermissionError(13, "Permission denied", "x/y"), 2, "nas: x/y: Permission denied\n"),
-    (OSError(28, "No space left on device"), 2, "nas: No space left on device\n"),
-    (KeyboardInterrupt(), 130, "nas: interrupted: the same command continues\n"),
-])
-def test_what_goes_wrong_inside_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch, error: BaseException,
-                                            code: int, expected: str) -> None:
-    pretend(monkeypatch, "nas.latency.costs", targets=raiser(error))
-    assert call("targets") == (code, "", expected)
-
-
-def test_our_own_mistakes_and_debugging_keep_the_traceback(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "nas.latency.costs", targets=raiser(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["targets"])
-    pretend(monkeypatch, "nas.latency.costs", targets=raiser(UserError("x")))
-    monkeypatch.setenv("NAS_DEBUG", "1")
-    with pytest.raises(UserError):
-        cli.main(["targets"])
-
-
-def heard() -> None:
-    """A shell's background jobs begin with SIGINT ignored, and what they start inherits that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    code = ("import sys, time, types, nas.pipeline; m = types.ModuleType('nas.pipeline.search')\n"
-            "sys.modules['nas.pipeline.search'] = nas.pipeline.search = m\n"
-            "def search(*_):\n    print('ready', file=sys.stderr, flush=True); time.sleep(3600)\n"
-            "m.search, m.refuse, m.STAGES = search, (lambda config: None), ()\n"
-            "from nas.cli import main; main(['search', '--target', 'cpu', '--json'])")
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, preexec_fn=heard) as process:
-        assert process.stderr is not None and process.stderr.readline() == "ready\n"
-        process.send_signal(number)
-        out, err = process.communicate()
-    assert (process.returncode, out, err) == (130, "", "nas: interrupted: the same command continues\n")
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), typer.Abort()])
-def test_an_interrupt_that_the_parser_does_not_see_ends_with_130(call: Call, monkeypatch: pytest.MonkeyPatch,
-                                                                 error: BaseException) -> None:
-    monkeypatch.setattr(cli, "app", raiser(error))
-    assert call("targets") == (130, "", "nas: interrupted: the same command continues\n")
-
-
-def test_an_interrupted_import_is_an_interrupt(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    def importing(*_: Any) -> None:
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except KeyboardInterrupt:
-            raise ImportError("initialization failed") from None  # as numpy does
-
-    pretend(monkeypatch, "nas.latency.costs", targets=importing)
-    assert call("targets") == (130, "", "nas: interrupted: the same command continues\n")
-    pretend(monkeypatch, "nas.latency.costs", targets=raiser(UserError("x")))
-    assert call("targets") == (2, "", "nas: x\n")
-
-
-def test_python_m_nas() -> None:
-    done = subprocess.run([sys.executable, "-m", "nas", "nope"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("nas: No such command")
-
-
-@pytest.mark.parametrize(("word", "meant"), [
-    ("--out=~/x", "--out=/home/me/x"), ("~/x", "/home/me/x"), ("data=~/x", "data=/home/me/x"), ("--out=a~", "--out=a~"),
-    ("--out", "--out"), ("", ""), ("a=b=~", "a=b=~")])
-def test_a_home_is_expanded_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, word: str, meant: str) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert cli._home(word) == meant
