@@ -175,9 +175,9 @@ def test_targets_that_vela_does_not_compile_are_refused(tmp_path: Path) -> None:
         pipeline.refuse(config_of(tmp_path / "tiny.yaml", "sram_kb=100", target="cpu"))
 
 
-def test_settings_without_limits_are_those_of_runs_before_there_were_any(tmp_path: Path) -> None:
-    config = config_of(tmp_path / "tiny.yaml")
-    assert "sram_kb" not in config.to_json() and "flash_kb" not in config.to_json()
+def test_limits_are_settings_that_a_run_records(tmp_path: Path) -> None:
+    recorded = config_of(tmp_path / "tiny.yaml").to_json()
+    assert recorded["sram_kb"] is None and recorded["flash_kb"] is None
     with pytest.raises(UserError, match="sram_kb=0: input should be greater than or equal to 1"):
         config_of(tmp_path / "tiny.yaml", "sram_kb=0")
     limited = config_of(tmp_path / "tiny.yaml", "sram_kb=64")
