@@ -340,7 +340,7 @@ class JudgedNetwork(Record):
 
 
 class JudgedNetworks(Record):
-    """Holds the result of ``nas judge --archs``, in the order of the file."""
+    """Holds the result of ``nas judge`` for a file of networks, in its order."""
 
     run: str
     split: str

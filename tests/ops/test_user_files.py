@@ -186,7 +186,7 @@ def test_a_run_asks_for_the_file_again_and_refuses_one_that_changed(ops: Path, s
     forget()
     run = Run.existing(path)
     again = [lambda: searched(config, path), lambda: selected(run, ["gpu-v100"], [], Quiet()),
-             lambda: pipeline.export(run, None, None, tmp_path / "out", Quiet())]
+             lambda: pipeline.export(run, None, None, tmp_path / "out", Quiet()).files]
     for work in again:
         with pytest.raises(UserError, match=r"operators double are code of my_ops\.py.* give ops=my_ops\.py again"):
             work()
@@ -197,7 +197,7 @@ def test_a_run_asks_for_the_file_again_and_refuses_one_that_changed(ops: Path, s
             work()
     forget()
     user_files.load([copy])
-    assert searched(config, path) == result and again[2]()["files"]
+    assert searched(config, path) == result and again[2]()
 
 
 def test_a_run_of_shipped_operators_needs_and_records_nothing(tmp_path: Path) -> None:
