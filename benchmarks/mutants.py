@@ -385,5 +385,5 @@ MUTANTS = (
            ("tests/pipeline/exits/test_search_with_exits.py::test_a_front_has_points_with_and_without_exits_and_says_which",)),
     Mutant("an interrupt ends with 0", "nas/cli/__init__.py", "typer.Abort):\n        code = 130",
            "typer.Abort):\n        code = 0",
-           ("tests/cli/test_endings.py::test_a_signal_ends_it_cleanly",)),
+           ("tests/cli/test_endings.py::test_an_interrupt_that_the_parser_does_not_see_ends_with_130",)),
 )

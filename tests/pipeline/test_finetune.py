@@ -138,7 +138,9 @@ def test_who_teaches_whom_and_it_continues(trained: Made, untuned: Made, tmp_pat
 
     def noted(name: str, model: Any, teacher: Any, *more: Any) -> Any:
         taught[name] = model.keys, teacher.keys if teacher is not None else None
-        return own(name, model, teacher, *more)
+        tuning = own(name, model, teacher, *more)
+        assert (tuning.distiller is None) == (teacher is None)  # who has a teacher learns from it
+        return tuning
 
     monkeypatch.setattr(finetune, "FineTuning", noted)
     searched(config, whole)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from nas.errors import UserError
 from nas.latency import bench, devices, profile
 from nas.latency.table import LatencyTable
 from nas.ops.registry import Block
-from nas.pipeline import overrun
+from nas.pipeline import overrun, recheck
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.front import find
@@ -31,7 +32,7 @@ from nas.pipeline.recheck import Correction
 from nas.plan import Task, layout
 from nas.run import tables
 from nas.run.directory import Run
-from nas.run.records import TOLERANCE, Budget, Excess, Front
+from nas.run.records import TOLERANCE, Budget, Excess, Front, Pick
 from nas.space import Space
 from nas.subnet import Subnet
 
@@ -278,3 +279,31 @@ def test_a_pick_within_a_budget_is_one_that_keeps_it_as_measured() -> None:
                   for name, ms, measured, accuracy in (("a", 1.31, 1.73, 0.9), ("b", 1.2, 1.2, 0.8))])
     assert find({"": made}, None, 1.44) == ("", ["b"])
     assert find({"": made}, None, 1.7) == ("", ["a"])  # 1.8 % above is within what measuring tells
+
+
+def test_what_replaces_a_slow_pick_keeps_the_budget_of_a_target_that_is_not_measured(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the faster two the one with the lower loss has 8 million multiply-adds, where 5 are allowed."""
+    measured = {"slow": 1.5, "forbidden": 0.9, "allowed": 0.95}
+    losses = {"slow": 0.05, "forbidden": 0.1, "allowed": 0.5}
+
+    def pick(id: str, macs: float, bound: float) -> Pick:
+        return Pick.model_construct(id=id, ms={"cpu": 1.0, "macs": macs}, budget_ms={"cpu": 1.0, "macs": bound})
+
+    class Watch:
+        def of(self, budget: Pick) -> dict[str, float | None]:
+            return {"cpu": measured[budget.id], "macs": None}
+
+        def keeps(self, budget: Pick) -> bool:
+            return measured[budget.id] <= budget.budget_ms["cpu"]
+
+    monkeypatch.setattr(recheck, "_with_pick", lambda inputs, budget, other: budget.model_copy(
+        update={"id": other.id, "ms": other.ms}))
+    monkeypatch.setattr(recheck.Judge, "remembered", lambda run, state: {id: (loss, 0) for id, loss in losses.items()})
+    monkeypatch.setattr(recheck, "state_of", lambda inputs: "")
+    budgets = [pick("slow", 4.0, 5.0), pick("forbidden", 8.0, 9.0), pick("allowed", 4.5, 9.0)]
+    inputs: Any = SimpleNamespace(run=None)
+    watch: Any = Watch()
+    chosen = recheck._best_measured(inputs, budgets, watch)
+    assert [budget.id for budget in chosen] == ["allowed", "forbidden", "allowed"]
+    assert chosen[0].measured_ms == {"cpu": 0.95, "macs": None}
