@@ -26,9 +26,9 @@ from nas.config.space import checked_space
 from nas.decision import prices
 from nas.latency import costs
 from nas.plan import Task, layout
-from nas.train.data import load
-from nas.train.recipes import SupernetRecipe
-from nas.train.supernet_training import SupernetTraining
+from nas.training.data import load
+from nas.training.recipes import SupernetRecipe
+from nas.training.supernet_training import SupernetTraining
 
 MIB = 2**20
 KEEPS = {"MALLOC_TOP_PAD_": 64 * MIB, "MALLOC_TRIM_THRESHOLD_": 8192 * MIB, "MALLOC_MMAP_MAX_": 0}

@@ -51,7 +51,7 @@ from nas.run.directory import Run
 from nas.run.records import Card, Front
 from nas.space import Space
 from nas.subnet import build
-from nas.train.data import normalise
+from nas.training.data import normalise
 
 LOW = 20  # percentile of an image's passes
 BUDGETS = 5

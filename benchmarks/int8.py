@@ -21,8 +21,8 @@ from nas.pipeline.finetune import load_weights
 from nas.pipeline.setup import load_recorded
 from nas.run.directory import Run
 from nas.run.records import Front
-from nas.train import evaluation
-from nas.train.data import normalise
+from nas.training import evaluation
+from nas.training.data import normalise
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from nas.pipeline.finetune import side_by_side
 from nas.plan import Layout, Task, layout
 from nas.space import Space
 from nas.subnet import build
-from nas.train.data import load
-from nas.train.finetune import FineTuning
-from nas.train.recipes import FineTuningRecipe
+from nas.training.data import load
+from nas.training.finetune import FineTuning
+from nas.training.recipes import FineTuningRecipe
 
 
 def main() -> None:

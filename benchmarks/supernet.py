@@ -41,11 +41,11 @@ from nas.subnet import build as build_subnet
 from nas.supernet.gates import Gates, gumbel
 from nas.supernet.net import Supernet
 from nas.supernet.prune import GRID
-from nas.train import optimization, placement
-from nas.train.data import batches, load
-from nas.train.recipes import SupernetRecipe
-from nas.train.stepper import Stepper
-from nas.train.supernet_training import SupernetTraining
+from nas.training import optimization, placement
+from nas.training.data import batches, load
+from nas.training.recipes import SupernetRecipe
+from nas.training.stepper import Stepper
+from nas.training.supernet_training import SupernetTraining
 
 CPU = torch.device("cpu")
 STEPPER = Stepper(CPU)  # as the search steps, in one process and one piece

@@ -12,7 +12,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "nas.api": ("create_model", "evaluate", "list_models", "list_spaces", "list_targets", "load_run", "measure",
-                "predict", "profile", "search"),
+                "predict", "profile", "search", "train"),
     "nas.picks": ("Front", "Pick", "SearchRun"),
     "nas.errors": ("UserError",),
     "nas.progress": ("NoProgress", "Progress"),
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
         predict,
         profile,
         search,
+        train,
     )
     from nas.errors import UserError
     from nas.picks import Front, Pick, SearchRun
     from nas.progress import NoProgress, Progress
 
 __all__ = ["Front", "NoProgress", "Pick", "Progress", "SearchRun", "UserError", "create_model", "evaluate",
-           "list_models", "list_spaces", "list_targets", "load_run", "measure", "predict", "profile", "search"]
+           "list_models", "list_spaces", "list_targets", "load_run", "measure", "predict", "profile", "search", "train"]
 
 
 def __getattr__(name: str) -> Any:

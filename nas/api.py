@@ -42,8 +42,8 @@ from nas.run.directory import Run
 from nas.run.settings import Baseline
 from nas.space import Space
 from nas.subnet import Backbone, build
-from nas.train.preprocessing import Preprocessing
-from nas.train.torchrun import processes
+from nas.training.preprocessing import Preprocessing
+from nas.training.torchrun import processes
 
 __all__ = ["Front", "Pick", "SearchRun", "create_model", "evaluate", "list_models", "list_spaces", "list_targets",
            "load_run", "measure", "predict", "profile", "search", "train"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from nas.train.data import Data, Split
+from nas.training.data import Data, Split
 
 
 def colours() -> Data:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nas.train.data import Data, load
+from nas.training.data import Data, load
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 30), colour: Any = None, mode: str = "RGB") -> Path:

@@ -20,7 +20,7 @@ ROWS = [
     {"lower"},
     {"decision", "subnet", "sampling"},
     {"supernet", "latency", "exits", "select"},
-    {"train"},
+    {"training"},
     {"run"},
     {"report"},
     {"pipeline"},

@@ -9,7 +9,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 mutants = pytest.importorskip("mutants")
 mutations = pytest.importorskip("mutations")
-PACKAGES = {"nas/supernet", "nas/train", "nas/select", "nas/latency", "nas/exits", "nas/lower", "nas/ops", "nas/run",
+PACKAGES = {"nas/supernet", "nas/training", "nas/select", "nas/latency", "nas/exits", "nas/lower", "nas/ops", "nas/run",
             "nas/pipeline", "nas/pipeline/exits", "nas/cli", "nas/report", "nas"}
 
 

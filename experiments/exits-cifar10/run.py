@@ -36,11 +36,11 @@ from nas.run import checkpoint
 from nas.run.directory import Run
 from nas.space import Space
 from nas.subnet import Subnet, build
-from nas.train import evaluation, randomness
-from nas.train.data import Data, load
-from nas.train.exits import record
-from nas.train.finetune import FineTuning
-from nas.train.recipes import FineTuningRecipe
+from nas.training import evaluation, randomness
+from nas.training.data import Data, load
+from nas.training.exits import record
+from nas.training.finetune import FineTuning
+from nas.training.recipes import FineTuningRecipe
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from results import keep, standing, told

@@ -31,8 +31,8 @@ from nas.pipeline.exits.train import train
 from nas.plan import plan
 from nas.run.directory import Run
 from nas.subnet import build
-from nas.train import evaluation, randomness
-from nas.train.data import Data, Split, load
+from nas.training import evaluation, randomness
+from nas.training.data import Data, Split, load
 
 sys.path.insert(0, str(HERE.parent.parent / "benchmarks"))
 from exits import Subject, report

@@ -40,11 +40,11 @@ from nas.run.directory import Run
 from nas.run.settings import searched
 from nas.select.problem import Problem, random_within
 from nas.subnet import build
-from nas.train import evaluation, randomness
-from nas.train.data import Data
-from nas.train.finetune import FineTuning
-from nas.train.recipes import FineTuningRecipe
-from nas.train.supernet_training import SupernetTraining
+from nas.training import evaluation, randomness
+from nas.training.data import Data
+from nas.training.finetune import FineTuning
+from nas.training.recipes import FineTuningRecipe
+from nas.training.supernet_training import SupernetTraining
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from results import keep, standing, told

@@ -39,9 +39,9 @@ from nas.run.directory import Run
 from nas.run.settings import searched
 from nas.select import SELECTORS
 from nas.select.problem import Limits, budgets
-from nas.train import evaluation, placement
-from nas.train.data import Split, eval_batches
-from nas.train.supernet_training import SupernetTraining
+from nas.training import evaluation, placement
+from nas.training.data import Split, eval_batches
+from nas.training.supernet_training import SupernetTraining
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from results import keep, standing, told

@@ -25,8 +25,8 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Limits, Scores, budgets
-from nas.train.evaluation import Judged
-from nas.train.supernet_training import SupernetTraining
+from nas.training.evaluation import Judged
+from nas.training.supernet_training import SupernetTraining
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from results import keep, standing, told

@@ -29,10 +29,10 @@ from nas.latency import costs
 from nas.plan import Layout, Task, layout
 from nas.space import Space
 from nas.subnet import Subnet, build
-from nas.train import evaluation, finetune, placement, randomness
-from nas.train.data import Data, load
-from nas.train.recipes import FineTuningRecipe, SupernetRecipe
-from nas.train.supernet_training import SupernetTraining
+from nas.training import evaluation, finetune, placement, randomness
+from nas.training.data import Data, load
+from nas.training.recipes import FineTuningRecipe, SupernetRecipe
+from nas.training.supernet_training import SupernetTraining
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from results import keep, standing, told

@@ -39,8 +39,8 @@ from nas.plan import Task, candidates, layout
 from nas.run.directory import Run
 from nas.run.records import Front, Picks
 from nas.select.pareto import Point, hypervolume
-from nas.train import evaluation
-from nas.train.data import load
+from nas.training import evaluation
+from nas.training.data import load
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from results import keep, standing, told

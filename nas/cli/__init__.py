@@ -19,7 +19,7 @@ from nas.cli.base import app
 from nas.cli.output import one_line
 from nas.cli.wording import CommandNames
 from nas.errors import named_by
-from nas.train import torchrun
+from nas.training import torchrun
 
 __all__ = ["app", "compare", "exits", "main", "presets", "report", "runs", "settings", "spaces", "tables", "train"]
 
@@ -45,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     if not torchrun.leads():  # torchrun's other processes help to train; the first alone reads settings, writes, prints
         torchrun.end_on_signals()
         if words[:1] == ["search"] and not {"-h", "--help"} & set(words):
-            from nas.train import followers
+            from nas.training import followers
 
             followers.follow()
         sys.exit(0)

@@ -79,8 +79,8 @@ def exits(
         from nas.pipeline.exits.serve import Wishes, checked
         from nas.run.directory import Run
         from nas.run.images import Images
-        from nas.train.labels import read_names
-        from nas.train.preprocessing import Preprocessing
+        from nas.training.labels import read_names
+        from nas.training.preprocessing import Preprocessing
 
         run_files(ops)
         for value, what in ((budget_ms, "--budget-ms"), (max_ms, "--max-ms")):
@@ -164,7 +164,7 @@ def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
 
 
 def _images(name: str | None, data_dir: str | None, seed: int, limit: int | None, side: int, whites: Any) -> Any:
-    from nas.train.data import load
+    from nas.training.data import load
 
     if name is None:
         return None

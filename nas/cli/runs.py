@@ -25,7 +25,7 @@ from nas.cli.base import (
 )
 from nas.cli.output import checked_budgets, named_budgets, print_result
 from nas.errors import UserError
-from nas.train import torchrun
+from nas.training import torchrun
 
 if TYPE_CHECKING:
     from nas.run.records import Exported, Front, JudgedNetworks, Stopped

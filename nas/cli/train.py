@@ -81,8 +81,8 @@ def evaluate(
     def work() -> dict[str, Any]:
         from nas.cli.progress import TerminalProgress
         from nas.pipeline.evaluate import evaluate as judge
-        from nas.train.labels import read_names
-        from nas.train.preprocessing import Preprocessing
+        from nas.training.labels import read_names
+        from nas.training.preprocessing import Preprocessing
 
         return judge(model, arch=arch, budget_ms=budget_ms, data=data, data_dir=data_dir, split=split, size=size,
                      seed=seed, preprocessing=Preprocessing.of_flags(mean, std, scale), classes=read_names(classes),

@@ -1,7 +1,7 @@
 """Trains networks with exits: a method is a module around the network that has a loss; ``method`` makes one by name.
 
-One loop serves all of them (``nas.train.exits``), with its own schedule and optimizer; defaults are the settings of the
-papers. Importing a method's file registers it.
+One loop serves all of them (``nas.training.exits``), with its own schedule and optimizer; defaults are the settings of
+the papers. Importing a method's file registers it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from nas.run.directory import Run
 from nas.run.records import Card, ComparedSpace, Comparison, Spread
 from nas.select.pareto import Point, front, hypervolume
 from nas.select.problem import Problem, budgets, random_within
-from nas.train.recipes import COMPARED, FineTuningRecipe
+from nas.training.recipes import COMPARED, FineTuningRecipe
 from nas.units import amount, unit
 
 INSIDE = 1.2  # a budget at the very ends of the reachable range leaves a single network, and nothing to draw

@@ -39,9 +39,9 @@ from nas.plan import macs, params, plan
 from nas.run.operators import recorded as recorded_ops
 from nas.run.records import Card, Provenance
 from nas.subnet import Backbone
-from nas.train import evaluation, placement
-from nas.train.data import normalise
-from nas.train.evaluation import Judged
+from nas.training import evaluation, placement
+from nas.training.data import normalise
+from nas.training.evaluation import Judged
 
 CARD, ONNX, INT8, TFLITE = "card.json", "model.onnx", "model.int8.onnx", "model.int8.tflite"
 CALIBRATION, CHECKED = 512, 200  # training images that int8 scales come from; held-out ones on which it is compared

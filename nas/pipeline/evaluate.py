@@ -22,11 +22,11 @@ from nas.progress import Progress
 from nas.run.directory import Run
 from nas.run.images import require_place
 from nas.run.settings import settings_of
-from nas.train.data import Data, Split, load, normalise
-from nas.train.header import data_lines
-from nas.train.labels import names_in, outputs
-from nas.train.pixels import Whites
-from nas.train.preprocessing import Preprocessing, check_input
+from nas.training.data import Data, Split, load, normalise
+from nas.training.header import data_lines
+from nas.training.labels import names_in, outputs
+from nas.training.pixels import Whites
+from nas.training.preprocessing import Preprocessing, check_input
 
 BATCH = 256
 Z95 = 1.959964  # two-sided 95 % of a normal distribution

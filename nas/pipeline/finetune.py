@@ -27,9 +27,9 @@ from nas.plan import macs, plan
 from nas.progress import Progress, Task
 from nas.run import checkpoint
 from nas.subnet import Subnet, build
-from nas.train import evaluation, placement, randomness
-from nas.train.finetune import FineTuning
-from nas.train.recipes import FineTuningRecipe
+from nas.training import evaluation, placement, randomness
+from nas.training.finetune import FineTuning
+from nas.training.recipes import FineTuningRecipe
 
 WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
 FIRST = "generation.safetensors"  # of born-again: what teaches the delivered ones

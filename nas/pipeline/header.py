@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from nas import sampling
 from nas.pipeline.inputs import Inputs
 from nas.run.tables import origin
-from nas.train.recipes import FineTuningRecipe, SupernetRecipe
+from nas.training.recipes import FineTuningRecipe, SupernetRecipe
 from nas.units import amount
 
 

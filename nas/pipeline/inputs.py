@@ -15,7 +15,7 @@ from nas.pipeline.npu_memory import Footprints
 from nas.plan import Layout
 from nas.run.directory import Run
 from nas.select.problem import Cost, Problem
-from nas.train.data import Data
+from nas.training.data import Data
 from nas.units import unit
 
 

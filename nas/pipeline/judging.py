@@ -17,8 +17,8 @@ from nas.run import timeline
 from nas.run.records import Candidate, JudgedNetwork, JudgedNetworks, Picks, Stopped
 from nas.select.pareto import Point
 from nas.select.pareto import front as pareto_front
-from nas.train import evaluation
-from nas.train.supernet_training import SupernetTraining
+from nas.training import evaluation
+from nas.training.supernet_training import SupernetTraining
 
 
 def read_archs(file: Path) -> list[Arch]:

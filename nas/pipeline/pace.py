@@ -15,7 +15,7 @@ from nas.pipeline.inputs import Inputs
 from nas.plan import macs, plan
 from nas.progress import Progress
 from nas.text import duration
-from nas.train.recipes import FineTuningRecipe, SupernetRecipe
+from nas.training.recipes import FineTuningRecipe, SupernetRecipe
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
 FIRST_S = 5.0  # of the first steps, before an estimate is made of them

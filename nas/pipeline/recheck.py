@@ -31,7 +31,7 @@ from nas.pipeline.selection import Judge, state_of
 from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.run.records import Pick, Picks, TableCorrection
-from nas.train.supernet_training import SupernetTraining
+from nas.training.supernet_training import SupernetTraining
 from nas.units import amount
 
 REPEATS = 2  # of the selection, at most

@@ -40,11 +40,11 @@ from nas.run.images import RECORDED, Images, keep_place, lying_at
 from nas.run.records import Excess, Exported, ExportedFile, Front, JudgedNetworks, Picks, Stopped
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
-from nas.train import augment, placement
-from nas.train.data import check_data_dir
-from nas.train.ranks import joined
-from nas.train.recipes import PICK, FineTuningRecipe, SupernetRecipe
-from nas.train.supernet_training import SupernetTraining
+from nas.training import augment, placement
+from nas.training.data import check_data_dir
+from nas.training.ranks import joined
+from nas.training.recipes import PICK, FineTuningRecipe, SupernetRecipe
+from nas.training.supernet_training import SupernetTraining
 
 STAGES = ("supernet", "selection")  # that a search can end behind
 FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_features, "model.features.onnx"),

@@ -27,8 +27,8 @@ from nas.select.evaluation import Evaluation
 from nas.select.problem import Limits, Problem, Scores, ScoresFor
 from nas.select.score_models import GATES, agreements, candidates
 from nas.supernet.gates import RELAXATIONS, position
-from nas.train import evaluation
-from nas.train.supernet_training import SupernetTraining
+from nas.training import evaluation
+from nas.training.supernet_training import SupernetTraining
 from nas.units import amount
 
 USED = 0.9  # share of a budget that its pick takes: inherited loss favours the smallest network, fine-tuning does not

@@ -25,9 +25,9 @@ from nas.run.directory import Run
 from nas.run.images import load_images
 from nas.run.tables import copied, costs_for, recorded_costs
 from nas.space import Space
-from nas.train import placement
-from nas.train.data import Data, recorded
-from nas.train.header import data_lines
+from nas.training import placement
+from nas.training.data import Data, recorded
+from nas.training.header import data_lines
 
 
 def prepare(config: Config, run: Run, targets: Sequence[str], progress: Progress, introduce: bool = True,

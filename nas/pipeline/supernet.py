@@ -18,10 +18,10 @@ from nas.run.directory import Run
 from nas.run.settings import searched
 from nas.select.problem import Cost
 from nas.supernet.gates import position
-from nas.train import followers
-from nas.train.ranks import ALONE, Ranks
-from nas.train.recipes import SupernetRecipe
-from nas.train.supernet_training import PHASES, SupernetTraining
+from nas.training import followers
+from nas.training.ranks import ALONE, Ranks
+from nas.training.recipes import SupernetRecipe
+from nas.training.supernet_training import PHASES, SupernetTraining
 from nas.units import amount
 
 SUPERNET = "supernet.pt"

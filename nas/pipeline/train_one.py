@@ -28,9 +28,9 @@ from nas.run.images import keep_place
 from nas.run.records import Front
 from nas.run.settings import Baseline, as_recorded
 from nas.run.tables import find_costs
-from nas.train import augment, placement
-from nas.train.data import check_data_dir
-from nas.train.recipes import BY_ITSELF, FineTuningRecipe
+from nas.training import augment, placement
+from nas.training.data import check_data_dir
+from nas.training.recipes import BY_ITSELF, FineTuningRecipe
 
 CHOICES = ("largest", "smallest", "random")
 

@@ -24,7 +24,7 @@ from nas.run.settings import settings_of
 from nas.run.tables import kept_table, recorded_costs
 from nas.run.timeline import spent
 from nas.text import duration
-from nas.train.recipes import supernet_epochs
+from nas.training.recipes import supernet_epochs
 from nas.units import axis, counted, device, unit
 
 META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",

@@ -11,7 +11,7 @@ from nas.config.search import Config
 from nas.errors import UserError, setting
 from nas.paths import BUILT_IN, absolute, located
 from nas.run.directory import CONFIG, Run
-from nas.train.data import Data, check_data_dir, description, load
+from nas.training.data import Data, check_data_dir, description, load
 
 C = TypeVar("C", bound=Config)
 

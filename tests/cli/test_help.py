@@ -16,7 +16,7 @@ from nas.cli import settings as listing
 from nas.cli.base import app
 from nas.config.search import Config
 from nas.config.training import Training
-from nas.train import augment
+from nas.training import augment
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands

@@ -16,7 +16,7 @@ from nas.pipeline.train_one import refuse as refuse_baseline
 from nas.run.images import Images, lying_at
 from nas.run.records import Budget, Exported, ExportedFile
 from nas.run.settings import Baseline
-from nas.train.data import load
+from nas.training.data import load
 
 CARD = card(ms={"macs": 30.5, "cpu": 0.5}, measured_ms={"macs": None, "cpu": 0.75})
 FRONT = front([CARD], budgets=[

@@ -30,7 +30,7 @@ from nas.exits.policy import Policy, calibrate, leaving
 from nas.exits.runtime import DriftWarning, confidences
 from nas.lower.verify import Disagreement
 from nas.pipeline.exits.serve import compared
-from nas.train.data import load, normalise
+from nas.training.data import load, normalise
 
 MS = np.array([1.0, 2.0, 3.0])
 LABELS = torch.arange(64) % 4

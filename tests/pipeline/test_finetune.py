@@ -20,7 +20,7 @@ from nas.ops.layers import Dropout
 from nas.pipeline import finetune
 from nas.plan import macs
 from nas.run.directory import Run
-from nas.train import randomness
+from nas.training import randomness
 
 Made = tuple[Config, Path]
 

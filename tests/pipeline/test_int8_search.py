@@ -26,8 +26,8 @@ from nas.plan import Layout, Task, layout
 from nas.run import tables
 from nas.run.directory import Run
 from nas.space import Space
-from nas.train import evaluation
-from nas.train.data import Data, Split, load, normalise
+from nas.training import evaluation
+from nas.training.data import Data, Split, load, normalise
 
 Made = tuple[Path, dict[str, Any], Quiet]
 

@@ -23,7 +23,7 @@ from nas.plan import macs, params, plan
 from nas.report.run_data import story
 from nas.run.directory import Run
 from nas.run.records import Front, Picks
-from nas.train import evaluation
+from nas.training import evaluation
 
 Made = tuple[Path, dict[str, Any]]
 

@@ -46,9 +46,9 @@ from nas.run import checkpoint
 from nas.run.directory import Run
 from nas.run.records import Picks
 from nas.run.settings import Baseline, settings_of
-from nas.train import data as data_module
-from nas.train import evaluation
-from nas.train.data import Data, Split, normalise
+from nas.training import data as data_module
+from nas.training import evaluation
+from nas.training.data import Data, Split, normalise
 
 SEARCH = ["exits.method=joint", "exits.epochs=2", "exits.lose=5", "train.finetune_epochs=1"]
 ON_TEST = {"accuracy", "accuracy_se", "accuracy_without", "shares", "mean_ms", "test_mean_ms", "dominated_on_test"}

@@ -16,7 +16,7 @@ from nas.pipeline.pace import FIRST_S, Pace, Sizes, work_of
 from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.records import Front
-from nas.train.recipes import FineTuningRecipe, SupernetRecipe
+from nas.training.recipes import FineTuningRecipe, SupernetRecipe
 
 
 class Clock:

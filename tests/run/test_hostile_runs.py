@@ -40,9 +40,9 @@ from nas.run import formats
 from nas.run.directory import Run
 from nas.run.records import Card, Front, Picks
 from nas.run.settings import settings_of
-from nas.train.data import recorded
-from nas.train.labels import outputs
-from nas.train.preprocessing import Preprocessing
+from nas.training.data import recorded
+from nas.training.labels import outputs
+from nas.training.preprocessing import Preprocessing
 
 V100 = costs.load("gpu-v100")
 

@@ -22,12 +22,12 @@ from nas.progress import Progress
 from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.records import Excess
-from nas.train import augment as augmentation
-from nas.train import placement
-from nas.train.data import Data
-from nas.train.header import data_lines, unlabeled_lines
-from nas.train.recipes import HEADS, FineTuningRecipe
-from nas.train.unlabeled import answered, unlabeled
+from nas.training import augment as augmentation
+from nas.training import placement
+from nas.training.data import Data
+from nas.training.header import data_lines, unlabeled_lines
+from nas.training.recipes import HEADS, FineTuningRecipe
+from nas.training.unlabeled import answered, unlabeled
 from nas.units import at_least
 
 BATCH, LR, DECAY = 32, 0.003, 0.0

@@ -36,10 +36,10 @@ from nas.progress import Progress
 from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, lying_at
 from nas.run.settings import named_target, settings_of
-from nas.train.data import Data, recorded
-from nas.train.labels import names_in, outputs
-from nas.train.pixels import Whites
-from nas.train.preprocessing import Preprocessing, check_input, imagenet
+from nas.training.data import Data, recorded
+from nas.training.labels import names_in, outputs
+from nas.training.pixels import Whites
+from nas.training.preprocessing import Preprocessing, check_input, imagenet
 
 
 def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,

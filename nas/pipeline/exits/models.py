@@ -34,7 +34,7 @@ from nas.lower.emit import emit
 from nas.lower.onnx import save
 from nas.pipeline.exits.serve import Clock, Served, Trained, exit_runs, repriced
 from nas.plan import Layout, OpKey, macs
-from nas.train.data import Data
+from nas.training.data import Data
 
 SECONDS = 2.0  # an exit, timed without a table's yardstick
 

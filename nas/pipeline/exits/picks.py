@@ -46,8 +46,8 @@ from nas.plan import macs, params, plan
 from nas.progress import Progress
 from nas.run.records import Card
 from nas.subnet import build
-from nas.train import evaluation, placement, randomness
-from nas.train.recipes import FineTuningRecipe
+from nas.training import evaluation, placement, randomness
+from nas.training.recipes import FineTuningRecipe
 
 FOLDER = "exits/"  # of a pick's
 RANDOM = 64  # inputs on which an export without images is compared with PyTorch

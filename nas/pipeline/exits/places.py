@@ -18,7 +18,7 @@ from nas.latency.onnx_graph import Graph
 from nas.pipeline.exits.existing import Foreign, foreign_costs, grafted
 from nas.pipeline.exits.models import Pick, head_macs, measured_pieces, predicted_pieces
 from nas.plan import macs
-from nas.train.data import recorded
+from nas.training.data import recorded
 
 
 @dataclass(frozen=True)

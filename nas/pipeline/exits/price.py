@@ -25,7 +25,7 @@ from nas.pipeline.exits.serve import exit_runs, timed_here
 from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.subnet import build
-from nas.train import randomness
+from nas.training import randomness
 
 NETWORKS = 3  # random ones, with all their exits
 IMAGES = 16  # random, one after another

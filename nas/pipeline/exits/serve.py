@@ -27,9 +27,9 @@ from nas.latency.timing import Device
 from nas.latency.timing import Run as Timed
 from nas.lower.verify import MAX_RELATIVE, Disagreement
 from nas.report import exits as figures
-from nas.train.data import Data, Split, normalise
-from nas.train.evaluation import standard_error
-from nas.train.exits import record
+from nas.training.data import Data, Split, normalise
+from nas.training.evaluation import standard_error
+from nas.training.exits import record
 
 THRESHOLDS, CLASSES, CARD = "thresholds.json", "classes.txt", "card.json"
 PICTURES = {"curve.png": figures.draw_curve, "shares.png": figures.draw_shares, "first-and-last.png":

@@ -20,10 +20,10 @@ from nas.progress import Progress, Task
 from nas.run import checkpoint
 from nas.run.directory import Run
 from nas.subnet import Subnet, build
-from nas.train import evaluation, randomness
-from nas.train.data import Data
-from nas.train.exits import ExitTraining, recalibrate
-from nas.train.recipes import FineTuningRecipe
+from nas.training import evaluation, randomness
+from nas.training.data import Data
+from nas.training.exits import ExitTraining, recalibrate
+from nas.training.recipes import FineTuningRecipe
 
 WEIGHTS, CHECKPOINT = "exits.safetensors", "exits.pt"
 

@@ -31,8 +31,8 @@ from nas.pipeline.exits.add import _pieces, _within, add
 from nas.pipeline.exits.serve import Wishes, repriced
 from nas.run.directory import Run
 from nas.run.settings import Baseline
-from nas.train.data import load
-from nas.train.preprocessing import IMAGENET
+from nas.training.data import load
+from nas.training.preprocessing import IMAGENET
 
 
 def test_exits_are_not_added_to_exits(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -18,8 +18,8 @@ from nas.pipeline.exits import existing
 from nas.pipeline.exits.add import add
 from nas.pipeline.exits.serve import Wishes
 from nas.run.directory import Run
-from nas.train.data import load
-from nas.train.preprocessing import Preprocessing
+from nas.training.data import load
+from nas.training.preprocessing import Preprocessing
 
 CLASSES = ["eel", "ant", "dog", "cat", "bee"]
 

@@ -33,7 +33,7 @@ from nas.pipeline.exits.add import _over_budget
 from nas.pipeline.exits.serve import Wishes, chosen
 from nas.pipeline.setup import prepare
 from nas.run.directory import Run
-from nas.train.data import load, normalise
+from nas.training.data import load, normalise
 
 V100 = "gpu-v100"
 PNG = b"\x89PNG\r\n\x1a\n"

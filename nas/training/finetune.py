@@ -1,0 +1,105 @@
+"""Fine-tunes one picked network: inherited weights, batch norms recomputed, trained on train + gate, distilled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.subnet import Subnet
+from nas.training import optimization, placement, randomness
+from nas.training.data import Data, batches
+from nas.training.distill import METHODS, Distiller, NetOutput
+from nas.training.recipes import FineTuningRecipe
+from nas.training.stepper import Stepper
+
+LOSSES = ("loss", "label_loss")  # figures whose means an epoch returns
+
+
+class FineTuning:
+    """Trains one network; resumable between epochs, all randomness drawn from (seed, name, epoch)."""
+
+    def __init__(self, name: str, model: nn.Module, teacher: nn.Module | None, data: Data, recipe: FineTuningRecipe,
+                 seed: int, device: torch.device) -> None:
+        self.name, self.data, self.recipe, self.seed, self.device = name, data, recipe, seed, device
+        self.model = placement.placed(model, device)
+        self.teacher = teacher.eval() if teacher is not None and recipe.distill_weight > 0 else None
+        self.distiller: Distiller | None = None
+        if self.teacher is not None:
+            with randomness.seeded(seed, name, "distill"):
+                made = METHODS[recipe.distill](model, self.teacher, recipe.distill_weight, recipe.label_smoothing)
+            self.distiller, self.teacher = placement.placed(made, device), made.peer() or self.teacher
+        self.trained: nn.Module = self.model
+        if self.distiller is not None and next(self.distiller.parameters(), None) is not None:
+            self.trained = nn.ModuleList([self.model, self.distiller])
+        self.optimizer = optimization.optimizer(self.trained, recipe.lr, recipe.weight_decay)
+        self.stepper = Stepper(device, recipe.accumulate, recipe.amp)
+        self.done, self.progress = 0, 0.0
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.recipe.epochs
+
+    def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> dict[str, Any]:
+        """Runs the next epoch; returns its mean ``loss`` and, but for exits, ``label_loss``, which networks with and
+        without a teacher have alike.
+        """
+        recipe, names = self.recipe, (self.seed, self.name, self.done)
+        learn = self.data.learn
+        steps, total = max(1, len(learn) // recipe.batch), dict[str, float]()
+        self.trained.train()
+        train = batches(learn, self.data, recipe.batch, generator=randomness.generator(*names), augment=recipe.augment)
+        with randomness.drawing_from(self.trained, randomness.generator(*names, "dropout", device=self.device)):
+            for i, (images, labels) in enumerate(train):
+                self.progress = (self.done + i / steps) / recipe.epochs
+                optimization.set_lr(self.optimizer, optimization.one_cycle(self.cycle(self.progress), recipe.lr))
+                batch = images.to(self.device), labels.to(self.device)
+                figures = self.stepper.step(self._loss, batch, self.trained, self.optimizer)
+                total = {name: total.get(name, 0.0) + figures[name] for name in LOSSES if name in figures}
+                on_step(i + 1, steps)
+        self.done += 1
+        return {"epoch": self.done - 1, **{name: round(value / steps, 6) for name, value in total.items()}}
+
+    def cycle(self, progress: float) -> float:
+        """Returns how far the learning rate is in its cycle at ``progress`` of the training."""
+        return progress
+
+    def state(self) -> dict[str, Any]:
+        beside = {"distiller": self.distiller.state_dict()} if self.distiller and self.trained is not self.model else {}
+        return {"done": self.done, "model": self.model.state_dict(), **beside,
+                "optimizer": optimization.optimizer_state(self.trained, self.optimizer), **self.stepper.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.distiller and "distiller" in state:
+            self.distiller.load_state_dict(state["distiller"])
+        optimization.load_optimizer_state(self.trained, self.optimizer, state["optimizer"])
+        self.stepper.load(state)
+        self.done = state["done"]
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.distiller is None or self.teacher is None:
+            student = NetOutput(self.stepper.logits(self.model, images))
+            loss = self._label_loss(student, labels)
+        else:
+            student = self._said(self.model, images)
+            with nullcontext() if self.distiller.peer() else torch.no_grad():
+                teacher = self._said(self.teacher, images)
+            loss = self.distiller.loss(student, teacher, labels, self.progress)
+        return loss, {"loss": loss, "label_loss": self._label_loss(student, labels).detach()}
+
+    def _label_loss(self, student: NetOutput, labels: Tensor) -> Tensor:
+        return F.cross_entropy(student.logits, labels, label_smoothing=self.recipe.label_smoothing)
+
+    def _said(self, net: nn.Module, images: Tensor) -> NetOutput:
+        if self.distiller is None or not self.distiller.reads_maps:
+            return NetOutput(self.stepper.logits(net, images))
+        assert isinstance(net, Subnet)
+        with self.stepper.casting():
+            maps = net.features(images)
+            logits: Tensor = net.head(maps[-1])
+        return NetOutput(logits.float(), tuple(map_.float() for map_ in maps))

@@ -1,0 +1,108 @@
+"""Holds the settings of training loops, with the epochs that follow from the number of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nas.config.search import Config
+from nas.config.training import Training
+from nas.training.data import Data
+
+DISTILLED = 0.5  # share of the teacher in the loss of a pick
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Says how long a network trains where the user gives no epochs: on at least so many images, in so many epochs."""
+
+    images: int
+    epochs: int
+
+    def epochs_of(self, images: int) -> int:
+        """Returns how many passes over ``images`` that is."""
+        return max(self.epochs, -(-self.images // images))
+
+
+SUPERNET = {"warmup": Exposure(3400, 3), "search": Exposure(1700, 2), "settle": Exposure(1700, 2)}
+PICK = Exposure(2300, 2)
+BY_ITSELF = Exposure(9100, 9)  # as a pick has seen in all: its share of the supernet's epochs, then its own
+COMPARED = Exposure(12_000, 5)  # from random weights, one of many
+HEADS = Exposure(20_000, 2)
+
+
+def supernet_epochs(train: Training, images: int) -> dict[str, int]:
+    """Returns the epochs of each phase of a supernet that learns from ``images``."""
+    given = {"warmup": train.warmup_epochs, "search": train.search_epochs, "settle": train.settle_epochs}
+    return {phase: epochs if epochs is not None else SUPERNET[phase].epochs_of(images)
+            for phase, epochs in given.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetRecipe:
+    """Holds settings of a supernet's training; ``epochs`` per phase, ``latency_options`` for the term ``latency``."""
+
+    epochs: dict[str, int]
+    batch: int
+    lr: float
+    weight_decay: float
+    label_smoothing: float
+    augment: str
+    sandwich_every: int = 1
+    relaxation: str = "two-path"
+    gate_lr: float = 0.05
+    gate_every: int = 1
+    tau: tuple[float, float] = (2.0, 0.3)
+    prune: bool | str = True  # "blocks" or "layers": these alone
+    latency: str = "projection"
+    latency_options: dict[str, Any] = field(default_factory=dict)
+    update: str = "bilevel"
+    inplace: str = "kl"
+    ema: float = 0.0
+    accumulate: int = 1
+    amp: str = "none"
+    widths: str = "pair"
+    attend: str = "none"
+    attend_to: int = 3
+    largest_first: float = 0.0  # shares of the warm-up
+    blockwise: float = 0.0
+
+    @staticmethod
+    def from_config(config: Config, data: Data) -> SupernetRecipe:
+        """Returns what a search's settings ask for on its images."""
+        train, gates = config.train, config.gates
+        largest_first, blockwise = train.beginning(trained=config.init is not None)
+        return SupernetRecipe(
+            epochs=supernet_epochs(train, len(data.train)), batch=train.batch, lr=train.lr,
+            weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
+            augment=train.augment or data.augment, sandwich_every=train.sandwich_every, relaxation=gates.relaxation,
+            gate_lr=gates.lr, gate_every=gates.every, tau=(gates.tau_start, gates.tau_end), prune=config.prune,
+            latency=gates.latency, latency_options=gates.latency_options, update=gates.update, inplace=train.inplace,
+            ema=train.ema, accumulate=train.accumulate, amp=train.amp, widths=gates.widths, attend=train.attend,
+            attend_to=train.attend_to, largest_first=largest_first, blockwise=blockwise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningRecipe:
+    """Holds settings of training one network; ``distill_weight`` is the teacher's share of the loss (0: labels)."""
+
+    epochs: int
+    batch: int
+    lr: float
+    weight_decay: float
+    label_smoothing: float
+    augment: str
+    distill_weight: float = DISTILLED
+    accumulate: int = 1
+    amp: str = "none"
+    distill: str = "kd"  # of nas.training.distill.METHODS
+
+    @staticmethod
+    def from_config(config: Config, data: Data, usual: Exposure, distill: str = "none") -> FineTuningRecipe:
+        """Returns what the settings ask for; ``usual`` epochs where they give none, ``distill`` from a teacher."""
+        train, given = config.train, config.train.finetune_epochs
+        return FineTuningRecipe(
+            epochs=given if given is not None else usual.epochs_of(len(data.learn)), batch=train.batch,
+            lr=train.finetune_lr, weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
+            augment=train.augment or data.augment, distill_weight=0.0 if distill == "none" else DISTILLED,
+            accumulate=train.accumulate, amp=train.amp, distill=distill)
