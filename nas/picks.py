@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from nas.run.images import Images
 from nas.run.records import Card
 from nas.run.settings import searched, settings_of
 from nas.subnet import Backbone
-from nas.units import least, unit
 
 if TYPE_CHECKING:
     import pandas
@@ -104,14 +104,12 @@ class Front(Sequence[Pick]):
     def best(self, ms: float | None = None, target: str | None = None) -> Pick:
         """Returns the most accurate pick (on the selection split) within ``ms`` on a target (default: the first).
 
-        Without ``ms`` it is the most accurate of all. Raises UserError where none is as fast.
+        What is measured above its prediction counts as measured. Without ``ms`` it is the most accurate of all. Raises
+        UserError where none is as fast.
         """
         on = self._target(target)
-        fitting = [pick for pick in self.picks if ms is None or pick.ms[on] <= ms]
-        if not fitting:
-            cheapest = min(pick.ms[on] for pick in self.picks)
-            raise UserError(f"{ms:g} {unit(on)}: the cheapest pick of {self.run} takes {least(cheapest, on)}")
-        return max(fitting, key=lambda pick: (pick.select_accuracy, -pick.ms[on]))
+        best: Pick = self[self.record.best(math.inf if ms is None else ms, on).id]
+        return best
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Returns a table with a row for each pick of the front and a column ``ms TARGET`` for each target.
