@@ -26,7 +26,7 @@ OTHERS = {  # flags of other programs, by file
     "latency/profile.py": {"--short=12"},  # git
     "pipeline/workers.py": {"-m"}, "pipeline/worker.py": {"-m"}, "__main__.py": {"-m"},  # Python
     "run/directory.py": {"--porcelain", "--untracked-files=no"},  # git
-    "train/ranks.py": {"--nproc-per-node"},  # torchrun
+    "training/ranks.py": {"--nproc-per-node"},  # torchrun
 }
 
 

@@ -139,4 +139,4 @@ def test_what_is_refused(finished: Made, tiny: Layout, tiny_space: Space) -> Non
     with pytest.raises(UserError, match=r"run: profile\(device='cpu', precision='int8', space="):
         LatencyTable.load(costs.LOCAL / "cpu-int8.json").ms(layout(tiny_space, Task(32, 3, 4)).stem)
     with pytest.raises(UserError, match=r"profile\(device='cpu', precision='int8', space='SPACE'\)"):
-        costs.find("cpu-int4")
+        costs.find("cpu-int8-b4")

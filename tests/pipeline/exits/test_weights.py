@@ -109,7 +109,7 @@ def test_images_that_are_too_small_are_one_line_with_a_side_that_works(name: str
     made = door.classifier(name, None, untrained=True)
     with pytest.raises(UserError, match=f"size=8: {name} does not run on such images") as refused:
         door.check_size(name, made, 8)
-    door.check_size(name, made, int(str(refused.value).rpartition("size=")[2]))
+    door.check_size(name, made, int(str(refused.value).rpartition("at size ")[2]))
 
 
 STATE = random_state(untrained("squeezenet1_1", num_classes=5))
