@@ -283,4 +283,5 @@ def test_cifar10_itself(tmp_path: Path) -> None:
     assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=2e-3)
     assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=2e-3)
     short = load_cifar(tmp_path / "cifar-10-batches-py", size=16, limit=1000)
-    assert short.train.images.shape == (800, 3, 16, 16) and short.source["class_counts"]["gate"] == [10] * 10
+    assert short.train.images.shape == (600, 3, 16, 16)  # of 1,000 a fifth each to gate and select
+    assert short.source["class_counts"]["gate"] == [20] * 10

@@ -100,7 +100,7 @@ def test_a_transformer_has_the_side_of_its_weights(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():
         assert made.size == 96 and torch.equal(made.net(x), net(x))
-    with pytest.raises(UserError, match=r"size=64: vit_b_32 does not run on such images .*evaluates it at size=96"):
+    with pytest.raises(UserError, match=r"size=64: vit_b_32 does not run on such images .*evaluates it at size 96"):
         door.check_size("vit_b_32", made, 64)
 
 
