@@ -22,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LONG_FILE, LONG_FUNCTION = 300, 40  # lines
 FLAG = re.compile(r"(?<![\w/.-])--[a-z][a-z0-9-]*")
-FOREIGN = {"--upgrade", "--extra-index-url", "--index-url"}  # of pip
+FOREIGN = {"--id", "--query-gpu", "--format", "--short", "--porcelain", "--untracked-files",  # nvidia-smi, git
+           "--nproc-per-node"}  # torchrun
 DICTIONARY = "dict[str, Any]"
 
 

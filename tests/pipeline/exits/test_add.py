@@ -110,6 +110,7 @@ def test_heads_for_a_finished_pick_without_labels(finished: tuple[Path, dict[str
     card = add(model, run, Quiet(), images=tmp_path / "any", epochs=2, wishes=Wishes(lose=0.3))
     assert card["accuracy_without"] == 1.0 and card["labels"] == "the network's answers" and card["n"] == 12
     assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES and card["kept"] == [0]
+    assert card["compared"] == card["n"]  # with PyTorch, on every image that was judged
     assert card["select_accuracy"] <= 1 and card["measured_ms"] is None
     assert (path / "archs" / plain["id"] / "weights.safetensors").read_bytes() == before
     with pytest.raises(UserError, match="method=boost: known are cache, ztw"):
@@ -189,3 +190,23 @@ def test_a_command_that_was_refused_does_not_block_the_mended_one(
     assert json.loads(Path("net-exits/config.json").read_text())["max_ms"] == 5
     code, errors = call("--images", "any")
     assert code == 2 and "began with --max-ms = 5.0, now null; give another --out" in errors
+
+
+def test_what_files_cannot_hold_is_refused_before_anything_is_trained(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, int, int]] = []
+
+    def refuse(net: Any, in_ch: int, size: int) -> None:
+        asked.append((net, in_ch, size))
+        raise UserError("exits: no rule for cumsum")
+
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("trained")
+
+    monkeypatch.setattr("nas.pipeline.exits.add.check", refuse)
+    monkeypatch.setattr("nas.pipeline.exits.add.train", fail)
+    model: Any = SimpleNamespace(net="net", data=SimpleNamespace(in_ch=3, size=16, augment="none"))
+    run = Run.open(tmp_path / "run", {})
+    with pytest.raises(UserError, match="no rule for cumsum"):
+        add(model, run, Quiet())
+    assert asked == [("net", 3, 16)] and not run.events()
