@@ -34,7 +34,6 @@ from nas.picks import Front, Pick, SearchRun, Text, listed
 from nas.pipeline.begin import begin_search, begin_training
 from nas.pipeline.evaluate import evaluate as evaluate_file
 from nas.pipeline.profile import profile_spaces
-from nas.pipeline.search import STAGES
 from nas.pipeline.train_one import choose
 from nas.plan import Task, layout
 from nas.progress import Lines, Progress
@@ -68,8 +67,6 @@ def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_m
              "size": size if size is None or isinstance(size, int) else list(size), "width": width,
              "only_op": only_op, "selector": selector, "seed": seed, "train_on": train_on, "threads": threads,
              "exits.method": exits, "max_ms": max_ms, "prune": prune, "init": init}
-    if until is not None and until not in STAGES:
-        raise UserError(f"{setting('until', until)}: a search can stop behind {' or '.join(STAGES)}")
     user_files.load(listed(ops))
     resolved = spread(resolve(_path(config), [], _values(given, settings)), processes())
     return SearchRun(Path(str(begin_search(resolved, _path(run), progress or Lines(), until).run)))
@@ -104,18 +101,15 @@ def profile(*, device: str = "cpu", space: Text | Sequence[Text] = (), size: int
     """Measures what the latency table of a device lacks of some spaces (default: all shipped ones). Returns the table.
     """
     user_files.load(listed(ops))
-    names = listed(space) or shipped("search_spaces", ".yaml")
-    layouts = [layout(Space.load(str(name)).scaled(width or 1.0), Task(size, 3, classes), exits) for name in names]
-    done = profile_spaces(layouts, _path(out), progress or Lines(), device=device, threads=threads, batch=batch,
-                          precision=precision, remeasure=remeasure, validate=validate, seed=seed)
+    done = profile_spaces([str(name) for name in listed(space)], Task(size, 3, classes), _path(out),
+                          progress or Lines(), device=device, width=width or 1.0, exits=exits, threads=threads,
+                          batch=batch, precision=precision, remeasure=remeasure, validate=validate, seed=seed)
     return Path(done["table"])
 
 
 def measure(model: Text, *, device: str = "cpu", threads: int = 1, batch: int | None = None,
             size: int | None = None) -> devices.Measured:
     """Times an ONNX file on a device of this machine: ``ms`` is the 5th percentile of many runs."""
-    if not Path(model).is_file():
-        raise UserError(f"{model}: no such file")
     return devices.measure(Path(model), device, threads=threads, batch=batch, size=size)
 
 

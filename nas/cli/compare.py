@@ -55,9 +55,7 @@ def compare(
         configs: list[Config] = [resolve(None, overrides or [], {**flags, "space": name}) for name in spaces]
         settings = comparison.settings(configs, networks)
         path = run or comparison.default_run_dir(settings)
-        if Run.fresh(path):
-            comparison.check(configs)  # before a directory is made
-        with Run.begun(path, settings, PLACES, worth=["budgets.json"]) as here:
+        with Run.begun(path, settings, PLACES, ["budgets.json"], lambda: comparison.check(configs)) as here:
             return comparison.compare(configs, networks, here, TerminalProgress())
 
     print_result(work, as_json, _show)

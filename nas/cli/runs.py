@@ -83,10 +83,7 @@ def search(
         run_files(ops)
         settings = spread(resolve(config, overrides or [], flags), torchrun.processes())
         from nas.pipeline.begin import begin_search
-        from nas.pipeline.search import STAGES
 
-        if until is not None and until not in STAGES:
-            raise UserError(f"--until {until}: a search can stop behind {' or '.join(STAGES)}")
         return begin_search(settings, run, TerminalProgress(), until)
 
     print_result(work, as_json, _show_front if until is None else _show_stopped)
@@ -126,9 +123,6 @@ def select(
             from nas.run.images import Images
             from nas.run.settings import searched
 
-            if workers > 1 and not storage:
-                raise UserError(f"--workers {workers}: they share evaluations through a --storage; give one, for "
-                                "example sqlite:///evaluations.db")
             targets = target or list(searched(here).target)
             if len(together) == 1 and targets[0] in together:  # a budget of the only one there is
                 budgets, together = sorted({*budgets, *together.values()}), {}

@@ -10,7 +10,6 @@ import typer
 
 from nas.cli.base import Batch, Device, Json, Ops, Target, Threads, Width, app, out_file, rows, run_files
 from nas.cli.output import checked_width, print_result
-from nas.errors import UserError
 from nas.units import column
 
 
@@ -40,17 +39,13 @@ def profile(
 
     def work() -> dict[str, Any]:
         from nas.cli.progress import TerminalProgress
-        from nas.files import shipped
         from nas.pipeline.profile import profile_spaces
-        from nas.plan import Task, layout
-        from nas.space import Space
+        from nas.plan import Task
 
         out_file(out)
         run_files(ops)
-        factor = checked_width(width)
-        layouts = [layout(Space.load(name).scaled(factor), Task(size, 3, classes), exits)
-                   for name in space or shipped("search_spaces", ".yaml")]
-        return profile_spaces(layouts, out, TerminalProgress(), device=device, threads=threads, batch=batch,
+        return profile_spaces(space or [], Task(size, 3, classes), out, TerminalProgress(), device=device,
+                              width=checked_width(width), exits=exits, threads=threads, batch=batch,
                               precision=precision, remeasure=remeasure, validate=validate, seed=seed)
 
     print_result(work, as_json, _show_profile)
@@ -72,8 +67,6 @@ def measure(
     """
 
     def work() -> dict[str, Any]:
-        if not model.is_file():
-            raise UserError(f"{model}: no such file")
         from nas.latency.devices import measure as clock
 
         timing = asdict(clock(model, device, threads=threads, batch=batch, size=size))

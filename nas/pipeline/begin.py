@@ -23,10 +23,10 @@ def begin_search(config: Config, path: Path | None, progress: Progress, until: s
     ``until`` a stage of ``nas.pipeline.search.STAGES`` it stops behind it. Raises UserError for what the user has to
     mend; nothing is left behind then.
     """
+    if until is not None and until not in search.STAGES:
+        raise UserError(f"{setting('until', until)}: a search can stop behind {' or '.join(search.STAGES)}")
     place = path or default_run_dir(config)
-    if Run.fresh(place):
-        search.refuse(config)  # before a directory is made
-    with Run.begun(place, config.to_json(), PLACES) as run:
+    with Run.begun(place, config.to_json(), PLACES, refuse=lambda: search.refuse(config)) as run:
         return search.search(config, run, progress, until)
 
 
@@ -45,9 +45,7 @@ def begin_training(settings: Baseline, path: Path | None, progress: Progress) ->
         settings = settings.model_copy(update={
             "arch": given.id, **{key: value for key, value in of_arch.items() if key not in named}})
     place = path or recorded.default_run_dir(settings)
-    if Run.fresh(place):
-        train_one.refuse(settings)  # before a directory is made
-    with Run.begun(place, settings.to_json(), PLACES) as run:
+    with Run.begun(place, settings.to_json(), PLACES, refuse=lambda: train_one.refuse(settings)) as run:
         return train_one.train(settings, run, given, progress)
 
 

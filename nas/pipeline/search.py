@@ -17,7 +17,6 @@ import torch
 
 from nas.arch import Arch
 from nas.config.search import Config
-from nas.config.space import checked_space
 from nas.errors import UserError, setting
 from nas.latency.costs import load as load_costs
 from nas.pipeline import deliver, header, judging, recheck, selection, supernet
@@ -29,7 +28,15 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import UNLIMITED, Memory, within
 from nas.pipeline.overrun import bounds_of, over
 from nas.pipeline.pace import pace_of
-from nas.pipeline.setup import compiler, complete_tables, limits_of_memory, load_recorded, prepare, with_targets
+from nas.pipeline.setup import (
+    compiler,
+    complete_tables,
+    limits_of_memory,
+    load_recorded,
+    prepare,
+    refuse_inputs,
+    with_targets,
+)
 from nas.pipeline.workers import Crew
 from nas.plan import resized
 from nas.progress import Progress
@@ -40,8 +47,6 @@ from nas.run.images import RECORDED, Images, keep_place, lying_at
 from nas.run.records import Excess, Exported, ExportedFile, Front, JudgedNetworks, Picks, Stopped
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
-from nas.training import augment, placement
-from nas.training.data import check_data_dir
 from nas.training.ranks import joined
 from nas.training.recipes import PICK, FineTuningRecipe, SupernetRecipe
 from nas.training.supernet_training import SupernetTraining
@@ -53,11 +58,7 @@ FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_feat
 
 def refuse(config: Config) -> None:
     """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
-    checked_space(config)
-    check_data_dir(config.data, config.data_dir)
-    placement.device_of(config.train_on)
-    if config.train.augment:
-        augment.check_augmentation(config.train.augment)
+    refuse_inputs(config)
     if config.init:
         Run.existing(config.init)
     for target in config.target:
@@ -115,6 +116,9 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     Limits of ``memory`` that are not given are those of the run, if all targets are its own. With a ``storage`` so many
     ``workers`` share the evaluations.
     """
+    if workers > 1 and not storage:
+        raise UserError(f"{setting('workers', workers)}: they share evaluations through a {setting('storage')}; give "
+                        "one, for example sqlite:///evaluations.db")
     config = lying_at(searched(run), images)
     targets = [named_target(run, target) for target in targets]
     bounds = replace(bounds, together={named_target(run, target): ms for target, ms in bounds.together.items()})

@@ -25,9 +25,18 @@ from nas.run.directory import Run
 from nas.run.images import load_images
 from nas.run.tables import copied, costs_for, recorded_costs
 from nas.space import Space
-from nas.training import placement
-from nas.training.data import Data, recorded
+from nas.training import augment, placement
+from nas.training.data import Data, check_data_dir, recorded
 from nas.training.header import data_lines
+
+
+def refuse_inputs(config: Config) -> None:
+    """Raises UserError for a space, images or an augmentation that cannot be used; quick, and writes nothing."""
+    checked_space(config)
+    check_data_dir(config.data, config.data_dir)
+    placement.device_of(config.train_on)
+    if config.train.augment:
+        augment.check_augmentation(config.train.augment)
 
 
 def prepare(config: Config, run: Run, targets: Sequence[str], progress: Progress, introduce: bool = True,

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from nas import sampling
 from nas.arch import Arch, Op
-from nas.config.space import checked_space
 from nas.errors import UserError, setting
 from nas.pipeline import deliver
 from nas.pipeline.finetune import RandomWeights, train_picks
 from nas.pipeline.inputs import Inputs
-from nas.pipeline.setup import prepare
+from nas.pipeline.setup import prepare, refuse_inputs
 from nas.plan import Layout, OpKey, Slot, macs, plan
 from nas.progress import Progress
 from nas.report.figures import draw_front
@@ -28,8 +27,6 @@ from nas.run.images import keep_place
 from nas.run.records import Front
 from nas.run.settings import Baseline, as_recorded
 from nas.run.tables import find_costs
-from nas.training import augment, placement
-from nas.training.data import check_data_dir
 from nas.training.recipes import BY_ITSELF, FineTuningRecipe
 
 CHOICES = ("largest", "smallest", "random")
@@ -37,11 +34,7 @@ CHOICES = ("largest", "smallest", "random")
 
 def refuse(settings: Baseline) -> None:
     """Raises UserError for a space, a target or a device that cannot be used; quick, and writes nothing."""
-    checked_space(settings)
-    check_data_dir(settings.data, settings.data_dir)
-    placement.device_of(settings.train_on)
-    if settings.train.augment:
-        augment.check_augmentation(settings.train.augment)
+    refuse_inputs(settings)
     for target in settings.target:
         find_costs(target)
 

@@ -75,13 +75,16 @@ class Run:
 
     @staticmethod
     @contextlib.contextmanager
-    def begun(path: Path | str, config: dict[str, Any], places: Collection[str] = (),
-              worth: Sequence[str] = ()) -> Iterator[Run]:
+    def begun(path: Path | str, config: dict[str, Any], places: Collection[str] = (), worth: Sequence[str] = (),
+              refuse: Callable[[], None] = lambda: None) -> Iterator[Run]:
         """Opens a run as ``open`` does, locked; one that is refused before any training leaves no directory.
 
-        So the mended command may use the same directory. A run that has an artefact of ``worth`` is kept, too.
+        So the mended command may use the same directory. A run that has an artefact of ``worth`` is kept, too. Before
+        a new one is made, ``refuse`` raises UserError for what can be told without it.
         """
         fresh, there = Run.fresh(path), Path(path).expanduser().exists()
+        if fresh:
+            refuse()
         run = Run.open(path, config, places=places)
         with run.lock():  # whoever fails to get it removes nothing: another process has begun
             try:

@@ -86,6 +86,8 @@ def measure(path: Path, name: str, *, threads: int = 1, batch: int | None = None
     UserError for a device that runs no files, for a file that does not run there, and for a file that fixes another
     batch or size.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     device = opened(name, threads, batch or 1)
     fixed = fixed_batch(stored(path))
     if batch is not None and fixed not in (batch, None):
