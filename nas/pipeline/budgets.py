@@ -61,8 +61,8 @@ NOTHING = Bounds()
 
 def bounded(inputs: Inputs, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
     """The selection problem of ``targets``, with a cost for each count that is limited."""
-    one = problem(inputs, layout, [*targets, *_worst(inputs, targets)])
-    return replace(one, costs=(*one.costs, *(_count(layout, name) for name in bounds.counts)))
+    whole = problem(inputs, layout, [*targets, *_worst(inputs, targets)])
+    return replace(whole, costs=(*whole.costs, *(_count(layout, name) for name in bounds.counts)))
 
 
 def all_bounds(inputs: Inputs, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:
@@ -83,15 +83,15 @@ def limits_of(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[f
     Raises UserError for a budget that is out of reach, and where no network fits into the target's memory.
     """
     every = [problem(at, resized(layout, at.size), [target]) for at in inputs.every]
-    one = min(every, key=lambda one: one.costs[0].smallest)
+    cheapest = min(every, key=lambda at: at.costs[0].smallest)
     fits = inputs.footprints.get(target)
-    ends = fits.ends(one) if fits else (one.costs[0].smallest, max(one.costs[0].largest for one in every))
+    ends = fits.ends(cheapest) if fits else (cheapest.costs[0].smallest, max(at.costs[0].largest for at in every))
     ends = up_to_max(inputs.config, target, ends, budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
             advice = f"raise it{f' or {fits.limits}' if fits else ''}, or search a smaller space ({setting('width')})"
-            raise UserError(below(one.costs[0], budget, ends[0], advice))
-    return sorted(budget_ms) or budgets(one, count, ends)
+            raise UserError(below(cheapest.costs[0], budget, ends[0], advice))
+    return sorted(budget_ms) or budgets(cheapest, count, ends)
 
 
 def up_to_max(config: Config, target: str, ends: tuple[float, float],
@@ -119,8 +119,8 @@ def reachable(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[f
     limits = all_bounds(inputs, [target], bounds)
     every = within_reach([bounded(at, resized(layout, at.size), [target], bounds) for at in inputs.every], limits)
     ms = every[0].costs[0]
-    least = min(one.costs[0].of(fastest(one, limits)) for one in every)
-    most = max(one.costs[0].of(solve(one.costs[0].per_op, one.costs, limits)[0]) for one in every)
+    least = min(of_size.costs[0].of(fastest(of_size, limits)) for of_size in every)
+    most = max(of_size.costs[0].of(solve(of_size.costs[0].per_op, of_size.costs, limits)[0]) for of_size in every)
     ends = up_to_max(inputs.config, target, (least, most), budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
@@ -150,28 +150,28 @@ def askings(problems: Sequence[Problem], limits_list: Sequence[Limits]) -> list[
         return [Asking(problems[0], list(limits_list), [[index] for index in range(len(limits_list))])]
     asked: list[dict[tuple[tuple[str, float], ...], list[int]]] = [{} for _ in problems]
     for index, limits in enumerate(limits_list):
-        for one in within_reach(problems, limits):
-            own = tuple((name, min(value, one.largest(name))) for name, value in limits.items())
-            asked[problems.index(one)].setdefault(own, []).append(index)
-    return [Asking(one, [dict(limits) for limits in own], list(own.values()))
-            for one, own in zip(problems, asked, strict=True) if own]
+        for of_size in within_reach(problems, limits):
+            capped = tuple((name, min(value, of_size.largest(name))) for name, value in limits.items())
+            asked[problems.index(of_size)].setdefault(capped, []).append(index)
+    return [Asking(of_size, [dict(limits) for limits in capped], list(capped.values()))
+            for of_size, capped in zip(problems, asked, strict=True) if capped]
 
 
 def within_reach(problems: Sequence[Problem], limits: Limits) -> list[Problem]:
     """Those, one an input size, with a network within the limits; where none has one, UserError of the last."""
-    found = []
-    for one in problems:
+    reached = []
+    for of_size in problems:
         try:
-            fastest(one, limits)
-            found.append(one)
+            fastest(of_size, limits)
+            reached.append(of_size)
         except UserError:
-            if not found and one is problems[-1]:
+            if not reached and of_size is problems[-1]:
                 raise
-    return found
+    return reached
 
 
 def fastest(problem: Problem, limits: Limits) -> list[int]:
-    """Of the least first cost. Raises UserError where nothing is within the limits."""
+    """Returns the choices of least first cost. Raises UserError where nothing is within the limits."""
     return solve(tuple(-row for row in problem.costs[0].per_op), problem.costs, limits)[0]
 
 

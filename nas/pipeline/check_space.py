@@ -55,8 +55,8 @@ def checked_layout(name: str, task: Task) -> Layout:
     try:
         return layout(space, task)
     except UserError as error:
-        found = list(dict.fromkeys(_refusals(space, task))) or [str(error)]
-        raise _all(name, [text.removeprefix(f"{space.file}: ") for text in found]) from None
+        mistakes = list(dict.fromkeys(_refusals(space, task))) or [str(error)]
+        raise _all(name, [text.removeprefix(f"{space.file}: ") for text in mistakes]) from None
 
 
 def _all(name: str, mistakes: Sequence[str]) -> UserError:
@@ -111,7 +111,7 @@ def _priced(plan: Layout, target: str, name: str) -> dict[str, Any]:
 
 def _check_own(plan: Layout, progress: Progress) -> None:
     """The contract of every operator of the user's own at every shape of the space, and its ONNX against PyTorch."""
-    names = {name for one in user_files.loaded() for name in one.operators}
+    names = {name for file in user_files.loaded() for name in file.operators}
     work = [(slot, branch) for slot in plan.slots for branch in slot.branches if branch.op.name in names]
     tried = list(dict.fromkeys(((slot.in_ch, slot.out_ch, slot.stride), branch, _shared(slot, branch))
                                for slot, branch in work))

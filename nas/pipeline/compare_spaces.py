@@ -132,24 +132,24 @@ def _grid(config: Config, loaded: Sequence[Inputs], problems: Sequence[Problem])
     for inputs in loaded if config.budget_ms else ():
         limits_of(inputs, inputs.layout, target, config.budget_ms, 1)  # refuses what a space cannot reach
     if config.budget_ms:
-        most = max(one.costs[0].largest for one in problems)
+        most = max(problem.costs[0].largest for problem in problems)
         if idle := next((budget for budget in config.budget_ms if CLOSE * budget > most), None):
             raise UserError(f"{setting('budget_ms', f'{idle:g}')}: no network of these spaces takes more than "
                             f"{amount(most, target)}, and one drawn for a budget takes {100 * CLOSE:.0f} % of it at "
                             "least: lower it")
         return config.budget_ms
-    low = max(one.costs[0].smallest for one in problems) * INSIDE
-    high = min(one.costs[0].largest for one in problems) / INSIDE
+    low = max(problem.costs[0].smallest for problem in problems) * INSIDE
+    high = min(problem.costs[0].largest for problem in problems) / INSIDE
     if low >= high:
-        ranges = ", ".join(f"{inputs.layout.space} {one.costs[0].smallest:.4g} .. {one.costs[0].largest:.4g} "
-                           f"{unit(target)}" for inputs, one in zip(loaded, problems, strict=True))
+        ranges = ", ".join(f"{inputs.layout.space} {problem.costs[0].smallest:.4g} .. {problem.costs[0].largest:.4g} "
+                           f"{unit(target)}" for inputs, problem in zip(loaded, problems, strict=True))
         raise UserError(f"{setting('spaces')}: no budget on {target} that all of them reach ({ranges}): scale one "
                         "(NAME@0.5)")
     return budgets(problems[0], config.budgets, (low, high))
 
 
 def _drawn(inputs: Inputs, one: Problem, grid: Sequence[float], networks: int) -> list[list[dict[str, Any]]]:
-    """By budget, different random networks between 90 % and 100 % of it."""
+    """Draws, for each budget, different random networks that take 90 % to 100 % of it."""
     rows = []
     for index, bound in enumerate(grid):
         rng, found = random.Random(f"compare {inputs.seed} {inputs.layout.space} {index}"), dict[Arch, None]()

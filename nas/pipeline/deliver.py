@@ -79,8 +79,9 @@ def to_features(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str,
     """
     network = load_weights(inputs, arch, place)
     model, in_ch, size = Backbone(network), inputs.data.in_ch, inputs.layout.task.size
-    maps = [{"name": f"stride{one.stride}", "channels": one.channels, "stride": one.stride} for one in model.maps]
-    names = [str(one["name"]) for one in maps]
+    maps = [{"name": f"stride{feature.stride}", "channels": feature.channels, "stride": feature.stride}
+            for feature in model.maps]
+    names = [str(feature["name"]) for feature in maps]
     export(model, path, in_ch=in_ch, size=size, metadata={**metadata_of(inputs, arch), "features": json.dumps(maps)},
            outputs=names)
     agreement = check_onnx(path, model, in_ch=in_ch, size=size)
@@ -185,7 +186,7 @@ def _write_int8(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> Int
 
 
 def metadata_of(inputs: Inputs, arch: Arch) -> dict[str, str]:
-    """Of every file of a pick: what a program needs to use it on images, and what it is."""
+    """Returns the metadata of every file of a pick: what a program needs to use it on images, and what it is."""
     data = inputs.data
     return {"arch": json.dumps(arch.to_json()), "id": arch.id, "classes": "\n".join(data.classes),
             "input": "NCHW float32", "size": str(inputs.layout.task.size), "scale": "pixels / 255", "producer": "nas",

@@ -52,14 +52,14 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
     if model.is_dir():
         run = Run.existing(model)
         config, model = settings_of(run), _pick(run, arch, budget_ms)
-        own = {"data": config.data, "data_dir": config.data_dir, "seed": config.seed,
+        of_run = {"data": config.data, "data_dir": config.data_dir, "seed": config.seed,
                "size": None if config.sizes else config.side}  # of several, the file's own
         if (data or config.data) != "cifar10":
-            own["data_dir"] = None
+            of_run["data_dir"] = None
         limit = config.limit if data is None else None
         if data is None:
             require_place(run, config)
-        given = {key: own[key] if value is None and (data is None or key != "size") else value
+        given = {key: of_run[key] if value is None and (data is None or key != "size") else value
                  for key, value in given.items()}
     elif arch is not None or budget_ms is not None:
         raise UserError(f"{setting('arch')} and {setting('budget_ms')} choose from a run; {model} is a file")
@@ -86,7 +86,7 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
 
 
 def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Of outputs [n, classes] and labels [n]: top-1, top-5 (None for five classes or fewer), loss, every class.
+    """Scores outputs [n, classes] by labels [n]: top-1, top-5 (None for five classes or fewer), loss, every class.
 
     A share stands with its standard error (binomial) and its 95 % interval. Raises UserError for outputs that are not
     numbers.
@@ -158,15 +158,15 @@ class _File:
     def size(self, asked: int | None) -> int:
         """The side of its images."""
         side, text = self.entry.shape[2], self.metadata.get("size", "")
-        own = side if isinstance(side, int) else int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else asked
-        if own is None:
+        of_file = side if isinstance(side, int) else int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else asked
+        if of_file is None:
             raise UserError(f"{setting('size')}: {self.path} leaves open how large its images are")
-        if asked is not None and asked != own:
-            raise UserError(f"{setting('size', asked)}: {self.path} takes images of {own}x{own}")
-        return int(own)
+        if asked is not None and asked != of_file:
+            raise UserError(f"{setting('size', asked)}: {self.path} takes images of {of_file}x{of_file}")
+        return int(of_file)
 
     def names(self) -> list[str] | None:
-        """Of its classes, where it has them."""
+        """Returns the names of its classes, where it has them."""
         return names_in(self.metadata)
 
     def count(self, data: Data) -> int:

@@ -107,7 +107,10 @@ class _Stopped(Exception):
 def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
            progress: Progress, teacher_of: Callable[[Arch], nn.Module | None] = lambda arch: None,
            file: str = WEIGHTS) -> None:
-    """Those whose weights do not stand yet. The share of the threads depends on all: a continued run ends the same."""
+    """Trains the networks whose weights do not stand yet.
+
+    The share of the threads depends on all: a continued run ends the same.
+    """
     left = [arch for arch in archs if not inputs.run.has(folder_of(place, arch) + file)]
     tunings = [_prepared(inputs, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
     if not tunings:
@@ -121,8 +124,8 @@ def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, 
         work = [partial(_tune, inputs, tuning, folder_of(place, arch), file, shared, alone)
                 for tuning, arch in zip(tunings, left, strict=True)]
         if alone:
-            for one in work:
-                one()
+            for job in work:
+                job()
         else:
             side_by_side(work, at_once, shared.stop)
 
@@ -135,7 +138,7 @@ def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threadi
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
     try:
-        futures = [pool.submit(one) for one in work]
+        futures = [pool.submit(job) for job in work]
         wait(futures, return_when=FIRST_EXCEPTION)
     finally:  # also where the user interrupts
         stop.set()
@@ -152,8 +155,8 @@ def _prepared(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: 
     run, data, name = inputs.run, inputs.data, folder_of(place, arch)
     run.write_json(f"{name}arch.json", arch.to_json())
     model = placement.placed(training.inherit(arch), inputs.device)
-    own = arch.id if file == WEIGHTS else f"{arch.id}/first"
-    tuning = FineTuning(own, model, teacher, data, recipe, inputs.seed, inputs.device)
+    id = arch.id if file == WEIGHTS else f"{arch.id}/first"
+    tuning = FineTuning(id, model, teacher, data, recipe, inputs.seed, inputs.device)
     if run.has(name + CHECKPOINTS[file]):
         checkpoint.resume(run, name + CHECKPOINTS[file], tuning.load)
     else:

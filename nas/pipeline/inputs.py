@@ -71,7 +71,7 @@ def problem(inputs: Inputs, layout: Layout, targets: Sequence[str]) -> Problem:
     fits = inputs.footprints
     flash = tuple(fits[t].flash(layout) for t in targets if t in fits and fits[t].bounds())
     return Problem(layout, tuple(slot.ops for slot in layout.slots), costs + flash,
-                   lambda arch: all(one.admits(arch) for one in fits.values()))
+                   lambda arch: all(footprint.admits(arch) for footprint in fits.values()))
 
 
 def memory_bounds(inputs: Inputs, target: str) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Memory:
 
     @property
     def given(self) -> dict[str, float]:
-        """By the key of the setting."""
+        """Returns the limits that are given, by the key of the setting."""
         values = {"sram_kb": self.sram_kb, "flash_kb": self.flash_kb}
         return {key: value for key, value in values.items() if value is not None}
 
@@ -72,7 +72,7 @@ class Footprints:
         self._seen: dict[str, Memory] = {}
 
     def of(self, arch: Arch) -> Memory:
-        """Of a network with typical weights. Raises UserError where Vela cannot compile it."""
+        """Returns what a network with typical weights needs. Raises UserError where Vela cannot compile it."""
         if arch.id not in self._seen:
             self._seen[arch.id] = self._compiled(arch.id, plan(self.layout, arch))
         return self._seen[arch.id]
@@ -181,6 +181,6 @@ class Footprints:
 
 def within(layout: Layout, footprints: Mapping[str, Footprints]) -> Layout:
     """What fits on every target."""
-    for one in footprints.values():
-        layout = one.fitting(layout)
+    for footprint in footprints.values():
+        layout = footprint.fitting(layout)
     return layout

@@ -240,17 +240,17 @@ def _without_exits(fronts: dict[str, Front], kind: str, arch_id: str | None) -> 
             if card.exits and card.id == arch_id:
                 raise UserError(f"{setting('arch', arch_id)}: has early exits, which {setting('format', kind)} does "
                                 f"not; {setting('arch', str(card.of))} is the same network without")
-        own = [card for card in front.cards if not card.exits]
-        if arch_id is None and not place and front.cards and not own:
+        without = [card for card in front.cards if not card.exits]
+        if arch_id is None and not place and front.cards and not without:
             raise UserError(f"{setting('format', kind)}: has no early exits, and all picks of this run have; "
                             f"{setting('format', 'onnx')} writes them")
-        plain[place] = front.model_copy(update={"front": own, "dominated": []})
+        plain[place] = front.model_copy(update={"front": without, "dominated": []})
     return plain
 
 
 def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
-    own = limits_of_memory(config) if set(targets) <= set(config.target) else UNLIMITED
-    return Memory(asked.sram_kb or own.sram_kb, asked.flash_kb or own.flash_kb)
+    of_run = limits_of_memory(config) if set(targets) <= set(config.target) else UNLIMITED
+    return Memory(asked.sram_kb or of_run.sram_kb, asked.flash_kb or of_run.flash_kb)
 
 
 def _finish(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str, fine_tune: bool,
@@ -270,10 +270,10 @@ def _finish(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str
     if inputs.config.exits.method != "none" and recipe.epochs:
         plain = {card.id: card for card in cards}
         with timeline.phase(inputs.run, "exits", place):
-            found = [picks_exits.exit_card(inputs, arch, plain[arch.id], place, recipe, progress,
+            early = [picks_exits.exit_card(inputs, arch, plain[arch.id], place, recipe, progress,
                                            bounds_of(picks.budgets, arch.id))
                      for arch in archs.values() if plain[arch.id].fits]
-        cards += [card for card in found if card is not None]
+        cards += [card for card in early if card is not None]
     front = inputs.run.record(f"{place}front.json", Front, lambda: front_of(inputs, cards, picks))
     if not inputs.run.has(f"{place}front.png"):
         inputs.run.write(f"{place}front.png", lambda file: draw_front(front, file))

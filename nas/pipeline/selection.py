@@ -66,7 +66,7 @@ def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[fl
                 for index in indices:
                     ranked[index] += archs
             if len(targets) == 1:
-                bounds = [one[targets[0]] for one in asking.limits]
+                bounds = [limits_of_one[targets[0]] for limits_of_one in asking.limits]
                 agreement[name] = judge.agreement(asking.problem, training, targets[0], bounds, inputs)
                 held_out[name] = judge.held_out(asking.problem, scores(asking.limits[-1]))
         for ms, archs in zip(of_ms, ranked, strict=True):
@@ -83,7 +83,7 @@ def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[fl
 
 def _answers(inputs: Inputs, training: SupernetTraining, asking: Asking, targets: Sequence[str], name: str,
              progress: Progress, crew: Crew | None) -> tuple[list[list[Arch]], Judge, ScoresFor]:
-    """Of the selector, for each of the limits asked for; who judged for it, and the scores that it began with."""
+    """Asks the selector for each of the limits; returns answers, who judged for it, and the scores it began with."""
     config, scores = inputs.config, gate_scores(training, asking.problem, targets, inputs)
     with progress.task(f"select for {name}", config.evaluations) as task:
         judge = Judge(inputs, training, task, crew)

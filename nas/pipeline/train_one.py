@@ -40,7 +40,7 @@ def refuse(settings: Baseline) -> None:
 
 
 def read_arch(file: Path) -> Arch:
-    """Of an ``arch.json`` or a ``card.json``. Raises UserError for anything else."""
+    """Reads the network of an ``arch.json`` or a ``card.json``. Raises UserError for anything else."""
     try:
         value = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -63,12 +63,12 @@ class Crew:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def study_name(run: Run, supernet: str, *judging: Any) -> str:
-    """Of the evaluations of one supernet, judged in one way: what others wrote into the storage is not ours."""
+    """Names the evaluations of one supernet, judged in one way: what others wrote into the storage is not ours."""
     file = run.file(supernet)
     state = file.stat()
     digest = hashlib.sha256(f"{_digest(file, state.st_mtime_ns, state.st_size)} {judging!r}".encode())
@@ -77,7 +77,7 @@ def study_name(run: Run, supernet: str, *judging: Any) -> str:
 
 @lru_cache(maxsize=8)
 def _digest(file: Path, *state: int) -> str:
-    """Of a file that is as its time and size say: it may be hundreds of MB."""
+    """Computes the digest of a file once for each time and size of it: it may have hundreds of MB."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

@@ -43,7 +43,7 @@ def _networks(axes: Any, part: ComparedSpace, target: str, colour: str) -> None:
 
 
 def _spread(axes: Any, part: ComparedSpace, target: str, colour: str, place: float) -> None:
-    """Beside each other where several spaces have the same budget."""
+    """Draws mean and deviation of a space at each budget, ``place`` beside those of the other spaces."""
     rows = [row for row in part.budgets if row.mean is not None]
     axes.errorbar([row.budget_ms[target] * 1.015**place for row in rows], [100 * (row.mean or 0.0) for row in rows],
                   yerr=[100 * (row.sd or 0.0) for row in rows], fmt="o-", color=colour, capsize=3,

@@ -43,6 +43,6 @@ def label(name: str, longest: int = LONGEST) -> str:
 
 def legend(figure: Figure, axes: Any, columns: int = 2) -> None:
     """Below the axes, where no point is: one for all, each label once."""
-    handles = {text: handle for one in axes for handle, text in zip(*one.get_legend_handles_labels(), strict=True)}
+    handles = {text: handle for part in axes for handle, text in zip(*part.get_legend_handles_labels(), strict=True)}
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)

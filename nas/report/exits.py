@@ -80,12 +80,12 @@ def draw_shares(held_out: HeldOut, file: BinaryIO) -> None:
         axes = figure.add_subplot()
         start = np.zeros(len(order))
         for index in range(exits):
-            own = shares[order, index]
+            leaving = shares[order, index]
             name = "head" if index == exits - 1 else f"exit {index}"
             total = float((at == index).mean())
-            axes.barh(range(len(order)), 100 * own, left=100 * start, height=0.8, color=_colour(index, exits),
+            axes.barh(range(len(order)), 100 * leaving, left=100 * start, height=0.8, color=_colour(index, exits),
                       label=f"{name}: {100 * total:.0f} %")
-            start = start + own
+            start = start + leaving
         axes.set_yticks(range(len(order)), [label(held_out.classes[present[i]], 24) for i in order], fontsize=8)
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
@@ -101,15 +101,15 @@ def draw_examples(held_out: HeldOut, file: BinaryIO) -> None:
     at, sure = held_out.at, held_out.confidence[0]
     rows = []
     for exit_, sign in ((int(at.min()), -1), (int(at.max()), 1)):
-        own = np.flatnonzero(at == exit_)
-        rows.append((exit_, own[np.argsort(sign * sure[own], kind="stable")][:EXAMPLES]))
-    lines = [-(-len(own) // COLUMNS) for _, own in rows]
+        images = np.flatnonzero(at == exit_)
+        rows.append((exit_, images[np.argsort(sign * sure[images], kind="stable")][:EXAMPLES]))
+    lines = [-(-len(images) // COLUMNS) for _, images in rows]
     with drawing(COLUMNS * 0.8, 0.98 * sum(lines) + 0.9) as figure:
         parts = figure.subfigures(len(rows), 1, height_ratios=[count + 0.4 for count in lines], squeeze=False)[:, 0]
-        for part, (exit_, own), count in zip(parts, rows, lines, strict=True):
+        for part, (exit_, images), count in zip(parts, rows, lines, strict=True):
             which = "the head" if exit_ == len(held_out.confidence) - 1 else f"exit {exit_}"
             part.suptitle(f"leave at {which} ({100 * (at == exit_).mean():.0f} % of all)", fontsize=10)
-            for axes, image in zip(part.subplots(count, COLUMNS, squeeze=False).flat, [*own, *[None] * COLUMNS],
+            for axes, image in zip(part.subplots(count, COLUMNS, squeeze=False).flat, [*images, *[None] * COLUMNS],
                                    strict=False):
                 axes.set_axis_off()
                 if image is not None:

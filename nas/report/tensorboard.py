@@ -38,13 +38,13 @@ def _by_folder(run: Run) -> dict[str, list[tuple[str, float, int, float]]]:
     Steps of the supernet count on over its phases. An epoch that was done again after a kill counts once.
     """
     epochs = {(e["phase"], e["epoch"]): e for e in run.events("epoch") if {"phase", "epoch", "time"} <= e.keys()}
-    found: dict[str, list[tuple[str, float, int, float]]] = {}
+    scalars: dict[str, list[tuple[str, float, int, float]]] = {}
     for step, event in enumerate(epochs.values()):
-        found.setdefault("supernet", []).extend(_scalars("supernet", event, step))
+        scalars.setdefault("supernet", []).extend(_scalars("supernet", event, step))
     tuned = {(e["id"], e["epoch"]): e for e in run.events("finetune") if {"id", "epoch", "time"} <= e.keys()}
     for (name, step), event in tuned.items():
-        found.setdefault(f"finetune/{str(name).replace('..', '_')}", []).extend(_scalars("finetune", event, step))
-    return found
+        scalars.setdefault(f"finetune/{str(name).replace('..', '_')}", []).extend(_scalars("finetune", event, step))
+    return scalars
 
 
 def _scalars(group: str, event: dict[str, Any], step: int) -> list[tuple[str, float, int, float]]:

@@ -103,21 +103,21 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
                             Preprocessing.of_file(kept, Path(model)))
     known = classes if classes is not None else names_in(kept)
     whites = Whites.of_metadata(kept)
-    own, by = _on(data(side, whites), how, known, net.classes, side, model)
-    own = own if len(own.learn) else replace(own, whites=whites)
+    read, by = _on(data(side, whites), how, known, net.classes, side, model)
+    read = read if len(read.learn) else replace(read, whites=whites)
     said = {"preprocessing": how.to_json(), "classes_by": by, "weights_at": foreign.weights,
             "ends_in": foreign.graph.cut.kind}
     name, now_ns = Path(model).stem, clock_of(1)[1]
-    metadata = {**named(own, side), "id": name}
+    metadata = {**named(read, side), "id": name}
     if costs is None:
-        return MeasuredOnnx(name=name, net=net, plain=net, data=own, metadata=metadata, target="cpu", clock=alone,
+        return MeasuredOnnx(name=name, net=net, plain=net, data=read, metadata=metadata, target="cpu", clock=alone,
                             now_ns=now_ns, said=said, graph=proto)
-    return PredictedOnnx(name=name, net=net, plain=net, data=own, metadata=metadata, target=str(target), now_ns=now_ns,
-                         said=said, priced=predicted_pieces(net, own, costs))
+    return PredictedOnnx(name=name, net=net, plain=net, data=read, metadata=metadata, target=str(target), now_ns=now_ns,
+                         said=said, priced=predicted_pieces(net, read, costs))
 
 
 def foreign_costs(model: str, target: str | None) -> KernelModel | None:
-    """Of a target that prices any graph; None for this machine, where files are timed. Raises UserError for others."""
+    """Returns a target's kernel model, None for this machine, where files are timed; others are a UserError."""
     if target in (None, "cpu"):
         return None
     costs = cost_models.load(str(target))

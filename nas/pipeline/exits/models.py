@@ -116,7 +116,7 @@ def alone(prepare: Callable[[], Mapping[str, Timed]], count: int) -> tuple[dict[
 
 
 def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Callable[[], int]) -> Pieces:
-    """Of the file with all exits, left at each: what it takes beyond the network without exits are the heads, by MACs.
+    """Times the file with all exits, left at each: what it takes beyond the plain network are the heads, by MACs.
     """
     exits = len(net.exits) + 1
     nobody = Point((np.inf,) * (exits - 1) + (-np.inf,), (0.0,) * exits, 0.0, 0.0, 0.0)
@@ -138,7 +138,7 @@ def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Ca
 
 
 def predicted_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
-    """By the target's kernel model, part by part. Raises UserError where it does not know a part."""
+    """Prices part by part with the target's kernel model. Raises UserError where it does not know a part."""
     try:
         return _priced_pieces(net, data, costs)
     except UserError as error:
@@ -163,7 +163,7 @@ def _priced_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
 
 
 def head_macs(net: Grafted, data: Data) -> list[int]:
-    """Of each exit's head."""
+    """Counts the multiply-adds of each exit's head."""
     found, x = [], torch.zeros(1, data.in_ch, data.size, data.size)
     for part in list(net.parts)[:-1]:
         x = part(x)

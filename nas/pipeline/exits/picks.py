@@ -75,7 +75,7 @@ def refuse(inputs: Inputs) -> None:
 
 
 def _phases(inputs: Inputs, net: Network) -> int:
-    """Of the method around a network with all exits. Raises UserError for settings that it refuses."""
+    """Counts the phases of the method around a network with all exits. Raises UserError for settings it refuses."""
     options = inputs.config.exits
     with randomness.seeded(inputs.seed):  # what it begins with is not kept, and nothing else is to begin otherwise
         return make(options.method, net, **options.settings).phases()
@@ -105,14 +105,14 @@ def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> dict[s
     method, full = rebuilt(inputs, card, place)
     kept = [full.exits.index(slot) for slot in card.exits]
     network = MultiExit(Kept(method.net.net, kept), method.net.combine.kept(kept)).eval()
-    own = inputs.run.file(card.onnx).parent
+    delivered = inputs.run.file(card.onnx).parent
     policy = Policy.from_json(inputs.run.read_json(str(Path(card.onnx).parent / THRESHOLDS)))
     arch = replace(full, exits=())
     size, in_ch = inputs.layout.task.size, inputs.layout.task.in_ch
     written = export(network, folder, in_ch=in_ch, size=size, policy=policy,
                      metadata={**metadata_of(inputs, arch), "exit_method": inputs.config.exits.method})
     for name in (THRESHOLDS, CLASSES, CARD, *PICTURES):
-        copy(own / name, folder / name)
+        copy(delivered / name, folder / name)
     images = torch.randn(RANDOM, in_ch, size, size, generator=torch.Generator().manual_seed(0))
     return {"onnx": str(folder / written["onnx"]), **compared(folder, network, policy, images)}
 
@@ -161,8 +161,8 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
         progress.note(f"{arch.id}: no exits: {error}")
         return None
     slots = tuple(full.exits[index] for index in served.kept)
-    own = replace(arch, exits=slots)
-    keys = plan(inputs.layout, own)
+    shortened = replace(arch, exits=slots)
+    keys = plan(inputs.layout, shortened)
     times = _measured(inputs, trained, served, name)
     excess = over(times["measured_ms"], bounds)
     if limit is not None:
@@ -170,7 +170,7 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
     shares, prefixes = np.array(served.crossed.shares), {t: p.prefix_ms(served.kept) for t, p in pieces.items()}
     mean = {target: float(shares @ prefix) for target, prefix in prefixes.items()}
     worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
-    return Card(id=own.id, of=arch.id, arch=own, size=own.size, ms=mean, worst_ms=worst,
+    return Card(id=shortened.id, of=arch.id, arch=shortened, size=shortened.size, ms=mean, worst_ms=worst,
                 macs=sum(macs(key) for key in keys), params=sum(params(key) for key in keys), fine_tuned=True,
                 exits=list(slots), **times, over_budget=excess, tables=busy_tables(inputs),
                 select_accuracy=served.crossed.accuracy,
@@ -183,12 +183,12 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
 
 def _measured(inputs: Inputs, trained: Trained, served: Any, name: str) -> dict[str, Any]:
     """``measured_ms`` (mean), ``measured_worst_ms`` and ``drift`` by target, None where that is another machine."""
-    found: dict[str, dict[str, Any]] = {}
+    by_target: dict[str, dict[str, Any]] = {}
     for target, costs in inputs.costs.items():
-        found[target] = dict.fromkeys(("measured_ms", "measured_worst_ms", "drift"))
+        by_target[target] = dict.fromkeys(("measured_ms", "measured_worst_ms", "drift"))
         if here := timed_here(costs):
             table, device = here
             beside = partial(time_networks, layout=inputs.measured, table=table, device=device)
-            found[target] = measured(inputs.run.file(name), trained, served, beside, clock(1)[1])
-    return {key: {target: one[key] for target, one in found.items()}
+            by_target[target] = measured(inputs.run.file(name), trained, served, beside, clock(1)[1])
+    return {key: {target: figures[key] for target, figures in by_target.items()}
             for key in ("measured_ms", "measured_worst_ms", "drift")}

@@ -191,10 +191,10 @@ def exit_runs(path: Path, images: Array, at: Array, exits: int, now_ns: Callable
     """For each exit a run of the ``If`` file that leaves there, over images [n, C, S, S] that do (``at``), if any."""
     runs = {}
     for index in range(exits):
-        own = images[at == index][:TIMED] if (at == index).any() else images[:TIMED]
+        leaving = images[at == index][:TIMED] if (at == index).any() else images[:TIMED]
         runtime = Runtime(path)
         runtime.thresholds = [np.inf] * index + [-np.inf] * (exits - index)
-        runs[f"exit {index}"] = _cycling(runtime, own, now_ns)
+        runs[f"exit {index}"] = _cycling(runtime, leaving, now_ns)
     return runs
 
 
@@ -251,7 +251,7 @@ def checked(wishes: Wishes) -> Wishes:
 
 
 def _even(split: Split, views: int) -> Split:
-    """Of several views an even number of images each, so that halves of all are the same images."""
+    """Cuts several views to an even number of images each, so that halves of all are the same images."""
     return split if views == 1 else split.part(0, len(split) // 2 * 2)
 
 

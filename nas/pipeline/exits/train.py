@@ -32,8 +32,8 @@ def with_exits(at: Layout, arch: Arch, plain: Subnet, seed: int) -> Subnet:
     """A trained network of the layout with ``arch.exits`` added, which are untrained yet."""
     with randomness.seeded(seed, arch.id, "exits"):
         net = build(at, arch)
-    own = net.state_dict()
-    net.load_state_dict({**own, **plain.state_dict()})
+    fresh = net.state_dict()
+    net.load_state_dict({**fresh, **plain.state_dict()})
     return net
 
 

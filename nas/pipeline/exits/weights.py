@@ -43,7 +43,7 @@ class Classifier:
 
 
 def names() -> list[str]:
-    """Of torchvision's classifiers."""
+    """Lists the names of torchvision's classifiers."""
     return list(models.list_models(module=models))
 
 
@@ -60,11 +60,11 @@ def classifier(name: str, weights: Path | None, untrained: bool = False) -> Clas
     net = _built(name)
     if weights is None:
         return Classifier(net, _size(name, net))
-    found = _found(read(weights), net, weights, name)
-    if (arguments := _arguments(found.state, net)) != _arguments(net.state_dict(), net):
+    trained = _found(read(weights), net, weights, name)
+    if (arguments := _arguments(trained.state, net)) != _arguments(net.state_dict(), net):
         net = _built(name, **arguments)
-    _put(found.state, net, weights, name)
-    return Classifier(net, _size(name, net), found.place)
+    _put(trained.state, net, weights, name)
+    return Classifier(net, _size(name, net), trained.place)
 
 
 def check_size(name: str, made: Classifier, size: int) -> None:
@@ -146,10 +146,10 @@ def _built(name: str, **arguments: Any) -> nn.Module:
 
 
 def _size(name: str, net: nn.Module) -> int:
-    """Of the images that torchvision evaluates its weights at; a transformer has its own."""
-    own = getattr(net, "image_size", None)
+    """Returns the side of the images that torchvision evaluates its weights at; a transformer has its own."""
+    side = getattr(net, "image_size", None)
     presets = models.get_model_weights(name).DEFAULT.transforms
-    return int(own if own is not None else presets.keywords["crop_size"])
+    return int(side if side is not None else presets.keywords["crop_size"])
 
 
 def _arguments(state: State, net: nn.Module) -> dict[str, int]:
