@@ -13,7 +13,7 @@ import pytest
 NAS = Path(__file__).parent.parent / "nas"
 ROWS = [
     {"nas", "errors", "text"},  # "nas" is the package itself: its version
-    {"files", "arch", "units", "paths"},
+    {"files", "arch", "units", "paths", "record"},
     {"progress", "space"},
     {"config", "ops"},
     {"plan"},

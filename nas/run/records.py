@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     InstanceOf,
     PlainSerializer,
@@ -21,6 +19,7 @@ from pydantic import (
 
 from nas.arch import Arch
 from nas.errors import UserError, setting
+from nas.record import Record
 from nas.units import least
 
 TOLERANCE = 0.03  # of a budget: a network that is loaded anew is measured up to 2 % faster or slower than before
@@ -36,18 +35,6 @@ Genotype = Annotated[InstanceOf[Arch], BeforeValidator(lambda value: value if is
 Ms = Annotated[float, Field(gt=0)]
 ByTarget = dict[Text, Ms]
 Measured = dict[Text, Ms | None]  # None: that target is not the machine that measured
-
-
-class Record(BaseModel):
-    """Holds what a file, or a part of it, says; fields that are None are not written."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields that are not None as plain values for JSON."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
