@@ -25,7 +25,7 @@ from nas.picks import front_of_run
 from nas.pipeline import search as pipeline
 from nas.pipeline import supernet
 from nas.report.page import page
-from nas.report.run_data import story
+from nas.report.run_data import collect
 from nas.run import directory as runs
 from nas.run.directory import Run
 from nas.run.records import Front
@@ -157,8 +157,8 @@ def test_a_finished_run_is_all_there_where_its_space_and_images_are_not(
     assert file["predicted_ms"] == card["ms"] and file["relative_diff"] < 1e-4
     chosen = selected(run, ["gpu-v100"], [card["ms"]["gpu-v100"]], Quiet())
     assert every(one["ms"]["gpu-v100"] <= card["ms"]["gpu-v100"] for one in chosen["front"])
-    told = story(run)
-    assert not told["notes"] and not any(str(made) in page(told) for made in (finished[0].parent, shared))
+    page_data = collect(run)
+    assert not page_data["notes"] and not any(str(made) in page(page_data) for made in (finished[0].parent, shared))
     pick = front_of_run(path, run.read("front.json", Front))[-1]
     assert pick.load_model() is not None and pick.onnx.is_file() and pick.onnx.is_relative_to(path)
 

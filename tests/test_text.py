@@ -144,9 +144,9 @@ def test_a_page_holds_names_as_text(name: str) -> None:
     made = page({"run": f"/r/{name}".replace("\x00", ""), "notes": [name], "space": name, "networks": {name: [name]}})
     made.encode("utf-8")
     parsed = Page(made)
-    story = json.loads(parsed.inside["story"])
-    assert parsed.tags == EMPTY and story["notes"] == [text.printable(name)]
-    assert story["networks"] == {text.printable(name): [text.printable(name)]}
+    data = json.loads(parsed.inside["run-data"])
+    assert parsed.tags == EMPTY and data["notes"] == [text.printable(name)]
+    assert data["networks"] == {text.printable(name): [text.printable(name)]}
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)

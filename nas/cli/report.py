@@ -54,9 +54,9 @@ def report(
             write_atomic(file, lambda picture: draw_front(front, picture))
             return {"file": str(file), "picks": len(front.cards)}
         from nas.report.page import page
-        from nas.report.run_data import story
+        from nas.report.run_data import collect
 
-        facts = story(here)
+        facts = collect(here)
         write_text(file, page(facts))
         return {"file": str(file), "picks": len(facts["networks"]), "state": facts["state"], "notes": facts["notes"]}
 

@@ -1,1 +1,1 @@
-"""The stages between a run's inputs and its result, one file each; ``nas.pipeline.search`` walks through them."""
+"""Runs searches, trainings and comparisons: a file for each stage, which ``nas.pipeline.search`` calls in turn."""

@@ -1,4 +1,4 @@
-"""A search or a training in a directory of its own: made or found again, locked, and refused before it is written."""
+"""Starts a search or a training in its run directory, which is made or found again, and locked meanwhile."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from nas.run.settings import Baseline
 
 
 def begin_search(config: Config, path: Path | None, progress: Progress, until: str | None = None) -> Front | Stopped:
-    """Runs a search in ``path`` (default: a directory named after its settings), or goes on with what stands there.
+    """Runs a search in ``path`` (default: a directory named after its settings), or goes on with the one in it.
 
-    ``until`` a stage of ``nas.pipeline.search.STAGES`` it stops behind it. Raises UserError for what the user has to
-    mend; nothing is left behind then.
+    With ``until``, a stage of ``nas.pipeline.search.STAGES``, it stops behind that stage. Raises UserError for what the
+    user has to mend; nothing is left behind then.
     """
     if until is not None and until not in search.STAGES:
         raise UserError(f"{setting('until', until)}: a search can stop behind {' or '.join(search.STAGES)}")
@@ -31,7 +31,7 @@ def begin_search(config: Config, path: Path | None, progress: Progress, until: s
 
 
 def begin_training(settings: Baseline, path: Path | None, progress: Progress) -> Front:
-    """Trains one network in ``path`` (default: a directory named after its settings), or goes on with what is there.
+    """Trains one network in ``path`` (default: a directory named after its settings), or goes on with the one in it.
 
     Raises UserError for what the user has to mend; nothing is left behind then.
     """
@@ -50,7 +50,7 @@ def begin_training(settings: Baseline, path: Path | None, progress: Progress) ->
 
 
 def _only_network(settings: Baseline) -> str:
-    """Returns the choice for a space that has one network; raises UserError where there are several."""
+    """Returns the setting ``arch`` for a space of one network, where it is not given; else raises UserError."""
     if sampling.count(layout(checked_space(settings), Task(settings.side or 224, 3, 10))) > 1:
         raise UserError(f"{setting('arch')}: which network? give largest, smallest, random, or an arch.json")
     return "largest"

@@ -1,4 +1,5 @@
-"""What picks must keep to beside a budget of one target: all budgets together, parameters, MACs."""
+"""Finds the budgets that networks are selected for, and the hard limits beside them: parameters, MACs, other targets.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _COUNTS: dict[str, tuple[str, Callable[[OpKey], int]]] = {PARAMS: ("parameters",
 
 @dataclass(frozen=True)
 class Asking:
-    """What the selection of one input size is asked for: limits, and which budgets (their indices) each stands for."""
+    """Holds what the selection at one input size is to solve: ``limits``, and the indices of the budgets of each."""
 
     problem: Problem
     limits: list[Limits]
@@ -33,7 +34,10 @@ class Asking:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Hard limits: on every pick (``counts``, by key) and of one network on several targets (``together``, in ms)."""
+    """Holds hard limits: ``counts`` of parameters and MACs, by setting, that bind every pick.
+
+    ``together`` are budgets in ms, by target, that one network has to keep all at once.
+    """
 
     counts: dict[str, float] = field(default_factory=dict)
     together: dict[str, float] = field(default_factory=dict)
@@ -41,11 +45,13 @@ class Bounds:
     @staticmethod
     def of(max_params: float | None = None, max_macs: float | None = None,
            together: dict[str, float] | None = None) -> Bounds:
+        """Makes the bounds of the limits that are given."""
         counts = {name: value for name, value in ((PARAMS, max_params), (MACS, max_macs)) if value is not None}
         return Bounds(counts, together or {})
 
     @property
     def given(self) -> dict[str, Any]:
+        """Returns the limits that are given, by setting."""
         return {**self.counts, **({"together": self.together} if self.together else {})}
 
     def check(self, targets: Sequence[str]) -> None:
@@ -60,27 +66,31 @@ NOTHING = Bounds()
 
 
 def bounded(inputs: Inputs, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
-    """The selection problem of ``targets``, with a cost for each count that is limited."""
+    """Makes the selection problem of ``targets`` with further costs for all that is limited beside them."""
     whole = problem(inputs, layout, [*targets, *_worst(inputs, targets)])
     return replace(whole, costs=(*whole.costs, *(_count(layout, name) for name in bounds.counts)))
 
 
 def all_bounds(inputs: Inputs, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:
-    """Limits beside milliseconds, by the name of the cost."""
+    """Returns the limits on all costs beside the budgets of ``targets``, by the name of the cost."""
     memory = {name: value for target in targets for name, value in memory_bounds(inputs, target).items()}
     return {**memory, **_worst(inputs, targets), **bounds.counts}
 
 
 def _worst(inputs: Inputs, targets: Sequence[str]) -> dict[str, float]:
-    """``max_ms`` of the run's first target for picks that are for others; its own have no budget above it."""
+    """Returns ``max_ms`` by the run's first target where picks are for other targets: those have to keep it as well.
+
+    For the first target itself it is no further limit, as none of its budgets is above it.
+    """
     first, most = inputs.config.target[0] if inputs.config.target else "", inputs.config.max_ms
     return {first: most} if most is not None and first in inputs.costs and first not in targets else {}
 
 
 def limits_of(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float], count: int) -> list[float]:
-    """The budgets of one target: those given, or ``count`` geometric ones over what it reaches at some input size.
+    """Returns the budgets of one target: those given, or ``count`` in geometric steps from its fastest network on.
 
-    Raises UserError for a budget that is out of reach, and where no network fits into the target's memory.
+    Networks of all input sizes count. Raises UserError for a budget that no network keeps, and where no network fits
+    into the target's memory.
     """
     every = [problem(at, resized(layout, at.size), [target]) for at in inputs.every]
     cheapest = min(every, key=lambda at: at.costs[0].smallest)
@@ -96,7 +106,10 @@ def limits_of(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[f
 
 def up_to_max(config: Config, target: str, ends: tuple[float, float],
               budget_ms: Sequence[float]) -> tuple[float, float]:
-    """The range within ``max_ms``, which is of the first target. Raises UserError where that is out of reach."""
+    """Cuts the range of a target's budgets off at ``max_ms``, if that is of this target.
+
+    Raises UserError for a ``max_ms`` that no network keeps, and for a budget above it.
+    """
     if config.max_ms is None or target != config.target[0]:
         return ends
     if config.max_ms < ends[0]:
@@ -109,9 +122,9 @@ def up_to_max(config: Config, target: str, ends: tuple[float, float],
 
 def reachable(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float], count: int,
               bounds: Bounds) -> list[float]:
-    """The budgets of one target, as ``limits_of`` has them, over what the counts leave reachable.
+    """Returns the budgets of one target as ``limits_of`` does, over networks that keep all other ``bounds``.
 
-    Raises UserError for a budget or a count that is out of reach, with the smallest value that is not.
+    Raises UserError for a budget or a bound that no network keeps, with the smallest value that one keeps.
     """
     worst = _worst(inputs, [target])
     if not bounds.counts and not worst:
@@ -133,7 +146,7 @@ def reachable(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[f
 
 def tell_beyond(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float],
                 tell: Callable[[str], None]) -> None:
-    """Says which of the user's budgets no network needs: the answer to them is the best of all networks."""
+    """Tells the user which of the budgets are above the largest network, so that they limit nothing."""
     most = max(problem(at, resized(layout, at.size), [target]).costs[0].largest for at in inputs.every)
     if beyond := [f"{budget:g}" for budget in budget_ms if budget > most]:
         tell(f"{setting('budget_ms', ', '.join(beyond))}: above the largest network, {amount(most, target)}: all "
@@ -141,10 +154,10 @@ def tell_beyond(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence
 
 
 def askings(problems: Sequence[Problem], limits_list: Sequence[Limits]) -> list[Asking]:
-    """One for each problem: of several, one an input size, each is asked for what it can reach, and for nothing twice.
+    """Divides limits among the problems, one an input size: each gets the limits that it has networks for, each once.
 
-    A budget above the largest network of a size is that network's cost there. Raises UserError for limits that no size
-    can keep.
+    A limit above the largest network of a size is that network's cost there, so that several limits may become one.
+    Raises UserError for limits that no size can keep.
     """
     if len(problems) == 1:
         return [Asking(problems[0], list(limits_list), [[index] for index in range(len(limits_list))])]
@@ -158,7 +171,7 @@ def askings(problems: Sequence[Problem], limits_list: Sequence[Limits]) -> list[
 
 
 def within_reach(problems: Sequence[Problem], limits: Limits) -> list[Problem]:
-    """Those, one an input size, with a network within the limits; where none has one, UserError of the last."""
+    """Returns the problems that have a network within the limits. Raises UserError where none has."""
     reached = []
     for of_size in problems:
         try:
@@ -171,11 +184,15 @@ def within_reach(problems: Sequence[Problem], limits: Limits) -> list[Problem]:
 
 
 def fastest(problem: Problem, limits: Limits) -> list[int]:
-    """Returns the choices of least first cost. Raises UserError where nothing is within the limits."""
+    """Returns the choice for each slot of the network of least first cost within limits.
+
+    Raises UserError where no network is within them.
+    """
     return solve(tuple(-row for row in problem.costs[0].per_op), problem.costs, limits)[0]
 
 
 def _count(layout: Layout, name: str) -> Cost:
+    """Makes the cost that counts parameters or MACs of a layout's networks."""
     unit, of = _COUNTS[name]
 
     def cost(slot: Slot, op: Op) -> float:

@@ -1,4 +1,4 @@
-"""From a picked arch to a folder that stands alone: weights, ONNX checked and measured, a card that says what it is.
+"""Delivers a pick as a folder that can be used alone: weights, an ONNX file that is checked and measured, a card.
 
 Where a target's milliseconds are those of int8 files in ONNX Runtime, such a file is written beside the float one, and
 the accuracies are the int8 file's: what is stated together is of one file. With float targets beside it they still are.
@@ -48,7 +48,7 @@ CALIBRATION, CHECKED = 512, 200  # training images that int8 scales come from; h
 
 
 def predicted(inputs: Inputs, arch: Arch) -> dict[str, float]:
-    """Milliseconds by target: the sum over its operators, rounded exactly as the selection's ``Cost.of`` rounds it."""
+    """Returns the predicted ms of a network by target: sums over its operators, rounded exactly as selection does."""
     slots = range(len(arch.ops))
     return {target: math.fsum((p.fixed, *(p.ms[i][arch.ops[i]] for i in slots))) for target, p in inputs.prices.items()}
 
@@ -66,7 +66,7 @@ def deliver(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool,
 def to_onnx(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
     """Exports one pick, checks it against PyTorch and measures it where this machine is the target.
 
-    Of the inputs's data only the description is read, and its prices not at all.
+    Of the inputs only the description of the images and the costs are read, no images and no prices.
     """
     model = load_weights(inputs, arch, place)
     return {"onnx": str(path), **_write_float(inputs, arch, model, path), **_timed(inputs, model, {"float": path})}
@@ -116,6 +116,7 @@ def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, A
 
 
 def _card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> Card:
+    """Writes the files of a pick and returns its card."""
     name, keys = folder_of(place, arch), plan(inputs.layout, arch)
     model, files = load_weights(inputs, arch, place), {"float": inputs.run.file(name + ONNX)}
     differences = _write_float(inputs, arch, model, files["float"])
@@ -139,6 +140,7 @@ def _card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapp
 
 
 def _provenance(inputs: Inputs) -> Provenance:
+    """Returns where the networks of a run come from: run, space, images, seed, tables, machine, operators' files."""
     return Provenance(run=inputs.run.path.name, space=inputs.config.space, data=inputs.data.name,
                       fingerprint=inputs.data.source["fingerprint"], seed=inputs.seed,
                       targets={target: dict(costs.meta) for target, costs in inputs.costs.items()},
@@ -146,9 +148,10 @@ def _provenance(inputs: Inputs) -> Provenance:
 
 
 def _memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
-    """``sram_kb`` and ``flash_kb`` of the int8 file on targets that Vela compiles, None where it is not installed.
+    """Returns the SRAM and flash of a trained network on targets that Vela compiles, None where it is not installed.
 
-    ``fits`` where there are limits: trained weights can compress less than the typical ones that it was chosen by.
+    With limits ``fits`` says whether it keeps them: trained weights may need more than the typical ones that it was
+    chosen by, as they compress less.
     """
     tables = {target: costs.meta for target, costs in inputs.costs.items() if recorded(costs.meta)}
     if not tables:
@@ -162,14 +165,14 @@ def _memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
             raise
         return {key: dict.fromkeys(tables) for key in ("sram_kb", "flash_kb")}
     needs = {target: Memory.of(npu.compile(file, f"a pick on {target}")) for target, npu in npus.items() if npu}
-    fits = all(one.limits.admits(needs[target]) for target, one in inputs.footprints.items())
+    fits = all(footprint.limits.admits(needs[target]) for target, footprint in inputs.footprints.items())
     return {"sram_kb": {target: need.sram_kb for target, need in needs.items()},
             "flash_kb": {target: need.flash_kb for target, need in needs.items()},
             **({"fits": fits} if inputs.footprints else {})}
 
 
 def _write_float(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> dict[str, Any]:
-    """How far ONNX Runtime is from PyTorch."""
+    """Writes the float ONNX file of a network, and returns how far its outputs are from PyTorch's."""
     in_ch, size = inputs.data.in_ch, inputs.layout.task.size
     export(model, path, in_ch=in_ch, size=size, metadata=metadata_of(inputs, arch))
     agreement = check_onnx(path, model, in_ch=in_ch, size=size)
@@ -177,7 +180,10 @@ def _write_float(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> di
 
 
 def _write_int8(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> Int8Agreement:
-    """With weights as wide as the target's processor sums them exactly, this machine's where that is not known."""
+    """Writes the int8 ONNX file of a network, and returns how far its outputs are from PyTorch's.
+
+    Weights have as many bits as the target's processor adds up without overflow: this machine's where that is unknown.
+    """
     data, size = inputs.data, inputs.layout.task.size
     bits = min((int(table.meta.get("weight_bits", 8)) for table in _int8_tables(inputs)), default=weight_bits())
     graph = quantise(lower(model, in_ch=data.in_ch, size=size), _calibration(inputs), bits)
@@ -195,47 +201,54 @@ def metadata_of(inputs: Inputs, arch: Arch) -> dict[str, str]:
 
 
 def _calibration(inputs: Inputs) -> list[torch.Tensor]:
-    """In small batches: every map of a batch is in memory at once."""
+    """Returns training images that int8 scales are computed from, in small batches.
+
+    All maps of a batch are in memory at once.
+    """
     return evaluation.calibration_images(inputs.data, CALIBRATION, 8, torch.device("cpu"), inputs.seed)
 
 
 def _judged(inputs: Inputs, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device
             ) -> tuple[Judged, Judged]:
-    """On the selection split and on the test split."""
+    """Evaluates a network on the selection split and on the test split."""
     data, augment = inputs.data, inputs.config.train.augment or inputs.data.augment
     return (evaluation.evaluate_shifted(model, data.select, data, device, augment, inputs.seed),
             evaluation.evaluate(model, data.test, data, device))
 
 
 def _running(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A file in ONNX Runtime, called as a module is."""
+    """Returns a function that runs an ONNX file in ONNX Runtime and is called as a module is."""
     loaded = session(path, torch.get_num_threads())
     return lambda images: torch.from_numpy(loaded.run(None, {"input": images.numpy()})[0])
 
 
 def _int8_tables(inputs: Inputs) -> list[Costs]:
+    """Returns the costs of the targets whose networks run as int8 files in ONNX Runtime."""
     return [costs for costs in inputs.costs.values() if costs.int8_on_cpu]
 
 
 def _timed(inputs: Inputs, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
-    """``measured_ms`` and ``drift`` by target, of the ``int8`` or the ``float`` file as its precision asks."""
+    """Measures a network on every target that is this machine; returns ``measured_ms`` and ``drift`` by target.
+
+    ``files`` are its ``float`` and ``int8`` files: each target has the one of its precision timed.
+    """
     times = {target: measured(inputs, target, model, files) for target in inputs.costs}
     return {"measured_ms": {target: ms for target, (ms, _) in times.items()},
             "drift": {target: drift for target, (_, drift) in times.items()}}
 
 
 def busy_tables(inputs: Inputs) -> dict[str, str]:
-    """Returns, by target, what tells that a table was made on a busy machine, where one was."""
+    """Returns, by target, the sign that its table was made on a busy machine, where there is one."""
     return {target: text for target, costs in inputs.costs.items() if (text := busy_text(costs.meta))}
 
 
 def measurable(inputs: Inputs, target: str) -> bool:
-    """Returns whether a target is this machine, so that networks are timed for it."""
+    """Tells whether a target is this machine, so that networks can be timed for it."""
     return measured_here(inputs.costs[target]) is not None
 
 
 def files_to_time(inputs: Inputs, arch: Arch, model: nn.Module, target: str, folder: Path) -> dict[str, Path]:
-    """Writes the file of a network, of whatever weights, that ``measured`` times for a target."""
+    """Writes the file of a network, with whatever weights, that ``measured`` times for a target; returns it by kind."""
     costs = inputs.costs[target]
     if costs.int8_on_cpu:
         graph = lower(model, in_ch=inputs.data.in_ch, size=inputs.layout.task.size)
@@ -248,7 +261,10 @@ def files_to_time(inputs: Inputs, arch: Arch, model: nn.Module, target: str, fol
 
 def measured(inputs: Inputs, target: str, model: nn.Module,
              files: Mapping[str, Path]) -> tuple[float | None, float | None]:
-    """(ms, drift) on this machine if it is the target, at its threads and batch, beside the table's yardstick."""
+    """Measures a file on this machine if it is the target; returns its ms and the drift, else None twice.
+
+    It runs at the target's threads and batch, in turn with the table's yardstick.
+    """
     task, here = inputs.layout.task, measured_here(inputs.costs[target])
     path = files.get("int8" if inputs.costs[target].int8_on_cpu else "float")
     if here is None or path is None:

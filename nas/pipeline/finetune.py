@@ -1,4 +1,4 @@
-"""Weights of the picks: inherited, BN recomputed, fine-tuned side by side, one thread of Python a network.
+"""Trains the picks: weights are inherited, batch norms recomputed, then all are fine-tuned, a thread for each network.
 
 PyTorch lets other threads run while an operator works, and networks as small as these train faster beside each other,
 each on its share of the processor, than one after the other on all of it (docs/decisions.md).
@@ -37,31 +37,33 @@ CHECKPOINTS = {WEIGHTS: CHECKPOINT, FIRST: "generation.pt"}
 
 
 class Origin(Protocol):
-    """Where the weights that a network begins with come from: a trained supernet, or chance."""
+    """Gives networks the weights that their training begins with: from a trained supernet, or random ones."""
 
     def inherit(self, arch: Arch) -> nn.Module:
-        """The network with these weights."""
+        """Returns the network of an arch with these weights."""
 
 
 @dataclass(frozen=True)
 class RandomWeights:
-    """Networks that begin with random weights, which depend on the run's seed, the network and ``stream`` alone."""
+    """Gives networks random weights, which depend on the run's seed, the network and the name ``stream`` alone."""
 
     inputs: Inputs
     stream: str
 
     def inherit(self, arch: Arch) -> Subnet:
+        """Returns the network of an arch with random weights."""
         with randomness.seeded(self.inputs.seed, arch.id, self.stream):
             return build(self.inputs.layout, arch)
 
 
 def folder_of(place: str, arch: Arch) -> str:
+    """Returns the folder of a network in a run, with a slash at its end; ``place`` is that of its front."""
     return f"{place}archs/{arch.id}/"
 
 
 def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
                 progress: Progress) -> None:
-    """Weights of every pick; with distillation the largest is trained first and then teaches the others.
+    """Trains every pick and writes its weights; with distillation the largest comes first and then teaches the others.
 
     With ``assistant`` each is taught by the next larger one, with ``born-again`` by itself, trained before.
     """
@@ -89,7 +91,7 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
 
 
 def load_weights(inputs: Inputs, arch: Arch, place: str, file: str = WEIGHTS) -> Subnet:
-    """The delivered network in eval mode; raises UserError if its file is broken."""
+    """Loads a network with its trained weights, in eval mode; raises UserError if their file is broken."""
     path = inputs.run.file(folder_of(place, arch) + file)
     model = build(inputs.layout, arch)
     try:
@@ -101,15 +103,15 @@ def load_weights(inputs: Inputs, arch: Arch, place: str, file: str = WEIGHTS) ->
 
 
 class _Stopped(Exception):
-    """Another pick failed, or the user interrupted: this one is given up back to its last checkpoint."""
+    """Ends the training of a pick at its last checkpoint, because another has failed or the user interrupted."""
 
 
 def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
            progress: Progress, teacher_of: Callable[[Arch], nn.Module | None] = lambda arch: None,
            file: str = WEIGHTS) -> None:
-    """Trains the networks whose weights do not stand yet.
+    """Trains those of the networks whose weights are not in the run yet.
 
-    The share of the threads depends on all: a continued run ends the same.
+    How many threads each gets depends on all of ``archs``, so that a run that was continued ends the same.
     """
     left = [arch for arch in archs if not inputs.run.has(folder_of(place, arch) + file)]
     tunings = [_prepared(inputs, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
@@ -131,9 +133,9 @@ def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, 
 
 
 def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threading.Event) -> None:
-    """Each piece of ``work`` in a thread with its share of PyTorch's, ``at_once`` of them at a time.
+    """Calls the functions ``work`` in threads, ``at_once`` at a time, each with its share of PyTorch's own threads.
 
-    Raises what one that fails has raised, once the others, which look at ``stop``, have ended.
+    Where one raises an error, ``stop`` is set, which the others look at; once they have ended, the error is raised.
     """
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
@@ -151,7 +153,7 @@ def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threadi
 
 def _prepared(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: FineTuningRecipe,
               teacher: nn.Module | None, file: str) -> FineTuning:
-    """With its inherited weights, or where its checkpoint stands."""
+    """Makes the fine-tuning of a network: with the weights it begins with, or from its last checkpoint on."""
     run, data, name = inputs.run, inputs.data, folder_of(place, arch)
     run.write_json(f"{name}arch.json", arch.to_json())
     model = placement.placed(training.inherit(arch), inputs.device)
@@ -165,7 +167,7 @@ def _prepared(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: 
 
 
 def _draws(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether training takes numbers from PyTorch's one generator, as an operator of the user's own may."""
+    """Tells whether training draws from PyTorch's global generator, as an operator of the user's own may."""
     trial, before = copy.deepcopy(model).train(), torch.get_rng_state()
     images = torch.zeros(2, inputs.data.in_ch, inputs.data.size, inputs.data.size, device=inputs.device)
     with torch.no_grad(), randomness.drawing_from(trial, randomness.generator("trial", device=inputs.device)):
@@ -174,14 +176,14 @@ def _draws(model: nn.Module, inputs: Inputs) -> bool:
 
 
 class _Shared:
-    """What the networks in training have in common: the bar, the log, and the word to stop."""
+    """Holds what the threads of a fine-tuning share: the progress bar, the lock of the log, and the event ``stop``."""
 
     def __init__(self, task: Task, epochs: dict[str, float]) -> None:
         self.stop, self.lock = threading.Event(), threading.Lock()
         self._task, self._epochs = task, epochs
 
     def reach(self, name: str, epochs: int, step: int, of: int) -> None:
-        """A network has done so many epochs and a part of the next; raises _Stopped if it has to stop there."""
+        """Moves the bar to where a network is: ``epochs``, and ``step`` of the next. Raises _Stopped if asked to."""
         if self.stop.is_set():
             raise _Stopped
         with self.lock:
@@ -190,7 +192,7 @@ class _Shared:
 
 
 def _tune(inputs: Inputs, tuning: FineTuning, name: str, file: str, shared: _Shared, alone: bool) -> None:
-    """Trains to the end and writes the weights; one that is ``alone`` may have PyTorch's one generator for itself."""
+    """Trains a network to the end and writes its weights; one that is ``alone`` seeds PyTorch's global generator."""
     run, data, recipe = inputs.run, inputs.data, tuning.recipe
     while not tuning.finished:
         began = time.monotonic()

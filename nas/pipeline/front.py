@@ -1,4 +1,4 @@
-"""The front: which picks no other dominates, and finding one of them again."""
+"""Makes the front of a search of its picks, and finds a pick by its id or by a budget."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ Accuracy = Literal["select_accuracy", "accuracy"]
 
 
 def front_of(inputs: Inputs, cards: Sequence[Card], picks: Picks) -> Front:
-    """Picks sorted by ms; in the front are those that no other dominates on any target, by selection accuracy.
+    """Makes the front of a search: of its picks those that no other dominates on some target, by selection accuracy.
 
-    One whose trained weights are over the limit of memory is in ``too_large`` and nowhere else.
+    The others are in ``dominated``; one whose trained weights are over the limit of memory is in ``too_large`` alone.
+    All are sorted by ms.
     """
     targets, fitting = list(inputs.costs), [card for card in cards if card.fits]
     fronts = {target: _undominated(fitting, "select_accuracy", target) for target in targets}
     kept = {id for ids in fronts.values() for id in ids}
     leading = [card for card in fitting if card.id in kept]
     on_test = {id for target in targets for id in _undominated(leading, "accuracy", target)}
-    shown = [card.brief().model_copy(update={"dominated_on_test": card.id in kept - on_test})
-             for card in sorted(cards, key=lambda card: card.ms[targets[0]])]
+    briefs = [card.brief().model_copy(update={"dominated_on_test": card.id in kept - on_test})
+              for card in sorted(cards, key=lambda card: card.ms[targets[0]])]
     by_id = {card.id: card for card in fitting}
     several = len(targets) > 1
     return Front(space=inputs.layout.space, target=targets,
                  sizes=[at.size for at in inputs.every] if inputs.others else [],
-                 front=_with_ties([card for card in shown if card.id in kept], targets[0]),
-                 dominated=[card for card in shown if card.fits and card.id not in kept],
-                 too_large=[card for card in shown if not card.fits],
+                 front=_with_ties([card for card in briefs if card.id in kept], targets[0]),
+                 dominated=[card for card in briefs if card.fits and card.id not in kept],
+                 too_large=[card for card in briefs if not card.fits],
                  budgets=[_delivered(pick, by_id[pick.id]) for pick in picks.budgets if pick.id in by_id],
                  fronts=fronts if several else {}, on_several=_on_several(fronts) if several else [],
                  share_of_slots=_shares(fitting), rank_agreement=picks.rank_agreement, held_out=picks.held_out)
 
 
 def _undominated(cards: Sequence[Card], by: Accuracy, target: str) -> list[str]:
-    """Ids of the front of one target, fastest first."""
+    """Returns the ids of the cards that no other dominates on a target, fastest first; ``by`` is the accuracy."""
     return [point.id for point in pareto_front(Point(card.id, card.ms[target], getattr(card, by)) for card in cards)]
 
 
 def _delivered(pick: Pick, card: Card) -> Budget:
-    """A budget with what its pick is measured to take as it is delivered, where that is measured on some target."""
+    """Returns the budget of a pick with the milliseconds measured on its delivered file, if any were."""
     measured = {target: card.measured_ms[target] for target in pick.budget_ms}
     known = any(ms is not None for ms in measured.values())
     return pick.budget().model_copy(update={"measured_ms": measured} if known else {})
 
 
 def _with_ties(front: Sequence[Card], target: str) -> list[Card]:
-    """The cards with ``within_error_of``: the fastest of the faster ones that are as accurate, but for chance.
+    """Sets ``within_error_of`` of each card: the id of the fastest card that is as accurate within the standard error.
 
-    That is, whose selection accuracy is less than a standard error of the difference below.
+    That is one whose selection accuracy is below by less than the standard error of the difference.
     """
     def tie(card: Card) -> str | None:
         return next((other.id for other in front  # by ascending ms
@@ -67,15 +68,16 @@ def _with_ties(front: Sequence[Card], target: str) -> list[Card]:
 
 
 def _on_several(fronts: Mapping[str, Sequence[str]]) -> list[str]:
-    """Ids of the networks that are on the fronts of several targets."""
+    """Returns the ids of the networks that are on the fronts of several targets."""
     ids = dict.fromkeys(id for front in fronts.values() for id in front)
     return [id for id in ids if sum(id in front for front in fronts.values()) > 1]
 
 
 def find(fronts: Mapping[str, Front], arch_id: str | None, budget_ms: float | None) -> tuple[str, list[str]]:
-    """(place, ids): an id is looked for in the search's own picks, then in each selection's.
+    """Finds picks by an id or by a budget; returns the folder of their front in the run, and their ids.
 
-    Raises UserError where none is meant or none is within the budget.
+    An id is looked for in the search's own picks (folder ""), then in each selection's; without id and budget all picks
+    of the search are returned. Raises UserError for an unknown id, and where no pick is within the budget.
     """
     if arch_id is not None:
         wanted = meant(fronts, arch_id)
@@ -84,7 +86,7 @@ def find(fronts: Mapping[str, Front], arch_id: str | None, budget_ms: float | No
 
 
 def read_fronts(run: Run) -> dict[str, Front]:
-    """Returns the front of the search itself, under "", and those of its finished selections, by their folders.
+    """Reads the front of the search itself, under "", and those of its finished selections, by their folders.
 
     Raises UserError for a run that is not that far, and for a file that does not hold what it should.
     """
@@ -92,9 +94,9 @@ def read_fronts(run: Run) -> dict[str, Front]:
 
 
 def meant(fronts: Mapping[str, Front], text: str) -> str:
-    """The id that a text is, or is the beginning of, of ``LEAST_OF_ID`` characters at least.
+    """Returns the id of the pick that a text names: the whole id, or its first ``LEAST_OF_ID`` characters or more.
 
-    Raises UserError where it is of none, or of several.
+    Raises UserError where no id, or several, begin so.
     """
     known = list(dict.fromkeys(id for front in fronts.values() for id in _ids(front)))
     begin = [text] if text in known else [id for id in known if text and id.startswith(text)]
@@ -113,6 +115,6 @@ def _ids(front: Front) -> list[str]:
 
 
 def _shares(cards: Sequence[Card]) -> dict[str, float]:
-    """Share of slots that each operator family holds, over all picks."""
+    """Returns the share of slots that each operator family holds, over all picks."""
     names = [op.name for card in cards if card.arch for op in card.arch.ops]
     return {name: round(names.count(name) / len(names), 4) for name in sorted(set(names))}

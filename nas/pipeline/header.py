@@ -1,4 +1,4 @@
-"""What a search says of itself before anything long: space, targets, budgets, epochs, how many networks."""
+"""Writes the lines that a search begins with: space, targets, budgets, epochs, how many networks are judged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: Superne
 
 
 def _epochs(recipe: SupernetRecipe) -> str:
-    """``3 of warm-up (60 % the largest network alone, 40 % blockwise), 2 of search, 2 to settle``."""
+    """Writes the epochs of the supernet: ``3 of warm-up (60 % the largest network alone, ...), 2 of search, ...``."""
     shares = {"the largest network alone": recipe.largest_first, "blockwise": recipe.blockwise}
     rest = 1 - sum(shares.values())
     parts = [f"{100 * share:.0f} % {name}" for name, share in {**shares, "sandwich": rest}.items() if share > 1e-9]
@@ -35,6 +35,6 @@ def _epochs(recipe: SupernetRecipe) -> str:
 
 
 def about(count: int) -> str:
-    """``3.1e+105`` of a number that may be larger than any float."""
+    """Writes a number in short, ``3.1e+105``, also one that is larger than any float."""
     text = str(count)
     return f"{count:,}" if len(text) <= 6 else f"{text[0]}.{text[1]}e+{len(text) - 1}"

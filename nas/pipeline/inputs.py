@@ -1,4 +1,4 @@
-"""What every stage of a run works on: data, layout, costs; and the selection problem that they pose."""
+"""Holds what every stage of a search works on (images, layout, costs), and makes the selection problem of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nas.units import unit
 
 @dataclass(frozen=True)
 class Inputs:
-    """A run's settings and inputs. ``costs`` and ``prices`` are keyed by target, in the order given.
+    """Holds the settings and inputs of a run. ``costs`` and ``prices`` are keyed by target, in the order given.
 
     Where input size is searched, layout, data and prices are those of the largest, and ``others`` are the inputs of the
     other sizes, largest first: what is done for one network is done in the inputs of its size. ``footprints`` are those
@@ -41,30 +41,31 @@ class Inputs:
 
     @property
     def measured(self) -> Layout:
-        """What tables were measured of: beside networks of this they have their yardsticks."""
+        """Returns the layout before any choice was left out: tables and their yardsticks were measured for that."""
         return self.whole or self.layout
 
     @property
     def seed(self) -> int:
+        """Returns the seed of all that is random in the run."""
         return self.config.seed
 
     @property
     def size(self) -> int:
-        """The input side."""
+        """Returns the side of the input images in pixels."""
         return self.layout.task.size
 
     @property
     def every(self) -> list[Inputs]:
-        """The inputs at each input size, the largest first."""
+        """Lists the inputs at each input size, the largest first."""
         return [self, *self.others.values()]
 
     def at(self, size: int) -> Inputs:
-        """The inputs of an input size; of one that is none of its own, itself: it refuses the network."""
+        """Returns the inputs of an input size; itself for a size that is not searched, as it then refuses networks."""
         return self.others.get(size, self)
 
 
 def problem(inputs: Inputs, layout: Layout, targets: Sequence[str]) -> Problem:
-    """The selection problem over what ``layout`` (pruned or whole) still admits, with one cost a target."""
+    """Makes the selection problem over the choices of ``layout`` (pruned or whole), with one cost a target."""
     rows = {t: tuple(np.array([inputs.prices[t].ms[s.index][op] for op in s.ops]) for s in layout.slots)
             for t in targets}
     costs = tuple(Cost(t, unit(t), inputs.prices[t].fixed, rows[t]) for t in targets)
@@ -75,5 +76,5 @@ def problem(inputs: Inputs, layout: Layout, targets: Sequence[str]) -> Problem:
 
 
 def memory_bounds(inputs: Inputs, target: str) -> dict[str, float]:
-    """What ``problem`` limits beside milliseconds, by the name of its cost."""
+    """Returns the limits of flash on a target, by the name that ``problem`` gives the cost."""
     return inputs.footprints[target].bounds() if target in inputs.footprints else {}

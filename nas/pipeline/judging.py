@@ -1,4 +1,4 @@
-"""What networks are worth with the supernet's weights: those that a user names, and picks that are not fine-tuned."""
+"""Judges networks with the supernet's weights: those that a user names, and picks that are not fine-tuned yet."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def read_archs(file: Path) -> list[Arch]:
 
 def judge_given(inputs: Inputs, training: SupernetTraining, archs: Sequence[Arch],
                 progress: Progress) -> JudgedNetworks:
-    """Returns, network by network, its loss and accuracy on the selection split and what it costs on every target.
+    """Judges networks on the selection split, with the supernet's weights; returns loss, accuracy and costs of each.
 
-    What was judged before is remembered in the run, and not judged again. Raises UserError, before any is judged, for a
+    What was judged before is in the run's log, and is not judged again. Raises UserError, before any is judged, for a
     network that the supernet does not have (any more).
     """
     plans = [_plan(inputs, training, arch, number) for number, arch in enumerate(archs, 1)]
@@ -58,6 +58,7 @@ def judge_given(inputs: Inputs, training: SupernetTraining, archs: Sequence[Arch
 
 
 def _plan(inputs: Inputs, training: SupernetTraining, arch: Arch, number: int) -> list[OpKey]:
+    """Lists the operators of a network. Raises UserError for one that the supernet does not have."""
     try:
         return plan(resized(training.supernet.layout, inputs.at(arch.size).size), arch)
     except UserError as error:
@@ -66,7 +67,7 @@ def _plan(inputs: Inputs, training: SupernetTraining, arch: Arch, number: int) -
 
 
 def stopped(inputs: Inputs, until: str, picks: Picks | None) -> Stopped:
-    """Returns what a search shows that ended behind a stage: its picks, if any, by their inherited accuracy."""
+    """Returns the result of a search that was asked to end behind a stage: its picks, if any, by inherited accuracy."""
     budgets, targets = picks.budgets if picks else [], list(inputs.costs)
     known, images = Judge.remembered(inputs.run), min(inputs.config.judge_images, len(inputs.data.select))
     archs = {pick.id: pick.arch for pick in budgets}
@@ -83,12 +84,14 @@ def stopped(inputs: Inputs, until: str, picks: Picks | None) -> Stopped:
 
 
 def _candidate(network: JudgedNetwork) -> Candidate:
+    """Describes a judged network as a network of a front."""
     return Candidate(id=network.id, size=network.size, ms=network.ms, macs=network.macs, params=network.params,
                      select_accuracy=network.accuracy, select_accuracy_se=network.accuracy_se)
 
 
 def _judged(inputs: Inputs, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, float],
             images: int) -> JudgedNetwork:
+    """Describes a network by its loss and accuracy (``judged``, on so many ``images``) and its costs."""
     loss, accuracy = judged
     return JudgedNetwork(
         id=arch.id, size=arch.size, loss=loss if math.isfinite(loss) else None, accuracy=accuracy,

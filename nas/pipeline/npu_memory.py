@@ -1,4 +1,4 @@
-"""SRAM and flash that networks need on an NPU, as Arm's Vela counts them: hard limits, checked on whole networks.
+"""Limits the SRAM and flash that networks need on an NPU, as Arm's compiler Vela counts them for whole networks.
 
 Flash is close to a sum over the operators, so the selectors are given a fitted sum; the peak of SRAM is a maximum, so
 choices that are over the limit on their own are left out before anything is trained. Both only guide: what decides is
@@ -35,13 +35,14 @@ ALONE = 1.001  # an operator alone needs no more SRAM than its network, but for 
 
 @dataclass(frozen=True)
 class Memory:
-    """KB of 1024 bytes; what a network needs, or the limits (None: no limit)."""
+    """Holds an amount of SRAM and of flash, in KB of 1024 bytes: what a network needs, or limits (None: no limit)."""
 
     sram_kb: float | None = None
     flash_kb: float | None = None
 
     @staticmethod
     def of(report: Report) -> Memory:
+        """Returns what a network needs by the report of Vela."""
         return Memory(report.sram_bytes / KB, report.flash_bytes / KB)
 
     @property
@@ -51,10 +52,11 @@ class Memory:
         return {key: value for key, value in values.items() if value is not None}
 
     def admits(self, need: Memory) -> bool:
-        """As limits: whether they leave room for all of ``need``."""
+        """Tells whether ``need`` is within these limits."""
         return all(need.given[key] <= limit for key, limit in self.given.items())
 
     def __str__(self) -> str:
+        """Writes the limits as settings."""
         return " ".join(setting(key, f"{value:.6g}") for key, value in self.given.items())
 
 
@@ -62,7 +64,7 @@ UNLIMITED = Memory()
 
 
 class Footprints:
-    """What networks of a layout need on one target, beside the ``limits`` on it."""
+    """Counts the memory that networks of a layout need on one target, and checks it against the ``limits``."""
 
     def __init__(self, run: Run, target: str, npu: EthosU, limits: Memory, layout: Layout, progress: Progress) -> None:
         self.run, self.target, self.npu, self.limits = run, target, npu, limits
@@ -72,18 +74,20 @@ class Footprints:
         self._seen: dict[str, Memory] = {}
 
     def of(self, arch: Arch) -> Memory:
-        """Returns what a network with typical weights needs. Raises UserError where Vela cannot compile it."""
+        """Returns what a network needs with typical weights. Raises UserError where Vela cannot compile it."""
         if arch.id not in self._seen:
             self._seen[arch.id] = self._compiled(arch.id, plan(self.layout, arch))
         return self._seen[arch.id]
 
     def admits(self, arch: Arch) -> bool:
+        """Tells whether a network is within the limits."""
         return self.limits.admits(self.of(arch))
 
     def fitting(self, layout: Layout) -> Layout:
-        """Without the choices that are over the limit of SRAM on their own. Raises UserError where a slot has no other.
+        """Returns the layout without the choices that need more SRAM than the limit on their own.
 
-        Of a branch only some widths are compiled: a wider one needs no less.
+        Of a branch only some widths are compiled, as a wider one needs no less. Raises UserError where nothing is left
+        for a slot.
         """
         if self.limits.sram_kb is None:
             return layout
@@ -101,9 +105,10 @@ class Footprints:
         return restrict(layout, keep)
 
     def flash(self, layout: Layout) -> Cost:
-        """KB by operator: fitted to parameters and operators of random networks, none of which it puts too low.
+        """Makes the selection cost that estimates flash as a sum over operators, in KB.
 
-        Of many the ones near the limit, where the fit has to be right.
+        It is fitted to the parameters and the numbers of operators of random networks, none of which it puts too low.
+        Of many drawn those near the limit are compiled, as there the fit has to be right.
         """
         rng, limit = random.Random("flash"), (self.limits.flash_kb or 1) * KB
         drawn = {arch: plan(self.layout, arch)
@@ -127,11 +132,11 @@ class Footprints:
         return Cost(f"flash of {self.target}", "KB", sum(map(cost, layout.fixed)), rows)
 
     def bounds(self) -> dict[str, float]:
-        """For the selectors: the limit of flash, by the name of its cost."""
+        """Returns the limit of flash, by the name of its cost; nothing where there is none."""
         return {} if self.limits.flash_kb is None else {f"flash of {self.target}": self.limits.flash_kb}
 
     def ends(self, problem: Problem) -> tuple[float, float]:
-        """The smallest ms of a network that fits, and the largest that the sums admit: what is slow is at every limit.
+        """Returns the smallest ms of a network that fits, and the largest ms of one by estimates of memory alone.
 
         Raises UserError where no network that fits was found.
         """
@@ -143,7 +148,10 @@ class Footprints:
         return ms.of(fastest[0]), ms.of(slowest[0])
 
     def nothing(self, where: str = "") -> str:
-        """The message where no network fits (``where``: such as within a budget), with the smallest need seen."""
+        """Writes the message that no network fits, with the smallest memory that any needed.
+
+        ``where`` restricts it, for example to a budget.
+        """
         sram, flash = ([value for need in self._seen.values() if (value := getattr(need, key)) is not None]
                        for key in ("sram_kb", "flash_kb"))
         seen = f"; of {len(self._seen)} compiled, the smallest SRAM is {min(sram):.1f} KB and the smallest flash " \
@@ -152,7 +160,10 @@ class Footprints:
                 f"({setting('width')}) or at a smaller {setting('size')}")
 
     def _widths(self, slot: Slot, branch: Branch) -> list[int | None]:
-        """The widths of a branch that fit, found by halving; None stands for a branch without widths."""
+        """Returns the widths of a branch that fit into SRAM on their own, found by bisection.
+
+        None stands for a branch without widths.
+        """
         widths: list[int | None] = [*branch.widths] or [None]
         low, high = 0, len(widths)
         position = high - 1  # mostly all fit
@@ -165,10 +176,11 @@ class Footprints:
         return widths[:low]
 
     def _alone(self, key: OpKey | None) -> float:
-        """KB of SRAM of one operator at its shape; ``skip`` has none of its own."""
+        """Returns the KB of SRAM that one operator needs on its own; 0 for ``skip``."""
         return self._compiled(str(key), [key]).sram_kb or 0.0 if key else 0.0
 
     def _compiled(self, what: str, keys: list[OpKey]) -> Memory:
+        """Returns what operators, one after another, need by Vela; ``what`` names them in the log, which keeps it."""
         if what not in self._known:
             first = keys[0]
             module = Subnet(keys) if len(keys) > 1 else build(first.op, first.in_ch, first.out_ch, first.stride)
@@ -180,7 +192,7 @@ class Footprints:
 
 
 def within(layout: Layout, footprints: Mapping[str, Footprints]) -> Layout:
-    """What fits on every target."""
+    """Returns a layout without the choices that need too much SRAM on some target."""
     for footprint in footprints.values():
         layout = footprint.fitting(layout)
     return layout

@@ -1,4 +1,4 @@
-"""A network that takes longer than its budget when it is measured: how much longer counts, and how that is said."""
+"""Finds networks that are measured above their budgets, and writes the lines that say so."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def bounds_of(budgets: Iterable[Budget], arch_id: str) -> dict[str, float]:
 
 
 def over(measured: Mapping[str, float | None], bounds: Mapping[str, float]) -> dict[str, Excess]:
-    """Returns, by target, what is measured above its budget by more than ``TOLERANCE``, and by which share of it.
+    """Returns, by target, how far a network is measured above its budget, where that is more than ``TOLERANCE``.
 
-    What is not measured is not in it.
+    Targets on which it is not measured are left out.
     """
     return {target: Excess(budget_ms=bound, measured_ms=ms, above=round(ms / bound - 1, 4))
             for target, bound in bounds.items()
@@ -34,7 +34,7 @@ def lines(front: Front) -> list[str]:
 
 
 def sentence(name: str, target: str, excess: Excess, predicted_ms: float | None) -> str:
-    """Returns the line that says it of one network."""
+    """Returns the line that says of one network how far it is above its budget."""
     predicted = "" if predicted_ms is None else f"; predicted {predicted_ms:.4g}"
     return (f"measured above its budget: {name} takes {excess.measured_ms:.4g} ms on {target} for "
             f"{excess.budget_ms:.4g} ({100 * excess.above:.0f} % above{predicted})")

@@ -1,6 +1,6 @@
-"""How long a search takes, before it is over: the work of its phases, at the speed of what was done of them.
+"""Estimates how long a search will take: the work of its phases, at the speed of what was done of them so far.
 
-Work is counted in multiply-adds of training images, backward passes as two forward ones. Networks of a supernet differ
+Work is counted in multiply-adds of training images, a backward pass as two forward ones. Networks of a supernet differ
 in how fast they compute a multiply-add, so that the estimate is refined after every phase.
 """
 
@@ -23,17 +23,19 @@ FIRST_S = 5.0  # of the first steps, before an estimate is made of them
 
 @dataclass(frozen=True)
 class Sizes:
-    """Multiply-adds of the largest, of the smallest and, half way, of a random network of the space."""
+    """Holds the multiply-adds of the largest and the smallest network of a space."""
 
     large: float
     small: float
 
     @property
     def middle(self) -> float:
+        """Returns the multiply-adds of a random network, taken as half way between the two."""
         return (self.large + self.small) / 2
 
     @staticmethod
     def of(inputs: Inputs) -> Sizes:
+        """Counts those of a run's space."""
         prices = next(iter(inputs.prices.values()))
         ends = [sum(map(macs, plan(inputs.layout, end(inputs.layout, prices)))) for end in (largest, smallest)]
         return Sizes(*map(float, ends))
@@ -41,7 +43,7 @@ class Sizes:
 
 def work_of(sizes: Sizes, recipe: SupernetRecipe, images: int, judged: float, tuning: FineTuningRecipe, tuned: float,
             picks: int) -> dict[str, float]:
-    """Returns the multiply-adds of each phase.
+    """Returns the multiply-adds that each phase of a search takes in all.
 
     ``images`` are those of an epoch of the supernet, ``judged`` those that all evaluations together see, ``tuned``
     those of an epoch of one pick.
@@ -52,16 +54,16 @@ def work_of(sizes: Sizes, recipe: SupernetRecipe, images: int, judged: float, tu
     elif not recipe.sandwich_every:
         step = TRAINED * sizes.middle
     alone, blockwise = recipe.largest_first, recipe.blockwise
-    begun = TRAINED * (alone * sizes.large + blockwise * (sizes.large + sizes.middle))
+    before_sandwich = TRAINED * (alone * sizes.large + blockwise * (sizes.large + sizes.middle))
     gates = 2 * TRAINED * sizes.middle / recipe.gate_every  # two paths
-    each = {"warmup": begun + (1 - alone - blockwise) * step, "search": step + gates, "settle": step}
+    each = {"warmup": before_sandwich + (1 - alone - blockwise) * step, "search": step + gates, "settle": step}
     taught = TRAINED * sizes.middle + (sizes.middle if tuning.distill_weight else 0.0)
     return {**{f"supernet {phase}": recipe.epochs[phase] * images * each[phase] for phase in each},
             "selection": judged * sizes.middle, "fine-tuning": picks * tuning.epochs * tuned * taught}
 
 
 class Pace:
-    """Says how long it will take once the first steps are done, and how long is left after each phase."""
+    """Tells the user, once the first steps are done, how long a search will take, and after each phase what is left."""
 
     def __init__(self, work: Mapping[str, float], progress: Progress,
                  clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,7 +73,10 @@ class Pace:
         self._began, self._estimated = clock(), False
 
     def reach(self, phase: str, share: float) -> None:
-        """A phase is so far; at the first call it was done by an earlier command, which says nothing of the speed."""
+        """Hears that ``share`` of a phase is done.
+
+        What is done at the first call was done by an earlier command, and does not count for the speed.
+        """
         self._before.setdefault(phase, share)
         self._done[phase] = share
         if not self._estimated and self._clock() - self._began >= FIRST_S and self._made():
@@ -79,7 +84,7 @@ class Pace:
             self._tell("about {} in all where nothing changes, by the first steps")
 
     def end(self, phase: str) -> None:
-        """A phase is over."""
+        """Hears that a phase is over, and tells how long is left."""
         self._before.setdefault(phase, 1.0)
         self._done[phase] = 1.0
         if self._made() and any(share < 1 for share in self._done.values()):
@@ -93,10 +98,12 @@ class Pace:
                 if work and self._done[phase] < 1}
 
     def _made(self) -> float:
+        """Returns the multiply-adds that this command has done so far."""
         return sum(self._work.get(phase, 0.0) * (share - self._before.get(phase, share))
                    for phase, share in self._done.items())
 
     def _tell(self, text: str) -> None:
+        """Tells the time left in ``text``, and that of each phase."""
         left = self.left_s()
         parts = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in left.items())
         self._progress.note(f"time: {text.format(duration(sum(left.values())))}: {parts}")
@@ -104,7 +111,7 @@ class Pace:
 
 def pace_of(inputs: Inputs, recipe: SupernetRecipe, tuning: FineTuningRecipe, picks: int, calibrated: int,
             progress: Progress) -> Pace:
-    """Returns the pace of a search; each network that is judged is ``calibrated`` on so many images."""
+    """Makes the estimate of a search's time; each network that is judged sees ``calibrated`` images before it."""
     data, config = inputs.data, inputs.config
     judged = config.evaluations * len(config.target) * (calibrated + min(config.judge_images, len(data.select)))
     work = work_of(Sizes.of(inputs), recipe, len(data.train), judged, tuning, len(data.train) + len(data.gate), picks)

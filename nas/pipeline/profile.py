@@ -21,7 +21,7 @@ from nas.text import duration
 def profile_spaces(spaces: Sequence[str], task: Task, out: Path | None, progress: Progress, *, device: str,
                    width: float, exits: bool, threads: int, batch: int, precision: str | None, remeasure: bool,
                    validate: int, seed: int) -> dict[str, Any]:
-    """Measures what a table lacks of every space, and returns the counts of the whole and of each.
+    """Measures the operators of spaces that a table lacks, and returns the counts of the whole and of each space.
 
     ``spaces`` are names or files (none: all that are shipped), at a factor ``width`` of their channels. ``out`` is the
     table (default: the target's file under ``LOCAL``); ``validate`` random networks a space are measured and compared

@@ -1,4 +1,4 @@
-"""Picks are measured before they are fine-tuned; for budgets that they do not keep, others are chosen.
+"""Measures picks before they are fine-tuned, and selects again for budgets that they do not keep.
 
 A table may be off, above all one that was made on a busy machine. Latency does not depend on the weights, so that the
 picks can be measured as soon as they are chosen. Where one takes longer than its budget, the table's correction
@@ -42,7 +42,7 @@ Select = Callable[[Inputs, dict[str, list[float]], Bounds], Picks]
 
 @dataclass(frozen=True)
 class Correction:
-    """What a table's milliseconds are raised by, an operator at a time: ``scale * ms + per_op_ms``, never lowered."""
+    """Raises the milliseconds of operators in a table to ``scale * ms + per_op_ms``, and never lowers them."""
 
     scale: float
     per_op_ms: float
@@ -51,7 +51,10 @@ class Correction:
     @staticmethod
     def fitted(predicted: Sequence[float], operators: Sequence[int], measured: Sequence[float],
                smallest_ms: float) -> Correction:
-        """Fits to networks of ``predicted`` and ``measured`` ms; none of them is then put too low."""
+        """Fits a correction to the predicted and measured ms of networks, so that it predicts none of them too low.
+
+        ``operators`` are how many operators each has, ``smallest_ms`` is the fastest operator of the table.
+        """
         sums, counts, ms = (np.array(values, float) for values in (predicted, operators, measured))
         scale, per_op_ms = float(np.median(ms / sums)), 0.0
         if len(ms) >= AFFINE:
@@ -60,12 +63,13 @@ class Correction:
         return Correction(scale * short, per_op_ms * short, len(ms))
 
     def raised(self, prices: Prices, layout: Layout) -> Prices:
-        """Returns the prices as this corrects them."""
+        """Returns the corrected prices of a layout's operators."""
         rows = tuple({op: self._ms(ms, 1) if slot.key(op) else ms for op, ms in row.items()}
                      for slot, row in zip(layout.slots, prices.ms, strict=True))
         return Prices(self._ms(prices.fixed, len(layout.fixed)), rows)
 
     def _ms(self, ms: float, operators: int) -> float:
+        """Returns the corrected ms of so many operators together."""
         return max(ms, self.scale * ms + self.per_op_ms * operators)
 
 
@@ -81,7 +85,7 @@ class Stopwatch:
                        for event in inputs.run.events("timed") if {"target", "costs", "id", "ms"} <= event.keys()}
 
     def time(self, picks: Sequence[Pick]) -> None:
-        """Measures what of the picks was not measured yet."""
+        """Measures the picks that were not measured yet."""
         archs = list(dict.fromkeys(pick.arch for pick in picks))
         left = [(arch, target) for arch in archs for target in self.targets if arch not in self.measured[target]]
         with self._progress.task("measure picks", len(left)) as task:
@@ -95,10 +99,11 @@ class Stopwatch:
                 for target in budget.budget_ms}
 
     def keeps(self, budget: Pick) -> bool:
-        """Whether the pick of a budget is within it wherever it is measured."""
+        """Tells whether the pick of a budget is within it on every target on which it is measured."""
         return not over(self.of(budget), budget.budget_ms)
 
     def _time(self, arch: Arch, target: str) -> float:
+        """Returns what a network takes on a target, from the log where it was measured by an earlier call."""
         key = target, self._state[target], arch.id
         if key not in self._known:
             at = self.inputs.at(arch.size)
@@ -114,10 +119,10 @@ class Stopwatch:
 
 def kept(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], asked: Bounds,
          given: Mapping[str, bool], select: Select, progress: Progress) -> Picks:
-    """Returns the picks of ``select``, repeated for budgets that are missed when measured.
+    """Selects picks by calling ``select``, measures them, and selects again for budgets that they do not keep.
 
-    ``given`` says of which targets the user named the budgets: others are a grid, which begins where the fastest
-    network is. A budget that nothing keeps has the fastest network known, and that is said.
+    ``given`` says of which targets the user named the budgets: those of others are steps from the fastest network on.
+    A budget that no network keeps gets the fastest one known, and the user is told.
     """
     picks, watch = select(inputs, limits, asked), Stopwatch(inputs, training, progress)
     if not watch.targets:
@@ -143,9 +148,9 @@ def kept(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[floa
 
 def _again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Pick], asked: Bounds,
            given: Mapping[str, bool], select: Select, progress: Progress) -> list[tuple[Pick, Pick]]:
-    """Returns each budget that was missed with what is chosen for it by the corrected prices of ``inputs``.
+    """Selects again for the budgets that were ``missed``, by the corrected prices of ``inputs``.
 
-    A budget for which there is nothing to choose is not in it.
+    Returns the old and the new pick of each budget, but for budgets that no network keeps by these prices.
     """
     layout, asked_alone = within(training.supernet.layout, inputs.footprints), replace(asked, together={})
     alone = [budget for budget in missed if len(budget.budget_ms) == 1]
@@ -165,7 +170,8 @@ def _again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Pick], a
 
 
 def _least(inputs: Inputs, layout: Layout, target: str, asked: Bounds, progress: Progress) -> float | None:
-    """Returns what the fastest network takes; None, and says so, where that is above the search's ``max_ms``."""
+    """Returns the ms of the fastest network; None, which the user is told, where that is above the search's ``max_ms``.
+    """
     try:
         return reachable(inputs, layout, target, [], 2, asked)[0]
     except UserError as error:
@@ -175,7 +181,8 @@ def _least(inputs: Inputs, layout: Layout, target: str, asked: Bounds, progress:
 
 def _together(inputs: Inputs, budget: Pick, asked: Bounds, select: Select,
               progress: Progress) -> list[tuple[Pick, Pick]]:
-    """Returns the same of a budget on several targets; nothing where no network is within all of them."""
+    """Selects again for a budget on several targets together; returns nothing where no network keeps it on all of them.
+    """
     try:
         answers = select(inputs, {}, replace(asked, together=budget.budget_ms)).budgets
     except UserError as error:
@@ -191,9 +198,9 @@ def _replaced(budgets: Sequence[Pick], chosen: Sequence[tuple[Pick, Pick]]) -> l
 
 
 def _best_measured(inputs: Inputs, budgets: Sequence[Pick], watch: Stopwatch) -> list[Pick]:
-    """Returns the budgets with what was measured; one that is still missed has the best network that keeps it, if any.
+    """Returns the budgets with measured ms; one that its pick does not keep gets another measured network that does.
 
-    The best is that of the lowest loss, as judged; where none keeps the budget it is the fastest.
+    Of several that do, that is the one of the lowest judged loss; where none does, it is the fastest.
     """
     losses = {name: loss for name, (loss, _) in Judge.remembered(inputs.run, state_of(inputs)).items()}
     chosen = []
@@ -210,23 +217,25 @@ def _best_measured(inputs: Inputs, budgets: Sequence[Pick], watch: Stopwatch) ->
 
 
 def _predicted_within(budget: Pick, watch: Stopwatch) -> bool:
-    """Whether the pick of a budget keeps it by the tables of the targets that are not measured here."""
+    """Tells whether the pick of a budget keeps it by the tables of the targets that are not measured here."""
     return all(budget.ms[target] <= budget.budget_ms[target] * (1 + ROUNDING)
                for target, measured in watch.of(budget).items() if measured is None)
 
 
 def _excess(budget: Pick, watch: Stopwatch) -> float:
+    """Returns the measured ms of a pick as a share of its budget, on the target where that is largest."""
     return max(ms / budget.budget_ms[target] for target, ms in watch.of(budget).items() if ms is not None)
 
 
 def _with_pick(inputs: Inputs, budget: Pick, other: Pick) -> Pick:
-    """Returns a budget with the pick of another, and with what the tables say that this takes."""
+    """Returns a budget with the network that was picked for another one, and that network's predicted ms."""
     ms = deliver.predicted(inputs.at(other.arch.size), other.arch)
     return budget.model_copy(update={"id": other.id, "size": other.size, "arch": other.arch,
                                      "ms": {target: ms[target] for target in budget.budget_ms}})
 
 
 def _corrected(inputs: Inputs, target: str, watch: Stopwatch) -> Correction:
+    """Fits the correction of a target's table to all networks that were measured on it."""
     measured = watch.measured[target]
     predicted = [deliver.predicted(inputs.at(arch.size), arch)[target] for arch in measured]
     operators = [len(plan(inputs.at(arch.size).layout, arch)) for arch in measured]
@@ -235,7 +244,7 @@ def _corrected(inputs: Inputs, target: str, watch: Stopwatch) -> Correction:
 
 
 def _with(inputs: Inputs, corrections: Mapping[str, Correction]) -> Inputs:
-    """Returns the inputs, at all input sizes, with the prices that corrections make of its own."""
+    """Returns the inputs with corrected prices, at all input sizes."""
     def priced(at: Inputs) -> Inputs:
         return replace(at, prices={**at.prices, **{target: correction.raised(at.prices[target], at.layout)
                                                    for target, correction in corrections.items()}})
@@ -244,6 +253,7 @@ def _with(inputs: Inputs, corrections: Mapping[str, Correction]) -> Inputs:
 
 
 def _said(missed: Sequence[Pick], watch: Stopwatch, corrections: Mapping[str, Correction]) -> str:
+    """Writes the line that tells the user why the selection is repeated."""
     worst = max(missed, key=lambda budget: _excess(budget, watch))
     factors = ", ".join(f"{target}: {correction.scale:.3g} times its ms and {correction.per_op_ms:.3g} ms an operator"
                         for target, correction in corrections.items())
@@ -252,11 +262,12 @@ def _said(missed: Sequence[Pick], watch: Stopwatch, corrections: Mapping[str, Co
 
 
 def _out_of_reach(budget: Pick, watch: Stopwatch) -> str:
+    """Writes the line that tells the user that no measured network keeps a budget."""
     asked = ", ".join(amount(bound, target) for target, bound in budget.budget_ms.items())
     takes = ", ".join(amount(ms, target) for target, ms in watch.of(budget).items() if ms is not None)
     return f"no network that was measured keeps {asked}: the fastest known, {budget.id}, takes {takes}"
 
 
 def _digest(inputs: Inputs, target: str) -> str:
-    """Returns what tells one state of a target's table from another."""
+    """Returns a digest of the conditions of a target's table: what was measured under others does not count."""
     return hashlib.sha256(json.dumps(inputs.costs[target].meta, sort_keys=True).encode()).hexdigest()[:12]

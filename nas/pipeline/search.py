@@ -1,6 +1,6 @@
-"""The pipeline, stage by stage over a Run: inputs, supernet, selection, fine-tuning, export, front.
+"""Runs a search in a run directory, stage by stage: inputs, supernet, selection, fine-tuning, export, front.
 
-Each stage writes one artefact and is skipped where it stands, so the same command continues what was stopped.
+Each stage writes a file and is skipped where that is there already, so the same command continues what was stopped.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def refuse(config: Config) -> None:
 
 
 def search(config: Config, run: Run, progress: Progress, until: str | None = None) -> Front | Stopped:
-    """The whole road, or ``until`` a stage of ``STAGES`` has ended; continues where the run stands.
+    """Searches a space from its inputs to the front, or ``until`` a stage of ``STAGES`` has ended.
 
-    Raises UserError for what the user has to mend.
+    Goes on where an earlier call stopped. Raises UserError for what the user has to mend.
     """
     config = as_recorded(config, run)
     inputs = prepare(config, run, config.target, progress, timed_in=run)
@@ -110,7 +110,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
            fine_tune: bool = False, memory: Memory = UNLIMITED, bounds: Bounds = NOTHING,
            points: int | None = None, storage: str | None = None, workers: int = 1,
            images: Images = RECORDED) -> Front:
-    """New picks from the run's supernet for other devices or budgets, with inherited weights unless ``fine_tune``.
+    """Selects new picks from a run's supernet, for other targets or budgets; ``fine_tune`` trains them further.
 
     ``budget_ms`` are those of the first target; where there are none, a front is ``points`` budgets over its range.
     Limits of ``memory`` that are not given are those of the run, if all targets are its own. With a ``storage`` so many
@@ -169,7 +169,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
 
 
 def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECORDED) -> JudgedNetworks:
-    """Networks of a file, judged with the weights of a run's supernet; continues what was stopped."""
+    """Judges the networks in a file with the weights of a run's supernet; goes on where an earlier call stopped."""
     archs, config = judging.read_archs(file), lying_at(searched(run), images)
     inputs, training = supernet.finished(run, config, progress)
     keep_place(run, config)
@@ -177,7 +177,7 @@ def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECOR
 
 
 def judge(run: Run, storage: str, progress: Progress, parent: int | None = None, images: Images = RECORDED) -> None:
-    """A worker: evaluates what a ``select`` of the same run, here or elsewhere, puts into the storage."""
+    """Judges, as a worker, the networks that a ``select`` of the same run, here or elsewhere, puts into a storage."""
     config = lying_at(searched(run), images)
     inputs = prepare(config, run, config.target, progress)
     if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
@@ -187,7 +187,7 @@ def judge(run: Run, storage: str, progress: Progress, parent: int | None = None,
 
 def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,
            kind: str = "onnx", images: Images = RECORDED) -> Exported:
-    """One pick or all in a format of ``FORMATS``, written anew, checked, and measured where that is possible."""
+    """Writes one pick or all in a format of ``FORMATS``, checks the files, and measures them where that is possible."""
     write, name = FORMATS[kind]
     config = lying_at(settings_of(run), images)
     calibrated = kind not in ("onnx", "features")
@@ -221,7 +221,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
 
 def _over_budget(file: ExportedFile, fronts: dict[str, Front], place: str,
                  budget_ms: float | None) -> dict[str, Excess]:
-    """Where an exported file is measured above a budget it was picked for, or above ``budget_ms``."""
+    """Returns, by target, how far an exported file is measured above a budget it was picked for, or ``budget_ms``."""
     bounds = bounds_of((budget for front in fronts.values() for budget in front.budgets), file.id)
     if budget_ms is not None:
         first = fronts[place].target[0]
@@ -230,9 +230,10 @@ def _over_budget(file: ExportedFile, fronts: dict[str, Front], place: str,
 
 
 def _without_exits(fronts: dict[str, Front], kind: str, arch_id: str | None) -> dict[str, Front]:
-    """Fronts of picks without exits: the files of those are float. One that exits dominate is as good as another.
+    """Returns the fronts without the picks that have exits, as the format ``kind`` cannot have them.
 
-    Raises UserError where the one that was asked for has exits, and where all of the search have.
+    What exits dominate is in ``front``, too. Raises UserError where the pick ``arch_id`` has exits, and where all picks
+    of the search have.
     """
     plain = {}
     for place, front in fronts.items():
@@ -249,12 +250,14 @@ def _without_exits(fronts: dict[str, Front], kind: str, arch_id: str | None) -> 
 
 
 def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
+    """Returns the limits of SRAM and flash that are asked for, else those of the run, if all targets are its own."""
     of_run = limits_of_memory(config) if set(targets) <= set(config.target) else UNLIMITED
     return Memory(asked.sram_kb or of_run.sram_kb, asked.flash_kb or of_run.flash_kb)
 
 
 def _finish(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str, fine_tune: bool,
             progress: Progress) -> Front:
+    """Trains, exports and measures picks, adds exits where the run has them, and writes the front."""
     archs = {pick.id: pick.arch for pick in picks.budgets}
     recipe = _tuning(inputs) if fine_tune else replace(_tuning(inputs), epochs=0)
     with timeline.phase(inputs.run, "fine-tuning" if recipe.epochs else "weights", place):
@@ -281,4 +284,5 @@ def _finish(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str
 
 
 def _tuning(inputs: Inputs) -> FineTuningRecipe:
+    """Returns the recipe that picks are fine-tuned by."""
     return FineTuningRecipe.from_config(inputs.config, inputs.data, PICK, inputs.config.train.distill)

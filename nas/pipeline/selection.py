@@ -1,4 +1,4 @@
-"""Picks of a trained supernet: the selector is asked, target by target, and judges by inherited loss."""
+"""Chooses the picks of a trained supernet: asks the selector for each target, and judges networks by inherited loss."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CALIBRATED_ON = 256  # training images for its batch norm statistics
 
 def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], place: str,
            progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> Picks:
-    """Asks the selector, target by target and then for all budgets of ``asked`` together.
+    """Chooses a pick for each budget: asks the selector target by target, then for the budgets of ``asked`` together.
 
     Where input size is searched, each size has a selection of its own (one ILP a size), and a budget's pick is the best
     of them all. Every network judged, by this process or by the workers of ``crew``, stays in the log and is never
@@ -83,7 +83,8 @@ def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[fl
 
 def _answers(inputs: Inputs, training: SupernetTraining, asking: Asking, targets: Sequence[str], name: str,
              progress: Progress, crew: Crew | None) -> tuple[list[list[Arch]], Judge, ScoresFor]:
-    """Asks the selector for each of the limits; returns answers, who judged for it, and the scores it began with."""
+    """Asks the selector for networks within each of the limits; returns these, the judge, and the scores of the gates.
+    """
     config, scores = inputs.config, gate_scores(training, asking.problem, targets, inputs)
     with progress.task(f"select for {name}", config.evaluations) as task:
         judge = Judge(inputs, training, task, crew)
@@ -94,9 +95,9 @@ def _answers(inputs: Inputs, training: SupernetTraining, asking: Asking, targets
 
 def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence[Arch],
           losses: Mapping[Arch, float]) -> Pick:
-    """The first that takes its share of some budget.
+    """Picks, of networks from best to worst, the first that takes the share ``USED`` of some budget, else the first.
 
-    What is not a number comes last among the answers, and has no such claim.
+    One whose loss is not a number is not picked for its share: it is last in the order.
     """
     def cost(arch: Arch, target: str) -> float:
         return problems[arch.size].cost(arch, target)
@@ -107,12 +108,16 @@ def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence
 
 
 def _listed(ms: dict[str, float]) -> str:
+    """Writes budgets with their units: ``0.8 ms on cpu and 30 M multiply-adds``."""
     return " and ".join(amount(bound, target) for target, bound in ms.items())
 
 
 def gate_scores(training: SupernetTraining, problem: Problem, targets: Sequence[str], inputs: Inputs) -> Any:
-    """The gates' log-probabilities at a budget, the mean over several; targets that they do not know are asked at
-    their own range."""
+    """Returns a function that gives, for limits, the gates' log-probability of each choice: the scores of an ILP.
+
+    With several targets they are the mean. For a target that the supernet was not trained for, a limit stands for the
+    same place in that target's range of costs.
+    """
     seen = list(inputs.config.target)
 
     def scores_for(limits: Limits) -> Scores:
@@ -131,23 +136,23 @@ def gate_scores(training: SupernetTraining, problem: Problem, targets: Sequence[
 
 
 def evaluations_of(inputs: Inputs) -> str:
-    """The name of this supernet's evaluations on these images, in a storage and in the run's log."""
+    """Returns the name under which evaluations by this supernet on these images are stored and logged."""
     return study_name(inputs.run, SUPERNET, inputs.config.judge_images, CALIBRATED_ON, inputs.seed,
                       inputs.data.source["fingerprint"])
 
 
 def state_of(inputs: Inputs) -> str:
-    """Returns the same for the run's log; empty where no epoch was asked for, so that there is no file."""
+    """Returns ``evaluations_of`` the inputs, or "" where no epoch was asked for, so that no supernet was written."""
     return evaluations_of(inputs) if inputs.run.has(SUPERNET) else ""
 
 
 def serve(inputs: Inputs, training: SupernetTraining, storage: str, parent: int | None) -> None:
-    """Judges what waits in the storage."""
+    """Judges the networks that wait in a storage."""
     serve_evaluations(storage, evaluations_of(inputs), Judge(inputs, training, None).evaluate, parent)
 
 
 class Judge:
-    """Held-out loss of networks with inherited weights; remembers in the run's log what was judged."""
+    """Judges networks: computes their held-out loss with inherited weights, and keeps it in the run's log."""
 
     def __init__(self, inputs: Inputs, training: SupernetTraining, task: Any,
                  crew: Crew | None = None) -> None:
@@ -162,9 +167,10 @@ class Judge:
 
     @staticmethod
     def remembered(run: Run, state: str | None = None) -> dict[str, tuple[float, float]]:
-        """(loss, accuracy) of what was judged before, by id; of a line that is not as it was written nothing is known.
+        """Reads from the run's log (loss, accuracy) of the networks that were judged before, by id.
 
-        With ``state``, ``evaluations_of`` these inputs, only of what this supernet and these images judged.
+        With ``state`` (``evaluations_of`` the inputs) only what was judged by this supernet on these images. Lines that
+        cannot be read are passed over.
         """
         known = {}
         for event in run.events("judged"):
@@ -175,22 +181,27 @@ class Judge:
         return known
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
+        """Returns the held-out loss of each network; judges those that were not judged before."""
         new = [arch for arch in archs if arch.id not in self.known]
-        for arch, found in self.crew.evaluated(new) if self.crew else ((arch, self.evaluate(arch)) for arch in new):
-            self.known[arch.id], self.accuracies[arch.id] = found.loss, found.figures["accuracy"]
-            self.inputs.run.log("judged", id=arch.id, arch=arch.to_json(), state=self.state, loss=found.loss,
-                               **found.figures)
-            self._shown(arch)
+        evaluated = self.crew.evaluated(new) if self.crew else ((arch, self.evaluate(arch)) for arch in new)
+        for arch, judged in evaluated:
+            self.known[arch.id], self.accuracies[arch.id] = judged.loss, judged.figures["accuracy"]
+            self.inputs.run.log("judged", id=arch.id, arch=arch.to_json(), state=self.state, loss=judged.loss,
+                                **judged.figures)
+            self._count(arch)
         for arch in archs:
             if arch not in self.asked:
-                self._shown(arch, known=True)
+                self._count(arch, known=True)
         return [self.known[arch.id] for arch in archs]
 
     def evaluate(self, arch: Arch) -> Evaluation:
+        """Computes loss and accuracy of a network on the images that networks are judged on."""
         judged = self.training.judge(arch, self.split, CALIBRATED_ON)
         return Evaluation(judged.loss, {"accuracy": judged.accuracy, "accuracy_se": judged.accuracy_se})
 
-    def _shown(self, arch: Arch, known: bool = False) -> None:
+    def _count(self, arch: Arch, known: bool = False) -> None:
+        """Counts a network that the selector has asked for, on the progress bar, too; ``known``: it was judged before.
+        """
         self.asked[arch] = self.known[arch.id]
         self.reused += known
         self.task.advance(1, known=known, loss=self.known[arch.id],
@@ -198,7 +209,10 @@ class Judge:
 
     def agreement(self, problem: Problem, training: SupernetTraining, target: str, bounds: Sequence[float],
                   inputs: Inputs) -> float | None:
-        """Mean over the budgets of Kendall's tau between the gates' scores and the losses of networks near them."""
+        """Returns how well the gates rank networks: the mean over budgets of Kendall's tau of their scores with losses.
+
+        Networks near a budget count for it; None where no budget has four.
+        """
         taus, scores_for = [], gate_scores(training, problem, [target], inputs)
         for bound in bounds:
             near = [arch for arch in self.asked if 0.8 * bound <= problem.cost(arch, target) <= bound]
@@ -209,9 +223,10 @@ class Judge:
         return round(float(np.mean(finite)), 4) if finite else None
 
     def held_out(self, problem: Problem, gates: Scores) -> dict[str, HeldOut]:
-        """Kendall's tau of each kind of scores with the loss and the accuracy of networks that they were made without.
+        """Returns, by kind of scores, how well they rank networks that they were not fitted to: Kendall's tau.
 
-        Gates are asked at the largest budget. Empty where too few were judged to say.
+        That is with the losses and with the accuracies. Gates are asked at the largest budget. Empty where too few
+        networks were judged.
         """
         finite = (arch for arch, loss in self.asked.items() if np.isfinite(loss))
         archs = sorted(finite, key=lambda arch: arch.id)  # the parts are then those of an uninterrupted call

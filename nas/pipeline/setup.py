@@ -31,7 +31,7 @@ from nas.training.header import data_lines
 
 
 def refuse_inputs(config: Config) -> None:
-    """Raises UserError for a space, images or an augmentation that cannot be used; quick, and writes nothing."""
+    """Raises UserError for a space, images, a device or an augmentation that cannot be used; writes nothing."""
     checked_space(config)
     check_data_dir(config.data, config.data_dir)
     placement.device_of(config.train_on)
@@ -41,9 +41,10 @@ def refuse_inputs(config: Config) -> None:
 
 def prepare(config: Config, run: Run, targets: Sequence[str], progress: Progress, introduce: bool = True,
             timed_in: Run | None = None) -> Inputs:
-    """Loads a run's inputs and fills in the latency tables of its targets, each a phase of the log of ``timed_in``.
+    """Loads a run's inputs and measures what the latency tables of its targets lack, where this machine can.
 
-    Raises UserError for whatever the user has to mend: before anything long starts.
+    How long each takes is logged in the run ``timed_in``. Raises UserError for whatever the user has to mend, before
+    anything long starts.
     """
     def phase(name: str) -> AbstractContextManager[None]:
         return timeline.phase(timed_in, name) if timed_in else nullcontext()
@@ -57,9 +58,9 @@ def prepare(config: Config, run: Run, targets: Sequence[str], progress: Progress
 
 
 def load_inputs(config: Config, run: Run, progress: Progress, introduce: bool = True) -> Inputs:
-    """Loads space and images and records them in the run; no target is priced yet (``with_costs``).
+    """Loads space and images and records them in the run; costs are not there yet (``with_costs`` adds them).
 
-    ``introduce`` says what the images are. Raises UserError for whatever the user has to mend.
+    With ``introduce`` it tells the user what the images are. Raises UserError for whatever the user has to mend.
     """
     device = placement.device_of(config.train_on)
     torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -73,7 +74,7 @@ def load_inputs(config: Config, run: Run, progress: Progress, introduce: bool = 
 
 def complete_tables(inputs: Inputs, targets: Sequence[str], layouts: Sequence[Layout],
                     progress: Progress) -> dict[str, Costs]:
-    """Copies the costs of targets into the run, with every row that ``layouts`` need.
+    """Copies the costs of targets into the run, with every row that ``layouts`` need, and returns them by target.
 
     Rows that are missing are measured or compiled first where this machine can, which may take minutes. Raises
     UserError where it cannot.
@@ -97,7 +98,7 @@ def with_costs(inputs: Inputs, costs: dict[str, Costs], progress: Progress) -> I
 
 
 def _introduce(config: Config, run: Run, data: Data, progress: Progress) -> None:
-    """Says what the images are before anything long, here and in the log; nothing once the supernet is trained."""
+    """Tells the user what the images are, and logs it; not once the supernet is trained, as it was told then."""
     if run.has("supernet.pt"):
         return
     lines = data_lines(data, config.train.augment or data.augment)
@@ -107,6 +108,7 @@ def _introduce(config: Config, run: Run, data: Data, progress: Progress) -> None
 
 
 def _tell_dropped(whole: Layout, searched: Layout, run: Run, progress: Progress) -> None:
+    """Tells the user how many choices of the space are left out, and why; not once the supernet is trained."""
     before, after = (sum(len(slot.ops) for slot in plan.slots) for plan in (whole, searched))
     if after < before and not run.has("supernet.pt"):
         progress.note(f"{before - after} of {before} choices are left out: hidden widths beside which a wider one "
@@ -114,7 +116,8 @@ def _tell_dropped(whole: Layout, searched: Layout, run: Run, progress: Progress)
 
 
 def load_recorded(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Inputs:
-    """A finished run from its own files, without prices, and without ``images`` unless asked for: enough to export."""
+    """Loads a finished run from its own files, as far as an export needs it: without prices, images where asked for.
+    """
     operators.demand(run)
     data = load_images(config, run) if images else recorded(run.read_json("data.json"))
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
@@ -124,9 +127,9 @@ def load_recorded(config: Config, run: Run, targets: Sequence[str], images: bool
 
 
 def with_targets(inputs: Inputs, costs: dict[str, Costs], kept: Layout, progress: Progress, memory: Memory) -> Inputs:
-    """Returns the inputs with the targets of ``costs``; those that the run did not have are priced for ``kept`` alone.
+    """Returns the inputs with other targets, those of ``costs``; ``memory`` are their limits of SRAM and flash.
 
-    ``memory`` are the limits from here on, in place of those of the run.
+    Targets that the run did not have are priced for the layout ``kept`` alone, which pruning has left.
     """
     footprints = _footprints(memory, inputs.run, kept, costs, progress)
     return _by_size([replace(at, costs=costs, footprints=footprints, prices={
@@ -135,26 +138,29 @@ def with_targets(inputs: Inputs, costs: dict[str, Costs], kept: Layout, progress
 
 
 def _by_size(inputs: Sequence[Inputs]) -> Inputs:
-    """Returns the first, of the largest size, with those of the other sizes."""
+    """Joins the inputs of several sizes, largest first: returns the first, with the others in it."""
     first, *others = inputs
     return replace(first, others={at.size: at for at in others})
 
 
 def _layouts(space: Space, data: Data, config: Config) -> dict[int, Layout]:
+    """Returns the layout of a space for each input size, the largest first."""
     task = Task(data.size, data.in_ch, len(data.classes))
     return layouts(space, task, config.sizes, exits=config.exits.method != "none")
 
 
 def with_exit_places(inputs: Inputs) -> Layout:
-    """The run's space with an exit before every stride change."""
+    """Returns the layout of the run's space with an exit before every stride change."""
     if inputs.layout.exits:
         return inputs.layout
     return layout(checked_space(inputs.config, inputs.run.file("space.yaml")), inputs.layout.task, exits=True)
 
 
 def priced_exits(inputs: Inputs, at: Layout, target: str, progress: Progress) -> Costs:
-    """The costs of a target that knows the exits of a layout: the run's own, else its file, completed if it is this
-    machine's.
+    """Returns a target's costs with those of all exits of a layout.
+
+    They are the run's own where these have them, else those of the target's file, in which this machine measures what
+    is missing if it is the target.
     """
     costs = inputs.costs.get(target)
     if costs is None or costs.lacks(exit_.key for exit_ in at.exits):
@@ -163,11 +169,15 @@ def priced_exits(inputs: Inputs, at: Layout, target: str, progress: Progress) ->
 
 
 def limits_of_memory(config: Config) -> Memory:
+    """Returns the limits of SRAM and flash that the settings give."""
     return Memory(config.sram_kb, config.flash_kb)
 
 
 def compiler(target: str, costs: Costs | None, memory: Memory) -> EthosU:
-    """Who counts the memory of a target's networks; ``costs`` None: this machine. Raises UserError if nobody does."""
+    """Returns the NPU whose compiler counts the memory of a target's networks.
+
+    Raises UserError for a target that is not compiled, and where ``costs`` are None, that is, for this machine.
+    """
     npu = of_table(costs.meta) if costs else None
     if npu is None:
         raise UserError(f"{setting(next(iter(memory.given)))}: {target} is not compiled by Vela, so what a network "
@@ -177,17 +187,18 @@ def compiler(target: str, costs: Costs | None, memory: Memory) -> EthosU:
 
 def _footprints(memory: Memory, run: Run, layout: Layout, costs: dict[str, Costs],
                 progress: Progress) -> dict[str, Footprints]:
+    """Returns, by target, what counts SRAM and flash of networks; nothing where neither is limited."""
     if not memory.given:
         return {}
-    npus = {target: compiler(target, one, memory) for target, one in costs.items()}
+    npus = {target: compiler(target, costs_of_target, memory) for target, costs_of_target in costs.items()}
     return {target: Footprints(run, target, npu, memory, layout, progress) for target, npu in npus.items()}
 
 
 def _space(config: Config, run: Run) -> Space:
-    """From the run's own copy once there is one, so that a file edited later does not change the run."""
+    """Loads the space from the run's copy, which the first call makes: a file edited later does not change the run."""
     operators.demand(run)
     if not run.has("space.yaml"):
-        operators.keep(run, checked_space(config))  # refuse it before it is copied
+        operators.keep(run, checked_space(config))  # refuses a broken space before it is copied
         run.keep("space.yaml", resolve("search_spaces", space_parts(config.space)[0], ".yaml").read_bytes())
     return checked_space(config, run.file("space.yaml"))
 

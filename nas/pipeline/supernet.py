@@ -1,4 +1,4 @@
-"""The supernet of a run: set up from its settings, continued where it stands, trained."""
+"""Trains the supernet of a run, from its settings or from its last checkpoint on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend t
 
 def train(inputs: Inputs, limits: dict[str, list[float]], group: Ranks, progress: Progress,
           pace: Pace | None = None) -> SupernetTraining:
-    """Trains what is not trained yet; ``pace`` is told how far it is."""
+    """Trains the run's supernet to its end, or what an earlier call has left; ``pace`` hears how far it is."""
     pace = pace or Pace({}, progress)
     training, run = training_of(inputs, limits, group), inputs.run
     if run.has(SUPERNET):
@@ -47,7 +47,7 @@ def train(inputs: Inputs, limits: dict[str, list[float]], group: Ranks, progress
 
 
 def _train_phase(run: Run, training: SupernetTraining, phase: str, pace: Pace, progress: Progress) -> None:
-    """One line at its end, and one of all that it pruned, which the log has block by block."""
+    """Trains one phase epoch by epoch, with checkpoints; says in one line at its end what it has pruned."""
     total, index, saved = training.recipe.epochs[phase], training.schedule[training.done][1], time.monotonic()
     pruned: list[dict[str, Any]] = []
     with progress.task(f"supernet {phase}", total, index) as task:
@@ -66,7 +66,7 @@ def _train_phase(run: Run, training: SupernetTraining, phase: str, pace: Pace, p
 
 
 def finished(run: Run, config: Config, progress: Progress) -> tuple[Inputs, SupernetTraining]:
-    """The inputs and the settled supernet of a search. Raises UserError for a run that is not that far."""
+    """Loads the inputs and the trained supernet of a search. Raises UserError for a run that is not that far."""
     refusal = UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
     if not run.has(SUPERNET) and not run.has("picks.json"):
         raise refusal
@@ -78,6 +78,7 @@ def finished(run: Run, config: Config, progress: Progress) -> tuple[Inputs, Supe
 
 
 def trained(inputs: Inputs) -> SupernetTraining:
+    """Loads the supernet of a run from its last checkpoint."""
     config = inputs.config
     limits = {t: limits_of(inputs, inputs.layout, t, given_budgets(config, t), config.budgets) for t in config.target}
     training = training_of(inputs, limits)
@@ -86,7 +87,7 @@ def trained(inputs: Inputs) -> SupernetTraining:
 
 
 def _within(task: Task, epoch: int, epochs: int, pace: Pace, phase: str) -> Callable[[int, int], None]:
-    """Moves a task that counts epochs along with the steps of one of them."""
+    """Returns a function that moves a progress bar, which counts epochs, along with the steps of one epoch."""
 
     def step(step: int, of: int) -> None:
         task.advance(epoch + step / of - task.done)
@@ -96,14 +97,17 @@ def _within(task: Task, epoch: int, epochs: int, pace: Pace, phase: str) -> Call
 
 
 def _start_from(other: Run, inputs: Inputs, training: SupernetTraining, progress: Progress) -> None:
-    """Takes over the weights of an earlier run's supernet: everything of equal name and shape."""
+    """Copies weights of an earlier run's supernet into this one: every tensor of equal name and shape.
+
+    Raises UserError where that supernet is not finished, shares nothing, or was trained on images that this run selects
+    networks on.
+    """
     old = searched(other)
     if not other.has("picks.json"):
         raise UserError(f"{setting('init', other.path)}: that run has not finished its supernet")
-    recorded, own_splits = other.read_json("data.json"), inputs.data.indices
-    if recorded.get("from") == inputs.data.source["from"]:
+    if other.read_json("data.json").get("from") == inputs.data.source["from"]:
         earlier = other.read_json("splits.json")
-        if set(own_splits["select"]) & {*earlier["train"], *earlier["gate"]}:
+        if set(inputs.data.indices["select"]) & {*earlier["train"], *earlier["gate"]}:
             raise UserError(f"{setting('init', other.path)}: it trained on images of this run's selection split; take "
                             f"its {setting('seed')} and {setting('limit')}")
     taken = training.start_from(checkpoint.load(other, SUPERNET))
@@ -113,7 +117,7 @@ def _start_from(other: Run, inputs: Inputs, training: SupernetTraining, progress
 
 
 def _tell_pruned(training: SupernetTraining, pruned: list[dict[str, Any]], progress: Progress) -> None:
-    """``pruned: 12 blocks and 2 layers; 31 branches are left``."""
+    """Tells the user how much was pruned: ``pruned: 12 blocks and 2 layers; 31 branches are left``."""
     if not pruned:
         return
     kinds = [drop["kind"] for drop in pruned]
@@ -123,6 +127,7 @@ def _tell_pruned(training: SupernetTraining, pruned: list[dict[str, Any]], progr
 
 
 def _warn(record: dict[str, Any], progress: Progress) -> None:
+    """Warns of a warm-up that has taught so little that gates cannot tell a large network from a small one."""
     if record.get("entry_passed") is False:
         progress.note("warning: after the warm-up the smallest and the largest network are hardly apart in held-out "
                       f"loss ({record['entry_smallest_loss']:.3f}, {record['entry_largest_loss']:.3f}); gates see "
@@ -130,15 +135,15 @@ def _warn(record: dict[str, Any], progress: Progress) -> None:
 
 
 def training_of(inputs: Inputs, limits: dict[str, list[float]], group: Ranks = ALONE) -> SupernetTraining:
+    """Makes the training of a run's supernet, with gates for the budgets of ``limits``, before its first step."""
     config, data = inputs.config, inputs.data
     recipe = SupernetRecipe.from_config(config, data)
     _refuse_idle(inputs, limits)
     columns = [(at, target) for at in inputs.every for target in config.target]
     ranges = [_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]
     grid = sorted({position(b, *bounds) for (_, t), bounds in zip(columns, ranges, strict=True) for b in limits[t]})
-    return SupernetTraining(inputs.layout, data, [at.prices[target] for at, target in columns], ranges,
-                                        tuple(grid), recipe, inputs.seed, inputs.device, group,
-                                        [at.size for at, _ in columns])
+    return SupernetTraining(inputs.layout, data, [at.prices[target] for at, target in columns], ranges, tuple(grid),
+                            recipe, inputs.seed, inputs.device, group, [at.size for at, _ in columns])
 
 
 def _refuse_idle(inputs: Inputs, limits: dict[str, list[float]]) -> None:
@@ -152,14 +157,14 @@ def _refuse_idle(inputs: Inputs, limits: dict[str, list[float]]) -> None:
 
 
 def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:
-    """Budgets of the gates: those asked for, but not the very ends of the reachable range.
+    """Returns the range of budgets that the gates learn: that of ``budgets``, but for the ends of what is reachable.
 
-    There a single network meets the expectation, whatever the gates say, and nothing could be learned or pruned.
+    At these ends a single network has the expected latency, whatever the gates say: nothing could be learned or pruned.
     """
     low = min(max(min(budgets), 1.03 * cost.smallest), cost.largest)
     return low, max(low, min(max(budgets), 0.9 * cost.largest))
 
 
 def given_budgets(config: Config, target: str) -> list[float]:
-    """Budgets in ms are those of the first target; the others get as many over their own range."""
+    """Returns the budgets in ms that the settings give a target: they are the first target's, others have none."""
     return config.budget_ms if target == config.target[0] else []

@@ -1,7 +1,7 @@
-"""``nas train``: one network of a space from scratch, by the recipe that fine-tunes the picks of a search.
+"""Trains one network of a space from scratch, by the recipe that fine-tunes the picks of a search (``nas train``).
 
-The same loop, checkpoints and delivery as for a pick, so that a baseline differs from a pick in its architecture and
-its first weights alone.
+Loop, checkpoints and delivery are those of a pick, so that a baseline differs from a pick in its architecture and its
+first weights alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_arch(file: Path) -> Arch:
 
 
 def choose(layout: Layout, what: str, seed: int) -> Arch:
-    """The network of the most or the least multiply-adds of a space, slot by slot, or a random one."""
+    """Returns the largest or the smallest network of a space, by multiply-adds slot by slot, or a random one."""
     if what == "random":
         return sampling.sample(layout, random.Random(seed))
     by: Callable[..., Op] = max if what == "largest" else min
@@ -62,15 +62,16 @@ def choose(layout: Layout, what: str, seed: int) -> Arch:
         return macs(key) if key else 0
 
     ends = [{op for branch in slot.branches for op in (branch.ops[0], branch.ops[-1])} for slot in layout.slots]
-    ops = [by(sorted(found), key=lambda op, slot=slot: cost(slot, op))  # sorted: a tie has one answer
-           for slot, found in zip(layout.slots, ends, strict=True)]
+    ops = [by(sorted(choices), key=lambda op, slot=slot: cost(slot, op))  # sorted: a tie has one answer
+           for slot, choices in zip(layout.slots, ends, strict=True)]
     return Arch(layout.space, layout.task.size, tuple(ops))
 
 
 def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) -> Front:
-    """Trains, writes weights, ONNX and card, and a front of this one network; continues where the run stands.
+    """Trains one network, writes its weights, ONNX file and card, and returns a front of it alone.
 
-    ``given`` is the arch of a file. Raises UserError for one that the space does not admit.
+    Goes on where an earlier call stopped. ``given`` is the arch of a file, in place of the one that the settings name.
+    Raises UserError for one that the space does not admit.
     """
     settings = as_recorded(settings, run)
     inputs = prepare(settings, run, settings.target, progress, timed_in=run)
@@ -94,6 +95,7 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
 
 
 def _checked(inputs: Inputs, settings: Baseline, given: Arch | None) -> Arch:
+    """Returns the arch to train. Raises UserError for one that the space does not admit."""
     arch = given or choose(inputs.layout, settings.arch, settings.seed)
     plan(inputs.layout, arch)
     return arch

@@ -1,4 +1,7 @@
-"""One worker of a crew, as a process: ``python -m nas.pipeline.worker RUN STORAGE PARENT [OPERATORS.py ...]``."""
+"""Judges networks for a selection in a process of its own, a worker of ``nas.pipeline.workers.Crew``.
+
+It is started as ``python -m nas.pipeline.worker RUN STORAGE PARENT [OPERATORS.py ...]``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from nas.run.directory import Run
 
 
 def main(words: Sequence[str]) -> None:
-    """Judges what a ``select`` puts into the storage until the parent ends; exits with 2 and a line for a UserError."""
+    """Judges the networks in a storage until the parent process ends; exits with 2 and a line for a UserError."""
     run, storage, parent, *files = words
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -24,7 +27,7 @@ def main(words: Sequence[str]) -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:  # the crew has gone home
+    except KeyboardInterrupt:  # SIGTERM, with which the crew ends its workers
         sys.exit(130)
 
 

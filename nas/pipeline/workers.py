@@ -1,4 +1,4 @@
-"""Workers of a selection: processes that judge networks of one run, through a storage that they share."""
+"""Lets several processes judge the networks of one selection, through a storage (a database) that they share."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ IDLE_S = 0.2  # between two looks for work
 
 
 class Crew:
-    """``with Crew(run, url, 4, name) as crew``: four workers here, and whoever else runs ``nas judge`` on the storage.
+    """Starts worker processes for a selection, and stops them at the end of its ``with`` block.
 
-    A worker that ends is not replaced, but what it was at is given to another. Raises UserError once none is left.
+    ``with Crew(run, url, 4, name) as crew`` has four workers here, beside whoever else runs ``nas judge`` on the
+    storage. A worker that ends is not replaced, but the network it was judging is given to another. Raises UserError
+    once none is left.
     """
 
     def __init__(self, run: Run, url: str, workers: int, name: str) -> None:
@@ -51,9 +53,11 @@ class Crew:
             self._board.release(worker_name(child.pid))
 
     def evaluated(self, archs: Sequence[Arch]) -> Iterator[tuple[Arch, Evaluation]]:
+        """Yields each network with its evaluation as soon as some worker has made it."""
         yield from self._board.evaluated(archs, self._watch)
 
     def _watch(self) -> None:
+        """Gives the work of workers that have ended to others. Raises UserError where all have."""
         for child in [child for child in self._children if child.poll() is not None]:
             self._board.release(worker_name(child.pid))
             self._children.remove(child)
@@ -68,7 +72,7 @@ def _cores() -> int:
 
 
 def study_name(run: Run, supernet: str, *judging: Any) -> str:
-    """Names the evaluations of one supernet, judged in one way: what others wrote into the storage is not ours."""
+    """Returns the name under which a storage keeps the evaluations of one supernet, judged in one way."""
     file = run.file(supernet)
     state = file.stat()
     digest = hashlib.sha256(f"{_digest(file, state.st_mtime_ns, state.st_size)} {judging!r}".encode())
@@ -77,12 +81,12 @@ def study_name(run: Run, supernet: str, *judging: Any) -> str:
 
 @lru_cache(maxsize=8)
 def _digest(file: Path, *state: int) -> str:
-    """Computes the digest of a file once for each time and size of it: it may have hundreds of MB."""
+    """Returns the SHA-256 of a file, computed once for each time and size of it: it may have hundreds of MB."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def judge(url: str, name: str, evaluate: Callable[[Arch], Evaluation], parent: int | None) -> None:
-    """Evaluates whatever waits in the storage, until interrupted, or until the ``parent`` is gone."""
+    """Evaluates the networks that wait in a storage, until interrupted, or until the process ``parent`` has ended."""
     from nas.select.storage import Board
 
     board = Board(url, name)

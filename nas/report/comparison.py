@@ -10,14 +10,17 @@ from nas.units import axis
 
 
 def draw_comparison(result: Comparison, file: BinaryIO) -> None:
-    """PNG: left every network and each space's front, right mean and standard deviation at each budget."""
+    """Writes the figure of a comparison as PNG.
+
+    Left are all networks and each space's front, right mean and standard deviation at each budget.
+    """
     (target,) = result.target
     with drawing(11, 4.8) as figure:
         networks, spread = figure.subplots(1, 2, sharey=True)
         for number, part in enumerate(result.spaces):
             colour = f"C{number}"
-            _networks(networks, part, target, colour)
-            _spread(spread, part, target, colour, number - (len(result.spaces) - 1) / 2)
+            _draw_networks(networks, part, target, colour)
+            _draw_spread(spread, part, target, colour, number - (len(result.spaces) - 1) / 2)
         networks.set_title(f"random networks and their fronts, {result.networks} a budget", fontsize=10)
         networks.set_xlabel(label(axis(target), 80))
         networks.set_ylabel("test accuracy (%)")
@@ -33,7 +36,8 @@ def draw_comparison(result: Comparison, file: BinaryIO) -> None:
         figure.savefig(file, format="png")
 
 
-def _networks(axes: Any, part: ComparedSpace, target: str, colour: str) -> None:
+def _draw_networks(axes: Any, part: ComparedSpace, target: str, colour: str) -> None:
+    """Draws accuracy over cost of a space's networks: filled and joined by a line those of its front."""
     for cards, fill in ((part.dominated, "none"), (part.front, colour)):
         axes.plot([card.ms[target] for card in cards], [100 * card.accuracy for card in cards], "o",
                   color=colour, mfc=fill,
@@ -42,9 +46,12 @@ def _networks(axes: Any, part: ComparedSpace, target: str, colour: str) -> None:
               color=colour, alpha=0.5)
 
 
-def _spread(axes: Any, part: ComparedSpace, target: str, colour: str, place: float) -> None:
-    """Draws mean and deviation of a space at each budget, ``place`` beside those of the other spaces."""
+def _draw_spread(axes: Any, part: ComparedSpace, target: str, colour: str, shift: float) -> None:
+    """Draws mean and standard deviation of a space's accuracies at each budget.
+
+    ``shift`` moves them sideways, so that those of several spaces do not hide each other.
+    """
     rows = [row for row in part.budgets if row.mean is not None]
-    axes.errorbar([row.budget_ms[target] * 1.015**place for row in rows], [100 * (row.mean or 0.0) for row in rows],
+    axes.errorbar([row.budget_ms[target] * 1.015**shift for row in rows], [100 * (row.mean or 0.0) for row in rows],
                   yerr=[100 * (row.sd or 0.0) for row in rows], fmt="o-", color=colour, capsize=3,
                   label=label(part.space))

@@ -1,4 +1,4 @@
-"""Pictures in which names are text: no formula, no glyph that cannot be drawn stops or talks."""
+"""Makes figures in which the names of a user's files are plain text: none is read as a formula or warned of."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST = 48  # characters of a name in a picture
 
 @contextmanager
 def drawing_text() -> Iterator[None]:
-    """Makes ``$`` and ``_`` characters like others, and a missing glyph no warning."""
+    """Lets matplotlib draw ``$`` and ``_`` as they are meanwhile, and say nothing of characters that its font lacks."""
     with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
@@ -26,7 +26,7 @@ def drawing_text() -> Iterator[None]:
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
-    """Makes a figure of so many inches, in ``drawing_text``."""
+    """Makes an empty figure of ``width`` by ``height`` inches, inside of ``drawing_text``."""
     with drawing_text():
         figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
@@ -34,15 +34,18 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
 
 
 def label(name: str, longest: int = LONGEST) -> str:
-    """A name as it is drawn: one line, its middle left out if it is long. A legend skips what begins with ``_``."""
-    shown = printable(name)
-    if len(shown) > longest:
-        shown = f"{shown[:longest // 2 - 2]}...{shown[-(longest // 2 - 1):]}"
-    return f" {shown}" if shown.startswith("_") else shown
+    """Shortens a name to one line of ``longest`` characters at most; what is left out is its middle.
+
+    A name that begins with ``_`` gets a space before it: a legend of matplotlib would skip it.
+    """
+    text = printable(name)
+    if len(text) > longest:
+        text = f"{text[:longest // 2 - 2]}...{text[-(longest // 2 - 1):]}"
+    return f" {text}" if text.startswith("_") else text
 
 
 def legend(figure: Figure, axes: Any, columns: int = 2) -> None:
-    """Below the axes, where no point is: one for all, each label once."""
-    handles = {text: handle for part in axes for handle, text in zip(*part.get_legend_handles_labels(), strict=True)}
+    """Adds one legend for all axes below them, where it hides no point; a label that several have is there once."""
+    handles = {text: handle for panel in axes for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)

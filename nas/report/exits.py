@@ -1,4 +1,4 @@
-"""Figures of a network with early exits on held-out images, drawn with matplotlib; one function a picture."""
+"""Draws, with matplotlib, what a network with early exits does with held-out images; one function a picture."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ MOST_CLASSES = 30  # bars of their own
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a network with exits says of held-out images: ``confidence`` and ``right`` [exits, n] as its policy has
-    them, ``labels`` [n], ``images`` uint8 [n, C, S, S]; ``without`` is the accuracy without exits, ``chosen`` what the
-    thresholds of the policy give.
+    """Holds what a network with exits answers on held-out images.
+
+    ``confidence`` and ``right`` are [exits, n]: how sure each exit is of each image, by the policy's measure, and
+    whether its answer is right. ``labels`` are [n], ``images`` uint8 [n, C, S, S]; ``without`` is the accuracy without
+    exits, ``chosen`` accuracy and latency at the thresholds of the policy.
     """
 
     policy: Policy
@@ -36,18 +38,19 @@ class HeldOut:
     chosen: Point
 
     @property
-    def at(self) -> Array:
-        """[n]: the exit at which each image leaves."""
+    def leaves_at(self) -> Array:
+        """Returns the number of the exit at which each image leaves, [n]."""
         return policy.leaving(self.confidence, self.policy.point.thresholds)
 
 
 def draw_curve(held_out: HeldOut, file: BinaryIO) -> None:
-    """PNG: accuracy over mean latency as thresholds move (budgeted batch), and with every image at one exit (anytime).
+    """Writes, as PNG, the accuracy over the mean latency: as thresholds change, and with every image at one exit.
+
+    The literature calls the first budgeted batch, the second anytime prediction.
     """
-    made, ms = held_out.policy, np.array(held_out.policy.prefix_ms)
-    n = len(held_out.labels)
-    points = sorted({policy.outcome(held_out.confidence, held_out.right, p.thresholds, ms) for p in made.points},
-                    key=lambda point: point.mean_ms)
+    ms, n = np.array(held_out.policy.prefix_ms), len(held_out.labels)
+    points = sorted({policy.outcome(held_out.confidence, held_out.right, p.thresholds, ms)
+                     for p in held_out.policy.points}, key=lambda point: point.mean_ms)
     with drawing(6.4, 5.0) as figure:
         axes = figure.add_subplot()
         axes.plot([p.mean_ms for p in points], [100 * p.accuracy for p in points], "o-", ms=4, color="tab:blue",
@@ -68,8 +71,8 @@ def draw_curve(held_out: HeldOut, file: BinaryIO) -> None:
 
 
 def draw_shares(held_out: HeldOut, file: BinaryIO) -> None:
-    """PNG: for each class, the share of its images that leave at each exit; classes that leave late below."""
-    at, exits = held_out.at, len(held_out.confidence)
+    """Writes, as PNG, which share of each class's images leaves at each exit; classes that leave late are below."""
+    at, exits = held_out.leaves_at, len(held_out.confidence)
     present = [c for c in range(len(held_out.classes)) if (held_out.labels == c).any()]
     shares = np.array([np.bincount(at[held_out.labels == c], minlength=exits) / (held_out.labels == c).sum()
                        for c in present])
@@ -95,10 +98,11 @@ def draw_shares(held_out: HeldOut, file: BinaryIO) -> None:
 
 
 def draw_examples(held_out: HeldOut, file: BinaryIO) -> None:
-    """PNG: a contact sheet of the images that the first exit is surest of, and of those that it is least sure of among
-    those that leave last; a red frame where the answer is wrong.
+    """Writes, as PNG, the images that the first exit is surest of, and those that it is least sure of.
+
+    The second are of the images that leave last. A red frame says that the answer is wrong.
     """
-    at, sure = held_out.at, held_out.confidence[0]
+    at, sure = held_out.leaves_at, held_out.confidence[0]
     rows = []
     for exit_, sign in ((int(at.min()), -1), (int(at.max()), 1)):
         images = np.flatnonzero(at == exit_)
@@ -113,23 +117,22 @@ def draw_examples(held_out: HeldOut, file: BinaryIO) -> None:
                                    strict=False):
                 axes.set_axis_off()
                 if image is not None:
-                    _example(axes, held_out, int(image), exit_)
+                    _draw_example(axes, held_out, int(image), exit_)
         figure.savefig(file, format="png")
 
 
-def _example(axes: Any, held_out: HeldOut, image: int, exit_: int) -> None:
+def _draw_example(axes: Any, held_out: HeldOut, image: int, exit_: int) -> None:
+    """Draws an image under its class, in red and with a frame where the answer of ``exit_`` is wrong."""
     pixels = held_out.images[image].permute(1, 2, 0).numpy()
     axes.imshow(pixels, interpolation="nearest")
     wrong = not held_out.right[exit_, image]
     axes.set_title(label(held_out.classes[int(held_out.labels[image])], 12), fontsize=7, pad=2,
                    color="tab:red" if wrong else "black")
     if wrong:
-        axes.add_patch(_frame(*pixels.shape[:2]))
-
-
-def _frame(height: int, width: int) -> Any:
-    return Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="tab:red", lw=3)
+        height, width = pixels.shape[:2]
+        axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="tab:red", lw=3))
 
 
 def _colour(index: int, exits: int) -> Any:
+    """Returns the colour of an exit, from dark for the first to light for the last."""
     return colormaps["viridis"](0.15 + 0.75 * index / max(1, exits - 1))

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn with matplotlib."""
+"""Draws the front of a run with matplotlib."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nas.units import axis, counted, device
 
 
 def draw_front(front: Front, file: BinaryIO) -> None:
-    """Writes ``front_figure`` as PNG."""
+    """Writes the figure of a front, ``front_figure``, as PNG."""
     figure = front_figure(front)
     with drawing_text():
         figure.savefig(file, format="png")
@@ -26,7 +26,7 @@ def front_figure(front: Front) -> Figure:
     with drawing(6.4 * len(targets), 4.8) as figure:
         panels = figure.subplots(1, len(targets), squeeze=False)[0]
         for axes, target in zip(panels, targets, strict=True):
-            _panel(axes, front, target)
+            _draw_panel(axes, front, target)
             axes.set_xlabel(label(axis(target), 80))
             title = label(front.space) + ("" if counted(target) else f" on {label(device(target))}")
             title += " (numbers: input size)" if front.sizes else ""
@@ -35,17 +35,17 @@ def front_figure(front: Front) -> Figure:
     return figure
 
 
-def _panel(axes: Any, front: Front, target: str) -> None:
+def _draw_panel(axes: Any, front: Front, target: str) -> None:
+    """Draws the picks of one target: dominated ones in grey, the front in blue, those with exits with a green rim."""
     cards = front.cards
-    leading = [front.standing(card.id, target).startswith("front") for card in cards]
-    _points(axes, [card for card, leads in zip(cards, leading, strict=True) if not leads], target,
-            "picks dominated on the selection split", "o", "0.7", "none")
-    _points(axes, [card for card, leads in zip(cards, leading, strict=True) if leads], target, "front", "o",
-            "tab:blue", "tab:blue")
-    _points(axes, [card for card in cards if card.exits], target, "with early exits: mean latency", "D",
-            "tab:green", "none")
+    on_front = [card for card in cards if front.standing(card.id, target).startswith("front")]
+    _draw_points(axes, [card for card in cards if card not in on_front], target,
+                 "picks dominated on the selection split", "o", "0.7", "none")
+    _draw_points(axes, on_front, target, "front", "o", "tab:blue", "tab:blue")
+    _draw_points(axes, [card for card in cards if card.exits], target, "with early exits: mean latency", "D",
+                 "tab:green", "none")
     if front.sizes:
-        _sizes(axes, cards, target)
+        _write_sizes(axes, cards, target)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
@@ -54,9 +54,9 @@ def _panel(axes: Any, front: Front, target: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _points(axes: Any, cards: Sequence[Card], target: str, name: str, marker: str, colour: str,
-            fill: str) -> None:
-    """``front`` is joined by a line."""
+def _draw_points(axes: Any, cards: Sequence[Card], target: str, name: str, marker: str, colour: str,
+                 fill: str) -> None:
+    """Draws test accuracy over predicted cost, with standard errors; those named ``front`` are joined by a line."""
     if not cards:
         return
     cards = sorted(cards, key=lambda card: card.ms[target])
@@ -68,8 +68,8 @@ def _points(axes: Any, cards: Sequence[Card], target: str, name: str, marker: st
         axes.plot(x, y, color=colour, alpha=0.4)
 
 
-def _sizes(axes: Any, cards: Sequence[Card], target: str) -> None:
-    """The input side beside each point."""
+def _write_sizes(axes: Any, cards: Sequence[Card], target: str) -> None:
+    """Writes the input size of each network beside its point."""
     for card in cards:
         axes.annotate(str(card.size), (card.ms[target], 100 * card.accuracy), xytext=(5, -10),
                       textcoords="offset points", fontsize=7, color="0.3")

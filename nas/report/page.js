@@ -1,17 +1,17 @@
 "use strict";
-// Draws the story of a run, figure by figure.
-const story = JSON.parse(document.getElementById("story").textContent);
+// Draws a run, figure by figure.
+const run = JSON.parse(document.getElementById("run-data").textContent);
 
 const family = op => op.split("(")[0];
-const families = [...new Set([...story.slots.flatMap(s => s.branches), ...Object.values(story.networks).flat().map(r => r.op)].map(family))]
+const families = [...new Set([...run.slots.flatMap(s => s.branches), ...Object.values(run.networks).flat().map(r => r.op)].map(family))]
   .filter(name => name !== "skip");
 const hue = op => colour(families.indexOf(family(op)));
 
 // ---- which front, which of its points --------------------------------------------------------------------------
-let view = story.views[0], chosen = null;
+let view = run.views[0], chosen = null;
 
 // A target's costs are milliseconds of a device, or a count that nothing measures.
-const costs = target => story.units[target] || { unit: "ms", axis: `predicted latency on ${target} (ms)`, counted: false, name: target };
+const costs = target => run.units[target] || { unit: "ms", axis: `predicted latency on ${target} (ms)`, counted: false, name: target };
 const priced = (target, value) => costs(target).counted ? `${short(value)} ${costs(target).unit}` : `${short(value)} ms predicted`;
 const timed = value => isNumber(value) ? `${short(value)} ms measured` : view.unmeasured;
 
@@ -80,7 +80,7 @@ function showFront() {
 
 // ---- one network -----------------------------------------------------------------------------------------------
 function showNetwork() {
-  const section = byId("network"), place = section.querySelector(".plot"), rows = story.networks[chosen] || [];
+  const section = byId("network"), place = section.querySelector(".plot"), rows = run.networks[chosen] || [];
   const point = view && view.points.find(p => p.id === chosen);
   section.hidden = !point;
   if (!point) return;
@@ -136,7 +136,7 @@ function strip(place, rows, cost) {
 }
 
 function showCommand(place) {
-  const command = story.export[chosen] ?? "";
+  const command = run.export[chosen] ?? "";
   const code = make("code", {}, command);
   const button = make("button", { type: "button" }, "Copy");
   button.addEventListener("click", async () => {
@@ -194,19 +194,19 @@ function showBudgets() {
 // ---- pruning ---------------------------------------------------------------------------------------------------
 function showPruning() {
   const section = byId("pruning"), place = section.querySelector(".scroll"), say = section.querySelector(".say");
-  if (!story.slots.length) { say.textContent = "Nothing is known of the slots yet."; return; }
+  if (!run.slots.length) { say.textContent = "Nothing is known of the slots yet."; return; }
   const rank = op => op === "skip" ? families.length : families.indexOf(family(op));
-  const rows = [...new Set([...story.slots.flatMap(slot => slot.branches), ...story.pruned.map(drop => drop.op)])]
+  const rows = [...new Set([...run.slots.flatMap(slot => slot.branches), ...run.pruned.map(drop => drop.op)])]
     .sort((a, b) => rank(a) - rank(b) || a.split("=").length - b.split("=").length);
-  const drops = new Map(story.pruned.map(drop => [`${drop.slot} ${drop.op}`, drop]));
+  const drops = new Map(run.pruned.map(drop => [`${drop.slot} ${drop.op}`, drop]));
   const used = new Map();
-  for (const network of Object.values(story.networks)) for (const row of network) {
+  for (const network of Object.values(run.networks)) for (const row of network) {
     const key = `${row.where} ${row.op.replace(/hidden=\d+(, )?/, "").replace(/, \)/, ")").replace("()", "")}`;
     used.set(key, (used.get(key) || 0) + 1);
   }
-  const searched = story.epochs.filter(e => e.phase === "search").length, epochs = Math.max(searched, 1);
+  const searched = run.epochs.filter(e => e.phase === "search").length, epochs = Math.max(searched, 1);
   say.textContent = searched
-    ? `${story.pruned.length} of ${story.slots.reduce((n, s) => n + s.branches.length, 0)} candidates went in ${searched} ${searched === 1 ? "epoch" : "epochs"} of search. ` +
+    ? `${run.pruned.length} of ${run.slots.reduce((n, s) => n + s.branches.length, 0)} candidates went in ${searched} ${searched === 1 ? "epoch" : "epochs"} of search. ` +
       "A number: the epoch in which the candidate went. Blue: it stayed; a dot: a pick uses it. Empty: not admitted in that slot."
     : "The search has not ended an epoch yet. Blue: in the running. Empty: not admitted in that slot.";
   const cell = (op, slot, i) => {
@@ -219,8 +219,8 @@ function showPruning() {
   };
   const label = op => op.replace("(", " ").replace(")", "").replaceAll(",", "");
   place.replaceChildren(make("table", { class: "heat" },
-    make("thead", {}, make("tr", {}, make("th", {}, "slot"), ...story.slots.map((_, i) => make("th", {}, String(i))))),
-    make("tbody", {}, ...rows.map(op => make("tr", {}, make("th", {}, label(op)), ...story.slots.map((slot, i) => cell(op, slot, i)))))));
+    make("thead", {}, make("tr", {}, make("th", {}, "slot"), ...run.slots.map((_, i) => make("th", {}, String(i))))),
+    make("tbody", {}, ...rows.map(op => make("tr", {}, make("th", {}, label(op)), ...run.slots.map((slot, i) => cell(op, slot, i)))))));
 }
 
 // ---- training --------------------------------------------------------------------------------------------------
@@ -257,22 +257,22 @@ function curves(place, title, series, label, phases = []) {
 }
 
 function showTraining() {
-  const section = byId("training"), place = section.querySelector(".grid"), epochs = story.epochs;
+  const section = byId("training"), place = section.querySelector(".grid"), epochs = run.epochs;
   const phases = epochs.flatMap((e, i) => i && epochs[i - 1].phase === e.phase ? [] : [[i + 1, e.phase]]);
   for (const [title, names] of CURVES) {
     const series = Object.entries(names).map(([key, name], k) => ({ name, tint: colour(k), points: epochs.flatMap((e, i) => isNumber(e[key]) ? [[i + 1, e[key]]] : []) }));
     curves(place, title, series.filter(one => one.points.length), "epoch of the supernet", phases);
   }
-  const tuned = Object.entries(story.finetune).map(([id, events], k) => ({ name: id, tint: colour(k), points: events.flatMap(e => isNumber(e.loss) && isNumber(e.epoch) ? [[e.epoch + 1, e.loss]] : []) }));
-  curves(place, story.finetune_title, tuned, "epoch of fine-tuning");
+  const tuned = Object.entries(run.finetune).map(([id, events], k) => ({ name: id, tint: colour(k), points: events.flatMap(e => isNumber(e.loss) && isNumber(e.epoch) ? [[e.epoch + 1, e.loss]] : []) }));
+  curves(place, run.finetune_title, tuned, "epoch of fine-tuning");
   const entry = epochs.find(e => isNumber(e.entry_largest_loss));
   section.querySelector(".say").textContent = !epochs.length ? "No epoch has ended yet." : entry
     ? `After the warm-up: held-out loss ${short(entry.entry_smallest_loss)} (smallest network), ${short(entry.entry_largest_loss)} (largest); ${entry.entry_passed ? "clearly apart." : "hardly apart: gates see little signal."}` : "";
 }
 
 function showJudged() {
-  const section = byId("judged"), place = section.querySelector(".plot"), target = view ? view.target : story.conditions.settings.target[0];
-  const points = story.judged.filter(p => isNumber(p.loss) && isNumber(p.ms[target]) && p.ms[target] > 0);
+  const section = byId("judged"), place = section.querySelector(".plot"), target = view ? view.target : run.conditions.settings.target[0];
+  const points = run.judged.filter(p => isNumber(p.loss) && isNumber(p.ms[target]) && p.ms[target] > 0);
   section.hidden = !points.length;
   if (!points.length) return;
   const picked = new Set(view ? view.points.map(p => p.id) : []);
@@ -296,7 +296,7 @@ function facts(value, above = "") {
 
 function showConditions() {
   const place = byId("conditions").querySelector(".grid");
-  for (const [title, values] of Object.entries(story.conditions)) place.append(make("div", {}, make("h3", {}, title),
+  for (const [title, values] of Object.entries(run.conditions)) place.append(make("div", {}, make("h3", {}, title),
     make("table", { class: "facts" }, make("tbody", {}, ...facts(values).map(([key, value]) => make("tr", {}, make("th", {}, key), make("td", {}, value)))))));
 }
 
@@ -307,18 +307,18 @@ function showView() {
   for (const show of [showFront, showNetwork, showLatency, showBudgets, showJudged]) show();
 }
 
-byId("about").textContent = `${story.space} on ${story.data}, ${story.state}. Page of ${story.made}.`;
-byId("notes").hidden = !story.notes.length;
-byId("notes").textContent = story.notes.join("\n");
-byId("views").hidden = story.views.length < 2;
-byId("view").append(...story.views.map((v, i) => make("option", { value: i }, v.name)));
-byId("view").addEventListener("change", event => { view = story.views[event.target.value]; showView(); });
+byId("about").textContent = `${run.space} on ${run.data}, ${run.state}. Page of ${run.made}.`;
+byId("notes").hidden = !run.notes.length;
+byId("notes").textContent = run.notes.join("\n");
+byId("views").hidden = run.views.length < 2;
+byId("view").append(...run.views.map((v, i) => make("option", { value: i }, v.name)));
+byId("view").addEventListener("change", event => { view = run.views[event.target.value]; showView(); });
 showPruning();
 showTraining();
 showConditions();
 {
-  const wanted = story.views.find(v => v.points.some(p => `#${p.id}` === location.hash));
-  if (wanted) { view = wanted; byId("view").value = story.views.indexOf(wanted); }
+  const wanted = run.views.find(v => v.points.some(p => `#${p.id}` === location.hash));
+  if (wanted) { view = wanted; byId("view").value = run.views.indexOf(wanted); }
 }
 showView();
 const redraw = () => { for (const again of plots.values()) again(); };

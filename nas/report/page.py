@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that holds its data, its style and its script, and asks the network for nothing."""
+"""Writes the page of a run: one HTML file with data, style and script in it, which loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ from nas.text import printable
 HERE = Path(__file__).parent
 
 
-def page(story: dict[str, Any]) -> str:
-    """HTML of ``nas.report.run_data.story``. Text of the run is escaped; the policy forbids anything from outside.
+def page(run_data: dict[str, Any]) -> str:
+    """Returns the HTML of what ``nas.report.run_data.collect`` returned.
 
-    Raises ValueError for NaN, which is not JSON.
+    Text of the run is escaped, and the page's content policy forbids anything from outside. Raises ValueError for NaN,
+    which is not JSON.
     """
-    parts = {"title": html.escape(printable(f"{Path(story['run']).resolve().name} · nas")), "css": _own("page.css"),
-             "plot": _own("plot.js"), "js": _own("page.js"),
-             "story": json.dumps(_visible(story), allow_nan=False).replace("<", "\\u003c")}  # no </script> inside
-    template, *rest = _own("page.html").split("{{")
+    title = printable(f"{Path(run_data['run']).resolve().name} · nas")
+    data = json.dumps(_printable(run_data), allow_nan=False).replace("<", "\\u003c")  # no </script> inside
+    parts = {"title": html.escape(title), "css": _read("page.css"), "plot": _read("plot.js"), "js": _read("page.js"),
+             "data": data}
+    template, *rest = _read("page.html").split("{{")
     pieces = (piece.split("}}", 1) for piece in rest)
     return template + "".join(parts[name] + after for name, after in pieces)
 
 
-def _visible(value: Any) -> Any:
-    """With every text, keys as well, in printable characters: a name can neither begin a line nor turn one round."""
+def _printable(value: Any) -> Any:
+    """Returns a copy of a JSON value with all its texts, keys as well, in printable characters.
+
+    So a name from a file can neither begin a new line nor reverse the direction of the text.
+    """
     if isinstance(value, dict):
-        return {_visible(key): _visible(part) for key, part in value.items()}
+        return {_printable(key): _printable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_visible(part) for part in value]
+        return [_printable(part) for part in value]
     return printable(value) if isinstance(value, str) else value
 
 
-def _own(name: str) -> str:
+def _read(name: str) -> str:
+    """Reads a file of this package."""
     return (HERE / name).read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What a run has to tell so far, as one plain object: the page of ``nas report`` draws it and knows nothing else.
+"""Collects what the page of ``nas report`` shows of a run, finished or not, as one plain object.
 
-Nothing is written and no lock is taken: a search may be running meanwhile. Every artefact is written atomically, so
+Nothing is written and no lock is taken: a search may be running meanwhile. Every file is written atomically, so
 what is there is whole; what is missing or unreadable becomes a note on the page.
 """
 
@@ -31,14 +31,17 @@ META = ("device", "processor", "runtime", "runtime_version", "precision", "batch
         "validation", "commit", "source")
 
 
-def story(run: Run) -> dict[str, Any]:
-    """Everything that the page shows. Raises UserError for a run whose settings cannot be read."""
-    return _Teller(run, settings_of(run)).tell()
+def collect(run: Run) -> dict[str, Any]:
+    """Returns everything that the page of a run shows. Raises UserError for a run whose settings cannot be read."""
+    return _Collector(run, settings_of(run)).collect()
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A front, or what one will be made of; ``place`` is its folder, "" for the search's own."""
+class _PartialFront:
+    """Holds a front, or, of a search that is under way, what is known of its picks so far.
+
+    ``place`` is its folder in the run, "" for that of the search itself.
+    """
 
     place: str
     target: Sequence[str]
@@ -46,51 +49,54 @@ class _Shown:
     networks: Sequence[Candidate]
     budgets: Sequence[Budget]
     standing: Callable[[str, str], str]  # of an id on a target
-    unmeasured: str  # what is said of a network without a measurement, with {} for the target
+    unmeasured: str  # the text for a network without a measurement, with {} for the target
 
 
-class _Teller:
+class _Collector:
+    """Reads the files of a run as far as they are there; ``notes`` say which of them cannot be used."""
+
     def __init__(self, run: Run, config: Config) -> None:
         self.run, self.config, self.notes = run, config, list[str]()
-        self.data = self._read("data.json")
-        self.layouts: dict[int, Layout] = self._try(self._layouts) if self.data and run.has("space.yaml") else {}
+        self.data = self._read_object("data.json")
+        self.layouts: dict[int, Layout] = self._try(self._make_layouts) if self.data and run.has("space.yaml") else {}
         self.layout = next(iter(self.layouts.values()), None)  # of the largest input size, where there are several
         self.fronts = self._fronts()
-        targets = [*config.target, *(target for shown in self.fronts for target in shown.target)]
-        self.costs = {target: costs for target in dict.fromkeys(targets) if (costs := self._costs(target))}
-        self.known: dict[str, dict[OpKey, float]] = {target: {} for target in self.costs}
+        targets = [*config.target, *(target for front in self.fronts for target in front.target)]
+        self.costs = {target: costs for target in dict.fromkeys(targets) if (costs := self._load_costs(target))}
+        self.known_ms: dict[str, dict[OpKey, float]] = {target: {} for target in self.costs}
 
-    def tell(self) -> dict[str, Any]:
+    def collect(self) -> dict[str, Any]:
+        """Returns what the page shows, as plain values for JSON."""
         run, views, networks = self.run, list[Any](), dict[str, Any]()
-        for shown in self.fronts:
-            views += [self._try(self._view, shown, target) for target in shown.target or [""]]
-            networks |= self._try(self._networks, shown) or {}
+        for front in self.fronts:
+            views += [self._try(self._view, front, target) for target in front.target or [""]]
+            networks |= self._try(self._networks, front) or {}
         return {"run": str(run.path), "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
                 "state": self._try(self._state) or "not known", "space": self.config.space,
                 "data": self.data.get("name", self.config.data),
                 "views": [view for view in views if view],
                 "units": {target: {"unit": unit(target), "axis": axis(target), "counted": counted(target),
                                    "name": device(target)} for target in self.costs},
-                "networks": networks, "export": self._try(self._exports, views) or {}, "slots": self._slots(),
+                "networks": networks, "export": self._try(self._export_commands, views) or {}, "slots": self._slots(),
                 "pruned": self._try(self._pruned) or [],
-                "epochs": self._try(self._events, "epoch", "phase", "pruned") or [],
+                "epochs": self._try(self._epochs, "epoch", "phase", "pruned") or [],
                 "finetune": self._try(self._finetuning), "finetune_title": self._try(self._finetune_title),
                 "judged": self._try(self._judged) or [],
                 "conditions": self._try(self._conditions),
                 "notes": list(dict.fromkeys(self.notes))}
 
-    def _read(self, name: str) -> dict[str, Any]:
-        """An object; empty where it is missing or broken."""
-        return self._try(self._object, name) if self.run.has(name) else {}
+    def _read_object(self, name: str) -> dict[str, Any]:
+        """Reads the JSON object in a file of the run; returns an empty one where it is missing or broken."""
+        def read() -> dict[str, Any]:
+            value = self.run.read_json(name)
+            if not isinstance(value, dict):
+                raise UserError(f"{self.run.file(name)}: expected an object")
+            return value
 
-    def _object(self, name: str) -> dict[str, Any]:
-        value = self.run.read_json(name)
-        if not isinstance(value, dict):
-            raise UserError(f"{self.run.file(name)}: expected an object")
-        return value
+        return self._try(read) if self.run.has(name) else {}
 
     def _try(self, make: Callable[..., Any], *args: Any) -> Any:
-        """Nothing, and a note, where a file of the run cannot be used."""
+        """Returns what ``make`` returns; where a file of the run cannot be used, it notes that and returns ``{}``."""
         try:
             return make(*args)
         except UserError as error:
@@ -99,126 +105,143 @@ class _Teller:
             self.notes.append(f"{self.run.path}: a file is not as nas search wrote it ({error!r})")
         return {}
 
-    def _layouts(self) -> dict[int, Layout]:
+    def _make_layouts(self) -> dict[int, Layout]:
+        """Returns the layout of the run's space for each input size, the largest first."""
         task = Task(self.data["size"], len(self.data["mean"]), len(self.data["classes"]))
         return layouts(checked_space(self.config, self.run.file("space.yaml")), task, self.config.sizes, exits=True)
 
-    def _at(self, arch: Arch) -> Layout:
-        """The layout of an arch's input size."""
+    def _layout_of(self, arch: Arch) -> Layout:
+        """Returns the layout for an arch's input size."""
         assert self.layout is not None
         return self.layouts.get(arch.size, self.layout)
 
-    def _costs(self, target: str) -> Costs | None:
+    def _load_costs(self, target: str) -> Costs | None:
+        """Loads the costs of a target as the run keeps them; None where it has none or they are broken."""
         name = self._try(kept_table, self.run, target) or ""
-        known = counted(target) or self.run.has(name)
-        return self._try(recorded_costs, self.run, target) if known else None
+        has_costs = counted(target) or self.run.has(name)
+        return self._try(recorded_costs, self.run, target) if has_costs else None
 
-    def _fronts(self) -> list[_Shown]:
-        """The front of the search, finished or as far as it is, and that of every finished selection."""
-        finished = [self._try(self._finished, place) for place in self.run.places()
+    def _fronts(self) -> list[_PartialFront]:
+        """Returns the front of the search, finished or as far as it is, and that of every finished selection."""
+        finished = [self._try(self._read_front, place) for place in self.run.places()
                     if self.run.has(f"{place}front.json")]
-        so_far = self._try(self._so_far) if not self.run.has("front.json") and self.run.has("picks.json") else None
-        return [shown for shown in (so_far, *finished) if shown]
+        so_far = (self._try(self._front_so_far) if not self.run.has("front.json") and self.run.has("picks.json")
+                  else None)
+        return [front for front in (so_far, *finished) if front]
 
-    def _finished(self, place: str) -> _Shown:
+    def _read_front(self, place: str) -> _PartialFront:
+        """Reads the finished front in a folder of the run."""
         front = self.run.read(f"{place}front.json", Front)
-        return _Shown(place, front.target, front.sizes, [*front.cards, *front.too_large], front.budgets,
-                      front.standing, "not measured: no {} here")
+        return _PartialFront(place, front.target, front.sizes, [*front.cards, *front.too_large], front.budgets,
+                             front.standing, "not measured: no {} here")
 
-    def _so_far(self) -> _Shown:
-        """What the front will be made of: cards of the picks that are delivered, bare milliseconds of the others."""
+    def _front_so_far(self) -> _PartialFront:
+        """Returns what is known of the search's picks: cards of those delivered, bare milliseconds of the others."""
         picks, ms = self.run.read("picks.json", Picks), dict[str, dict[str, float]]()
         for pick in picks.budgets:
             ms.setdefault(pick.id, {}).update(pick.ms)
         archs = {pick.id: pick.arch for pick in picks.budgets}
-        networks = [self._delivered(id) or Candidate(id=id, arch=arch, size=arch.size, ms=ms[id])
+        networks = [self._read_card(id) or Candidate(id=id, arch=arch, size=arch.size, ms=ms[id])
                     for id, arch in archs.items()]
-        return _Shown("", list(self.config.target), list(self.config.sizes or []), networks,
-                      [pick.budget() for pick in picks.budgets], lambda id, target: "not decided yet",
-                      "not measured yet")
+        return _PartialFront("", list(self.config.target), list(self.config.sizes or []), networks,
+                             [pick.budget() for pick in picks.budgets], lambda id, target: "not decided yet",
+                             "not measured yet")
 
-    def _delivered(self, id: str) -> Card | None:
+    def _read_card(self, id: str) -> Card | None:
+        """Reads the card of a pick of the search; None where it is not delivered yet or its card is broken."""
         name = f"archs/{id}/card.json"
         return self._try(self.run.read, name, Card) or None if self.run.has(name) else None
 
-    def _view(self, shown: _Shown, target: str) -> dict[str, Any]:
-        points = [{**_brief(network, target, bool(shown.sizes)), "standing": shown.standing(network.id, target)}
-                  for network in shown.networks]
+    def _view(self, front: _PartialFront, target: str) -> dict[str, Any]:
+        """Returns what the page draws of a front on one target: a point for each network, and the budgets."""
+        points = [{**_brief(network, target, bool(front.sizes)), "standing": front.standing(network.id, target)}
+                  for network in front.networks]
         measured = {point["id"]: point["measured_ms"] for point in points}
         budgets = [{"budget_ms": budget.budget_ms[target], "id": budget.id, "ms": budget.ms[target],
-                    "measured_ms": measured.get(budget.id)} for budget in shown.budgets if target in budget.budget_ms]
-        return {"name": f"{shown.place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
-                "unmeasured": "counted, not measured" if counted(target) else shown.unmeasured.format(target),
+                    "measured_ms": measured.get(budget.id)} for budget in front.budgets if target in budget.budget_ms]
+        return {"name": f"{front.place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
+                "unmeasured": "counted, not measured" if counted(target) else front.unmeasured.format(target),
                 "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
                 "budgets": budgets}
 
-    def _exports(self, views: list[Any]) -> dict[str, str]:
-        """Returns, by the id of a network, what writes its files."""
+    def _export_commands(self, views: list[Any]) -> dict[str, str]:
+        """Returns, by the id of a network, the command that writes its files."""
         ids = dict.fromkeys(point["id"] for view in views if view for point in view["points"])
         return {id: call("export", run=str(self.run.path), arch=id, out=id) for id in ids}
 
-    def _networks(self, shown: _Shown) -> dict[str, list[dict[str, Any]]]:
-        """Rows of every network of a front whose arch stands."""
+    def _networks(self, front: _PartialFront) -> dict[str, list[dict[str, Any]]]:
+        """Returns, by id, the operators of every network of a front whose arch is known."""
         archs = {network.id: network.arch.to_json() if network.arch else
-                 self._read(f"{shown.place}archs/{network.id}/arch.json") for network in shown.networks}
-        networks = {id: self._try(self._network, arch) for id, arch in archs.items() if arch and self.layout}
-        return {id: rows for id, rows in networks.items() if rows}
+                 self._read_object(f"{front.place}archs/{network.id}/arch.json") for network in front.networks}
+        networks = {id: self._try(self._operators, arch) for id, arch in archs.items() if arch and self.layout}
+        return {id: operators for id, operators in networks.items() if operators}
 
-    def _network(self, value: Any) -> list[dict[str, Any]]:
-        """Stem, every slot (skipped ones too), exits and head in the order they run, with what each costs."""
+    def _operators(self, value: Any) -> list[dict[str, Any]]:
+        """Lists stem, all slots (skipped ones too), exits and head of an arch in the order they run, with their costs.
+        """
         arch = Arch.from_json(value)
-        at = self._at(arch)
-        plan(at, arch)  # refuses an arch of another space
-        heads = {exit_.slot: exit_.key for exit_ in at.exits}
-        rows: list[tuple[str, OpKey | None]] = [("stem", at.stem)]
-        for slot, op in zip(at.slots, arch.ops, strict=True):
-            rows += [(str(slot.index), None if op == SKIP else slot.key(op))]
-            rows += [(f"exit {slot.index}", heads[slot.index])] if slot.index in arch.exits else []
-        rows.append(("head", at.head))
-        self._price(key for _, key in rows if key)
-        return [self._row(where, key) for where, key in rows]
+        layout = self._layout_of(arch)
+        plan(layout, arch)  # refuses an arch of another space
+        heads = {exit_.slot: exit_.key for exit_ in layout.exits}
+        keys: list[tuple[str, OpKey | None]] = [("stem", layout.stem)]
+        for slot, op in zip(layout.slots, arch.ops, strict=True):
+            keys += [(str(slot.index), None if op == SKIP else slot.key(op))]
+            keys += [(f"exit {slot.index}", heads[slot.index])] if slot.index in arch.exits else []
+        keys.append(("head", layout.head))
+        self._look_up(key for _, key in keys if key)
+        return [self._operator(where, key) for where, key in keys]
 
-    def _row(self, where: str, key: OpKey | None) -> dict[str, Any]:
+    def _operator(self, where: str, key: OpKey | None) -> dict[str, Any]:
+        """Returns what the page says of one operator: shapes and costs; ``where`` is its slot, or stem, exit, head."""
         if key is None:
             return {"where": where, "op": "skip"}
         return {"where": where, "op": str(key.op), "in_ch": key.in_ch, "out_ch": key.out_ch, "stride": key.stride,
                 "size": key.size, "macs": macs(key), "params": params(key),
-                "ms": {target: known[key] for target, known in self.known.items() if key in known}}
+                "ms": {target: ms[key] for target, ms in self.known_ms.items() if key in ms}}
 
-    def _price(self, keys: Iterable[OpKey]) -> None:
-        """Looks up what is not known yet; a cost that a table has not is left out, and noted."""
+    def _look_up(self, keys: Iterable[OpKey]) -> None:
+        """Puts the costs of operators on all targets into ``known_ms``; one that a table lacks is left out, and noted.
+        """
         wanted = list(dict.fromkeys(keys))
         for target, costs in self.costs.items():
-            new = [key for key in wanted if key not in self.known[target]]
-            self.known[target].update(zip(new, self._try(costs.ms_many, new), strict=False))
+            new = [key for key in wanted if key not in self.known_ms[target]]
+            self.known_ms[target].update(zip(new, self._try(costs.ms_many, new), strict=False))
 
     def _slots(self) -> list[dict[str, Any]]:
+        """Lists the slots of the space with their shapes and branches."""
         slots = self.layout.slots if self.layout else ()
         return [{"stage": slot.stage, "in_ch": slot.in_ch, "out_ch": slot.out_ch, "stride": slot.stride,
                  "size": slot.size, "branches": [str(branch.op) for branch in slot.branches]} for slot in slots]
 
     def _pruned(self) -> list[dict[str, Any]]:
-        """Every drop with its evidence: the most that its probability reached at any budget."""
+        """Lists what was pruned, with the reason: the highest probability that the gates gave it at any budget."""
         return [{**{key: drop[key] for key in ("slot", "op", "kind", "epoch", "threshold")},
                  "most": max(max(row) for row in drop["probabilities"])}
-                for epoch in self._events("epoch", "phase") for drop in epoch.get("pruned") or []]
+                for epoch in self._epochs("epoch", "phase") for drop in epoch.get("pruned") or []]
 
-    def _events(self, kind: str, must: str, without: str = "") -> list[dict[str, Any]]:
-        """The last line of every epoch: one that was done again after a kill stands twice in the log."""
-        events = {(e.get("phase"), e.get("id"), e.get("epoch")): e for e in self.run.events(kind) if must in e}
+    def _epochs(self, kind: str, required: str, without: str = "") -> list[dict[str, Any]]:
+        """Returns the last line that the log has of every epoch: one done again after a kill is in it twice.
+
+        Lines that lack the key ``required`` are passed over; the key ``without`` is left out of the others.
+        """
+        events = {(e.get("phase"), e.get("id"), e.get("epoch")): e for e in self.run.events(kind) if required in e}
         return [{key: value for key, value in e.items() if key != without} for e in events.values()]
 
     def _finetuning(self) -> dict[str, list[dict[str, Any]]]:
-        """Loss by epoch of every pick: of labels alone, where that is known, which all have alike."""
-        events, curves = self._events("finetune", "id"), dict[str, list[dict[str, Any]]]()
+        """Returns, by pick, the loss of every epoch of fine-tuning.
+
+        It is the loss of the labels alone where the log has it: picks that learn from a teacher and those that do not
+        can be compared by that.
+        """
+        events, curves = self._epochs("finetune", "id"), dict[str, list[dict[str, Any]]]()
         for event in sorted(events, key=lambda e: e.get("epoch", 0)):
             loss = event.get("label_loss", event.get("loss"))
             curves.setdefault(event["id"], []).append({"epoch": event.get("epoch"), "loss": loss})
         return curves
 
     def _finetune_title(self) -> str:
-        """Which loss is drawn: one that all picks have alike, or in runs of before that was logged, each its own."""
-        events = self._events("finetune", "id")
+        """Returns the title of the curves of fine-tuning, which says what loss they show and who was taught by whom."""
+        events = self._epochs("finetune", "id")
         taught = "" if self.config.train.distill == "none" else (
             "the largest pick learns from labels alone, the others from its answers as well")
         if all("label_loss" in event for event in events):
@@ -226,34 +249,36 @@ class _Teller:
         return "Fine-tuning: loss" + (f" ({taught}: not to be compared with it)" if taught else "")
 
     def _judged(self) -> list[dict[str, Any]]:
-        """Networks that the selection has judged: held-out loss with inherited weights, and predicted ms."""
+        """Lists the networks that the selection has judged: held-out loss with inherited weights, and predicted ms."""
         judged = []
         for event in self.run.events("judged") if self.layout else []:
-            ms = self._try(self._ms, event.get("arch"))
+            ms = self._try(self._predicted_ms, event.get("arch"))
             judged.append({"id": event.get("id"), "loss": event.get("loss"), "ms": ms})
         return judged
 
-    def _ms(self, value: Any) -> dict[str, float]:
+    def _predicted_ms(self, value: Any) -> dict[str, float]:
+        """Returns, by target, the sum over an arch's operators, where all of their costs are known."""
         arch = Arch.from_json(value)
-        keys = plan(self._at(arch), arch)
-        self._price(keys)
-        return {target: sum(known[key] for key in keys) for target, known in self.known.items()
-                if all(key in known for key in keys)}
+        keys = plan(self._layout_of(arch), arch)
+        self._look_up(keys)
+        return {target: sum(ms[key] for key in keys) for target, ms in self.known_ms.items()
+                if all(key in ms for key in keys)}
 
     def _state(self) -> str:
+        """Says how far the search is."""
         if self.run.has("front.json"):
             return "finished"
         if self.run.has("picks.json"):
             return "so far: picks are chosen, fine-tuning and export are under way or stopped"
         sizes = self.data.get("sizes")
-        done = len(self._events("epoch", "phase"))
+        done = len(self._epochs("epoch", "phase"))
         if not isinstance(sizes, dict) or not done:
             return "so far: the supernet has not finished an epoch"
         total = sum(supernet_epochs(self.config.train, sizes.get("train", 1)).values())
         return f"so far: {done} of {total} epochs of the supernet"
 
     def _conditions(self) -> dict[str, Any]:
-        """Settings, machine, images, targets, hours."""
+        """Returns under what conditions the search ran: settings, machine, images, targets, hours."""
         data = {key: value for key, value in self.data.items() if key not in ("mean", "std", "class_counts")}
         tables = {target: {key: costs.meta[key] for key in META if costs.meta.get(key) is not None}
                   for target, costs in self.costs.items()}
@@ -263,20 +288,20 @@ class _Teller:
         times = [str(e.get("time", ""))[:19] for e in self.run.events()]
         hours = {"first line of the log": times[0], "last line": times[-1],
                  "seconds in training": round(spent)} if times else {}
-        environment = self._read("environment.json")
+        environment = self._read_object("environment.json")
         environment["command"] = shlex.join(map(str, environment.get("command", [])))
         return {"settings": self.config.to_json(), "machine of the run": environment, "images": data,
                 **{f"target {name}": meta for name, meta in tables.items()},
-                "time": {**hours, **_phases(self.run), **stages}}
+                "time": {**hours, **_phase_durations(self.run), **stages}}
 
 
-def _phases(run: Run) -> dict[str, str]:
-    """What each phase of the search took, over all calls."""
+def _phase_durations(run: Run) -> dict[str, str]:
+    """Returns what each phase of the search took, over all calls of its command."""
     return {f"spent: {name}": duration(seconds) for name, seconds in spent(run).items() if seconds}
 
 
 def _brief(network: Candidate, target: str, sizes: bool) -> dict[str, Any]:
-    """A card for one target; with its input size, where there are several."""
+    """Returns what the page shows of a network on one target; its input size (``sizes``) where there are several."""
     names = ("id", "accuracy", "accuracy_se", "select_accuracy", "test_images", "macs", "params", "fine_tuned",
              "float_accuracy", "max_abs_diff", "exits", *(["size"] if sizes else []))
     known = {name: value for name in names if (value := getattr(network, name, None)) is not None}

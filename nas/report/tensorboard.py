@@ -1,4 +1,4 @@
-"""The curves of a run as TensorBoard event files, with the times at which they were logged."""
+"""Writes the curves of a run as TensorBoard event files, with the times at which they were logged."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from nas.run.directory import Run
 
 
 def write_scalars(run: Run, folder: Path) -> int:
-    """Every number of every epoch, as ``supernet/NAME`` and ``finetune/NAME`` by pick; returns how many there are.
+    """Writes every number that was logged of every epoch as TensorBoard scalars, and returns how many these are.
 
-    Those of an earlier call are replaced. Raises UserError where TensorBoard is not installed.
+    They are called ``supernet/NAME``, and ``finetune/NAME`` in a folder of each pick. Those of an earlier call are
+    replaced. Raises UserError where TensorBoard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +24,7 @@ def write_scalars(run: Run, folder: Path) -> int:
         for old in (folder / place).rglob("events.out.tfevents.*"):
             old.unlink()
     total = 0
-    for place, scalars in _by_folder(run).items():
+    for place, scalars in _scalars_by_folder(run).items():
         writer: Any = SummaryWriter(str(folder / place))
         with writer:
             for tag, value, step, when in scalars:
@@ -32,10 +33,11 @@ def write_scalars(run: Run, folder: Path) -> int:
     return total
 
 
-def _by_folder(run: Run) -> dict[str, list[tuple[str, float, int, float]]]:
-    """Folder -> (tag, value, step, seconds since 1970); one folder a network, so that its curves lie over each other.
+def _scalars_by_folder(run: Run) -> dict[str, list[tuple[str, float, int, float]]]:
+    """Returns, by folder, the scalars of a run, each as (tag, value, step, seconds since 1970).
 
-    Steps of the supernet count on over its phases. An epoch that was done again after a kill counts once.
+    Each network has a folder, so that TensorBoard draws the curves of all in one plot. Steps of the supernet count on
+    over its phases. An epoch that was done again after a kill counts once.
     """
     epochs = {(e["phase"], e["epoch"]): e for e in run.events("epoch") if {"phase", "epoch", "time"} <= e.keys()}
     scalars: dict[str, list[tuple[str, float, int, float]]] = {}
@@ -48,6 +50,7 @@ def _by_folder(run: Run) -> dict[str, list[tuple[str, float, int, float]]]:
 
 
 def _scalars(group: str, event: dict[str, Any], step: int) -> list[tuple[str, float, int, float]]:
+    """Returns every number of one line of the log as (tag, value, step, seconds since 1970)."""
     when = datetime.datetime.fromisoformat(event["time"]).timestamp()
     return [(f"{group}/{name}", float(value), step, when) for name, value in event.items()
             if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool)]

@@ -20,7 +20,7 @@ from nas.pipeline import supernet
 from nas.pipeline.judging import read_archs
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.plan import macs, params, plan
-from nas.report.run_data import story
+from nas.report.run_data import collect
 from nas.run.directory import Run
 from nas.run.records import Front, Picks
 from nas.training import evaluation
@@ -205,7 +205,7 @@ def test_a_front_of_a_count_says_what_it_counts(finished: Made, capsys: pytest.C
 
 
 def test_the_page_says_that_a_count_is_counted(finished: Made) -> None:
-    views = story(Run.existing(finished[0]))["views"]
+    views = collect(Run.existing(finished[0]))["views"]
     assert views and {view["unmeasured"] for view in views} == {"counted, not measured"}
 
 

@@ -28,7 +28,7 @@ from nas.pipeline.budgets import Bounds
 from nas.pipeline.evaluate import evaluate
 from nas.pipeline.setup import load_recorded
 from nas.plan import OpKey, Task, candidates, layouts, macs, plan
-from nas.report.run_data import story
+from nas.report.run_data import collect
 from nas.run.directory import Run
 from nas.run.records import Front
 from nas.space import Space
@@ -166,14 +166,14 @@ def test_the_size_is_told_wherever_a_pick_is(finished: tuple[Run, dict[str, Any]
     assert lines[0].split()[:2] == ["id", "size"]
     for card in result["front"]:
         assert [line.split()[1] for line in lines if line.split()[:1] == [card["id"]]] == [str(card["size"])]
-    told = story(run)
-    assert not told["notes"]
-    for view in told["views"]:
+    page_data = collect(run)
+    assert not page_data["notes"]
+    for view in page_data["views"]:
         for point in view["points"]:
-            rows = told["networks"][point["id"]]
+            rows = page_data["networks"][point["id"]]
             assert rows[0]["size"] == point["size"]  # of the stem's input
             assert sum(row["ms"][view["target"]] for row in rows if row["op"] != "skip") == pytest.approx(point["ms"])
-    assert every(one["ms"] for one in told["judged"])
+    assert every(one["ms"] for one in page_data["judged"])
 
 
 def test_interrupted_at_many_moments_it_ends_with_the_same_front(

@@ -17,7 +17,7 @@ from nas.config.search import resolve
 from nas.errors import UserError
 from nas.pipeline import train_one
 from nas.plan import Layout, macs, params, plan
-from nas.report.run_data import story
+from nas.report.run_data import collect
 from nas.run.directory import Run
 from nas.run.records import Front
 from nas.run.settings import Baseline
@@ -95,9 +95,9 @@ def test_interrupted_at_many_moments_it_ends_with_the_same_bytes(whole: Path, sp
 
 
 def test_its_run_can_be_reported(whole: Path) -> None:
-    told = story(Run.existing(whole))
-    assert told["state"] == "finished" and not told["notes"] and len(told["networks"]) == 1
-    assert len(next(iter(told["finetune"].values()))) == 3
+    page_data = collect(Run.existing(whole))
+    assert page_data["state"] == "finished" and not page_data["notes"] and len(page_data["networks"]) == 1
+    assert len(next(iter(page_data["finetune"].values()))) == 3
 
 
 @pytest.mark.parametrize(("more", "flags", "message"), [

@@ -21,7 +21,7 @@ from nas import cli
 from nas.cli import render
 from nas.report import figures
 from nas.report.page import page
-from nas.report.run_data import story
+from nas.report.run_data import collect
 from nas.run.directory import Run
 from nas.run.records import Card
 
@@ -65,61 +65,61 @@ class Parsed(HTMLParser):
         self.inside[name] = self.inside.get(name, "") + data
 
 
-def ids(told: dict[str, Any]) -> set[str]:
-    return {point["id"] for view in told["views"] for point in view["points"]}
+def ids(data: dict[str, Any]) -> set[str]:
+    return {point["id"] for view in data["views"] for point in view["points"]}
 
 
 def test_the_page_is_whole_and_holds_every_pick(run: Run) -> None:
-    told, front = story(run), run.read_json("front.json")
-    parsed = Parsed(page(told))
-    assert not parsed.open and json.loads(parsed.inside["story"]) == told
+    data, front = collect(run), run.read_json("front.json")
+    parsed = Parsed(page(data))
+    assert not parsed.open and json.loads(parsed.inside["run-data"]) == data
     cards = {card["id"]: card for card in [*front["front"], *front["dominated"]]}
-    assert ids(told) == set(cards) == set(told["networks"]) and not told["notes"] and told["state"] == "finished"
+    assert ids(data) == set(cards) == set(data["networks"]) and not data["notes"] and data["state"] == "finished"
     for id, card in cards.items():
-        rows = told["networks"][id]
-        assert told["export"][id] == f"export(run={str(run.path)!r}, arch={id!r}, out={id!r})"
+        rows = data["networks"][id]
+        assert data["export"][id] == f"export(run={str(run.path)!r}, arch={id!r}, out={id!r})"
         assert [row["where"] for row in rows] == ["stem", "0", "1", "2", "3", "head"]
         kept = [row for row in rows if row["op"] != "skip"]
         assert sum(row["ms"]["gpu-v100"] for row in kept) == pytest.approx(card["ms"]["gpu-v100"])
         assert sum(row["macs"] for row in kept) == card["macs"]
         assert sum(row["params"] for row in kept) == card["params"]
-    view = told["views"][0]
+    view = data["views"][0]
     assert [b["budget_ms"] for b in view["budgets"]] == [b["budget_ms"]["gpu-v100"] for b in front["budgets"]]
-    assert [(e["phase"], e["epoch"]) for e in told["epochs"]] == [("warmup", 0), ("search", 0), ("search", 1),
+    assert [(e["phase"], e["epoch"]) for e in data["epochs"]] == [("warmup", 0), ("search", 0), ("search", 1),
                                                                   ("settle", 0)]
-    assert {id: len(curve) for id, curve in told["finetune"].items()} == dict.fromkeys(cards, 2)
-    assert {one["id"] for one in told["judged"]} == {e["id"] for e in run.events("judged")}
-    assert told["conditions"]["settings"] == run.config and told["conditions"]["target gpu-v100"]["precision"] == "fp16"
+    assert {id: len(curve) for id, curve in data["finetune"].items()} == dict.fromkeys(cards, 2)
+    assert {one["id"] for one in data["judged"]} == {e["id"] for e in run.events("judged")}
+    assert data["conditions"]["settings"] == run.config and data["conditions"]["target gpu-v100"]["precision"] == "fp16"
 
 
 def test_what_was_pruned_is_told_with_its_evidence(run: Run) -> None:
     drop = {"kind": "block", "epoch": 2, "slot": 1, "op": "skip", "threshold": 0.25}
     run.log("epoch", phase="search", epoch=2, pruned=[{**drop, "probabilities": [[0.1, 0.2], [0.05, 0]]}])
-    assert story(run)["pruned"][-1] == {**drop, "most": 0.2}
+    assert collect(run)["pruned"][-1] == {**drop, "most": 0.2}
 
 
 def test_an_epoch_that_was_done_again_counts_once(run: Run) -> None:
     run.log("epoch", phase="settle", epoch=0, loss_largest=7.0)
-    assert [e["loss_largest"] for e in story(run)["epochs"] if e["phase"] == "settle"] == [7.0]
+    assert [e["loss_largest"] for e in collect(run)["epochs"] if e["phase"] == "settle"] == [7.0]
 
 
 def test_nothing_comes_from_outside(run: Run) -> None:
-    text = page(story(run))
+    text = page(collect(run))
     parsed = Parsed(text)
     assert not [attrs for _, attrs in parsed.seen if {"src", "href", "srcset", "data", "action"} & set(attrs)]
-    own = text.replace(parsed.inside["story"], "")
+    own = text.replace(parsed.inside["run-data"], "")
     assert set(re.findall(r"https?://[^\"'\s]+", own)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
     assert "url(" not in own and "@import" not in own and "default-src 'none'" in own
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", own)
 
 
 def test_text_of_the_run_is_escaped(run: Run) -> None:
-    told = story(run)
-    told |= {"run": f"/runs/{HOSTILE.replace('/', '')}", "data": HOSTILE, "notes": [HOSTILE]}
-    told["conditions"]["images"]["classes"] = [HOSTILE]
-    parsed = Parsed(page(told))
+    data = collect(run)
+    data |= {"run": f"/runs/{HOSTILE.replace('/', '')}", "data": HOSTILE, "notes": [HOSTILE]}
+    data["conditions"]["images"]["classes"] = [HOSTILE]
+    parsed = Parsed(page(data))
     assert not parsed.open and [tag for tag, _ in parsed.seen].count("script") == 3
-    assert "b" not in [tag for tag, _ in parsed.seen] and json.loads(parsed.inside["story"]) == told
+    assert "b" not in [tag for tag, _ in parsed.seen] and json.loads(parsed.inside["run-data"]) == data
     assert parsed.inside["h1"] == f"{HOSTILE.replace('/', '')} · nas"
 
 
@@ -130,30 +130,30 @@ GONE = {"fine-tuning": (("front.json", "archs"), "picks are chosen"), "supernet"
 
 @pytest.mark.parametrize("stage", GONE)
 def test_a_run_on_its_way_has_a_page_too(run: Run, stage: str) -> None:
-    everything, (names, state) = story(run), GONE[stage]
+    everything, (names, state) = collect(run), GONE[stage]
     for name in names:
         path = run.file(name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with run.lock():  # a search holds it all the while
-        told = story(run)
-    assert state in told["state"] and told["state"].startswith("so far") and not told["notes"]
-    assert not Parsed(page(told)).open
-    assert ids(told) == (ids(everything) if stage == "fine-tuning" else set())
-    points = [point for view in told["views"] for point in view["points"]]
+        data = collect(run)
+    assert state in data["state"] and data["state"].startswith("so far") and not data["notes"]
+    assert not Parsed(page(data)).open
+    assert ids(data) == (ids(everything) if stage == "fine-tuning" else set())
+    points = [point for view in data["views"] for point in view["points"]]
     assert bool(points) == (stage == "fine-tuning") and not any("accuracy" in point for point in points)
-    assert {view["unmeasured"] for view in told["views"]} <= {"not measured yet"}
-    assert {point["standing"] for view in told["views"] for point in view["points"]} <= {"not decided yet"}
-    assert set(told["networks"]) == ids(told) and bool(told["slots"]) == (stage != "start")
+    assert {view["unmeasured"] for view in data["views"]} <= {"not measured yet"}
+    assert {point["standing"] for view in data["views"] for point in view["points"]} <= {"not decided yet"}
+    assert set(data["networks"]) == ids(data) and bool(data["slots"]) == (stage != "start")
 
 
 @pytest.mark.parametrize("name", ["data.json", "space.yaml", "tables/gpu-v100.json", "front.json", "environment.json"])
 @pytest.mark.parametrize("content", ["", "[1]", "{\"a\": 1}"])
 def test_a_broken_file_is_a_note_on_the_page(run: Run, name: str, content: str) -> None:
     run.file(name).write_text(content)
-    told = story(run)
+    data = collect(run)
     if (name, content[:1]) not in {("environment.json", "{"), ("front.json", "{")}:  # say nothing, nothing wrong
-        assert told["notes"] and "\n" not in "".join(told["notes"])
-    assert not Parsed(page(told)).open
+        assert data["notes"] and "\n" not in "".join(data["notes"])
+    assert not Parsed(page(data)).open
 
 
 def call(*words: str) -> int:
@@ -198,16 +198,16 @@ def browse(tmp_path: Path) -> Callable[[str, str], tuple[str, list[str]]]:
 
 
 def test_a_browser_draws_it_without_a_word(run: Run, browse: Callable[..., tuple[str, list[str]]]) -> None:
-    told = story(run)
-    told |= {"notes": [HOSTILE], "data": HOSTILE}
-    first = told["views"][0]["points"][0]["id"]
-    dom, console = browse(page(told), f"#{first}")
+    data = collect(run)
+    data |= {"notes": [HOSTILE], "data": HOSTILE}
+    first = data["views"][0]["points"][0]["id"]
+    dom, console = browse(page(data), f"#{first}")
     assert console == []
-    body = dom[dom.index("<body"):dom.index('id="story"')]
+    body = dom[dom.index("<body"):dom.index('id="run-data"')]
     assert "<b " not in body and "&lt;b id=" in body  # shown, not obeyed
-    assert every(f">{id}</button>" in body for id in ids(told)) and f"Network {first}" in body
+    assert every(f">{id}</button>" in body for id in ids(data)) and f"Network {first}" in body
     assert f"arch='{first}'" in body and "Not measured: no gpu-v100 here" in body
-    assert body.count("<circle") >= 2 * len(ids(told)) and 'class="heat"' in body
+    assert body.count("<circle") >= 2 * len(ids(data)) and 'class="heat"' in body
 
 
 @pytest.mark.parametrize("stage", GONE)
@@ -215,8 +215,8 @@ def test_a_browser_draws_a_run_on_its_way(run: Run, stage: str, browse: Callable
     for name in GONE[stage][0]:
         path = run.file(name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    dom, console = browse(page(story(run)))
-    drawn = dom[:dom.index('id="story"')]
+    dom, console = browse(page(collect(run)))
+    drawn = dom[:dom.index('id="run-data"')]
     assert console == [] and ("No picks yet" in drawn) == (stage != "fine-tuning")
     assert ("Not measured yet" in drawn) == (stage == "fine-tuning") and "no gpu-v100 here" not in drawn
 
@@ -237,11 +237,11 @@ STANDING = {"cpu": {A: "front", B: "dominated", C: "front, dominated on test", D
 def test_table_page_and_picture_say_the_same_of_a_pick(run: Run, capsys: pytest.CaptureFixture[str],
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     run.file("front.json").write_text(json.dumps(FRONT.to_json()))
-    told = story(run)
-    views = {view["target"]: {p["id"]: p["standing"] for p in view["points"]} for view in told["views"]}
-    assert views == {target: {**words, E: "too large"} for target, words in STANDING.items()}, told["notes"]
+    data = collect(run)
+    views = {view["target"]: {p["id"]: p["standing"] for p in view["points"]} for view in data["views"]}
+    assert views == {target: {**words, E: "too large"} for target, words in STANDING.items()}, data["notes"]
     drawn: dict[str, list[set[str]]] = {}
-    monkeypatch.setattr(figures, "_points", lambda axes, cards, target, name, *_: drawn.setdefault(
+    monkeypatch.setattr(figures, "_draw_points", lambda axes, cards, target, name, *_: drawn.setdefault(
         f"{target} {name.split()[0]}", []).append({one.id for one in cards}))
     figures.draw_front(FRONT, io.BytesIO())
     for target, ids_ in STANDING.items():
@@ -258,17 +258,17 @@ def test_table_page_and_picture_say_the_same_of_a_pick(run: Run, capsys: pytest.
 
 def test_the_losses_of_all_picks_are_of_one_kind(run: Run) -> None:
     """The largest has no teacher; what is drawn of the others is not what the teacher adds."""
-    told = story(run)
+    data = collect(run)
     events = [e for e in run.events("finetune")]
-    assert every("label_loss" in e for e in events) and "the largest pick" in told["finetune_title"]
+    assert every("label_loss" in e for e in events) and "the largest pick" in data["finetune_title"]
     largest = max(run.read_json("front.json")["front"], key=lambda one: one["macs"])["id"]
     assert every((e["label_loss"] == e["loss"]) == (e["id"] == largest) for e in events)
-    assert {id: [e["loss"] for e in curve] for id, curve in told["finetune"].items()} == {
-        id: [e["label_loss"] for e in events if e["id"] == id] for id in told["finetune"]}
+    assert {id: [e["loss"] for e in curve] for id, curve in data["finetune"].items()} == {
+        id: [e["label_loss"] for e in events if e["id"] == id] for id in data["finetune"]}
     run.log("finetune", id=largest, epoch=2, loss=1.0)  # as runs before logged it
-    assert "not to be compared" in story(run)["finetune_title"]
+    assert "not to be compared" in collect(run)["finetune_title"]
 
 
 def test_the_console_would_tell(run: Run, browse: Callable[..., tuple[str, list[str]]]) -> None:
-    broken = page(story(run)).replace("showPruning();", "nothingOfTheKind();", 1)
+    broken = page(collect(run)).replace("showPruning();", "nothingOfTheKind();", 1)
     assert any("nothingOfTheKind" in line for line in browse(broken)[1])

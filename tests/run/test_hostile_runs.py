@@ -35,7 +35,7 @@ from nas.pipeline.front import find
 from nas.pipeline.inputs import Inputs
 from nas.progress import NoProgress
 from nas.report.page import page
-from nas.report.run_data import story
+from nas.report.run_data import collect
 from nas.run import formats
 from nas.run.directory import Run
 from nas.run.records import Card, Front, Picks
@@ -101,7 +101,7 @@ def test_a_file_of_a_run(finished: Run, kind: str, drawn: st.DataObject) -> None
     try:
         finished.file(name).write_bytes(drawn.draw(json_files(json.loads(content))))
         read_or_refused(lambda: READERS[kind](finished, name), Path(name).name, str(finished.path), "budget_ms")
-        told = read_or_refused(lambda: page(story(finished)), Path(name).name, str(finished.path))
+        told = read_or_refused(lambda: page(collect(finished)), Path(name).name, str(finished.path))
         assert told is None or "</html>" in told
     finally:
         finished.file(name).write_bytes(content)
@@ -117,7 +117,7 @@ def test_a_log(finished: Run, drawn: st.DataObject) -> None:
         lambda value: b"".join(json.dumps(line).encode() + b"\n" for line in value))
     try:
         finished.file("log.jsonl").write_bytes(drawn.draw(broken | torn(content)))
-        assert "</html>" in page(story(finished))
+        assert "</html>" in page(collect(finished))
         config = settings_of(finished)
         assert pipeline.selection.Judge.remembered(finished) is not None and config.target == ["gpu-v100"]
     finally:

@@ -9,7 +9,7 @@ import pytest
 
 from nas.errors import UserError
 from nas.pipeline.evaluate import evaluate
-from nas.report.run_data import story
+from nas.report.run_data import collect
 from nas.run.directory import Run
 from nas.run.settings import settings_of
 
@@ -20,7 +20,7 @@ from nas.run.settings import settings_of
 ])
 def test_a_directory_of_another_command_is_named(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     run = Run.open(tmp_path / "run", config)
-    for ask in (settings_of, story, lambda run: evaluate(run.path)):
+    for ask in (settings_of, collect, lambda run: evaluate(run.path)):
         with pytest.raises(UserError, match=message) as error:
             ask(run)
         assert str(run.path) in str(error.value) and "\n" not in str(error.value)
