@@ -60,7 +60,7 @@ def exits(path: Path) -> int:
 
 
 def priced(target: str, **how: Any) -> Callable[[Path], float]:
-    return lambda path: float(predict(path, loaded(target), **how)["ms"])
+    return lambda path: predict(path, loaded(target), **how).ms
 
 
 COMMANDS: dict[str, Callable[[Path], float]] = {

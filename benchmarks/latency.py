@@ -114,8 +114,8 @@ def _predict(_: argparse.Namespace) -> None:
             for target in ("gpu-v100", "ethos-u55-128"):
                 start = time.monotonic()
                 answer = predict(file, load(target))
-                print(f"{name:20} {target:14} {answer['ms']:7.2f} ms, {len(answer['operators'])} operators, "
-                      f"{len(answer['unknown'])} unknown, in {time.monotonic() - start:.1f} s")
+                print(f"{name:20} {target:14} {answer.ms:7.2f} ms, {len(answer.operators)} operators, "
+                      f"{len(answer.unknown)} unknown, in {time.monotonic() - start:.1f} s")
 
 
 def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: int) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 _HOMES = {
-    "nas.api": ("create_model", "evaluate", "list_models", "list_spaces", "list_targets", "load_run", "measure",
-                "predict", "profile", "search", "train"),
+    "nas.api": ("Evaluation", "Measured", "Prediction", "create_model", "evaluate", "list_models", "list_spaces",
+                "list_targets", "load_run", "measure", "predict", "profile", "search", "train"),
     "nas.picks": ("Front", "Pick", "SearchRun"),
     "nas.errors": ("UserError",),
     "nas.progress": ("NoProgress", "Progress"),
@@ -20,6 +20,9 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from nas.api import (
+        Evaluation,
+        Measured,
+        Prediction,
         create_model,
         evaluate,
         list_models,
@@ -36,8 +39,9 @@ if TYPE_CHECKING:
     from nas.picks import Front, Pick, SearchRun
     from nas.progress import NoProgress, Progress
 
-__all__ = ["Front", "NoProgress", "Pick", "Progress", "SearchRun", "UserError", "create_model", "evaluate",
-           "list_models", "list_spaces", "list_targets", "load_run", "measure", "predict", "profile", "search", "train"]
+__all__ = ["Evaluation", "Front", "Measured", "NoProgress", "Pick", "Prediction", "Progress", "SearchRun", "UserError",
+           "create_model", "evaluate", "list_models", "list_spaces", "list_targets", "load_run", "measure", "predict",
+           "profile", "search", "train"]
 
 
 def __getattr__(name: str) -> Any:

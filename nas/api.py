@@ -26,12 +26,13 @@ from nas.config.search import resolve, spread
 from nas.errors import UserError, setting
 from nas.files import shipped
 from nas.latency import devices
-from nas.latency import predict as prediction
-from nas.latency.costs import load
 from nas.latency.costs import targets as known_targets
+from nas.latency.devices import Measured
+from nas.latency.predict import Prediction, predict_on
 from nas.ops import user_files
 from nas.picks import Front, Pick, SearchRun, Text, listed
 from nas.pipeline.begin import begin_search, begin_training
+from nas.pipeline.evaluate import Evaluation
 from nas.pipeline.evaluate import evaluate as evaluate_file
 from nas.pipeline.profile import profile_spaces
 from nas.pipeline.train_one import choose
@@ -44,8 +45,8 @@ from nas.subnet import Backbone, build
 from nas.training.preprocessing import Preprocessing
 from nas.training.torchrun import processes
 
-__all__ = ["Front", "Pick", "SearchRun", "create_model", "evaluate", "list_models", "list_spaces", "list_targets",
-           "load_run", "measure", "predict", "profile", "search", "train"]
+__all__ = ["Evaluation", "Front", "Measured", "Pick", "Prediction", "SearchRun", "create_model", "evaluate",
+           "list_models", "list_spaces", "list_targets", "load_run", "measure", "predict", "profile", "search", "train"]
 
 
 def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_ms: float | Sequence[float] = (),
@@ -108,21 +109,21 @@ def profile(*, device: str = "cpu", space: Text | Sequence[Text] = (), size: int
 
 
 def measure(model: Text, *, device: str = "cpu", threads: int = 1, batch: int | None = None,
-            size: int | None = None) -> devices.Measured:
+            size: int | None = None) -> Measured:
     """Times an ONNX file on a device of this machine: ``ms`` is the 5th percentile of many runs."""
     return devices.measure(Path(model), device, threads=threads, batch=batch, size=size)
 
 
-def predict(model: Text, *, target: Text, size: int | None = None, allow_unknown: bool = False) -> dict[str, Any]:
-    """Adds up what an ONNX file costs by a target's model, operator by operator: ``ms`` and ``operators`` of it."""
-    return prediction.predict(Path(model), load(str(target)), size, allow_unknown)
+def predict(model: Text, *, target: Text, size: int | None = None, allow_unknown: bool = False) -> Prediction:
+    """Adds up what an ONNX file costs by a target's model, operator by operator; nothing is measured."""
+    return predict_on(str(target), Path(model), size, allow_unknown)
 
 
 def evaluate(model: Text | SearchRun, *, arch: str | None = None, budget_ms: float | None = None,
              data: Text | None = None, data_dir: Text | None = None, split: str = "test", size: int | None = None,
              seed: int | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
              scale: float | None = None, classes: Sequence[str] | None = None,
-             progress: Progress | None = None) -> dict[str, Any]:
+             progress: Progress | None = None) -> Evaluation:
     """Computes the accuracy of an ONNX file, or of a pick of a run, on images: top-1, top-5 and of every class.
 
     ``mean``, ``std`` and ``scale`` say how the network wants its input (default: what the file says, else ImageNet's),

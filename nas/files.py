@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import fcntl
 import json
@@ -97,9 +98,21 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+def plain(record: Any) -> Any:
+    """Returns what JSON writes for an object that it has no word for: a record's fields, a path as text.
+
+    Raises TypeError for what is neither.
+    """
+    if isinstance(record, Path):
+        return str(record)
+    if hasattr(record, "to_json"):
+        return record.to_json()
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically, keys as given; raises ValueError for NaN and infinities (they are not JSON)."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, default=plain) + "\n")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -60,6 +60,11 @@ def least(value: float, target: str) -> str:
     return f"{at_least(value)} {unit(target)}" + ("" if counted(target) else f" on {target}")
 
 
+def power_of_ten(count: int) -> str:
+    """Writes a count that may have hundreds of digits as ``10^12.3``."""
+    return f"10^{math.log10(count):.1f}"
+
+
 def millions(count: float | None) -> str:
     """Writes a count as ``12.3 M``, and a dash for None."""
     return "-" if count is None else f"{count / 1e6:.4g} M"

@@ -163,11 +163,11 @@ def test_known_networks_are_built_by_name() -> None:
 
 def test_predict_and_measure_read_files(run: SearchRun) -> None:
     file = run.front[0].onnx
-    assert nas.predict(file, target="macs", size=16)["ms"] * 1e6 == pytest.approx(run.front[0].macs, rel=1e-6)
+    assert nas.predict(file, target="macs", size=16).ms * 1e6 == pytest.approx(run.front[0].macs, rel=1e-6)
     with pytest.raises(nas.UserError, match="no such file"):
         nas.measure("nothing.onnx")
     judged = nas.evaluate(run, arch=run.front[0].id, progress=QUIET)
-    assert judged["top1"]["share"] == pytest.approx(run.front[0].accuracy, abs=1e-9)
+    assert judged.top1.share == pytest.approx(run.front[0].accuracy, abs=1e-9)
 
 
 # what an interface calls otherwise, or has no use for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,12 @@ from hypothesis import strategies as st
 
 from nas.errors import UserError
 from nas.files import Locked, locked, nearest, parse_json, resolve, shipped, write_atomic, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Note:
+    of: object
+    inside: object
 
 
 def test_a_name_is_shipped_and_anything_else_a_path(tmp_path: Path) -> None:
@@ -119,3 +126,10 @@ def test_a_lock_is_held_by_one_process_at_a_time_and_names_it(tmp_path: Path) ->
         raise KeyError
     with locked(path):
         pass
+
+
+def test_a_record_is_written_as_its_fields_and_read_by_name(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", [Note(Path("a") / "b", Note("inside", None))])
+    assert parse_json((tmp_path / "a.json").read_text()) == [{"of": "a/b", "inside": {"of": "inside", "inside": None}}]
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {1, 2})

@@ -27,6 +27,7 @@ from tiny_space import TINY
 from nas.arch import Arch, Op
 from nas.cli.output import checked_width, named_budgets
 from nas.config.search import Config, default_run_dir, resolve
+from nas.files import plain
 from nas.latency import costs
 from nas.latency.devices import board
 from nas.latency.table import LatencyTable, Row
@@ -194,7 +195,7 @@ def _validated(place: Path, samples: bytes, measured: bytes) -> None:
     files = put(place, "samples.json", samples), put(place, "measured.csv", measured)
     found = read_or_refused(lambda: validate("gpu-v100", *files), "samples.json", "measured.csv")
     if found is not None:
-        assert json.loads(json.dumps(found, allow_nan=False)) == found
+        assert json.loads(json.dumps(plain(found), allow_nan=False)) == vars(found)
 
 
 @tried

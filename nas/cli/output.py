@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nas.errors import UserError
+from nas.files import plain
 from nas.text import printable
 
 
@@ -19,7 +20,7 @@ def print_result(work: Callable[[], Any], as_json: bool, show: Callable[[Any], N
     with _chatter_to_stderr():
         result = work()
     if as_json:
-        print(json.dumps(result, allow_nan=False, default=lambda record: record.to_json()))
+        print(json.dumps(result, allow_nan=False, default=plain))
     else:
         show(result)
 

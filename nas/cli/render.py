@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
@@ -15,6 +15,12 @@ from nas import text
 from nas.pipeline import overrun
 from nas.run.records import Budget, Card, Comparison, Excess, Exported, Front, JudgedNetworks, Spread, Stopped
 from nas.units import amount, column, counted, device, millions, unit
+
+if TYPE_CHECKING:
+    from nas.latency.predict import Prediction
+    from nas.pipeline.check_space import SpaceFacts
+    from nas.pipeline.evaluate import Evaluation, Share
+    from nas.training.preprocessing import Preprocessing
 
 GAP = 3  # blanks between two columns
 INDENT = 5  # of what has no room beside the first columns
@@ -162,49 +168,50 @@ def profile(result: Mapping[str, Any]) -> None:
     line(str(result["table"]))
 
 
-def space(result: Mapping[str, Any]) -> None:
+def space(result: SpaceFacts) -> None:
     """Prints a space's size and ends, then what it costs, target by target, or what is missing there."""
-    names = ("name", "size", "classes", "slots", "archs", "operators", "last_map")
-    ends = {key: " .. ".join(map(millions, result[key])) for key in ("params", "macs")}
-    rows([{**{name: result[name] for name in names}, **ends}])
-    priced = [costs for costs in result["targets"] if "smallest_ms" in costs]
-    if priced:
+    rows([{"name": result.name, "size": result.size, "classes": result.classes, "slots": result.slots,
+           "archs": result.archs, "operators": result.operators, "last_map": result.last_map,
+           "params": _between(result.params, millions), "macs": _between(result.macs, millions)}])
+    if priced := [(costs.target, costs.ends) for costs in result.targets if costs.ends]:
         print()
-        rows([{"target": costs["target"], "predicted": f"{cell(costs['smallest_ms'])} .. {cell(costs['largest_ms'])} "
-                                                     f"{unit(costs['target'])}"} for costs in priced])
-    for costs in result["targets"]:
-        if "missing" in costs:
-            how = "a search makes them itself, or now: " if costs["here"] else ""
-            line(f"{costs['target']}: {costs['missing']} rows are missing, first {costs['first']}; {how}{costs['do']}")
-        elif "error" in costs:
-            line(f"{costs['target']}: {costs['error']}")
+        rows([{"target": target, "predicted": f"{_between(ends, cell)} {unit(target)}"} for target, ends in priced])
+    for costs in result.targets:
+        if costs.note:
+            line(f"{costs.target}: {costs.note}")
 
 
-def spaces(results: Sequence[Mapping[str, Any]]) -> None:
+def spaces(results: Sequence[SpaceFacts]) -> None:
     """Prints what all spaces have and cost; a last line where a target lacks rows."""
     titles, cells = _costs_of_spaces(results)
     rows([dict(zip(titles, row, strict=True)) for row in cells])
-    if lacking := [costs["target"] for result in results for costs in result["targets"] if "smallest_ms" not in costs]:
+    if lacking := [costs.target for result in results for costs in result.targets if not costs.ends]:
         line(f"-: not known; nas spaces --check NAME --target {lacking[0]} says what is missing")
 
 
-def table_of_spaces(results: Sequence[Mapping[str, Any]]) -> None:
+def table_of_spaces(results: Sequence[SpaceFacts]) -> None:
     """Prints what all spaces have and cost as a table for a documentation page."""
     markdown(*_costs_of_spaces(results))
 
 
-def _costs_of_spaces(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def _costs_of_spaces(results: Sequence[SpaceFacts]) -> tuple[list[str], list[list[str]]]:
     """Returns titles and a row a space: its size and the ends of its networks' costs; a dash where rows are missing."""
     titles = ["space", "slots", "networks", "parameters", "multiply-adds",
-              *(f"{unit(costs['target'])}, {device(costs['target'])}" for costs in results[0]["targets"])]
+              *(f"{unit(costs.target)}, {device(costs.target)}" for costs in results[0].targets)]
 
-    def ends(*two: float, unit: str = "") -> str:
-        return " .. ".join(f"{end:.0f}" if end >= 1000 else cell(end) for end in two) + unit
+    def short(end: float) -> str:
+        return f"{end:.0f}" if end >= 1000 else cell(end)
 
-    return titles, [[result["name"], str(result["slots"]), result["archs"],
-                     *(ends(*(end / 1e6 for end in result[key]), unit=" M") for key in ("params", "macs")),
-                     *(ends(costs["smallest_ms"], costs["largest_ms"]) if "smallest_ms" in costs else "-"
-                       for costs in result["targets"])] for result in results]
+    def counts(ends: tuple[int, int]) -> str:
+        return _between((end / 1e6 for end in ends), short) + " M"
+
+    return titles, [[result.name, str(result.slots), result.archs, counts(result.params), counts(result.macs),
+                     *(_between(costs.ends, short) if costs.ends else "-" for costs in result.targets)]
+                    for result in results]
+
+
+def _between(ends: Iterable[float], shown: Callable[[float], str]) -> str:
+    return " .. ".join(map(shown, ends))
 
 
 def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
@@ -228,36 +235,34 @@ def comparison(result: Comparison) -> None:
     line(str(result.run))
 
 
-def prediction(result: Mapping[str, Any]) -> None:
+def prediction(result: Prediction) -> None:
     """Prints the predicted ms operator by operator, what was left out, and the sum."""
-    of = unit(result["target"])
-    rows([{**{key: row[key] for key in ("name", "op")}, of: row["ms"]} for row in result["operators"]])
-    for row in result["unknown"]:
-        line(f"left out: {row['op']} ({row['name']})" + (f": {row['why']}" if row["why"] else ""))
-    for note in result["notes"]:
+    of = unit(result.target)
+    rows([{"name": operator.name, "op": operator.op, of: operator.ms} for operator in result.operators])
+    for operator in result.unknown:
+        line(f"left out: {operator.op} ({operator.name})" + (f": {operator.why}" if operator.why else ""))
+    for note in result.notes:
         line(note)
-    if counted(result["target"]):
-        line(f"{amount(result['ms'], result['target'])} for an image")
+    if counted(result.target):
+        line(f"{amount(result.ms, result.target)} for an image")
         return
-    line(f"{cell(result['ms'])} ms at batch {result['batch']} on {result['target']} ({result['method']}: predicted, "
-         "not measured)")
+    line(f"{cell(result.ms)} ms at batch {result.batch} on {result.target} ({result.method}: predicted, not measured)")
 
 
-def score(result: Mapping[str, Any]) -> None:
+def score(result: Evaluation) -> None:
     """Prints accuracy class by class, then of all together."""
-    def shown(entry: Mapping[str, Any]) -> str:
-        return f"{100 * entry['share']:.1f} % ({100 * entry['low']:.1f} to {100 * entry['high']:.1f})"
+    def shown(share: Share) -> str:
+        return f"{100 * share.share:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
-    rows([{"class": entry["class"], "images": entry["n"], "top-1": shown(entry["top1"]) if entry["top1"] else "-"}
-          for entry in result["classes"]])
-    for name in ("top1", "top5"):
-        if result[name]:
-            line(f"{name[:3]}-{name[3]} {shown(result[name])} of {result['n']} images, {result['split']} split of "
-                 f"{result['data']}")
-    if result["ends_in"] != "logits":
-        line(f"its outputs are {result['ends_in']}: the loss is that of their logarithms"
-             + (", the Sigmoid undone" if result["ends_in"].startswith("independent") else ""))
-    _read_as(result)
+    rows([{"class": of_class.name, "images": of_class.n, "top-1": shown(of_class.top1) if of_class.top1 else "-"}
+          for of_class in result.classes])
+    for name, share in (("top-1", result.top1), ("top-5", result.top5)):
+        if share:
+            line(f"{name} {shown(share)} of {result.n} images, {result.split} split of {result.data}")
+    if result.ends_in != "logits":
+        line(f"its outputs are {result.ends_in}: the loss is that of their logarithms"
+             + (", the Sigmoid undone" if result.ends_in.startswith("independent") else ""))
+    _read_as(result.preprocessing, result.classes_by)
 
 
 def exits(card: Mapping[str, Any]) -> None:
@@ -276,7 +281,9 @@ def exits(card: Mapping[str, Any]) -> None:
         f"; measured here: mean {cell(card['measured_ms'])} ms, worst {cell(card['measured_worst_ms'])} ms"))
     if card.get("ends_in", "logits") != "logits":
         line(f"the network gives {card['ends_in']}; with exits it gives logits, which they were made of")
-    _read_as(card)
+    from nas.training.preprocessing import Preprocessing as Read
+
+    _read_as(Read(**card["preprocessing"]), card.get("classes_by"), card.get("weights_at"))
     for where, excess in card.get("over_budget", {}).items():
         line(overrun.sentence(card["id"], where, Excess(**excess), None))
     if "seconds" in card:
@@ -298,16 +305,15 @@ def places(result: Mapping[str, Any]) -> None:
         line(f"not in these MACs, as no rule counts them: {', '.join(result['uncounted'])}")
 
 
-def _read_as(result: Mapping[str, Any]) -> None:
-    """Prints how pixels and classes of the images went into a network."""
-    if how := result.get("preprocessing"):
-        mean, std = (" ".join(f"{value:.4g}" for value in how[key]) for key in ("mean", "std"))
-        scaled = "pixels / 255" if how["scale"] == 1 else f"pixels / 255 * {how['scale']:g}"
-        line(f"input: ({scaled} - mean) / std with mean {mean} and std {std} ({how['source']})")
-    if result.get("classes_by"):
-        line(f"classes: {result['classes_by']}")
-    if result.get("weights_at"):
-        line(f"weights: those under {result['weights_at']} in the file")
+def _read_as(how: Preprocessing, classes_by: str | None, weights_at: str | None = None) -> None:
+    """Prints how pixels and classes of the images went into a network, and where its weights were."""
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (how.mean, how.std))
+    scaled = "pixels / 255" if how.scale == 1 else f"pixels / 255 * {how.scale:g}"
+    line(f"input: ({scaled} - mean) / std with mean {mean} and std {std} ({how.source})")
+    if classes_by:
+        line(f"classes: {classes_by}")
+    if weights_at:
+        line(f"weights: those under {weights_at} in the file")
 
 
 def line(words: str) -> None:

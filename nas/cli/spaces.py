@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from nas.cli.base import Json, Ops, Targets, app, rows, run_files
 from nas.cli.output import print_result
 from nas.errors import UserError
+from nas.units import power_of_ten
 
 
 @app.command()
@@ -63,7 +63,7 @@ def _space(name: str, size: int) -> dict[str, Any]:
 
     space = Space.load(name)
     plan = layout(space, Task(size, 3, 1000))
-    return {"name": name, "slots": len(plan.slots), "archs": f"10^{math.log10(sampling.count(plan)):.1f}",
+    return {"name": name, "slots": len(plan.slots), "archs": power_of_ten(sampling.count(plan)),
             "operators": len(candidates(plan)), "ops": list(space.ops), "channels": [s.out for s in space.stages],
             "depth": [s.depth for s in space.stages], "last_map": plan.head.size, "about": space.about,
             "file": str(resolve("search_spaces", name, ".yaml"))}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nas.cli.base import Batch, Device, Json, Ops, Target, Threads, Width, app, out_file, rows, run_files
 from nas.cli.output import checked_width, print_result
 from nas.units import column
+
+if TYPE_CHECKING:
+    from nas.latency.predict import Prediction
+    from nas.latency.sample import Sample
+    from nas.latency.validate import Validated
 
 
 @app.command()
@@ -89,11 +94,10 @@ def predict(
 ) -> None:
     """Predict the latency of any ONNX file by a target's cost model, operator by operator. Nothing is measured."""
 
-    def work() -> dict[str, Any]:
-        from nas.latency.costs import load
-        from nas.latency.predict import predict as price
+    def work() -> Prediction:
+        from nas.latency.predict import predict_on
 
-        return {"target": target, **price(model, load(target), size, allow_unknown)}
+        return predict_on(target, model, size, allow_unknown)
 
     print_result(work, as_json, _show_prediction)
 
@@ -113,7 +117,7 @@ def sample(
 ) -> None:
     """Write random networks as ONNX with their predicted ms, to be measured anywhere. The same command continues."""
 
-    def work() -> list[dict[str, Any]]:
+    def work() -> list[Sample]:
         from nas.cli.progress import TerminalProgress
         from nas.latency.sample import sample as draw
         from nas.plan import Task, layout
@@ -126,7 +130,7 @@ def sample(
         return draw(place, filled(target, place, progress), n, seed, out, progress)
 
     print_result(work, as_json, lambda samples: rows([
-        {"id": s["id"], column("predicted", target, False): s["ms"], "onnx": s["onnx"]} for s in samples]))
+        {"id": drawn.id, column("predicted", target, False): drawn.ms, "onnx": drawn.onnx} for drawn in samples]))
 
 
 @app.command()
@@ -139,12 +143,12 @@ def validate(
 ) -> None:
     """Compare predicted ms with measurements made elsewhere."""
 
-    def work() -> dict[str, Any]:
+    def work() -> Validated:
         from nas.latency.validate import validate as compare
 
         return compare(table, samples, measured, write)
 
-    print_result(work, as_json, lambda result: rows([result]))
+    print_result(work, as_json, lambda result: rows([vars(result)]))
 
 
 @app.command()
@@ -175,7 +179,7 @@ def _show_profile(result: dict[str, Any]) -> None:
     render.profile(result)
 
 
-def _show_prediction(result: dict[str, Any]) -> None:
+def _show_prediction(result: Prediction) -> None:
     from nas.cli import render
 
     render.prediction(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, Targets, Wi
 from nas.cli.output import print_result
 
 if TYPE_CHECKING:
+    from nas.pipeline.evaluate import Evaluation
     from nas.run.records import Front
 
 
@@ -78,7 +79,7 @@ def evaluate(
 ) -> None:
     """Say how good an ONNX file is on images: top-1, top-5 and every class, with 95 % intervals."""
 
-    def work() -> dict[str, Any]:
+    def work() -> Evaluation:
         from nas.cli.progress import TerminalProgress
         from nas.pipeline.evaluate import evaluate as judge
         from nas.training.labels import read_names
@@ -91,7 +92,7 @@ def evaluate(
     print_result(work, as_json, _show_score)
 
 
-def _show_score(result: dict[str, Any]) -> None:
+def _show_score(result: Evaluation) -> None:
     from nas.cli import render
 
     render.score(result)

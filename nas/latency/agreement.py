@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 
-def agreement(predicted: np.ndarray, measured: np.ndarray) -> dict[str, Any]:
-    """Compares two arrays [n] of ms: ``n``, ``mape``, ``bias`` (below zero: predicted too fast), rank correlations."""
-    return {"n": len(predicted), "mape": mape(predicted, measured), "bias": float(np.mean(predicted / measured - 1)),
-            "kendall": kendall(predicted, measured), "spearman": _rank(spearmanr, predicted, measured)}
+@dataclass(frozen=True)
+class Agreement:
+    """Says how well ``n`` predictions agree with measurements: mean errors as fractions, and rank correlations.
+
+    ``bias`` is below zero where predictions are too fast. A correlation is None where it is undefined.
+    """
+
+    n: int
+    mape: float
+    bias: float
+    kendall: float | None
+    spearman: float | None
+
+
+def agreement(predicted: np.ndarray, measured: np.ndarray) -> Agreement:
+    """Compares two arrays [n] of milliseconds."""
+    return Agreement(len(predicted), mape(predicted, measured), float(np.mean(predicted / measured - 1)),
+                     kendall(predicted, measured), _rank(spearmanr, predicted, measured))
 
 
 def mape(predicted: np.ndarray, measured: np.ndarray) -> float:

@@ -376,7 +376,7 @@ def _validation(layout: Layout, table: LatencyTable, networks: Networks, bench: 
     first, second = networks("validation", seed, plans)
     measured = (first + second) / 2
     predicted = np.array([sum(table.ms_many(keys)) for keys in plans])
-    return {**agreement(predicted, measured), "noise_mape": mape(first, second),
+    return {**vars(agreement(predicted, measured)), "noise_mape": mape(first, second),
             "noise_kendall": kendall(first, second), "space": layout.space, "size": layout.task.size,
             "drift": bench.drift, "date": datetime.date.today().isoformat()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,32 @@ SAMPLES, SETTINGS = "samples.json", "settings.json"
 PATIENCE = 100  # draws in a row that bring nothing new
 
 
-def sample(layout: Layout, costs: Costs, n: int, seed: int, out: Path, progress: Progress) -> list[dict[str, Any]]:
-    """Writes ``n`` different networks and ``samples.json`` into ``out``; returns its list of id, arch, onnx and ms.
+@dataclass(frozen=True)
+class Sample:
+    """Names a network that was written as a file, with its predicted milliseconds; ``onnx`` is the file's name."""
 
-    ``onnx`` is relative to ``out``. Files that are there are kept, so the same call continues. Raises UserError for a
-    directory that holds something else, a space that is too small, and an operator that ``costs`` does not know.
+    id: str
+    arch: Arch
+    onnx: str
+    ms: float
+
+
+def sample(layout: Layout, costs: Costs, n: int, seed: int, out: Path, progress: Progress) -> list[Sample]:
+    """Writes ``n`` different networks and ``samples.json`` into ``out``, and returns what that file lists.
+
+    Files that are there are kept, so the same call continues. Raises UserError for a directory that holds something
+    else, a space that is too small, and an operator that ``costs`` does not know.
     """
     settings = {"space": layout.space, "size": layout.task.size, "classes": layout.task.classes, "n": n, "seed": seed,
                 "target": costs.name}
     _claim(out, settings)
     archs = _distinct(layout, n, random.Random(f"sample {seed}"))
-    samples = [{"id": arch.id, "arch": arch.to_json(), "onnx": f"{arch.id}.onnx", "ms": sum(costs.ms_many(keys))}
-               for arch in archs for keys in [plan(layout, arch)]]
-    there = [arch for arch in archs if (out / f"{arch.id}.onnx").is_file()]
-    with progress.task("sample", n, len(there)) as task:
-        for arch in archs:
-            if arch not in there:
-                _write(layout, arch, out / f"{arch.id}.onnx", costs)
-                task.advance()
+    samples = [Sample(arch.id, arch, f"{arch.id}.onnx", sum(costs.ms_many(plan(layout, arch)))) for arch in archs]
+    missing = [drawn for drawn in samples if not (out / drawn.onnx).is_file()]
+    with progress.task("sample", n, n - len(missing)) as task:
+        for drawn in missing:
+            _write(layout, drawn.arch, out / drawn.onnx, costs)
+            task.advance()
     write_json(out / SAMPLES, samples)
     return samples
 

@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,42 @@ import numpy as np
 from nas.errors import UserError
 from nas.files import write_text
 from nas.latency import costs
-from nas.latency.agreement import add_validation, agreement
+from nas.latency.agreement import Agreement, add_validation, agreement
 from nas.latency.kernel_model import dumps
 from nas.latency.table import LatencyTable, read_json
 
 COLUMNS = ("id", "ms")
 
 
-def validate(target: str, samples: Path, measured: Path, write: bool = False) -> dict[str, Any]:
-    """Compares predicted with measured ms of networks by ``nas sample``; returns errors and rank correlations.
+@dataclass(frozen=True)
+class Validated(Agreement):
+    """Says how well a target's predictions agree with measurements that were made elsewhere.
 
-    ``n`` is the number of networks that were measured, ``not_measured`` that of the others.
+    ``not_measured`` is the number of networks that have none; ``table`` the file that this was noted in, if any.
+    """
+
+    not_measured: int
+    table: Path | None = None
+
+
+def validate(target: str, samples: Path, measured: Path, write: bool = False) -> Validated:
+    """Compares predicted with measured milliseconds of networks by ``nas sample``.
+
     With ``write`` the figures become the newest validation in the table's meta (of a copy under ./latency_tables where
-    the table is a shipped one); ``table`` is its file, else None. Raises UserError for every mistake in the files.
+    the table is a shipped one). Raises UserError for every mistake in the files.
     """
     path = costs.find(target)
     predicted = _samples(samples)
     measurements = _measurements(measured, predicted, samples)
     pairs = np.array([(predicted[name], ms) for name, ms in measurements.items()])
-    result = {**agreement(pairs[:, 0], pairs[:, 1]), "not_measured": len(predicted) - len(measurements)}
+    agreed = agreement(pairs[:, 0], pairs[:, 1])
+    result = Validated(**vars(agreed), not_measured=len(predicted) - len(measurements))
     if not write:
-        return {**result, "table": None}
+        return result
     here = path if target.endswith(".json") or path.parent == costs.LOCAL else costs.LOCAL / path.name
-    _save(path, here, {**result, "measured": measured.name, "date": datetime.date.today().isoformat()})
-    return {**result, "table": str(here)}
+    _save(path, here, {**vars(agreed), "not_measured": result.not_measured, "measured": measured.name,
+                       "date": datetime.date.today().isoformat()})
+    return replace(result, table=here)
 
 
 def _save(path: Path, here: Path, validation: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,89 @@ from nas.plan import Branch, Layout, OpKey, Slot, Task, candidates, layout, macs
 from nas.progress import Progress
 from nas.space import Head, Space, Widths
 from nas.space import mistakes as wrong_keys
+from nas.units import power_of_ten
 
 
-def check(name: str, task: Task, targets: Sequence[str], progress: Progress) -> dict[str, Any]:
-    """Slots, number of archs, ends of params and MACs, and of the predicted ms on each target (or what rows it lacks).
+@dataclass(frozen=True)
+class TargetCosts:
+    """Says what the networks of a space cost on a target: ``ends``, the least and the most, or in a ``note`` why not.
+    """
+
+    target: str
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Returns what the cheapest and the dearest network cost, predicted; None where that is not known."""
+        return None
+
+    @property
+    def note(self) -> str | None:
+        """Returns what is in the way, as one line; None where nothing is."""
+        return None
+
+
+@dataclass(frozen=True)
+class Reach(TargetCosts):
+    """Holds what the cheapest and the dearest network of a space cost on a target, predicted."""
+
+    smallest_ms: float
+    largest_ms: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.smallest_ms, self.largest_ms
+
+
+@dataclass(frozen=True)
+class MissingRows(TargetCosts):
+    """Says how many rows a table lacks for a space, the first of them, and the command that makes them.
+
+    ``here``: this machine can make them.
+    """
+
+    missing: int
+    first: str
+    do: str
+    here: bool
+
+    @property
+    def note(self) -> str:
+        how = "a search makes them itself, or now: " if self.here else ""
+        return f"{self.missing} rows are missing, first {self.first}; {how}{self.do}"
+
+
+@dataclass(frozen=True)
+class NoCosts(TargetCosts):
+    """Says in one line why the costs of a target cannot be used for a space."""
+
+    error: str
+
+    @property
+    def note(self) -> str:
+        return self.error
+
+
+@dataclass(frozen=True)
+class SpaceFacts:
+    """Says what a space is at an input size: its slots, networks and operators, and the ends of what they cost.
+
+    ``archs`` is the number of networks as a power of ten; ``last_map`` the side of the map before the head.
+    """
+
+    name: str
+    size: int
+    classes: int
+    slots: int
+    archs: str
+    operators: int
+    params: tuple[int, int]
+    macs: tuple[int, int]
+    last_map: int
+    targets: tuple[TargetCosts, ...]
+
+
+def check(name: str, task: Task, targets: Sequence[str], progress: Progress) -> SpaceFacts:
+    """Lays a space out and prices its ends on each target.
 
     No ``targets``: all that are known here. The ends are those at the smallest and the largest hidden width of each
     branch. Operators of the user's own are tried first. Raises UserError naming every mistake of the file.
@@ -37,12 +117,11 @@ def check(name: str, task: Task, targets: Sequence[str], progress: Progress) -> 
     costs = []
     with progress.task("targets", len(targets or known())) as bar:
         for target in targets or sorted(known()):
-            costs.append({"target": target, **_priced(plan, target, name)})
+            costs.append(_priced(plan, target, name))
             bar.advance()
-    return {"name": plan.space, "size": task.size, "classes": task.classes, "slots": len(plan.slots),
-            "archs": f"10^{math.log10(sampling.count(plan)):.1f}", "operators": len(candidates(plan)),
-            "params": [int(least), int(most)], "macs": [int(light), int(heavy)], "last_map": plan.head.size,
-            "targets": costs}
+    return SpaceFacts(plan.space, task.size, task.classes, len(plan.slots), power_of_ten(sampling.count(plan)),
+                      len(candidates(plan)), (int(least), int(most)), (int(light), int(heavy)), plan.head.size,
+                      tuple(costs))
 
 
 def checked_layout(name: str, task: Task) -> Layout:
@@ -95,18 +174,17 @@ def _extremes(slot: Slot) -> list[Op]:
     return list(dict.fromkeys(op for branch in slot.branches for op in (branch.ops[0], branch.ops[-1])))
 
 
-def _priced(plan: Layout, target: str, name: str) -> dict[str, Any]:
-    """``smallest_ms`` and ``largest_ms``; or ``missing``, how many rows, and ``do``, the command; or ``error``."""
+def _priced(plan: Layout, target: str, name: str) -> TargetCosts:
+    """Prices the ends of a space on a target; says what is in the way where that cannot be done."""
     try:
         costs = load(target)
         if lacking := costs.missing(candidates(plan)):
             here = local(costs.meta) is not None or recorded(costs.meta) is not None
             do = costs.advice(name, plan.task.size, here=here).removeprefix("run: ")
-            return {"missing": len(lacking), "first": str(lacking[0]), "do": do, "here": here}
-        smallest, largest = _ends(plan, costs.ms)
+            return MissingRows(target, len(lacking), str(lacking[0]), do, here)
+        return Reach(target, *_ends(plan, costs.ms))
     except UserError as error:
-        return {"error": str(error)}
-    return {"smallest_ms": smallest, "largest_ms": largest}
+        return NoCosts(target, str(error))
 
 
 def _check_own(plan: Layout, progress: Progress) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from nas.config.search import Config
 from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.latency.devices.onnxruntime import session
@@ -18,7 +20,7 @@ from nas.latency.onnx_ending import as_logits, kind_by_values
 from nas.latency.onnx_file import runnable
 from nas.latency.onnx_graph import read
 from nas.pipeline.front import find, read_fronts
-from nas.progress import Progress
+from nas.progress import NoProgress, Progress
 from nas.run.directory import Run
 from nas.run.images import require_place
 from nas.run.settings import settings_of
@@ -34,11 +36,92 @@ SPLITS = ("test", "select", "all")
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
+@dataclass(frozen=True)
+class Share:
+    """Holds a share of images with its standard error (binomial) and its 95 % interval (``wilson``)."""
+
+    share: float
+    se: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Holds the number of images of one class, and how many of them are right; None of no images."""
+
+    name: str
+    n: int
+    top1: Share | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields for JSON, where the name is ``class``, which no field of Python's may be called."""
+        return {"class": self.name, "n": self.n, "top1": self.top1}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Says how right outputs are for ``n`` images: in all, of the five likeliest classes, and class by class.
+
+    ``top5`` is None for five classes or fewer. ``loss`` is the mean cross-entropy.
+    """
+
+    n: int
+    top1: Share
+    top5: Share | None
+    loss: float
+    classes: tuple[ClassScore, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation(Score):
+    """Says how good a file is on a split of images, and as what it was read.
+
+    ``preprocessing`` is how pixels went in, with where that is known from; ``classes_by`` how the file's outputs were
+    matched with the classes of the images; ``ends_in`` what the outputs are, such as ``logits``.
+    """
+
+    model: Path
+    data: str
+    split: str
+    preprocessing: Preprocessing
+    classes_by: str
+    ends_in: str
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Says on which images a file is judged; None where nothing is said about that."""
+
+    data: str | None
+    data_dir: str | None
+    size: int | None
+    seed: int | None
+    limit: int | None = None
+
+    def of_run(self, config: Config) -> _Wanted:
+        """Returns a run's own images where no others are named; the run's seed and folder of cifar10 in any case."""
+        data = config.data if self.data is None else self.data
+        filled = replace(self, data=data, seed=config.seed if self.seed is None else self.seed,
+                         data_dir=config.data_dir if self.data_dir is None and data == "cifar10" else self.data_dir)
+        if self.data is not None:
+            return filled
+        side = None if config.sizes else config.side  # of several, the file's own
+        return replace(filled, size=side if self.size is None else self.size, limit=config.limit)
+
+    def images(self, file: _File) -> Data:
+        """Loads the images as the file needs them. Raises UserError where none are named."""
+        if self.data is None:
+            raise UserError(f"{setting('data')}: on which images? digits, cifar10, or a folder")
+        return load(self.data, data_dir=Path(self.data_dir) if self.data_dir else None, size=file.size(self.size),
+                    seed=self.seed or 0, limit=self.limit, whites=Whites.of_metadata(file.metadata))
+
+
 def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = None, data: str | None = None,
              data_dir: str | None = None, split: str = "test", size: int | None = None, seed: int | None = None,
              preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None,
-             progress: Progress | None = None) -> dict[str, Any]:
-    """``score`` of a file, or of a pick of a run on the run's own images where no others are named.
+             progress: Progress | None = None) -> Evaluation:
+    """Runs a file, or a pick of a run on the run's own images where no others are named, and scores its outputs.
 
     Images are normalised by ``preprocessing``, else as the file's metadata say, else by ImageNet's mean and deviation;
     ``classes`` are those of the outputs, in place of the file's own. The result says which of these it was,
@@ -48,49 +131,32 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
         raise UserError(f"{setting('split', split)}: {nearest(split, SPLITS)}")
     if not model.exists():
         raise UserError(f"{model}: no such file or run")
-    given: dict[str, Any] = {"data": data, "data_dir": data_dir, "size": size, "seed": seed}
+    wanted = _Wanted(data, data_dir, size, seed)
     if model.is_dir():
         run = Run.existing(model)
         config, model = settings_of(run), _pick(run, arch, budget_ms)
-        of_run = {"data": config.data, "data_dir": config.data_dir, "seed": config.seed,
-               "size": None if config.sizes else config.side}  # of several, the file's own
-        if (data or config.data) != "cifar10":
-            of_run["data_dir"] = None
-        limit = config.limit if data is None else None
         if data is None:
             require_place(run, config)
-        given = {key: of_run[key] if value is None and (data is None or key != "size") else value
-                 for key, value in given.items()}
+        wanted = wanted.of_run(config)
     elif arch is not None or budget_ms is not None:
         raise UserError(f"{setting('arch')} and {setting('budget_ms')} choose from a run; {model} is a file")
-    else:
-        limit = None
-    if given["data"] is None:
-        raise UserError(f"{setting('data')}: on which images? digits, cifar10, or a folder")
     file = _File(model)
     how = Preprocessing.of_file(file.metadata, model, preprocessing)
-    place = Path(given["data_dir"]) if given["data_dir"] else None
-    images = load(given["data"], data_dir=place, size=file.size(given["size"]), seed=given["seed"] or 0, limit=limit,
-                  whites=Whites.of_metadata(file.metadata))
-    if progress is not None:
-        for line in data_lines(images):
-            progress.note(line)
+    images = wanted.images(file)
+    for line in data_lines(images):
+        (progress or NoProgress()).note(line)
     images = how.applied(images)
     meant = outputs(model, file.count(images), file.names() if classes is None else classes, images.classes)
     part = _part(images, split)
     made = file.run(part, images)
     kind = file.ends_in(images.size, made)
     judged = score(as_logits(made, kind), meant.labels(part.labels).numpy(), meant.names)
-    return {"model": str(model), "data": images.name, "split": split, "preprocessing": how.to_json(),
-            "classes_by": meant.by, "ends_in": kind, **judged}
+    return Evaluation(**vars(judged), model=model, data=images.name, split=split, preprocessing=how,
+                      classes_by=meant.by, ends_in=kind)
 
 
-def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Scores outputs [n, classes] by labels [n]: top-1, top-5 (None for five classes or fewer), loss, every class.
-
-    A share stands with its standard error (binomial) and its 95 % interval. Raises UserError for outputs that are not
-    numbers.
-    """
+def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Score:
+    """Scores outputs [n, classes] by labels [n]. Raises UserError for outputs that are not numbers."""
     if not np.isfinite(logits).all():
         raise UserError(f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images give outputs that are no "
                         "numbers")
@@ -99,10 +165,9 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dic
     rank = (logits > true).sum(1) + ties.sum(1)
     top = logits.max(1, keepdims=True)
     loss = float(np.mean(np.log(np.exp((logits - top).astype(np.float64)).sum(1)) - (true - top)[:, 0]))
-    each = [{"class": name, "n": int((labels == i).sum()), "top1": _share(rank[labels == i] < 1)}
-            for i, name in enumerate(classes)]
-    return {"n": len(labels), "top1": _share(rank < 1), "top5": _share(rank < 5) if len(classes) > 5 else None,
-            "loss": loss, "classes": each}
+    each = [ClassScore(name, len(ranks), _share(ranks < 1) if len(ranks) else None)
+            for i, name in enumerate(classes) for ranks in [rank[labels == i]]]
+    return Score(len(labels), _share(rank < 1), _share(rank < 5) if len(classes) > 5 else None, loss, tuple(each))
 
 
 def wilson(right: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -113,13 +178,10 @@ def wilson(right: int, n: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _share(right: np.ndarray) -> dict[str, float] | None:
-    """None of no images."""
+def _share(right: np.ndarray) -> Share:
     n, count = len(right), int(right.sum())
-    if not n:
-        return None
     low, high = wilson(count, n)
-    return {"share": count / n, "se": math.sqrt(count / n * (1 - count / n) / n), "low": low, "high": high}
+    return Share(count / n, math.sqrt(count / n * (1 - count / n) / n), low, high)
 
 
 def _pick(run: Run, arch: str | None, budget_ms: float | None) -> Path:

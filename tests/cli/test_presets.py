@@ -103,8 +103,8 @@ def test_a_preset_runs_trains_exports_and_costs_as_a_pick_does(name: str, tmp_pa
     assert check_onnx(tmp_path / "m.onnx", model, in_ch=3, size=64).relative < 1e-4
     v100: Any = load("gpu-v100")
     result = predict(tmp_path / "m.onnx", v100)
-    assert result["unknown"] == []
-    assert result["ms"] == pytest.approx(sum(v100.ms_many(plan(at, sampling.smallest(at)))), rel=1e-9)
+    assert result.unknown == ()
+    assert result.ms == pytest.approx(sum(v100.ms_many(plan(at, sampling.smallest(at)))), rel=1e-9)
 
 
 def test_a_search_of_one_network_trains_and_exports_it(tmp_path: Path) -> None:

@@ -143,11 +143,11 @@ def test_grouped_convolutions_and_a_fixed_batch_are_said(tmp_path: Path) -> None
     made = whole(shape=(1, 3, 32, 32), c2=[node("Conv b v -> c2", group=4, strides=[2, 2])],
                  constants=[random("v", 12, 2, 3, 3)])
     path = save(made, tmp_path / "m.onnx")
-    assert [note.split(":")[0] for note in of(path)["notes"]] == ["1 grouped convolutions"]
-    notes = predict(path, costs.load("gpu-v100-b32"))["notes"]
+    assert [note.split(":")[0] for note in of(path).notes] == ["1 grouped convolutions"]
+    notes = predict(path, costs.load("gpu-v100-b32")).notes
     assert notes[0] == "the file is fixed at batch 1; the costs are those of 32 images a call" and len(notes) == 2
     open_ = save(whole(), tmp_path / "open.onnx")
-    assert predict(open_, costs.load("gpu-v100-b32"))["notes"] == []
+    assert predict(open_, costs.load("gpu-v100-b32")).notes == ()
 
 
 def test_gaps_by_hand() -> None:

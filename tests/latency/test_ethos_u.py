@@ -197,8 +197,8 @@ def test_a_file_costs_what_vela_counts_for_the_network(tmp_path: Path, tiny: Lay
     noise = torch.randn((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     whole = device.ms(device.compile(lower(network, in_ch=3, size=16, calibration=[noise]), "whole").cycles)
     result = predict(tmp_path / "m.onnx", costs)
-    assert result["ms"] == pytest.approx(whole) == pytest.approx(sum(one["ms"] for one in result["operators"]))
-    assert result["operators"][0]["op"] in ("CONV_2D", "PAD") and "estimate" in result["method"]
+    assert result.ms == pytest.approx(whole) == pytest.approx(sum(operator.ms for operator in result.operators))
+    assert result.operators[0].op in ("CONV_2D", "PAD") and "estimate" in result.method
 
 
 @needs_vela

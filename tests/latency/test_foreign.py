@@ -55,12 +55,12 @@ loaded = cache(costs.load)
 
 
 def priced(target: str) -> Callable[[Path], Any]:
-    return lambda path: predict(path, loaded(target))["ms"]
+    return lambda path: predict(path, loaded(target)).ms
 
 
 def evaluated(path: Path) -> float:
     """The loss on ten classes of one image."""
-    return float(evaluate(path, data=str(images()), split="all", size=32)["loss"])
+    return evaluate(path, data=str(images()), split="all", size=32).loss
 
 
 @cache
@@ -214,8 +214,8 @@ def test_a_log_softmax_is_the_cpus_beside_an_npu(tmp_path: Path) -> None:
     path, plain = save(ended("LogSoftmax"), tmp_path / "m.onnx"), save(whole(), tmp_path / "plain.onnx")
     assert "LogSoftmax (y) at its end would run on the CPU" in str(outcome(NPU[0], path))
     result = predict(path, loaded(NPU[0]), allow_unknown=True)
-    assert [one["op"] for one in result["unknown"]] == ["LogSoftmax"]
-    assert result["ms"] == pytest.approx(predict(plain, loaded(NPU[0]))["ms"], rel=0.1)
+    assert [operator.op for operator in result.unknown] == ["LogSoftmax"]
+    assert result.ms == pytest.approx(predict(plain, loaded(NPU[0])).ms, rel=0.1)
     with pytest.raises(UserError, match="allow_unknown: ethos-u55-128 is an NPU"):
         predict(plain, loaded(NPU[0]), allow_unknown=True)
 

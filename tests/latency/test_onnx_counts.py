@@ -21,7 +21,7 @@ from nas.subnet import build
 
 
 def total(path: Path, what: str, **more: bool) -> float:
-    return float(predict(path, load(what), **more)["ms"])
+    return predict(path, load(what), **more).ms
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -60,7 +60,7 @@ def test_what_multiplies_by_no_rule_is_an_error_and_never_zero(tmp_path: Path) -
     with pytest.raises(UserError, match=r"how much Einsum \(odd\) multiplies is not known; allow_unknown"):
         total(path, "macs")
     found = predict(path, load("macs"), allow_unknown=True)
-    assert found["ms"] == 0 and [one["op"] for one in found["unknown"]] == ["Einsum"]
+    assert found.ms == 0 and [operator.op for operator in found.unknown] == ["Einsum"]
     assert total(graph_of(tmp_path / "known.onnx", "MatMul"), "macs") == pytest.approx(3 * 4 * 4 * 4 / 1e6)
 
 

@@ -16,7 +16,7 @@ from nas.files import shipped
 from nas.latency import costs
 from nas.latency.fusion import Kernel
 from nas.latency.kernel_model import KernelModel
-from nas.latency.predict import predict
+from nas.latency.predict import LeftOut, predict
 from nas.latency.table import LatencyTable
 from nas.lower.onnx import export
 from nas.plan import Task, layout, plan
@@ -46,9 +46,9 @@ def test_a_subnet_costs_what_its_operators_cost(tmp_path: Path, v100: KernelMode
         arch = sampling.sample_thinned(place, random.Random(seed))
         export(build(place, arch), tmp_path / "m.onnx", in_ch=3, size=96, metadata={})
         result = predict(tmp_path / "m.onnx", v100)
-        assert result["ms"] == pytest.approx(sum(v100.ms_many(plan(place, arch))), rel=1e-9)
-        assert result["ms"] == pytest.approx(sum(one["ms"] for one in result["operators"]))
-        assert (result["unknown"], result["method"], result["batch"]) == ([], "kernel-database", 1)
+        assert result.ms == pytest.approx(sum(v100.ms_many(plan(place, arch))), rel=1e-9)
+        assert result.ms == pytest.approx(sum(operator.ms for operator in result.operators))
+        assert (result.unknown, result.method, result.batch) == ((), "kernel-database", 1)
 
 
 def test_operators_are_launches_with_names_and_what_is_fused(tmp_path: Path, v100: KernelModel) -> None:
@@ -57,9 +57,9 @@ def test_operators_are_launches_with_names_and_what_is_fused(tmp_path: Path, v10
                  helper.make_node("Sigmoid", ["b"], ["y"]))
     result = predict(path, v100)
     kernels = [Kernel("pool", 8, 8, 6, 4, moved=8 * (36 + 16)), Kernel("pointwise", 8, 8, 4, 4, moved=2 * 8 * 16)]
-    names = [(one["name"], one["op"]) for one in result["operators"]]
+    names = [(operator.name, operator.op) for operator in result.operators]
     assert names == [("first", "MaxPool"), ("second", "Relu+Sigmoid")]
-    assert [one["ms"] for one in result["operators"]] == pytest.approx(v100.kernel_ms(kernels).tolist())
+    assert [operator.ms for operator in result.operators] == pytest.approx(v100.kernel_ms(kernels).tolist())
 
 
 def test_an_unknown_operator_is_an_error_unless_allowed(tmp_path: Path, v100: KernelModel) -> None:
@@ -70,9 +70,9 @@ def test_an_unknown_operator_is_an_error_unless_allowed(tmp_path: Path, v100: Ke
         predict(path, v100)
     assert "\n" not in str(error.value) and "LRN" not in str(error.value)  # nobody reads its result
     result = predict(path, v100, allow_unknown=True)
-    assert result["unknown"] == [{"name": "attention", "op": "Softmax", "why": ""}]
-    assert [one["op"] for one in result["operators"]] == ["Relu", "Sub"]
-    assert result["ms"] == pytest.approx(sum(one["ms"] for one in result["operators"]))
+    assert result.unknown == (LeftOut("attention", "Softmax", ""),)
+    assert [operator.op for operator in result.operators] == ["Relu", "Sub"]
+    assert result.ms == pytest.approx(sum(operator.ms for operator in result.operators))
 
 
 def test_an_operator_of_somebody_else_is_named_where_its_shape_is_not_known(tmp_path: Path, v100: KernelModel) -> None:
@@ -80,7 +80,7 @@ def test_an_operator_of_somebody_else_is_named_where_its_shape_is_not_known(tmp_
     last = model(tmp_path / "last.onnx", helper.make_node("Mine", ["x"], ["y"], name="it", domain="com.example"))
     with pytest.raises(UserError, match=r"no kernel is known for Mine \(it\)"):
         predict(last, v100)
-    assert predict(last, v100, allow_unknown=True)["operators"] == []
+    assert predict(last, v100, allow_unknown=True).operators == ()
     read = model(tmp_path / "read.onnx", mine, helper.make_node("Relu", ["a"], ["y"]))
     with pytest.raises(UserError, match=r"the shape of 'a' does not follow from the input's, behind it, for which"):
         predict(read, v100, allow_unknown=True)
@@ -88,7 +88,7 @@ def test_an_operator_of_somebody_else_is_named_where_its_shape_is_not_known(tmp_
     declared.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n", 4, 2, 2]))
     onnx.save(declared, read)
     result = predict(read, v100, allow_unknown=True)
-    assert [one["ms"] for one in result["operators"]] == pytest.approx(
+    assert [operator.ms for operator in result.operators] == pytest.approx(
         v100.kernel_ms([Kernel("pointwise", 4, 4, 2, 2, moved=2 * 16)]).tolist())
 
 

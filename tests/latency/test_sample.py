@@ -15,11 +15,10 @@ import torch
 from tiny_space import TINY
 
 from nas import sampling
-from nas.arch import Arch
 from nas.errors import UserError
 from nas.latency import costs
 from nas.latency import sample as module
-from nas.latency.sample import sample
+from nas.latency.sample import Sample, sample
 from nas.latency.table import LatencyTable
 from nas.plan import Layout, OpKey, Task, layout, plan
 from nas.progress import NoProgress
@@ -34,7 +33,7 @@ def place() -> Layout:
 V100 = costs.load("gpu-v100")
 
 
-def draw(place: Layout, out: Path, n: int = 5, seed: int = 3) -> list[dict[str, Any]]:
+def draw(place: Layout, out: Path, n: int = 5, seed: int = 3) -> list[Sample]:
     return sample(place, V100, n, seed, out, NoProgress())
 
 
@@ -44,14 +43,14 @@ def files(out: Path) -> dict[str, bytes]:
 
 def test_samples_are_different_networks_with_their_predicted_ms(tmp_path: Path, place: Layout) -> None:
     samples = draw(place, tmp_path / "s")
-    assert json.loads((tmp_path / "s" / "samples.json").read_text()) == samples
-    assert len({one["id"] for one in samples}) == 5 and set(samples[0]) == {"id", "arch", "onnx", "ms"}
+    assert json.loads((tmp_path / "s" / "samples.json").read_text()) == [
+        {"id": one.id, "arch": one.arch.to_json(), "onnx": one.onnx, "ms": one.ms} for one in samples]
+    assert len({one.id for one in samples}) == 5
     for one in samples:
-        arch = Arch.from_json(one["arch"])
-        assert one["id"] == arch.id and one["ms"] == pytest.approx(sum(V100.ms(key) for key in plan(place, arch)))
-        entry = onnx.load(tmp_path / "s" / one["onnx"]).graph.input[0].type.tensor_type.shape.dim
+        assert one.id == one.arch.id and one.ms == pytest.approx(sum(V100.ms(key) for key in plan(place, one.arch)))
+        entry = onnx.load(tmp_path / "s" / one.onnx).graph.input[0].type.tensor_type.shape.dim
         assert [side.dim_value for side in entry[1:]] == [3, 16, 16] and entry[0].dim_param
-    assert len({len(plan(place, Arch.from_json(one["arch"]))) for one in samples}) > 1  # depths differ
+    assert len({len(plan(place, one.arch)) for one in samples}) > 1  # depths differ
 
 
 class Int8(LatencyTable):
@@ -62,7 +61,7 @@ class Int8(LatencyTable):
 def test_samples_of_an_int8_target_are_int8_files(tmp_path: Path, place: Layout) -> None:
     table = Int8("cpu-int8", {"device": "cpu", "precision": "int8", "weight_bits": 7})
     (one,) = sample(place, table, 1, 0, tmp_path / "s", NoProgress())
-    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "s" / one["onnx"]).graph.node)
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "s" / one.onnx).graph.node)
     assert kinds["Conv"] and kinds["QuantizeLinear"] >= kinds["Conv"]
 
 
@@ -90,7 +89,7 @@ def test_an_interrupted_call_continues_to_the_same_bytes(tmp_path: Path, place: 
 
 def test_another_seed_is_another_draw_and_needs_another_directory(tmp_path: Path, place: Layout) -> None:
     first, second = draw(place, tmp_path / "a", 2, 0), draw(place, tmp_path / "b", 2, 1)
-    assert [one["id"] for one in first] != [one["id"] for one in second]
+    assert [one.id for one in first] != [one.id for one in second]
     with pytest.raises(UserError, match=r"a: began with seed = 0, now 1; give another$"):
         draw(place, tmp_path / "a", 2, 1)
 

@@ -28,31 +28,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_by_hand() -> None:
     """Errors of +100 %, +100 % and -25 %; of the three pairs two are in order; ranks 1 2 3 against 1 3 2."""
     result = agreement(np.array([1.0, 4.0, 3.0]), np.array([0.5, 2.0, 4.0]))
-    assert result["n"] == 3 and result["mape"] == pytest.approx(0.75) and result["bias"] == pytest.approx(1.75 / 3)
-    assert result["kendall"] == pytest.approx(1 / 3) and result["spearman"] == pytest.approx(1 - 6 * 2 / (3 * 8))
+    assert result.n == 3 and result.mape == pytest.approx(0.75) and result.bias == pytest.approx(1.75 / 3)
+    assert result.kendall == pytest.approx(1 / 3) and result.spearman == pytest.approx(1 - 6 * 2 / (3 * 8))
     assert mape(np.array([2.0]), np.array([1.0])) == 1.0
 
 
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0, 2.0]])
 def test_ranks_that_are_undefined_are_none(values: list[float]) -> None:
     assert kendall(np.array(values), np.array(values)) is None
-    assert agreement(np.array(values), np.array(values))["spearman"] is None
+    assert agreement(np.array(values), np.array(values)).spearman is None
 
 
 def test_measured_against_predicted() -> None:
     MEASURED.write_text("\ufeffp90, id ,ms\n0.6,b,1.0\n\n0.6, a ,0.5\n9,c,6\n")
     before = Path("latency_tables/mine.json").read_bytes()
     result = validate("mine", SAMPLES, MEASURED)
-    assert (result["n"], result["not_measured"], result["table"]) == (3, 1, None)
-    assert result["mape"] == pytest.approx((1 + 1 + 0.5) / 3) and result["bias"] == pytest.approx(1.5 / 3)
-    assert (result["kendall"], result["spearman"]) == (pytest.approx(1), pytest.approx(1))
+    assert (result.n, result.not_measured, result.table) == (3, 1, None)
+    assert result.mape == pytest.approx((1 + 1 + 0.5) / 3) and result.bias == pytest.approx(1.5 / 3)
+    assert result.kendall == pytest.approx(1) and result.spearman == pytest.approx(1)
     assert Path("latency_tables/mine.json").read_bytes() == before
 
 
 def test_only_with_write_is_it_noted_and_nothing_is_lost() -> None:
     MEASURED.write_text("id,ms\na,2\nb,2\n")
     first = validate("mine", SAMPLES, MEASURED, write=True)
-    assert first["table"] == "latency_tables/mine.json"
+    assert first.table == Path("latency_tables/mine.json")
     noted = costs.load("mine").meta["validation"]
     assert noted["n"] == 2 and noted["mape"] == 0.25 and noted["measured"] == "measured.csv"
     MEASURED.write_text("id,ms\na,1\n")
@@ -65,7 +65,7 @@ def test_a_shipped_table_is_not_written_to_but_copied() -> None:
     MEASURED.write_text("id,ms\na,2\n")
     shipped = costs.find("gpu-v100")
     before = shipped.read_bytes()
-    assert validate("gpu-v100", SAMPLES, MEASURED, write=True)["table"] == "latency_tables/gpu-v100.json"
+    assert validate("gpu-v100", SAMPLES, MEASURED, write=True).table == Path("latency_tables/gpu-v100.json")
     assert shipped.read_bytes() == before and costs.find("gpu-v100") == Path("latency_tables/gpu-v100.json")
     copy, original = json.loads(costs.find("gpu-v100").read_text()), json.loads(before)
     assert copy["variants"] == original["variants"] and copy["meta"].pop("validation")["bias"] == -0.5

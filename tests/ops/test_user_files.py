@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -46,7 +45,7 @@ def space(tmp_path: Path) -> Path:
     return path
 
 
-def checked(space: Path) -> dict[str, object]:
+def checked(space: Path) -> check_space.SpaceFacts:
     return check_space.check(str(space), Task(16, 3, 4), ["gpu-v100"], Quiet())
 
 
@@ -152,7 +151,7 @@ def test_elastic_knobs_and_deployed_forms_are_tried_where_there_is_no_hidden_wid
     user_files.load([ops])
     space.write_text(yaml.safe_dump({**TINY, "name": "own", "ops": {"single": {"kernel": [3, 5]}}}))
     if expected is None:
-        assert checked(space)["slots"] == 4
+        assert checked(space).slots == 4
         return
     with pytest.raises(UserError, match=expected):
         checked(space)
@@ -165,11 +164,11 @@ def test_a_check_says_how_large_a_space_is_and_what_it_costs(ops: Path, space: P
     1328 + 1328 + 1472 + 5216.
     """
     user_files.load([ops])
-    result: Any = checked(space)
-    assert result["slots"] == 4 and result["archs"] == "10^2.8"  # 5 * 5 * 4 * 7: two widths or three, and skip
-    (costs,) = result["targets"]
-    assert 0 < costs["smallest_ms"] < costs["largest_ms"]
-    least, most = result["params"]
+    result = checked(space)
+    assert result.slots == 4 and result.archs == "10^2.8"  # 5 * 5 * 4 * 7: two widths or three, and skip
+    (costs,) = result.targets
+    assert costs.ends and 0 < costs.ends[0] < costs.ends[1]
+    least, most = result.params
     assert most - least == 9344 - 328
 
 
@@ -250,7 +249,7 @@ def test_what_a_table_lacks_is_counted_with_the_command_that_makes_it(tmp_path: 
     row = Row.of(key, ms=1.0, raw_ms=1.0, p10_ms=1.0, p90_ms=1.0, n=9, how="measured")
     LatencyTable("t", {"device": "cpu", "align": 8}, [row]).save(tmp_path / "t.json")
     result = check_space.check(str(file), Task(16, 3, 4), [str(tmp_path / "t.json")], Quiet())
-    (costs,) = result["targets"]
-    assert costs["missing"] > 0
+    (costs,) = result.targets
+    assert isinstance(costs, check_space.MissingRows) and costs.missing > 0
     where = {"space": str(file), "size": 16, "out": str(tmp_path / "t.json")}
-    assert costs["do"] == call("profile", device="cpu", **where)
+    assert costs.do == call("profile", device="cpu", **where)

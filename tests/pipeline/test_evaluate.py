@@ -32,14 +32,14 @@ def test_score_by_hand() -> None:
     logits = np.log(np.array([[.7, .1, .1, .05, .03, .02], [.1, .6, .1, .1, .05, .05], [.3, .3, .1, .1, .1, .1],
                               [.3, .3, .2, .1, .06, .04]], np.float32))
     result = score(logits, np.array([0, 0, 1, 5]), list("abcdef"))
-    assert result["n"] == 4 and result["top1"]["share"] == 0.25  # a tie is the first of equals: the third is wrong
-    assert result["top5"]["share"] == 0.75  # the last one's class is sixth
-    assert result["loss"] == pytest.approx(-math.log(.7 * .1 * .3 * .04) / 4, rel=1e-5)
-    assert result["top1"]["se"] == pytest.approx(math.sqrt(.25 * .75 / 4))
-    assert [(one["class"], one["n"]) for one in result["classes"]] == [("a", 2), ("b", 1), ("c", 0), ("d", 0), ("e", 0),
+    assert result.n == 4 and result.top1.share == 0.25  # a tie is the first of equals: the third is wrong
+    assert result.top5 and result.top5.share == 0.75  # the last one's class is sixth
+    assert result.loss == pytest.approx(-math.log(.7 * .1 * .3 * .04) / 4, rel=1e-5)
+    assert result.top1.se == pytest.approx(math.sqrt(.25 * .75 / 4))
+    assert [(part.name, part.n) for part in result.classes] == [("a", 2), ("b", 1), ("c", 0), ("d", 0), ("e", 0),
                                                                       ("f", 1)]
-    assert [one["top1"] and one["top1"]["share"] for one in result["classes"]] == [.5, 0, None, None, None, 0]
-    assert score(logits[:, :5], np.array([0, 0, 1, 2]), list("abcde"))["top5"] is None
+    assert [part.top1 and part.top1.share for part in result.classes] == [.5, 0, None, None, None, 0]
+    assert score(logits[:, :5], np.array([0, 0, 1, 2]), list("abcde")).top5 is None
     with pytest.raises(UserError, match="1 of 1 images give outputs that are no numbers"):
         score(np.array([[1.0, np.nan]]), np.array([0]), ["a", "b"])
 
@@ -76,14 +76,14 @@ def model(path: Path, batch: int | str = "N", classes: list[str] | None = None, 
 @pytest.mark.parametrize("batch", ["N", 1, 5])
 def test_classes_go_by_name_and_any_batch(colours: Path, tmp_path: Path, batch: int | str, classes: list[str]) -> None:
     result = evaluate(model(tmp_path / "m.onnx", batch, classes), data=str(colours), split="all")
-    assert result["n"] == 12 and result["top1"]["share"] == pytest.approx(11 / 12) and result["top5"] is None
-    assert {one["class"]: one["top1"]["share"] for one in result["classes"]} == {"red": 1, "green": 1, "blue": 0.75}
+    assert result.n == 12 and result.top1.share == pytest.approx(11 / 12) and result.top5 is None
+    assert {part.name: part.top1 and part.top1.share for part in result.classes} == {"red": 1, "green": 1, "blue": 0.75}
 
 
 def test_without_names_the_order_is_that_of_the_folders_and_is_said(colours: Path, tmp_path: Path) -> None:
     result = evaluate(model(tmp_path / "m.onnx"), data=str(colours), split="all")
-    assert result["top1"]["share"] == pytest.approx(11 / 12) and result["classes_by"].startswith("by order")
-    assert evaluate(model(tmp_path / "m.onnx", classes=NAMES), data=str(colours))["classes_by"] == "by name"
+    assert result.top1.share == pytest.approx(11 / 12) and result.classes_by.startswith("by order")
+    assert evaluate(model(tmp_path / "m.onnx", classes=NAMES), data=str(colours)).classes_by == "by name"
 
 
 def test_what_does_not_go_together_is_one_line(colours: Path, tmp_path: Path) -> None:
@@ -121,7 +121,8 @@ def test_a_pick_of_a_run_has_the_accuracy_of_its_card(tmp_path: Path, capfd: pyt
     result, card = call("evaluate", made["run"]), made["front"][0]
     assert result["top1"]["share"] == pytest.approx(card["accuracy"]) and result["n"] == card["test_images"]
     assert result["top1"]["se"] == pytest.approx(card["accuracy_se"])
-    assert sum(one["n"] for one in result["classes"]) == result["n"]
+    assert sum(part["n"] for part in result["classes"]) == result["n"]
+    assert all(set(part) == {"class", "n", "top1"} for part in result["classes"]) and len(result["classes"]) == 10
     select = call("evaluate", made["run"], "--arch", card["id"], "--split", "select")
     assert select["loss"] > 0 and select["n"] != result["n"]
 
@@ -161,8 +162,8 @@ def test_a_softmax_at_the_end_changes_no_figure(tmp_path: Path, colours: Path, n
         made.graph.initializer.append(numpy_helper.from_array(np.float32(1), "one"))
         onnx.save(made, path)
     result = evaluate(path, data=str(colours), split="all")
-    assert (expected["ends_in"], result["ends_in"]) == ("logits", kind)
-    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-4) and result["top1"] == expected["top1"]
+    assert (expected.ends_in, result.ends_in) == ("logits", kind)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-4) and result.top1 == expected.top1
 
 
 def test_pixels_of_more_than_8_bits_are_divided_by_what_the_network_was_trained_with(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_pixels_of_more_than_8_bits_are_divided_by_what_the_network_was_trained_
         props = {"classes": "dark\nlight", "size": "8", "mean": "0 0 0", "std": "1 1 1"}
         helper.set_model_props(made, props | ({"white_integer": white} if white else {}))
         onnx.save(made, tmp_path / "m.onnx")
-        shares[white] = evaluate(tmp_path / "m.onnx", data=str(tmp_path / "images"), split="all")["top1"]["share"]
+        shares[white] = evaluate(tmp_path / "m.onnx", data=str(tmp_path / "images"), split="all").top1.share
     assert shares == {"4095": 1.0, None: 0.5}  # without: by 1023, the folder's own 10 bits, everything is light
 
 

@@ -149,7 +149,7 @@ def test_files_take_images_of_the_size(finished: tuple[Run, dict[str, Any]], tmp
         assert session.run(None, {"input": np.zeros((2, 3, size, size), np.float32)})[0].shape == (2, 10)
     for id, size in sizes.items():
         scored = evaluate(run.path, arch=id)
-        assert 0 <= scored["top1"]["share"] <= 1, size
+        assert 0 <= scored.top1.share <= 1, size
     inputs = load_recorded(settings_of(run), run, [])
     assert [at.data.size for at in inputs.every] == [at.layout.task.size for at in inputs.every] == SIZES
 

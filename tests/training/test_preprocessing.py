@@ -95,8 +95,8 @@ def test_every_command_reads_images_alike_and_says_how(
     how = Preprocessing.of_flags(*flags) if flags else None
     result = evaluate(path, data=str(greys), split="all", preprocessing=how)
     share, said, written = with_exits(path, greys, how)
-    assert result["top1"]["share"] == share == 1.0  # 1.0 only where the convolution took the right thing back
-    assert result["preprocessing"] == said["preprocessing"] and said["preprocessing"]["source"] == source
+    assert result.top1.share == share == 1.0  # 1.0 only where the convolution took the right thing back
+    assert result.preprocessing.to_json() == said["preprocessing"] and result.preprocessing.source == source
     again = Preprocessing.of_file(written, path)  # what nas exits writes, in the file's own units or in those of [0, 1]
     unit = [np.array(values) / trained[2] for values in trained[:2]]
     assert again.scale == 1 and np.allclose(again.mean, unit[0], rtol=1e-5) and np.allclose(again.std, unit[1], 1e-5)
@@ -107,8 +107,8 @@ def test_the_wrong_statistics_are_wrong_on_these_images(greys: Path, tmp_path: P
     path = foreign(tmp_path / "net.onnx", (*IMAGENET, 1.0))
     own = load(str(greys), data_dir=None, size=16, seed=0)
     folder = Preprocessing(own.mean, own.std, 1.0, "the folder")
-    assert evaluate(path, data=str(greys), split="all", preprocessing=folder)["top1"]["share"] < 0.9
-    assert evaluate(foreign(tmp_path / "half.onnx", HALF), data=str(greys), split="all")["top1"]["share"] < 0.9
+    assert evaluate(path, data=str(greys), split="all", preprocessing=folder).top1.share < 0.9
+    assert evaluate(foreign(tmp_path / "half.onnx", HALF), data=str(greys), split="all").top1.share < 0.9
 
 
 def test_by_hand(greys: Path) -> None:
