@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from nas import sampling
+from nas.config.fields import listed
 from nas.config.search import resolve, spread
 from nas.errors import UserError, setting
 from nas.files import shipped
@@ -30,7 +31,7 @@ from nas.latency.costs import targets as known_targets
 from nas.latency.devices import Measured
 from nas.latency.predict import Prediction, predict_on
 from nas.ops import user_files
-from nas.picks import Front, Pick, SearchRun, Text, listed
+from nas.picks import Front, Pick, SearchRun, Text
 from nas.pipeline.begin import begin_search, begin_training
 from nas.pipeline.evaluate import Evaluation
 from nas.pipeline.evaluate import evaluate as evaluate_file
@@ -63,12 +64,12 @@ def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_m
     The same call continues what was stopped, in ``run`` (default: a directory named after the settings). ``settings``
     holds every other setting by its dotted name, such as ``{"train.lr": 0.05}``; ``nas settings`` lists them.
     """
-    given = {"space": space, "target": listed(target), "budget_ms": listed(budget_ms) or None, "sram_kb": sram_kb,
-             "flash_kb": flash_kb, "data": data, "data_dir": data_dir, "limit": limit,
+    given = {"space": space, "target": list(listed(target)), "budget_ms": list(listed(budget_ms)) or None,
+             "sram_kb": sram_kb, "flash_kb": flash_kb, "data": data, "data_dir": data_dir, "limit": limit,
              "size": size if size is None or isinstance(size, int) else list(size), "width": width,
              "only_op": only_op, "selector": selector, "seed": seed, "train_on": train_on, "threads": threads,
              "exits.method": exits, "max_ms": max_ms, "prune": prune, "init": init}
-    user_files.load(listed(ops))
+    user_files.load(list(listed(ops)))
     resolved = spread(resolve(_path(config), [], _values(given, settings)), processes())
     return SearchRun(Path(str(begin_search(resolved, _path(run), progress or Lines(), until).run)))
 
@@ -82,10 +83,10 @@ def train(*, arch: Text | None = None, space: Text | None = None, epochs: int | 
     """Trains one network of a space from scratch, as picks are fine-tuned: ``arch`` is largest, smallest, random, or
     the file of one (default: the only network of a preset). The front of the run has this one pick.
     """
-    given = {"arch": arch, "space": space, "target": listed(target) or None, "data": data, "data_dir": data_dir,
+    given = {"arch": arch, "space": space, "target": list(listed(target)) or None, "data": data, "data_dir": data_dir,
              "limit": limit, "size": size, "width": width, "seed": seed, "train_on": train_on, "threads": threads,
              "train.finetune_epochs": epochs}
-    user_files.load(listed(ops))
+    user_files.load(list(listed(ops)))
     resolved = resolve(_path(config), [], _values(given, settings), Baseline)
     return SearchRun(Path(str(begin_training(resolved, _path(run), progress or Lines()).run)))
 
@@ -101,8 +102,8 @@ def profile(*, device: str = "cpu", space: Text | Sequence[Text] = (), size: int
             ops: Text | Sequence[Text] = (), seed: int = 0, progress: Progress | None = None) -> Path:
     """Measures what the latency table of a device lacks of some spaces (default: all shipped ones). Returns the table.
     """
-    user_files.load(listed(ops))
-    done = profile_spaces([str(name) for name in listed(space)], Task(size, 3, classes), _path(out),
+    user_files.load(list(listed(ops)))
+    done = profile_spaces([str(name) for name in list(listed(space))], Task(size, 3, classes), _path(out),
                           progress or Lines(), device=device, width=width or 1.0, exits=exits, threads=threads,
                           batch=batch, precision=precision, remeasure=remeasure, validate=validate, seed=seed)
     return Path(done["table"])

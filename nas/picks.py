@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from nas.arch import Arch
+from nas.config.fields import listed
 from nas.errors import UserError, setting
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
@@ -164,9 +165,9 @@ class SearchRun:
         together; without them there are ``budgets`` of them. ``data`` says where the run's images lie now.
         """
         together = {str(name): float(ms) for name, ms in budget_ms.items()} if isinstance(budget_ms, Mapping) else {}
-        values = [] if isinstance(budget_ms, Mapping) else listed(budget_ms)
+        values = [] if isinstance(budget_ms, Mapping) else list(listed(budget_ms))
         run = Run.existing(self.path)
-        targets = [str(name) for name in listed(target)] or list(searched(run).target)
+        targets = [str(name) for name in list(listed(target))] or list(searched(run).target)
         with run.lock():
             chosen = pipeline.select(run, targets, values, progress or Lines(), fine_tune,
                                      Memory(sram_kb, flash_kb), Bounds.of(max_params, max_macs, together), budgets,
@@ -199,11 +200,6 @@ def front_of_run(run: Path, front: records.Front) -> Front:
                     folder=onnx.parent, onnx=onnx)
 
     return Front(run, tuple(front.target), tuple(map(pick, front.front)), tuple(map(pick, front.dominated)), front)
-
-
-def listed(value: Any) -> list[Any]:
-    """Returns a list of what is one value or several."""
-    return [value] if isinstance(value, str | Path | int | float) else list(value)
 
 
 def _images(data: Text | None, data_dir: Text | None) -> Images:

@@ -19,6 +19,7 @@ from nas.errors import UserError, setting
 from nas.space import KnobValues, Space, Widths, hidden_width
 
 EXIT_HEAD = "exit_head"  # the operator that classifies at early exits
+MOST_SIDE = 4096  # of an input in pixels: beyond it a map alone fills the memory of a device
 LAST_MAP = 4  # side that the last feature map has at least: the first strides are halved until it has
 
 
@@ -116,8 +117,7 @@ def layout(space: Space, task: Task, exits: bool = False) -> Layout:
 
     Raises UserError for operators or knobs that do not exist, naming file and key.
     """
-    if task.size < LAST_MAP or task.size > 4096:
-        raise UserError(f"{setting('size', task.size)}: the input side must be from {LAST_MAP} to 4096")
+    check_side(task.size, LAST_MAP)
     strides = _strides(space, task.size)
     in_ch, size = space.stem.out, -(-task.size // strides[0])
     stem = OpKey(_fixed(space, "stem", task.in_ch, in_ch, strides[0]), task.in_ch, in_ch, strides[0], task.size)
@@ -130,6 +130,12 @@ def layout(space: Space, task: Task, exits: bool = False) -> Layout:
             in_ch, size = stage.out, -(-size // stride)
     head = OpKey(_fixed(space, "head", in_ch, task.classes, 1), in_ch, task.classes, 1, size)
     return Layout(space.name, task, stem, tuple(slots), head, tuple(_exits(space, task, slots)) if exits else ())
+
+
+def check_side(size: int, least: int = 1) -> None:
+    """Raises UserError for a side of the input, in pixels, that no network here has."""
+    if not least <= size <= MOST_SIDE:
+        raise UserError(f"{setting('size', size)}: the input side must be from {least} to {MOST_SIDE}")
 
 
 def layouts(space: Space, task: Task, sizes: Sequence[int], exits: bool = False) -> dict[int, Layout]:

@@ -229,6 +229,7 @@ BROKEN: dict[str, Callable[[], onnx.ModelProto]] = {
                                                     constants=[random("w5", 12, 5, 3, 3)]),
     "a map that shrinks to nothing": lambda: whole(c1=[node("Conv x w40 -> c1")],
                                                    constants=[random("w40", 8, 3, 40, 40)]),
+    "images of 100,000 pixels a side": lambda: whole(shape=("N", 3, 100_000, 100_000)),
     "a value that nothing gives": lambda: whole(b=[node("Add c1 nowhere -> b")]),
     "a cycle": lambda: whole(b=[node("Add c1 e -> b"), node("Relu b -> e")])}
 

@@ -123,12 +123,9 @@ def select(
             from nas.run.images import Images
             from nas.run.settings import searched
 
-            targets = target or list(searched(here).target)
-            if len(together) == 1 and targets[0] in together:  # a budget of the only one there is
-                budgets, together = sorted({*budgets, *together.values()}), {}
-            return pipeline.select(here, targets, budgets, progress, fine_tune, Memory(sram_kb, flash_kb),
-                                   Bounds.of(max_params, max_macs, together), points, storage, workers,
-                                   Images(data, data_dir))
+            bounds = Bounds.of(max_params, max_macs, together)
+            return pipeline.select(here, target or list(searched(here).target), budgets, progress, fine_tune,
+                                   Memory(sram_kb, flash_kb), bounds, points, storage, workers, Images(data, data_dir))
 
     print_result(work, as_json, _show_front)
 

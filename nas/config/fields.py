@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +18,7 @@ class Strict(BaseModel):
 
 def listed(value: Any) -> Any:
     """Puts a single value into a list, so that a setting takes one or several."""
-    return [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+    return [value] if isinstance(value, str | Path | int | float) and not isinstance(value, bool) else value
 
 
 def sides(value: Any) -> Any:

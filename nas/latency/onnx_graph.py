@@ -14,6 +14,7 @@ from nas.latency import onnx_ending, onnx_shapes
 from nas.latency.onnx_ending import Ending, ending
 from nas.latency.onnx_file import check_nodes, check_order, check_sides, no_model, stored
 from nas.latency.onnx_normal import INPUT, drop_casts, entry_called_input, normalised, widened
+from nas.plan import MOST_SIDE, check_side
 
 Shape = tuple[int, ...]
 LOGITS_ALONE = Ending()
@@ -109,6 +110,10 @@ def _input_shape(path: Path, entry: onnx.ValueInfoProto, size: int | None,
         raise UserError(f"{where}: the batch is fixed at {batch}; export it open: the target says the batch")
     if channels is None:
         raise UserError(f"{where}: the number of channels is open; export it with a fixed one")
+    if size is not None:
+        check_side(size)
+    if max(side or 0 for side in sides) > MOST_SIDE:
+        raise UserError(f"{where} is of {sides[0]}x{sides[1]} pixels; expected at most {MOST_SIDE}")
     if size is None and None in sides:
         raise UserError(f"{where}: height and width are open; give them with {setting('size')}")
     if size is not None and any(side not in (size, None) for side in sides):

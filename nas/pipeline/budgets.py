@@ -65,6 +65,16 @@ class Bounds:
 NOTHING = Bounds()
 
 
+def spelled_once(targets: Sequence[str], budget_ms: Sequence[float], bounds: Bounds) -> tuple[list[float], Bounds]:
+    """Returns the budgets of the first target and the bounds, where one of that target alone may be named or plain.
+
+    So the same budgets have one spelling, and one name of a selection, however a command or a call writes them.
+    """
+    if list(bounds.together) != [targets[0]]:
+        return sorted(set(budget_ms)), bounds
+    return sorted({*budget_ms, *bounds.together.values()}), replace(bounds, together={})
+
+
 def bounded(inputs: Inputs, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
     """Makes the selection problem of ``targets`` with further costs for all that is limited beside them."""
     whole = problem(inputs, layout, [*targets, *_worst(inputs, targets)])

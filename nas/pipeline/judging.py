@@ -62,8 +62,17 @@ def _plan(inputs: Inputs, training: SupernetTraining, arch: Arch, number: int) -
     try:
         return plan(resized(training.supernet.layout, inputs.at(arch.size).size), arch)
     except UserError as error:
-        raise UserError(f"{setting('archs')}: network {number}: {error}; what was pruned, or left out before "
-                        "training, is there in a search with prune=false and gates.granularity=space") from None
+        raise UserError(f"{setting('archs')}: network {number}: {error}{_advice(inputs, arch)}") from None
+
+
+def _advice(inputs: Inputs, arch: Arch) -> str:
+    """Returns what to do about a network that a supernet has not; nothing for one that its space has not either."""
+    try:
+        plan(inputs.at(arch.size).measured, arch)
+    except UserError:
+        return ""
+    return ("; it was pruned, or left out before training: a search with prune=false and gates.granularity=space has "
+            "it")
 
 
 def stopped(inputs: Inputs, until: str, picks: Picks | None) -> Stopped:

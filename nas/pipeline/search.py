@@ -20,7 +20,7 @@ from nas.config.search import Config
 from nas.errors import UserError, setting
 from nas.latency.costs import load as load_costs
 from nas.pipeline import deliver, header, judging, recheck, selection, supernet
-from nas.pipeline.budgets import NOTHING, Bounds, limits_of, reachable, tell_beyond
+from nas.pipeline.budgets import NOTHING, Bounds, limits_of, reachable, spelled_once, tell_beyond
 from nas.pipeline.exits import picks as picks_exits
 from nas.pipeline.finetune import folder_of, train_picks
 from nas.pipeline.front import find, front_of, meant, read_fronts
@@ -123,6 +123,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     targets = [named_target(run, target) for target in targets]
     bounds = replace(bounds, together={named_target(run, target): ms for target, ms in bounds.together.items()})
     bounds.check(targets)
+    budget_ms, bounds = spelled_once(targets, budget_ms, bounds)
     inputs, training = supernet.finished(run, config, progress)
     keep_place(run, config)
     limited = _memory(config, targets, memory)

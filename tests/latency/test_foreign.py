@@ -123,7 +123,7 @@ def test_a_result_or_one_line(tmp_path: Path, name: str, command: str) -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_no_command_takes(tmp_path: Path, name: str, command: str) -> None:
     result = outcome(command, save(BROKEN[name](), tmp_path / "m.onnx"))
-    assert isinstance(result, str) and "m.onnx: " in result
+    assert isinstance(result, str) and re.search("m.onnx[: ]", result)
 
 
 @pytest.mark.parametrize("name", [name for name in GRAPHS if name.startswith(GOOD)])

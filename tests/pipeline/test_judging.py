@@ -115,9 +115,19 @@ def test_a_network_that_the_supernet_has_not_is_named_before_any_is_judged(run: 
                                                                            change: dict[str, Any]) -> None:
     good, before = sampled(run, 1)[0].to_json(), run.events()
     file = written(tmp_path / "archs.json", [good, {**good, **change}])
-    with pytest.raises(UserError, match=r"archs: network 2: .*prune=false"):
+    with pytest.raises(UserError, match=r"archs: network 2: ") as refusal:
         pipeline.judge_archs(run, file, Quiet())
+    assert "prune=false" not in str(refusal.value)  # no search of this space would have it
     assert run.events() == before
+
+
+def test_a_network_that_was_pruned_comes_with_the_search_that_has_it(run: Run, tmp_path: Path) -> None:
+    inputs, training = supernet.finished(run, pipeline.searched(run), Quiet())
+    kept = [set(slot.ops) for slot in training.supernet.layout.slots]
+    archs = (sampling.sample(inputs.measured, random.Random(seed)) for seed in range(1000))
+    pruned = next(arch for arch in archs if any(op not in ops for op, ops in zip(arch.ops, kept, strict=True)))
+    with pytest.raises(UserError, match=r"network 1: .*prune=false and gates.granularity=space has it$"):
+        pipeline.judge_archs(run, written(tmp_path / "archs.json", [pruned.to_json()]), Quiet())
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from nas.cli import render
 from nas.cli.output import named_budgets
 from nas.config.search import resolve
 from nas.errors import UserError
-from nas.pipeline.budgets import Bounds
+from nas.pipeline.budgets import NOTHING, Bounds, spelled_once
 from nas.pipeline.front import _with_ties
 from nas.run.directory import Run
 from nas.run.records import Front
@@ -113,6 +113,16 @@ def test_the_same_question_finds_the_same_folder(finished: Run) -> None:
     assert len(new) == 1
     assert select(finished, TARGETS[:1], [], bounds=Bounds.of(1e9)) == result
     assert json.loads((finished.path / "selections" / new.pop() / "front.json").read_text())["budgets"]
+
+
+def test_a_budget_of_the_only_target_is_one_question_however_it_is_written(finished: Run) -> None:
+    plain = select(finished, TARGETS[:1], [9.0])
+    folders = set(finished.path.glob("selections/*"))
+    assert select(finished, TARGETS[:1], [], bounds=Bounds.of(together={TARGETS[0]: 9.0})) == plain
+    assert set(finished.path.glob("selections/*")) == folders
+    assert spelled_once(["a", "b"], [2.0, 1.0], Bounds.of(together={"a": 2.0})) == ([1.0, 2.0], NOTHING)
+    both = Bounds.of(together={"a": 2.0, "b": 1.0})
+    assert spelled_once(["a", "b"], [3.0], both) == ([3.0], both)
 
 
 def test_budgets_by_name() -> None:

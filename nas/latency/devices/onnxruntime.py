@@ -19,6 +19,7 @@ from nas.latency.onnx_file import runnable
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
 from nas.lower.qdq import quantise
+from nas.plan import MOST_SIDE, check_side
 
 PRECISIONS = ("fp32", "int8")
 DTYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8,
@@ -141,6 +142,10 @@ def closed(name: str, shape: Sequence[Any], batch: int | None, size: int | None)
     if sides and sides[0] is None:
         sides[0] = batch
     if len(sides) == 4:
+        if size is not None:
+            check_side(size)
+        if any((side or 0) > MOST_SIDE for side in sides[2:]):
+            raise UserError(f"model: {name} is of {sides[2]}x{sides[3]} pixels; expected at most {MOST_SIDE}")
         if size is not None and any(side not in (size, None) for side in sides[2:]):
             raise UserError(f"{setting('size', size)}: {name} is fixed at {sides[2]}x{sides[3]}")
         sides[2:] = [side or size for side in sides[2:]]

@@ -177,11 +177,12 @@ def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path,
     if path.suffix == ".onnx":
         raise UserError(f"{model}: no such file")
     made = classifier(model, weights, untrained)
-    check_size(model, made, size or made.size)
+    side = made.size if size is None else size
+    check_size(model, made, side)
     try:
-        export_onnx(made.net, folder / "model.onnx", in_ch=3, size=size or made.size, metadata={})
+        export_onnx(made.net, folder / "model.onnx", in_ch=3, size=side, metadata={})
         if weights is not None:
-            check_onnx(folder / "model.onnx", made.net, in_ch=3, size=size or made.size, n=2)
+            check_onnx(folder / "model.onnx", made.net, in_ch=3, size=side, n=2)
     except UserError as error:
         raise UserError(str(error).replace(str(folder / "model.onnx"), model)) from None
     return folder / "model.onnx", made.weights

@@ -25,6 +25,7 @@ from torchvision import models
 from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.lower import formats
+from nas.plan import check_side
 
 TRAINING_ONLY = ("aux1", "aux2", "AuxLogits")  # heads that are not run in eval mode
 COUNTER = "num_batches_tracked"  # of batch norms; older files have none
@@ -69,6 +70,7 @@ def classifier(name: str, weights: Path | None, untrained: bool = False) -> Clas
 
 def check_size(name: str, made: Classifier, size: int) -> None:
     """Raises UserError for images that are too small for a network, or that it does not take."""
+    check_side(size)
     try:
         with torch.inference_mode():
             made.net(torch.zeros(1, 3, size, size))

@@ -47,6 +47,13 @@ def test_by_hand(tmp_path: Path) -> None:
     assert priced["places"][0]["ms"] > 0 and priced["ms"] > 0 and priced["target"] == "gpu-v100"
 
 
+@pytest.mark.parametrize("size", [0, -8, 5_000, 10**12])
+def test_a_side_that_no_network_has_is_one_line(tmp_path: Path, size: int) -> None:
+    for model in ("squeezenet1_1", str(small(tmp_path / "net.onnx"))):
+        with pytest.raises(UserError, match=rf"size={size}: the input side must be from 1 to 4096"):
+            of_file(model, None, size, None)
+
+
 @pytest.mark.parametrize(("node", "shapes", "expected"), [
     (helper.make_node("Conv", ["x", "w"], ["y"]), {"x": (1, 4, 8, 8), "w": (6, 2, 3, 3), "y": (1, 6, 8, 8)}, 6912),
     (helper.make_node("ConvTranspose", ["x", "w"], ["y"]), {"x": (1, 4, 2, 2), "w": (4, 3, 2, 2), "y": (1, 3, 4, 4)},
