@@ -73,7 +73,7 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     Goes on where an earlier call stopped. Raises UserError for what the user has to mend.
     """
     config = as_recorded(config, run)
-    inputs = prepare(config, run, config.target, progress, timed_in=run)
+    inputs = prepare(config, run, config.target, progress, introduce=not run.has("front.json"), timed_in=run)
     keep_place(run, config)
     if config.exits.method != "none":
         picks_exits.refuse(inputs)

@@ -74,7 +74,7 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     Raises UserError for one that the space does not admit.
     """
     settings = as_recorded(settings, run)
-    inputs = prepare(settings, run, settings.target, progress, timed_in=run)
+    inputs = prepare(settings, run, settings.target, progress, introduce=not run.has("front.json"), timed_in=run)
     keep_place(run, settings)
     arch = Arch.from_json(run.stage("arch.json", lambda: _checked(inputs, settings, given).to_json()))
     how, keys = FineTuningRecipe.from_config(settings, inputs.data, BY_ITSELF), plan(inputs.layout, arch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,16 @@ def test_interrupted_at_many_moments_it_ends_with_the_same_bytes(whole: Path, sp
         assert one.read_bytes() == two.read_bytes()
     fronts = [json.loads((path / "front.json").read_text()) for path in (tmp_path / "cut", whole)]
     assert fronts[0] == fronts[1]
+
+
+def test_a_finished_one_does_not_introduce_its_images_again(whole: Path, space_file: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    begun, again = Quiet(), Quiet()
+    with pytest.raises(KeyboardInterrupt):
+        begun.stop_at = 1
+        trained(settings(space_file, target=["gpu-v100"]), tmp_path / "new", begun)
+    trained(settings(space_file, target=["gpu-v100"]), tmp_path / "run", again)
+    assert any(note.startswith("splits: ") for note in begun.notes) and not again.notes
 
 
 def test_its_run_can_be_reported(whole: Path) -> None:
