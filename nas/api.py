@@ -36,7 +36,7 @@ from nas.pipeline.begin import begin_search, begin_training
 from nas.pipeline.evaluate import Evaluation
 from nas.pipeline.evaluate import evaluate as evaluate_file
 from nas.pipeline.profile import profile_spaces
-from nas.pipeline.train_one import choose
+from nas.pipeline.train_one import choose_arch
 from nas.plan import Task, layout
 from nas.progress import Lines, Progress
 from nas.run.directory import Run
@@ -150,7 +150,7 @@ def create_model(name: Text, *, num_classes: int = 1000, size: int = 224, in_cha
                         "random")
     if arch not in (None, "largest", "smallest", "random"):
         raise UserError(f"{setting('arch', arch)}: give largest, smallest or random")
-    network = build(at, choose(at, arch or "largest", seed))
+    network = build(at, choose_arch(at, arch or "largest", seed))
     return Backbone(network) if features_only else network
 
 

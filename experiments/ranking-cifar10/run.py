@@ -34,7 +34,7 @@ from nas.config.search import JUDGED_ON
 from nas.errors import UserError
 from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.selection import CALIBRATED_ON
-from nas.pipeline.supernet import SUPERNET, finished
+from nas.pipeline.supernet import SUPERNET, load_finished
 from nas.plan import macs, params, plan
 from nas.run.directory import Run
 from nas.run.settings import searched
@@ -117,7 +117,7 @@ def supernet(run_dir: Path, data_dir: str | None) -> tuple[Inputs, SupernetTrain
     """Of a finished search, with its images in ``data_dir``. Raises UserError for a run that is not that far."""
     run = Run.existing(run_dir)
     config = searched(run)
-    found = finished(run, config.model_copy(update={"data_dir": data_dir or config.data_dir}), TerminalProgress())
+    found = load_finished(run, config.model_copy(update={"data_dir": data_dir or config.data_dir}), TerminalProgress())
     torch.set_num_threads(1)
     return found
 

@@ -34,7 +34,7 @@ from nas.errors import UserError
 from nas.files import nearest, write_json
 from nas.latency import costs as cost_models
 from nas.pipeline.selection import CALIBRATED_ON
-from nas.pipeline.supernet import SUPERNET, finished
+from nas.pipeline.supernet import SUPERNET, load_finished
 from nas.plan import Task, candidates, layout
 from nas.run.directory import Run
 from nas.run.records import Front, Picks
@@ -292,7 +292,7 @@ def _take_over(ours: Path, path: Path, config: Config) -> None:
 
 def _inherited(run: Run, config: Config) -> dict[str, evaluation.Judged]:
     """Of every pick before its fine-tuning, on the test split; nothing was chosen by it."""
-    inputs, training = finished(run, config, TerminalProgress())
+    inputs, training = load_finished(run, config, TerminalProgress())
     archs = {pick.arch for pick in run.read("picks.json", Picks).budgets}
     return {arch.id: training.judge(arch, inputs.data.test, CALIBRATED_ON) for arch in archs}
 

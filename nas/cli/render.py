@@ -112,7 +112,7 @@ def over_budget(result: Front) -> None:
     for target, busy in tables.items():
         line(f"the table of {target} was {busy}; nas profile --remeasure with its device, space and size, where "
              "nothing else runs, makes it anew")
-    for excess in overrun.lines(result):
+    for excess in overrun.overrun_lines(result):
         line(excess)
 
 
@@ -123,7 +123,7 @@ def exported(result: Exported) -> None:
           for file in files]) if files else line("none")
     for file in result.files:
         for target, excess in file.over_budget.items():
-            line(overrun.sentence(file.id, target, excess, file.predicted_ms.get(target)))
+            line(overrun.overrun_line(file.id, target, excess, file.predicted_ms.get(target)))
 
 
 def _of_file(key: str, value: Any) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def exits(card: Mapping[str, Any]) -> None:
 
     _read_as(Read(**card["preprocessing"]), card.get("classes_by"), card.get("weights_at"))
     for where, excess in card.get("over_budget", {}).items():
-        line(overrun.sentence(card["id"], where, Excess(**excess), None))
+        line(overrun.overrun_line(card["id"], where, Excess(**excess), None))
     if "seconds" in card:
         line(text.took(card["seconds"]))
     line(str(card["folder"]))

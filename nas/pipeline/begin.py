@@ -45,8 +45,8 @@ def begin_training(settings: Baseline, path: Path | None, progress: Progress) ->
         settings = settings.model_copy(update={
             "arch": given.id, **{key: value for key, value in of_arch.items() if key not in named}})
     place = path or recorded.default_run_dir(settings)
-    with Run.begun(place, settings.to_json(), PLACES, refuse=lambda: train_one.refuse(settings)) as run:
-        return train_one.train(settings, run, given, progress)
+    with Run.begun(place, settings.to_json(), PLACES, refuse=lambda: train_one.refuse_settings(settings)) as run:
+        return train_one.train_network(settings, run, given, progress)
 
 
 def _only_network(settings: Baseline) -> str:

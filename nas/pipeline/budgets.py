@@ -24,7 +24,7 @@ _COUNTS: dict[str, tuple[str, Callable[[OpKey], int]]] = {PARAMS: ("parameters",
 
 
 @dataclass(frozen=True)
-class Asking:
+class SizeRequest:
     """Holds what the selection at one input size is to solve: ``limits``, and the indices of the budgets of each."""
 
     problem: Problem
@@ -75,19 +75,19 @@ def spelled_once(targets: Sequence[str], budget_ms: Sequence[float], bounds: Bou
     return sorted({*budget_ms, *bounds.together.values()}), replace(bounds, together={})
 
 
-def bounded(inputs: Inputs, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
+def bounded_problem(inputs: Inputs, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
     """Makes the selection problem of ``targets`` with further costs for all that is limited beside them."""
-    whole = problem(inputs, layout, [*targets, *_worst(inputs, targets)])
-    return replace(whole, costs=(*whole.costs, *(_count(layout, name) for name in bounds.counts)))
+    whole = problem(inputs, layout, [*targets, *_max_ms_limit(inputs, targets)])
+    return replace(whole, costs=(*whole.costs, *(_count_cost(layout, name) for name in bounds.counts)))
 
 
-def all_bounds(inputs: Inputs, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:
+def other_limits(inputs: Inputs, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:
     """Returns the limits on all costs beside the budgets of ``targets``, by the name of the cost."""
     memory = {name: value for target in targets for name, value in memory_bounds(inputs, target).items()}
-    return {**memory, **_worst(inputs, targets), **bounds.counts}
+    return {**memory, **_max_ms_limit(inputs, targets), **bounds.counts}
 
 
-def _worst(inputs: Inputs, targets: Sequence[str]) -> dict[str, float]:
+def _max_ms_limit(inputs: Inputs, targets: Sequence[str]) -> dict[str, float]:
     """Returns ``max_ms`` by the run's first target where picks are for other targets: those have to keep it as well.
 
     For the first target itself it is no further limit, as none of its budgets is above it.
@@ -105,8 +105,8 @@ def limits_of(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[f
     every = [problem(at, resized(layout, at.size), [target]) for at in inputs.every]
     cheapest = min(every, key=lambda at: at.costs[0].smallest)
     fits = inputs.footprints.get(target)
-    ends = fits.ends(cheapest) if fits else (cheapest.costs[0].smallest, max(at.costs[0].largest for at in every))
-    ends = up_to_max(inputs.config, target, ends, budget_ms)
+    ends = fits.ms_range(cheapest) if fits else (cheapest.costs[0].smallest, max(at.costs[0].largest for at in every))
+    ends = cut_at_max_ms(inputs.config, target, ends, budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
             advice = f"raise it{f' or {fits.limits}' if fits else ''}, or search a smaller space ({setting('width')})"
@@ -114,8 +114,8 @@ def limits_of(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[f
     return sorted(budget_ms) or budgets(cheapest, count, ends)
 
 
-def up_to_max(config: Config, target: str, ends: tuple[float, float],
-              budget_ms: Sequence[float]) -> tuple[float, float]:
+def cut_at_max_ms(config: Config, target: str, ends: tuple[float, float],
+                  budget_ms: Sequence[float]) -> tuple[float, float]:
     """Cuts the range of a target's budgets off at ``max_ms``, if that is of this target.
 
     Raises UserError for a ``max_ms`` that no network keeps, and for a budget above it.
@@ -130,21 +130,21 @@ def up_to_max(config: Config, target: str, ends: tuple[float, float],
     return ends[0], min(ends[1], config.max_ms)
 
 
-def reachable(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float], count: int,
-              bounds: Bounds) -> list[float]:
+def reachable_budgets(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float], count: int,
+                      bounds: Bounds) -> list[float]:
     """Returns the budgets of one target as ``limits_of`` does, over networks that keep all other ``bounds``.
 
     Raises UserError for a budget or a bound that no network keeps, with the smallest value that one keeps.
     """
-    worst = _worst(inputs, [target])
+    worst = _max_ms_limit(inputs, [target])
     if not bounds.counts and not worst:
         return limits_of(inputs, layout, target, budget_ms, count)
-    limits = all_bounds(inputs, [target], bounds)
-    every = within_reach([bounded(at, resized(layout, at.size), [target], bounds) for at in inputs.every], limits)
+    limits = other_limits(inputs, [target], bounds)
+    every = solvable([bounded_problem(at, resized(layout, at.size), [target], bounds) for at in inputs.every], limits)
     ms = every[0].costs[0]
-    least = min(of_size.costs[0].of(fastest(of_size, limits)) for of_size in every)
+    least = min(of_size.costs[0].of(cheapest_choices(of_size, limits)) for of_size in every)
     most = max(of_size.costs[0].of(solve(of_size.costs[0].per_op, of_size.costs, limits)[0]) for of_size in every)
-    ends = up_to_max(inputs.config, target, (least, most), budget_ms)
+    ends = cut_at_max_ms(inputs.config, target, (least, most), budget_ms)
     for budget in budget_ms:
         if budget < ends[0]:
             kept = [*(setting(key, f"{value:g}") for key, value in bounds.counts.items()),
@@ -154,8 +154,8 @@ def reachable(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[f
     return sorted(budget_ms) or budgets(every[0], count, ends)
 
 
-def tell_beyond(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float],
-                tell: Callable[[str], None]) -> None:
+def tell_idle_budgets(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float],
+                      tell: Callable[[str], None]) -> None:
     """Tells the user which of the budgets are above the largest network, so that they limit nothing."""
     most = max(problem(at, resized(layout, at.size), [target]).costs[0].largest for at in inputs.every)
     if beyond := [f"{budget:g}" for budget in budget_ms if budget > most]:
@@ -163,29 +163,29 @@ def tell_beyond(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence
              "networks are within it")
 
 
-def askings(problems: Sequence[Problem], limits_list: Sequence[Limits]) -> list[Asking]:
+def requests_by_size(problems: Sequence[Problem], limits_list: Sequence[Limits]) -> list[SizeRequest]:
     """Divides limits among the problems, one an input size: each gets the limits that it has networks for, each once.
 
     A limit above the largest network of a size is that network's cost there, so that several limits may become one.
     Raises UserError for limits that no size can keep.
     """
     if len(problems) == 1:
-        return [Asking(problems[0], list(limits_list), [[index] for index in range(len(limits_list))])]
+        return [SizeRequest(problems[0], list(limits_list), [[index] for index in range(len(limits_list))])]
     asked: list[dict[tuple[tuple[str, float], ...], list[int]]] = [{} for _ in problems]
     for index, limits in enumerate(limits_list):
-        for of_size in within_reach(problems, limits):
+        for of_size in solvable(problems, limits):
             capped = tuple((name, min(value, of_size.largest(name))) for name, value in limits.items())
             asked[problems.index(of_size)].setdefault(capped, []).append(index)
-    return [Asking(of_size, [dict(limits) for limits in capped], list(capped.values()))
+    return [SizeRequest(of_size, [dict(limits) for limits in capped], list(capped.values()))
             for of_size, capped in zip(problems, asked, strict=True) if capped]
 
 
-def within_reach(problems: Sequence[Problem], limits: Limits) -> list[Problem]:
+def solvable(problems: Sequence[Problem], limits: Limits) -> list[Problem]:
     """Returns the problems that have a network within the limits. Raises UserError where none has."""
     reached = []
     for of_size in problems:
         try:
-            fastest(of_size, limits)
+            cheapest_choices(of_size, limits)
             reached.append(of_size)
         except UserError:
             if not reached and of_size is problems[-1]:
@@ -193,7 +193,7 @@ def within_reach(problems: Sequence[Problem], limits: Limits) -> list[Problem]:
     return reached
 
 
-def fastest(problem: Problem, limits: Limits) -> list[int]:
+def cheapest_choices(problem: Problem, limits: Limits) -> list[int]:
     """Returns the choice for each slot of the network of least first cost within limits.
 
     Raises UserError where no network is within them.
@@ -201,7 +201,7 @@ def fastest(problem: Problem, limits: Limits) -> list[int]:
     return solve(tuple(-row for row in problem.costs[0].per_op), problem.costs, limits)[0]
 
 
-def _count(layout: Layout, name: str) -> Cost:
+def _count_cost(layout: Layout, name: str) -> Cost:
     """Makes the cost that counts parameters or MACs of a layout's networks."""
     unit, of = _COUNTS[name]
 

@@ -47,7 +47,7 @@ CARD, ONNX, INT8, TFLITE = "card.json", "model.onnx", "model.int8.onnx", "model.
 CALIBRATION, CHECKED = 512, 200  # training images that int8 scales come from; held-out ones on which it is compared
 
 
-def predicted(inputs: Inputs, arch: Arch) -> dict[str, float]:
+def predicted_ms(inputs: Inputs, arch: Arch) -> dict[str, float]:
     """Returns the predicted ms of a network by target: sums over its operators, rounded exactly as selection does."""
     slots = range(len(arch.ops))
     return {target: math.fsum((p.fixed, *(p.ms[i][arch.ops[i]] for i in slots))) for target, p in inputs.prices.items()}
@@ -60,7 +60,7 @@ def deliver(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool,
     ``bounds`` are the budgets by target that it was chosen for: what is measured above them is said in the card.
     """
     name = folder_of(place, arch)
-    return inputs.run.record(name + CARD, Card, lambda: _card(inputs, arch, place, fine_tuned, bounds or {}))
+    return inputs.run.record(name + CARD, Card, lambda: _make_card(inputs, arch, place, fine_tuned, bounds or {}))
 
 
 def to_onnx(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def to_onnx(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any
     Of the inputs only the description of the images and the costs are read, no images and no prices.
     """
     model = load_weights(inputs, arch, place)
-    return {"onnx": str(path), **_write_float(inputs, arch, model, path), **_timed(inputs, model, {"float": path})}
+    return {"onnx": str(path), **_write_float(inputs, arch, model, path), **_measure(inputs, model, {"float": path})}
 
 
 def to_features(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def to_int8(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any
     model = load_weights(inputs, arch, place)
     agreement = require_int8_agreement(path, _write_int8(inputs, arch, model, path))
     return {"onnx": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
-            **_timed(inputs, model, {"int8": path})}
+            **_measure(inputs, model, {"int8": path})}
 
 
 def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -115,22 +115,22 @@ def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, A
             "measured_ms": dict.fromkeys(inputs.costs)}
 
 
-def _card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> Card:
+def _make_card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> Card:
     """Writes the files of a pick and returns its card."""
     name, keys = folder_of(place, arch), plan(inputs.layout, arch)
     model, files = load_weights(inputs, arch, place), {"float": inputs.run.file(name + ONNX)}
     differences = _write_float(inputs, arch, model, files["float"])
-    select, test = _judged(inputs, placement.placed(copy.deepcopy(model), inputs.device), inputs.device)
+    select, test = _evaluate_splits(inputs, placement.placed(copy.deepcopy(model), inputs.device), inputs.device)
     int8: dict[str, Any] = {}
     if _int8_tables(inputs):
         files["int8"] = inputs.run.file(name + INT8)
         agreement = _write_int8(inputs, arch, model, files["int8"])  # however weak: its accuracy says what it is worth
         int8 = {"int8_onnx": name + INT8, "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
                 "float_accuracy": test.accuracy, "float_select_accuracy": select.accuracy}
-        select, test = _judged(inputs, _running(files["int8"]), torch.device("cpu"))
-    ms = predicted(inputs, arch)
-    memory = _memory(inputs, model)
-    times = _timed(inputs, model, files)
+        select, test = _evaluate_splits(inputs, _onnx_model(files["int8"]), torch.device("cpu"))
+    ms = predicted_ms(inputs, arch)
+    memory = _npu_memory(inputs, model)
+    times = _measure(inputs, model, files)
     return Card(id=arch.id, arch=arch, size=arch.size, ms=ms, worst_ms=ms, macs=sum(macs(key) for key in keys),
                 params=sum(params(key) for key in keys), fine_tuned=fine_tuned, exits=[], **times,
                 over_budget=over(times["measured_ms"], bounds), tables=busy_tables(inputs),
@@ -147,7 +147,7 @@ def _provenance(inputs: Inputs) -> Provenance:
                       environment=inputs.run.read_json("environment.json"), ops=recorded_ops(inputs.run))
 
 
-def _memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
+def _npu_memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
     """Returns the SRAM and flash of a trained network on targets that Vela compiles, None where it is not installed.
 
     With limits ``fits`` says whether it keeps them: trained weights may need more than the typical ones that it was
@@ -164,7 +164,8 @@ def _memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
         if inputs.footprints:
             raise
         return {key: dict.fromkeys(tables) for key in ("sram_kb", "flash_kb")}
-    needs = {target: Memory.of(npu.compile(file, f"a pick on {target}")) for target, npu in npus.items() if npu}
+    needs = {target: Memory.from_report(npu.compile(file, f"a pick on {target}"))
+             for target, npu in npus.items() if npu}
     fits = all(footprint.limits.admits(needs[target]) for target, footprint in inputs.footprints.items())
     return {"sram_kb": {target: need.sram_kb for target, need in needs.items()},
             "flash_kb": {target: need.flash_kb for target, need in needs.items()},
@@ -188,7 +189,7 @@ def _write_int8(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> Int
     bits = min((int(table.meta.get("weight_bits", 8)) for table in _int8_tables(inputs)), default=weight_bits())
     graph = quantise(lower(model, in_ch=data.in_ch, size=size), _calibration(inputs), bits)
     save(graph, path, {**metadata_of(inputs, arch), "precision": "int8", "weight_bits": str(bits)})
-    return compare_int8(_running(path), model, normalise(data.select.images[:CHECKED], data))
+    return compare_int8(_onnx_model(path), model, normalise(data.select.images[:CHECKED], data))
 
 
 def metadata_of(inputs: Inputs, arch: Arch) -> dict[str, str]:
@@ -208,15 +209,15 @@ def _calibration(inputs: Inputs) -> list[torch.Tensor]:
     return evaluation.calibration_images(inputs.data, CALIBRATION, 8, torch.device("cpu"), inputs.seed)
 
 
-def _judged(inputs: Inputs, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device
-            ) -> tuple[Judged, Judged]:
+def _evaluate_splits(inputs: Inputs, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+                     ) -> tuple[Judged, Judged]:
     """Evaluates a network on the selection split and on the test split."""
     data, augment = inputs.data, inputs.config.train.augment or inputs.data.augment
     return (evaluation.evaluate_shifted(model, data.select, data, device, augment, inputs.seed),
             evaluation.evaluate(model, data.test, data, device))
 
 
-def _running(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+def _onnx_model(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns a function that runs an ONNX file in ONNX Runtime and is called as a module is."""
     loaded = session(path, torch.get_num_threads())
     return lambda images: torch.from_numpy(loaded.run(None, {"input": images.numpy()})[0])
@@ -227,7 +228,7 @@ def _int8_tables(inputs: Inputs) -> list[Costs]:
     return [costs for costs in inputs.costs.values() if costs.int8_on_cpu]
 
 
-def _timed(inputs: Inputs, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
+def _measure(inputs: Inputs, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
     """Measures a network on every target that is this machine; returns ``measured_ms`` and ``drift`` by target.
 
     ``files`` are its ``float`` and ``int8`` files: each target has the one of its precision timed.
@@ -242,7 +243,7 @@ def busy_tables(inputs: Inputs) -> dict[str, str]:
     return {target: text for target, costs in inputs.costs.items() if (text := busy_text(costs.meta))}
 
 
-def measurable(inputs: Inputs, target: str) -> bool:
+def is_measured_here(inputs: Inputs, target: str) -> bool:
     """Tells whether a target is this machine, so that networks can be timed for it."""
     return measured_here(inputs.costs[target]) is not None
 

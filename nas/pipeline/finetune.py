@@ -114,12 +114,12 @@ def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, 
     How many threads each gets depends on all of ``archs``, so that a run that was continued ends the same.
     """
     left = [arch for arch in archs if not inputs.run.has(folder_of(place, arch) + file)]
-    tunings = [_prepared(inputs, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
+    tunings = [_make_tuning(inputs, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
     if not tunings:
         return
     threads = torch.get_num_threads()
     at_once = min(len(archs), threads) if recipe.epochs and inputs.device.type == "cpu" else 1
-    alone = at_once == 1 or any(_draws(tuning.model, inputs) for tuning in tunings)
+    alone = at_once == 1 or any(_draws_globally(tuning.model, inputs) for tuning in tunings)
     what = "fine-tune" if recipe.epochs else "weights"
     with progress.task(what, len(left) * recipe.epochs, sum(tuning.done for tuning in tunings)) as task:
         shared = _Shared(task, {tuning.name: float(tuning.done) for tuning in tunings})
@@ -151,8 +151,8 @@ def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threadi
             raise error
 
 
-def _prepared(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: FineTuningRecipe,
-              teacher: nn.Module | None, file: str) -> FineTuning:
+def _make_tuning(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: FineTuningRecipe,
+                 teacher: nn.Module | None, file: str) -> FineTuning:
     """Makes the fine-tuning of a network: with the weights it begins with, or from its last checkpoint on."""
     run, data, name = inputs.run, inputs.data, folder_of(place, arch)
     run.write_json(f"{name}arch.json", arch.to_json())
@@ -166,7 +166,7 @@ def _prepared(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: 
     return tuning
 
 
-def _draws(model: nn.Module, inputs: Inputs) -> bool:
+def _draws_globally(model: nn.Module, inputs: Inputs) -> bool:
     """Tells whether training draws from PyTorch's global generator, as an operator of the user's own may."""
     trial, before = copy.deepcopy(model).train(), torch.get_rng_state()
     images = torch.zeros(2, inputs.data.in_ch, inputs.data.size, inputs.data.size, device=inputs.device)

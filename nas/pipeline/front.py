@@ -17,7 +17,7 @@ LEAST_OF_ID = 4  # characters that stand for an id, where only one begins so
 Accuracy = Literal["select_accuracy", "accuracy"]
 
 
-def front_of(inputs: Inputs, cards: Sequence[Card], picks: Picks) -> Front:
+def make_front(inputs: Inputs, cards: Sequence[Card], picks: Picks) -> Front:
     """Makes the front of a search: of its picks those that no other dominates on some target, by selection accuracy.
 
     The others are in ``dominated``; one whose trained weights are over the limit of memory is in ``too_large`` alone.
@@ -37,9 +37,9 @@ def front_of(inputs: Inputs, cards: Sequence[Card], picks: Picks) -> Front:
                  front=_with_ties([card for card in briefs if card.id in kept], targets[0]),
                  dominated=[card for card in briefs if card.fits and card.id not in kept],
                  too_large=[card for card in briefs if not card.fits],
-                 budgets=[_delivered(pick, by_id[pick.id]) for pick in picks.budgets if pick.id in by_id],
-                 fronts=fronts if several else {}, on_several=_on_several(fronts) if several else [],
-                 share_of_slots=_shares(fitting), rank_agreement=picks.rank_agreement, held_out=picks.held_out)
+                 budgets=[_budget_as_delivered(pick, by_id[pick.id]) for pick in picks.budgets if pick.id in by_id],
+                 fronts=fronts if several else {}, on_several=_ids_on_several(fronts) if several else [],
+                 share_of_slots=_operator_shares(fitting), rank_agreement=picks.rank_agreement, held_out=picks.held_out)
 
 
 def _undominated(cards: Sequence[Card], by: Accuracy, target: str) -> list[str]:
@@ -47,7 +47,7 @@ def _undominated(cards: Sequence[Card], by: Accuracy, target: str) -> list[str]:
     return [point.id for point in pareto_front(Point(card.id, card.ms[target], getattr(card, by)) for card in cards)]
 
 
-def _delivered(pick: Pick, card: Card) -> Budget:
+def _budget_as_delivered(pick: Pick, card: Card) -> Budget:
     """Returns the budget of a pick with the milliseconds measured on its delivered file, if any were."""
     measured = {target: card.measured_ms[target] for target in pick.budget_ms}
     known = any(ms is not None for ms in measured.values())
@@ -67,7 +67,7 @@ def _with_ties(front: Sequence[Card], target: str) -> list[Card]:
     return [card.model_copy(update={"within_error_of": tie(card)}) for card in front]
 
 
-def _on_several(fronts: Mapping[str, Sequence[str]]) -> list[str]:
+def _ids_on_several(fronts: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns the ids of the networks that are on the fronts of several targets."""
     ids = dict.fromkeys(id for front in fronts.values() for id in front)
     return [id for id in ids if sum(id in front for front in fronts.values()) > 1]
@@ -80,7 +80,7 @@ def find(fronts: Mapping[str, Front], arch_id: str | None, budget_ms: float | No
     of the search are returned. Raises UserError for an unknown id, and where no pick is within the budget.
     """
     if arch_id is not None:
-        wanted = meant(fronts, arch_id)
+        wanted = full_id(fronts, arch_id)
         return next(place for place, front in fronts.items() if wanted in _ids(front)), [wanted]
     return "", _ids(fronts[""]) if budget_ms is None else [fronts[""].best(budget_ms).id]
 
@@ -93,7 +93,7 @@ def read_fronts(run: Run) -> dict[str, Front]:
     return {place: run.read(f"{place}front.json", Front) for place in run.places()}
 
 
-def meant(fronts: Mapping[str, Front], text: str) -> str:
+def full_id(fronts: Mapping[str, Front], text: str) -> str:
     """Returns the id of the pick that a text names: the whole id, or its first ``LEAST_OF_ID`` characters or more.
 
     Raises UserError where no id, or several, begin so.
@@ -114,7 +114,7 @@ def _ids(front: Front) -> list[str]:
     return [card.id for card in front.cards]
 
 
-def _shares(cards: Sequence[Card]) -> dict[str, float]:
+def _operator_shares(cards: Sequence[Card]) -> dict[str, float]:
     """Returns the share of slots that each operator family holds, over all picks."""
     names = [op.name for card in cards if card.arch for op in card.arch.ops]
     return {name: round(names.count(name) / len(names), 4) for name in sorted(set(names))}

@@ -11,13 +11,13 @@ from nas.training.recipes import FineTuningRecipe, SupernetRecipe
 from nas.units import amount
 
 
-def lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: SupernetRecipe,
-          tuning: FineTuningRecipe) -> list[str]:
+def header_lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: SupernetRecipe,
+                 tuning: FineTuningRecipe) -> list[str]:
     """Returns one line each of the space, of every target with its budgets, and of what is trained and judged."""
     layout, config = inputs.layout, inputs.config
     sizes = " and ".join(str(at.size) for at in inputs.every)
-    searched = (f"space: {layout.space} at {sizes} pixels, {len(layout.slots)} slots, {about(sampling.count(layout))} "
-                "networks")
+    searched = (f"space: {layout.space} at {sizes} pixels, {len(layout.slots)} slots, "
+                f"{in_short(sampling.count(layout))} networks")
     targets = [f"target: {target} ({', '.join(origin(inputs.costs[target])) or inputs.costs[target].name}), "
                f"{'budget' if len(budgets) == 1 else 'budgets'} {', '.join(amount(ms, target) for ms in budgets)}"
                for target, budgets in limits.items()]
@@ -34,7 +34,7 @@ def _epochs(recipe: SupernetRecipe) -> str:
             f"{recipe.epochs['settle']} to settle")
 
 
-def about(count: int) -> str:
+def in_short(count: int) -> str:
     """Writes a number in short, ``3.1e+105``, also one that is larger than any float."""
     text = str(count)
     return f"{count:,}" if len(text) <= 6 else f"{text[0]}.{text[1]}e+{len(text) - 1}"

@@ -70,11 +70,11 @@ def problem(inputs: Inputs, layout: Layout, targets: Sequence[str]) -> Problem:
             for t in targets}
     costs = tuple(Cost(t, unit(t), inputs.prices[t].fixed, rows[t]) for t in targets)
     fits = inputs.footprints
-    flash = tuple(fits[t].flash(layout) for t in targets if t in fits and fits[t].bounds())
+    flash = tuple(fits[t].flash_cost(layout) for t in targets if t in fits and fits[t].flash_limits())
     return Problem(layout, tuple(slot.ops for slot in layout.slots), costs + flash,
                    lambda arch: all(footprint.admits(arch) for footprint in fits.values()))
 
 
 def memory_bounds(inputs: Inputs, target: str) -> dict[str, float]:
     """Returns the limits of flash on a target, by the name that ``problem`` gives the cost."""
-    return inputs.footprints[target].bounds() if target in inputs.footprints else {}
+    return inputs.footprints[target].flash_limits() if target in inputs.footprints else {}

@@ -52,7 +52,7 @@ def judge_given(inputs: Inputs, training: SupernetTraining, archs: Sequence[Arch
     with progress.task("judge", len(set(archs))) as task:
         judge = Judge(inputs, training, task)
         judge(list(dict.fromkeys(archs)))
-    networks = [_judged(inputs, keys, arch, (judge.known[arch.id], judge.accuracies[arch.id]), len(judge.split))
+    networks = [_describe(inputs, keys, arch, (judge.known[arch.id], judge.accuracies[arch.id]), len(judge.split))
                 for arch, keys in zip(archs, plans, strict=True)]
     return JudgedNetworks(run=str(inputs.run.path), split="select", images=len(judge.split), networks=networks)
 
@@ -75,13 +75,13 @@ def _advice(inputs: Inputs, arch: Arch) -> str:
             "it")
 
 
-def stopped(inputs: Inputs, until: str, picks: Picks | None) -> Stopped:
+def stopped_result(inputs: Inputs, until: str, picks: Picks | None) -> Stopped:
     """Returns the result of a search that was asked to end behind a stage: its picks, if any, by inherited accuracy."""
     budgets, targets = picks.budgets if picks else [], list(inputs.costs)
-    known, images = Judge.remembered(inputs.run), min(inputs.config.judge_images, len(inputs.data.select))
+    known, images = Judge.read_log(inputs.run), min(inputs.config.judge_images, len(inputs.data.select))
     archs = {pick.id: pick.arch for pick in budgets}
-    networks = [_candidate(_judged(inputs.at(arch.size), plan(inputs.at(arch.size).measured, arch), arch,
-                                   known[arch.id], images)) for arch in archs.values()]
+    networks = [_candidate(_describe(inputs.at(arch.size), plan(inputs.at(arch.size).measured, arch), arch,
+                                     known[arch.id], images)) for arch in archs.values()]
     networks.sort(key=lambda network: network.ms[targets[0]])
     kept = {point.id for target in targets for point in pareto_front(
         Point(network.id, network.ms[target], network.select_accuracy or 0.0) for network in networks)}
@@ -98,8 +98,8 @@ def _candidate(network: JudgedNetwork) -> Candidate:
                      select_accuracy=network.accuracy, select_accuracy_se=network.accuracy_se)
 
 
-def _judged(inputs: Inputs, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, float],
-            images: int) -> JudgedNetwork:
+def _describe(inputs: Inputs, keys: Sequence[OpKey], arch: Arch, judged: tuple[float, float],
+              images: int) -> JudgedNetwork:
     """Describes a network by its loss and accuracy (``judged``, on so many ``images``) and its costs."""
     loss, accuracy = judged
     return JudgedNetwork(

@@ -41,7 +41,7 @@ class Memory:
     flash_kb: float | None = None
 
     @staticmethod
-    def of(report: Report) -> Memory:
+    def from_report(report: Report) -> Memory:
         """Returns what a network needs by the report of Vela."""
         return Memory(report.sram_bytes / KB, report.flash_bytes / KB)
 
@@ -73,17 +73,17 @@ class Footprints:
         self._known = {e["what"]: Memory(e["sram_bytes"] / KB, e["flash_bytes"] / KB) for e in events}
         self._seen: dict[str, Memory] = {}
 
-    def of(self, arch: Arch) -> Memory:
+    def need_of(self, arch: Arch) -> Memory:
         """Returns what a network needs with typical weights. Raises UserError where Vela cannot compile it."""
         if arch.id not in self._seen:
-            self._seen[arch.id] = self._compiled(arch.id, plan(self.layout, arch))
+            self._seen[arch.id] = self._compile(arch.id, plan(self.layout, arch))
         return self._seen[arch.id]
 
     def admits(self, arch: Arch) -> bool:
         """Tells whether a network is within the limits."""
-        return self.limits.admits(self.of(arch))
+        return self.limits.admits(self.need_of(arch))
 
-    def fitting(self, layout: Layout) -> Layout:
+    def without_too_large(self, layout: Layout) -> Layout:
         """Returns the layout without the choices that need more SRAM than the limit on their own.
 
         Of a branch only some widths are compiled, as a wider one needs no less. Raises UserError where nothing is left
@@ -96,7 +96,7 @@ class Footprints:
             for slot in layout.slots:
                 ops = [branch.at(width) for branch in slot.branches for width in self._widths(slot, branch)]
                 if not ops:
-                    least = min(self._alone(slot.key(branch.ops[0])) for branch in slot.branches)
+                    least = min(self._sram_alone(slot.key(branch.ops[0])) for branch in slot.branches)
                     raise UserError(f"{setting('sram_kb', f'{self.limits.sram_kb:.6g}')}: nothing in slot {slot.index} "
                                     f"fits on {self.target}: its smallest choice needs {least:.1f} KB; raise it, or "
                                     f"search a smaller space ({setting('width')}) or at a smaller {setting('size')}")
@@ -104,7 +104,7 @@ class Footprints:
                 task.advance()
         return restrict(layout, keep)
 
-    def flash(self, layout: Layout) -> Cost:
+    def flash_cost(self, layout: Layout) -> Cost:
         """Makes the selection cost that estimates flash as a sum over operators, in KB.
 
         It is fitted to the parameters and the numbers of operators of random networks, none of which it puts too low.
@@ -118,9 +118,9 @@ class Footprints:
         if new := [arch for arch in networks if arch.id not in self._known]:
             with self._progress.task(f"flash of random networks on {self.target}", len(new)) as task:
                 for arch in new:
-                    self.of(arch)
+                    self.need_of(arch)
                     task.advance()
-        needs = np.array([self.of(arch).flash_kb for arch in networks])
+        needs = np.array([self.need_of(arch).flash_kb for arch in networks])
         features = np.array([[sum(map(params, keys)), len(keys)] for keys in plans]) / needs[:, None]
         weights, _ = nnls(features, np.ones(len(needs)))
         weights = weights / (features @ weights).min()
@@ -131,23 +131,23 @@ class Footprints:
         rows = tuple(np.array([cost(slot.key(op)) for op in slot.ops]) for slot in layout.slots)
         return Cost(f"flash of {self.target}", "KB", sum(map(cost, layout.fixed)), rows)
 
-    def bounds(self) -> dict[str, float]:
+    def flash_limits(self) -> dict[str, float]:
         """Returns the limit of flash, by the name of its cost; nothing where there is none."""
         return {} if self.limits.flash_kb is None else {f"flash of {self.target}": self.limits.flash_kb}
 
-    def ends(self, problem: Problem) -> tuple[float, float]:
+    def ms_range(self, problem: Problem) -> tuple[float, float]:
         """Returns the smallest ms of a network that fits, and the largest ms of one by estimates of memory alone.
 
         Raises UserError where no network that fits was found.
         """
         ms = problem.costs[0]
-        fastest = solve(tuple(-row for row in ms.per_op), problem.costs, self.bounds(), admits=problem.admitted)
+        fastest = solve(tuple(-row for row in ms.per_op), problem.costs, self.flash_limits(), admits=problem.admitted)
         if not fastest:
-            raise UserError(self.nothing())
-        slowest = solve(ms.per_op, problem.costs, self.bounds())
+            raise UserError(self.no_network_fits())
+        slowest = solve(ms.per_op, problem.costs, self.flash_limits())
         return ms.of(fastest[0]), ms.of(slowest[0])
 
-    def nothing(self, where: str = "") -> str:
+    def no_network_fits(self, where: str = "") -> str:
         """Writes the message that no network fits, with the smallest memory that any needed.
 
         ``where`` restricts it, for example to a budget.
@@ -168,18 +168,18 @@ class Footprints:
         low, high = 0, len(widths)
         position = high - 1  # mostly all fit
         while low < high:
-            if self._alone(slot.key(branch.at(widths[position]))) <= ALONE * (self.limits.sram_kb or 0):
+            if self._sram_alone(slot.key(branch.at(widths[position]))) <= ALONE * (self.limits.sram_kb or 0):
                 low = position + 1
             else:
                 high = position
             position = (low + high) // 2
         return widths[:low]
 
-    def _alone(self, key: OpKey | None) -> float:
+    def _sram_alone(self, key: OpKey | None) -> float:
         """Returns the KB of SRAM that one operator needs on its own; 0 for ``skip``."""
-        return self._compiled(str(key), [key]).sram_kb or 0.0 if key else 0.0
+        return self._compile(str(key), [key]).sram_kb or 0.0 if key else 0.0
 
-    def _compiled(self, what: str, keys: list[OpKey]) -> Memory:
+    def _compile(self, what: str, keys: list[OpKey]) -> Memory:
         """Returns what operators, one after another, need by Vela; ``what`` names them in the log, which keeps it."""
         if what not in self._known:
             first = keys[0]
@@ -187,12 +187,12 @@ class Footprints:
             report = self.npu.report(module, what, in_ch=first.in_ch, size=first.size)
             self.run.log("compiled", target=self.target, what=what, sram_bytes=report.sram_bytes,
                          flash_bytes=report.flash_bytes, vela=self.npu.version)
-            self._known[what] = Memory.of(report)
+            self._known[what] = Memory.from_report(report)
         return self._known[what]
 
 
-def within(layout: Layout, footprints: Mapping[str, Footprints]) -> Layout:
+def fitting_layout(layout: Layout, footprints: Mapping[str, Footprints]) -> Layout:
     """Returns a layout without the choices that need too much SRAM on some target."""
     for footprint in footprints.values():
-        layout = footprint.fitting(layout)
+        layout = footprint.without_too_large(layout)
     return layout

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from nas.run.records import TOLERANCE, Budget, Excess, Front
 
 
-def bounds_of(budgets: Iterable[Budget], arch_id: str) -> dict[str, float]:
+def smallest_budgets(budgets: Iterable[Budget], arch_id: str) -> dict[str, float]:
     """Returns, by target, the smallest of the budgets that a network was chosen for."""
     smallest: dict[str, float] = {}
     for budget in budgets:
@@ -27,13 +27,13 @@ def over(measured: Mapping[str, float | None], bounds: Mapping[str, float]) -> d
             if (ms := measured.get(target)) is not None and ms > bound * (1 + TOLERANCE)}
 
 
-def lines(front: Front) -> list[str]:
+def overrun_lines(front: Front) -> list[str]:
     """Returns a line for every pick of a front that is measured above its budget."""
-    return [sentence(card.id, target, excess, card.ms.get(target))
+    return [overrun_line(card.id, target, excess, card.ms.get(target))
             for card in (*front.cards, *front.too_large) for target, excess in card.over_budget.items()]
 
 
-def sentence(name: str, target: str, excess: Excess, predicted_ms: float | None) -> str:
+def overrun_line(name: str, target: str, excess: Excess, predicted_ms: float | None) -> str:
     """Returns the line that says of one network how far it is above its budget."""
     predicted = "" if predicted_ms is None else f"; predicted {predicted_ms:.4g}"
     return (f"measured above its budget: {name} takes {excess.measured_ms:.4g} ms on {target} for "

@@ -23,11 +23,11 @@ from nas.decision import Prices
 from nas.errors import UserError
 from nas.latency.correction import fit
 from nas.pipeline import deliver
-from nas.pipeline.budgets import Bounds, reachable
+from nas.pipeline.budgets import Bounds, reachable_budgets
 from nas.pipeline.inputs import Inputs
-from nas.pipeline.npu_memory import within
+from nas.pipeline.npu_memory import fitting_layout
 from nas.pipeline.overrun import over
-from nas.pipeline.selection import Judge, state_of
+from nas.pipeline.selection import Judge, logged_name
 from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.run.records import Pick, Picks, TableCorrection
@@ -62,7 +62,7 @@ class Correction:
         short = float((ms / (scale * sums + per_op_ms * counts)).max())
         return Correction(scale * short, per_op_ms * short, len(ms))
 
-    def raised(self, prices: Prices, layout: Layout) -> Prices:
+    def applied(self, prices: Prices, layout: Layout) -> Prices:
         """Returns the corrected prices of a layout's operators."""
         rows = tuple({op: self._ms(ms, 1) if slot.key(op) else ms for op, ms in row.items()}
                      for slot, row in zip(layout.slots, prices.ms, strict=True))
@@ -78,8 +78,8 @@ class Stopwatch:
 
     def __init__(self, inputs: Inputs, training: SupernetTraining, progress: Progress) -> None:
         self.inputs, self.training, self._progress = inputs, training, progress
-        self.targets = [target for target in inputs.costs if deliver.measurable(inputs, target)]
-        self._state = {target: _digest(inputs, target) for target in self.targets}
+        self.targets = [target for target in inputs.costs if deliver.is_measured_here(inputs, target)]
+        self._state = {target: _table_digest(inputs, target) for target in self.targets}
         self.measured: dict[str, dict[Arch, float]] = {target: {} for target in self.targets}
         self._known = {(event["target"], event["costs"], event["id"]): float(event["ms"])
                        for event in inputs.run.events("timed") if {"target", "costs", "id", "ms"} <= event.keys()}
@@ -93,14 +93,14 @@ class Stopwatch:
                 self.measured[target][arch] = self._time(arch, target)
                 task.advance(1)
 
-    def of(self, budget: Pick) -> dict[str, float | None]:
+    def ms_of(self, budget: Pick) -> dict[str, float | None]:
         """Returns what the pick of a budget takes on each of its targets, None where that is not measured here."""
         return {target: self.measured[target][budget.arch] if target in self.targets else None
                 for target in budget.budget_ms}
 
     def keeps(self, budget: Pick) -> bool:
         """Tells whether the pick of a budget is within it on every target on which it is measured."""
-        return not over(self.of(budget), budget.budget_ms)
+        return not over(self.ms_of(budget), budget.budget_ms)
 
     def _time(self, arch: Arch, target: str) -> float:
         """Returns what a network takes on a target, from the log where it was measured by an earlier call."""
@@ -117,8 +117,8 @@ class Stopwatch:
         return self._known[key]
 
 
-def kept(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], asked: Bounds,
-         given: Mapping[str, bool], select: Select, progress: Progress) -> Picks:
+def select_measured(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], asked: Bounds,
+                    given: Mapping[str, bool], select: Select, progress: Progress) -> Picks:
     """Selects picks by calling ``select``, measures them, and selects again for budgets that they do not keep.
 
     ``given`` says of which targets the user named the budgets: those of others are steps from the fastest network on.
@@ -133,29 +133,29 @@ def kept(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[floa
         missed = [budget for budget in picks.budgets if not watch.keeps(budget)]
         if not missed:
             break
-        corrections = {target: _corrected(inputs, target, watch) for target in watch.targets}
-        progress.note(_said(missed, watch, corrections))
-        chosen = _again(_with(inputs, corrections), training, missed, asked, given, select, progress)
+        corrections = {target: _fit_correction(inputs, target, watch) for target in watch.targets}
+        progress.note(_repeat_note(missed, watch, corrections))
+        chosen = _select_again(_with_corrections(inputs, corrections), training, missed, asked, given, select, progress)
         watch.time([pick for _, pick in chosen])
-        picks = picks.model_copy(update={"budgets": _replaced(picks.budgets, chosen)})
+        picks = picks.model_copy(update={"budgets": _replace_picks(picks.budgets, chosen)})
     budgets = _best_measured(inputs, picks.budgets, watch)
     for budget in budgets:
         if not watch.keeps(budget):
-            progress.note(_out_of_reach(budget, watch))
+            progress.note(_out_of_reach_note(budget, watch))
     return picks.model_copy(update={"budgets": budgets, "corrections": {
         target: TableCorrection(**vars(correction)) for target, correction in corrections.items()}})
 
 
-def _again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Pick], asked: Bounds,
-           given: Mapping[str, bool], select: Select, progress: Progress) -> list[tuple[Pick, Pick]]:
+def _select_again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Pick], asked: Bounds,
+                  given: Mapping[str, bool], select: Select, progress: Progress) -> list[tuple[Pick, Pick]]:
     """Selects again for the budgets that were ``missed``, by the corrected prices of ``inputs``.
 
     Returns the old and the new pick of each budget, but for budgets that no network keeps by these prices.
     """
-    layout, asked_alone = within(training.supernet.layout, inputs.footprints), replace(asked, together={})
+    layout, asked_alone = fitting_layout(training.supernet.layout, inputs.footprints), replace(asked, together={})
     alone = [budget for budget in missed if len(budget.budget_ms) == 1]
     least = {target: ms for target in dict.fromkeys(target for budget in alone for target in budget.budget_ms)
-             if (ms := _least(inputs, layout, target, asked_alone, progress)) is not None}
+             if (ms := _fastest_ms(inputs, layout, target, asked_alone, progress)) is not None}
     at = [(budget, target, max(bound, least[target]))
           for budget in alone for target, bound in budget.budget_ms.items() if target in least]
     limits = {target: sorted({ms for _, other, ms in at if other == target}) for target in least}
@@ -165,22 +165,22 @@ def _again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Pick], a
               for budget, target, ms in at for answer, bound in answers if bound == {target: ms}]
     for budget in missed:
         if len(budget.budget_ms) > 1:
-            chosen += _together(inputs, budget, asked, select, progress)
+            chosen += _select_together(inputs, budget, asked, select, progress)
     return chosen
 
 
-def _least(inputs: Inputs, layout: Layout, target: str, asked: Bounds, progress: Progress) -> float | None:
+def _fastest_ms(inputs: Inputs, layout: Layout, target: str, asked: Bounds, progress: Progress) -> float | None:
     """Returns the ms of the fastest network; None, which the user is told, where that is above the search's ``max_ms``.
     """
     try:
-        return reachable(inputs, layout, target, [], 2, asked)[0]
+        return reachable_budgets(inputs, layout, target, [], 2, asked)[0]
     except UserError as error:
         progress.note(f"{error}, as measured")
         return None
 
 
-def _together(inputs: Inputs, budget: Pick, asked: Bounds, select: Select,
-              progress: Progress) -> list[tuple[Pick, Pick]]:
+def _select_together(inputs: Inputs, budget: Pick, asked: Bounds, select: Select,
+                     progress: Progress) -> list[tuple[Pick, Pick]]:
     """Selects again for a budget on several targets together; returns nothing where no network keeps it on all of them.
     """
     try:
@@ -191,7 +191,7 @@ def _together(inputs: Inputs, budget: Pick, asked: Bounds, select: Select,
     return [(budget, answer) for answer in answers]
 
 
-def _replaced(budgets: Sequence[Pick], chosen: Sequence[tuple[Pick, Pick]]) -> list[Pick]:
+def _replace_picks(budgets: Sequence[Pick], chosen: Sequence[tuple[Pick, Pick]]) -> list[Pick]:
     """Returns the budgets with their new picks, each budget once."""
     new = [next((other for old, other in chosen if old is budget), budget) for budget in budgets]
     return list({json.dumps(budget.budget_ms): budget for budget in new}.values())
@@ -202,7 +202,7 @@ def _best_measured(inputs: Inputs, budgets: Sequence[Pick], watch: Stopwatch) ->
 
     Of several that do, that is the one of the lowest judged loss; where none does, it is the fastest.
     """
-    losses = {name: loss for name, (loss, _) in Judge.remembered(inputs.run, state_of(inputs)).items()}
+    losses = {name: loss for name, (loss, _) in Judge.read_log(inputs.run, logged_name(inputs)).items()}
     chosen = []
     for budget in budgets:
         best = _with_pick(inputs, budget, budget)
@@ -212,47 +212,47 @@ def _best_measured(inputs: Inputs, budgets: Sequence[Pick], watch: Stopwatch) ->
             keeping = [other for other in others if watch.keeps(other)]
             best = min(keeping, key=lambda other: losses.get(other.id, math.inf)) if keeping else (
                 min(others, key=lambda other: _excess(other, watch)))
-        chosen.append(best.model_copy(update={"measured_ms": watch.of(best)}))
+        chosen.append(best.model_copy(update={"measured_ms": watch.ms_of(best)}))
     return chosen
 
 
 def _predicted_within(budget: Pick, watch: Stopwatch) -> bool:
     """Tells whether the pick of a budget keeps it by the tables of the targets that are not measured here."""
     return all(budget.ms[target] <= budget.budget_ms[target] * (1 + ROUNDING)
-               for target, measured in watch.of(budget).items() if measured is None)
+               for target, measured in watch.ms_of(budget).items() if measured is None)
 
 
 def _excess(budget: Pick, watch: Stopwatch) -> float:
     """Returns the measured ms of a pick as a share of its budget, on the target where that is largest."""
-    return max(ms / budget.budget_ms[target] for target, ms in watch.of(budget).items() if ms is not None)
+    return max(ms / budget.budget_ms[target] for target, ms in watch.ms_of(budget).items() if ms is not None)
 
 
 def _with_pick(inputs: Inputs, budget: Pick, other: Pick) -> Pick:
     """Returns a budget with the network that was picked for another one, and that network's predicted ms."""
-    ms = deliver.predicted(inputs.at(other.arch.size), other.arch)
+    ms = deliver.predicted_ms(inputs.at(other.arch.size), other.arch)
     return budget.model_copy(update={"id": other.id, "size": other.size, "arch": other.arch,
                                      "ms": {target: ms[target] for target in budget.budget_ms}})
 
 
-def _corrected(inputs: Inputs, target: str, watch: Stopwatch) -> Correction:
+def _fit_correction(inputs: Inputs, target: str, watch: Stopwatch) -> Correction:
     """Fits the correction of a target's table to all networks that were measured on it."""
     measured = watch.measured[target]
-    predicted = [deliver.predicted(inputs.at(arch.size), arch)[target] for arch in measured]
+    predicted = [deliver.predicted_ms(inputs.at(arch.size), arch)[target] for arch in measured]
     operators = [len(plan(inputs.at(arch.size).layout, arch)) for arch in measured]
     smallest = min(ms for at in inputs.every for row in at.prices[target].ms for ms in row.values() if ms > 0)
     return Correction.fitted(predicted, operators, list(measured.values()), smallest)
 
 
-def _with(inputs: Inputs, corrections: Mapping[str, Correction]) -> Inputs:
+def _with_corrections(inputs: Inputs, corrections: Mapping[str, Correction]) -> Inputs:
     """Returns the inputs with corrected prices, at all input sizes."""
     def priced(at: Inputs) -> Inputs:
-        return replace(at, prices={**at.prices, **{target: correction.raised(at.prices[target], at.layout)
+        return replace(at, prices={**at.prices, **{target: correction.applied(at.prices[target], at.layout)
                                                    for target, correction in corrections.items()}})
 
     return replace(priced(inputs), others={size: priced(at) for size, at in inputs.others.items()})
 
 
-def _said(missed: Sequence[Pick], watch: Stopwatch, corrections: Mapping[str, Correction]) -> str:
+def _repeat_note(missed: Sequence[Pick], watch: Stopwatch, corrections: Mapping[str, Correction]) -> str:
     """Writes the line that tells the user why the selection is repeated."""
     worst = max(missed, key=lambda budget: _excess(budget, watch))
     factors = ", ".join(f"{target}: {correction.scale:.3g} times its ms and {correction.per_op_ms:.3g} ms an operator"
@@ -261,13 +261,13 @@ def _said(missed: Sequence[Pick], watch: Stopwatch, corrections: Mapping[str, Co
             f"{100 * (_excess(worst, watch) - 1):.0f} %: selecting again with costs as measured ({factors})")
 
 
-def _out_of_reach(budget: Pick, watch: Stopwatch) -> str:
+def _out_of_reach_note(budget: Pick, watch: Stopwatch) -> str:
     """Writes the line that tells the user that no measured network keeps a budget."""
     asked = ", ".join(amount(bound, target) for target, bound in budget.budget_ms.items())
-    takes = ", ".join(amount(ms, target) for target, ms in watch.of(budget).items() if ms is not None)
+    takes = ", ".join(amount(ms, target) for target, ms in watch.ms_of(budget).items() if ms is not None)
     return f"no network that was measured keeps {asked}: the fastest known, {budget.id}, takes {takes}"
 
 
-def _digest(inputs: Inputs, target: str) -> str:
+def _table_digest(inputs: Inputs, target: str) -> str:
     """Returns a digest of the conditions of a target's table: what was measured under others does not count."""
     return hashlib.sha256(json.dumps(inputs.costs[target].meta, sort_keys=True).encode()).hexdigest()[:12]

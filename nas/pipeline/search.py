@@ -20,19 +20,19 @@ from nas.config.search import Config
 from nas.errors import UserError, setting
 from nas.latency.costs import load as load_costs
 from nas.pipeline import deliver, header, judging, recheck, selection, supernet
-from nas.pipeline.budgets import NOTHING, Bounds, limits_of, reachable, spelled_once, tell_beyond
+from nas.pipeline.budgets import NOTHING, Bounds, limits_of, reachable_budgets, spelled_once, tell_idle_budgets
 from nas.pipeline.exits import picks as picks_exits
 from nas.pipeline.finetune import folder_of, train_picks
-from nas.pipeline.front import find, front_of, meant, read_fronts
+from nas.pipeline.front import find, full_id, make_front, read_fronts
 from nas.pipeline.inputs import Inputs
-from nas.pipeline.npu_memory import UNLIMITED, Memory, within
-from nas.pipeline.overrun import bounds_of, over
+from nas.pipeline.npu_memory import UNLIMITED, Memory, fitting_layout
+from nas.pipeline.overrun import over, smallest_budgets
 from nas.pipeline.pace import pace_of
 from nas.pipeline.setup import (
-    compiler,
     complete_tables,
-    limits_of_memory,
     load_recorded,
+    memory_limits,
+    npu_of,
     prepare,
     refuse_inputs,
     with_targets,
@@ -62,9 +62,9 @@ def refuse(config: Config) -> None:
     if config.init:
         Run.existing(config.init)
     for target in config.target:
-        path, memory = find_costs(target), limits_of_memory(config)
+        path, memory = find_costs(target), memory_limits(config)
         if memory.given:
-            compiler(target, load_costs(str(path)) if path else None, memory)
+            npu_of(target, load_costs(str(path)) if path else None, memory)
 
 
 def search(config: Config, run: Run, progress: Progress, until: str | None = None) -> Front | Stopped:
@@ -80,30 +80,33 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     limits = {target: limits_of(inputs, inputs.layout, target, supernet.given_budgets(config, target), config.budgets)
               for target in config.target}
     if config.target:
-        tell_beyond(inputs, inputs.layout, config.target[0], config.budget_ms, progress.note)
-    recipe, tuning = SupernetRecipe.from_config(config, inputs.data), _tuning(inputs)
-    for line in header.lines(inputs, limits, recipe, tuning) if not run.has("picks.json") else ():
+        tell_idle_budgets(inputs, inputs.layout, config.target[0], config.budget_ms, progress.note)
+    recipe, tuning = SupernetRecipe.from_config(config, inputs.data), _finetuning_recipe(inputs)
+    for line in header.header_lines(inputs, limits, recipe, tuning) if not run.has("picks.json") else ():
         progress.note(line)
     pace = pace_of(inputs, recipe, tuning, sum(map(len, limits.values())), selection.CALIBRATED_ON, progress)
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
-        training = supernet.train(inputs, limits, group, progress, pace)
+        training = supernet.train_supernet(inputs, limits, group, progress, pace)
     if until == "supernet":
-        return judging.stopped(inputs, until, None)
+        return judging.stopped_result(inputs, until, None)
     if config.max_ms is not None:  # bounds the picks for the other targets, too
-        kept = within(training.supernet.layout, inputs.footprints)
-        limits |= {target: reachable(inputs, kept, target, [], config.budgets, NOTHING) for target in config.target[1:]}
+        kept = fitting_layout(training.supernet.layout, inputs.footprints)
+        limits |= {target: reachable_budgets(inputs, kept, target, [], config.budgets, NOTHING)
+                   for target in config.target[1:]}
     asked = {config.target[0]: bool(config.budget_ms)} if config.target else {}
 
-    def chosen(at: Inputs, limits: dict[str, list[float]], bounds: Bounds) -> Picks:
-        return selection.choose(at, training, limits, "", progress, bounds)
+    def select_once(at: Inputs, limits: dict[str, list[float]], bounds: Bounds) -> Picks:
+        return selection.choose_picks(at, training, limits, "", progress, bounds)
+
+    def select_measured() -> Picks:
+        return recheck.select_measured(inputs, training, limits, NOTHING, asked, select_once, progress)
 
     with timeline.phase(run, "selection"):
-        picks = run.record("picks.json", Picks, lambda: recheck.kept(inputs, training, limits, NOTHING, asked, chosen,
-                                                                     progress))
+        picks = run.record("picks.json", Picks, select_measured)
     pace.end("selection")
     if until == "selection":
-        return judging.stopped(inputs, until, picks)
-    return _finish(inputs, training, picks, "", True, progress)
+        return judging.stopped_result(inputs, until, picks)
+    return _deliver_picks(inputs, training, picks, "", True, progress)
 
 
 def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progress: Progress,
@@ -124,9 +127,9 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     bounds = replace(bounds, together={named_target(run, target): ms for target, ms in bounds.together.items()})
     bounds.check(targets)
     budget_ms, bounds = spelled_once(targets, budget_ms, bounds)
-    inputs, training = supernet.finished(run, config, progress)
+    inputs, training = supernet.load_finished(run, config, progress)
     keep_place(run, config)
-    limited = _memory(config, targets, memory)
+    limited = _memory_limits(config, targets, memory)
     if config.sizes and limited.given:
         raise UserError(f"{setting(next(iter(limited.given)))}: is not there for a run of several "
                         f"input sizes ({', '.join(map(str, config.sizes))})")
@@ -136,14 +139,14 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     inputs = with_targets(inputs, {target: costs[target] for target in targets}, pruned, progress, limited)
     if fine_tune and config.exits.method != "none":
         picks_exits.refuse(inputs)
-    kept = within(pruned, inputs.footprints)
+    kept = fitting_layout(pruned, inputs.footprints)
     named = {t: [ms] for t, ms in bounds.together.items()} if len(bounds.together) == 1 else {}
-    limits = {t: reachable(inputs, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
-                           points or config.budgets, bounds) for t in targets}
+    limits = {t: reachable_budgets(inputs, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
+                                   points or config.budgets, bounds) for t in targets}
     for target in targets:
         asked_ms = named.get(target) or [*(budget_ms if target == targets[0] else []),
                                          *([bounds.together[target]] if target in bounds.together else [])]
-        tell_beyond(inputs, kept, target, asked_ms, progress.note)
+        tell_idle_budgets(inputs, kept, target, asked_ms, progress.note)
     unseen = [target for target in targets if target not in config.target]
     if unseen:
         progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
@@ -156,23 +159,25 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
 
     with_budget = {t: bool(named.get(t) or (budget_ms and t == targets[0])) for t in targets}
 
-    def chosen() -> Picks:
+    def select_measured() -> Picks:
         crews: AbstractContextManager[Crew | None] = nullcontext()
         if storage:
-            crews = Crew(run, storage, workers, selection.evaluations_of(inputs))
+            crews = Crew(run, storage, workers, selection.evaluations_name(inputs))
         with crews as crew:
-            return recheck.kept(inputs, training, limits, bounds, with_budget, lambda at, limits, bounds:
-                                selection.choose(at, training, limits, place, progress, bounds, crew), progress)
+            def select_once(at: Inputs, limits: dict[str, list[float]], bounds: Bounds) -> Picks:
+                return selection.choose_picks(at, training, limits, place, progress, bounds, crew)
+
+            return recheck.select_measured(inputs, training, limits, bounds, with_budget, select_once, progress)
 
     with timeline.phase(run, "selection", place):
-        picks = run.record(f"{place}picks.json", Picks, chosen)
-    return _finish(inputs, training, picks, place, fine_tune, progress)
+        picks = run.record(f"{place}picks.json", Picks, select_measured)
+    return _deliver_picks(inputs, training, picks, place, fine_tune, progress)
 
 
 def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECORDED) -> JudgedNetworks:
     """Judges the networks in a file with the weights of a run's supernet; goes on where an earlier call stopped."""
     archs, config = judging.read_archs(file), lying_at(searched(run), images)
-    inputs, training = supernet.finished(run, config, progress)
+    inputs, training = supernet.load_finished(run, config, progress)
     keep_place(run, config)
     return judging.judge_given(inputs, training, archs, progress)
 
@@ -183,7 +188,7 @@ def judge(run: Run, storage: str, progress: Progress, parent: int | None = None,
     inputs = prepare(config, run, config.target, progress)
     if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    selection.serve(inputs, supernet.trained(inputs), storage, parent)
+    selection.judge_for_others(inputs, supernet.load_trained(inputs), storage, parent)
 
 
 def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | None, progress: Progress,
@@ -195,7 +200,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     if images != RECORDED and not calibrated:
         raise UserError(f"{setting('data')}: an export as {kind} reads no images: leave it out")
     fronts = read_fronts(run)
-    arch_id = arch_id and meant(fronts, arch_id)
+    arch_id = arch_id and full_id(fronts, arch_id)
     if kind != "onnx":
         fronts = _without_exits(fronts, kind, arch_id)
     place, wanted = find(fronts, arch_id, budget_ms)
@@ -223,7 +228,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
 def _over_budget(file: ExportedFile, fronts: dict[str, Front], place: str,
                  budget_ms: float | None) -> dict[str, Excess]:
     """Returns, by target, how far an exported file is measured above a budget it was picked for, or ``budget_ms``."""
-    bounds = bounds_of((budget for front in fronts.values() for budget in front.budgets), file.id)
+    bounds = smallest_budgets((budget for front in fronts.values() for budget in front.budgets), file.id)
     if budget_ms is not None:
         first = fronts[place].target[0]
         bounds[first] = min(budget_ms, bounds.get(first, budget_ms))
@@ -250,17 +255,17 @@ def _without_exits(fronts: dict[str, Front], kind: str, arch_id: str | None) -> 
     return plain
 
 
-def _memory(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
+def _memory_limits(config: Config, targets: Sequence[str], asked: Memory) -> Memory:
     """Returns the limits of SRAM and flash that are asked for, else those of the run, if all targets are its own."""
-    of_run = limits_of_memory(config) if set(targets) <= set(config.target) else UNLIMITED
+    of_run = memory_limits(config) if set(targets) <= set(config.target) else UNLIMITED
     return Memory(asked.sram_kb or of_run.sram_kb, asked.flash_kb or of_run.flash_kb)
 
 
-def _finish(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str, fine_tune: bool,
-            progress: Progress) -> Front:
+def _deliver_picks(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str, fine_tune: bool,
+                   progress: Progress) -> Front:
     """Trains, exports and measures picks, adds exits where the run has them, and writes the front."""
     archs = {pick.id: pick.arch for pick in picks.budgets}
-    recipe = _tuning(inputs) if fine_tune else replace(_tuning(inputs), epochs=0)
+    recipe = _finetuning_recipe(inputs) if fine_tune else replace(_finetuning_recipe(inputs), epochs=0)
     with timeline.phase(inputs.run, "fine-tuning" if recipe.epochs else "weights", place):
         for at in inputs.every:  # of one size at a time: a teacher sees the images that its students see
             if of_size := [arch for arch in archs.values() if arch.size == at.size]:
@@ -268,22 +273,22 @@ def _finish(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str
     cards = []
     with timeline.phase(inputs.run, "export", place), progress.task("export", len(archs)) as task:
         for arch in archs.values():
-            bounds = bounds_of(picks.budgets, arch.id)
+            bounds = smallest_budgets(picks.budgets, arch.id)
             cards.append(deliver.deliver(inputs.at(arch.size), arch, place, recipe.epochs > 0, bounds))
             task.advance()
     if inputs.config.exits.method != "none" and recipe.epochs:
         plain = {card.id: card for card in cards}
         with timeline.phase(inputs.run, "exits", place):
             early = [picks_exits.exit_card(inputs, arch, plain[arch.id], place, recipe, progress,
-                                           bounds_of(picks.budgets, arch.id))
+                                           smallest_budgets(picks.budgets, arch.id))
                      for arch in archs.values() if plain[arch.id].fits]
         cards += [card for card in early if card is not None]
-    front = inputs.run.record(f"{place}front.json", Front, lambda: front_of(inputs, cards, picks))
+    front = inputs.run.record(f"{place}front.json", Front, lambda: make_front(inputs, cards, picks))
     if not inputs.run.has(f"{place}front.png"):
         inputs.run.write(f"{place}front.png", lambda file: draw_front(front, file))
     return front.asked_of(inputs.run.path, timeline.finished(inputs.run, place))
 
 
-def _tuning(inputs: Inputs) -> FineTuningRecipe:
+def _finetuning_recipe(inputs: Inputs) -> FineTuningRecipe:
     """Returns the recipe that picks are fine-tuned by."""
     return FineTuningRecipe.from_config(inputs.config, inputs.data, PICK, inputs.config.train.distill)

@@ -11,12 +11,12 @@ import numpy as np
 
 from nas.arch import Arch
 from nas.errors import UserError
-from nas.pipeline.budgets import NOTHING, Asking, Bounds, all_bounds, askings, bounded
+from nas.pipeline.budgets import NOTHING, Bounds, SizeRequest, bounded_problem, other_limits, requests_by_size
 from nas.pipeline.inputs import Inputs
-from nas.pipeline.npu_memory import within
+from nas.pipeline.npu_memory import fitting_layout
 from nas.pipeline.supernet import SUPERNET
 from nas.pipeline.workers import Crew, study_name
-from nas.pipeline.workers import judge as serve_evaluations
+from nas.pipeline.workers import serve_evaluations as serve_evaluations
 from nas.plan import resized
 from nas.progress import Progress
 from nas.run.directory import Run
@@ -35,15 +35,15 @@ USED = 0.9  # share of a budget that its pick takes: inherited loss favours the 
 CALIBRATED_ON = 256  # training images for its batch norm statistics
 
 
-def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], place: str,
-           progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> Picks:
+def choose_picks(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], place: str,
+                 progress: Progress, asked: Bounds = NOTHING, crew: Crew | None = None) -> Picks:
     """Chooses a pick for each budget: asks the selector target by target, then for the budgets of ``asked`` together.
 
     Where input size is searched, each size has a selection of its own (one ILP a size), and a budget's pick is the best
     of them all. Every network judged, by this process or by the workers of ``crew``, stays in the log and is never
     judged again.
     """
-    config, kept = inputs.config, within(training.supernet.layout, inputs.footprints)
+    config, kept = inputs.config, fitting_layout(training.supernet.layout, inputs.footprints)
     parts = [([target], [{target: bound} for bound in bounds]) for target, bounds in limits.items()]
     if len(asked.together) > 1:
         together = dict(asked.together)
@@ -54,13 +54,13 @@ def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[fl
     agreement: dict[str, float | None] = {}
     held_out: dict[str, dict[str, HeldOut]] = {}
     for targets, of_ms in parts:
-        problems = {at.size: bounded(at, resized(kept, at.size), targets, asked) for at in inputs.every}
-        limited = [{**ms, **all_bounds(inputs, targets, asked)} for ms in of_ms]
+        problems = {at.size: bounded_problem(at, resized(kept, at.size), targets, asked) for at in inputs.every}
+        limited = [{**ms, **other_limits(inputs, targets, asked)} for ms in of_ms]
         ranked: list[list[Arch]] = [[] for _ in of_ms]
         losses: dict[Arch, float] = {}
-        for asking in askings(list(problems.values()), limited):
+        for asking in requests_by_size(list(problems.values()), limited):
             name = " and ".join(targets) + (f" at {asking.problem.layout.task.size} pixels" if inputs.others else "")
-            answers, judge, scores = _answers(inputs, training, asking, targets, name, progress, crew)
+            answers, judge, scores = _ask_selector(inputs, training, asking, targets, name, progress, crew)
             losses |= judge.asked
             for indices, archs in zip(asking.budgets, answers, strict=True):
                 for index in indices:
@@ -71,7 +71,7 @@ def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[fl
                 held_out[name] = judge.held_out(asking.problem, scores(asking.limits[-1]))
         for ms, archs in zip(of_ms, ranked, strict=True):
             if not archs and inputs.footprints:
-                raise UserError(inputs.footprints[targets[0]].nothing(f" within {_listed(ms)}"))
+                raise UserError(inputs.footprints[targets[0]].no_network_fits(f" within {_write_budgets(ms)}"))
             if inputs.others:  # of several sizes, by loss; what is not a number comes last
                 archs = sorted(archs, key=lambda arch: (not np.isfinite(losses[arch]), losses[arch]))
             if archs:
@@ -81,8 +81,8 @@ def choose(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[fl
     return picks
 
 
-def _answers(inputs: Inputs, training: SupernetTraining, asking: Asking, targets: Sequence[str], name: str,
-             progress: Progress, crew: Crew | None) -> tuple[list[list[Arch]], Judge, ScoresFor]:
+def _ask_selector(inputs: Inputs, training: SupernetTraining, asking: SizeRequest, targets: Sequence[str], name: str,
+                  progress: Progress, crew: Crew | None) -> tuple[list[list[Arch]], Judge, ScoresFor]:
     """Asks the selector for networks within each of the limits; returns these, the judge, and the scores of the gates.
     """
     config, scores = inputs.config, gate_scores(training, asking.problem, targets, inputs)
@@ -107,7 +107,7 @@ def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence
     return Pick(budget_ms=ms, id=best.id, size=best.size, arch=best, ms={target: cost(best, target) for target in ms})
 
 
-def _listed(ms: dict[str, float]) -> str:
+def _write_budgets(ms: dict[str, float]) -> str:
     """Writes budgets with their units: ``0.8 ms on cpu and 30 M multiply-adds``."""
     return " and ".join(amount(bound, target) for target, bound in ms.items())
 
@@ -135,20 +135,20 @@ def gate_scores(training: SupernetTraining, problem: Problem, targets: Sequence[
     return scores_for
 
 
-def evaluations_of(inputs: Inputs) -> str:
+def evaluations_name(inputs: Inputs) -> str:
     """Returns the name under which evaluations by this supernet on these images are stored and logged."""
     return study_name(inputs.run, SUPERNET, inputs.config.judge_images, CALIBRATED_ON, inputs.seed,
                       inputs.data.source["fingerprint"])
 
 
-def state_of(inputs: Inputs) -> str:
-    """Returns ``evaluations_of`` the inputs, or "" where no epoch was asked for, so that no supernet was written."""
-    return evaluations_of(inputs) if inputs.run.has(SUPERNET) else ""
+def logged_name(inputs: Inputs) -> str:
+    """Returns ``evaluations_name`` of the inputs, or "" where no epoch was asked for, so no supernet is there."""
+    return evaluations_name(inputs) if inputs.run.has(SUPERNET) else ""
 
 
-def serve(inputs: Inputs, training: SupernetTraining, storage: str, parent: int | None) -> None:
+def judge_for_others(inputs: Inputs, training: SupernetTraining, storage: str, parent: int | None) -> None:
     """Judges the networks that wait in a storage."""
-    serve_evaluations(storage, evaluations_of(inputs), Judge(inputs, training, None).evaluate, parent)
+    serve_evaluations(storage, evaluations_name(inputs), Judge(inputs, training, None).evaluate, parent)
 
 
 class Judge:
@@ -158,19 +158,19 @@ class Judge:
                  crew: Crew | None = None) -> None:
         self.inputs, self.training, self.task, self.crew = inputs, training, task, crew
         self.split = evaluation.part_of(inputs.data.select, inputs.config.judge_images, inputs.seed, "judge")
-        self.state = state_of(inputs)
-        before = self.remembered(inputs.run, self.state)
+        self.state = logged_name(inputs)
+        before = self.read_log(inputs.run, self.state)
         self.known = {id: loss for id, (loss, _) in before.items()}
         self.accuracies = {id: accuracy for id, (_, accuracy) in before.items()}
         self.asked: dict[Arch, float] = {}
         self.reused = 0  # of those asked for, judged by an earlier call
 
     @staticmethod
-    def remembered(run: Run, state: str | None = None) -> dict[str, tuple[float, float]]:
+    def read_log(run: Run, state: str | None = None) -> dict[str, tuple[float, float]]:
         """Reads from the run's log (loss, accuracy) of the networks that were judged before, by id.
 
-        With ``state`` (``evaluations_of`` the inputs) only what was judged by this supernet on these images. Lines that
-        cannot be read are passed over.
+        With ``state`` (``evaluations_name`` of the inputs) only what was judged by this supernet on these images.
+        Lines that cannot be read are passed over.
         """
         known = {}
         for event in run.events("judged"):

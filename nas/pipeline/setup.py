@@ -17,7 +17,7 @@ from nas.latency.base import Costs
 from nas.latency.devices.ethos_u import EthosU, of_table
 from nas.paths import space_parts
 from nas.pipeline.inputs import Inputs
-from nas.pipeline.npu_memory import Footprints, Memory, within
+from nas.pipeline.npu_memory import Footprints, Memory, fitting_layout
 from nas.plan import Layout, Task, layout, layouts, resized, restrict
 from nas.progress import Progress
 from nas.run import operators, timeline
@@ -64,12 +64,12 @@ def load_inputs(config: Config, run: Run, progress: Progress, introduce: bool = 
     """
     device = placement.device_of(config.train_on)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    space = _space(config, run)
+    space = _load_space(config, run)
     data = load_images(config, run)
     if introduce:
-        _introduce(config, run, data, progress)
-    return _by_size([Inputs(config, run, data.at(size), layout, {}, {}, device)
-                     for size, layout in _layouts(space, data, config).items()])
+        _describe_images(config, run, data, progress)
+    return _join_sizes([Inputs(config, run, data.at(size), layout, {}, {}, device)
+                        for size, layout in _layouts(space, data, config).items()])
 
 
 def complete_tables(inputs: Inputs, targets: Sequence[str], layouts: Sequence[Layout],
@@ -86,18 +86,18 @@ def complete_tables(inputs: Inputs, targets: Sequence[str], layouts: Sequence[La
 def with_costs(inputs: Inputs, costs: dict[str, Costs], progress: Progress) -> Inputs:
     """Returns the inputs with every operator priced; choices that no target needs are left out of the layouts."""
     config, layouts = inputs.config, {at.size: at.layout for at in inputs.every}
-    memory, searched = limits_of_memory(config), layouts
+    memory, searched = memory_limits(config), layouts
     priced = {size: {t: prices(layout, c.ms_many) for t, c in costs.items()} for size, layout in layouts.items()}
     if config.gates.granularity == "target" and not memory.given:  # under a limit a narrower width may be what fits
         keep = efficient(inputs.layout, [table for tables in priced.values() for table in tables.values()])
         searched = {size: restrict(layout, keep) for size, layout in layouts.items()}
-    _tell_dropped(inputs.layout, searched[inputs.size], inputs.run, progress)
+    _tell_left_out(inputs.layout, searched[inputs.size], inputs.run, progress)
     footprints = _footprints(memory, inputs.run, searched[inputs.size], costs, progress)
-    return _by_size([replace(at, layout=within(searched[at.size], footprints), costs=costs, prices=priced[at.size],
-                             footprints=footprints, whole=at.layout) for at in inputs.every])
+    return _join_sizes([replace(at, layout=fitting_layout(searched[at.size], footprints), costs=costs,
+                                prices=priced[at.size], footprints=footprints, whole=at.layout) for at in inputs.every])
 
 
-def _introduce(config: Config, run: Run, data: Data, progress: Progress) -> None:
+def _describe_images(config: Config, run: Run, data: Data, progress: Progress) -> None:
     """Tells the user what the images are, and logs it; not once the supernet is trained, as it was told then."""
     if run.has("supernet.pt"):
         return
@@ -107,7 +107,7 @@ def _introduce(config: Config, run: Run, data: Data, progress: Progress) -> None
     run.log("data", lines=lines)
 
 
-def _tell_dropped(whole: Layout, searched: Layout, run: Run, progress: Progress) -> None:
+def _tell_left_out(whole: Layout, searched: Layout, run: Run, progress: Progress) -> None:
     """Tells the user how many choices of the space are left out, and why; not once the supernet is trained."""
     before, after = (sum(len(slot.ops) for slot in plan.slots) for plan in (whole, searched))
     if after < before and not run.has("supernet.pt"):
@@ -123,7 +123,7 @@ def load_recorded(config: Config, run: Run, targets: Sequence[str], images: bool
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
     costs = {target: recorded_costs(run, target) for target in targets}
     device = placement.device_of(config.train_on)
-    return _by_size([Inputs(config, run, data.at(size), plan, costs, {}, device) for size, plan in plans.items()])
+    return _join_sizes([Inputs(config, run, data.at(size), plan, costs, {}, device) for size, plan in plans.items()])
 
 
 def with_targets(inputs: Inputs, costs: dict[str, Costs], kept: Layout, progress: Progress, memory: Memory) -> Inputs:
@@ -132,12 +132,12 @@ def with_targets(inputs: Inputs, costs: dict[str, Costs], kept: Layout, progress
     Targets that the run did not have are priced for the layout ``kept`` alone, which pruning has left.
     """
     footprints = _footprints(memory, inputs.run, kept, costs, progress)
-    return _by_size([replace(at, costs=costs, footprints=footprints, prices={
+    return _join_sizes([replace(at, costs=costs, footprints=footprints, prices={
         t: at.prices[t] if t in at.prices else prices(resized(kept, at.size), costs[t].ms_many) for t in costs})
         for at in inputs.every])
 
 
-def _by_size(inputs: Sequence[Inputs]) -> Inputs:
+def _join_sizes(inputs: Sequence[Inputs]) -> Inputs:
     """Joins the inputs of several sizes, largest first: returns the first, with the others in it."""
     first, *others = inputs
     return replace(first, others={at.size: at for at in others})
@@ -168,12 +168,12 @@ def priced_exits(inputs: Inputs, at: Layout, target: str, progress: Progress) ->
     return costs
 
 
-def limits_of_memory(config: Config) -> Memory:
+def memory_limits(config: Config) -> Memory:
     """Returns the limits of SRAM and flash that the settings give."""
     return Memory(config.sram_kb, config.flash_kb)
 
 
-def compiler(target: str, costs: Costs | None, memory: Memory) -> EthosU:
+def npu_of(target: str, costs: Costs | None, memory: Memory) -> EthosU:
     """Returns the NPU whose compiler counts the memory of a target's networks.
 
     Raises UserError for a target that is not compiled, and where ``costs`` are None, that is, for this machine.
@@ -190,11 +190,11 @@ def _footprints(memory: Memory, run: Run, layout: Layout, costs: dict[str, Costs
     """Returns, by target, what counts SRAM and flash of networks; nothing where neither is limited."""
     if not memory.given:
         return {}
-    npus = {target: compiler(target, costs_of_target, memory) for target, costs_of_target in costs.items()}
+    npus = {target: npu_of(target, costs_of_target, memory) for target, costs_of_target in costs.items()}
     return {target: Footprints(run, target, npu, memory, layout, progress) for target, npu in npus.items()}
 
 
-def _space(config: Config, run: Run) -> Space:
+def _load_space(config: Config, run: Run) -> Space:
     """Loads the space from the run's copy, which the first call makes: a file edited later does not change the run."""
     operators.demand(run)
     if not run.has("space.yaml"):

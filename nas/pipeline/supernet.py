@@ -28,15 +28,15 @@ SUPERNET = "supernet.pt"
 CHECKPOINT_EVERY_S = 15.0  # at epoch ends: short epochs would otherwise spend their time on writing
 
 
-def train(inputs: Inputs, limits: dict[str, list[float]], group: Ranks, progress: Progress,
-          pace: Pace | None = None) -> SupernetTraining:
+def train_supernet(inputs: Inputs, limits: dict[str, list[float]], group: Ranks, progress: Progress,
+                   pace: Pace | None = None) -> SupernetTraining:
     """Trains the run's supernet to its end, or what an earlier call has left; ``pace`` hears how far it is."""
     pace = pace or Pace({}, progress)
-    training, run = training_of(inputs, limits, group), inputs.run
+    training, run = make_training(inputs, limits, group), inputs.run
     if run.has(SUPERNET):
         checkpoint.resume(run, SUPERNET, training.load)
     elif inputs.config.init:
-        _start_from(Run.existing(inputs.config.init), inputs, training, progress)
+        _copy_weights(Run.existing(inputs.config.init), inputs, training, progress)
     followers.begin(inputs.config, training, progress)
     for phase in PHASES:
         if any(name == phase for name, _ in training.schedule[training.done:]):
@@ -54,10 +54,10 @@ def _train_phase(run: Run, training: SupernetTraining, phase: str, pace: Pace, p
         pace.reach(f"supernet {phase}", index / total)
         while not training.finished and training.schedule[training.done][0] == phase:
             began = time.monotonic()
-            record = training.epoch(_within(task, training.schedule[training.done][1], total, pace, phase))
+            record = training.epoch(_step_reporter(task, training.schedule[training.done][1], total, pace, phase))
             run.log("epoch", **record, seconds=round(time.monotonic() - began, 3))
             pruned += record.get("pruned", [])
-            _warn(record, progress)
+            _warn_of_weak_gates(record, progress)
             last = training.finished or training.schedule[training.done][0] != phase
             if time.monotonic() - saved > CHECKPOINT_EVERY_S or last:
                 checkpoint.save(run, SUPERNET, training.state())
@@ -65,28 +65,28 @@ def _train_phase(run: Run, training: SupernetTraining, phase: str, pace: Pace, p
     _tell_pruned(training, pruned, progress)
 
 
-def finished(run: Run, config: Config, progress: Progress) -> tuple[Inputs, SupernetTraining]:
+def load_finished(run: Run, config: Config, progress: Progress) -> tuple[Inputs, SupernetTraining]:
     """Loads the inputs and the trained supernet of a search. Raises UserError for a run that is not that far."""
     refusal = UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
     if not run.has(SUPERNET) and not run.has("picks.json"):
         raise refusal
     inputs = prepare(config, run, config.target, progress)
-    training = trained(inputs)
+    training = load_trained(inputs)
     if not training.finished:
         raise refusal
     return inputs, training
 
 
-def trained(inputs: Inputs) -> SupernetTraining:
+def load_trained(inputs: Inputs) -> SupernetTraining:
     """Loads the supernet of a run from its last checkpoint."""
     config = inputs.config
     limits = {t: limits_of(inputs, inputs.layout, t, given_budgets(config, t), config.budgets) for t in config.target}
-    training = training_of(inputs, limits)
+    training = make_training(inputs, limits)
     checkpoint.resume(inputs.run, SUPERNET, training.load)
     return training
 
 
-def _within(task: Task, epoch: int, epochs: int, pace: Pace, phase: str) -> Callable[[int, int], None]:
+def _step_reporter(task: Task, epoch: int, epochs: int, pace: Pace, phase: str) -> Callable[[int, int], None]:
     """Returns a function that moves a progress bar, which counts epochs, along with the steps of one epoch."""
 
     def step(step: int, of: int) -> None:
@@ -96,7 +96,7 @@ def _within(task: Task, epoch: int, epochs: int, pace: Pace, phase: str) -> Call
     return step
 
 
-def _start_from(other: Run, inputs: Inputs, training: SupernetTraining, progress: Progress) -> None:
+def _copy_weights(other: Run, inputs: Inputs, training: SupernetTraining, progress: Progress) -> None:
     """Copies weights of an earlier run's supernet into this one: every tensor of equal name and shape.
 
     Raises UserError where that supernet is not finished, shares nothing, or was trained on images that this run selects
@@ -126,7 +126,7 @@ def _tell_pruned(training: SupernetTraining, pruned: list[dict[str, Any]], progr
     progress.note(f"pruned: {' and '.join(counts)} (log.jsonl names them); {left} branches are left")
 
 
-def _warn(record: dict[str, Any], progress: Progress) -> None:
+def _warn_of_weak_gates(record: dict[str, Any], progress: Progress) -> None:
     """Warns of a warm-up that has taught so little that gates cannot tell a large network from a small one."""
     if record.get("entry_passed") is False:
         progress.note("warning: after the warm-up the smallest and the largest network are hardly apart in held-out "
@@ -134,13 +134,13 @@ def _warn(record: dict[str, Any], progress: Progress) -> None:
                       "little signal: a longer train.warmup_epochs may help")
 
 
-def training_of(inputs: Inputs, limits: dict[str, list[float]], group: Ranks = ALONE) -> SupernetTraining:
+def make_training(inputs: Inputs, limits: dict[str, list[float]], group: Ranks = ALONE) -> SupernetTraining:
     """Makes the training of a run's supernet, with gates for the budgets of ``limits``, before its first step."""
     config, data = inputs.config, inputs.data
     recipe = SupernetRecipe.from_config(config, data)
     _refuse_idle(inputs, limits)
     columns = [(at, target) for at in inputs.every for target in config.target]
-    ranges = [_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]
+    ranges = [_gate_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]
     grid = sorted({position(b, *bounds) for (_, t), bounds in zip(columns, ranges, strict=True) for b in limits[t]})
     return SupernetTraining(inputs.layout, data, [at.prices[target] for at, target in columns], ranges, tuple(grid),
                             recipe, inputs.seed, inputs.device, group, [at.size for at, _ in columns])
@@ -156,7 +156,7 @@ def _refuse_idle(inputs: Inputs, limits: dict[str, list[float]]) -> None:
                             f"above every budget: leave this size out, or raise {setting('budget_ms')}")
 
 
-def _range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:
+def _gate_range(cost: Cost, budgets: Sequence[float]) -> tuple[float, float]:
     """Returns the range of budgets that the gates learn: that of ``budgets``, but for the ends of what is reachable.
 
     At these ends a single network has the expected latency, whatever the gates say: nothing could be learned or pruned.

@@ -32,7 +32,7 @@ from nas.training.recipes import BY_ITSELF, FineTuningRecipe
 CHOICES = ("largest", "smallest", "random")
 
 
-def refuse(settings: Baseline) -> None:
+def refuse_settings(settings: Baseline) -> None:
     """Raises UserError for a space, a target or a device that cannot be used; quick, and writes nothing."""
     refuse_inputs(settings)
     for target in settings.target:
@@ -51,7 +51,7 @@ def read_arch(file: Path) -> Arch:
         raise UserError(f"{setting('arch', file)}: {error}") from None
 
 
-def choose(layout: Layout, what: str, seed: int) -> Arch:
+def choose_arch(layout: Layout, what: str, seed: int) -> Arch:
     """Returns the largest or the smallest network of a space, by multiply-adds slot by slot, or a random one."""
     if what == "random":
         return sampling.sample(layout, random.Random(seed))
@@ -67,7 +67,7 @@ def choose(layout: Layout, what: str, seed: int) -> Arch:
     return Arch(layout.space, layout.task.size, tuple(ops))
 
 
-def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) -> Front:
+def train_network(settings: Baseline, run: Run, given: Arch | None, progress: Progress) -> Front:
     """Trains one network, writes its weights, ONNX file and card, and returns a front of it alone.
 
     Goes on where an earlier call stopped. ``given`` is the arch of a file, in place of the one that the settings name.
@@ -76,7 +76,7 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     settings = as_recorded(settings, run)
     inputs = prepare(settings, run, settings.target, progress, introduce=not run.has("front.json"), timed_in=run)
     keep_place(run, settings)
-    arch = Arch.from_json(run.stage("arch.json", lambda: _checked(inputs, settings, given).to_json()))
+    arch = Arch.from_json(run.stage("arch.json", lambda: _arch_to_train(inputs, settings, given).to_json()))
     how, keys = FineTuningRecipe.from_config(settings, inputs.data, BY_ITSELF), plan(inputs.layout, arch)
     if not run.has("front.json"):
         progress.note(f"{arch.id}: of {arch.space} at {arch.size} pixels, {sum(map(macs, keys)) / 1e6:.4g} M multiply-"
@@ -94,8 +94,8 @@ def train(settings: Baseline, run: Run, given: Arch | None, progress: Progress) 
     return front.asked_of(run.path, timeline.finished(run))
 
 
-def _checked(inputs: Inputs, settings: Baseline, given: Arch | None) -> Arch:
+def _arch_to_train(inputs: Inputs, settings: Baseline, given: Arch | None) -> Arch:
     """Returns the arch to train. Raises UserError for one that the space does not admit."""
-    arch = given or choose(inputs.layout, settings.arch, settings.seed)
+    arch = given or choose_arch(inputs.layout, settings.arch, settings.seed)
     plan(inputs.layout, arch)
     return arch

@@ -85,7 +85,7 @@ def _digest(file: Path, *state: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def judge(url: str, name: str, evaluate: Callable[[Arch], Evaluation], parent: int | None) -> None:
+def serve_evaluations(url: str, name: str, evaluate: Callable[[Arch], Evaluation], parent: int | None) -> None:
     """Evaluates the networks that wait in a storage, until interrupted, or until the process ``parent`` has ended."""
     from nas.select.storage import Board
 

@@ -25,7 +25,7 @@ from nas.cli.wording import flags_of
 from nas.errors import UserError
 from nas.files import shipped
 from nas.pipeline import check_space
-from nas.pipeline.front import meant
+from nas.pipeline.front import full_id
 from nas.run.directory import Run
 from nas.units import at_least
 
@@ -59,7 +59,7 @@ def tell(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nas.pipeline.supernet.train", stop)
+    monkeypatch.setattr("nas.pipeline.supernet.train_supernet", stop)
     check, answers, listed = check_space.check, dict[str, Any](), shipped("search_spaces", ".yaml")
 
     def examine(name: str, *given: Any) -> Any:
@@ -68,7 +68,7 @@ def tell(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
         return answers[key] if key in answers else answers.setdefault(key, check(key, *given))
 
     monkeypatch.setattr(check_space, "check", examine)
-    monkeypatch.setattr("nas.pipeline.train_one.train", stop)
+    monkeypatch.setattr("nas.pipeline.train_one.train_network", stop)
     monkeypatch.setattr("nas.pipeline.exits.add.add", stop)
 
     def run(command: str) -> tuple[int, str]:
@@ -188,20 +188,20 @@ FRONTS = {"": front([card("abcdef012345"), card("abcdff012345")], dominated=[car
 @pytest.mark.parametrize(("text", "id"), [("abcdef012345", "abcdef012345"), ("abcde", "abcdef012345"),
                                          ("abcdf", "abcdff012345"), ("abcd", "abcd"), ("1234", "123456789abc")])
 def test_the_beginning_of_an_id_stands_for_it(text: str, id: str) -> None:
-    assert meant(FRONTS, text) == id
+    assert full_id(FRONTS, text) == id
 
 
 @pytest.mark.parametrize(("text", "says"), [("123", "at least 4 characters"), ("", "no such pick"),
                                             ("ffff", "no such pick")])
 def test_what_is_no_beginning(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        meant(FRONTS, text)
+        full_id(FRONTS, text)
 
 
 def test_two_ids_that_begin_alike() -> None:
     fronts = {"": front([card("abcdef"), card("abcdff")])}
     with pytest.raises(UserError, match="arch=abcd: is the beginning of abcdef and abcdff; give more of it"):
-        meant(fronts, "abcd")
+        full_id(fronts, "abcd")
 
 
 @given(st.floats(1e-6, 1e6))

@@ -10,9 +10,9 @@ from cards import card, front
 from nas.cli import render
 from nas.config.search import Config, resolve
 from nas.errors import UserError
-from nas.pipeline.front import meant
+from nas.pipeline.front import full_id
 from nas.pipeline.search import refuse
-from nas.pipeline.train_one import refuse as refuse_baseline
+from nas.pipeline.train_one import refuse_settings as refuse_baseline
 from nas.run.images import Images, lying_at
 from nas.run.records import Budget, Exported, ExportedFile
 from nas.run.settings import Baseline
@@ -47,12 +47,12 @@ def test_drift_is_that_of_each_measured_target(capsys: pytest.CaptureFixture[str
 
 def test_the_beginning_of_an_id() -> None:
     fronts = {"": front([card("abcd00000000"), card("abcd11111111")], dominated=[card("ef0000000000")])}
-    assert meant(fronts, "abcd0") == "abcd00000000" and meant(fronts, "ef00") == "ef0000000000"
+    assert full_id(fronts, "abcd0") == "abcd00000000" and full_id(fronts, "ef00") == "ef0000000000"
     for text, message in (("ef0", "give at least 4 characters of an id; there are abcd00000000, "),
                           ("abcd", "is the beginning of abcd00000000 and abcd11111111; give more of it"),
                           ("x", "no such pick; there are abcd00000000, "), ("", "no such pick")):
         with pytest.raises(UserError, match=f"arch={text}: {message}"):
-            meant(fronts, text)
+            full_id(fronts, text)
 
 
 def test_the_folder_of_cifar10_is_refused_for_other_images(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def written(path: Path, value: Any) -> Path:
 
 def sampled(run: Run, count: int) -> list[Arch]:
     config = pipeline.searched(run)
-    _, training = supernet.finished(run, config, Quiet())
+    _, training = supernet.load_finished(run, config, Quiet())
     rng = random.Random(0)
     return list(dict.fromkeys(sampling.sample(training.supernet.layout, rng) for _ in range(8 * count)))[:count]
 
@@ -58,7 +58,7 @@ def test_given_networks_are_judged_as_the_selector_judges(run: Run, tmp_path: Pa
                                              archs[0].to_json(), archs[2].to_json()])
     found = pipeline.judge_archs(run, file, Quiet()).to_json()
     assert [one["id"] for one in found["networks"]] == [archs[i].id for i in (0, 1, 0, 2)]
-    inputs, training = supernet.finished(run, pipeline.searched(run), Quiet())
+    inputs, training = supernet.load_finished(run, pipeline.searched(run), Quiet())
     split = evaluation.part_of(inputs.data.select, inputs.config.judge_images, inputs.seed, "judge")
     assert found["images"] == len(split) and found["split"] == "select"
     for one, arch in zip(found["networks"], (archs[i] for i in (0, 1, 0, 2)), strict=True):
@@ -192,8 +192,8 @@ def test_an_unknown_stage_is_refused_before_anything_is_made(nas: Callable[..., 
 def test_a_stopped_search_says_what_its_accuracies_are(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     from nas.cli import render
 
-    inputs, _ = supernet.finished(run, pipeline.searched(run), Quiet())
-    render.stopped(pipeline.judging.stopped(inputs, "selection", run.read("picks.json", Picks)))
+    inputs, _ = supernet.load_finished(run, pipeline.searched(run), Quiet())
+    render.stopped(pipeline.judging.stopped_result(inputs, "selection", run.read("picks.json", Picks)))
     out = capsys.readouterr().out
     assert "inherited accuracy" in out and "with inherited weights" in out and "without --until goes on" in out
     assert "M multiply-adds" in out and "predicted ms" not in out

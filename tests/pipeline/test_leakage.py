@@ -118,7 +118,7 @@ def trained(space_file: Path, path: Path) -> Outcome:
              "target": ["gpu-v100"]}
     config, done = resolve(None, ["train.finetune_epochs=2", "train.batch=16"], flags, Baseline), Outcome()
     run, quiet = Run.open(path / "trained", config.to_json()), Quiet()
-    done.take("train", run.path, train_one.train(config, run, None, quiet).to_json())
+    done.take("train", run.path, train_one.train_network(config, run, None, quiet).to_json())
     pipeline.export(run, None, None, path / "int8", quiet, "int8-onnx")
     done.kept["int8"] = [file.read_bytes() for file in (path / "int8").iterdir()]
     model = existing.pick(run, None, None, True, quiet)
@@ -194,7 +194,7 @@ def test_a_supernet_and_its_gates_learn_nothing_from_the_selection_split(
     with with_noise("select", what):
         here = prepare(config, run, config.target, Quiet())
         limits = {t: limits_of(here, here.layout, t, [], config.budgets) for t in config.target}
-        supernet.train(here, limits, supernet.ALONE, Quiet())
+        supernet.train_supernet(here, limits, supernet.ALONE, Quiet())
     now = weights(run)
     assert {name: tensor.numpy().tobytes() for name, tensor in now.items()} == search[1].kept["supernet"]
     networks = [evaluation.calibration_images(at.data, 64, 16, torch.device("cpu"), 0)
@@ -340,7 +340,7 @@ def test_where_the_splits_disagree_the_front_is_that_of_selection() -> None:
     networks = [cards.card(id, {"t": ms}, select_accuracy=select, select_accuracy_se=0.25, accuracy=test)
              for id, ms, select, test in (("a", 1.0, 0.5, 0.9), ("b", 2.0, 0.8, 0.6), ("c", 3.0, 0.7, 0.95))]
     here: Any = SimpleNamespace(costs={"t": None}, layout=SimpleNamespace(space="s"), others={}, every=[])
-    made = front.front_of(here, networks, Picks(budgets=[], rank_agreement={}))
+    made = front.make_front(here, networks, Picks(budgets=[], rank_agreement={}))
     assert [card.id for card in made.front] == ["a", "b"] and [card.id for card in made.dominated] == ["c"]
     assert [card.dominated_on_test for card in made.cards] == [False, True, False]
     assert [card.within_error_of for card in made.front] == [None, "a"]  # 0.3 apart, by 0.35 or less by chance

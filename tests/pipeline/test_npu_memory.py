@@ -29,7 +29,7 @@ from nas.latency.profile import profile
 from nas.ops import build
 from nas.pipeline import deliver, setup
 from nas.pipeline import search as pipeline
-from nas.pipeline.front import front_of
+from nas.pipeline.front import make_front
 from nas.pipeline.npu_memory import Footprints, Memory
 from nas.plan import Layout, OpKey, Task, layout, params, plan
 from nas.run.directory import Run
@@ -69,12 +69,12 @@ def bounded(tiny: Layout, fits: Footprints) -> Problem:
     """With milliseconds that are the MACs of nothing in particular."""
     generator = np.random.default_rng(0)
     ms = Cost(TARGET, "ms", 0.1, tuple(generator.uniform(0.1, 1.0, len(slot.ops)) for slot in tiny.slots))
-    flash = (fits.flash(tiny),) if fits.bounds() else ()
+    flash = (fits.flash_cost(tiny),) if fits.flash_limits() else ()
     return Problem(tiny, tuple(slot.ops for slot in tiny.slots), (ms, *flash), fits.admits)
 
 
 def test_limits_are_of_1024_bytes_and_each_alone() -> None:
-    need = Memory.of(Report(1, (), 0, (), 51200, 102401))
+    need = Memory.from_report(Report(1, (), 0, (), 51200, 102401))
     assert (need.sram_kb, need.flash_kb) == (50, 102401 / 1024)
     assert Memory(50, None).admits(need) and not Memory(49.9, None).admits(need)
     assert Memory(None, 101).admits(need) and not Memory(50, 100).admits(need) and Memory().admits(need)
@@ -85,30 +85,30 @@ def test_a_network_is_compiled_once_and_a_continued_run_does_not_compile_it_agai
     arch = sampling.sample(tiny, random.Random(1))
     fits, fake = made(tmp_path, tiny, sram_kb=20)
     bytes_ = 2 * sum(params(key) for key in plan(tiny, arch))
-    assert fits.of(arch) == fits.of(arch) and fits.of(arch).flash_kb == bytes_ / 1024
+    assert fits.need_of(arch) == fits.need_of(arch) and fits.need_of(arch).flash_kb == bytes_ / 1024
     assert fake.compiled == [arch.id]
     again, fake = made(tmp_path, tiny, flash_kb=20)
-    assert again.of(arch) == fits.of(arch) and not fake.compiled
+    assert again.need_of(arch) == fits.need_of(arch) and not fake.compiled
     fake.version = "5.2.another"
     other = Footprints(Run(tmp_path), TARGET, fake, Memory(1, 1), tiny, Quiet())
-    assert other.of(arch) and fake.compiled == [arch.id]
+    assert other.need_of(arch) and fake.compiled == [arch.id]
 
 
 def test_choices_over_the_limit_alone_are_left_out(tiny: Layout, tmp_path: Path) -> None:
     """Widths of the tiny space are 8, 16 and 24 in the first slots: an MBConv block of 24 has 24 channels at its
     widest, a Ghost module half of its hidden width."""
     fits, fake = made(tmp_path, tiny, sram_kb=16)
-    kept = fits.fitting(tiny)
+    kept = fits.without_too_large(tiny)
     for slot, left in zip(tiny.slots, kept.slots, strict=True):
         for op in slot.ops:
             key = slot.key(op)
             peak = 0 if key is None else fake.report(_alone(key), op, in_ch=1, size=1).sram_bytes
             assert (op in left.ops) == (peak <= 16 * 1024), op
     assert 0 < sum(len(s.ops) for s in kept.slots) < sum(len(s.ops) for s in tiny.slots)
-    assert made(tmp_path, tiny, flash_kb=1)[0].fitting(tiny) is tiny
+    assert made(tmp_path, tiny, flash_kb=1)[0].without_too_large(tiny) is tiny
     with pytest.raises(UserError, match=r"^sram_kb=3: nothing in slot 2 fits on ethos-u55-128: its smallest choice "
                                         r"needs 16\.0 KB; raise it"):
-        made(tmp_path, tiny, sram_kb=3)[0].fitting(tiny)  # slot 2 has a stride, and so no skip
+        made(tmp_path, tiny, sram_kb=3)[0].without_too_large(tiny)  # slot 2 has a stride, and so no skip
 
 
 def _alone(key: OpKey) -> nn.Module:
@@ -118,18 +118,18 @@ def _alone(key: OpKey) -> nn.Module:
 def test_flash_is_a_sum_that_is_never_too_low_for_what_it_was_fitted_on(tiny: Layout, tmp_path: Path) -> None:
     """Here flash is 2 bytes a parameter exactly: so is the sum, and nothing is added for the number of operators."""
     fits, _ = made(tmp_path, tiny, flash_kb=100)
-    cost = fits.flash(tiny)
+    cost = fits.flash_cost(tiny)
     arch = sampling.sample(tiny, random.Random(5))
     pick = sampling.encode(tiny, arch)
-    assert cost.of(pick) == pytest.approx(fits.of(arch).flash_kb)
-    assert (cost.unit, fits.bounds()) == ("KB", {cost.name: 100})
+    assert cost.of(pick) == pytest.approx(fits.need_of(arch).flash_kb)
+    assert (cost.unit, fits.flash_limits()) == ("KB", {cost.name: 100})
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_no_selector_judges_or_returns_what_does_not_fit(tiny: Layout, tmp_path: Path, selector: str) -> None:
     whole = [sampling.sample(tiny, random.Random(i)) for i in range(200)]
     free, _ = made(tmp_path, tiny)
-    needs = [free.of(arch) for arch in whole]
+    needs = [free.need_of(arch) for arch in whole]
     sram, flash = (float(np.median([getattr(n, key) for n in needs])) for key in ("sram_kb", "flash_kb"))
     fits, _ = made(tmp_path, tiny, sram_kb=sram - 0.5, flash_kb=flash)
     assert 0.05 < np.mean([fits.limits.admits(need) for need in needs]) < 0.5  # a limit that excludes something
@@ -139,8 +139,8 @@ def test_no_selector_judges_or_returns_what_does_not_fit(tiny: Layout, tmp_path:
         judged.extend(archs)
         return [-float(sum(map(params, plan(tiny, arch)))) for arch in archs]  # the more parameters the better
 
-    low, high = fits.ends(one)
-    limits = [{TARGET: bound, **fits.bounds()} for bound in (low, (low + high) / 2, high)]
+    low, high = fits.ms_range(one)
+    limits = [{TARGET: bound, **fits.flash_limits()} for bound in (low, (low + high) / 2, high)]
     flat = tuple(np.zeros(len(ops)) for ops in one.allowed)
     ranked = SELECTORS[selector](one, limits, lambda limits: flat, judge, 24, random.Random(0))
     assert every(ranked) and len(judged) > 5
@@ -161,10 +161,10 @@ def test_where_nothing_fits_one_line_has_the_smallest_need_seen(tiny: Layout, tm
     fits, _ = made(tmp_path, tiny, sram_kb=3)
     with pytest.raises(UserError, match=r"^sram_kb=3: no network fits on ethos-u55-128; of \d+ compiled, the "
                                         r"smallest SRAM is \d+\.0 KB and the smallest flash \d+\.\d KB: raise it"):
-        fits.ends(bounded(tiny, fits))
+        fits.ms_range(bounded(tiny, fits))
     fits, _ = made(tmp_path, tiny, flash_kb=1)
     with pytest.raises(UserError, match=r"^flash_kb=1 is below the smallest reachable \d+\.?\d* KB of flash"):
-        fits.ends(bounded(tiny, fits))
+        fits.ms_range(bounded(tiny, fits))
 
 
 def test_targets_that_vela_does_not_compile_are_refused(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_pick_that_its_training_made_too_large_is_named_and_not_in_the_front(
     picks = Picks(budgets=[Pick(budget_ms={TARGET: 2.0}, id=arch.id, arch=arch, ms={TARGET: 1.0})
                            for arch in (small, large)], rank_agreement={})
     place = SimpleNamespace(costs={TARGET: None}, layout=SimpleNamespace(space="tiny"), others={})
-    front = front_of(place, cards, picks)
+    front = make_front(place, cards, picks)
     assert [card.id for card in front.front] == [budget.id for budget in front.budgets] == [small.id]
     assert [card.id for card in front.too_large] == [large.id] and front.dominated == []
     render.front(front)
@@ -283,10 +283,10 @@ def test_without_vela_a_search_without_limits_goes_on(monkeypatch: pytest.Monkey
     costs = {TARGET: SimpleNamespace(meta={"device": TARGET})}
     place = SimpleNamespace(costs=costs, footprints={})
     unknown = {"sram_kb": {TARGET: None}, "flash_kb": {TARGET: None}}
-    assert deliver._memory(place, nn.Identity()) == unknown
+    assert deliver._npu_memory(place, nn.Identity()) == unknown
     place.footprints = {TARGET: None}
     with pytest.raises(UserError, match="pip install"):
-        deliver._memory(place, nn.Identity())
+        deliver._npu_memory(place, nn.Identity())
     monkeypatch.setattr(setup, "of_table", missing)
     with pytest.raises(UserError, match="pip install"):
-        setup.compiler(TARGET, costs[TARGET], Memory(64))
+        setup.npu_of(TARGET, costs[TARGET], Memory(64))

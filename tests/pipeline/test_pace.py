@@ -11,7 +11,7 @@ from tiny_search import Quiet, config_of, searched
 
 from nas import text
 from nas.cli import render
-from nas.pipeline.header import about
+from nas.pipeline.header import in_short
 from nas.pipeline.pace import FIRST_S, Pace, Sizes, work_of
 from nas.run import timeline
 from nas.run.directory import Run
@@ -89,7 +89,7 @@ def test_what_was_spent_adds_up_over_calls_also_interrupted_ones(tmp_path: Path)
 
 
 def test_a_number_of_networks_is_short() -> None:
-    assert (about(999_999), about(31_415_926), about(10**400)) == ("999,999", "3.1e+7", "1.0e+400")
+    assert (in_short(999_999), in_short(31_415_926), in_short(10**400)) == ("999,999", "3.1e+7", "1.0e+400")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from nas.pipeline import overrun, recheck
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.front import find
-from nas.pipeline.overrun import bounds_of, over
+from nas.pipeline.overrun import over, smallest_budgets
 from nas.pipeline.recheck import Correction
 from nas.plan import Task, layout
 from nas.run import tables
@@ -108,7 +108,7 @@ def copy(made: tuple[Path, dict[str, Any], Quiet], tmp_path: Path) -> Run:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    return overrun.lines(Front.model_validate(result))
+    return overrun.overrun_lines(Front.model_validate(result))
 
 
 def select(run: Run, table: Path, *budget_ms: float, progress: Quiet | None = None) -> dict[str, Any]:
@@ -259,10 +259,10 @@ def test_a_correction_never_lowers_a_price(table: Path) -> None:
     at = layout(Space.parse(TINY, "tiny.yaml"), Task(16, 3, 10))
     prices = Prices(1.0, tuple(dict.fromkeys(slot.ops, 0.5) | {op: 0.0 for op in slot.ops if not slot.key(op)}
                                        for slot in at.slots))
-    raised = Correction(1.2, 0.01, 4).raised(prices, at)
+    raised = Correction(1.2, 0.01, 4).applied(prices, at)
     assert raised.fixed == pytest.approx(1.22)  # stem and head
     assert {round(value, 9) for row in raised.ms for value in row.values()} == {0.0, 0.61}  # skip is nothing
-    assert Correction(0.5, 0.0, 4).raised(prices, at) == prices
+    assert Correction(0.5, 0.0, 4).applied(prices, at) == prices
 
 
 def test_how_far_above_a_budget_counts() -> None:
@@ -271,7 +271,7 @@ def test_how_far_above_a_budget_counts() -> None:
     assert over({"cpu": 1.484}, {"cpu": 1.44})  # 3.06 % above
     budgets = [Budget(id=id, budget_ms=bounds, ms=bounds) for id, bounds in (
         ("a", {"cpu": 2.0}), ("a", {"cpu": 1.0}), ("b", {"cpu": 0.1}), ("a", {"cpu": 3.0, "gpu": 4.0}))]
-    assert bounds_of(budgets, "a") == {"cpu": 1.0, "gpu": 4.0}
+    assert smallest_budgets(budgets, "a") == {"cpu": 1.0, "gpu": 4.0}
 
 
 def test_a_pick_within_a_budget_is_one_that_keeps_it_as_measured() -> None:
@@ -299,8 +299,8 @@ def test_what_replaces_a_slow_pick_keeps_the_budget_of_a_target_that_is_not_meas
 
     monkeypatch.setattr(recheck, "_with_pick", lambda inputs, budget, other: budget.model_copy(
         update={"id": other.id, "ms": other.ms}))
-    monkeypatch.setattr(recheck.Judge, "remembered", lambda run, state: {id: (loss, 0) for id, loss in losses.items()})
-    monkeypatch.setattr(recheck, "state_of", lambda inputs: "")
+    monkeypatch.setattr(recheck.Judge, "read_log", lambda run, state: {id: (loss, 0) for id, loss in losses.items()})
+    monkeypatch.setattr(recheck, "logged_name", lambda inputs: "")
     budgets = [pick("slow", 4.0, 5.0), pick("forbidden", 8.0, 9.0), pick("allowed", 4.5, 9.0)]
     inputs: Any = SimpleNamespace(run=None)
     watch: Any = Watch()

@@ -41,9 +41,9 @@ def test_a_budget_gets_the_best_network_that_takes_nine_tenths_of_it() -> None:
 
 def test_gates_know_the_budgets_but_not_the_very_ends_of_what_is_reachable() -> None:
     cost = Cost("t", "ms", 1.0, (np.array([0.0, 9.0]),))  # from 1 to 10 ms
-    assert supernet._range(cost, [1.0, 10.0]) == (1.03, 9.0)
-    assert supernet._range(cost, [2.0, 5.0, 3.0]) == (2.0, 5.0)
-    assert supernet._range(cost, [9.5]) == (9.5, 9.5)
+    assert supernet._gate_range(cost, [1.0, 10.0]) == (1.03, 9.0)
+    assert supernet._gate_range(cost, [2.0, 5.0, 3.0]) == (2.0, 5.0)
+    assert supernet._gate_range(cost, [9.5]) == (9.5, 9.5)
 
 
 def judge(run: Run, seen: list[str]) -> selection.Judge:

@@ -34,12 +34,12 @@ def settings(space_file: Path, *more: str, **flags: object) -> Baseline:
 def trained(config: Baseline, path: Path, progress: Quiet | None = None, given: Arch | None = None) -> dict:
     run = Run.open(path, config.to_json())
     with run.lock():
-        return train_one.train(config, run, given, progress or Quiet()).to_json()
+        return train_one.train_network(config, run, given, progress or Quiet()).to_json()
 
 
 def test_the_largest_and_the_smallest_are_so_slot_by_slot(tiny: Layout) -> None:
     for what, best in (("largest", max), ("smallest", min)):
-        arch = train_one.choose(tiny, what, 0)
+        arch = train_one.choose_arch(tiny, what, 0)
         for slot, op in zip(tiny.slots, arch.ops, strict=True):
             key = slot.key(op)
             costs = [macs(other) if (other := slot.key(one)) else 0 for one in slot.ops]
@@ -47,7 +47,7 @@ def test_the_largest_and_the_smallest_are_so_slot_by_slot(tiny: Layout) -> None:
 
 
 def test_a_random_one_is_of_its_seed(tiny: Layout) -> None:
-    one, again, other = (train_one.choose(tiny, "random", seed) for seed in (3, 3, 4))
+    one, again, other = (train_one.choose_arch(tiny, "random", seed) for seed in (3, 3, 4))
     assert one == again != other
 
 
@@ -173,8 +173,12 @@ def test_a_config_file_names_space_and_network(whole: Path, space_file: Path, tm
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked: list[tuple[Baseline, Arch | None]] = []
-    monkeypatch.setattr(train_one, "train", lambda settings, run, given, progress: asked.append((settings, given)) or (
-        Front(run=str(run.path), space="tiny", target=[], front=[])))
+
+    def train_network(settings: Baseline, run: Run, given: Arch | None, progress: object) -> Front:
+        asked.append((settings, given))
+        return Front(run=str(run.path), space="tiny", target=[], front=[])
+
+    monkeypatch.setattr(train_one, "train_network", train_network)
     arch = next(whole.glob("archs/*/arch.json"))
     for name, more in (("smallest", {"space": str(space_file), "size": 16}),
                        (str(arch), {"space": str(space_file)})):

@@ -93,8 +93,8 @@ def test_a_worker_of_a_crew_takes_its_share_whatever_the_run_trained_with(
     file.write_text(yaml.safe_dump(TINY))
     run = Run.open(tmp_path / "run", config_of(file).model_copy(update={"threads": 2}).to_json())
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(pipeline.supernet, "trained", lambda inputs: None)
-    monkeypatch.setattr(pipeline.selection, "serve", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(pipeline.supernet, "load_trained", lambda inputs: None)
+    monkeypatch.setattr(pipeline.selection, "judge_for_others", lambda *_: seen.append(torch.get_num_threads()))
     pipeline.judge(run, "sqlite:///x.db", Quiet(), parent)
     assert seen == [expected]
 

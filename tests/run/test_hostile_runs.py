@@ -119,7 +119,7 @@ def test_a_log(finished: Run, drawn: st.DataObject) -> None:
         finished.file("log.jsonl").write_bytes(drawn.draw(broken | torn(content)))
         assert "</html>" in page(collect(finished))
         config = settings_of(finished)
-        assert pipeline.selection.Judge.remembered(finished) is not None and config.target == ["gpu-v100"]
+        assert pipeline.selection.Judge.read_log(finished) is not None and config.target == ["gpu-v100"]
     finally:
         finished.file("log.jsonl").write_bytes(content)
 
@@ -187,7 +187,7 @@ def test_a_checkpoint(finished: Run, set_up: Inputs, drawn: st.DataObject) -> No
 
     try:
         finished.file("supernet.pt").write_bytes(drawn.draw(changed(state).map(saved) | torn(content)))
-        read_or_refused(lambda: supernet.trained(set_up), "supernet.pt")
+        read_or_refused(lambda: supernet.load_trained(set_up), "supernet.pt")
     finally:
         finished.file("supernet.pt").write_bytes(content)
 

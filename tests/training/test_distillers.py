@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nas.arch import Arch
 from nas.config.training import Training
-from nas.pipeline.train_one import choose
+from nas.pipeline.train_one import choose_arch
 from nas.plan import Layout
 from nas.subnet import build
 from nas.training import randomness
@@ -34,7 +34,7 @@ BACK = .5 * math.log(.5 / .75) + .5 * math.log(.5 / .25)
 
 
 def made(name: str, layout: Layout, share: float = .25, smoothing: float = 0.0) -> Distiller:
-    student, teacher = (build(layout, choose(layout, what, 0)) for what in ("smallest", "largest"))
+    student, teacher = (build(layout, choose_arch(layout, what, 0)) for what in ("smallest", "largest"))
     return METHODS[name](student, teacher, share, smoothing)
 
 
@@ -76,7 +76,7 @@ def test_fsp_by_hand(tiny: Layout) -> None:
 
 def test_hints_by_hand(tiny: Layout) -> None:
     method = made("hints", tiny)
-    maps = [torch.randn(2, c, 4, 4) for c in channels(build(tiny, choose(tiny, "largest", 0)))]
+    maps = [torch.randn(2, c, 4, 4) for c in channels(build(tiny, choose_arch(tiny, "largest", 0)))]
     with torch.no_grad():  # the regressor is the identity
         method.regressor.weight.copy_(torch.eye(len(method.regressor.weight))[:, :, None, None])
         method.regressor.bias.zero_()
@@ -87,7 +87,7 @@ def test_hints_by_hand(tiny: Layout) -> None:
 
 
 def test_channels_are_those_of_the_maps(tiny: Layout) -> None:
-    assert channels(build(tiny, choose(tiny, "smallest", 0))) == [8, 16]
+    assert channels(build(tiny, choose_arch(tiny, "smallest", 0))) == [8, 16]
 
 
 def test_every_method_is_a_setting() -> None:
@@ -114,9 +114,9 @@ def test_it_learns_and_continues_exactly(name: str, tiny_space: object, digits: 
 
     tiny = layout(tiny_space, Task(16, 3, 10))
     with randomness.seeded("teacher"):
-        teacher = build(tiny, choose(tiny, "largest", 0))
+        teacher = build(tiny, choose_arch(tiny, "largest", 0))
     before = copy.deepcopy(teacher.state_dict())
-    arch = choose(tiny, "random", 1)
+    arch = choose_arch(tiny, "random", 1)
     whole, cut = (tuning(name, tiny, digits, teacher, arch) for _ in range(2))
     losses = []
     for _ in range(8):

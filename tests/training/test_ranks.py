@@ -63,7 +63,7 @@ def trained(config: Config, path: Path, progress: Any = None) -> SupernetTrainin
     with run.lock(), joined() as group:
         inputs = prepare(config, run, config.target, progress)
         limits = {t: limits_of(inputs, inputs.layout, t, [], config.budgets) for t in config.target}
-        return supernet.train(inputs, limits, group, progress)
+        return supernet.train_supernet(inputs, limits, group, progress)
 
 
 @pytest.mark.parametrize("size", [16, [16, 8]], ids=str)

@@ -45,7 +45,7 @@ def test_a_baseline_takes_exits_for_a_target(space_file: Path, tmp_path: Path) -
     flags = {"space": str(space_file), "arch": "smallest", "size": 16, "limit": 160, "threads": 1}
     settings = resolve(None, ["train.finetune_epochs=1", "train.batch=16"], flags, Baseline)
     run, quiet = Run.open(tmp_path / "run", settings.to_json()), Quiet()
-    train_one.train(settings, run, None, quiet)
+    train_one.train_network(settings, run, None, quiet)
     with pytest.raises(UserError, match=r"target: .*run has none; give one"):
         existing.pick(run, None, None, False, quiet)
     model = existing.pick(run, None, "gpu-v100", True, quiet)

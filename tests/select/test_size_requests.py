@@ -9,7 +9,7 @@ import pytest
 from truths import table
 
 from nas.errors import UserError
-from nas.pipeline.budgets import askings
+from nas.pipeline.budgets import requests_by_size
 from nas.plan import Layout, resized
 from nas.select.ilp import solve
 from nas.select.problem import Cost, Problem, Scores, budgets
@@ -30,7 +30,7 @@ def test_an_ilp_a_size_equals_all_networks_of_all_sizes(sizes: list[Problem], ti
     grid = budgets(sizes[0], 6, (sizes[1].costs[0].smallest, sizes[0].costs[0].largest))
     limits = [{"gpu": budget} for budget in grid]
     found: dict[int, list[tuple[float, int, tuple[int, ...]]]] = {index: [] for index in range(len(grid))}
-    for asking in askings(sizes, limits):
+    for asking in requests_by_size(sizes, limits):
         at = sizes.index(asking.problem)
         for own, indices in zip(asking.limits, asking.budgets, strict=True):
             (pick,) = solve(scores[at], asking.problem.costs, own)
@@ -49,17 +49,17 @@ def test_a_size_is_asked_for_what_it_reaches_and_for_nothing_twice(sizes: list[P
     most, least = small.largest("gpu"), large.smallest("gpu")
     assert small.smallest("gpu") < least < most < large.largest("gpu")
     below, above = (small.smallest("gpu") + least) / 2, (most + large.largest("gpu")) / 2
-    of_large, of_small = askings(sizes, [{"gpu": below}, {"gpu": above}, {"gpu": large.largest("gpu")}])
+    of_large, of_small = requests_by_size(sizes, [{"gpu": below}, {"gpu": above}, {"gpu": large.largest("gpu")}])
     assert (of_large.limits, of_large.budgets) == ([{"gpu": above}, {"gpu": large.largest("gpu")}], [[1], [2]])
     assert (of_small.limits, of_small.budgets) == ([{"gpu": below}, {"gpu": most}], [[0], [1, 2]])
-    (only,) = askings(sizes, [{"gpu": below}])
+    (only,) = requests_by_size(sizes, [{"gpu": below}])
     assert only.problem is small
     with pytest.raises(UserError, match=r"budget_ms=0.01 is below the smallest reachable"):
-        askings(sizes, [{"gpu": 0.01}])
+        requests_by_size(sizes, [{"gpu": 0.01}])
 
 
 def test_one_size_is_asked_as_it_always_was(problem: Problem) -> None:
     limits = [{"gpu": 1e-3}, {"gpu": 50.0}, {"gpu": 50.0}]  # also what it cannot reach: the selector refuses it
-    (asking,) = askings([problem], limits)
+    (asking,) = requests_by_size([problem], limits)
     assert (asking.limits, asking.budgets) == (limits, [[0], [1], [2]])
     assert list(itertools.chain(*asking.budgets)) == [0, 1, 2]
