@@ -31,6 +31,7 @@ from nas.errors import UserError
 from nas.files import write_json
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.timing import interleaved
+from nas.run import events, timeline
 from nas.run.directory import Run
 from nas.run.records import Card, Front
 
@@ -74,12 +75,12 @@ def picks(search: Path) -> tuple[list[Network], dict[str, dict[str, Any]]]:
         budgets += [budget.id for budget in front.budgets if budget.id in every]
     (target,) = run.config["target"]
     chosen = sorted(set(budgets), key=lambda name: cards[name].ms[target])
-    epochs = {(event["phase"], event["epoch"]): event["seconds"] for event in run.events("epoch")}  # repeated: once
-    tuned = {(event["id"], event["epoch"]): event["seconds"] for event in run.events("finetune")}
-    selection = [event["seconds"] for event in run.events("stage") if event["name"].endswith("picks.json")]
-    searched = round(sum(epochs.values()) + sum(selection), 1)
+    tuned = timeline.tuned(run)
+    selection = [event.seconds for event in run.events(events.Stage) if event.name.endswith("picks.json")]
+    searched = round(sum(epoch.seconds for epoch in timeline.epochs(run)) + sum(selection), 1)
+    spent = {name: round(sum(epoch.seconds for epoch in tuned if epoch.id == name), 1) for name in chosen}
     said = {name: {"ms": cards[name].ms[target], "accuracy": cards[name].accuracy, "search_s": searched,
-                   "finetune_s": round(sum(s for (own, _), s in tuned.items() if own == name), 1)} for name in chosen}
+                   "finetune_s": spent[name]} for name in chosen}
     return [Network(name, places[name] / "archs" / name) for name in chosen], said
 
 
@@ -92,9 +93,9 @@ def trained(network: Network, seed: int, options: argparse.Namespace) -> dict[st
         str(options.epochs), "--seed", str(seed), "--threads", "1", "--run", str(run.path),
         f"train.batch={options.batch}")
     (card,) = run.read("front.json", Front).front
-    seconds = {event["epoch"]: event["seconds"] for event in run.events("finetune")}
+    seconds = sum(epoch.seconds for epoch in timeline.tuned(run))
     return {"network": network.name, "pick": network.pick is not None, "seed": seed, "accuracy": card.accuracy,
-            "params": card.params, "macs": card.macs, "seconds": round(sum(seconds.values()), 1),
+            "params": card.params, "macs": card.macs, "seconds": round(seconds, 1),
             "where": {"torch": torch.__version__, "python": platform.python_version()}}
 
 

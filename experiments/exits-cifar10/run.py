@@ -32,7 +32,7 @@ from nas.files import write_json
 from nas.pipeline.exits.train import train
 from nas.plan import Layout, Task, layout, macs, plan, prefixes
 from nas.progress import Progress
-from nas.run import checkpoint
+from nas.run import checkpoint, events
 from nas.run.directory import Run
 from nas.space import Space
 from nas.subnet import Subnet, build
@@ -100,23 +100,24 @@ class Bench:
         """The network without its exits, trained once a seed and kept; begun anew where it was stopped."""
         name = f"{PLAIN}-{seed}"
         if work.has(f"{name}.pt"):
-            net.load_state_dict(checkpoint.load(work, f"{name}.pt")["net"])
+            net.load_state_dict(checkpoint.load(work, f"{name}.pt")["trained"])
             net.eval()
             return
         net.exits.requires_grad_(False)
         tuning, began = FineTuning(name, net, None, self.data, self.recipe, seed, CPU), time.perf_counter()
         with progress.task(name, self.recipe.epochs) as task:
             while not tuning.finished:
-                task.advance(1, loss=tuning.epoch()["loss"])
+                last = tuning.epoch()
+                task.advance(1, loss=last.loss)
         net.requires_grad_(True)
         evaluation.recalibrate(net, evaluation.calibration_images(self.data, 2000, 128, CPU, seed))
-        work.log("exits", id=name, seconds=time.perf_counter() - began)
-        checkpoint.save(work, f"{name}.pt", {"done": tuning.done, "net": net.state_dict()})
+        work.log(events.ExitsTrained(**vars(last), id=name, seconds=time.perf_counter() - began))
+        checkpoint.save(work, f"{name}.pt", tuning)
 
 
 def seconds_of(work: Run, name: str) -> float:
     """Of training, over all calls."""
-    return round(sum(float(event["seconds"]) for event in work.events("exits") if event["id"] == name), 1)
+    return round(sum(event.seconds for event in work.events(events.ExitsTrained) if event.id == name), 1)
 
 
 SETTINGS = ("space", "width", "arch_seed", "data", "limit", "epochs", "batch", "lr", "weight_decay")

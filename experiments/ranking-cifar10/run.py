@@ -105,7 +105,7 @@ class Bench:
         return {
             "part": part.number, "group": part.group, "id": arch.id, "ms": round(part.ms, 6),
             "macs": sum(map(macs, keys)), "params": sum(map(params, keys)),
-            **inherited, "train_loss": last["loss"],
+            **inherited, "train_loss": last.loss,
             "test_accuracy": tested.accuracy, "test_accuracy_se": round(tested.accuracy_se, 6),
             "test_loss": round(tested.loss, 6), "trained_s": round(trained_s, 1),
             "arch": arch.to_json(), "settings": settings,

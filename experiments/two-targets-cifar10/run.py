@@ -25,6 +25,7 @@ from nas.cli.progress import TerminalProgress
 from nas.errors import UserError
 from nas.files import write_json
 from nas.latency import costs
+from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.settings import searched
 from nas.select.pareto import Point, hypervolume
@@ -58,7 +59,7 @@ def part(pruned: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
               "accuracy": cards[one["id"]]["accuracy"]} for one in front["budgets"]]
     reference = BEYOND * max(options.budget_ms), CHANCE
     points = [Point(pick["id"], pick["ms"], pick["accuracy"]) for pick in picks]
-    alive = [event["branches"] for event in run.events("epoch") if "branches" in event]
+    alive = [epoch.pruning.branches for epoch in timeline.epochs(run) if epoch.pruning]
     return {"pruned_for": pruned, "seed": seed, "hypervolume": round(hypervolume(points, *reference), 6),
             "picks": picks, "branches": alive[-1] if alive else None}
 

@@ -36,6 +36,7 @@ from nas.latency import costs as cost_models
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.pipeline.supernet import SUPERNET, load_finished
 from nas.plan import Task, candidates, layout
+from nas.run import events, timeline
 from nas.run.directory import Run
 from nas.run.records import Front, Picks
 from nas.select.pareto import Point, hypervolume
@@ -308,15 +309,15 @@ def _read(run: Run, config: Config, sizes: Sizes, trained: Run,
               "inherited_loss": round(inherited[b.id].loss, 6),
               "inherited_accuracy": round(inherited[b.id].accuracy, 6)}
              for b in front.budgets]
-    epochs = {(e["phase"], e["epoch"]): e["seconds"] for e in trained.events("epoch")}  # a repeated one counts once
-    tuned = {(e["id"], e["epoch"]): e["seconds"] for e in run.events("finetune")}
-    selected = [e["seconds"] for e in run.events("stage") if e["name"] == "picks.json"]
-    judged = len({e["id"] for e in run.events("judged")})
-    alive = [e["branches"] for e in trained.events("epoch") if "branches" in e]
+    epochs, tuned = timeline.epochs(trained), timeline.tuned(run)
+    selected = [event.seconds for event in run.events(events.Stage) if event.name == "picks.json"]
+    judged = len({event.id for event in run.events(events.Judged)})
+    alive = [epoch.pruning.branches for epoch in epochs if epoch.pruning]
     return {"picks": picks, "rank_agreement": front.rank_agreement[target],
             "held_out": {kind: tau.to_json() for kind, tau in front.held_out[target].items()}, "judged": {"n": judged},
-            "seconds": {"supernet": round(sum(epochs.values()), 1), "selection": round(sum(selected), 1),
-                        "finetune": round(sum(tuned.values()), 1)},
+            "seconds": {"supernet": round(sum(epoch.seconds for epoch in epochs), 1),
+                        "selection": round(sum(selected), 1),
+                        "finetune": round(sum(epoch.seconds for epoch in tuned), 1)},
             "image_forwards": dataclasses.asdict(cost_of(config, sizes, judged, supernet_alone=trained != run)),
             "branches": alive[-1] if alive else None, "data": run.read_json("data.json")["fingerprint"],
             "supernet": hashlib.sha256(run.file(SUPERNET).read_bytes()).hexdigest()[:12]}

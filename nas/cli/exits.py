@@ -154,12 +154,13 @@ def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
     """
     from nas.pipeline.exits.serve import CARD
     from nas.run.directory import CONFIG, Run
+    from nas.run.events import ExitsTrained
 
     run = Run(place)
     if not run.has(CONFIG):
         Run.open(place, settings)
     with run.lock():  # before what others began with is changed
-        free = () if run.has(CARD) else WISHES if run.events("exits") else tuple(settings)
+        free = () if run.has(CARD) else WISHES if run.events(ExitsTrained) else tuple(settings)
         yield Run.open(place, settings, free)
 
 

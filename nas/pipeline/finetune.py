@@ -25,7 +25,7 @@ from nas.errors import UserError
 from nas.pipeline.inputs import Inputs
 from nas.plan import macs, plan
 from nas.progress import Progress, Task
-from nas.run import checkpoint
+from nas.run import checkpoint, events
 from nas.subnet import Subnet, build
 from nas.training import evaluation, placement, randomness
 from nas.training.finetune import FineTuning
@@ -160,7 +160,7 @@ def _make_tuning(inputs: Inputs, training: Origin, arch: Arch, place: str, recip
     id = arch.id if file == WEIGHTS else f"{arch.id}/first"
     tuning = FineTuning(id, model, teacher, data, recipe, inputs.seed, inputs.device)
     if run.has(name + CHECKPOINTS[file]):
-        checkpoint.resume(run, name + CHECKPOINTS[file], tuning.load)
+        checkpoint.resume(run, name + CHECKPOINTS[file], tuning)
     else:
         evaluation.recalibrate(model, evaluation.calibration_images(data, 1000, 128, inputs.device, inputs.seed))
     return tuning
@@ -197,10 +197,10 @@ def _tune(inputs: Inputs, tuning: FineTuning, name: str, file: str, shared: _Sha
     while not tuning.finished:
         began = time.monotonic()
         with randomness.seeded(inputs.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
-            record = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))
+            epoch = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))
         with shared.lock:
-            run.log("finetune", id=tuning.name, **record, seconds=round(time.monotonic() - began, 3))
-        checkpoint.save(run, name + CHECKPOINTS[file], tuning.state())
+            run.log(events.FineTuned(**vars(epoch), id=tuning.name, seconds=round(time.monotonic() - began, 3)))
+        checkpoint.save(run, name + CHECKPOINTS[file], tuning)
     if recipe.epochs:
         evaluation.recalibrate(tuning.model, evaluation.calibration_images(data, 2000, 128, inputs.device, inputs.seed))
     weights = {key: value.contiguous().cpu() for key, value in tuning.model.state_dict().items()}

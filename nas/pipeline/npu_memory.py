@@ -23,6 +23,7 @@ from nas.latency.devices.vela import Report
 from nas.ops import build
 from nas.plan import Branch, Layout, OpKey, Slot, params, plan, restrict
 from nas.progress import Progress
+from nas.run import events
 from nas.run.directory import Run
 from nas.select.ilp import solve
 from nas.select.problem import Cost, Problem
@@ -69,8 +70,8 @@ class Footprints:
     def __init__(self, run: Run, target: str, npu: EthosU, limits: Memory, layout: Layout, progress: Progress) -> None:
         self.run, self.target, self.npu, self.limits = run, target, npu, limits
         self.layout, self._progress = layout, progress
-        events = [e for e in run.events("compiled") if (e["target"], e["vela"]) == (target, npu.version)]
-        self._known = {e["what"]: Memory(e["sram_bytes"] / KB, e["flash_bytes"] / KB) for e in events}
+        self._known = {e.what: Memory(e.sram_bytes / KB, e.flash_bytes / KB) for e in run.events(events.Compiled)
+                       if (e.target, e.vela) == (target, npu.version)}
         self._seen: dict[str, Memory] = {}
 
     def need_of(self, arch: Arch) -> Memory:
@@ -185,8 +186,8 @@ class Footprints:
             first = keys[0]
             module = Subnet(keys) if len(keys) > 1 else build(first.op, first.in_ch, first.out_ch, first.stride)
             report = self.npu.report(module, what, in_ch=first.in_ch, size=first.size)
-            self.run.log("compiled", target=self.target, what=what, sram_bytes=report.sram_bytes,
-                         flash_bytes=report.flash_bytes, vela=self.npu.version)
+            self.run.log(events.Compiled(target=self.target, what=what, sram_bytes=report.sram_bytes,
+                                         flash_bytes=report.flash_bytes, vela=self.npu.version))
             self._known[what] = Memory.from_report(report)
         return self._known[what]
 

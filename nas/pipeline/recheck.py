@@ -30,6 +30,7 @@ from nas.pipeline.overrun import over
 from nas.pipeline.selection import Judge, logged_name
 from nas.plan import Layout, plan
 from nas.progress import Progress
+from nas.run import events
 from nas.run.records import Pick, Picks, TableCorrection
 from nas.training.supernet_training import SupernetTraining
 from nas.units import amount
@@ -81,8 +82,7 @@ class Stopwatch:
         self.targets = [target for target in inputs.costs if deliver.is_measured_here(inputs, target)]
         self._state = {target: _table_digest(inputs, target) for target in self.targets}
         self.measured: dict[str, dict[Arch, float]] = {target: {} for target in self.targets}
-        self._known = {(event["target"], event["costs"], event["id"]): float(event["ms"])
-                       for event in inputs.run.events("timed") if {"target", "costs", "id", "ms"} <= event.keys()}
+        self._known = {(event.target, event.costs, event.id): event.ms for event in inputs.run.events(events.Timed)}
 
     def time(self, picks: Sequence[Pick]) -> None:
         """Measures the picks that were not measured yet."""
@@ -112,7 +112,7 @@ class Stopwatch:
                 files = deliver.files_to_time(at, arch, model, target, Path(folder))
                 ms, drift = deliver.measured(at, target, model, files)
             assert ms is not None  # the target is this machine
-            self.inputs.run.log("timed", id=arch.id, target=target, costs=key[1], ms=ms, drift=drift)
+            self.inputs.run.log(events.Timed(id=arch.id, target=target, costs=key[1], ms=ms, drift=drift))
             self._known[key] = ms
         return self._known[key]
 

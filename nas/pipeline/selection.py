@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from nas.pipeline.workers import Crew, study_name
 from nas.pipeline.workers import serve_evaluations as serve_evaluations
 from nas.plan import resized
 from nas.progress import Progress
+from nas.run import events
 from nas.run.directory import Run
 from nas.run.records import HeldOut, Pick, Picks
 from nas.select import get as selector
@@ -77,7 +77,7 @@ def choose_picks(inputs: Inputs, training: SupernetTraining, limits: dict[str, l
             if archs:
                 budgets.append(_pick(problems, ms, archs, losses))
     picks = Picks(budgets=budgets, rank_agreement=agreement, held_out=held_out, selector=config.selector)
-    inputs.run.log("selection", place=place, rank_agreement=agreement, held_out=picks.to_json()["held_out"])
+    inputs.run.log(events.Selected(place=place, rank_agreement=agreement, held_out=held_out))
     return picks
 
 
@@ -172,22 +172,16 @@ class Judge:
         With ``state`` (``evaluations_name`` of the inputs) only what was judged by this supernet on these images.
         Lines that cannot be read are passed over.
         """
-        known = {}
-        for event in run.events("judged"):
-            if state is not None and event.get("state") != state:
-                continue
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                known[str(event["id"])] = float(event["loss"]), float(event["accuracy"])
-        return known
+        return {event.id: (event.loss, event.accuracy) for event in run.events(events.Judged)
+                if state in (None, event.state)}
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """Returns the held-out loss of each network; judges those that were not judged before."""
         new = [arch for arch in archs if arch.id not in self.known]
         evaluated = self.crew.evaluated(new) if self.crew else ((arch, self.evaluate(arch)) for arch in new)
         for arch, judged in evaluated:
-            self.known[arch.id], self.accuracies[arch.id] = judged.loss, judged.figures["accuracy"]
-            self.inputs.run.log("judged", id=arch.id, arch=arch.to_json(), state=self.state, loss=judged.loss,
-                                **judged.figures)
+            self.known[arch.id], self.accuracies[arch.id] = judged.loss, judged.accuracy
+            self.inputs.run.log(events.Judged(id=arch.id, arch=arch, state=self.state, **vars(judged)))
             self._count(arch)
         for arch in archs:
             if arch not in self.asked:
@@ -197,7 +191,7 @@ class Judge:
     def evaluate(self, arch: Arch) -> Evaluation:
         """Computes loss and accuracy of a network on the images that networks are judged on."""
         judged = self.training.judge(arch, self.split, CALIBRATED_ON)
-        return Evaluation(judged.loss, {"accuracy": judged.accuracy, "accuracy_se": judged.accuracy_se})
+        return Evaluation(judged.loss, judged.accuracy, judged.accuracy_se)
 
     def _count(self, arch: Arch, known: bool = False) -> None:
         """Counts a network that the selector has asked for, on the progress bar, too; ``known``: it was judged before.

@@ -20,7 +20,7 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Footprints, Memory, fitting_layout
 from nas.plan import Layout, Task, layout, layouts, resized, restrict
 from nas.progress import Progress
-from nas.run import operators, timeline
+from nas.run import events, operators, timeline
 from nas.run.directory import Run
 from nas.run.images import load_images
 from nas.run.tables import copied, costs_for, recorded_costs
@@ -104,7 +104,7 @@ def _describe_images(config: Config, run: Run, data: Data, progress: Progress) -
     lines = data_lines(data, config.train.augment or data.augment)
     for line in lines:
         progress.note(line)
-    run.log("data", lines=lines)
+    run.log(events.Introduction(lines=lines))
 
 
 def _tell_left_out(whole: Layout, searched: Layout, run: Run, progress: Progress) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from nas.config.search import Config
 from nas.errors import UserError, setting
@@ -13,12 +12,14 @@ from nas.pipeline.inputs import Inputs, problem
 from nas.pipeline.pace import Pace
 from nas.pipeline.setup import prepare
 from nas.progress import Progress, Task
-from nas.run import checkpoint, timeline
+from nas.run import checkpoint, events, timeline
 from nas.run.directory import Run
 from nas.run.settings import searched
 from nas.select.problem import Cost
+from nas.supernet.drop import Drop
 from nas.supernet.gates import position
 from nas.training import followers
+from nas.training.epochs import EntryTest
 from nas.training.ranks import ALONE, Ranks
 from nas.training.recipes import SupernetRecipe
 from nas.training.supernet_training import PHASES, SupernetTraining
@@ -34,7 +35,7 @@ def train_supernet(inputs: Inputs, limits: dict[str, list[float]], group: Ranks,
     pace = pace or Pace({}, progress)
     training, run = make_training(inputs, limits, group), inputs.run
     if run.has(SUPERNET):
-        checkpoint.resume(run, SUPERNET, training.load)
+        checkpoint.resume(run, SUPERNET, training)
     elif inputs.config.init:
         _copy_weights(Run.existing(inputs.config.init), inputs, training, progress)
     followers.begin(inputs.config, training, progress)
@@ -49,18 +50,18 @@ def train_supernet(inputs: Inputs, limits: dict[str, list[float]], group: Ranks,
 def _train_phase(run: Run, training: SupernetTraining, phase: str, pace: Pace, progress: Progress) -> None:
     """Trains one phase epoch by epoch, with checkpoints; says in one line at its end what it has pruned."""
     total, index, saved = training.recipe.epochs[phase], training.schedule[training.done][1], time.monotonic()
-    pruned: list[dict[str, Any]] = []
+    pruned: list[Drop] = []
     with progress.task(f"supernet {phase}", total, index) as task:
         pace.reach(f"supernet {phase}", index / total)
         while not training.finished and training.schedule[training.done][0] == phase:
             began = time.monotonic()
-            record = training.epoch(_step_reporter(task, training.schedule[training.done][1], total, pace, phase))
-            run.log("epoch", **record, seconds=round(time.monotonic() - began, 3))
-            pruned += record.get("pruned", [])
-            _warn_of_weak_gates(record, progress)
+            epoch = training.epoch(_step_reporter(task, training.schedule[training.done][1], total, pace, phase))
+            run.log(events.Epoch(**vars(epoch), seconds=round(time.monotonic() - began, 3)))
+            pruned += epoch.pruning.dropped if epoch.pruning else ()
+            _warn_of_weak_gates(epoch.entry, progress)
             last = training.finished or training.schedule[training.done][0] != phase
             if time.monotonic() - saved > CHECKPOINT_EVERY_S or last:
-                checkpoint.save(run, SUPERNET, training.state())
+                checkpoint.save(run, SUPERNET, training)
                 saved = time.monotonic()
     _tell_pruned(training, pruned, progress)
 
@@ -82,7 +83,7 @@ def load_trained(inputs: Inputs) -> SupernetTraining:
     config = inputs.config
     limits = {t: limits_of(inputs, inputs.layout, t, given_budgets(config, t), config.budgets) for t in config.target}
     training = make_training(inputs, limits)
-    checkpoint.resume(inputs.run, SUPERNET, training.load)
+    checkpoint.resume(inputs.run, SUPERNET, training)
     return training
 
 
@@ -116,22 +117,22 @@ def _copy_weights(other: Run, inputs: Inputs, training: SupernetTraining, progre
     progress.note(f"starting from {other.path}: {taken} of {len(training.supernet.state_dict())} tensors")
 
 
-def _tell_pruned(training: SupernetTraining, pruned: list[dict[str, Any]], progress: Progress) -> None:
+def _tell_pruned(training: SupernetTraining, pruned: Sequence[Drop], progress: Progress) -> None:
     """Tells the user how much was pruned: ``pruned: 12 blocks and 2 layers; 31 branches are left``."""
     if not pruned:
         return
-    kinds = [drop["kind"] for drop in pruned]
+    kinds = [drop.kind for drop in pruned]
     counts = [f"{kinds.count(kind)} {kind}{'s' if kinds.count(kind) > 1 else ''}" for kind in dict.fromkeys(kinds)]
     left = sum(len(slot.branches) for slot in training.supernet.layout.slots)
     progress.note(f"pruned: {' and '.join(counts)} (log.jsonl names them); {left} branches are left")
 
 
-def _warn_of_weak_gates(record: dict[str, Any], progress: Progress) -> None:
+def _warn_of_weak_gates(entry: EntryTest | None, progress: Progress) -> None:
     """Warns of a warm-up that has taught so little that gates cannot tell a large network from a small one."""
-    if record.get("entry_passed") is False:
+    if entry is not None and not entry.passed:
         progress.note("warning: after the warm-up the smallest and the largest network are hardly apart in held-out "
-                      f"loss ({record['entry_smallest_loss']:.3f}, {record['entry_largest_loss']:.3f}); gates see "
-                      "little signal: a longer train.warmup_epochs may help")
+                      f"loss ({entry.smallest_loss:.3f}, {entry.largest_loss:.3f}); gates see little signal: a longer "
+                      "train.warmup_epochs may help")
 
 
 def make_training(inputs: Inputs, limits: dict[str, list[float]], group: Ranks = ALONE) -> SupernetTraining:

@@ -228,9 +228,9 @@ const CURVES = [
   ["Supernet: loss", { loss_largest: "largest", loss_random: "random", gate_loss: "gates, on their split" }],
   ["Supernet: distilled from the largest", { kd_random: "random", kd_smallest: "smallest" }],
   ["Gates: entropy", { gate_entropy: "entropy (nats a slot)" }],
-  ["Gates: share of skip", { skip_share: "share" }],
+  ["Gates: share of skip", { "pruning.skip_share": "share" }],
   ["Norm of the gradients", { grad_norm: "weights", gate_grad_norm: "gates" }],
-  ["Candidates left", { branches: "branches" }],
+  ["Candidates left", { "pruning.branches": "branches" }],
 ];
 
 function curves(place, title, series, label, phases = []) {
@@ -256,18 +256,20 @@ function curves(place, title, series, label, phases = []) {
   });
 }
 
+const figure = (epoch, key) => key.split(".").reduce((part, name) => part?.[name], epoch);
+
 function showTraining() {
   const section = byId("training"), place = section.querySelector(".grid"), epochs = run.epochs;
   const phases = epochs.flatMap((e, i) => i && epochs[i - 1].phase === e.phase ? [] : [[i + 1, e.phase]]);
   for (const [title, names] of CURVES) {
-    const series = Object.entries(names).map(([key, name], k) => ({ name, tint: colour(k), points: epochs.flatMap((e, i) => isNumber(e[key]) ? [[i + 1, e[key]]] : []) }));
+    const series = Object.entries(names).map(([key, name], k) => ({ name, tint: colour(k), points: epochs.flatMap((e, i) => isNumber(figure(e, key)) ? [[i + 1, figure(e, key)]] : []) }));
     curves(place, title, series.filter(one => one.points.length), "epoch of the supernet", phases);
   }
   const tuned = Object.entries(run.finetune).map(([id, events], k) => ({ name: id, tint: colour(k), points: events.flatMap(e => isNumber(e.loss) && isNumber(e.epoch) ? [[e.epoch + 1, e.loss]] : []) }));
   curves(place, run.finetune_title, tuned, "epoch of fine-tuning");
-  const entry = epochs.find(e => isNumber(e.entry_largest_loss));
+  const entry = epochs.map(e => e.entry).find(Boolean);
   section.querySelector(".say").textContent = !epochs.length ? "No epoch has ended yet." : entry
-    ? `After the warm-up: held-out loss ${short(entry.entry_smallest_loss)} (smallest network), ${short(entry.entry_largest_loss)} (largest); ${entry.entry_passed ? "clearly apart." : "hardly apart: gates see little signal."}` : "";
+    ? `After the warm-up: held-out loss ${short(entry.smallest_loss)} (smallest network), ${short(entry.largest_loss)} (largest); ${entry.passed ? "clearly apart." : "hardly apart: gates see little signal."}` : "";
 }
 
 function showJudged() {

@@ -18,11 +18,12 @@ from nas.config.space import checked_space
 from nas.errors import UserError, call
 from nas.latency.base import Costs
 from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
+from nas.run import timeline
 from nas.run.directory import Run
+from nas.run.events import AnyEvent, Epoch, FineTuned, Judged, Stage
 from nas.run.records import Budget, Candidate, Card, Front, Picks
 from nas.run.settings import settings_of
 from nas.run.tables import kept_table, recorded_costs
-from nas.run.timeline import spent
 from nas.text import duration
 from nas.training.recipes import supernet_epochs
 from nas.units import axis, counted, device, unit
@@ -78,10 +79,9 @@ class _Collector:
                 "units": {target: {"unit": unit(target), "axis": axis(target), "counted": counted(target),
                                    "name": device(target)} for target in self.costs},
                 "networks": networks, "export": self._try(self._export_commands, views) or {}, "slots": self._slots(),
-                "pruned": self._try(self._pruned) or [],
-                "epochs": self._try(self._epochs, "epoch", "phase", "pruned") or [],
-                "finetune": self._try(self._finetuning), "finetune_title": self._try(self._finetune_title),
-                "judged": self._try(self._judged) or [],
+                "pruned": self._pruned(), "epochs": [_figures(epoch) for epoch in timeline.epochs(run)],
+                "finetune": self._finetuning(), "finetune_title": self._finetune_title(),
+                "judged": self._judged(),
                 "conditions": self._try(self._conditions),
                 "notes": list(dict.fromkeys(self.notes))}
 
@@ -215,50 +215,35 @@ class _Collector:
 
     def _pruned(self) -> list[dict[str, Any]]:
         """Lists what was pruned, with the reason: the highest probability that the gates gave it at any budget."""
-        return [{**{key: drop[key] for key in ("slot", "op", "kind", "epoch", "threshold")},
-                 "most": max(max(row) for row in drop["probabilities"])}
-                for epoch in self._epochs("epoch", "phase") for drop in epoch.get("pruned") or []]
-
-    def _epochs(self, kind: str, required: str, without: str = "") -> list[dict[str, Any]]:
-        """Returns the last line that the log has of every epoch: one done again after a kill is in it twice.
-
-        Lines that lack the key ``required`` are passed over; the key ``without`` is left out of the others.
-        """
-        events = {(e.get("phase"), e.get("id"), e.get("epoch")): e for e in self.run.events(kind) if required in e}
-        return [{key: value for key, value in e.items() if key != without} for e in events.values()]
+        return [{"slot": drop.slot, "op": drop.op, "kind": drop.kind, "epoch": epoch.epoch,
+                 "threshold": drop.threshold, "most": drop.most}
+                for epoch in timeline.epochs(self.run) if epoch.pruning for drop in epoch.pruning.dropped]
 
     def _finetuning(self) -> dict[str, list[dict[str, Any]]]:
         """Returns, by pick, the loss of every epoch of fine-tuning.
 
-        It is the loss of the labels alone where the log has it: picks that learn from a teacher and those that do not
-        can be compared by that.
+        It is the loss of the labels alone: picks that learn from a teacher and those that do not can be compared by
+        that.
         """
-        events, curves = self._epochs("finetune", "id"), dict[str, list[dict[str, Any]]]()
-        for event in sorted(events, key=lambda e: e.get("epoch", 0)):
-            loss = event.get("label_loss", event.get("loss"))
-            curves.setdefault(event["id"], []).append({"epoch": event.get("epoch"), "loss": loss})
+        curves: dict[str, list[dict[str, Any]]] = {}
+        for tuned in sorted(timeline.tuned(self.run), key=lambda tuned: tuned.epoch):
+            curves.setdefault(tuned.id, []).append({"epoch": tuned.epoch, "loss": tuned.label_loss})
         return curves
 
     def _finetune_title(self) -> str:
         """Returns the title of the curves of fine-tuning, which says what loss they show and who was taught by whom."""
-        events = self._epochs("finetune", "id")
-        taught = "" if self.config.train.distill == "none" else (
-            "the largest pick learns from labels alone, the others from its answers as well")
-        if all("label_loss" in event for event in events):
-            return "Fine-tuning: cross-entropy with the labels" + (f" ({taught})" if taught else "")
-        return "Fine-tuning: loss" + (f" ({taught}: not to be compared with it)" if taught else "")
+        taught = self.config.train.distill != "none"
+        return "Fine-tuning: cross-entropy with the labels" + taught * (
+            " (the largest pick learns from labels alone, the others from its answers as well)")
 
     def _judged(self) -> list[dict[str, Any]]:
         """Lists the networks that the selection has judged: held-out loss with inherited weights, and predicted ms."""
-        judged = []
-        for event in self.run.events("judged") if self.layout else []:
-            ms = self._try(self._predicted_ms, event.get("arch"))
-            judged.append({"id": event.get("id"), "loss": event.get("loss"), "ms": ms})
-        return judged
+        judged = self.run.events(Judged) if self.layout else []
+        return [{"id": event.id, "loss": event.loss, "ms": self._try(self._predicted_ms, event.arch)}
+                for event in judged]
 
-    def _predicted_ms(self, value: Any) -> dict[str, float]:
+    def _predicted_ms(self, arch: Arch) -> dict[str, float]:
         """Returns, by target, the sum over an arch's operators, where all of their costs are known."""
-        arch = Arch.from_json(value)
         keys = plan(self._layout_of(arch), arch)
         self._look_up(keys)
         return {target: sum(ms[key] for key in keys) for target, ms in self.known_ms.items()
@@ -271,7 +256,7 @@ class _Collector:
         if self.run.has("picks.json"):
             return "so far: picks are chosen, fine-tuning and export are under way or stopped"
         sizes = self.data.get("sizes")
-        done = len(self._epochs("epoch", "phase"))
+        done = len(timeline.epochs(self.run))
         if not isinstance(sizes, dict) or not done:
             return "so far: the supernet has not finished an epoch"
         total = sum(supernet_epochs(self.config.train, sizes.get("train", 1)).values())
@@ -282,12 +267,12 @@ class _Collector:
         data = {key: value for key, value in self.data.items() if key not in ("mean", "std", "class_counts")}
         tables = {target: {key: costs.meta[key] for key in META if costs.meta.get(key) is not None}
                   for target, costs in self.costs.items()}
-        stages = {e["name"]: f"{e.get('seconds')} s" for e in self.run.events("stage") if "name" in e}
-        spent = sum(e["seconds"] for kind in ("epoch", "finetune") for e in self.run.events(kind)
-                    if isinstance(e.get("seconds"), int | float))
-        times = [str(e.get("time", ""))[:19] for e in self.run.events()]
+        stages = {event.name: f"{event.seconds} s" for event in self.run.events(Stage)}
+        trained = [epoch.seconds for epoch in self.run.events(Epoch)]
+        trained += [tuned.seconds for tuned in self.run.events(FineTuned)]
+        times = [event.time[:19] for event in self.run.events(AnyEvent)]
         hours = {"first line of the log": times[0], "last line": times[-1],
-                 "seconds in training": round(spent)} if times else {}
+                 "seconds in training": round(sum(trained))} if times else {}
         environment = self._read_object("environment.json")
         environment["command"] = shlex.join(map(str, environment.get("command", [])))
         return {"settings": self.config.to_json(), "machine of the run": environment, "images": data,
@@ -297,7 +282,14 @@ class _Collector:
 
 def _phase_durations(run: Run) -> dict[str, str]:
     """Returns what each phase of the search took, over all calls of its command."""
-    return {f"spent: {name}": duration(seconds) for name, seconds in spent(run).items() if seconds}
+    return {f"spent: {name}": duration(seconds) for name, seconds in timeline.spent(run).items() if seconds}
+
+
+def _figures(epoch: Epoch) -> dict[str, Any]:
+    """Returns the figures of an epoch; what it dropped is listed apart."""
+    pruning = epoch.pruning and {**vars(epoch.pruning), "dropped": len(epoch.pruning.dropped)}
+    entry = epoch.entry and {**vars(epoch.entry), "passed": epoch.entry.passed}
+    return {**vars(epoch), "pruning": pruning, "entry": entry}
 
 
 def _brief(network: Candidate, target: str, sizes: bool) -> dict[str, Any]:

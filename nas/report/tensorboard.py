@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from nas.errors import UserError, setting
+from nas.run import timeline
 from nas.run.directory import Run
+from nas.run.events import Event
 
 
 def write_scalars(run: Run, folder: Path) -> int:
@@ -39,18 +43,25 @@ def _scalars_by_folder(run: Run) -> dict[str, list[tuple[str, float, int, float]
     Each network has a folder, so that TensorBoard draws the curves of all in one plot. Steps of the supernet count on
     over its phases. An epoch that was done again after a kill counts once.
     """
-    epochs = {(e["phase"], e["epoch"]): e for e in run.events("epoch") if {"phase", "epoch", "time"} <= e.keys()}
     scalars: dict[str, list[tuple[str, float, int, float]]] = {}
-    for step, event in enumerate(epochs.values()):
-        scalars.setdefault("supernet", []).extend(_scalars("supernet", event, step))
-    tuned = {(e["id"], e["epoch"]): e for e in run.events("finetune") if {"id", "epoch", "time"} <= e.keys()}
-    for (name, step), event in tuned.items():
-        scalars.setdefault(f"finetune/{str(name).replace('..', '_')}", []).extend(_scalars("finetune", event, step))
+    for step, epoch in enumerate(timeline.epochs(run)):
+        scalars.setdefault("supernet", []).extend(_scalars("supernet", epoch, step))
+    for tuned in timeline.tuned(run):
+        folder = f"finetune/{tuned.id.replace('..', '_')}"
+        scalars.setdefault(folder, []).extend(_scalars("finetune", tuned, tuned.epoch))
     return scalars
 
 
-def _scalars(group: str, event: dict[str, Any], step: int) -> list[tuple[str, float, int, float]]:
+def _scalars(group: str, event: Event, step: int) -> list[tuple[str, float, int, float]]:
     """Returns every number of one line of the log as (tag, value, step, seconds since 1970)."""
-    when = datetime.datetime.fromisoformat(event["time"]).timestamp()
-    return [(f"{group}/{name}", float(value), step, when) for name, value in event.items()
-            if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool)]
+    when = datetime.datetime.fromisoformat(event.time).timestamp()
+    return [(f"{group}/{name}", value, step, when) for name, value in _numbers(event) if name != "epoch"]
+
+
+def _numbers(record: Any) -> Iterator[tuple[str, float]]:
+    """Yields the numbers of a record and of the records within it, by name."""
+    for name, value in vars(record).items():
+        if is_dataclass(value):
+            yield from ((f"{name}/{inner}", number) for inner, number in _numbers(value))
+        elif isinstance(value, int | float):
+            yield name, float(value)

@@ -1,10 +1,9 @@
-"""Stores training states in a run: tensors and plain values, read without unpickling anything else."""
+"""Saves what is trained in a run, and continues it: tensors and plain values, read without unpickling anything else."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 import torch
 
@@ -12,9 +11,19 @@ from nas.errors import UserError
 from nas.run.directory import Run
 
 
-def save(run: Run, name: str, state: dict[str, Any]) -> None:
-    """Writes a state atomically, without a copy of it in memory. Raises UserError for a disk that is full."""
-    run.write(name, lambda file: _Streamed(file).take(state))
+class Resumable(Protocol):
+    """Is trained epoch by epoch; its state is a dictionary as PyTorch's modules and optimizers have, with ``done``."""
+
+    done: int  # epochs
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def save(run: Run, name: str, training: Resumable) -> None:
+    """Writes where a training stands, atomically and without a copy in memory. Raises UserError for a full disk."""
+    run.write(name, lambda file: _Streamed(file).take(training.state_dict()))
 
 
 def load(run: Run, name: str) -> dict[str, Any]:
@@ -31,14 +40,14 @@ def load(run: Run, name: str) -> dict[str, Any]:
     return state
 
 
-def resume(run: Run, name: str, load_into: Callable[[dict[str, Any]], None]) -> None:
-    """Reads a state and passes it to ``load_into``.
+def resume(run: Run, name: str, training: Resumable) -> None:
+    """Continues a training, built anew, from where it was saved.
 
-    Raises UserError where that has no use for the state, as for a file that is broken.
+    Raises UserError where that was another training, as for a file that is broken.
     """
     state = load(run, name)
     try:
-        load_into(state)
+        training.load_state_dict(state)
     except Exception as error:  # of whatever kind a part of another type or shape makes
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{run.file(name)}: not of this search ({type(error).__name__}: {reason}); delete it and give "

@@ -7,10 +7,8 @@ No path of the machine is stored: a directory that was moved elsewhere is still 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import json
-import math
 import os
 import platform
 import shutil
@@ -28,7 +26,8 @@ from pydantic import ValidationError
 from nas import __version__
 from nas.errors import UserError, setting
 from nas.files import Locked, locked, parse_json, write_atomic, write_json
-from nas.run import formats, records
+from nas.run import events, formats, records
+from nas.run.events import E, Event
 from nas.run.records import AnyRecord
 
 CONFIG, ENVIRONMENT, LOCK, LOG = "config.json", "environment.json", "lock", "log.jsonl"
@@ -90,7 +89,8 @@ class Run:
             try:
                 yield run
             except UserError:
-                if fresh and not (run.events("epoch") or run.events("finetune") or any(map(run.has, worth))):
+                trained = any(map(run.events, (events.Epoch, events.FineTuned)))
+                if fresh and not trained and not any(map(run.has, worth)):
                     shutil.rmtree(run.path)
                     if there:  # empty, as the user made it
                         run.path.mkdir()
@@ -196,7 +196,7 @@ class Run:
         if not self.has(name):
             start = time.monotonic()
             self.write_json(name, make())
-            self.log("stage", name=name, seconds=round(time.monotonic() - start, 3))
+            self.log(events.Stage(name=name, seconds=round(time.monotonic() - start, 3)))
         return self.read_json(name)
 
     def record(self, name: str, kind: type[AnyRecord], make: Callable[[], AnyRecord]) -> AnyRecord:
@@ -204,23 +204,21 @@ class Run:
         self.stage(name, lambda: make().to_json())
         return self.read(name, kind)
 
-    def log(self, event: str, **values: Any) -> None:
+    def log(self, event: Event) -> None:
         """Appends one line to ``log.jsonl``; a line that a kill tore before is cut off first."""
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps(_plain({"time": now, "event": event, **values}), allow_nan=False)
+        line = events.written(event)
         with _disk(self.file(LOG)):
             self.path.mkdir(parents=True, exist_ok=True)
             with self.file(LOG).open("ab+") as file:
                 _mend(file)
-                file.write(f"{line}\n".encode())
+                file.write(line + b"\n")
 
-    def events(self, event: str | None = None) -> list[dict[str, Any]]:
-        """Returns the log in order, all of it or one kind; lines that are no JSON objects are left out."""
+    def events(self, kind: type[E]) -> list[E]:
+        """Returns the events of a kind in order; lines that are not as they were written are left out."""
         path = self.file(LOG)
         with _disk(path):
             lines = path.read_bytes().splitlines() if path.exists() else []
-        parsed = (_event(line) for line in lines)
-        return [entry for entry in parsed if entry is not None and event in (None, entry.get("event"))]
+        return [event for line in lines if (event := events.read(kind, line)) is not None]
 
     def _create(self, config: dict[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -323,27 +321,6 @@ def _mend(file: BinaryIO) -> None:
     if file.read(1) != b"\n":
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = parse_json(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _plain(value: Any) -> Any:
-    """Turns what is logged into JSON: numbers of numpy and torch as numbers, NaN and infinities as text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _ABSENT = object()

@@ -22,6 +22,7 @@ from nas.latency.profile import estimate_s, profile, table_so_far, unfinished
 from nas.latency.timing import Device
 from nas.plan import Layout, candidates
 from nas.progress import Progress
+from nas.run import events
 from nas.run.directory import Run
 from nas.run.settings import TABLES
 from nas.text import duration
@@ -74,7 +75,7 @@ def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout],
         run.write_json(TABLES, {**(run.read_json(TABLES) if run.has(TABLES) else {}), target: name})
     costs = cost_models.load(str(run.file(name)))
     came = ", ".join([str(path), *origin(costs)])
-    run.log("latency table", target=target, file=name, came=came)
+    run.log(events.TableCopied(target=target, file=name, came=came))
     progress.note(f"costs of {target}: {came}")
     return costs
 

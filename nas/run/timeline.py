@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from nas.errors import UserError
+from nas.run import events
 from nas.run.directory import Run
 
 SECONDS = "seconds.json"  # apart from the front, which is the same however often the work was interrupted
@@ -26,17 +27,26 @@ def phase(run: Run, name: str, place: str = "", clock: Callable[[], float] = tim
         seconds = clock() - began
         if seconds >= LEAST_S and not run.has(f"{place}{SECONDS}"):
             with contextlib.suppress(UserError):  # a full disk: the work itself says so
-                run.log("phase", name=name, place=place, seconds=round(seconds, 3))
+                run.log(events.Phase(name=name, place=place, seconds=round(seconds, 3)))
 
 
 def spent(run: Run, place: str = "") -> dict[str, float]:
     """Returns the seconds of each phase over all calls, in the order in which they came, and their ``total``."""
     seconds: dict[str, float] = {}
-    for event in run.events("phase"):
-        value, name = event.get("seconds"), event.get("name")
-        if event.get("place") == place and isinstance(value, int | float) and isinstance(name, str):
-            seconds[name] = round(seconds.get(name, 0.0) + value, 3)
+    for event in run.events(events.Phase):
+        if event.place == place:
+            seconds[event.name] = round(seconds.get(event.name, 0.0) + event.seconds, 3)
     return {**seconds, "total": round(sum(seconds.values()), 3)}
+
+
+def epochs(run: Run) -> list[events.Epoch]:
+    """Returns the epochs of the supernet in order; one that was done again after a kill counts once, as it was last."""
+    return list({(event.phase, event.epoch): event for event in run.events(events.Epoch)}.values())
+
+
+def tuned(run: Run) -> list[events.FineTuned]:
+    """Returns the epochs of the picks in the same way."""
+    return list({(event.id, event.epoch): event for event in run.events(events.FineTuned)}.values())
 
 
 def finished(run: Run, place: str = "") -> dict[str, float]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Holds the loss of a judged network and its other figures (accuracy, ...)."""
+    """Holds loss and accuracy of a judged network; ``accuracy_se`` is the standard error of that."""
 
     loss: float
-    figures: dict[str, Any]
+    accuracy: float
+    accuracy_se: float
 
 
 def worker_name(pid: int) -> str:

@@ -32,7 +32,7 @@ from nas.select.evaluation import Evaluation, has_ended
 HEARTBEAT_S, GRACE_S = 15, 60  # of a worker that evaluates; after so long without one it is taken for gone
 POLL_S = 0.1
 TRIES = 3  # failures of one network before the selection gives up
-_ID, _ARCH, _WORKER, _ERROR, _FIGURES = "id", "arch", "worker", "error", "figures"
+_ID, _ARCH, _WORKER, _ERROR, _ACCURACY = "id", "arch", "worker", "error", "accuracy"
 
 
 class Board:
@@ -51,7 +51,7 @@ class Board:
         done: dict[str, Evaluation] = {}
         for trial in self._trials(TrialState.COMPLETE):
             [loss] = trial.values or [math.inf]
-            done.setdefault(trial.user_attrs[_ID], Evaluation(loss, trial.user_attrs[_FIGURES]))
+            done.setdefault(trial.user_attrs[_ID], Evaluation(loss, *trial.user_attrs[_ACCURACY]))
         return done
 
     def archs(self) -> dict[str, Arch]:
@@ -107,7 +107,7 @@ class Board:
                 if not isinstance(error, Exception):
                     raise
                 return True
-            self._storage.set_trial_user_attr(number, _FIGURES, evaluation.figures)
+            self._storage.set_trial_user_attr(number, _ACCURACY, [evaluation.accuracy, evaluation.accuracy_se])
             loss = evaluation.loss if math.isfinite(evaluation.loss) else math.inf
             self._storage.set_trial_state_values(number, TrialState.COMPLETE, [loss])
         return True

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nas.arch import SKIP, Op
 from nas.plan import Slot
+from nas.supernet.drop import Drop, Kind
 from nas.supernet.gates import Gates
 
 GRID = (-1.0, -0.6, -0.2, 0.2, 0.6, 1.0)  # budget positions s at which a choice may still win
@@ -24,7 +24,8 @@ GRID = (-1.0, -0.6, -0.2, 0.2, 0.6, 1.0)  # budget positions s at which a choice
 class Pruner:
     """Decides what is pruned: branches of low probability, and layers that are skipped ``patience`` checks in a row.
 
-    The final threshold for branches is ``share`` of a uniform probability.
+    The final threshold for branches is ``share`` of a uniform probability. ``streaks`` counts, by slot, the checks in a
+    row that skip has won so far: all that a continued training has to know.
     """
 
     share: float = 0.6
@@ -33,39 +34,29 @@ class Pruner:
     blocks: bool = True
     layers: bool = True
     streaks: dict[int, int] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
 
-    def check(self, gates: Gates, progress: float, epoch: int) -> list[dict[str, Any]]:
-        """Drops from the gates what has lost by now; returns a record with the evidence for every drop."""
+    def check(self, gates: Gates, progress: float) -> list[Drop]:
+        """Drops from the gates what has lost at ``progress`` of the search, and returns it."""
         p = probabilities(gates, self.grid)
-        dropped = [record for slot in gates.layout.slots
-                   for record in (self._layer(gates, p, slot, epoch) if self.layers else []) +
-                   (self._blocks(gates, p, slot, progress, epoch) if self.blocks else [])]
-        self.history += dropped
-        return dropped
+        return [drop for slot in gates.layout.slots
+                for drop in (self._layer(gates, p, slot) if self.layers else []) +
+                (self._blocks(gates, p, slot, progress) if self.blocks else [])]
 
-    def _blocks(self, gates: Gates, p: Tensor, slot: Slot, progress: float, epoch: int) -> list[dict[str, Any]]:
+    def _blocks(self, gates: Gates, p: Tensor, slot: Slot, progress: float) -> list[Drop]:
         alive = _alive(gates, slot)
         threshold = self.share * progress / max(1, len(alive))
         guarded = {b for b, _ in _cheapest(gates, slot)}
         losers = [b for b in alive if b not in guarded and float(p[:, :, slot.index, b].max()) < threshold]
-        return [_drop(gates, p, slot, b, epoch, "block", threshold) for b in losers]
+        return [_drop(gates, p, slot, b, "block", threshold) for b in losers]
 
-    def _layer(self, gates: Gates, p: Tensor, slot: Slot, epoch: int) -> list[dict[str, Any]]:
+    def _layer(self, gates: Gates, p: Tensor, slot: Slot) -> list[Drop]:
         skip = next((b for b in _alive(gates, slot) if slot.branches[b].op == SKIP), None)
         wins = skip is not None and float(p[:, :, slot.index, skip].min()) > 0.5
         self.streaks[slot.index] = self.streaks.get(slot.index, 0) + 1 if wins else 0
         if self.streaks[slot.index] < self.patience:
             return []
         others = [b for b in _alive(gates, slot) if b != skip]
-        return [_drop(gates, p, slot, b, epoch, "layer", 0.5) for b in others]
-
-    def state(self) -> dict[str, Any]:
-        return {"streaks": {str(k): v for k, v in self.streaks.items()}, "history": self.history}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.streaks = {int(k): v for k, v in state["streaks"].items()}
-        self.history = list(state["history"])
+        return [_drop(gates, p, slot, b, "layer", 0.5) for b in others]
 
 
 def probabilities(gates: Gates, grid: Sequence[float]) -> Tensor:
@@ -105,10 +96,9 @@ def _cheapest(gates: Gates, slot: Slot) -> set[tuple[int, int]]:
     return cheapest
 
 
-def _drop(gates: Gates, p: Tensor, slot: Slot, b: int, epoch: int, kind: str, threshold: float) -> dict[str, Any]:
+def _drop(gates: Gates, p: Tensor, slot: Slot, b: int, kind: Kind, threshold: float) -> Drop:
     gates.drop(slot.index, b)
-    evidence = [[round(float(x), 5) for x in row] for row in p[:, :, slot.index, b]]
+    evidence = tuple(tuple(round(float(x), 5) for x in row) for row in p[:, :, slot.index, b])
     branch = slot.branches[b]
     op = branch.ops[0] if len(branch.ops) == 1 else branch.op  # a branch of one width is named with it
-    return {"kind": kind, "epoch": epoch, "slot": slot.index, "op": str(op),
-            "threshold": round(threshold, 5), "probabilities": evidence}
+    return Drop(kind, slot.index, str(op), round(threshold, 5), evidence)

@@ -30,10 +30,10 @@ class Average:
             for kept, latest in zip(self.net.buffers(), net.buffers(), strict=True):
                 kept.copy_(latest)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "net": self.net.state_dict()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Continues from a ``state``, on a net that was pruned to the same operators."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a ``state_dict``, on a net that was pruned to the same operators."""
         self.net.load_state_dict(state["net"])
         self.steps = state["steps"]

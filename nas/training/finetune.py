@@ -14,6 +14,7 @@ from nas.subnet import Subnet
 from nas.training import optimization, placement, randomness
 from nas.training.data import Data, batches
 from nas.training.distill import METHODS, Distiller, NetOutput
+from nas.training.epochs import TuningEpoch
 from nas.training.recipes import FineTuningRecipe
 from nas.training.stepper import Stepper
 
@@ -44,10 +45,8 @@ class FineTuning:
     def finished(self) -> bool:
         return self.done == self.recipe.epochs
 
-    def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> dict[str, Any]:
-        """Runs the next epoch; returns its mean ``loss`` and, but for exits, ``label_loss``, which networks with and
-        without a teacher have alike.
-        """
+    def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> TuningEpoch:
+        """Runs the next epoch."""
         recipe, names = self.recipe, (self.seed, self.name, self.done)
         learn = self.data.learn
         steps, total = max(1, len(learn) // recipe.batch), dict[str, float]()
@@ -62,23 +61,21 @@ class FineTuning:
                 total = {name: total.get(name, 0.0) + figures[name] for name in LOSSES if name in figures}
                 on_step(i + 1, steps)
         self.done += 1
-        return {"epoch": self.done - 1, **{name: round(value / steps, 6) for name, value in total.items()}}
+        return TuningEpoch(epoch=self.done - 1, **{name: round(value / steps, 6) for name, value in total.items()})
 
     def cycle(self, progress: float) -> float:
         """Returns how far the learning rate is in its cycle at ``progress`` of the training."""
         return progress
 
-    def state(self) -> dict[str, Any]:
-        beside = {"distiller": self.distiller.state_dict()} if self.distiller and self.trained is not self.model else {}
-        return {"done": self.done, "model": self.model.state_dict(), **beside,
-                "optimizer": optimization.optimizer_state(self.trained, self.optimizer), **self.stepper.state()}
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "trained": self.trained.state_dict(), "stepper": self.stepper.state_dict(),
+                "optimizer": optimization.optimizer_state(self.trained, self.optimizer)}
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        if self.distiller and "distiller" in state:
-            self.distiller.load_state_dict(state["distiller"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a ``state_dict``, on a freshly built object."""
+        self.trained.load_state_dict(state["trained"])
         optimization.load_optimizer_state(self.trained, self.optimizer, state["optimizer"])
-        self.stepper.load(state)
+        self.stepper.load_state_dict(state["stepper"])
         self.done = state["done"]
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

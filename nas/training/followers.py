@@ -53,7 +53,7 @@ def begin(config: Config, training: SupernetTraining, progress: Progress) -> Non
     if ranks.count == 1:
         return
     buffer = io.BytesIO()
-    torch.save(training.state(), buffer)
+    torch.save(training.state_dict(), buffer)
     ops = tuple((str(file.path.resolve()), file.sha256) for file in user_files.loaded())
     ranks.broadcast(Errand(config, training.data.source["fingerprint"], training.layout, tuple(training.prices),
                            tuple(training.gates.ranges), training.pruner.grid, training.recipe, buffer.getvalue(),
@@ -87,5 +87,5 @@ def _training(errand: Errand, ranks: Ranks) -> SupernetTraining:
                         f"{data.source['fingerprint']}, there {errand.images}); give every machine the same")
     training = SupernetTraining(errand.layout, data, errand.prices, errand.ranges, errand.grid, errand.recipe,
                                 config.seed, placement.device_of(config.train_on), ranks, errand.sizes)
-    training.load(torch.load(io.BytesIO(errand.state), map_location="cpu", weights_only=True))
+    training.load_state_dict(torch.load(io.BytesIO(errand.state), map_location="cpu", weights_only=True))
     return training

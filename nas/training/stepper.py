@@ -89,13 +89,14 @@ class Stepper:
             parameter.grad = gradient
         return finite and bool(torch.isfinite(loss)), figures
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Returns what a continued run has to know; empty but for fp16."""
-        return {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+        return self.scaler.state_dict()
 
-    def load(self, state: dict[str, Any]) -> None:
-        if self.scaler.is_enabled() and "scaler" in state:
-            self.scaler.load_state_dict(state["scaler"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a ``state_dict``; one of a run that was not in fp16 so far says nothing."""
+        if state:
+            self.scaler.load_state_dict(state)
 
     def _over(self, loss_of: LossOf, batch: Batch, backward: Callable[[Tensor, bool], None]
               ) -> tuple[Tensor, dict[str, float]]:

@@ -37,6 +37,7 @@ from nas.training.blockwise import blockwise
 from nas.training.data import Data, batches, resized
 from nas.training.distill import INPLACE
 from nas.training.ema import Average
+from nas.training.epochs import EntryTest, Pruning, SupernetEpoch
 from nas.training.ranks import ALONE, Ranks
 from nas.training.recipes import SUPERNET, SupernetRecipe
 from nas.training.stepper import LossOf, Stepper, if_finite, micro
@@ -45,7 +46,7 @@ PHASES = tuple(SUPERNET)
 
 
 class SupernetTraining:
-    """Trains a supernet epoch by epoch; ``state`` and ``load`` make it resumable between epochs.
+    """Trains a supernet epoch by epoch; ``state_dict`` and ``load_state_dict`` make it resumable between epochs.
 
     ``prices`` and ``ranges`` are one a target. Where input size is searched they are one a target and size, ``sizes``
     is that of each, and ``layout`` and ``data`` are those of the largest. With several ``ranks`` each has one of these:
@@ -77,27 +78,24 @@ class SupernetTraining:
     def finished(self) -> bool:
         return self.done == len(self.schedule)
 
-    def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> dict[str, Any]:
-        """Runs the next epoch and returns what is worth logging."""
+    def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> SupernetEpoch:
+        """Runs the next epoch."""
         phase, index = self.schedule[self.done]
         with randomness.seeded(self.seed, phase, index):
-            record = self._epoch(phase, index, on_step)
-        if phase == "search":
-            record |= self._after_search_epoch(index)
+            figures = self._epoch(phase, index, on_step)
+        pruning = self._after_search_epoch(index) if phase == "search" else None
         self.done += 1
-        if phase == "warmup" and (self.finished or self.schedule[self.done][0] != "warmup"):
-            record |= self.entry_test()
-        return {"phase": phase, "epoch": index, **record}
+        warmed_up = phase == "warmup" and (self.finished or self.schedule[self.done][0] != "warmup")
+        return SupernetEpoch(phase=phase, epoch=index, **figures, pruning=pruning,
+                             entry=self.entry_test() if warmed_up else None)
 
-    def entry_test(self) -> dict[str, Any]:
+    def entry_test(self) -> EntryTest:
         """Compares held-out losses of the smallest and largest network: gates learn only if these lie clearly apart."""
-        small, large = smallest(self.layout, self.prices[0]), largest(self.layout, self.prices[0])
+        ends = smallest(self.layout, self.prices[0]), largest(self.layout, self.prices[0])
         split = evaluation.part_of(self.data.gate, 1000, self.seed, "entry")
-        judged = [self.judge(arch, split, 500) for arch in (small, large)]
-        apart = judged[0].loss - judged[1].loss
-        return {"entry_smallest_loss": judged[0].loss, "entry_largest_loss": judged[1].loss,
-                "entry_smallest_accuracy": judged[0].accuracy, "entry_largest_accuracy": judged[1].accuracy,
-                "entry_passed": bool(apart > 0.02 + 0.05 * judged[1].loss)}
+        small, large = (self.judge(arch, split, 500) for arch in ends)
+        return EntryTest(smallest_loss=small.loss, largest_loss=large.loss, smallest_accuracy=small.accuracy,
+                         largest_accuracy=large.accuracy)
 
     def judge(self, arch: Arch, split: Any, calibration: int) -> evaluation.Judged:
         """Takes a network out of the supernet, recomputes its batch norms on training images, and judges it."""
@@ -115,11 +113,11 @@ class SupernetTraining:
         return (self.average.net if self.average else self.supernet).inherit(arch)
 
     def start_from(self, state: dict[str, Any]) -> int:
-        """Takes over weights from the ``state`` of another training: all tensors of equal name and shape.
+        """Takes over weights from the ``state_dict`` of another training: all tensors of equal name and shape.
 
         Returns how many; none if it shares no operator with this space.
         """
-        given = state["average"]["net"] if state.get("average") else state["supernet"]
+        given = state["average"]["net"] if state["average"] else state["supernet"]
         present = self.supernet.state_dict()
         taken = {name: tensor for name, tensor in given.items()
                  if name in present and present[name].shape == tensor.shape}
@@ -129,31 +127,30 @@ class SupernetTraining:
             net.load_state_dict(taken, strict=False)
         return len(taken)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "keep": [[str(op) for op in slot.ops] for slot in self.supernet.layout.slots],
                 "supernet": self.supernet.state_dict(), "gates": self.gates.state_dict(),
                 "optimizer": optimization.optimizer_state(self.supernet, self.optimizer),
                 "gate_optimizer": optimization.optimizer_state(self.gates, self.gate_optimizer),
-                "pruner": self.pruner.state(),
-                "term": self.term.state_dict(), "average": self.average.state() if self.average else None,
-                **self.stepper.state()}
+                "streaks": self.pruner.streaks, "term": self.term.state_dict(),
+                "average": self.average.state_dict() if self.average else None, "stepper": self.stepper.state_dict()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Continues from a ``state``, on a freshly built object."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a ``state_dict``, on a freshly built object."""
         self.gates.load_state_dict(state["gates"])
         self._keep([[op for op in slot.ops if str(op) in set(kept)]
                     for slot, kept in zip(self.layout.slots, state["keep"], strict=True)])
         self.supernet.load_state_dict(state["supernet"])
         optimization.load_optimizer_state(self.supernet, self.optimizer, state["optimizer"])
         optimization.load_optimizer_state(self.gates, self.gate_optimizer, state["gate_optimizer"])
-        self.pruner.load(state["pruner"])
-        self.term.load_state_dict(state.get("term", {}))
+        self.pruner.streaks = dict(state["streaks"])
+        self.term.load_state_dict(state["term"])
         if self.average:
-            self.average.load(state["average"])
-        self.stepper.load(state)
+            self.average.load_state_dict(state["average"])
+        self.stepper.load_state_dict(state["stepper"])
         self.done = state["done"]
 
-    def _epoch(self, phase: str, index: int, on_step: Callable[[int, int], None]) -> dict[str, Any]:
+    def _epoch(self, phase: str, index: int, on_step: Callable[[int, int], None]) -> dict[str, float]:
         names = (self.seed, phase, index)
         rng, coins = random.Random(randomness.seed_of(*names, "archs")), randomness.generator(*names, "gates")
         recipe = self.recipe
@@ -316,16 +313,16 @@ class SupernetTraining:
                                share=self.stepper.ranks.share)
             passes += 1
 
-    def _after_search_epoch(self, index: int) -> dict[str, Any]:
+    def _after_search_epoch(self, index: int) -> Pruning | None:
         last = index == self.recipe.epochs["search"] - 1
         if not self.recipe.prune or self.recipe.relaxation not in RELAXATIONS:
-            return {"pruned": []}
-        pruned = self.pruner.check(self.gates, (index + 1) / self.recipe.epochs["search"], index)
+            return None
+        dropped = self.pruner.check(self.gates, (index + 1) / self.recipe.epochs["search"])
         keep = survivors(self.gates, self.pruner.grid) if last else _live(self.gates)
-        if pruned or last:
+        if dropped or last:
             self._keep(keep)
-        return {"pruned": pruned, "branches": sum(len(s.branches) for s in self.supernet.layout.slots),
-                "parameters": sum(p.numel() for p in self.supernet.parameters()), "skip_share": self._skip_share()}
+        return Pruning(dropped=tuple(dropped), branches=sum(len(s.branches) for s in self.supernet.layout.slots),
+                       parameters=sum(p.numel() for p in self.supernet.parameters()), skip_share=self._skip_share())
 
     def _keep(self, ops: list[list[Any]]) -> None:
         """Prunes the supernet; the optimizer's state of what is left goes along, the rest is freed."""

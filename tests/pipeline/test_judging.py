@@ -21,6 +21,7 @@ from nas.pipeline.judging import read_archs
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.plan import macs, params, plan
 from nas.report.run_data import collect
+from nas.run import events
 from nas.run.directory import Run
 from nas.run.records import Front, Picks
 from nas.training import evaluation
@@ -72,11 +73,11 @@ def test_given_networks_are_judged_as_the_selector_judges(run: Run, tmp_path: Pa
 def test_what_was_judged_is_not_judged_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archs = sampled(run, 5)
     file = written(tmp_path / "archs.json", [arch.to_json() for arch in archs])
-    before = len(run.events("judged"))
+    before = len(run.events(events.Judged))
     with pytest.raises(KeyboardInterrupt):
         pipeline.judge_archs(run, file, Quiet(2))
-    done = {event["id"] for event in run.events("judged")[before:]}
-    known = {event["id"] for event in run.events("judged")}
+    done = {event.id for event in run.events(events.Judged)[before:]}
+    known = {event.id for event in run.events(events.Judged)}
     judged: list[str] = []
     judge = pipeline.SupernetTraining.judge
 
@@ -113,12 +114,12 @@ def test_a_hostile_file_is_one_line(tmp_path: Path, content: bytes, said: str) -
                                     {"ops": ["mbconv(hidden=9999, kernel=3, se=0)"] * 4}])
 def test_a_network_that_the_supernet_has_not_is_named_before_any_is_judged(run: Run, tmp_path: Path,
                                                                            change: dict[str, Any]) -> None:
-    good, before = sampled(run, 1)[0].to_json(), run.events()
+    good, before = sampled(run, 1)[0].to_json(), run.events(events.AnyEvent)
     file = written(tmp_path / "archs.json", [good, {**good, **change}])
     with pytest.raises(UserError, match=r"archs: network 2: ") as refusal:
         pipeline.judge_archs(run, file, Quiet())
     assert "prune=false" not in str(refusal.value)  # no search of this space would have it
-    assert run.events() == before
+    assert run.events(events.AnyEvent) == before
 
 
 def test_a_network_that_was_pruned_comes_with_the_search_that_has_it(run: Run, tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_a_search_that_stopped_goes_on_to_the_same_result(finished: Made, space_
         assert bool(found["front"]) == (stage == "selection") == run.has("picks.json")
         assert not run.has("front.json")
     if stages[-1] == "selection":
-        losses = {event["id"]: event["accuracy"] for event in run.events("judged")}
+        losses = {event.id: event.accuracy for event in run.events(events.Judged)}
         cards = [*found["front"], *found["dominated"]]
         assert {card["id"]: card["select_accuracy"] for card in cards} == {card["id"]: losses[card["id"]]
                                                                            for card in cards}

@@ -102,7 +102,8 @@ class Outcome:
         self.kept[name] = without(value, ON_TEST | OF_THIS_RUN)
         files = sorted({file for pattern in KEPT for file in path.rglob(pattern)})
         self.kept |= {f"{name}: {file.relative_to(path)}": file.read_bytes() for file in files}
-        self.kept[f"{name}: log"] = [without(event, ON_TEST | OF_THIS_RUN) for event in Run(path).events()
+        log = [json.loads(line) for line in Run(path).file("log.jsonl").read_text().splitlines()]
+        self.kept[f"{name}: log"] = [without(event, ON_TEST | OF_THIS_RUN) for event in log
                                      if event["event"] != "phase"]  # a line of what took long enough for one
         for card in [value] if "front" not in value else [*value["front"], *value["dominated"]]:
             self.reported[f"{name}: {card['id']}"] = card["accuracy"]

@@ -13,7 +13,7 @@ from nas import text
 from nas.cli import render
 from nas.pipeline.header import in_short
 from nas.pipeline.pace import FIRST_S, Pace, Sizes, work_of
-from nas.run import timeline
+from nas.run import events, timeline
 from nas.run.directory import Run
 from nas.run.records import Front
 from nas.training.recipes import FineTuningRecipe, SupernetRecipe
@@ -81,7 +81,7 @@ def test_what_was_spent_adds_up_over_calls_also_interrupted_ones(tmp_path: Path)
     assert timeline.spent(run) == {"warm-up": 120.0, "export": 5.0, "total": 125.0}
     assert timeline.spent(run, "selections/x/") == {"export": 7.0, "total": 7.0}
     assert text.took(timeline.spent(run)) == "took 2 min in all: warm-up 2 min, export 5 s"
-    assert len(run.events("phase")) == 4  # what was done already is no line
+    assert len(run.events(events.Phase)) == 4  # what was done already is no line
     assert timeline.finished(run) == timeline.spent(run)
     with timeline.phase(run, "export", clock=clock):
         clock.now += 60  # a finished run that is read again
@@ -116,7 +116,7 @@ def test_a_search_says_first_what_it_will_do(made: tuple[Run, dict[str, Any], Qu
 
 def test_what_is_pruned_is_one_line_and_the_log_has_each(made: tuple[Run, dict[str, Any], Quiet]) -> None:
     run, _, progress = made
-    pruned = [drop for event in run.events("epoch") for drop in event.get("pruned", [])]
+    pruned = [drop for epoch in run.events(events.Epoch) if epoch.pruning for drop in epoch.pruning.dropped]
     said = [note for note in progress.notes if "pruned" in note]
     assert len(said) == bool(pruned)
     if pruned:

@@ -30,7 +30,7 @@ from nas.pipeline.front import find
 from nas.pipeline.overrun import over, smallest_budgets
 from nas.pipeline.recheck import Correction
 from nas.plan import Task, layout
-from nas.run import tables
+from nas.run import events, tables
 from nas.run.directory import Run
 from nas.run.records import TOLERANCE, Budget, Excess, Front, Pick
 from nas.space import Space
@@ -128,8 +128,8 @@ def test_picks_of_a_table_that_is_off_are_chosen_again(made: tuple[Path, dict[st
     cards = {card["id"]: card for card in (*result["front"], *result["dominated"])}
     assert set(cards) == {budget["id"] for budget in result["budgets"]}
     assert not any(card["over_budget"] for card in cards.values()) and lines(result) == []
-    first = [event["id"] for event in run.events("timed")][:2]
-    assert not set(first) <= set(cards) and len(run.events("selection")) == 2  # what missed was not delivered
+    first = [event.id for event in run.events(events.Timed)][:2]
+    assert not set(first) <= set(cards) and len(run.events(events.Selected)) == 2  # what missed was not delivered
     assert any("take longer than their budgets when measured" in note and "1.25 times" in note
                for note in progress.notes)
 
@@ -139,7 +139,7 @@ def test_a_table_that_is_right_is_asked_once(copy: Run, table: Path, here: Any) 
     copy.file("log.jsonl").unlink()
     result = select(copy, table, 2.2, 2.8)
     (picks,) = copy.path.glob("selections/*/picks.json")
-    assert json.loads(picks.read_text())["corrections"] == {} and len(copy.events("selection")) == 1
+    assert json.loads(picks.read_text())["corrections"] == {} and len(copy.events(events.Selected)) == 1
     pairs = [(budget["ms"][str(table)], budget["budget_ms"][str(table)]) for budget in result["budgets"]]
     assert every(ms <= bound < ms * 1.2 for ms, bound in pairs)
 
@@ -195,7 +195,8 @@ def test_interrupted_while_measuring_it_ends_the_same(copy: Run, table: Path, st
     device = Gears(1.25)
     here(device)
     assert comparable(select(copy, table, 2.2, 2.8)) == comparable(whole)
-    timed, judged = ([event["id"] for event in copy.events(kind)] for kind in ("timed", "judged"))
+    timed = [event.id for event in copy.events(events.Timed)]
+    judged = [event.id for event in copy.events(events.Judged)]
     assert len(timed) == len(set(timed)) >= 3 and len(judged) == len(set(judged))
     delivered = len({budget["id"] for budget in whole["budgets"]})
     assert device.prepared == len(timed) - (stop_after - 1) + delivered
@@ -242,7 +243,7 @@ def test_a_supernet_without_epochs_is_measured_too(table: Path, here: Any, tmp_p
 def test_what_is_not_this_machine_is_not_timed(space_file: Path, tmp_path: Path) -> None:
     searched(config_of(space_file), tmp_path / "run")
     run = Run.existing(tmp_path / "run")
-    assert run.events("timed") == [] and "corrections" not in run.read_json("picks.json")
+    assert run.events(events.Timed) == [] and "corrections" not in run.read_json("picks.json")
 
 
 def test_a_correction_puts_no_measured_network_too_low() -> None:

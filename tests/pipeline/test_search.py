@@ -32,6 +32,7 @@ from nas.pipeline.setup import prepare
 from nas.plan import Layout
 from nas.run import checkpoint
 from nas.run.directory import Run
+from nas.run.events import Judged
 from nas.run.settings import named_target
 from nas.run.tables import kept_table
 
@@ -139,7 +140,7 @@ def test_networks_are_ranked_on_as_many_images_as_asked_for(finished: tuple[Path
                                                             tmp_path: Path) -> None:
     path, _ = finished
     searched(config_of(space_file, "judge_images=4", f"init={path}"), tmp_path / "few")
-    judged = {name: [event["accuracy"] for event in Run.existing(run).events("judged")]
+    judged = {name: [event.accuracy for event in Run.existing(run).events(Judged)]
               for name, run in (("all", path), ("few", tmp_path / "few"))}
     count = len(json.loads((path / "splits.json").read_text())["select"])
     assert count > 4 and len(judged["few"]) >= 12
@@ -353,4 +354,4 @@ def test_real_kills_in_every_stage(space_file: Path, tmp_path: Path, finished: t
 
 def test_checkpoints_of_ours_load_without_unpickling(finished: tuple[Path, dict[str, Any]]) -> None:
     state = checkpoint.load(Run.existing(finished[0]), "supernet.pt")
-    assert state["done"] == 4 and set(state) >= {"supernet", "gates", "optimizer", "pruner", "keep"}
+    assert state["done"] == 4 and set(state) >= {"supernet", "gates", "optimizer", "streaks", "keep"}

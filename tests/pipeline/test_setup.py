@@ -7,7 +7,7 @@ from tiny_search import Quiet, config_of
 
 from nas.pipeline import setup
 from nas.pipeline.setup import load_inputs, prepare
-from nas.run import timeline
+from nas.run import events, timeline
 from nas.run.directory import Run
 
 
@@ -29,9 +29,9 @@ def test_filling_in_tables_is_a_phase_and_a_line_of_the_log(space_file: Path, tm
     config = config_of(space_file)
     run = Run.open(tmp_path / "run", config.to_json())
     inputs = prepare(config, run, ["gpu-v100", "macs"], Quiet(), timed_in=run)
-    assert [event["name"] for event in run.events("phase")] == ["inputs", "latency table", "inputs"]
-    copied = [(event["target"], event["file"]) for event in run.events("latency table")]
+    assert [event.name for event in run.events(events.Phase)] == ["inputs", "latency table", "inputs"]
+    copied = [(event.target, event.file) for event in run.events(events.TableCopied)]
     assert copied == [("gpu-v100", "tables/gpu-v100.json")]  # a count has no table
     assert list(inputs.costs) == list(inputs.prices) == ["gpu-v100", "macs"]
     prepare(config, run, ["gpu-v100"], Quiet())
-    assert len(run.events("latency table")) == 1 and len(run.events("phase")) == 3
+    assert len(run.events(events.TableCopied)) == 1 and len(run.events(events.Phase)) == 3

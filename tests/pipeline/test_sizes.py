@@ -29,6 +29,7 @@ from nas.pipeline.evaluate import evaluate
 from nas.pipeline.setup import load_recorded
 from nas.plan import OpKey, Task, candidates, layouts, macs, plan
 from nas.report.run_data import collect
+from nas.run import events
 from nas.run.directory import Run
 from nas.run.records import Front
 from nas.space import Space
@@ -126,8 +127,8 @@ def test_budgets_reach_from_the_least_of_all_sizes_to_the_most(finished: tuple[R
         rows = ([ms(key) if (key := slot.key(op)) else 0.0 for op in slot.ops] for slot in AT[size].slots)
         return math.fsum((ms(AT[size].stem), ms(AT[size].head), *map(of, rows)))
 
-    (log,) = [event for event in finished[0].events("selection")]
-    assert {name.rpartition(" at ")[2] for name in log["held_out"]} == {"16 pixels", "8 pixels"}
+    (log,) = finished[0].events(events.Selected)
+    assert {name.rpartition(" at ")[2] for name in log.held_out} == {"16 pixels", "8 pixels"}
     least, most = end(8, min), end(16, max)
     picks = selected(finished[0], finished[1]["target"], [], Quiet())
     chosen, searched_for = ([ms for b in front["budgets"] for ms in b["budget_ms"].values()]

@@ -13,6 +13,7 @@ import pytest
 from nas.arch import Arch, Op
 from nas.pipeline import selection, supernet
 from nas.plan import Layout
+from nas.run import events
 from nas.run.directory import Run
 from nas.select.evaluation import Evaluation
 from nas.select.problem import Cost
@@ -67,7 +68,7 @@ def test_what_was_judged_is_not_judged_again_also_by_a_later_process(tmp_path: P
     assert first(archs[:2]) == [0.125, 0.25] and first(archs) == [0.125, 0.25, 0.375]
     again = judge(run, seen)
     assert again(archs[::-1]) == [0.375, 0.25, 0.125] and seen == [arch.id for arch in archs]
-    assert [event["id"] for event in run.events("judged")] == seen
+    assert [event.id for event in run.events(events.Judged)] == seen
 
 
 def test_an_evaluation_is_of_the_images_that_the_settings_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

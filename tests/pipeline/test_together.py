@@ -16,6 +16,7 @@ from nas.config.search import resolve
 from nas.errors import UserError
 from nas.pipeline.budgets import NOTHING, Bounds, spelled_once
 from nas.pipeline.front import _with_ties
+from nas.run import events
 from nas.run.directory import Run
 from nas.run.records import Front
 
@@ -147,12 +148,12 @@ def test_points_within_the_error_of_a_faster_one_are_marked() -> None:
 @pytest.mark.slow
 def test_two_workers_choose_what_one_process_chooses(finished: Run, tmp_path: Path) -> None:
     alone = select(finished, TARGETS[:1], [], points=4)
-    events = len(finished.events("judged"))
+    judged = len(finished.events(events.Judged))
     other = tmp_path / "copy"
     shutil.copytree(finished.path, other, ignore=shutil.ignore_patterns("selections", "lock"))
-    log = [e for e in finished.events() if e["event"] != "judged"]
-    (other / "log.jsonl").write_text("".join(f"{json.dumps(e)}\n" for e in log))
+    lines = finished.file("log.jsonl").read_bytes().splitlines(keepends=True)
+    (other / "log.jsonl").write_bytes(b"".join(line for line in lines if not events.read(events.Judged, line)))
     storage = f"sqlite:///{tmp_path / 'all.db'}"
     shared = select(Run.existing(other), TARGETS[:1], [], points=4, storage=storage, workers=2)
     assert comparable(shared) == comparable(alone)
-    assert 0 < len(Run.existing(other).events("judged")) <= events
+    assert 0 < len(Run.existing(other).events(events.Judged)) <= judged

@@ -19,6 +19,7 @@ from nas.errors import UserError
 from nas.pipeline import train_one
 from nas.plan import Layout, macs, params, plan
 from nas.report.run_data import collect
+from nas.run import events
 from nas.run.directory import Run
 from nas.run.records import Front
 from nas.run.settings import Baseline
@@ -68,7 +69,7 @@ def test_it_leaves_weights_card_and_onnx(whole: Path) -> None:
     p, n = card["accuracy"], card["test_images"]
     assert card["accuracy_se"] == pytest.approx(math.sqrt(p * (1 - p) / n)) and card["relative_diff"] < 1e-4
     assert card["ms"]["gpu-v100"] > 0 and card["measured_ms"] == {"gpu-v100": None}  # not here
-    losses = [event["loss"] for event in run.events("finetune")]
+    losses = [event.loss for event in run.events(events.FineTuned)]
     assert len(losses) == 3 and losses[-1] < losses[0]
 
 

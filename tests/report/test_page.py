@@ -22,8 +22,11 @@ from nas.cli import render
 from nas.report import figures
 from nas.report.page import page
 from nas.report.run_data import collect
+from nas.run import events
 from nas.run.directory import Run
 from nas.run.records import Card
+from nas.supernet.drop import Drop
+from nas.training.epochs import Pruning
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
                  if (path := shutil.which(name))), None)
@@ -88,18 +91,20 @@ def test_the_page_is_whole_and_holds_every_pick(run: Run) -> None:
     assert [(e["phase"], e["epoch"]) for e in data["epochs"]] == [("warmup", 0), ("search", 0), ("search", 1),
                                                                   ("settle", 0)]
     assert {id: len(curve) for id, curve in data["finetune"].items()} == dict.fromkeys(cards, 2)
-    assert {one["id"] for one in data["judged"]} == {e["id"] for e in run.events("judged")}
+    assert {one["id"] for one in data["judged"]} == {event.id for event in run.events(events.Judged)}
     assert data["conditions"]["settings"] == run.config and data["conditions"]["target gpu-v100"]["precision"] == "fp16"
 
 
 def test_what_was_pruned_is_told_with_its_evidence(run: Run) -> None:
-    drop = {"kind": "block", "epoch": 2, "slot": 1, "op": "skip", "threshold": 0.25}
-    run.log("epoch", phase="search", epoch=2, pruned=[{**drop, "probabilities": [[0.1, 0.2], [0.05, 0]]}])
-    assert collect(run)["pruned"][-1] == {**drop, "most": 0.2}
+    drop = Drop("block", 1, "skip", 0.25, ((0.1, 0.2), (0.05, 0.0)))
+    pruning = Pruning(dropped=(drop,), branches=7, parameters=70, skip_share=0.5)
+    run.log(events.Epoch(phase="search", epoch=2, pruning=pruning, seconds=1.0))
+    assert collect(run)["pruned"][-1] == {"kind": "block", "epoch": 2, "slot": 1, "op": "skip", "threshold": 0.25,
+                                        "most": 0.2}
 
 
 def test_an_epoch_that_was_done_again_counts_once(run: Run) -> None:
-    run.log("epoch", phase="settle", epoch=0, loss_largest=7.0)
+    run.log(events.Epoch(phase="settle", epoch=0, loss_largest=7.0, seconds=1.0))
     assert [e["loss_largest"] for e in collect(run)["epochs"] if e["phase"] == "settle"] == [7.0]
 
 
@@ -259,14 +264,12 @@ def test_table_page_and_picture_say_the_same_of_a_pick(run: Run, capsys: pytest.
 def test_the_losses_of_all_picks_are_of_one_kind(run: Run) -> None:
     """The largest has no teacher; what is drawn of the others is not what the teacher adds."""
     data = collect(run)
-    events = [e for e in run.events("finetune")]
-    assert every("label_loss" in e for e in events) and "the largest pick" in data["finetune_title"]
+    tuned = run.events(events.FineTuned)
+    assert "the largest pick" in data["finetune_title"]
     largest = max(run.read_json("front.json")["front"], key=lambda one: one["macs"])["id"]
-    assert every((e["label_loss"] == e["loss"]) == (e["id"] == largest) for e in events)
+    assert every((epoch.label_loss == epoch.loss) == (epoch.id == largest) for epoch in tuned)
     assert {id: [e["loss"] for e in curve] for id, curve in data["finetune"].items()} == {
-        id: [e["label_loss"] for e in events if e["id"] == id] for id in data["finetune"]}
-    run.log("finetune", id=largest, epoch=2, loss=1.0)  # as runs before logged it
-    assert "not to be compared" in collect(run)["finetune_title"]
+        id: [epoch.label_loss for epoch in tuned if epoch.id == id] for id in data["finetune"]}
 
 
 def test_the_console_would_tell(run: Run, browse: Callable[..., tuple[str, list[str]]]) -> None:

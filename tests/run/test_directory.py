@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import errno
-import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from every import every
 
+from nas.arch import SKIP, Arch, Op
 from nas.errors import UserError
-from nas.run import checkpoint
+from nas.run import checkpoint, events
 from nas.run.directory import Run
+from nas.run.records import HeldOut
+from nas.supernet.drop import Drop
+from nas.training.epochs import EntryTest, Pruning
 
 CONFIG = {"space": "ghost", "seed": 0, "train": {"lr": 0.1, "batch": 96}}
 HOLD = "import sys; from nas.run.directory import Run\nwith Run(__import__('pathlib').Path(sys.argv[1])).lock():\n" \
@@ -126,7 +131,7 @@ def test_a_stage_is_made_once_and_looks_the_same_before_and_after(tmp_path: Path
     for _ in range(2):
         assert run.stage("a.json", lambda: {"pair": (1, 2), "n": calls.append(0)}) == {"pair": [1, 2], "n": None}
     assert len(calls) == 1
-    assert [event["name"] for event in run.events("stage")] == ["a.json"]
+    assert [event.name for event in run.events(events.Stage)] == ["a.json"]
     with pytest.raises(ZeroDivisionError):
         run.stage("b.json", lambda: 1 / 0)
     assert not run.has("b.json")
@@ -167,22 +172,77 @@ def test_an_input_is_kept_and_may_not_change(tmp_path: Path) -> None:
         run.keep("space.yaml", b"name: b")
 
 
+def tuned(epoch: int) -> events.FineTuned:
+    return events.FineTuned(id="abc", epoch=epoch, loss=1.0, seconds=1.0)
+
+
+class Weights:
+    """A training of 200 kB."""
+
+    done = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "weights": torch.zeros(50_000)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
+
+
 def test_the_log_survives_a_torn_line(tmp_path: Path) -> None:
     run = Run.open(tmp_path, CONFIG)
-    run.log("epoch", n=1, loss=np.float32(0.5), worst=float("nan"), where=Path("a"), each=np.arange(2))
+    run.log(tuned(1))
     with run.file("log.jsonl").open("ab") as file:
-        file.write(b'{"event": "epoch", "n": 2, "lo')
-    assert [event["n"] for event in run.events("epoch")] == [1]
-    run.log("epoch", n=3)
-    run.log("end")
-    assert [event.get("n") for event in run.events()] == [1, 3, None]
-    lines = [json.loads(line) for line in run.file("log.jsonl").read_text().splitlines()]
-    assert {key: lines[0][key] for key in ("loss", "worst", "where", "each")} == {
-        "loss": 0.5, "worst": "nan", "where": "a", "each": [0, 1]}
-    assert every("time" in line for line in lines)
+        file.write(b'{"event": "finetune", "epoch": 2, "lo')
+    assert [event.epoch for event in run.events(events.FineTuned)] == [1]
+    run.log(tuned(3))
+    run.log(events.Stage(name="a.json", seconds=1.0))
+    assert [event.epoch for event in run.events(events.FineTuned)] == [1, 3]
+    assert [event.event for event in run.events(events.AnyEvent)] == ["finetune", "finetune", "stage"]
+    assert every(event.time for event in run.events(events.AnyEvent))
     run.file("log.jsonl").write_bytes(b"torn")  # not even one whole line
-    run.log("again")
-    assert [event["event"] for event in run.events()] == ["again"]
+    run.log(tuned(4))
+    assert [event.epoch for event in run.events(events.FineTuned)] == [4]
+
+
+ARCH = Arch("tiny", 16, (SKIP, Op("ghost", (("kernel", 3),))))
+LOGGED = [
+    events.Stage(name="a.json", seconds=1.5), events.Phase(name="selection", place="selections/x/", seconds=0.5),
+    events.Introduction(lines=["digits: 10 images", "a \"quoted\"\nline"]),
+    events.TableCopied(target="cpu", file="tables/cpu.json", came="here"),
+    events.Compiled(target="npu", what="skip", sram_bytes=2**40, flash_bytes=0, vela="5.1"),
+    events.Epoch(phase="warmup", epoch=0, grad_norm=math.inf, seconds=1.0, entry=EntryTest(
+        smallest_loss=2.0, largest_loss=1.0, smallest_accuracy=0.5, largest_accuracy=0.75)),
+    events.Epoch(phase="search", epoch=1, gate_loss=-math.inf, seconds=1.0, pruning=Pruning(
+        dropped=(Drop("layer", 2, "mbconv(kernel=3)", 0.5, ((0.25, 1e-5),)),), branches=3, parameters=9,
+        skip_share=0.0)),
+    events.FineTuned(id="abc", epoch=2, loss=0.125, label_loss=0.25, seconds=1.0),
+    events.ExitsTrained(id="abc", epoch=2, loss=0.125, seconds=1.0),
+    events.Judged(id=ARCH.id, arch=ARCH, state="", loss=math.inf, accuracy=0.5, accuracy_se=0.1),
+    events.Timed(id="abc", target="cpu", costs="f00", ms=0.1, drift=None),
+    events.ExitsTimed(kept=[0, 2], confidence="entropy", prefix_ms=[0.1, 0.2]),
+    events.Selected(place="", rank_agreement={"cpu": None}, held_out={"cpu": {"gates": HeldOut(
+        n=9, loss=-0.5, accuracy=0.5)}})]
+
+
+@pytest.mark.parametrize("event", LOGGED, ids=lambda event: event.event)
+def test_an_event_is_read_as_it_was_logged_and_by_no_other_kind(tmp_path: Path, event: events.Event) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.log(event)
+    (read,) = run.events(type(event))
+    assert read.time and replace(read, time="") == event
+    for kind in {type(other) for other in LOGGED} - {type(event)}:
+        assert run.events(kind) == []
+
+
+def test_every_kind_of_event_is_tried() -> None:
+    assert {type(event) for event in LOGGED} == {*events.Event.__subclasses__()} - {events.AnyEvent}
+
+
+def test_a_figure_that_is_no_number_is_read_as_one(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.log(events.FineTuned(id="abc", epoch=0, loss=math.nan, seconds=1.0))
+    (read,) = run.events(events.FineTuned)
+    assert math.isnan(read.loss) and b"NaN\"" in run.file("log.jsonl").read_bytes()  # a text: JSON has no such number
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,15 +276,16 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     with pytest.raises(UserError, match="No space left"):
         run.write("weights.bin", lambda file: file.write(bytes(200_000)))
     with pytest.raises(UserError, match=r"state\.pt: No space left"):  # PyTorch's word for it is another
-        checkpoint.save(run, "state.pt", {"done": 1, "weights": torch.zeros(50_000)})
+        checkpoint.save(run, "state.pt", Weights())
     with pytest.raises(UserError, match="No space left"):
         for _ in range(200):
-            run.log("epoch", text="x" * 1000)
+            run.log(events.Introduction(lines=["x" * 1000]))
     assert run.read_json("done.json") == [1] and not run.has("weights.bin")
-    assert every(event["event"] == "epoch" for event in run.events())
+    whole = run.events(events.Introduction)
+    assert whole and every(event.lines == ["x" * 1000] for event in whole)
     (small_disk / "run" / "log.jsonl").unlink()
-    run.log("goes on")
-    assert [event["event"] for event in run.events()] == ["goes on"]
+    run.log(tuned(0))  # it goes on
+    assert [event.epoch for event in run.events(events.FineTuned)] == [0]
 
 
 def test_a_read_only_disk_is_one_line(small_disk: Path) -> None:
@@ -254,7 +315,7 @@ def test_a_refused_beginning_leaves_nothing_and_a_second_one_removes_nothing(tmp
         with pytest.raises(UserError, match="in use by process"), second:
             pass
         assert first.has("config.json")
-        first.log("epoch", loss=1.0)
+        first.log(tuned(0))
     with pytest.raises(UserError, match="later"), Run.begun(tmp_path / "a", CONFIG):
         raise UserError("later")
     assert (tmp_path / "a" / "config.json").is_file()

@@ -76,9 +76,9 @@ def test_pruning_an_enumerated_width_names_it(tiny: Layout, priced: Prices) -> N
     gates = Gates(enumerated(tiny), [priced], [(low * 1.05, high * 0.9)])
     with torch.no_grad():
         gates.theta[0, 2, 1] = -20.0
-    dropped = Pruner(grid=GRID).check(gates, progress=1.0, epoch=0)
+    dropped = Pruner(grid=GRID).check(gates, progress=1.0)
     lost = tiny.slots[2].branches[0].ops[1]
-    assert str(lost) in [d["op"] for d in dropped if d["slot"] == 2] and "hidden=" in str(lost)
+    assert str(lost) in [drop.op for drop in dropped if drop.slot == 2] and "hidden=" in str(lost)
     assert lost not in survivors(gates, GRID)[2] and tiny.slots[2].branches[0].ops[0] in survivors(gates, GRID)[2]
 
 
@@ -163,14 +163,13 @@ def test_pruning_drops_losers_with_evidence_and_never_the_cheapest(tiny: Layout,
     with torch.no_grad():
         gates.theta[0, 2, 1] = -20.0  # loses at every budget
     pruner = Pruner(grid=GRID)
-    dropped = pruner.check(gates, progress=1.0, epoch=3)
-    record = next(d for d in dropped if d["slot"] == 2 and d["op"] == str(tiny.slots[2].branches[1].op))
-    assert record["kind"] == "block" and record["epoch"] == 3
-    assert len(record["probabilities"]) == 1 and len(record["probabilities"][0]) == len(GRID)
-    assert max(record["probabilities"][0]) < record["threshold"]
+    dropped = pruner.check(gates, progress=1.0)
+    drop = next(drop for drop in dropped if drop.slot == 2 and drop.op == str(tiny.slots[2].branches[1].op))
+    assert drop.kind == "block" and len(drop.probabilities) == 1 and len(drop.probabilities[0]) == len(GRID)
+    assert max(drop.probabilities[0]) == drop.most < drop.threshold
     assert gates.live.any(-1).all()
     cheapest = {str(op) for op in smallest(tiny, priced).ops}
-    assert every(d["op"] not in cheapest for d in dropped)
+    assert every(drop.op not in cheapest for drop in dropped)
 
 
 def test_a_layer_goes_only_after_skip_won_everywhere_twice(tiny: Layout, priced: Prices) -> None:
@@ -180,9 +179,9 @@ def test_a_layer_goes_only_after_skip_won_everywhere_twice(tiny: Layout, priced:
     with torch.no_grad():
         gates.theta[0, 1, skip] = 30.0
     pruner = Pruner(grid=(-1.0, 1.0), share=0.0)
-    assert not any(d["kind"] == "layer" for d in pruner.check(gates, 0.1, 0))
-    dropped = [d for d in pruner.check(gates, 0.2, 1) if d["slot"] == 1]
-    assert {d["kind"] for d in dropped} == {"layer"} and int(gates.live[1].sum()) == 1
+    assert not any(drop.kind == "layer" for drop in pruner.check(gates, 0.1))
+    dropped = [drop for drop in pruner.check(gates, 0.2) if drop.slot == 1]
+    assert {drop.kind for drop in dropped} == {"layer"} and int(gates.live[1].sum()) == 1
 
 
 @pytest.mark.parametrize(("kinds", "gone"), [({"layers": False}, {"block"}), ({"blocks": False}, {"layer"})])
@@ -193,12 +192,12 @@ def test_either_kind_can_be_left_out(tiny: Layout, priced: Prices, kinds: dict[s
         gates.theta[0, 1, [b.op for b in tiny.slots[1].branches].index(SKIP)] = 30.0
         gates.theta[0, 2, 1] = -30.0
     pruner = Pruner(grid=(-1.0, 1.0), **kinds)
-    assert {d["kind"] for epoch in range(2) for d in pruner.check(gates, 1.0, epoch)} == gone
+    assert {drop.kind for _ in range(2) for drop in pruner.check(gates, 1.0)} == gone
 
 
 def test_survivors_keep_the_smallest_latency_reachable(tiny: Layout, priced: Prices) -> None:
     gates = shaken(Gates(tiny, [priced], [ends(tiny, priced)]))
-    Pruner(grid=GRID).check(gates, 1.0, 0)
+    Pruner(grid=GRID).check(gates, 1.0)
     kept = survivors(gates, GRID)
     for slot, ops in zip(tiny.slots, kept, strict=True):
         assert ops and set(ops) <= set(slot.ops)
@@ -212,7 +211,7 @@ def test_the_cheapest_is_kept_where_a_wider_branch_is_cheaper(tiny: Layout, pric
     toothed = Prices(priced.fixed, saw)
     low, high = (toothed.fixed + sum(end(row.values()) for row in saw) for end in (min, max))
     gates = shaken(Gates(tiny, [toothed], [(low * 1.05, high * 0.9)]))
-    Pruner(grid=GRID).check(gates, 1.0, 0)
+    Pruner(grid=GRID).check(gates, 1.0)
     assert branch.ops[2] in survivors(gates, GRID)[2]
 
 
@@ -246,8 +245,8 @@ def test_what_no_budget_of_the_grid_asks_for_stays_where_it_is_the_cheapest(tiny
     with torch.no_grad():
         probabilities = torch.stack([gates.at(s, t).p for t in range(targets) for s in GRID])
     pruner = Pruner(grid=GRID)
-    for epoch in range(3):
-        pruner.check(gates, 1.0, epoch)
+    for _ in range(3):
+        pruner.check(gates, 1.0)
     kept = survivors(gates, GRID)
     lost = 0
     for slot, ops in zip(tiny.slots, kept, strict=True):

@@ -120,11 +120,11 @@ def test_it_learns_and_continues_exactly(name: str, tiny_space: object, digits: 
     whole, cut = (tuning(name, tiny, digits, teacher, arch) for _ in range(2))
     losses = []
     for _ in range(8):
-        losses.append(whole.epoch()["loss"])
+        losses.append(whole.epoch().loss)
         cut.epoch()
-        state = cut.state()
+        state = cut.state_dict()
         cut = tuning(name, tiny, digits, teacher, arch)
-        cut.load(state)
+        cut.load_state_dict(state)
     after = losses[1:]  # hints and fsp begin with a loss of their own
     assert after[-1] < after[0] and every(map(math.isfinite, losses))
     for key, value in whole.model.state_dict().items():

@@ -107,7 +107,7 @@ def test_averaged_weights_are_judged_inherited_and_started_from(tiny: Layout, da
     evaluation.recalibrate(mean, evaluation.calibration_images(data, 32, 128, CPU, 0))
     assert judged == evaluation.evaluate(mean, data.select, data, CPU)
     heir = training(tiny, data, ema=0.5)
-    assert heir.start_from(run.state()) == len(run.supernet.state_dict())
+    assert heir.start_from(run.state_dict()) == len(run.supernet.state_dict())
     assert heir.average is not None
     for net in (heir.supernet, heir.average.net):
         assert torch.equal(next(net.parameters()), next(run.average.net.parameters()))
@@ -125,8 +125,8 @@ def tuned(tiny: Layout, data: Data, stop: int | None) -> finetune.FineTuning:
     while not tuning.finished:
         tuning.epoch()
         if tuning.done == stop:
-            state, tuning = tuning.state(), fresh()
-            tuning.load(state)
+            state, tuning = tuning.state_dict(), fresh()
+            tuning.load_state_dict(state)
             stop = None
     return tuning
 

@@ -30,8 +30,8 @@ def trained(name: str, stop: int | None, epochs: int = 6) -> ExitTraining:
     while not training.finished:
         training.epoch()
         if training.done == stop:
-            state, training = training.state(), fresh()
-            training.load(state)
+            state, training = training.state_dict(), fresh()
+            training.load_state_dict(state)
             stop = None
     return training
 

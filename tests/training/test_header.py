@@ -9,6 +9,7 @@ from pictures import from_folder, tree
 from tiny_search import Quiet, config_of
 
 from nas.pipeline.setup import prepare
+from nas.run import events
 from nas.run.directory import Run
 from nas.training.data import load
 from nas.training.header import data_lines
@@ -50,7 +51,7 @@ def test_a_run_says_it_first_and_logs_it(space_file: Path, tmp_path: Path, augme
     run, shown = Run.open(tmp_path / "run", config.to_json()), Quiet()
     inputs = prepare(config, run, ["gpu-v100"], shown)
     lines = data_lines(inputs.data, augment)
-    assert shown.notes[: len(lines)] == lines and run.events("data")[0]["lines"] == lines
+    assert shown.notes[: len(lines)] == lines and run.events(events.Introduction)[0].lines == lines
     assert any(line.startswith("warning: classes may not survive mirroring") for line in lines) == (
         augment == "flip-crop")
     run.write("supernet.pt", lambda file: file.write(b""))

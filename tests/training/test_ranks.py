@@ -20,6 +20,7 @@ from nas.decision import largest
 from nas.pipeline import supernet
 from nas.pipeline.budgets import limits_of
 from nas.pipeline.setup import prepare
+from nas.run import events
 from nas.run.directory import Run
 from nas.training import evaluation, torchrun
 from nas.training.ranks import ALONE, Ranks, joined
@@ -92,6 +93,6 @@ def test_two_processes_equal_two_micro_batches(tmp_path: Path, monkeypatch: pyte
         evaluation.recalibrate(net, evaluation.calibration_images(one.data, 64, 16, one.device, 0))
     for name, tensor in nets[0].state_dict().items():
         assert torch.allclose(tensor, nets[1].state_dict()[name], rtol=1e-4, atol=1e-5), name
-    logged = [[event["loss_largest"] for event in Run.existing(tmp_path / name).events("epoch")]
+    logged = [[event.loss_largest for event in Run.existing(tmp_path / name).events(events.Epoch)]
               for name in ("one", "two")]  # means over both processes; "two" has one epoch twice at most
     assert logged[0] == pytest.approx(logged[1][-len(logged[0]):], rel=1e-4)

@@ -19,7 +19,7 @@ from nas.pipeline.exits.serve import CARD, THRESHOLDS, Served, Trained, Wishes, 
 from nas.pipeline.exits.train import train
 from nas.pipeline.overrun import over
 from nas.progress import Progress
-from nas.run import timeline
+from nas.run import events, timeline
 from nas.run.directory import Run
 from nas.run.records import Excess
 from nas.training import augment as augmentation
@@ -147,13 +147,13 @@ def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
 
     How confidence is computed is part of the file.
     """
-    file = {"kept": list(served.kept), "confidence": served.policy.kind}
-    for event in run.events("timed"):
-        if file.items() <= event.items() and "prefix_ms" in event:
-            return repriced(served, event["prefix_ms"])
+    kept, confidence = list(served.kept), served.policy.kind
+    for event in run.events(events.ExitsTimed):
+        if (event.kept, event.confidence) == (kept, confidence):
+            return repriced(served, event.prefix_ms)
     final = model.timed(trained, served, run.path)
     if final is not served:
-        run.log("timed", **file, prefix_ms=list(final.policy.prefix_ms))
+        run.log(events.ExitsTimed(kept=kept, confidence=confidence, prefix_ms=list(final.policy.prefix_ms)))
     return final
 
 

@@ -17,7 +17,7 @@ from nas.exits.methods import method as make
 from nas.exits.net import Network
 from nas.plan import Layout
 from nas.progress import Progress, Task
-from nas.run import checkpoint
+from nas.run import checkpoint, events
 from nas.run.directory import Run
 from nas.subnet import Subnet, build
 from nas.training import evaluation, randomness
@@ -54,14 +54,14 @@ def train(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Ru
         return made.to(device).eval()
     training = ExitTraining(name, made, data, recipe, seed, device)
     if run.has(place + CHECKPOINT):
-        checkpoint.resume(run, place + CHECKPOINT, training.load)
+        checkpoint.resume(run, place + CHECKPOINT, training)
     with progress.task(f"exits of {name}", recipe.epochs, training.done) as task:
         while not training.finished:
             began = time.monotonic()
             with randomness.seeded(seed, name, training.done):
-                record = training.epoch(partial(_reach, task, training.done))
-            run.log("exits", id=name, **record, seconds=round(time.monotonic() - began, 3))
-            checkpoint.save(run, place + CHECKPOINT, training.state())
+                epoch = training.epoch(partial(_reach, task, training.done))
+            run.log(events.ExitsTrained(**vars(epoch), id=name, seconds=round(time.monotonic() - began, 3)))
+            checkpoint.save(run, place + CHECKPOINT, training)
     recalibrate(made, evaluation.calibration_images(data, 2000, 128, device, seed))
     weights = {key: value.contiguous().cpu() for key, value in made.net.state_dict().items()}
     run.write(place + WEIGHTS, lambda file: file.write(safetensors.torch.save(weights)))

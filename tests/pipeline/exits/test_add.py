@@ -29,6 +29,7 @@ from nas.pipeline import train_one
 from nas.pipeline.exits import existing
 from nas.pipeline.exits.add import _pieces, _within, add
 from nas.pipeline.exits.serve import Wishes, repriced
+from nas.run import events
 from nas.run.directory import Run
 from nas.run.settings import Baseline
 from nas.training.data import load
@@ -81,9 +82,9 @@ def test_the_measured_file_keeps_to_max_ms(tmp_path: Path) -> None:
         _within(model, run, trained, Wishes(max_ms=9.3), pieces)
     assert _within(model, run, trained, Wishes(), pieces)[0].kept in asked
     assert len(asked) == len(set(asked))  # what was timed is not timed again
-    (event, *_) = run.events("timed")
-    assert event["kept"] == list(asked[0])
-    assert event["prefix_ms"] == pytest.approx(list(1.25 * pieces.prefix_ms(asked[0])))
+    (event, *_) = run.events(events.ExitsTimed)
+    assert event.kept == list(asked[0])
+    assert event.prefix_ms == pytest.approx(list(1.25 * pieces.prefix_ms(asked[0])))
 
 
 def test_what_exits_are_chosen_by_is_measured_once(tmp_path: Path) -> None:
@@ -209,4 +210,4 @@ def test_what_files_cannot_hold_is_refused_before_anything_is_trained(tmp_path: 
     run = Run.open(tmp_path / "run", {})
     with pytest.raises(UserError, match="no rule for cumsum"):
         add(model, run, Quiet())
-    assert asked == [("net", 3, 16)] and not run.events()
+    assert asked == [("net", 3, 16)] and not run.events(events.AnyEvent)
