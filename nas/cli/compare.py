@@ -48,15 +48,11 @@ def compare(
     def work() -> Comparison:
         run_files(ops)
         from nas.cli.progress import TerminalProgress
-        from nas.config.search import PLACES, Config, resolve
-        from nas.pipeline import compare_spaces as comparison
-        from nas.run.directory import Run
+        from nas.config.search import Config, resolve
+        from nas.pipeline.begin import begin_comparison
 
         configs: list[Config] = [resolve(None, overrides or [], {**flags, "space": name}) for name in spaces]
-        settings = comparison.settings(configs, networks)
-        path = run or comparison.default_run_dir(settings)
-        with Run.begun(path, settings, PLACES, ["budgets.json"], lambda: comparison.check(configs)) as here:
-            return comparison.compare(configs, networks, here, TerminalProgress())
+        return begin_comparison(configs, networks, run, TerminalProgress())
 
     print_result(work, as_json, _show)
 

@@ -1,19 +1,21 @@
-"""Starts a search or a training in its run directory, which is made or found again, and locked meanwhile."""
+"""Starts a search, a training or a comparison in its run directory: made or found again, and locked meanwhile."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nas import sampling
 from nas.config.search import PLACES, Config, default_run_dir
 from nas.config.space import checked_space
 from nas.errors import UserError, setting
-from nas.pipeline import search, train_one
+from nas.pipeline import compare_spaces, search, train_one
+from nas.pipeline.compare_spaces import ComparisonSettings
 from nas.plan import Task, layout
 from nas.progress import Progress
 from nas.run import settings as recorded
 from nas.run.directory import Run
-from nas.run.records import Front, Stopped
+from nas.run.records import Comparison, Front, Stopped
 from nas.run.settings import Baseline
 
 
@@ -47,6 +49,17 @@ def begin_training(settings: Baseline, path: Path | None, progress: Progress) ->
     place = path or recorded.default_run_dir(settings)
     with Run.begun(place, settings.to_json(), PLACES, refuse=lambda: train_one.refuse_settings(settings)) as run:
         return train_one.train_network(settings, run, given, progress)
+
+
+def begin_comparison(configs: Sequence[Config], networks: int, path: Path | None, progress: Progress) -> Comparison:
+    """Compares spaces in ``path`` (default: a directory named after the settings), or goes on with what stands there.
+
+    ``configs`` are equal but for their space, of which ``networks`` are drawn at each budget. Raises UserError for what
+    the user has to mend; nothing is left behind then.
+    """
+    settings = ComparisonSettings.of(configs, networks)
+    with Run.begun(path or settings.run_dir, settings.to_json(), PLACES, ["budgets.json"], settings.refuse) as run:
+        return compare_spaces.compare(settings, run, progress)
 
 
 def _only_network(settings: Baseline) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -48,11 +47,6 @@ class Bounds:
         """Makes the bounds of the limits that are given."""
         counts = {name: value for name, value in ((PARAMS, max_params), (MACS, max_macs)) if value is not None}
         return Bounds(counts, together or {})
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """Returns the limits that are given, by setting."""
-        return {**self.counts, **({"together": self.together} if self.together else {})}
 
     def check(self, targets: Sequence[str]) -> None:
         """Raises UserError for a budget of a target that is not asked for."""

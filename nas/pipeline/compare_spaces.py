@@ -11,15 +11,18 @@ import itertools
 import json
 import random
 import statistics
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from nas.arch import Arch
 from nas.config.search import PLACES, Config
 from nas.config.space import checked_space
+from nas.config.training import Training
 from nas.errors import UserError, setting
 from nas.pipeline.budgets import limits_of
 from nas.pipeline.deliver import deliver
@@ -45,48 +48,64 @@ FLAGS = ("space", "target", "width", "size", "budget_ms", "budgets", "data", "da
          "threads")
 
 
-def settings(configs: Sequence[Config], networks: int) -> dict[str, Any]:
-    """What the run records. Raises UserError for spaces of one name and for settings that have no effect here."""
-    names = [checked_space(config).name for config in configs]
-    if len(names) < 2:
-        raise UserError(f"{setting('spaces')}: give two or more, for example {setting('spaces', 'ghost')} "
-                        f"{setting('spaces', 'mbconv')}")
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{setting('spaces')}: two of them are called {twice}: change the name in one of the files")
-    value, usual = configs[0].model_dump(mode="json"), Config(target=configs[0].target).model_dump(mode="json")
-    for given, default, used, above in ((value, usual, FLAGS, ""), (value["train"], usual["train"], RECIPE, "train.")):
-        if idle := [key for key in given if key not in used and key != "train" and given[key] != default[key]]:
-            raise UserError(f"{above}{idle[0]}: has no effect on a comparison")
-    kept = {key: value[key] for key in FLAGS if key != "space"}
-    return {"spaces": [config.space for config in configs], "networks": networks, **kept,
-            "train": {key: value["train"][key] for key in RECIPE}}
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """Holds what a comparison depends on: settings for each space, equal but for that, and ``networks`` at a budget."""
+
+    configs: tuple[Config, ...]
+    networks: int
+
+    @staticmethod
+    def of(configs: Sequence[Config], networks: int) -> ComparisonSettings:
+        """Raises UserError for spaces of one name, for fewer than two, and for settings without effect here."""
+        names = [checked_space(config).name for config in configs]
+        if len(names) < 2:
+            raise UserError(f"{setting('spaces')}: give two or more, for example {setting('spaces', 'ghost')} "
+                            f"{setting('spaces', 'mbconv')}")
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"{setting('spaces')}: two of them are called {twice}: change the name in one of the files")
+        first = configs[0]
+        _refuse_idle(first, Config(target=first.target), (*FLAGS, "train"), "")
+        _refuse_idle(first.train, Training(), RECIPE, "train.")
+        return ComparisonSettings(tuple(configs), networks)
+
+    @property
+    def shared(self) -> Config:
+        """Returns the settings of the first space: what is not the space is the same for all."""
+        return self.configs[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what the run records."""
+        value = self.shared.model_dump(mode="json", include={*FLAGS, "train"}, exclude={"space"})
+        return {"spaces": [config.space for config in self.configs], "networks": self.networks, **value,
+                "train": {key: value["train"][key] for key in RECIPE}}
+
+    @property
+    def run_dir(self) -> Path:
+        """Returns ``runs/compare-SPACES-TARGET-HEX``, so that the same settings find the same directory."""
+        value = {key: part for key, part in self.to_json().items() if key != "data_dir"}
+        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+        names = "+".join(Path(config.space).name.removesuffix(".yaml") for config in self.configs)[:80]
+        return Path("runs") / f"compare-{names}-{Path(self.shared.target[0]).name.removesuffix('.json')}-{digest}"
+
+    def refuse(self) -> None:
+        """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
+        for config in self.configs:
+            if config.sizes:
+                raise UserError(f"size={config.sizes}: spaces are compared at one size")
+            refuse(config)
 
 
-def default_run_dir(settings: dict[str, Any]) -> Path:
-    """``runs/compare-SPACES-HEX``: the same settings find the same directory."""
-    value = {key: part for key, part in settings.items() if key != "data_dir"}
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-    names = "+".join(Path(name).name.removesuffix(".yaml") for name in settings["spaces"])[:80]
-    return Path("runs") / f"compare-{names}-{Path(settings['target'][0]).name.removesuffix('.json')}-{digest}"
+def compare(settings: ComparisonSettings, run: Run, progress: Progress) -> Comparison:
+    """Trains and judges random networks of each space at each budget; continues where the run stands.
 
-
-def check(configs: Sequence[Config]) -> None:
-    """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
-    for config in configs:
-        if config.sizes:
-            raise UserError(f"size={config.sizes}: spaces are compared at one size")
-        refuse(config)
-
-
-def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progress) -> Comparison:
-    """``networks`` random ones of each space at each budget, trained and judged; continues where the run stands.
-
-    ``configs`` are equal but for their space. Raises UserError for what the user has to mend.
+    Raises UserError for what the user has to mend.
     """
-    loaded = _load_each(configs, run, progress)
-    target = configs[0].target[0]
+    shared, networks = settings.shared, settings.networks
+    loaded = _load_each(settings.configs, run, progress)
+    target = shared.target[0]
     problems = [problem(inputs, inputs.layout, [target]) for inputs in loaded]
-    grid = run.stage("budgets.json", lambda: _grid(configs[0], loaded, problems))
+    grid = run.stage("budgets.json", lambda: _grid(shared, loaded, problems))
     drawn = [[[Arch.from_json(value) for value in row]
               for row in inputs.run.stage("networks.json", partial(_drawn, inputs, one, grid, networks))]
              for inputs, one in zip(loaded, problems, strict=True)]
@@ -94,7 +113,7 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
         raise UserError(f"{setting('budget_ms')}: no network of any of the spaces was found that takes "
                         f"{100 * CLOSE:.0f} to 100 % of {', '.join(f'{bound:.4g}' for bound in grid)} {unit(target)} "
                         f"on {target}: give others")
-    how = FineTuningRecipe.from_config(configs[0], loaded[0].data, COMPARED)
+    how = FineTuningRecipe.from_config(shared, loaded[0].data, COMPARED)
     count = sum(len(set(itertools.chain(*rows))) for rows in drawn)
     progress.note(f"{count} networks of {len(loaded)} spaces, each trained for {how.epochs} epochs of "
                   f"{len(loaded[0].data.learn):,} images in batches of {how.batch}")
@@ -106,12 +125,19 @@ def compare(configs: Sequence[Config], networks: int, run: Run, progress: Progre
         with timeline.phase(run, inputs.layout.space):
             parts.append(_part(inputs, one, grid, archs, how, progress))
     result = run.record("compare.json", Comparison, lambda: Comparison(
-        target=[target], data=loaded[0].data.name, size=loaded[0].data.size, seed=configs[0].seed,
+        target=[target], data=loaded[0].data.name, size=loaded[0].data.size, seed=shared.seed,
         recipe=vars(how), budget_ms={target: grid}, networks=networks,
         spaces=_with_volumes(parts, target)))
     if not run.has("compare.png"):
         run.write("compare.png", lambda file: draw_comparison(result, file))
     return result.model_copy(update={"run": str(run.path), "seconds": timeline.finished(run)})
+
+
+def _refuse_idle(given: BaseModel, usual: BaseModel, used: Collection[str], above: str) -> None:
+    """Raises UserError for a setting that is given and is none of those that have an effect."""
+    for key in type(given).model_fields:
+        if key not in used and getattr(given, key) != getattr(usual, key):
+            raise UserError(f"{above}{key}: has no effect on a comparison")
 
 
 def _load_each(configs: Sequence[Config], run: Run, progress: Progress) -> list[Inputs]:

@@ -153,7 +153,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     if config.gates.granularity == "target" and (limited.given or bounds.counts):
         progress.note(f"{run.path}: was trained without hidden widths beside which a wider one takes no longer, though "
                       "they need less; a search with gates.granularity=space has them")
-    asked = [limits, fine_tune, *(bound for bound in (limited.given, bounds.given) if bound)]
+    asked = [limits, fine_tune, *filter(None, (limited.given, bounds.counts, bounds.together))]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
 

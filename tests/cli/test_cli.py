@@ -146,7 +146,7 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
     def select(run: Run, targets: list[str], budget_ms: list[float], progress: Any, fine_tune: bool,
                memory: Memory, bounds: Bounds, points: int | None, storage: str | None,
                workers: int, images: Images) -> Front:
-        asked.append((run.path, targets, budget_ms, fine_tune, memory.given, bounds.given, points, storage, workers))
+        asked.append((run.path, targets, budget_ms, fine_tune, memory.given, bounds, points, storage, workers))
         places.append(images)
         return RESULT
 
@@ -167,11 +167,11 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
                         "--data-dir", "c")
     assert [*dict.fromkeys(places)] == [RECORDED, Images("b", "c")]
     assert code == 0 and "a.onnx" in out and "1e-06" in out
-    assert asked == [(Path("run"), ["cpu", "other"], [], False, {}, {}, None, None, 1),
-                     (Path("run"), ["npu"], [1.0, 2.0], True, {"sram_kb": 256, "flash_kb": 99.5}, {}, None,
+    assert asked == [(Path("run"), ["cpu", "other"], [], False, {}, Bounds(), None, None, 1),
+                     (Path("run"), ["npu"], [1.0, 2.0], True, {"sram_kb": 256, "flash_kb": 99.5}, Bounds(), None,
                       None, 1),
-                     (Path("run"), ["cpu", "other"], [], False, {}, {"max_params": 9000.0, "together":
-                      {"cpu": 2.0, "other": 1.0}}, 50, "sqlite:///all.db", 4),
+                     (Path("run"), ["cpu", "other"], [], False, {}, Bounds(
+                         {"max_params": 9000.0}, {"cpu": 2.0, "other": 1.0}), 50, "sqlite:///all.db", 4),
                      (None, 2.0, None, "onnx"), ("a", None, Path("there"), "tflite")]
     assert call("export", "run", "--features")[0] == 0 and asked[-1] == (None, None, None, "features")
     code, _, err = call("export", "run", "--features", "--format", "tflite")

@@ -19,6 +19,7 @@ from tiny_space import TINY
 from nas.config.search import Config, resolve
 from nas.errors import UserError
 from nas.pipeline import compare_spaces as comparison
+from nas.pipeline.compare_spaces import ComparisonSettings
 from nas.run.directory import Run
 
 STAGES: Any = TINY["stages"]
@@ -42,10 +43,10 @@ def configs_of(files: list[str], **flags: Any) -> list[Config]:
 
 
 def compared(files: list[str], path: Path, progress: Any = None, **flags: Any) -> dict[str, Any]:
-    configs = configs_of(files, **flags)
-    run = Run.open(path, comparison.settings(configs, 3))
+    settings = ComparisonSettings.of(configs_of(files, **flags), 3)
+    run = Run.open(path, settings.to_json())
     with run.lock():
-        return comparison.compare(configs, 3, run, progress or Quiet()).to_json()
+        return comparison.compare(settings, run, progress or Quiet()).to_json()
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +121,15 @@ def test_other_settings_need_another_run(files: list[str], finished: tuple[Path,
 
 def test_what_has_no_effect_is_refused(files: list[str]) -> None:
     with pytest.raises(UserError, match=r"train\.lr: has no effect on a comparison"):
-        comparison.settings(configs_of(files, **{"train.lr": 0.1}), 3)
+        ComparisonSettings.of(configs_of(files, **{"train.lr": 0.1}), 3)
     with pytest.raises(UserError, match="selector: has no effect"):
-        comparison.settings(configs_of(files, selector="random"), 3)
+        ComparisonSettings.of(configs_of(files, selector="random"), 3)
     with pytest.raises(UserError, match="two or more"):
-        comparison.settings(configs_of(files[:1]), 3)
+        ComparisonSettings.of(configs_of(files[:1]), 3)
     with pytest.raises(UserError, match="two of them are called one: change the name"):
-        comparison.settings(configs_of([files[0], files[0]]), 3)
+        ComparisonSettings.of(configs_of([files[0], files[0]]), 3)
     with pytest.raises(UserError, match="gost"):
-        comparison.settings(configs_of([files[0], "gost"]), 3)
+        ComparisonSettings.of(configs_of([files[0], "gost"]), 3)
 
 
 def test_the_grid_lies_in_what_all_spaces_reach() -> None:
