@@ -117,7 +117,7 @@ def over_budget(result: Front) -> None:
 
 
 def exported(result: Exported) -> None:
-    """The files, then a line for each that is measured above the budget of its pick."""
+    """Prints the exported files, then a line for each that is measured above the budget of its pick."""
     files = [file.model_dump(exclude_none=True, exclude={"over_budget"}) for file in result.files]
     rows([{name: part for key, value in file.items() for name, part in _of_file(key, value).items()}
           for file in files]) if files else line("none")
@@ -151,7 +151,7 @@ def stopped(result: Stopped) -> None:
 
 
 def judged(result: JudgedNetworks) -> None:
-    """Network by network, in the order of the file."""
+    """Prints loss, accuracy and costs of judged networks, in the order of their file."""
     rows([{"id": network.id, "loss": network.loss,
            "inherited accuracy": _accuracy(network.accuracy, network.accuracy_se), **_costs("predicted", network.ms),
            "MACs": millions(network.macs), "params": millions(network.params)} for network in result.networks])

@@ -20,7 +20,7 @@ ELSEWHERE = {"train.finetune_epochs": ("--epochs",), "exits.epochs": ("--epochs"
 
 
 class CommandNames(Names):
-    """Names things for the user of the command line ``nas WORD WORD ...``."""
+    """Names settings and calls in messages as flags and commands, for the user of ``nas WORD WORD ...``."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = words

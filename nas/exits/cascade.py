@@ -13,10 +13,10 @@ from nas.exits.net import Combine, Network
 
 
 class Commitment(Combine):
-    """Multiplies an exit's logits by c in (0, 1), how sure its commitment layer is of them; not those of the head.
+    """Multiplies the logits of each exit, but not of the head, by how sure a small network is that they are right.
 
-    c = sigmoid of two linear layers on the exit's log-probabilities. The class stays, and an exit that is not committed
-    is not sure: it vetoes leaving whatever the confidence is made of logits.
+    That factor is in (0, 1): the sigmoid of two linear layers on the exit's log-probabilities. It does not change the
+    class, but an exit with a small factor has nearly equal logits and so a low confidence: no image leaves there.
     """
 
     def __init__(self, exits: int, classes: int, hidden: int) -> None:
@@ -30,7 +30,7 @@ class Commitment(Combine):
         return logits * torch.sigmoid(self.raw(index, logits)), None
 
     def raw(self, index: int, logits: Tensor) -> Tensor:
-        """Returns c [N, 1] of an exit's logits before the sigmoid."""
+        """Returns the factor of an exit's logits before its sigmoid, [N, 1]."""
         raw: Tensor = self.layers[index](F.log_softmax(logits, 1))
         return raw
 

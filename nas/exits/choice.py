@@ -69,7 +69,10 @@ class ExitLogits:
     tempered: bool = True
 
     def predictions(self, kept: Sequence[int]) -> Array | None:
-        """Returns [kept + 1, n, classes] of the network with these exits; None where it needs the others, too."""
+        """Returns the predictions [kept + 1, n, classes] of the network with only the exits ``kept`` and its head.
+
+        None where one of these builds on an exit that is left out.
+        """
         combine = self.combine.kept(kept)
         if combine is None:
             return None

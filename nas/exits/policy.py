@@ -96,10 +96,10 @@ def geometric_shares(r: float, exits: int) -> Array:
 
 
 def geometric(confidence: Array, r: float) -> Array:
-    """Returns [exits] thresholds so that about q_k of all images leave at exit k: MSDNet's budgeted batch.
+    """Returns [exits] thresholds so that about the share q_k of all images leaves at exit k: MSDNet's budgeted batch.
 
-    Of those that are left at exit k, the floor(n q_k)-th surest sets the threshold; where there are none so many,
-    nobody leaves there (+inf).
+    q_k are the ``geometric_shares`` of ``r``. Of the images that are left at exit k, the floor(n q_k)-th surest sets
+    the threshold; where fewer are left, none leaves there (+inf).
     """
     exits, n = confidence.shape
     thresholds, left = _nobody(exits), np.ones(n, bool)

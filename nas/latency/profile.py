@@ -256,7 +256,7 @@ def table_so_far(path: Path, device: Device | Estimator, remeasure: bool = False
 
 
 def _notes(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns copies of what a meta keeps for each layout, by its label."""
+    """Returns copies of the corrections and the yardsticks that a table's meta keeps for each layout."""
     return {name: dict(meta[name]) if isinstance(meta.get(name), dict) else {}
             for name in ("corrections", "yardsticks")}
 

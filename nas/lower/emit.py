@@ -314,7 +314,9 @@ def _same(e: Emitter, out: Tensor, x: Tensor, **_: Any) -> str:
 
 @_rule(aten.as_strided_.default)
 def _restrided(e: Emitter, out: Tensor, x: Tensor, size: list[int], *_: Any) -> str:
-    """Passes the input on where at most one side is longer than 1, as after a global mean: strides mean nothing then.
+    """Converts PyTorch's ``as_strided`` where it changes nothing: where at most one side of a map is longer than 1.
+
+    So it is after a global mean.
     """
     if list(size) != list(x.shape) or sum(side > 1 for side in size) > 1:
         raise NoRule("as_strided")

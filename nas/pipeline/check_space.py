@@ -1,4 +1,4 @@
-"""What a space is, before anything is trained: its size, its ends, what it costs where; or everything wrong with it."""
+"""Describes a space before anything is trained: its size and what its networks cost; or lists all of its mistakes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def check(name: str, task: Task, targets: Sequence[str], progress: Progress) -> 
 
 
 def checked_layout(name: str, task: Task) -> Layout:
-    """The space laid out. Raises UserError that names every mistake, with its key, value and what to do."""
+    """Returns the layout of a space. Raises UserError that names every mistake, with its key, value and what to do."""
     try:
         space = Space.load(name)
     except UserError as error:
@@ -144,7 +144,8 @@ def _all(name: str, mistakes: Sequence[str]) -> UserError:
 
 
 def _refusals(space: Space, task: Task) -> Iterator[str]:
-    """What ``layout`` says of each part alone, beside parts that are sound."""
+    """Yields the messages with which ``layout`` refuses parts of a space, each tried alone in a space without mistakes.
+    """
     plain: dict[str, Any] = {"mbconv": {"hidden": Widths(min=1, max=1, step=8)}}
     bare = [stage.model_copy(update={"ops": plain}) for stage in space.stages]
     sound = space.model_copy(update={"stem": space.stem.model_copy(update={"op": "stem"}), "head": Head(op="head"),
@@ -163,14 +164,14 @@ def _refusals(space: Space, task: Task) -> Iterator[str]:
 
 
 def _ends(plan: Layout, cost: Callable[[OpKey], float]) -> tuple[float, float]:
-    """Sums over the cheapest and over the dearest choice of every slot."""
+    """Returns the cost of the cheapest and of the dearest network of a layout."""
     rows = [[cost(key) if key else 0.0 for op in _extremes(slot) for key in [slot.key(op)]] for slot in plan.slots]
     fixed = [cost(key) for key in plan.fixed]
     return math.fsum([*fixed, *map(min, rows)]), math.fsum([*fixed, *map(max, rows)])
 
 
 def _extremes(slot: Slot) -> list[Op]:
-    """The smallest and the largest width of every branch."""
+    """Returns the operators of a slot at the smallest and the largest hidden width of every branch."""
     return list(dict.fromkeys(op for branch in slot.branches for op in (branch.ops[0], branch.ops[-1])))
 
 
@@ -188,7 +189,7 @@ def _priced(plan: Layout, target: str, name: str) -> TargetCosts:
 
 
 def _check_own(plan: Layout, progress: Progress) -> None:
-    """The contract of every operator of the user's own at every shape of the space, and its ONNX against PyTorch."""
+    """Tries every operator of the user's own at every shape of the space: its contract, its ONNX against PyTorch."""
     names = {name for file in user_files.loaded() for name in file.operators}
     work = [(slot, branch) for slot in plan.slots for branch in slot.branches if branch.op.name in names]
     tried = list(dict.fromkeys(((slot.in_ch, slot.out_ch, slot.stride), branch, _shared(slot, branch))
@@ -203,7 +204,7 @@ def _check_own(plan: Layout, progress: Progress) -> None:
 
 
 def _shared(slot: Slot, branch: Branch) -> Op:
-    """The operator whose weights a branch is a part of in the supernet: elastic knobs at their largest."""
+    """Returns the operator whose weights hold those of a branch in the supernet: elastic knobs at their largest."""
     largest = branch.ops[-1]
     for knob in family(branch.op.name).elastic:
         values = [value for other in slot.branches if other.op.name == branch.op.name

@@ -1,4 +1,4 @@
-"""``nas evaluate``: how good an ONNX file is on a data set, in ONNX Runtime, as it will be deployed."""
+"""Computes how good an ONNX file is on images, in ONNX Runtime, as it will be deployed (``nas evaluate``)."""
 
 from __future__ import annotations
 
@@ -171,7 +171,10 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Sco
 
 
 def wilson(right: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927): sound at 0, at 1 and for few images."""
+    """Returns the confidence interval of a share, sound at 0, at 1 and for few images.
+
+    After Wilson, J. Am. Stat. Assoc. 22, 1927.
+    """
     share, shrink = right / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -185,7 +188,7 @@ def _share(right: np.ndarray) -> Share:
 
 
 def _pick(run: Run, arch: str | None, budget_ms: float | None) -> Path:
-    """The file whose figures stand in the front: the int8 one where there is one."""
+    """Returns the file of a pick that its accuracy in the front is of: the int8 one where there is one."""
     fronts = read_fronts(run)
     place, wanted = find(fronts, arch, budget_ms)
     if len(wanted) > 1:
@@ -202,7 +205,7 @@ def _part(data: Data, split: str) -> Split:
 
 
 class _File:
-    """An ONNX file of one input [N, 3, S, S] in ONNX Runtime, and what its metadata says."""
+    """Runs an ONNX file of one input [N, 3, S, S] in ONNX Runtime; ``metadata`` is what the file says of itself."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():  # the run says that it has one
@@ -218,7 +221,7 @@ class _File:
         self.output = "output" if "output" in names else names[0]
 
     def size(self, asked: int | None) -> int:
-        """The side of its images."""
+        """Returns the side of the images that the file takes. Raises UserError where ``asked`` is another."""
         side, text = self.entry.shape[2], self.metadata.get("size", "")
         of_file = side if isinstance(side, int) else int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else asked
         if of_file is None:
@@ -232,7 +235,7 @@ class _File:
         return names_in(self.metadata)
 
     def count(self, data: Data) -> int:
-        """How many classes it knows. Raises UserError where it is no classifier."""
+        """Returns the number of classes that the file knows. Raises UserError where it is no classifier."""
         blank = torch.zeros(1, 3, data.size, data.size, dtype=torch.uint8)
         shape = self.run(Split(blank, torch.zeros(1, dtype=torch.int64)), data).shape
         if len(shape) != 2:
@@ -240,7 +243,7 @@ class _File:
         return int(shape[1])
 
     def ends_in(self, side: int, outputs: np.ndarray) -> str:
-        """What its outputs are, by its graph, and by their numbers where that says nothing."""
+        """Tells whether outputs are logits or probabilities: by the graph, or else by their values."""
         try:
             graph = read(self.path, side, weights=False, any_batch=True)
         except UserError:  # ONNX Runtime runs it all the same, such as one whose channels are open
@@ -249,7 +252,7 @@ class _File:
         return graph.ending.kind if first and graph.ending.node else kind_by_values(outputs)
 
     def run(self, split: Split, data: Data) -> np.ndarray:
-        """Outputs [n, classes]; a file of a fixed batch gets its last one filled up."""
+        """Returns the outputs [n, classes] for a split; where the file fixes a batch, the last one is filled up."""
         fixed = self.entry.shape[0] if isinstance(self.entry.shape[0], int) else None
         results = []
         for images in torch.split(split.images, fixed or BATCH):

@@ -1,1 +1,1 @@
-"""Early exits on a network: heads trained, exits chosen, thresholds set, files written, figures measured."""
+"""Adds early exits to a network: trains heads, chooses exits, sets thresholds, writes files, measures them."""

@@ -1,4 +1,4 @@
-"""Exits on a network that is trained already: only their heads learn (``nas exits``)."""
+"""Adds exits to a network that is trained already, so that only their heads learn (``nas exits``)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _served(model: Model, run: Run, trained: Trained, wishes: Wishes, method: st
 
 
 def _over_budget(target: str, times: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
-    """``over_budget`` of exits whose file is measured above what was wished for: of the mean, or of the worst."""
+    """Returns ``over_budget`` for the card, where mean or worst latency are measured above what was asked for."""
     asked = (("measured_ms", wishes.budget_ms), ("measured_worst_ms", wishes.max_ms))
     excess: dict[str, Excess] = {}
     for name, bound in asked:
@@ -116,7 +116,7 @@ def _over_budget(target: str, times: Mapping[str, Any], wishes: Wishes) -> dict[
 
 
 def _pieces(model: Model, run: Run) -> Pieces:
-    """Milliseconds that exits are chosen by; what was measured stays in the run."""
+    """Returns the milliseconds that exits are chosen by, as the run keeps them, so that nothing is measured twice."""
     def listed() -> dict[str, list[float]]:
         pieces = model.pieces()
         return {"trunk": pieces.trunk.tolist(), "heads": pieces.heads.tolist()}
@@ -126,9 +126,10 @@ def _pieces(model: Model, run: Run) -> Pieces:
 
 
 def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pieces) -> tuple[Served, Served]:
-    """The exits chosen, and with the milliseconds of their very file, which may be above those they were chosen by.
+    """Chooses exits; returns them as they were chosen, and again with the milliseconds of their finished file.
 
-    Raises UserError where ``max_ms`` is not kept by those either, after a few choices that left room for it.
+    The latter may be above those that they were chosen by. Raises UserError where the file takes longer than
+    ``max_ms``, after a few choices that left more and more room for that.
     """
     asked = wishes
     for _ in range(TRIES):
@@ -143,7 +144,7 @@ def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pi
 
 
 def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
-    """``model.timed`` of exits that were not timed before; what was measured stays in the run's log.
+    """Returns exits with the milliseconds of their finished file, from the run's log where that was timed before.
 
     How confidence is computed is part of the file.
     """

@@ -1,4 +1,4 @@
-"""Networks that exits are added to: a pick of a run, an ONNX file, or a torchvision model with its weights."""
+"""Loads the networks that exits are added to: a pick of a run, an ONNX file, or a torchvision model with weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from nas.training.preprocessing import Preprocessing, check_input, imagenet
 
 def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,
          where: Images = RECORDED) -> Pick:
-    """A finished pick; without ``images`` those of the run are not read.
+    """Loads a finished pick of a run to add exits to it; without ``images`` those of the run are not read.
 
     Raises UserError for what is not there, and for a target whose files are int8.
     """
@@ -129,7 +129,7 @@ def foreign_costs(model: str, target: str | None) -> KernelModel | None:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A network that nas did not make, with fresh exits wherever one can stand.
+    """Holds a network that nas did not make, with untrained exits wherever one can stand.
 
     ``weights`` says where in their file the weights of a torchvision model lay.
     """
@@ -141,9 +141,10 @@ class Foreign:
 
 
 def grafted(model: str, weights: Path | None, size: int | None, seed: int, untrained: bool = False) -> Foreign:
-    """An ONNX file, or a torchvision model by name; ``untrained`` needs no weights of that.
+    """Loads an ONNX file, or a torchvision model by name, and puts untrained exits wherever one can stand.
 
-    Raises UserError for what is neither, and for what exits cannot be added to.
+    With ``untrained`` a torchvision model needs no weights. Raises UserError for what is neither, and for what exits
+    cannot be added to.
     """
     with tempfile.TemporaryDirectory() as folder:
         path, place = _as_onnx(model, weights, size, Path(folder), untrained)
@@ -163,7 +164,10 @@ def grafted(model: str, weights: Path | None, size: int | None, seed: int, untra
 
 def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path,
              untrained: bool) -> tuple[Path, str | None]:
-    """The file itself, or one in ``folder`` of a torchvision model; and where in ``weights`` its own lay."""
+    """Returns the path of a network's ONNX file, and the key under which ``weights`` hold its weights.
+
+    A torchvision model is exported into ``folder``.
+    """
     path = Path(model)
     if path.is_file():
         if (kind := formats.format_of(path)) in (formats.TORCH, formats.SAFETENSORS):
@@ -190,7 +194,10 @@ def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path,
 
 def _on(given: Data | None, how: Preprocessing, known: Sequence[str] | None, classes: int, side: int,
         model: str) -> tuple[Data, str | None]:
-    """Images as the network reads them, with its classes, and how these were found; none without ``given``."""
+    """Returns images normalised and labelled for a network, and how its classes were found.
+
+    If none are ``given``, there are no images in what it returns.
+    """
     if given is None:
         names = known if known is not None and len(known) == classes else list(map(str, range(classes)))
         blank = recorded({"name": model, "classes": names, "size": side, "mean": how.mean, "std": how.std})

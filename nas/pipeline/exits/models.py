@@ -1,4 +1,4 @@
-"""Networks that exits are added to, and what leaving at each of them costs: of a pick, measured, or predicted."""
+"""Describes networks that exits are added to, and measures or predicts what it takes to leave at each of these."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ SECONDS = 2.0  # an exit, timed without a table's yardstick
 
 @dataclass(frozen=True, kw_only=True)
 class Model(ABC):
-    """A network with fresh exits, and on what images; ``data`` without any where they are the user's.
+    """Describes a network with untrained exits, the images that they learn from, and the target.
 
-    ``clock`` is there where this machine is the target, ``said`` is for the card: how images are read.
+    ``data`` has no images where the user gives others. ``clock`` times runs, where this machine is the target; ``said``
+    are further entries of the card, on how images are read.
     """
 
     name: str
@@ -61,13 +62,16 @@ class Model(ABC):
         """Returns the milliseconds that exits are chosen by."""
 
     def timed(self, trained: Trained, served: Served, folder: Path) -> Served:
-        """Returns the exits that are kept with the milliseconds of their very file, written into ``folder``."""
+        """Returns chosen exits with the milliseconds of their finished file, which is written into ``folder``."""
         return served
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pick(Model):
-    """A pick of a run, priced by the rows of its target; ``layout`` is its space with exits, ``keys`` its plan."""
+    """Describes a pick of a run, whose exits are priced by its target's costs.
+
+    ``layout`` is that of its space with exits, ``keys`` are its operators with all exits.
+    """
 
     layout: Layout
     keys: Sequence[OpKey]
@@ -79,7 +83,7 @@ class Pick(Model):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedOnnx(Model):
-    """An ONNX file that the target's kernel model prices part by part."""
+    """Describes an ONNX file that the target's kernel model prices part by part."""
 
     priced: Pieces
 
@@ -89,7 +93,7 @@ class PredictedOnnx(Model):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredOnnx(Model):
-    """An ONNX file, ``graph``, that is timed on this machine."""
+    """Describes an ONNX file, ``graph``, that is timed on this machine."""
 
     net: Grafted
     graph: onnx.ModelProto
@@ -98,7 +102,7 @@ class MeasuredOnnx(Model):
         return measured_pieces(self.net, self.data, self.graph, self.now_ns)
 
     def timed(self, trained: Trained, served: Served, folder: Path) -> Served:
-        """Returns what leaving at each exit of the very file takes, in place of what its pieces add up to."""
+        """Returns chosen exits with what leaving at each takes in the finished file, not the sum of measured pieces."""
         side, exits = trained.data.size, len(served.policy.prefix_ms)
         export(trained.network(served.kept), folder, in_ch=trained.data.in_ch, size=side, policy=served.policy,
                metadata={})
@@ -116,7 +120,10 @@ def alone(prepare: Callable[[], Mapping[str, Timed]], count: int) -> tuple[dict[
 
 
 def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Callable[[], int]) -> Pieces:
-    """Times the file with all exits, left at each: what it takes beyond the plain network are the heads, by MACs.
+    """Times a network with all exits on this machine, and divides the time among trunk and heads.
+
+    It leaves at each exit in turn. What leaving at the last takes beyond the network without exits is the heads' time,
+    divided among them by their MACs.
     """
     exits = len(net.exits) + 1
     nobody = Point((np.inf,) * (exits - 1) + (-np.inf,), (0.0,) * exits, 0.0, 0.0, 0.0)
@@ -138,7 +145,10 @@ def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Ca
 
 
 def predicted_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
-    """Prices part by part with the target's kernel model. Raises UserError where it does not know a part."""
+    """Predicts the milliseconds of trunk and heads, part by part, with the target's kernel model.
+
+    Raises UserError where that does not know a part.
+    """
     try:
         return _priced_pieces(net, data, costs)
     except UserError as error:

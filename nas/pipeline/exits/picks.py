@@ -1,4 +1,4 @@
-"""Early exits of the picks of a search: trained after fine-tuning, in the front where they pay."""
+"""Adds early exits to the picks of a search: trains them after fine-tuning, and puts them beside the picks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RANDOM = 64  # inputs on which an export without images is compared with PyTorch
 
 
 def refuse(inputs: Inputs) -> None:
-    """Raises UserError for what no exits come of: places, targets, epochs and settings of the method."""
+    """Raises UserError where a search cannot have exits: by its space, targets, epochs, or settings of the method."""
     if not inputs.layout.exits:
         raise UserError(f"{setting('exits', inputs.config.exits.method)}: {inputs.layout.space} has no stride change "
                         f"behind its first slot at {inputs.layout.task.size} pixels")
@@ -83,8 +83,9 @@ def _phases(inputs: Inputs, net: Network) -> int:
 
 def exit_card(inputs: Inputs, arch: Arch, plain: Card, place: str, recipe: FineTuningRecipe,
               progress: Progress, bounds: Mapping[str, float]) -> Card | None:
-    """Trains and writes the exits of a pick whose card is ``plain``; None where no exits keep within the limits, and
-    where their files cannot be made or differ from PyTorch.
+    """Trains and writes the exits of a pick whose card is ``plain``; returns a card of their own.
+
+    None where no exits keep within the limits, and where their files cannot be made or differ from PyTorch.
 
     ``bounds`` are the budgets of the mean, by target: what is measured above them is said in the card.
     """
@@ -98,9 +99,9 @@ def exit_card(inputs: Inputs, arch: Arch, plain: Card, place: str, recipe: FineT
 
 
 def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> dict[str, Any]:
-    """The files of a card with exits, written anew and compared with PyTorch on random inputs.
+    """Writes the files of a pick with exits anew and compares them with PyTorch on random inputs.
 
-    Thresholds, classes, pictures and card, which images made, are copied.
+    Thresholds, classes, pictures and card are copied, as they were made of images.
     """
     method, full = rebuilt(inputs, card, place)
     kept = [full.exits.index(slot) for slot in card.exits]
@@ -118,7 +119,7 @@ def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> dict[s
 
 
 def rebuilt(inputs: Inputs, card: Card, place: str) -> tuple[Method, Arch]:
-    """The trained network of a card with exits, with all that it could have, in eval mode; and its arch."""
+    """Loads the network of a pick with exits as it was trained, with all exits that it could have, and its arch."""
     arch = Arch.from_json(inputs.run.read_json(f"{place}archs/{card.of}/arch.json"))
     full, options = _with_all(inputs, arch), inputs.config.exits
     net = with_exits(inputs.layout, full, load_weights(inputs, arch, place), inputs.seed)
@@ -128,6 +129,7 @@ def rebuilt(inputs: Inputs, card: Card, place: str) -> tuple[Method, Arch]:
 
 
 def _with_all(inputs: Inputs, arch: Arch) -> Arch:
+    """Returns the arch with an exit wherever the space has one."""
     return replace(arch, exits=tuple(exit_.slot for exit_ in inputs.layout.exits))
 
 
@@ -182,7 +184,7 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
 
 
 def _measured(inputs: Inputs, trained: Trained, served: Any, name: str) -> dict[str, Any]:
-    """``measured_ms`` (mean), ``measured_worst_ms`` and ``drift`` by target, None where that is another machine."""
+    """Measures exits on every target that is this machine; returns mean, worst and drift by target, else None."""
     by_target: dict[str, dict[str, Any]] = {}
     for target, costs in inputs.costs.items():
         by_target[target] = dict.fromkeys(("measured_ms", "measured_worst_ms", "drift"))

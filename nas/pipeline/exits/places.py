@@ -1,4 +1,4 @@
-"""Where exits could be added to a network, without images and without training."""
+"""Lists where exits could be added to a network, without images and without training."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from nas.training.data import recorded
 
 @dataclass(frozen=True)
 class Place:
-    """A map that an exit could read: what makes it, its shape for one image, and what runs up to it.
+    """Describes a feature map that an exit could read: what makes it, its shape for one image, and its cost.
 
-    ``head_macs`` are those of the exit's own head; ``ms`` are those of leaving there with no exit before it, None
-    without a target. Shares are of the network without exits.
+    ``macs`` are those of all that runs up to it, ``head_macs`` those of the exit's own head; ``ms`` is what leaving
+    there takes with no exit before it, None without a target. Shares are of the network without exits.
     """
 
     behind: str
@@ -39,9 +39,9 @@ class Place:
 
 
 def of_file(model: str, weights: Path | None, size: int | None, target: str | None, seed: int = 0) -> dict[str, Any]:
-    """Places of an ONNX file or a torchvision model, which may have random weights; with ``target`` also milliseconds.
+    """Lists where exits could be added to an ONNX file or a torchvision model; with ``target`` also milliseconds.
 
-    Raises UserError for what exits cannot be added to.
+    A torchvision model may have random weights. Raises UserError for what exits cannot be added to.
     """
     costs = foreign_costs(model, target)
     foreign = grafted(model, weights, size, seed, untrained=True)
@@ -59,7 +59,7 @@ def of_file(model: str, weights: Path | None, size: int | None, target: str | No
 
 
 def of_pick(model: Pick) -> dict[str, Any]:
-    """Places of a pick of a run."""
+    """Lists where exits could be added to a pick of a run."""
     at = model.layout
     work = choice.pieces(model.keys, lambda plan: [float(macs(key)) for key in plan])
     shapes = [(exit_.key.in_ch, exit_.key.size, exit_.key.size) for exit_ in at.exits]
@@ -81,7 +81,7 @@ def _said(name: str, size: int, classes: int, target: str | None, work: tuple[in
 
 
 def _of_graph(foreign: Foreign, heads: Sequence[int]) -> tuple[int, list[Place]]:
-    """Multiply-adds of the whole graph, and its places."""
+    """Returns the multiply-adds of a whole graph, and where exits could be added to it."""
     graph = foreign.graph
     nodes, at = foreign.net.model.graph.node, foreign.net.places
     sums = np.cumsum([multiply_adds(node, graph.shapes) or 0 for node in nodes])

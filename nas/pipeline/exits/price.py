@@ -1,4 +1,4 @@
-"""What asking an exit whether it is sure costs, beyond the operators of its head: measured on files as served."""
+"""Measures what it takes to ask an exit whether it is sure, beyond the operators of its head, on files as deployed."""
 
 from __future__ import annotations
 
@@ -32,11 +32,10 @@ IMAGES = 16  # random, one after another
 
 
 def price_asking(at: Layout, path: Path, again: bool, progress: Progress) -> None:
-    """Puts ``exit_ms`` into the table ``path`` where its prices are this machine's, as one thread serves one image.
+    """Measures ``exit_ms`` and puts it into the table ``path``, if that is of this machine, one thread and one image.
 
-    Says that it does not where they are another's.
-
-    One that is there stays, unless it is to be measured ``again``.
+    Else the user is told that it is not measured. One that is in the table stays, unless it is to be measured
+    ``again``.
     """
     if not at.exits:
         return
@@ -51,10 +50,10 @@ def price_asking(at: Layout, path: Path, again: bool, progress: Progress) -> Non
 
 
 def exit_ms(at: Layout, table: LatencyTable, device: Device, progress: Progress) -> float:
-    """Milliseconds for each exit that an image comes to, whether it leaves there or not; 0 or more.
+    """Measures the milliseconds that it takes to ask an exit whether an image leaves there; 0 or more.
 
     By least squares over the exits of a few random networks: what the file with ``If`` takes beyond the sum of the
-    table's rows, over how many exits were asked. ``at`` has places for exits. The table's yardstick runs beside.
+    table's rows, over how many exits were asked. ``at`` is a layout with exits. The table's yardstick runs beside.
     """
     asked, beyond = list[float](), list[float]()
     with progress.task("cost of asking exits", NETWORKS) as task:
@@ -81,12 +80,12 @@ def _time_asking(at: Layout, table: LatencyTable, device: Device, number: int, a
 
 
 def known_exit_ms(costs: Costs) -> float:
-    """What the prices of a target say of it; 0 where they say nothing, as those of a GPU or an NPU do."""
+    """Returns a target's ``exit_ms`` where its costs have one, else 0, as those of a GPU or an NPU."""
     return float(costs.meta.get(EXIT_MS, 0.0))
 
 
 def write_untrained(net: MultiExit, folder: Path, at: Layout, prefix: np.ndarray) -> None:
-    """The files of a network whose exits were never calibrated; ``prefix`` [exits + 1] in ms."""
+    """Writes the files of a network whose exits are untrained; ``prefix`` [exits + 1] are the ms of leaving at each."""
     count = len(at.exits)
     point = Point((0.5,) * count + (-np.inf,), (1 / (count + 1),) * (count + 1), float(prefix.mean()),
                   float(prefix[-1]), 0.0)

@@ -1,4 +1,4 @@
-"""From heads that are trained to a folder that serves: exits chosen, thresholds set, files checked and measured."""
+"""Makes a folder to deploy of trained heads: chooses exits, sets thresholds, writes files, checks and measures them."""
 
 from __future__ import annotations
 
@@ -44,11 +44,10 @@ Clock = Callable[[Callable[[], Mapping[str, Timed]], int], tuple[dict[str, float
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is asked of exits: ``budget_ms`` for the mean, or else to be at most ``lose`` less right; ``max_ms``.
+    """Holds what the user asks of exits: a mean latency of ``budget_ms``, or else to lose little accuracy.
 
-    Less than ``than``, or, where that is None, than the network's own head.
-
-    ``kind`` is what confidence is made of, ``rule`` how thresholds are set.
+    That is at most ``lose`` below the accuracy ``than``, or, where that is None, below that of the network's own head.
+    No image may take longer than ``max_ms``. ``kind`` is what confidence is made of, ``rule`` how thresholds are set.
     """
 
     kind: str = "max-softmax"
@@ -61,7 +60,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with all the exits it could have, trained, and what they say of the selection and the test split.
+    """Holds a network with all the exits it could have, trained, and their logits on selection and test split.
 
     Thresholds and exits are chosen on the first; the second is only reported.
     """
@@ -74,7 +73,7 @@ class Trained:
     @staticmethod
     def of(method: Method, data: Data, device: torch.device, kind: str,
            views: Sequence[Split] | None = None) -> Trained:
-        """``views`` of the selection split are what it is shifted; without them it is as it stands."""
+        """Computes the logits of all exits on both splits; ``views`` replace the selection split if given."""
         method.eval()
         said = []
         for splits in (views or [data.select], [data.test]):
@@ -85,7 +84,7 @@ class Trained:
         return Trained(method, data, *said)
 
     def network(self, kept: Sequence[int]) -> MultiExit:
-        """With these of its exits, on the CPU, in eval mode."""
+        """Returns the network with only the exits ``kept``, on the CPU, in eval mode."""
         combine = self.method.net.combine.kept(kept)
         assert combine is not None
         return MultiExit(Kept(self.method.net.net, kept), combine).eval()
@@ -93,8 +92,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Served:
-    """Exits that are kept, their thresholds, and what comes of them on the test split and, ``crossed``, on selection's
-    halves.
+    """Holds the exits that are kept, their thresholds, and the accuracy and latency that these give.
+
+    ``test`` is on the test split, ``crossed`` on the selection split: on each half by thresholds set on the other.
     """
 
     kept: tuple[int, ...]
@@ -104,7 +104,10 @@ class Served:
 
 
 def chosen(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequence[int] | None = None) -> Served:
-    """The exits to keep (unless given) and thresholds for them. Raises UserError where nothing meets the wishes."""
+    """Chooses the exits to keep (unless given) and sets their thresholds.
+
+    Raises UserError where nothing meets the wishes.
+    """
     said = trained.select
     least = (said.accuracy if wishes.than is None else wishes.than) - wishes.lose
     point = None
@@ -128,12 +131,12 @@ def chosen(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequence[int]
 
 
 def judged(made: Policy, predictions: Array, labels: Array) -> tuple[Array, Array]:
-    """(confidence, right) [exits, n] as the policy has them."""
+    """Returns how sure each exit is of each image by the policy's measure, and whether it is right: both [exits, n]."""
     return confidences(made.kind, predictions, np.array(made.temperatures)), predictions.argmax(-1) == labels
 
 
 def write(folder: Path, trained: Trained, served: Served, metadata: dict[str, str]) -> dict[str, Any]:
-    """The files and pictures of exits that were chosen, compared with PyTorch; returns what a card says of them."""
+    """Writes files and pictures of chosen exits and compares them with PyTorch; returns what a card says of them."""
     data, network = trained.data, trained.network(served.kept)
     written = export(network, folder, in_ch=data.in_ch, size=data.size, policy=served.policy, metadata=metadata)
     write_json(folder / THRESHOLDS, served.policy.to_json())
@@ -150,7 +153,10 @@ def write(folder: Path, trained: Trained, served: Served, metadata: dict[str, st
 
 
 def figures_of(trained: Trained, served: Served) -> dict[str, Any]:
-    """Accuracies and latencies; ``n`` are the test images that ``accuracy``, ``shares`` and ``mean_ms`` are of."""
+    """Returns accuracies and latencies of chosen exits for their card.
+
+    ``n`` is the number of test images that ``accuracy``, ``shares`` and ``mean_ms`` are of.
+    """
     test, n = served.test, len(trained.test.labels)
     return {"kept": list(served.kept), "select_accuracy": served.crossed.accuracy,
             "select_accuracy_without": trained.select.accuracy, "accuracy": test.accuracy,
@@ -161,10 +167,11 @@ def figures_of(trained: Trained, served: Served) -> dict[str, Any]:
 
 
 def compared(folder: Path, network: MultiExit, made: Policy, images: torch.Tensor) -> dict[str, float]:
-    """Exits, classes and logits of the file with ``If``, of the segments and of PyTorch on images [n, C, S, S].
+    """Compares exits, classes and logits of the file with ``If`` and of the segments with PyTorch's on some images.
 
-    Where a confidence is within rounding of its threshold either exit is right; ``at_threshold`` counts those images.
-    Raises Disagreement where another exit or a class differs, or a logit by 1e-4 of the largest or more.
+    These are [n, C, S, S]. Where a confidence is within rounding of its threshold either exit is right;
+    ``at_threshold`` counts those images. Raises Disagreement where another exit or a class differs, or a logit by 1e-4
+    of the largest or more.
     """
     with torch.inference_mode():
         expected = torch.cat([torch.stack(network(part)) for part in torch.split(images, 256)], 1).numpy()
@@ -188,7 +195,10 @@ def compared(folder: Path, network: MultiExit, made: Policy, images: torch.Tenso
 
 
 def exit_runs(path: Path, images: Array, at: Array, exits: int, now_ns: Callable[[], int]) -> dict[str, Timed]:
-    """For each exit a run of the ``If`` file that leaves there, over images [n, C, S, S] that do (``at``), if any."""
+    """Returns, for each exit, a function that runs the ``If`` file on one image that leaves there, and returns the ms.
+
+    It takes images [n, C, S, S] in turn whose exit by ``at`` is this one, or any where there are none.
+    """
     runs = {}
     for index in range(exits):
         leaving = images[at == index][:TIMED] if (at == index).any() else images[:TIMED]
@@ -200,7 +210,7 @@ def exit_runs(path: Path, images: Array, at: Array, exits: int, now_ns: Callable
 
 def measured(folder: Path, trained: Trained, served: Served, clock: Clock,
              now_ns: Callable[[], int]) -> dict[str, Any]:
-    """``measured_prefix_ms``, and the mean and worst that follow from where test images leave; ``drift``."""
+    """Measures what leaving at each exit takes, and the mean and worst that follow from where test images leave."""
     images = normalise(trained.data.test.images, trained.data).numpy()
     predictions = trained.test.predictions(served.kept)
     assert predictions is not None
@@ -215,7 +225,9 @@ def measured(folder: Path, trained: Trained, served: Served, clock: Clock,
 
 
 def timed_here(costs: Costs) -> tuple[LatencyTable, Device] | None:
-    """A table and its device, where that is this machine's CPU as ``runtime.py`` uses it: float, one thread, one image.
+    """Returns a target's table and device where it is this machine's CPU in float with one thread and one image.
+
+    Other targets are None: so ``runtime.py`` runs networks with exits.
     """
     if costs.int8_on_cpu or (costs.meta.get("threads"), costs.meta.get("batch")) != (1, 1):
         return None
@@ -224,7 +236,7 @@ def timed_here(costs: Costs) -> tuple[LatencyTable, Device] | None:
 
 
 def repriced(served: Served, prefix_ms: Sequence[float]) -> Served:
-    """With latencies of leaving that were measured instead of added up."""
+    """Returns chosen exits with other milliseconds of leaving at each, such as measured ones in place of sums."""
     ms = np.asarray(prefix_ms)
 
     def again(point: Point) -> Point:
@@ -237,7 +249,7 @@ def repriced(served: Served, prefix_ms: Sequence[float]) -> Served:
 
 
 def named(data: Data, size: int) -> dict[str, str]:
-    """What a program needs to use a file on images."""
+    """Returns the metadata of a file that a program needs to use it on images."""
     return {"classes": "\n".join(data.classes), "input": "NCHW float32", "size": str(size), "scale": "pixels / 255",
             "producer": "nas", "mean": " ".join(f"{v:.6g}" for v in data.mean),
             "std": " ".join(f"{v:.6g}" for v in data.std), **data.whites.metadata()}
@@ -256,7 +268,7 @@ def _even(split: Split, views: int) -> Split:
 
 
 def _cycling(runtime: Runtime, images: Array, now_ns: Callable[[], int]) -> Timed:
-    """One image after another, as a user would call the file: a session's run and no more."""
+    """Returns a function that runs a file on the next of the images and returns the ms: of the session's run alone."""
     session, thresholds = runtime.sessions[0], np.array(runtime.thresholds[:-1], np.float32)
     state = {"next": 0}
 

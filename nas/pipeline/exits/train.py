@@ -1,4 +1,4 @@
-"""Training of exits in a directory: continues where it stands, ends with ``exits.safetensors``."""
+"""Trains the exits of a network in a run directory, from the last checkpoint on, to ``exits.safetensors``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEIGHTS, CHECKPOINT = "exits.safetensors", "exits.pt"
 
 
 def with_exits(at: Layout, arch: Arch, plain: Subnet, seed: int) -> Subnet:
-    """A trained network of the layout with ``arch.exits`` added, which are untrained yet."""
+    """Returns a trained network with the exits of ``arch`` added, which are untrained yet."""
     with randomness.seeded(seed, arch.id, "exits"):
         net = build(at, arch)
     fresh = net.state_dict()
@@ -40,7 +40,7 @@ def with_exits(at: Layout, arch: Arch, plain: Subnet, seed: int) -> Subnet:
 def train(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Run, place: str, seed: int,
           device: torch.device, progress: Progress, *, method: str,
           settings: Mapping[str, Any] | None = None) -> Method:
-    """The method around ``net``, trained, in eval mode; its files are ``place`` + ``exits.*`` of the run.
+    """Trains the exits of ``net`` by a method, and returns that in eval mode; it writes ``place`` + ``exits.*``.
 
     Raises UserError for a file that is broken, and for fewer epochs than the method has phases.
     """
@@ -70,11 +70,12 @@ def train(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Ru
 
 
 def _reach(task: Task, epochs: int, step: int, of: int) -> None:
+    """Moves the progress bar to ``epochs`` and ``step`` of the next."""
     task.advance(epochs + step / of - task.done)
 
 
 def load(method: Method, run: Run, place: str) -> None:
-    """Puts in what training left in ``place``. Raises UserError for a file that is broken."""
+    """Loads the weights that training wrote. Raises UserError for a file that is broken."""
     path = run.file(place + WEIGHTS)
     try:
         method.net.load_state_dict(safetensors.torch.load(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""Torchvision's classifiers with weights from a file, however these were saved, built as torchvision builds them.
+"""Builds torchvision's classifiers as torchvision does, with weights from a file, however these were saved.
 
 Training scripts put weights under a key of their own (``state_dict``, ``model``, ...) and wrappers put a prefix before
 every name (``module.``, ``_orig_mod.``, ...). Neither is looked for by name: what counts is where the names of the
@@ -36,7 +36,10 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network of torchvision in eval mode, the side of the images that it is evaluated at, where its weights lay."""
+    """Holds a network of torchvision in eval mode, the side of the images that it is evaluated at, and ``weights``.
+
+    These say under which key its weights were found in their file.
+    """
 
     net: nn.Module
     size: int
@@ -49,9 +52,9 @@ def names() -> list[str]:
 
 
 def classifier(name: str, weights: Path | None, untrained: bool = False) -> Classifier:
-    """Raises UserError for an unknown name and for weights that are missing or of another network.
+    """Builds a classifier of torchvision with weights from a file; ``untrained`` allows random ones without a file.
 
-    ``untrained`` takes random ones where no file is given.
+    Raises UserError for an unknown name and for weights that are missing or of another network.
     """
     if name not in names():
         raise UserError(f"{name}: neither a run, nor an ONNX file, nor a model of torchvision; "
@@ -81,7 +84,7 @@ def check_size(name: str, made: Classifier, size: int) -> None:
 
 
 def read(path: Path) -> Any:
-    """What torch or safetensors saved. Raises UserError, which says what the file is, for anything else."""
+    """Reads what torch or safetensors saved. Raises UserError, which says what the file is, for anything else."""
     if not path.exists():
         raise UserError(f"{setting('weights', path)}: no such file; torchvision's own are not downloaded")
     kind = formats.format_of(path)
@@ -98,7 +101,7 @@ def read(path: Path) -> Any:
 
 
 def _unpickled(path: Path) -> Any:
-    """Tensors and plain values: nothing of a file is executed.
+    """Reads a file of torch that holds tensors and plain values; nothing in it is executed.
 
     Settings of the training (``argparse.Namespace``) and numbers of NumPy, which checkpoints have beside weights, are
     harmless. Raises UserError for other classes.
@@ -121,7 +124,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _harmless() -> list[tuple[Any, str]]:
-    """Classes and functions that make values and do nothing else, with the names that files have for them."""
+    """Lists classes and functions that make values and do nothing else, with the names that files have for them."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)}
     return [(argparse.Namespace, "argparse.Namespace"), (np.dtype, "numpy.dtype"),
@@ -130,9 +133,9 @@ def _harmless() -> list[tuple[Any, str]]:
 
 
 def _built(name: str, **arguments: Any) -> nn.Module:
-    """As torchvision builds it for weights of its own: it then reads inputs as those of ImageNet where it has to.
+    """Builds a network as torchvision does for weights of its own, without the heads that are for training alone.
 
-    Heads for training alone are left out.
+    GoogLeNet and Inception then expect inputs that are normalised as for ImageNet.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -155,7 +158,7 @@ def _size(name: str, net: nn.Module) -> int:
 
 
 def _arguments(state: State, net: nn.Module) -> dict[str, int]:
-    """What the shapes of weights say of the network: its classes, and of a transformer the size of its images."""
+    """Returns the builder's arguments that follow from shapes of weights: classes, and a transformer's image size."""
     said = {"num_classes": len(state[_head(net)])}
     if (places := state.get("encoder.pos_embedding")) is not None and isinstance(net, models.VisionTransformer):
         said["image_size"] = math.isqrt(places.shape[1] - 1) * net.patch_size
@@ -163,20 +166,23 @@ def _arguments(state: State, net: nn.Module) -> dict[str, int]:
 
 
 def _head(net: nn.Module) -> str:
-    """The last tensor of the classifier, with a number for each class."""
+    """Returns the name of the classifier's last tensor, which has a number for each class."""
     return list(net.state_dict())[-1]
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Tensors by the network's names, and the key and prefix under which they lay."""
+    """Holds tensors by the network's names, and the key and prefix under which the file has them."""
 
     state: State
     place: str
 
 
 def _found(content: Any, net: nn.Module, path: Path, name: str) -> _Found:
-    """Raises UserError where no tensors have the network's names, and where those of several networks do."""
+    """Finds the network's tensors in what a file holds, by their names.
+
+    Raises UserError where no tensors have these names, and where those of several networks do.
+    """
     expected = set(net.state_dict())
     groups = list(_groups(content))
     if not groups:
@@ -199,7 +205,7 @@ def _found(content: Any, net: nn.Module, path: Path, name: str) -> _Found:
 
 
 def _groups(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
-    """Mappings of names to tensors and the keys that lead to them."""
+    """Yields every mapping of names to tensors in what a file holds, with the keys that lead to it."""
     if isinstance(content, Mapping) and depth < DEPTH:
         tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if tensors:
@@ -209,7 +215,7 @@ def _groups(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str
 
 
 def _without_prefix(place: str, tensors: State, net: nn.Module) -> Iterator[tuple[str, State]]:
-    """The tensors behind each prefix that stands before the first or the last of the network's names."""
+    """Yields tensors without a prefix of their names, for each prefix that some name of the network's has."""
     ends = (_head(net), next(iter(net.state_dict())))
     prefixes = {key.removesuffix(end) for key in tensors for end in ends if key.endswith(end)}
     expected = net.state_dict().keys()
@@ -222,15 +228,17 @@ def _without_prefix(place: str, tensors: State, net: nn.Module) -> Iterator[tupl
 
 
 def _today(key: str, expected: Any) -> str:
-    """Published files of DenseNet have ``norm.1`` for ``norm1``, those of transformers ``linear_2`` for ``3``."""
+    """Translates the name of a tensor in old files of torchvision to today's, if that is one of ``expected``.
+
+    Files of DenseNet have ``norm.1`` for ``norm1``, those of transformers ``linear_2`` for ``3``.
+    """
     other = re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", key)
     other = re.sub(r"\.linear_([12])\.", lambda found: f".{3 * int(found[1]) - 3}.", other)
     return other if key not in expected and other in expected else key
 
 
 def _put(state: State, net: nn.Module, path: Path, name: str) -> None:
-    """Raises UserError, which names what does not fit, for weights of another network and for ones that are no numbers.
-    """
+    """Loads weights into a network. Raises UserError, naming what does not fit, for other weights and for NaN."""
     expected = net.state_dict()
     missing = [key for key in expected if key not in state and not key.endswith(COUNTER)]
     strange = [key for key in state if key not in expected]
