@@ -15,7 +15,7 @@ from nas.errors import UserError
 from nas.latency import costs
 from nas.latency.coverage import COVERED, Site, conv_gap, gap, pool_gap
 from nas.latency.onnx_trace import _RULES
-from nas.latency.predict import predict
+from nas.latency.predict import Prediction, predict
 
 STRANGE: dict[int, Any] = {AttributeProto.INT: 77, AttributeProto.FLOAT: 0.123, AttributeProto.STRING: "strange",
                            AttributeProto.INTS: [7, 9], AttributeProto.FLOATS: [0.5, 0.25],
@@ -44,7 +44,7 @@ def test_an_attribute_that_is_not_declared_is_unknown(op: str, name: str) -> Non
         assert why is not None and why.startswith(name)
 
 
-def of(path: Path, **how: Any) -> Any:
+def of(path: Path, **how: Any) -> Prediction:
     return predict(path, costs.load("gpu-v100"), **how)
 
 
@@ -74,13 +74,13 @@ def test_convolutions_that_no_row_is_like(tmp_path: Path, name: str) -> None:
     made, gap_ = CONVS[name]
     path = save(made, tmp_path / "m.onnx")
     if gap_ is None:
-        assert of(path)["unknown"] == []
+        assert of(path).unknown == ()
         return
     with pytest.raises(UserError, match=rf"no kernel is known for Conv \(c1\) with {gap_}; allow_unknown"):
         of(path)
     result = of(path, allow_unknown=True)
-    assert [one["op"] for one in result["unknown"]] == ["Conv"] and result["unknown"][0]["why"]
-    assert "Conv+Relu" in [one["op"] for one in result["operators"]]  # the others are priced
+    assert [operator.op for operator in result.unknown] == ["Conv"] and result.unknown[0].why
+    assert "Conv+Relu" in [operator.op for operator in result.operators]  # the others are priced
 
 
 def behind(text: str, *constants: TensorProto, **attributes: Any) -> onnx.ModelProto:
@@ -116,7 +116,7 @@ def test_other_operators(tmp_path: Path, name: str) -> None:
     if name == "Resize, antialiased":
         gap_ = "antialias 1"
     if gap_ is None:
-        assert of(path)["unknown"] == []
+        assert of(path).unknown == ()
     else:
         with pytest.raises(UserError, match=rf"no kernel is known for \w+ \(b\) with {gap_}"):
             of(path)

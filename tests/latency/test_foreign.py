@@ -54,7 +54,7 @@ def exits(path: Path) -> int:
 loaded = cache(costs.load)
 
 
-def priced(target: str) -> Callable[[Path], Any]:
+def priced(target: str) -> Callable[[Path], float]:
     return lambda path: predict(path, loaded(target)).ms
 
 
