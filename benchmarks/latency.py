@@ -28,6 +28,7 @@ from scipy.stats import kendalltau
 from nas import sampling
 from nas.cli.progress import TerminalProgress
 from nas.files import resolve
+from nas.latency.correction import uncorrected
 from nas.latency.costs import known, load
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.predict import predict
@@ -75,10 +76,9 @@ def _cpu(options: argparse.Namespace) -> None:
     seconds = time.monotonic() - start
     table = LatencyTable.load(options.table)
     print(f"{options.space} at {options.size}, {options.precision}, {options.threads} threads, "
-          f"{device.conditions()['processor']}: {done['measured']} rows in {seconds:.0f} s, {done['flagged']} flagged")
-    if knots := done["knot_error"]:
-        print(f"  {knots['n']} widths between the knots: MAPE {knots['mape']:.2%}; measured again "
-              f"{knots['noise_mape']:.2%}")
+          f"{device.conditions().processor}: {done.measured} rows in {seconds:.0f} s, {done.flagged} flagged")
+    if knots := done.knot_error:
+        print(f"  {knots.n} widths between the knots: MAPE {knots.mape:.2%}; measured again {knots.noise_mape:.2%}")
     with one_torch_thread():
         _compare(plan_, table, device, options.networks, options.seed)
 
@@ -87,21 +87,22 @@ def _npu(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"{options.target}.json"
         copy.write_bytes(resolve("latency_tables", options.target, ".json").read_bytes())
-        found = profile(_laid_out(options), copy, device=options.target, validate=options.networks,
-                        rng_seed=options.seed)
-    check = found["validation"]
-    print(f"{options.target}, {options.space} at {options.size}, {check['n']} networks ({found['measured']} rows were "
-          f"missing): sum of rows against Vela on the whole network: MAPE {check['mape']:.2%}, bias "
-          f"{check['bias']:+.2%}, tau {check['kendall']:.3f}; Vela again: {check['noise_mape']:.2%}")
+        done = profile(_laid_out(options), copy, device=options.target, validate=options.networks,
+                       rng_seed=options.seed)
+    check = done.validation
+    assert check is not None
+    print(f"{options.target}, {options.space} at {options.size}, {check.n} networks ({done.measured} rows were "
+          f"missing): sum of rows against Vela on the whole network: MAPE {check.mape:.2%}, bias "
+          f"{check.bias:+.2%}, tau {check.kendall:.3f}; Vela again: {check.noise_mape:.2%}")
 
 
 def _v100(_: argparse.Namespace) -> None:
     for name in sorted(name for name in known() if name.startswith("gpu-v100")):
         meta = load(name).meta
-        held = meta["held_out"]["groups"]
-        print(f"{name:22} (in_ch, out_ch) groups held out: median {held['median_%']:5.2f} %, "
-              f"MAPE {held['mape_%']:5.2f} %")
-        for network in meta.get("calibration", []) if name == "gpu-v100" else []:
+        assert meta.held_out is not None and meta.model_extra is not None
+        held = meta.held_out.groups
+        print(f"{name:22} (in_ch, out_ch) groups held out: median {held.median:5.2f} %, MAPE {held.mape:5.2f} %")
+        for network in meta.model_extra["calibration"] if name == "gpu-v100" else []:
             print(f"{'':24}{network['network']}, left out: {network['left_out_scale_%']:+.1f} %")
 
 
@@ -128,8 +129,7 @@ def _compare(plan_: Layout, table: LatencyTable, device: Cpu, count: int, seed: 
     measured, fitted_on = measured[:count], measured[count:]
     alone = _alone(device, {key for keys in nets for key in keys}, bench.steady)
     line = np.polyfit([_macs(keys) for keys in others], fitted_on, 1)
-    raw = LatencyTable(table.name, table.meta,
-                       [row.model_copy(update={"ms": row.raw_ms}) for row in table.rows.values()])
+    raw = LatencyTable(table.name, table.meta, map(uncorrected, table.rows.values()))
     sums, sums_of_others, sizes, sizes_of_others = (np.array([of(keys) for keys in group]) for of in (  # type: ignore[no-untyped-call]
         lambda keys: _grouped(plan_, keys, lambda key: [table.ms(key)]),
         lambda keys: _grouped(plan_, keys, lambda key: [macs(key) / 1e9, _moved(key) / 1e9, 1e-3]),

@@ -106,7 +106,7 @@ def profile(*, device: str = "cpu", space: Text | Sequence[Text] = (), size: int
     done = profile_spaces([str(name) for name in list(listed(space))], Task(size, 3, classes), _path(out),
                           progress or Lines(), device=device, width=width or 1.0, exits=exits, threads=threads,
                           batch=batch, precision=precision, remeasure=remeasure, validate=validate, seed=seed)
-    return Path(done["table"])
+    return Path(done.table)
 
 
 def measure(model: Text, *, device: str = "cpu", threads: int = 1, batch: int | None = None,
@@ -166,7 +166,7 @@ def list_spaces() -> list[str]:
 
 def list_targets() -> list[str]:
     """Returns the names of the devices whose costs are known here, and of the counts that can be a target."""
-    return [target["name"] for target in known_targets()]
+    return [target.name for target in known_targets()]
 
 
 def _path(value: Text | None) -> Path | None:

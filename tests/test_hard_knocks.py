@@ -20,6 +20,7 @@ from nas import cli, files
 from nas.cli.output import one_line
 from nas.errors import UserError
 from nas.latency import costs
+from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable
 from nas.picks import front_of_run
 from nas.pipeline import search as pipeline
@@ -185,7 +186,7 @@ def test_a_run_of_another_format_is_refused_with_the_reason(finished: tuple[Path
 
 
 def test_a_table_of_another_format_is_refused_with_the_reason(tmp_path: Path) -> None:
-    LatencyTable("mine", {"device": "cpu"}).save(tmp_path / "mine.json")
+    LatencyTable("mine", Meta(device="cpu")).save(tmp_path / "mine.json")
     model = json.loads((costs.folder("latency_tables") / "gpu-v100.json").read_bytes())
     table = json.loads((tmp_path / "mine.json").read_bytes())
     for value in (model, table):

@@ -30,6 +30,7 @@ from nas.config.search import Config, default_run_dir, resolve
 from nas.files import plain
 from nas.latency import costs
 from nas.latency.devices import board
+from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable, Row
 from nas.latency.validate import validate
 from nas.ops import user_files
@@ -113,7 +114,7 @@ def test_an_operator(text: str) -> None:
 
 def a_table() -> dict[str, Any]:
     rows = [Row.of(key, ms=0.1 + i / 100, raw_ms=0.1, p10_ms=0.1, p90_ms=0.2, n=9, how="measured").model_dump()
-            for i, key in enumerate(LatencyTable("none", {"align": 8}).missing(candidates(PLAN))[:12])]
+            for i, key in enumerate(LatencyTable("none", Meta(device="none", align=8)).missing(candidates(PLAN))[:12])]
     validation = {"mape": 0.02, "n": 40, "noise_mape": 0.01, "space": "ghost", "size": 32}
     meta = {"device": "cpu", "align": 8, "threads": 1, "batch": 1, "precision": "fp32", "validation": validation}
     return {"kind": "table", "name": "mine", "meta": meta, "rows": rows}
@@ -124,7 +125,7 @@ def a_table() -> dict[str, Any]:
 def test_a_table(place: Path, content: bytes) -> None:
     path = put(place, "table.json", content)
     found = read_or_refused(lambda: costs.load(str(path)), "table.json")
-    assert costs._describe("table", path)["name"] == "table"
+    assert costs._describe("table", path).name == "table"
     if found is not None:
         assert isinstance(found, LatencyTable) and all(0 < found.ms(key) < math.inf for key in found.rows)
         read_or_refused(lambda: found.require(candidates(PLAN), "tiny", 16), "table.json")
@@ -205,7 +206,7 @@ def test_a_board(place: Path, content: bytes) -> None:
     found = read_or_refused(lambda: board.read(path), "mine.ini")
     if found is not None:
         assert found.clock_hz > 0 and found.config and found.macs == 128 and found.arena in (None, found.arena)
-        assert board.recorded({"device": found.name, **found.meta}) == found
+        assert board.recorded(found.conditions("5.2.0")) == found
 
 
 LINES = DOUBLE.splitlines(keepends=True)

@@ -13,8 +13,8 @@ def test_a_count_prices_any_operator_in_millions(name: str, tiny: Layout) -> Non
     target, keys = costs.load(name), candidates(tiny)
     assert isinstance(target, Count) and keys
     assert target.ms_many(keys) == [getattr(plan, name)(key) / 1e6 for key in keys]
-    (listed,) = [one for one in costs.targets() if one["name"] == name]
-    assert listed["unit"] == units.unit(name) and listed["device"] == "any"
+    (listed,) = [target for target in costs.targets() if target.name == name]
+    assert listed.unit == units.unit(name) and listed.device == "any"
 
 
 def test_multiply_adds_and_parameters_of_a_convolution_by_hand(tiny: Layout) -> None:

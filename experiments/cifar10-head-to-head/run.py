@@ -110,7 +110,7 @@ def measured(networks: list[Network], options: argparse.Namespace) -> dict[str, 
     ms = {name: [timings[f"{name} {turn}"].ms for turn in (FIRST, SECOND)] for name in files}
     return {"ms": {name: round(statistics.fmean(pair), 5) for name, pair in ms.items()},
             "second_over_first": {name: round(pair[1] / pair[0], 4) for name, pair in ms.items()},
-            "runs": min(timing.n for timing in timings.values()), "conditions": device.conditions()}
+            "runs": min(timing.n for timing in timings.values()), "conditions": device.conditions().to_json()}
 
 
 def main() -> None:

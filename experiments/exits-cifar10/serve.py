@@ -101,7 +101,7 @@ def main() -> None:
                     line = served(bench, table, method, seed, options)
                     lines.append({"method": method, "seed": seed, **line, "arch": bench.arch.to_json(),
                                   "settings": settings,
-                                  "where": {**bench.where(), "processor": table.meta.get("processor")}})
+                                  "where": {**bench.where(), "processor": table.meta.processor}})
                     keep(options.out, lines)
 
 

@@ -26,17 +26,17 @@ import torch
 from networks import PADDED, PUBLISHED_MS, Array, calibration, transferred
 from torch import Tensor, nn
 
-from nas.files import write_text
 from nas.latency.fusion import Kernel
 from nas.latency.kernel_model import (
     FEATURES,
     KernelModel,
     Layer,
     Limits,
+    ModelFile,
+    ModelMeta,
     Roofline,
     Shapes,
     Variant,
-    dumps,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -195,6 +195,15 @@ def _short(values: Any, digits: int = 5) -> list[float]:
     return [float(f"{v:.{digits}g}") for v in values]
 
 
+def model_of(setting: Setting, fitted: Variant, **notes: Any) -> KernelModel:
+    """The model as its file has it, with ``notes`` in its meta."""
+    meta = ModelMeta.model_validate({
+        "device": "NVIDIA V100", "runtime": "TensorRT", "precision": setting.precision, "batch": setting.batch,
+        "method": "kernel-database", "source": SOURCE, "date": datetime.date.today().isoformat(), **notes})
+    file = ModelFile(name=setting.name, meta=meta, variants={f"{setting.precision}-batch{setting.batch}": fitted})
+    return KernelModel(file, fitted)
+
+
 def held_out(rows: list[Kernel], ms: Array, folds: Array, setting: Setting,
              args: argparse.Namespace) -> dict[str, float]:
     """Errors in % of rows predicted by models that saw no row of their fold; fold -1 is known to all."""
@@ -202,7 +211,7 @@ def held_out(rows: list[Kernel], ms: Array, folds: Array, setting: Setting,
     for fold in range(max(folds) + 1):
         test = np.flatnonzero(folds == fold)
         kept = np.flatnonzero(folds != fold)
-        model = KernelModel("fold", {}, variant([rows[i] for i in kept], ms[kept], setting, args))
+        model = model_of(setting, variant([rows[i] for i in kept], ms[kept], setting, args))
         predicted[test] = model.raw_ms([rows[i] for i in test])
         print(f"fold {fold}:", errors(predicted[test], ms[test]), file=sys.stderr, flush=True)
     return errors(predicted[folds >= 0], ms[folds >= 0])
@@ -290,21 +299,16 @@ def make(setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
     if args.folds and setting == USUAL:
         off["sizes"] = held_out(rows, ms, size_folds(rows, 3), setting, args)
     fitted = variant(rows, ms, setting, args)
-    raw = KernelModel(setting.name, {}, fitted)
+    raw = model_of(setting, fitted)
     off["fitted_rows"] = errors(raw.raw_ms(rows), ms)
     corrected = _correction(setting, raw, args)
-    model = KernelModel(setting.name, {}, fitted.model_copy(update={"correction": corrected.pop("correction")}))
-    today = datetime.date.today().isoformat()
-    meta = {"device": "NVIDIA V100", "runtime": "TensorRT", "precision": setting.precision, "batch": setting.batch,
-            "method": "kernel-database", "source": SOURCE, "date": today, "rows": len(rows), "held_out": off,
-            **corrected, "examples": examples(model)}
-    variants = {f"{setting.precision}-batch{setting.batch}": model.variant.model_dump()}
-    value = {"kind": "kernel-model", "name": setting.name, "meta": meta, "variants": variants}
-    write_text(args.out / f"{setting.name}.json", dumps(value))
+    model = model_of(setting, fitted.model_copy(update={"correction": corrected.pop("correction")}))
+    notes = {"rows": len(rows), "held_out": off, **corrected, "examples": examples(model)}
+    model_of(setting, model.variant, **notes).save(args.out / f"{setting.name}.json")
     return {"command": " ".join(["python", *map(str, _relative(sys.argv))]), "table": setting.name, "n": len(rows),
             "errors": off, **corrected, "correction": model.variant.correction.model_dump(),
             "narrowing": narrowing(raw, rows, args.seed),
-            "date": today, "seconds": round(time.perf_counter() - start), "python": platform.python_version(),
+            "date": model.meta.date, "seconds": round(time.perf_counter() - start), "python": platform.python_version(),
             "torch": torch.__version__, "numpy": np.__version__}
 
 
@@ -318,7 +322,7 @@ def _correction(setting: Setting, raw: KernelModel, args: argparse.Namespace) ->
     table = KernelModel.load(args.out / f"{like}.json")
     if setting.batch > 1:
         return {"correction": table.variant.correction, "calibration": [], "correction_like": like}
-    scale = transferred(raw, args.data / "gpunet_calibration.json", table.meta["calibration"])
+    scale = transferred(raw, args.data / "gpunet_calibration.json", (table.meta.model_extra or {})["calibration"])
     return {"correction": PADDED.model_copy(update={"scale": float(f"{scale:.5g}")}), "calibration": [],
             "correction_like": like}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +91,7 @@ def existing(path: Path) -> Iterator[tuple[Any, Any]]:
         yield run, TerminalProgress()
 
 
-def rows(values: Sequence[dict[str, Any]]) -> None:
+def rows(values: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     from nas.cli import render
 
-    render.rows(values) if values else render.line("none")
+    render.rows(values, columns) if values else render.line("none")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nas.latency.predict import Prediction
     from nas.pipeline.check_space import SpaceFacts
     from nas.pipeline.evaluate import Evaluation, Share
+    from nas.pipeline.profile import ProfiledSpaces
     from nas.training.preprocessing import Preprocessing
 
 GAP = 3  # blanks between two columns
@@ -158,14 +159,13 @@ def judged(result: JudgedNetworks) -> None:
     line(f"networks: {len(result.networks)}, judged on {result.images} images of the selection split")
 
 
-def profile(result: Mapping[str, Any]) -> None:
+def profile(result: ProfiledSpaces) -> None:
     """Prints how far off the table is, where that was tried, the number of rows, and the file."""
-    if result["validation"]:
-        rows([result["validation"]])
-    line(f"{result['measured']} rows measured, {result['rows'] - result['measured']} already there")
-    if "seconds" in result:
-        line(text.took(result["seconds"]))
-    line(str(result["table"]))
+    if result.validation:
+        rows([result.validation.to_json()])
+    line(f"{result.measured} rows measured, {result.rows - result.measured} already there")
+    line(text.took(result.seconds))
+    line(result.table)
 
 
 def space(result: SpaceFacts) -> None:

@@ -13,9 +13,11 @@ from nas.cli.output import checked_width, print_result
 from nas.units import column
 
 if TYPE_CHECKING:
+    from nas.latency.costs import KnownTarget
     from nas.latency.predict import Prediction
     from nas.latency.sample import Sample
     from nas.latency.validate import Validated
+    from nas.pipeline.profile import ProfiledSpaces
 
 
 @app.command()
@@ -42,7 +44,7 @@ def profile(
 ) -> None:
     """Fill the latency table of a device. Rows that are there stay; an interrupted call continues."""
 
-    def work() -> dict[str, Any]:
+    def work() -> ProfiledSpaces:
         from nas.cli.progress import TerminalProgress
         from nas.pipeline.profile import profile_spaces
         from nas.plan import Task
@@ -155,25 +157,26 @@ def validate(
 def targets(as_json: Json = False) -> None:
     """List the devices with known costs. Says where the figures come from."""
 
-    def work() -> list[dict[str, Any]]:
+    def work() -> list[KnownTarget]:
         from nas.latency.costs import targets as known
 
-        return list(known())
+        return known()
 
     shown = ("name", "device", "processor", "runtime", "precision", "batch", "threads", "date", "checked", "error")
 
-    def show(targets: list[dict[str, Any]]) -> None:
+    def show(targets: list[KnownTarget]) -> None:
         from nas.cli.render import line
 
-        rows([{key: target[key] for key in shown if key in target} for target in targets])
+        known = [target.to_json() for target in targets]
+        rows(known, [key for key in shown if any(key in target for target in known)])
         for target in targets:
-            if target.get("busy"):
-                line(f"{target['name']}: {target['busy']}")
+            if target.busy:
+                line(f"{target.name}: {target.busy}")
 
     print_result(work, as_json, show)
 
 
-def _show_profile(result: dict[str, Any]) -> None:
+def _show_profile(result: ProfiledSpaces) -> None:
     from nas.cli import render
 
     render.profile(result)

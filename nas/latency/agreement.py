@@ -1,4 +1,4 @@
-"""Computes how well predicted milliseconds agree with measured ones, and keeps that in a table's meta."""
+"""Computes how well predicted milliseconds agree with measured ones."""
 
 from __future__ import annotations
 
@@ -37,13 +37,6 @@ def mape(predicted: np.ndarray, measured: np.ndarray) -> float:
 def kendall(a: np.ndarray, b: np.ndarray) -> float | None:
     """Returns Kendall's rank correlation; None where it is undefined: fewer than two networks, or all alike."""
     return _rank(kendalltau, a, b)
-
-
-def add_validation(meta: dict[str, Any], validation: dict[str, Any]) -> None:
-    """Puts a validation into a table's meta; the last one moves to ``earlier_validations``, oldest first."""
-    if meta.get("validation"):
-        meta["earlier_validations"] = [*meta.get("earlier_validations", []), meta["validation"]]
-    meta["validation"] = validation
 
 
 def _rank(statistic: Any, a: np.ndarray, b: np.ndarray) -> float | None:

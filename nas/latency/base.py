@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from nas.errors import UserError
+from nas.latency.meta import Meta
 from nas.plan import OpKey
 
 
@@ -19,7 +20,7 @@ class Costs(ABC):
     kind: ClassVar[str]  # as the files and ``nas targets`` call it
     grows: ClassVar[bool] = False  # whether rows can be added to it, by measuring or compiling
     name: str
-    meta: dict[str, Any]
+    meta: Meta
 
     @abstractmethod
     def ms(self, key: OpKey) -> float:
@@ -36,7 +37,12 @@ class Costs(ABC):
     @property
     def int8_on_cpu(self) -> bool:
         """Tells whether the milliseconds are those of int8 files in ONNX Runtime (``nas.lower.qdq``)."""
-        return (self.meta.get("device"), self.meta.get("precision")) == ("cpu", "int8")
+        return (self.meta.device, self.meta.precision) == ("cpu", "int8")
+
+    @property
+    def weight_bits(self) -> int:
+        """Returns the bits of weights in int8 files for the target."""
+        return self.meta.weight_bits or 8
 
     @property
     def row_count(self) -> int | None:

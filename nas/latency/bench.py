@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from nas.latency import context
 from nas.latency.context import Context
+from nas.latency.meta import Conditions
 from nas.latency.table import HEADS, Row
 from nas.latency.timing import Device, Run, Steady, Timing
 from nas.ops import build
@@ -65,7 +66,7 @@ class Estimator(Protocol):
     name: str
     align: int  # as of ``nas.latency.timing.Device``
 
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> Conditions:
         """Returns what the figures depend on, such as processor and version of the compiler."""
 
     def bench(self, layout: Layout) -> Bench:

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
 
 from nas.errors import UserError, call, setting
 from nas.files import folder, nearest
 from nas.latency.base import Costs
 from nas.latency.counts import Count
 from nas.latency.kernel_model import KernelModel
-from nas.latency.load import busy_text
 from nas.latency.table import LatencyTable, of_this_format, read_json
+from nas.record import Record
 from nas.units import COUNTS, counted
 
 LOCAL = Path("latency_tables")  # tables of the user, which come before the shipped ones
-FIELDS = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date")
+
+
+class KnownTarget(Record):
+    """Describes a target: what it is, how its figures came about, and how far off they were when they were checked."""
+
+    name: str
+    kind: str | None = None
+    device: str | None = None
+    processor: str | None = None
+    runtime: str | None = None
+    runtime_version: str | None = None
+    precision: str | None = None
+    batch: int | None = None
+    threads: int | None = None
+    method: str | None = None
+    date: str | None = None
+    rows: int | None = None
+    checked: str | None = None
+    busy: str | None = Field(default=None, description="where it was made on a busy machine")
+    unit: str | None = Field(default=None, description="of a count")
+    file: str | None = None
+    error: str | None = Field(default=None, description="why the file cannot be used")
 
 
 def find(target: str) -> Path:
@@ -44,7 +66,11 @@ def load(target: str) -> Costs:
     """Reads the costs of a target. Raises UserError for an unknown target and for a file that is not sound."""
     if counted(target):
         return Count(target)
-    path = find(target)
+    return read(find(target))
+
+
+def read(path: Path) -> LatencyTable | KernelModel:
+    """Reads a file of costs. Raises UserError, one line with file and key, for one that is not sound."""
     value = of_this_format(read_json(path), path)
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind == LatencyTable.kind:
@@ -54,9 +80,9 @@ def load(target: str) -> Costs:
     raise UserError(f"{path}: kind: expected \"table\" or \"kernel-model\", got {kind!r}")
 
 
-def targets() -> list[dict[str, Any]]:
+def targets() -> list[KnownTarget]:
     """Describes every target, for ``nas targets``; a file that cannot be used has ``error`` instead of the figures."""
-    counts = [{"name": name, "kind": "count", "device": "any", "unit": unit, "method": f"{unit}, counted"}
+    counts = [KnownTarget(name=name, kind=Count.kind, device="any", unit=unit, method=f"{unit}, counted")
               for name, unit in COUNTS.items()]
     return [*(_describe(name, path) for name, path in sorted(known().items())), *counts]
 
@@ -66,22 +92,13 @@ def known() -> dict[str, Path]:
     return {path.stem: path for place in (folder("latency_tables"), LOCAL) for path in sorted(place.glob("*.json"))}
 
 
-def _describe(name: str, path: Path) -> dict[str, Any]:
+def _describe(name: str, path: Path) -> KnownTarget:
     try:
         costs = load(str(path))
     except UserError as error:
-        return {"name": name, "file": str(path), "error": str(error)}
-    return {"name": name, "kind": costs.kind, **{key: costs.meta.get(key) for key in FIELDS}, "rows": costs.row_count,
-            "checked": _checked(costs.meta), "busy": busy_text(costs.meta), "file": str(path)}
-
-
-def _checked(meta: dict[str, Any]) -> str | None:
-    """Says how far predictions were off when they were last compared with measurements; None where that is unknown."""
-    try:
-        if last := meta.get("validation"):
-            noise = f", noise {last['noise_mape']:.1%}" if "noise_mape" in last else ""
-            where = f" ({last['space']} at {last['size']})" if "space" in last else ""
-            return f"{last['mape']:.1%} off over {last['n']} networks{where}{noise}"
-        return f"{meta['held_out']['groups']['mape_%']:.1f}% off over held-out kernels"
-    except (KeyError, TypeError, ValueError):
-        return None
+        return KnownTarget(name=name, file=str(path), error=str(error))
+    meta = costs.meta
+    return KnownTarget(
+        name=name, kind=costs.kind, device=meta.device, processor=meta.processor, runtime=meta.runtime,
+        runtime_version=meta.runtime_version, precision=meta.precision, batch=meta.batch, threads=meta.threads,
+        method=meta.method, date=meta.date, rows=costs.row_count, checked=meta.checked, busy=meta.busy, file=str(path))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from nas import plan
 from nas.latency.base import Costs
+from nas.latency.meta import Meta
 from nas.plan import OpKey
 from nas.units import COUNTS
 
@@ -20,8 +20,8 @@ class Count(Costs):
     kind = "count"
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.meta: dict[str, Any] = {"device": "any", "method": f"{COUNTS[name]}, counted from the network", "batch": 1}
+        self.name, self.method = name, f"{COUNTS[name]}, counted from the network"
+        self.meta = Meta(device="any", method=self.method, batch=1)
         self._count: Callable[[OpKey], int] = getattr(plan, name)
 
     def ms(self, key: OpKey) -> float:

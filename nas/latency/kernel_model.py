@@ -14,21 +14,24 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from nas import ops
 from nas.errors import UserError
-from nas.files import nearest
+from nas.files import nearest, write_text
 from nas.latency.base import Costs
 from nas.latency.fusion import Kernel
+from nas.latency.meta import Meta, Whole
 from nas.latency.trace import kernels
 from nas.plan import OpKey
+from nas.record import Record
+from nas.space import first_mistake
 
 Array = NDArray[np.float64]
 
@@ -45,24 +48,18 @@ FEATURES = (
     *(f"{what} of {rows}x{columns}" for rows, columns in TILES for what in ("tiles", "last wave")))
 
 
-class _Checked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+class ModelMeta(Meta):
+    """States device and conditions of the figures, and where they are from."""
 
-
-class Meta(_Checked):
-    """States device and conditions of the figures, and where they are from; further keys are kept as they are."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-    device: str
     runtime: str
     precision: str
-    batch: int
+    batch: Whole
     method: str
     source: str
     date: str
 
 
-class Roofline(_Checked):
+class Roofline(Record):
     """States what the hardware computes and moves in a ms, and what a launch takes."""
 
     macs_per_ms: float = Field(gt=0)
@@ -71,7 +68,7 @@ class Roofline(_Checked):
     processors: int = Field(gt=0)  # each computes a tile: an NVIDIA GPU's streaming multiprocessors
 
 
-class Limits(_Checked):
+class Limits(Record):
     """States the smallest and largest value in the fitted rows."""
 
     in_ch: tuple[float, float]
@@ -87,14 +84,14 @@ class Limits(_Checked):
         return self
 
 
-class Layer(_Checked):
+class Layer(Record):
     """Holds a layer's weight [outputs][inputs] and bias [outputs]; SiLU follows all layers but the last."""
 
     weight: list[list[float]]
     bias: list[float]
 
 
-class Correction(_Checked):
+class Correction(Record):
     """Turns ms of kernels into ms of a network: scale * sum of least ms + per_kernel_ms * kernels.
 
     No kernel is below ``floor_ms``.
@@ -110,7 +107,7 @@ class Correction(_Checked):
     floor_ms: float = Field(gt=0)
 
 
-class Variant(_Checked):
+class Variant(Record):
     """Holds the fitted model for one precision and batch size."""
 
     element_bytes: int = Field(gt=0)
@@ -142,11 +139,30 @@ class Variant(_Checked):
         return self
 
 
-class _File(_Checked):
-    kind: Literal["kernel-model"]
+class ModelFile(Record):
+    """Holds a kernel model's file: one device at several precisions and batches."""
+
+    kind: Literal["kernel-model"] = "kernel-model"
     name: str
-    meta: Meta
-    variants: dict[str, Variant]
+    meta: ModelMeta
+    variants: dict[str, Variant] = Field(description="by names such as fp16-batch1; the meta names the usual one")
+
+    @classmethod
+    def load(cls, path: Path) -> ModelFile:
+        """Reads the file. Raises UserError, one line with file and key, for whatever is wrong with it."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValidationError as error:
+            mistake = " ".join(first_mistake(error).split())
+            raise UserError(f"{path}: {mistake}; restore the file or rebuild it") from None
+
+    def save(self, path: Path) -> None:
+        """Writes the file atomically: sorted keys, a layer's weights one row a line."""
+        text = json.dumps(self.to_json(), sort_keys=True, allow_nan=False, separators=(",", ":"))
+        split = re.sub(r'"(?:[^"\\]|\\.)*"|,(?=["\[])', lambda match: match[0] + "\n" * (match[0] == ","), text)
+        write_text(path, f"{split}\n")
 
 
 class Shapes:
@@ -205,33 +221,31 @@ class KernelModel(Costs):
 
     kind = "kernel-model"
 
-    def __init__(self, name: str, meta: dict[str, Any], variant: Variant) -> None:
-        self.name, self.meta, self.variant = name, meta, variant
+    meta: ModelMeta
+
+    def __init__(self, file: ModelFile, variant: Variant) -> None:
+        """Takes one of the file's variants, or one that is still to join them."""
+        self.file, self.name, self.meta, self.variant = file, file.name, file.meta, variant
         self._layers = [[(np.array(layer.weight).T, np.array(layer.bias)) for layer in network]
                         for network in variant.networks]
         self._of_kernel: dict[Kernel, float] = {}
         self._of_key: dict[OpKey, float] = {}
 
     @classmethod
-    def load(cls, path: Path | str, variant: str | None = None) -> KernelModel:
+    def load(cls, path: Path, variant: str | None = None) -> KernelModel:
         """Reads a kernel model; ``variant`` such as ``fp16-batch1``, None for the one that the file's meta names.
 
         Raises UserError, one line with file and key, for whatever is wrong with the file.
         """
-        path = Path(path)
-        try:
-            file = _File.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            key = ".".join(map(str, first["loc"])) or "file"
-            message = " ".join(first["msg"].split())
-            raise UserError(f"{path}: {key}: {message}; restore the file or rebuild it") from None
+        file = ModelFile.load(path)
         name = variant or f"{file.meta.precision}-batch{file.meta.batch}"
         if name not in file.variants:
             raise UserError(f"{path}: variants: no {name!r}; {nearest(name, file.variants)}")
-        return cls(file.name, file.meta.model_dump(), file.variants[name])
+        return cls(file, file.variants[name])
+
+    def save(self, path: Path) -> None:
+        """Writes the file with all its variants."""
+        self.file.save(path)
 
     def raw_ms(self, kernels: Sequence[Kernel]) -> Array:
         """Returns [n] ms of kernels that are launched alone, as in the rows that were fitted."""
@@ -339,13 +353,6 @@ class KernelModel(Costs):
         v = self.variant
         x = (features - v.mean) / v.scale
         return np.clip(np.mean([_forward(layers, x) for layers in self._layers], 0), *v.limits.residual)
-
-
-def dumps(value: dict[str, Any]) -> str:
-    """Writes a kernel model's file as text: sorted keys, a layer's weights one row a line."""
-    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    split = re.sub(r'"(?:[^"\\]|\\.)*"|,(?=["\[])', lambda match: match[0] + "\n" * (match[0] == ","), text)
-    return f"{split}\n"
 
 
 def _columns(convs: Sequence[Kernel]) -> Array:

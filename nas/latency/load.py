@@ -1,26 +1,59 @@
-"""Records in a table's meta how busy the machine was while the table was made."""
+"""Records how busy the machine was while a table was made."""
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated
 
-LOAD = "load"  # key of the meta
+from pydantic import Field
+
+from nas.record import Record
+
 OTHERS = 0.25  # share of the processor's cores that other work may keep busy
 DRIFT = 1.1  # times the yardstick's fastest, in the median over a session
 SPREAD = 1.5  # 90th over 5th percentile of a yardstick's runs, in the median over a session
 
 
+class Load(Record):
+    """States how busy a machine was: cores that other work kept busy, and how slow and uneven a yardstick ran."""
+
+    others: Annotated[float, Field(ge=0)]
+    cores: Annotated[int, Field(ge=1)]
+    drift: float
+    spread: float
+
+    @property
+    def busy(self) -> str | None:
+        """Returns ``made on a busy machine`` with the signs of that; None where there are none."""
+        signs = ", ".join(self._signs())
+        return f"made on a busy machine ({signs})" if signs else None
+
+    def _signs(self) -> Iterator[str]:
+        if self.others > OTHERS * self.cores:
+            yield f"other work kept {self.others:.2g} of {self.cores} cores busy"
+        if self.drift > DRIFT:
+            yield f"the yardstick mostly took {self.drift:.2g} times its fastest"
+        if self.spread > SPREAD:
+            yield f"its runs differed by {self.spread:.2g} times"
+
+    def or_busier(self, other: Load | None) -> Load:
+        """Returns the busier of two sessions, figure by figure."""
+        if other is None:
+            return self
+        return Load(others=max(self.others, other.others), cores=max(self.cores, other.cores),
+                    drift=max(self.drift, other.drift), spread=max(self.spread, other.spread))
+
+
 class Watch:
     """Collects the load of a session of measuring, sample by sample; ``threads`` are those of the measuring itself.
 
-    ``meta`` is the table's as earlier sessions left it: of several sessions the busiest counts, figure by figure.
+    ``before`` is the load of earlier sessions with the table: of several sessions the busiest counts.
     """
 
-    def __init__(self, threads: int, meta: Mapping[str, Any]) -> None:
-        self._threads, self._before = threads, _known(meta) or {}
+    def __init__(self, threads: int, before: Load | None) -> None:
+        self._threads, self._before = threads, before
         self._others, self._drifts, self._spreads = list[float](), list[float](), list[float]()
 
     def sample(self, drift: float, spread: float) -> None:
@@ -30,36 +63,13 @@ class Watch:
         self._drifts.append(drift)
         self._spreads.append(spread)
 
-    def note(self, meta: dict[str, Any]) -> None:
-        """Writes the load so far into the meta of a table."""
+    @property
+    def load(self) -> Load | None:
+        """Returns the load so far, over all sessions; None where nothing was measured."""
         if not self._drifts:
-            return
+            return self._before
         fastest = min(1.0, *self._drifts)
-        here = {"others": round(statistics.median(self._others), 2) if self._others else 0.0,
-                "cores": os.cpu_count() or 1, "drift": round(statistics.median(self._drifts) / fastest, 3),
-                "spread": round(statistics.median(self._spreads), 3)}
-        meta[LOAD] = {name: max(value, self._before.get(name, value)) for name, value in here.items()}
-
-
-def busy_text(meta: Mapping[str, Any]) -> str | None:
-    """Returns ``made on a busy machine`` with the signs of that; None where there are none, or nothing was noted."""
-    load = _known(meta)
-    if load is None:
-        return None
-    signs = []
-    if load["others"] > OTHERS * load["cores"]:
-        signs.append(f"other work kept {load['others']:.2g} of {load['cores']:g} cores busy")
-    if load["drift"] > DRIFT:
-        signs.append(f"the yardstick mostly took {load['drift']:.2g} times its fastest")
-    if load["spread"] > SPREAD:
-        signs.append(f"its runs differed by {load['spread']:.2g} times")
-    return f"made on a busy machine ({', '.join(signs)})" if signs else None
-
-
-def _known(meta: Mapping[str, Any]) -> dict[str, float] | None:
-    """Returns the figures of a meta, None where they are not as ``note`` writes them: a table may be edited."""
-    load = meta.get(LOAD)
-    names = ("others", "cores", "drift", "spread")
-    if not isinstance(load, dict) or not all(isinstance(load.get(name), int | float) for name in names):
-        return None
-    return {name: float(load[name]) for name in names}
+        here = Load(others=round(statistics.median(self._others), 2) if self._others else 0.0,
+                    cores=os.cpu_count() or 1, drift=round(statistics.median(self._drifts) / fastest, 3),
+                    spread=round(statistics.median(self._spreads), 3))
+        return here.or_busier(self._before)

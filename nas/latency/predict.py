@@ -95,7 +95,7 @@ def _traced(graph: Graph, costs: KernelModel, allow_unknown: bool) -> Prediction
         raise UserError(f"{graph.path}: no kernel is known for {_listed(missing)}; {setting('allow_unknown')} leaves "
                         "them out")
     prices = costs.kernel_ms([group.kernel for group in known]).tolist()
-    return Prediction(costs.name, sum(prices), costs.meta["method"], costs.meta["batch"],
+    return Prediction(costs.name, sum(prices), costs.meta.method, costs.meta.batch,
                       tuple(OperatorCost(group.head.name, _kinds(group), ms)
                             for group, ms in zip(known, prices, strict=True)),
                       tuple(LeftOut(group.head.name, _kinds(group), group.head.why) for group in missing),
@@ -120,7 +120,7 @@ def _counted(graph: Graph, costs: Count, allow_unknown: bool) -> Prediction:
                         "out")
     known = tuple(OperatorCost(operator.name, operator.op, operator.millions)
                   for operator in operators if operator.millions is not None)
-    return Prediction(costs.name, math.fsum(operator.ms for operator in known), costs.meta["method"], 1, known,
+    return Prediction(costs.name, math.fsum(operator.ms for operator in known), costs.method, 1, known,
                       tuple(LeftOut(operator.name, operator.op, "no rule counts it") for operator in missing))
 
 
@@ -139,7 +139,7 @@ def _for_npu(graph: Graph, target: str, allow_unknown: bool) -> tuple[Graph, tup
 
 
 def _notes(graph: Graph, costs: KernelModel, known: list[Group]) -> Iterator[str]:
-    batch = costs.meta["batch"]
+    batch = costs.meta.batch
     if graph.batch not in (None, batch):
         yield f"the file is fixed at batch {graph.batch}; the costs are those of {batch} images a call"
     grouped = sum(1 < group.head.groups < group.kernel.in_ch for group in known)

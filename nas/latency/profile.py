@@ -18,37 +18,37 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 import nas
 from nas import sampling
 from nas.errors import UserError, setting
 from nas.files import folder
-from nas.latency.agreement import add_validation, agreement, kendall, mape
+from nas.latency.agreement import agreement, kendall, mape
 from nas.latency.base import Costs
 from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator, Parts
 from nas.latency.context import Context
-from nas.latency.correction import correct, corrected
+from nas.latency.correction import correct, corrected, uncorrected
 from nas.latency.costs import LOCAL
 from nas.latency.devices import opened
 from nas.latency.estimate import CHUNK, COMPILED_S, networks_s, rows_s
 from nas.latency.fresh import fresh
-from nas.latency.load import LOAD, Watch
+from nas.latency.load import Watch
 from nas.latency.lock import locked_table
-from nas.latency.table import HEADS, OWN, LatencyTable, Row
+from nas.latency.meta import Conditions, Correction, KnotError, Meta, Validation, Yardstick
+from nas.latency.table import HEADS, LatencyTable, Row
 from nas.latency.timing import Device, Run, Steady, Timing, interleaved
 from nas.ops.user_files import hashes
 from nas.plan import Layout, OpKey, candidates, macs, plan
 from nas.progress import NoProgress, Progress, Task
+from nas.record import Record
 from nas.subnet import Subnet
 
 Tell = Callable[[str], None]
 Networks = Callable[[str, int, list[list[OpKey]]], tuple[np.ndarray, np.ndarray]]  # what for, seed, plans
-BEGUN = "begun"  # in the meta: networks that were measured, while their number is not complete
-UNCORRECTED = "uncorrected"  # in the meta: layouts with rows whose correction is still to be fitted
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
 SPARE = 0.5  # share of the rows that may be measured again because the machine was slow
 FITTED_ON = 24  # networks that the correction is fitted on; more do not make its two coefficients better
@@ -56,22 +56,31 @@ YARDSTICKS = 3  # networks that all other networks are timed beside
 CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # seconds and rounds for one finished network
 REDRAWN = 4  # times as many networks are drawn as the validation needs, for those that the correction has not seen
 HELD_OUT = 24  # widths between the knots, measured to check the interpolation
-SAME = ("device", "processor", "runtime", "runtime_version", "precision", "threads", "batch", "clock",
-        "system_config", "memory_mode", "accelerator", "vela_ini_sha256")
 
 
 def silent(text: str) -> None:
     """Ignores a message: the default of ``tell``."""
 
 
+class Profiled(Record):
+    """States what a table has after a call of ``profile``, and what was measured in it."""
+
+    table: str = Field(description="its file")
+    rows: int
+    measured: int = Field(description="rows of this call")
+    flagged: int = Field(description="rows that are not reliable")
+    correction: Correction | None = Field(default=None, description="of the layout; None where a compiler counts")
+    knot_error: KnotError | None = None
+    validation: Validation | None = Field(default=None, description="where one was asked for")
+
+
 def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimator = "cpu", threads: int = 1,
             batch: int = 1, precision: str | None = None, remeasure: bool = False, progress: Progress | None = None,
-            rng_seed: int = 0, validate: int = 0, knots: bool = True, tell: Tell = silent) -> dict[str, Any]:
+            rng_seed: int = 0, validate: int = 0, knots: bool = True, tell: Tell = silent) -> Profiled:
     """Measures what the table lacks for a layout (all of it with ``remeasure``); ``validate`` networks check the sum.
 
     Widths between the ``knots`` check the interpolation. ``tell`` is called where rows of another machine are left out.
-    ``precision`` is ``fp32`` (default) or ``int8`` on the CPU. Returns ``table``, ``rows``, ``measured``, ``flagged``,
-    ``correction``, ``knot_error`` and ``validation`` (or None).
+    ``precision`` is ``fp32`` (default) or ``int8`` on the CPU.
     Raises UserError for an unknown device, and for a table that was measured under other conditions or is being filled
     by another process.
     """
@@ -79,38 +88,37 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
     with one_torch_thread(), locked_table(table_path):
         table = table_so_far(table_path, device, remeasure, tell)
         keys = candidates(layout)
-        if code := hashes(key.op.name for key in keys):
-            table.meta[OWN] = {**table.meta.get(OWN, {}), **code}
+        table.meta.own_operators |= hashes(key.op.name for key in keys)
         wanted = LatencyTable(table.name, table.meta).missing(keys)
         todo = wanted if remeasure else table.missing(keys)
         rng = random.Random(rng_seed)
         bench = _bench(layout, table, device, rng)
-        table.meta |= {"method": bench.method, "protocol": bench.protocol}
-        label, corrections = _label(layout), table.meta["corrections"]
+        table.meta.method, table.meta.protocol = bench.method, bench.protocol
+        label, corrections = _label(layout), table.meta.corrections
         if set(table.rows) <= set(todo):  # all of it is measured now
-            table.meta.pop(LOAD, None)
-        watch = Watch(int(device.conditions().get("threads") or 1), table.meta)
+            table.meta.load = None
+        watch = Watch(table.meta.threads or 1, table.meta.load)
         known = corrections.get(label) if all(key.is_exit for key in todo) else None  # fitted on networks without exits
         if todo and not known:
             corrections.pop(label, None)
-            table.meta[UNCORRECTED] = sorted({*table.meta.get(UNCORRECTED, []), label})
+            table.meta.uncorrected = sorted({*table.meta.uncorrected, label})
         progress = progress or NoProgress()
         _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, todo == wanted, watch, known)
         networks = partial(_networks, bench, layout, table, table_path, progress)
         if label not in corrections:
-            table.meta["knot_error"] = _knot_error(bench, layout, table, rng, progress) if knots else None
+            table.meta.knot_error = _knot_error(bench, layout, table, rng, progress) if knots else None
             corrections[label] = _correct(layout, table, networks, bench, rng_seed) if bench.corrected else None
-            _strike(table.meta, UNCORRECTED, label)
+            table.meta.uncorrected = [other for other in table.meta.uncorrected if other != label]
             table.save(table_path)
         if validate:
-            add_validation(table.meta, _validation(layout, table, networks, bench, validate, rng_seed))
-        table.meta.pop(BEGUN, None)
+            table.meta.add_validation(_validation(layout, table, networks, bench, validate, rng_seed))
+        table.meta.begun = {}
         _keep_yardsticks(bench, layout, table)
         table.save(table_path)
     flagged = sum(row.how == "flagged" for row in table.rows.values())
-    return {"table": str(table_path), "rows": len(table.rows), "measured": len(todo), "flagged": flagged,
-            "correction": corrections[label], "knot_error": table.meta.get("knot_error"),
-            "validation": table.meta["validation"] if validate else None}
+    return Profiled(table=str(table_path), rows=len(table.rows), measured=len(todo), flagged=flagged,
+                    correction=corrections[label], knot_error=table.meta.knot_error,
+                    validation=table.meta.validation if validate else None)
 
 
 def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, knots: bool = False,
@@ -119,7 +127,7 @@ def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, 
     todo = table.missing(candidates(layout))
     if isinstance(device, Estimator):
         return COMPILED_S * (len(todo) + validate)
-    fits = not (table.meta.get("corrections", {}).get(_label(layout)) and all(key.is_exit for key in todo))
+    fits = not (table.meta.corrections.get(_label(layout)) and all(key.is_exit for key in todo))
     between = rows_s(layout, todo[:HELD_OUT]) * 2 if knots and fits else 0.0
     return rows_s(layout, todo) + between + networks_s(layout, validate + FITTED_ON * fits)
 
@@ -127,13 +135,13 @@ def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, 
 def planned_s(layout: Layout, path: Path, device: Device | Estimator, remeasure: bool, validate: int) -> float:
     """Estimates the seconds that ``profile`` takes to complete the table at ``path``, or to make it."""
     table = table_so_far(path, device, remeasure)
-    known = LatencyTable(table.name, {**table.meta, "corrections": {}}) if remeasure else table
+    known = LatencyTable(table.name, table.meta.model_copy(update={"corrections": {}})) if remeasure else table
     return estimate_s(layout, known, device, True, validate)
 
 
 def unfinished(layout: Layout, table: Costs) -> bool:
     """Tells whether a table has rows of a layout that are measured but not corrected: a call was interrupted."""
-    return _label(layout) in table.meta.get(UNCORRECTED, [])
+    return _label(layout) in table.meta.uncorrected
 
 
 def time_network(prepare: Callable[[], Run], layout: Layout, table: LatencyTable, device: Device,
@@ -152,7 +160,7 @@ def time_networks(prepare: Callable[[], Mapping[str, Run]], count: int, layout: 
     """Times ``count`` networks in the same rounds, as ``time_network`` does; returns ms by name, and the drift."""
     rng, seconds = random.Random(0), CHECKED_S * count
     with one_torch_thread():
-        if "network_ms" not in _known(layout, table):
+        if not _yardsticks(layout, table).network_ms:
             def unscaled() -> dict[str, Timing]:
                 return interleaved(prepare(), seconds=seconds, rng=rng, max_rounds=CHECKED_ROUNDS, warm=WARM_NETWORK)
 
@@ -171,36 +179,28 @@ def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng:
 
 def _keep_yardsticks(bench: Bench, layout: Layout, table: LatencyTable) -> None:
     if isinstance(bench, Clocked):
-        ms = {"op_ms": bench.steady.reference_ms, "network_ms": bench.whole.reference_ms}
-        known = {name: value for name, value in ms.items() if value is not None}
-        table.meta["yardsticks"][_label(layout)] = {"op": str(_yardstick(layout)), **known}
+        table.meta.yardsticks[_label(layout)] = Yardstick(
+            op=str(_yardstick(layout)), op_ms=bench.steady.reference_ms, network_ms=bench.whole.reference_ms)
 
 
-def _known(layout: Layout, table: LatencyTable) -> dict[str, Any]:
-    """Returns the table's record of its yardsticks for the layout; {} where it has none."""
-    record: dict[str, Any] = table.meta.get("yardsticks", {}).get(_label(layout), {})
-    return record
+def _yardsticks(layout: Layout, table: LatencyTable) -> Yardstick:
+    """Returns the table's record of its yardsticks for the layout; an empty one where it has none."""
+    return table.meta.yardsticks.get(_label(layout), Yardstick())
 
 
 def clocked(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Clocked:
     """Makes the bench that times a device, with yardsticks of the layout and their reference ms from the table."""
     key = _yardstick(layout)
     steady = Steady(lambda: [device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)],
-                    _references(layout, table, "op_ms"), rng, apart=device.fresh)
+                    _yardsticks(layout, table).op_ms, rng, apart=device.fresh)
     return Clocked(layout, device, steady, _whole(layout, table, device, rng))
 
 
 def _whole(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
-    references, task = _references(layout, table, "network_ms"), layout.task
+    references, task = _yardsticks(layout, table).network_ms, layout.task
     plans = _plans(layout, len(references) if references else YARDSTICKS, "yardstick")
     return Steady(lambda: [device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans],
                   references, rng, WARM_NETWORK, device.fresh)
-
-
-def _references(layout: Layout, table: LatencyTable, name: str) -> list[float] | None:
-    """Returns the reference ms of the yardsticks; a table may keep a single number in place of a list."""
-    known = _known(layout, table).get(name)
-    return known if known is None or isinstance(known, list) else [known]
 
 
 def _yardstick(layout: Layout) -> OpKey:
@@ -233,36 +233,32 @@ def table_so_far(path: Path, device: Device | Estimator, remeasure: bool = False
     Raises UserError for a file whose rows are of another machine, unless all are to be measured anew.
     """
     conditions = device.conditions()
-    meta = {**conditions, "align": device.align, "date": datetime.date.today().isoformat(), "commit": _commit()}
     source = path if path.exists() or path.parent != LOCAL else folder("latency_tables") / path.name
     if not source.exists():
-        return LatencyTable(path.stem, {**meta, **_notes({})}, path=path)
+        return LatencyTable(path.stem, _stated(conditions, device.align), path=path)
     table = LatencyTable.load(source)
     table.path = path
-    differing = [key for key in SAME if table.meta.get(key) != conditions.get(key)]
-    if differing and not remeasure and source == path:
-        key = differing[0]
-        raise UserError(f"{path}: {key} was {table.meta.get(key)!r} and is {conditions.get(key)!r} now: write to "
-                        f"another file with {setting('out')}, or measure all of it anew with {setting('remeasure')}")
-    if differing:
-        key = differing[0]
-        tell(f"{source}: its {len(table.rows)} rows are left out, as {key} was {table.meta.get(key)!r} and is "
-             f"{conditions.get(key)!r} here: {path} begins without any")
-        return LatencyTable(path.stem, {**meta, **_notes({})}, path=path)
-    table.meta = {**table.meta, **meta, **_notes(table.meta)}
+    change = conditions.change_since(table.meta)
+    if change and not remeasure and source == path:
+        raise UserError(f"{path}: {change} now: write to another file with {setting('out')}, or measure all of it anew "
+                        f"with {setting('remeasure')}")
+    if change:
+        tell(f"{source}: its {len(table.rows)} rows are left out, as {change} here: {path} begins without any")
+        return LatencyTable(path.stem, _stated(conditions, device.align), path=path)
+    table.meta = _stated(conditions, device.align, table.meta)
     if remeasure:
-        table.meta.pop(BEGUN, None)
+        table.meta.begun = {}
     return table
 
 
-def _notes(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns copies of the corrections and the yardsticks that a table's meta keeps for each layout."""
-    return {name: dict(meta[name]) if isinstance(meta.get(name), dict) else {}
-            for name in ("corrections", "yardsticks")}
+def _stated(conditions: Conditions, align: int, before: Meta | None = None) -> Meta:
+    """Returns the meta of a table that is filled now, with what it said ``before``."""
+    return Meta.model_validate({**(before.to_json() if before else {}), **conditions.model_dump(), "align": align,
+                                "date": datetime.date.today().isoformat(), "commit": _commit()})
 
 
 def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress,
-          fresh: bool, watch: Watch, known: dict[str, Any] | None) -> None:
+          fresh: bool, watch: Watch, known: Correction | None) -> None:
     """Measures rows; a ``fresh`` table that was begun while the machine was slow is begun anew, up to half way.
 
     What was measured while it was slow is measured again at the end, as far as ``SPARE`` goes; the faster time counts.
@@ -275,7 +271,7 @@ def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: l
 
 
 def _fill_in(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], task: Task,
-             fresh: bool, watch: Watch, known: dict[str, Any] | None) -> None:
+             fresh: bool, watch: Watch, known: Correction | None) -> None:
     queue, spare = list(todo), int(SPARE * len(todo))
     attempts: Counter[OpKey] = Counter()
     best: dict[OpKey, tuple[float, Row]] = {}  # drift and row
@@ -285,7 +281,7 @@ def _fill_in(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo
         rows = bench.rows(chunk)
         if isinstance(bench, Clocked):
             watch.sample(bench.drift, bench.steady.spread)
-            watch.note(table.meta)
+            table.meta.load = watch.load
         if fresh and 2 * done < len(todo) and bench.begun_slow():
             table.remove(todo)
             best.clear()
@@ -314,7 +310,7 @@ def _settled(row: Row | None) -> bool:
 
 
 def _knot_error(bench: Bench, layout: Layout, table: LatencyTable, rng: random.Random,
-                progress: Progress) -> dict[str, Any] | None:
+                progress: Progress) -> KnotError | None:
     """Measures the error of interpolation at widths that are no knots, and the noise from measuring them twice."""
     between = [key for key in candidates(layout) if key not in table.rows and key.op.name not in HEADS]
     if not between:
@@ -329,25 +325,20 @@ def _knot_error(bench: Bench, layout: Layout, table: LatencyTable, rng: random.R
     if not both:
         return None
     known, (first_ms, second_ms) = [key for key, *_ in both], np.array([ms for _, *ms in both]).T
-    between_ms = np.array(_raw(table, table.rows.values()).ms_many(known))
+    between_ms = np.array(LatencyTable(table.name, table.meta, map(uncorrected, table.rows.values())).ms_many(known))
     middle_ms = (first_ms + second_ms) / 2
-    return {"n": len(both), "mape": mape(between_ms, middle_ms), "noise_mape": mape(first_ms, second_ms)}
-
-
-def _raw(table: LatencyTable, rows: Iterable[Row]) -> LatencyTable:
-    """Returns the table with rows as they were measured, before any correction."""
-    return LatencyTable(table.name, table.meta, [row.model_copy(update={"ms": row.raw_ms}) for row in rows])
+    return KnotError(n=len(both), mape=mape(between_ms, middle_ms), noise_mape=mape(first_ms, second_ms))
 
 
 def _networks(bench: Bench, layout: Layout, table: LatencyTable, path: Path, progress: Progress, what: str, seed: int,
               plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
     """Measures networks; parts are kept in the table until all are there, so that an interrupted call continues."""
     name = f"{what} of {_label(layout)}, seed {seed}, {len(plans)} networks"
-    parts = [np.array(part) for part in table.meta.get(BEGUN, {}).get(name, [])]
+    parts = [np.array(part) for part in table.meta.begun.get(name, [])]
     with progress.task(what, len(plans), sum(part.shape[1] for part in parts)) as task:
 
         def keep(parts: Parts) -> None:
-            table.meta[BEGUN] = {name: [part.tolist() for part in parts]}
+            table.meta.begun = {name: [part.tolist() for part in parts]}
             _keep_yardsticks(bench, layout, table)
             table.save(path)
             task.reach(sum(part.shape[1] for part in parts), len(plans))
@@ -355,30 +346,22 @@ def _networks(bench: Bench, layout: Layout, table: LatencyTable, path: Path, pro
         return bench.networks(plans, parts, keep)
 
 
-def _strike(meta: dict[str, Any], name: str, label: str) -> None:
-    """Removes a label from a list of the meta, and the list with it once it is empty."""
-    left = [other for other in meta.get(name, []) if other != label]
-    meta.pop(name, None)
-    if left:
-        meta[name] = left
-
-
-def _correct(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, seed: int) -> dict[str, Any]:
+def _correct(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, seed: int) -> Correction:
     plans = _plans(layout, FITTED_ON, f"correction {seed}")
     measured = np.mean(networks("correction", seed, plans), axis=0)
-    return {**correct(table, _label(layout), candidates(layout), plans, measured), "drift": bench.drift}
+    return correct(table, _label(layout), candidates(layout), plans, measured, bench.drift)
 
 
 def _validation(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, n: int,
-                seed: int) -> dict[str, Any]:
+                seed: int) -> Validation:
     """Compares predicted with measured ms on networks that the correction was not fitted on; measures them twice."""
     plans = _plans(layout, n, f"validation {seed}", without=_plans(layout, FITTED_ON, f"correction {seed}"))
     first, second = networks("validation", seed, plans)
     measured = (first + second) / 2
     predicted = np.array([sum(table.ms_many(keys)) for keys in plans])
-    return {**vars(agreement(predicted, measured)), "noise_mape": mape(first, second),
-            "noise_kendall": kendall(first, second), "space": layout.space, "size": layout.task.size,
-            "drift": bench.drift, "date": datetime.date.today().isoformat()}
+    return Validation(**vars(agreement(predicted, measured)), noise_mape=mape(first, second),
+                      noise_kendall=kendall(first, second), space=layout.space, size=layout.task.size,
+                      drift=bench.drift, date=datetime.date.today().isoformat())
 
 
 def _plans(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = ()) -> list[list[OpKey]]:

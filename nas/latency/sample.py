@@ -107,5 +107,5 @@ def _write(layout: Layout, arch: Arch, path: Path, costs: Costs) -> None:
                 "weights": "random", "producer": "nas"}
     graph = lower(model, in_ch=task.in_ch, size=task.size)
     if costs.int8_on_cpu:
-        graph = quantise(graph, weight_bits=int(costs.meta.get("weight_bits", 8)))
+        graph = quantise(graph, weight_bits=costs.weight_bits)
     save(graph, path, metadata)

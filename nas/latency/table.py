@@ -15,29 +15,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from scipy.optimize import isotonic_regression
 
 from nas.arch import Op
 from nas.errors import UserError, call, setting
 from nas.files import folder, parse_json, write_text
 from nas.latency.base import Costs
+from nas.latency.meta import Meta, checked_meta
 from nas.ops.user_files import hashes
 from nas.plan import OpKey
+from nas.record import Record
 from nas.space import first_mistake
 
 CLASSES = (2, 10, 100, 1000)  # numbers of classes at which heads are measured
-OWN = "own_operators"  # in the meta: operator of the user -> hash of the file whose code was measured
-EXIT_MS = "exit_ms"  # in the meta: ms that asking an exit whether it is sure takes beyond its head
 HEADS = ("head", "exit_head")  # families whose output channels are classes
 Group = tuple[Op, int, int, int, int, int]
 Axis = tuple[Group, int]
 
 
-class Row(BaseModel):
+class Row(Record):
     """Holds one operator at one shape: ``ms`` after the correction, ``raw_ms`` and percentiles before it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     op: str
     in_ch: int = Field(ge=1)
     out_ch: int = Field(ge=1)
@@ -74,14 +73,14 @@ class LatencyTable(Costs):
     kind = "table"
     grows = True
 
-    def __init__(self, name: str, meta: dict[str, Any], rows: Iterable[Row] = (), path: Path | None = None) -> None:
+    def __init__(self, name: str, meta: Meta, rows: Iterable[Row] = (), path: Path | None = None) -> None:
         self.name, self.meta, self.path = name, meta, path
         self.rows: dict[OpKey, Row] = {row.key: row for row in rows}
         self._curves: dict[Group, tuple[np.ndarray, np.ndarray]] | None = None
 
     @property
     def align(self) -> int:
-        return int(self.meta.get("align", 1))
+        return self.meta.align
 
     @property
     def row_count(self) -> int:
@@ -93,20 +92,10 @@ class LatencyTable(Costs):
         value = of_this_format(read_json(path), path)
         if not isinstance(value, dict) or set(value) != {"kind", "meta", "name", "rows"} or value["kind"] != "table":
             raise UserError(f"{path}: not a latency table: expected the keys kind (\"table\"), name, meta and rows")
-        name, meta, rows = value["name"], value["meta"], value["rows"]
-        if not isinstance(name, str) or not isinstance(meta, dict) or not isinstance(rows, list):
-            raise UserError(f"{path}: name must be a text, meta a mapping and rows a list")
-        align = meta.get("align", 1)
-        if not isinstance(meta.get("device"), str) or type(align) is not int or align < 1:
-            raise UserError(f"{path}: meta: device must be a text and align a whole number from 1")
-        asked = meta.get(EXIT_MS, 0.0)
-        if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
-            raise UserError(f"{path}: meta: {EXIT_MS} must be a number of milliseconds from 0, got {asked!r}; profile "
-                            f"with {setting('exits')} again")
-        for what in ("threads", "batch"):
-            if (count := meta.get(what)) is not None and (type(count) is not int or count < 1):
-                raise UserError(f"{path}: meta: {what} must be a whole number from 1, got {count!r}")
-        table = LatencyTable(name, meta, path=path)
+        name, rows = value["name"], value["rows"]
+        if not isinstance(name, str) or not isinstance(rows, list):
+            raise UserError(f"{path}: name must be a text and rows a list")
+        table = LatencyTable(name, checked_meta(value["meta"], path), path=path)
         for number, item in enumerate(rows, 1):
             row = _row(item, f"{path}: row {number}")
             if row.key in table.rows:
@@ -119,7 +108,7 @@ class LatencyTable(Costs):
         """Writes the table atomically; keys and rows sorted, one row a line."""
         rows = sorted(self.rows.values(), key=lambda row: row.order)
         lines = ",\n".join(json.dumps(row.model_dump(), sort_keys=True, allow_nan=False) for row in rows)
-        meta = json.dumps(self.meta, sort_keys=True, indent=1, allow_nan=False)
+        meta = json.dumps(self.meta.to_json(), sort_keys=True, indent=1, allow_nan=False)
         head = f'{{"kind": "table",\n"meta": {meta},\n"name": {json.dumps(self.name)},\n"rows": ['
         write_text(path, f"{head}\n{lines}\n]}}\n")
 
@@ -136,9 +125,8 @@ class LatencyTable(Costs):
 
     def outdated(self) -> list[OpKey]:
         """Lists rows of operators of the user that were measured with other code than is loaded: they are useless."""
-        code, now = self.meta.get(OWN), hashes(key.op.name for key in self.rows)
-        known = code if isinstance(code, dict) else {}
-        return [key for key in self.rows if key.op.name in now and known.get(key.op.name) != now[key.op.name]]
+        measured, now = self.meta.own_operators, hashes(key.op.name for key in self.rows)
+        return [key for key in self.rows if key.op.name in now and measured.get(key.op.name) != now[key.op.name]]
 
     def ms(self, key: OpKey) -> float:
         """Returns the ms of an operator, interpolated between rows.
@@ -160,9 +148,9 @@ class LatencyTable(Costs):
 
     def advice(self, space: str | list[str], size: int | str, exits: bool = False, here: bool = False) -> str:
         """Returns the command that adds rows: a measured table grows on the machine that it was measured on."""
-        device, processor = str(self.meta["device"]), self.meta.get("processor")
+        processor = self.meta.processor
         command = f"run: {self.command(space, size, exits)}"
-        if here or processor is None or not device.startswith(("cpu", "gpu")) or self.path is None:
+        if here or processor is None or not self._is_timed or self.path is None:
             return command
         return (f"where it was measured, on {processor}, {command}; to measure this machine, for "
                 f"{setting('target', self._usual_path.stem)}: {self._profiling(space, size, exits)}")
@@ -176,22 +164,26 @@ class LatencyTable(Costs):
         return self._profiling(space, size, exits, None if usual else str(out))
 
     @property
+    def _is_timed(self) -> bool:
+        """Tells whether the rows are timed on a CPU or GPU, as this machine may have one."""
+        return self.meta.device.startswith(("cpu", "gpu"))
+
+    @property
     def _chosen(self) -> tuple[str | None, int, int]:
         """Returns precision, threads and batch of ``nas profile`` for rows like these; None: its usual precision."""
-        precision = self.meta.get("precision")
-        asked = precision if str(self.meta["device"]).startswith(("cpu", "gpu")) and precision != "fp32" else None
-        threads, batch = (int(self.meta.get(key) or 1) for key in ("threads", "batch"))
-        return asked, threads, batch  # an NPU has one precision, so it is not asked for
+        asked = self._is_timed and self.meta.precision != "fp32"  # an NPU has one precision, so it is not asked for
+        precision = self.meta.precision if asked else None
+        return precision, self.meta.threads or 1, self.meta.batch or 1
 
     @property
     def _usual_path(self) -> Path:
         """Returns the file that ``nas profile`` fills under these conditions."""
-        return Path("latency_tables", file_name(str(self.meta["device"]), *self._chosen))
+        return Path("latency_tables", file_name(self.meta.device, *self._chosen))
 
     def _profiling(self, space: str | list[str], size: int | str, exits: bool, out: str | None = None) -> str:
-        board = ".ini" if "vela_ini" in self.meta else ""  # a board is named by its file
+        board = ".ini" if self.meta.vela_ini else ""  # a board is named by its file
         precision, threads, batch = self._chosen
-        return call("profile", device=f"{self.meta['device']}{board}", precision=precision,
+        return call("profile", device=f"{self.meta.device}{board}", precision=precision,
                     threads=None if threads == 1 else threads, batch=None if batch == 1 else batch,
                     space=space, size=size, out=out, exits=exits or None)
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import nn
 
 from nas.latency.fresh import fresh
+from nas.latency.meta import Conditions
 
 Run = Callable[[], float]
 WARM = 2  # runs of an operator's graph that fill the caches
@@ -69,7 +70,7 @@ class Device(Protocol):
         Raises UserError for one that does not run here.
         """
 
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> Conditions:
         """Returns what the figures depend on: processor, runtime, version, threads, batch, precision, ..."""
 
 

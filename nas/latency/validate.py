@@ -8,16 +8,14 @@ import io
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from nas.errors import UserError
-from nas.files import write_text
 from nas.latency import costs
-from nas.latency.agreement import Agreement, add_validation, agreement
-from nas.latency.kernel_model import dumps
-from nas.latency.table import LatencyTable, read_json
+from nas.latency.agreement import Agreement, agreement
+from nas.latency.meta import Validation
+from nas.latency.table import read_json
 
 COLUMNS = ("id", "ms")
 
@@ -48,20 +46,11 @@ def validate(target: str, samples: Path, measured: Path, write: bool = False) ->
     if not write:
         return result
     here = path if target.endswith(".json") or path.parent == costs.LOCAL else costs.LOCAL / path.name
-    _save(path, here, {**vars(agreed), "not_measured": result.not_measured, "measured": measured.name,
-                       "date": datetime.date.today().isoformat()})
+    model = costs.read(path)
+    model.meta.add_validation(Validation(**vars(agreed), not_measured=result.not_measured, measured=measured.name,
+                                         date=datetime.date.today().isoformat()))
+    model.save(here)
     return replace(result, table=here)
-
-
-def _save(path: Path, here: Path, validation: dict[str, Any]) -> None:
-    model = costs.load(str(path))  # checks the file
-    if isinstance(model, LatencyTable):
-        add_validation(model.meta, validation)
-        model.save(here)
-    else:
-        value = read_json(path)
-        add_validation(value["meta"], validation)
-        write_text(here, dumps(value))
 
 
 def _samples(path: Path) -> dict[str, float]:

@@ -24,7 +24,6 @@ from nas.latency.devices import measured_here
 from nas.latency.devices.board import recorded
 from nas.latency.devices.ethos_u import of_table
 from nas.latency.devices.onnxruntime import session, weight_bits
-from nas.latency.load import busy_text
 from nas.latency.profile import time_network
 from nas.latency.timing import Run as Timed
 from nas.lower import tflite
@@ -143,7 +142,7 @@ def _provenance(inputs: Inputs) -> Provenance:
     """Returns where the networks of a run come from: run, space, images, seed, tables, machine, operators' files."""
     return Provenance(run=inputs.run.path.name, space=inputs.config.space, data=inputs.data.name,
                       fingerprint=inputs.data.source["fingerprint"], seed=inputs.seed,
-                      targets={target: dict(costs.meta) for target, costs in inputs.costs.items()},
+                      targets={target: costs.meta for target, costs in inputs.costs.items()},
                       environment=inputs.run.read_json("environment.json"), ops=recorded_ops(inputs.run))
 
 
@@ -186,7 +185,7 @@ def _write_int8(inputs: Inputs, arch: Arch, model: nn.Module, path: Path) -> Int
     Weights have as many bits as the target's processor adds up without overflow: this machine's where that is unknown.
     """
     data, size = inputs.data, inputs.layout.task.size
-    bits = min((int(table.meta.get("weight_bits", 8)) for table in _int8_tables(inputs)), default=weight_bits())
+    bits = min((table.weight_bits for table in _int8_tables(inputs)), default=weight_bits())
     graph = quantise(lower(model, in_ch=data.in_ch, size=size), _calibration(inputs), bits)
     save(graph, path, {**metadata_of(inputs, arch), "precision": "int8", "weight_bits": str(bits)})
     return compare_int8(_onnx_model(path), model, normalise(data.select.images[:CHECKED], data))
@@ -240,7 +239,7 @@ def _measure(inputs: Inputs, model: nn.Module, files: Mapping[str, Path]) -> dic
 
 def busy_tables(inputs: Inputs) -> dict[str, str]:
     """Returns, by target, the sign that its table was made on a busy machine, where there is one."""
-    return {target: text for target, costs in inputs.costs.items() if (text := busy_text(costs.meta))}
+    return {target: text for target, costs in inputs.costs.items() if (text := costs.meta.busy)}
 
 
 def is_measured_here(inputs: Inputs, target: str) -> bool:
@@ -253,7 +252,7 @@ def files_to_time(inputs: Inputs, arch: Arch, model: nn.Module, target: str, fol
     costs = inputs.costs[target]
     if costs.int8_on_cpu:
         graph = lower(model, in_ch=inputs.data.in_ch, size=inputs.layout.task.size)
-        save(quantise(graph, _calibration(inputs), int(costs.meta.get("weight_bits", 8))), folder / INT8, {})
+        save(quantise(graph, _calibration(inputs), costs.weight_bits), folder / INT8, {})
         return {"int8": folder / INT8}
     export(model, folder / ONNX, in_ch=inputs.data.in_ch, size=inputs.layout.task.size,
            metadata=metadata_of(inputs, arch))

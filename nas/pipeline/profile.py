@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
 
 from nas.files import shipped
 from nas.latency.costs import LOCAL
 from nas.latency.devices import file_name, opened
-from nas.latency.profile import planned_s, profile
+from nas.latency.profile import Profiled, planned_s, profile
 from nas.pipeline.exits.price import price_asking
 from nas.plan import Task, layout
 from nas.progress import Progress
@@ -18,9 +19,16 @@ from nas.space import Space
 from nas.text import duration
 
 
+class ProfiledSpaces(Profiled):
+    """States the same over several spaces; its validation is the worst of theirs."""
+
+    spaces: dict[str, Profiled]
+    seconds: dict[str, float] = Field(description="by space, and the total")
+
+
 def profile_spaces(spaces: Sequence[str], task: Task, out: Path | None, progress: Progress, *, device: str,
                    width: float, exits: bool, threads: int, batch: int, precision: str | None, remeasure: bool,
-                   validate: int, seed: int) -> dict[str, Any]:
+                   validate: int, seed: int) -> ProfiledSpaces:
     """Measures the operators of spaces that a table lacks, and returns the counts of the whole and of each space.
 
     ``spaces`` are names or files (none: all that are shipped), at a factor ``width`` of their channels. ``out`` is the
@@ -35,7 +43,7 @@ def profile_spaces(spaces: Sequence[str], task: Task, out: Path | None, progress
     count = f"{len(layouts)} {'space' if len(layouts) == 1 else 'spaces'}"
     progress.note(f"{count} at {task.size} pixels on {machine.name}, into {path}: about {duration(left)} "
                   "where nothing else runs")
-    done: dict[str, dict[str, Any]] = {}
+    done: dict[str, Profiled] = {}
     seconds: dict[str, float] = {}
     for at in layouts:
         began = time.monotonic()
@@ -43,7 +51,10 @@ def profile_spaces(spaces: Sequence[str], task: Task, out: Path | None, progress
                                  rng_seed=seed, validate=validate, tell=progress.note)
         price_asking(at, path, remeasure, progress)
         seconds[at.space] = time.monotonic() - began
-    checks = [space["validation"] for space in done.values() if space.get("validation")]
-    return {**list(done.values())[-1], "measured": sum(space["measured"] for space in done.values()),
-            "validation": max(checks, key=lambda check: check["mape"], default=None), "spaces": done,
-            "seconds": {**seconds, "total": sum(seconds.values())}}
+    checks = [space.validation for space in done.values() if space.validation]
+    last = list(done.values())[-1]
+    return ProfiledSpaces(
+        table=last.table, rows=last.rows, flagged=last.flagged, correction=last.correction, knot_error=last.knot_error,
+        measured=sum(space.measured for space in done.values()),
+        validation=max(checks, key=lambda check: check.mape, default=None), spaces=done,
+        seconds={**seconds, "total": sum(seconds.values())})

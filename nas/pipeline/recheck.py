@@ -270,4 +270,4 @@ def _out_of_reach_note(budget: Pick, watch: Stopwatch) -> str:
 
 def _table_digest(inputs: Inputs, target: str) -> str:
     """Returns a digest of the conditions of a target's table: what was measured under others does not count."""
-    return hashlib.sha256(json.dumps(inputs.costs[target].meta, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(inputs.costs[target].meta.to_json(), sort_keys=True).encode()).hexdigest()[:12]

@@ -265,7 +265,7 @@ class _Collector:
     def _conditions(self) -> dict[str, Any]:
         """Returns under what conditions the search ran: settings, machine, images, targets, hours."""
         data = {key: value for key, value in self.data.items() if key not in ("mean", "std", "class_counts")}
-        tables = {target: {key: costs.meta[key] for key in META if costs.meta.get(key) is not None}
+        tables = {target: {key: value for key, value in costs.meta.to_json().items() if key in META}
                   for target, costs in self.costs.items()}
         stages = {event.name: f"{event.seconds} s" for event in self.run.events(Stage)}
         trained = [epoch.seconds for epoch in self.run.events(Epoch)]

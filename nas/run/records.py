@@ -19,6 +19,7 @@ from pydantic import (
 
 from nas.arch import Arch
 from nas.errors import UserError, setting
+from nas.latency.meta import Meta
 from nas.record import Record
 from nas.units import least
 
@@ -54,7 +55,7 @@ class Provenance(Record):
     data: str = Field(description="name of the images")
     fingerprint: str = Field(description="digest of the images")
     seed: int
-    targets: dict[str, dict[str, Any]] = Field(description="by target, what its latency table says of itself")
+    targets: dict[str, Meta] = Field(description="by target, what its latency table says of itself")
     environment: dict[str, Any] = Field(description="machine, packages and command")
     ops: list[dict[str, Any]] = Field(default=[], description="files of the user's own operators")
 

@@ -17,7 +17,6 @@ from nas.latency.base import Costs
 from nas.latency.bench import Estimator
 from nas.latency.devices import board, local, local_targets, opened
 from nas.latency.devices.ethos_u import of_table
-from nas.latency.load import busy_text
 from nas.latency.profile import estimate_s, profile, table_so_far, unfinished
 from nas.latency.timing import Device
 from nas.plan import Layout, candidates
@@ -82,9 +81,8 @@ def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout],
 
 def origin(costs: Costs) -> list[str]:
     """Returns how the figures of a target came about: how and when, and whether on a busy machine."""
-    method, date = costs.meta.get("method"), costs.meta.get("date")
-    how = " on ".join(str(part) for part in (method, date) if part)
-    return [text for text in (how, busy_text(costs.meta)) if text]
+    how = " on ".join(part for part in (costs.meta.method, costs.meta.date) if part)
+    return [text for text in (how, costs.meta.busy) if text]
 
 
 def recorded_costs(run: Run, target: str) -> Costs:
@@ -175,7 +173,8 @@ def _made_here(target: str) -> Device | Estimator:
 
 
 def _tell_elsewhere(target: str, table: Costs | None, progress: Progress) -> None:
-    if table is not None and local(table.meta) is None and table.meta.get("device") in dict(local_targets().values()):
-        progress.note(f"{target}: measured on {table.meta.get('processor')} with {table.meta.get('runtime')} "
-                      f"{table.meta.get('runtime_version')}, not here: picks will not be measured; "
-                      f"{call('profile', device=table.meta['device'])} makes a table of this machine")
+    if table is not None and local(table.meta) is None and table.meta.device in dict(local_targets().values()):
+        meta = table.meta
+        progress.note(f"{target}: measured on {meta.processor} with {meta.runtime} {meta.runtime_version}, not here: "
+                      f"picks will not be measured; {call('profile', device=meta.device)} makes a table of this "
+                      "machine")

@@ -17,6 +17,9 @@ from pretended import Call, pretend
 
 from nas.errors import UserError
 from nas.files import shipped
+from nas.latency.costs import KnownTarget
+from nas.latency.meta import Validation
+from nas.latency.profile import Profiled
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.npu_memory import Memory
 from nas.run.directory import Run
@@ -199,16 +202,16 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
     precisions: list[str | None] = []
     exits: list[int] = []
 
-    def profile(layout: Any, table_path: Path, **options: Any) -> dict[str, Any]:
+    def profile(layout: Any, table_path: Path, **options: Any) -> Profiled:
         machine = options["device"]
         calls.append((layout.space, layout.task.size, table_path, machine.threads, options["validate"]))
         precisions.append(machine.precision)
         exits.append(len(layout.exits))
         with options["progress"].task(f"profile {layout.space}", 10) as task:
             task.advance(5)
-        check = {"n": 2, "mape": 3.0 - len(calls), "bias": 0.1, "kendall": 0.9, "noise_mape": 1.0, "noise_kendall": 0.9}
-        return {"table": str(table_path), "rows": 10 * len(calls), "measured": 10,
-                "validation": check if options["validate"] else None}
+        check = Validation(n=2, mape=3.0 - len(calls), bias=0.1, kendall=0.9, noise_mape=1.0, noise_kendall=0.9)
+        return Profiled(table=str(table_path), rows=10 * len(calls), measured=10, flagged=0,
+                        validation=check if options["validate"] else None)
 
     def planned_s(at: Any, path: Path, device: Any, remeasure: bool, validate: int) -> float:
         return 60.0
@@ -297,7 +300,7 @@ def test_spaces_and_targets_are_lists_with_name_first(call: Call, monkeypatch: p
     assert every(0 < one["smallest_ms"] < one["largest_ms"] for value in json.loads(out) for one in value["targets"])
     code, out, _ = call("spaces", "--target", "gpu-v100", "--size", "32", "--classes", "10")
     assert code == 0 and "ms, gpu-v100" in out and "ghost" in out and "what is missing" not in out
-    pretend(monkeypatch, "nas.latency.costs", targets=lambda: [{"name": "cpu", "rows": 3}])
+    pretend(monkeypatch, "nas.latency.costs", targets=lambda: [KnownTarget(name="cpu", rows=3)])
     assert json.loads(call("targets", "--json")[1]) == [{"name": "cpu", "rows": 3}]
     pretend(monkeypatch, "nas.latency.costs", targets=lambda: [])
     assert call("targets") == (0, "none\n", "")

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from nas.latency.meta import Conditions
 from nas.ops.layers import ConvBN
 from nas.ops.registry import Block
 from nas.subnet import Subnet
@@ -44,6 +45,6 @@ class Clockwork:
                            for p in parts if isinstance(p, Block | ConvBN))
         return lambda: ms * self.slower
 
-    def conditions(self) -> dict[str, Any]:
-        return {"device": "clockwork", "processor": self.processor, "runtime": "spring", "runtime_version": "1",
-                "precision": "fp32", "threads": 1, "batch": 1}
+    def conditions(self) -> Conditions:
+        return Conditions(device="clockwork", processor=self.processor, runtime="spring", runtime_version="1",
+                          precision="fp32", threads=1, batch=1)

@@ -12,6 +12,7 @@ from nas.cli import main
 from nas.errors import UserError
 from nas.latency.devices import board, ethos_u, opened
 from nas.latency.devices.board import ACCELERATORS, TARGETS, Target, read, recorded
+from nas.latency.meta import Conditions
 from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
 from nas.plan import Layout, OpKey
@@ -69,14 +70,16 @@ def test_a_board_is_what_its_sections_say_inherited_ones_included(tmp_path: Path
 
 def test_a_table_remembers_the_board_and_its_comments_do_not_matter(tmp_path: Path) -> None:
     target = read(written(tmp_path))
-    meta = {"device": "mine", **target.meta}
-    assert recorded(meta) == target
-    assert meta["vela_ini_sha256"] == hashlib.sha256(target.ini.encode()).hexdigest()[:16]
-    assert read(written(tmp_path, INI.replace("; a board", "; an other comment"))).meta == target.meta
-    assert read(written(tmp_path, INI.replace("200e6", "201e6"))).meta["vela_ini_sha256"] != meta["vela_ini_sha256"]
-    assert recorded({"device": "ethos-u55-128"}) == TARGETS["ethos-u55-128"] and recorded({"device": "cpu"}) is None
-    with pytest.raises(UserError, match=r"^table of mine: meta: not as nas profile wrote it"):
-        recorded({**meta, "accelerator": "ethos-u1"})
+    meta = target.conditions("5.2.0")
+    assert recorded(meta) == target and (meta.device, meta.runtime_version) == ("mine", "5.2.0")
+    assert meta.vela_ini_sha256 == hashlib.sha256(target.ini.encode()).hexdigest()[:16]
+    same, other = (read(written(tmp_path, INI.replace(*change))).conditions("5.2.0")
+                   for change in (("; a board", "; an other comment"), ("200e6", "201e6")))
+    assert same == meta and str(other.change_since(meta)).startswith("vela_ini_sha256 was ")
+    assert recorded(Conditions(device="ethos-u55-128")) == TARGETS["ethos-u55-128"]
+    assert recorded(Conditions(device="cpu")) is None
+    with pytest.raises(UserError, match=r"^table of mine: meta: accelerator, .* not as nas profile wrote them"):
+        recorded(meta.model_copy(update={"accelerator": "ethos-u1"}))
 
 
 def test_two_cores_are_twice_the_macs() -> None:
@@ -130,7 +133,7 @@ def test_a_table_of_a_board_can_be_compiled_for_again(tiny: Layout, tmp_path: Pa
     slow, fast = (opened(str(written(tmp_path, INI.replace("200e6", clock)))) for clock in ("200e6", "400e6"))
     profile(small(tiny), table_path, device=slow)
     table = LatencyTable.load(table_path)
-    assert (table.name, table.meta["device"], table.meta["core_clock_mhz"]) == ("mine", "mine", 200)
+    assert (table.name, table.meta.device, table.meta.core_clock_mhz) == ("mine", "mine", 200)
     again = ethos_u.of_table(table.meta)
     key = next(iter(table.rows))
     assert again is not None and again.bench(tiny).alone(key) == table.rows[key]
@@ -167,7 +170,7 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     words = ["--space", "tiny.yaml", "--size", "16", "--classes", "4", "--json"]
     with pytest.raises(SystemExit) as ended:
         main(["profile", "--device", "mine.ini", *words])
-    assert ended.value.code == 0 and LatencyTable.load(tmp_path / "latency_tables/mine.json").meta["device"] == "mine"
+    assert ended.value.code == 0 and LatencyTable.load(tmp_path / "latency_tables/mine.json").meta.device == "mine"
     with pytest.raises(SystemExit) as ended:
         main(["profile", "--device", "yours.ini", *words])
     assert ended.value.code == 2

@@ -1,5 +1,6 @@
 """Which file a target is, and what is said of those that are not there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from nas.arch import Op
 from nas.errors import UserError
 from nas.latency import costs, devices
 from nas.latency.devices import file_name, local
-from nas.latency.devices.onnxruntime import Cpu, conditions
+from nas.latency.devices.onnxruntime import Cpu
+from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable, Row
 from nas.plan import OpKey
 
@@ -20,7 +22,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def save(name: str, **meta: object) -> LatencyTable:
-    table = LatencyTable(name, {"device": "cpu"} | meta)
+    table = LatencyTable(name, Meta.model_validate({"device": "cpu"} | meta))
     table.save(Path("latency_tables") / f"{name}.json")
     return table
 
@@ -28,7 +30,7 @@ def save(name: str, **meta: object) -> LatencyTable:
 def test_the_users_folder_comes_first_and_a_path_is_a_path() -> None:
     save("mine", date="2026-01-01")
     assert costs.find("mine") == Path("latency_tables/mine.json")
-    assert costs.load("mine").meta["date"] == "2026-01-01"
+    assert costs.load("mine").meta.date == "2026-01-01"
     assert costs.load("latency_tables/mine.json").name == "mine"
 
 
@@ -49,21 +51,55 @@ def test_a_file_of_another_kind_is_refused() -> None:
 def test_targets_are_described_and_a_broken_one_hides_none() -> None:
     save("mine", processor="P", runtime="onnxruntime", batch=8, threads=2, method="measured")
     Path("latency_tables/broken.json").write_text("")
-    listed = {target["name"]: target for target in costs.targets()}
-    expected = {"kind": "table", "batch": 8, "threads": 2, "rows": 0, "method": "measured"}
-    assert expected.items() <= listed["mine"].items()
-    assert "broken.json" in listed["broken"]["error"]
+    listed = {target.name: target for target in costs.targets()}
+    mine = listed["mine"]
+    assert (mine.kind, mine.batch, mine.threads, mine.rows, mine.method) == ("table", 8, 2, 0, "measured")
+    assert "broken.json" in str(listed["broken"].error)
 
 
 @pytest.mark.parametrize(("meta", "said"), [
-    ({}, None), ({"validation": {"mape": "?", "n": 3}}, None), ({"held_out": []}, None),
+    ({}, None),
     ({"validation": {"mape": 0.0123, "n": 30, "space": "ghost", "size": 32, "noise_mape": 0.01}},
      "1.2% off over 30 networks (ghost at 32), noise 1.0%"),
     ({"validation": {"mape": 0.2, "n": 4}}, "20.0% off over 4 networks"),
     ({"held_out": {"groups": {"mape_%": 10.41}}}, "10.4% off over held-out kernels")], ids=str)
 def test_a_target_says_how_far_off_it_was(meta: dict[str, Any], said: str | None) -> None:
     save("mine", **meta)
-    assert next(target for target in costs.targets() if target["name"] == "mine")["checked"] == said
+    assert next(target for target in costs.targets() if target.name == "mine").checked == said
+
+
+def written(meta: object) -> Path:
+    """A table of these words, sound or not."""
+    path = Path("mine.json")
+    path.write_text(json.dumps({"kind": "table", "name": "mine", "meta": meta, "rows": []}))
+    return path
+
+
+@pytest.mark.parametrize(("key", "value", "says"), [
+    ("device", None, "device: input should be a valid string (got None)"),
+    ("align", 0, "align: input should be greater than or equal to 1 (got 0)"),
+    ("threads", "2", "threads: input should be a valid integer (got '2')"),
+    ("batch", 1.5, "batch: input should be a valid integer (got 1.5)"),
+    ("precision", 8, "precision: input should be a valid string (got 8)"),
+    ("weight_bits", 16, "weight_bits: input should be less than or equal to 8 (got 16)"),
+    ("validation", {"mape": "?", "n": 3}, "validation.mape: input should be a valid number (got '?')"),
+    ("validation", {"mape": 0.1}, "validation.n: missing"),
+    ("held_out", [], "held_out: input should be "), ("load", "busy", "load: input should be "),
+    ("corrections", {"tiny at 16": {"scale": 1.0}}, "corrections.tiny at 16.per_op_ms: missing"),
+    ("yardsticks", {"tiny at 16": {"network_ms": [0.0]}},
+     "yardsticks.tiny at 16.network_ms.0: input should be greater than 0 (got 0.0)"),
+    ("own_operators", {"double": 3}, "own_operators.double: input should be a valid string (got 3)")])
+def test_what_is_wrong_in_a_meta_is_one_line_with_file_key_and_value(key: str, value: object, says: str) -> None:
+    path = written({"device": "cpu", key: value})
+    with pytest.raises(UserError) as error:
+        costs.load(str(path))
+    assert str(error.value).startswith(f"mine.json: meta: {says}") and "\n" not in str(error.value)
+
+
+def test_what_a_meta_says_beyond_what_is_read_stays(tmp_path: Path) -> None:
+    said = {"device": "phone", "align": 8, "corrections": {"tiny at 16": None}, "mood": {"of": ["whoever", None]}}
+    LatencyTable.load(written(said)).save(Path("again.json"))
+    assert json.loads(Path("again.json").read_text())["meta"] == said
 
 
 def test_names_of_files() -> None:
@@ -77,10 +113,10 @@ def test_names_of_files() -> None:
 @pytest.mark.parametrize("other", [{"runtime_version": "0.1"}, {"processor": "abacus"}, {"device": "gpu-v100"},
                                    {"precision": "int3"}, {"threads": 10_000}, {"threads": None}], ids=str)
 def test_local_is_the_same_processor_runtime_and_version(other: dict[str, Any]) -> None:
-    here = conditions(1, 4)
+    here = Cpu(1, 4).conditions()
     device = local(here)
     assert isinstance(device, Cpu) and (device.threads, device.batch) == (1, 4)
-    assert local({**here, **other}) is None
+    assert local(here.model_copy(update=other)) is None
 
 
 MBCONV = OpKey(Op.parse("mbconv(kernel=3,se=0,hidden=8)"), 8, 8, 1, 16)
@@ -112,7 +148,7 @@ def test_a_table_lacks_what_a_row_would_cover() -> None:
 
 def test_costs_measured_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Cpu()
-    monkeypatch.setattr(devices, "local", lambda meta: device if meta["device"] == "cpu" else None)
+    monkeypatch.setattr(devices, "local", lambda meta: device if meta.device == "cpu" else None)
     table = save("mine")
     assert devices.measured_here(table) == (table, device)
     assert devices.measured_here(save("other", device="gpu-cuda")) is None

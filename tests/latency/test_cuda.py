@@ -19,6 +19,8 @@ from nas.errors import UserError
 from nas.latency import devices
 from nas.latency.devices import cuda, local
 from nas.latency.devices.cuda import WARM_UP, OrtCuda, TensorRt, Torch
+from nas.latency.devices.onnxruntime import Provider
+from nas.latency.meta import Conditions, Meta
 from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
 from nas.lower.onnx import export, lower
@@ -182,22 +184,23 @@ KNOWN = {"processor": "Fake 100", "driver": "600.10", "sm_mhz": 1410, "mem_mhz":
                                                  (OrtCuda(4, "fp16"), "onnxruntime-cuda")], ids=["torch", "ort"])
 def test_the_conditions_are_complete(fake: FakeCuda, device: cuda.Gpu, runtime: str) -> None:
     here = device.conditions()
-    assert KNOWN.items() <= here.items() and (here["device"], here["runtime"]) == (device.name, runtime)
-    assert all(here[key] for key in ("os", "runtime_version", "clock")) and {"cuda", "cudnn"} <= set(here)
-    json.dumps(here)
+    assert here.model_copy(update=KNOWN) == here and (here.device, here.runtime) == (device.name, runtime)
+    assert here.os and here.runtime_version and here.clock
+    json.dumps(here.to_json())
 
 
 def test_what_nvidia_smi_does_not_say_is_none(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nvidia_smi(monkeypatch, tmp_path, {**SAYS, "clocks_event_reasons.applications_clocks_setting": "Not Active"})
-    assert Torch().conditions()["clocks_locked"] is False
+    assert Torch().conditions().clocks_locked is False
     (tmp_path / "nvidia-smi").unlink()
     here = Torch().conditions()
-    assert here["processor"] == "Fake" and not any(here[key] for key in (*cuda.QUERY, "clocks_locked"))
+    unknown = (here.driver, here.sm_mhz, here.mem_mhz, here.sm_max_mhz, here.mem_max_mhz, here.clocks_locked)
+    assert here.processor == "Fake" and unknown == (None,) * 6
 
 
 def test_tensorrt_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "version", lambda name: "10.9")
-    assert TensorRt().versions()["runtime_version"] == f"{onnxruntime.__version__}, TensorRT 10.9"
+    assert TensorRt().software().runtime_version == f"{onnxruntime.__version__}, TensorRT 10.9"
 
 
 @pytest.mark.parametrize(("broken", "expected"), [([], "gpu-tensorrt"), (["gpu-tensorrt"], "gpu-ort"),
@@ -238,7 +241,7 @@ def test_without_a_gpu_it_ends_in_one_line(no_gpu: None, capfd: pytest.CaptureFi
 def test_a_provider_that_is_listed_but_does_not_load_is_none(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
 
-    def session(model: bytes, providers: list[str]) -> Any:
+    def session(model: bytes, provider: Provider) -> Any:
         onnx.checker.check_model(onnx.load_from_string(model))
         raise UserError("libcudnn")
 
@@ -251,11 +254,12 @@ def test_a_table_of_this_gpu_is_local(fake: FakeCuda) -> None:
     here = Torch(4, "fp16").conditions()
     device = local(here)
     assert isinstance(device, Torch) and (device.batch, device.precision) == (4, "fp16")
-    assert local({**here, "processor": "Fake 80"}) is None and local({**here, "device": "gpu-v100"}) is None
+    assert local(here.model_copy(update={"processor": "Fake 80"})) is None
+    assert local(here.model_copy(update={"device": "gpu-v100"})) is None
 
 
 def test_a_table_is_not_local_without_the_gpu(no_gpu: None) -> None:
-    assert local({"device": "gpu-torch", "processor": "Fake 100", "threads": 1, "batch": 1}) is None
+    assert local(Conditions(device="gpu-torch", processor="Fake 100", precision="fp32", threads=1, batch=1)) is None
     with pytest.raises(UserError, match="device=gpu-ort: "):
         tables.find_costs("gpu-ort")
 
@@ -268,7 +272,7 @@ def test_a_pick_is_measured_as_file_or_as_module(fake: FakeCuda, tiny: Layout, t
     module = ConvBN(3, 8, 3)
     export(module, tmp_path / "m.onnx", in_ch=3, size=16, metadata={})
     for device in (Torch(), OrtCuda()):
-        table = LatencyTable(device.name, device.conditions())
+        table = LatencyTable(device.name, Meta.model_validate(device.conditions().to_json()))
         here: Any = types.SimpleNamespace(costs={"t": table}, layout=tiny, measured=tiny)
         ms, _ = deliver.measured(here, "t", module, {"float": tmp_path / "m.onnx"})
         assert ms is not None and (ms == REPLAY_MS) == (device.name == "gpu-torch")
@@ -287,8 +291,8 @@ def test_this_gpu(tiny: Layout, tmp_path: Path, name: str, precision: str) -> No
     device = devices.opened(name, precision=precision)
     result = profile(tiny, tmp_path / f"{name}.json", device=device, validate=4)
     table = LatencyTable.load(tmp_path / f"{name}.json")
-    assert result["rows"] == len(table.rows) and every(0 < row.ms < 100 for row in table.rows.values())
-    assert result["validation"]["mape"] < 0.5 and table.meta["processor"] and table.meta["driver"]
+    assert result.rows == len(table.rows) and every(0 < row.ms < 100 for row in table.rows.values())
+    assert result.validation.mape < 0.5 and table.meta.processor and table.meta.driver
     found = local(table.meta)
     assert found is not None and found.name == name
     if found.reads_onnx:

@@ -9,7 +9,7 @@ from torch import nn
 
 from nas.errors import UserError
 from nas.latency.bench import Estimator
-from nas.latency.devices import SAME, kinds, local, local_targets, opened
+from nas.latency.devices import kinds, local, local_targets, opened
 from nas.latency.timing import Device
 from nas.lower.onnx import lower
 
@@ -33,8 +33,9 @@ def test_each_name_is_one_device_and_each_target_of_this_machine_names_one() -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_device_says_what_its_figures_depend_on(name: str) -> None:
     conditions = here(name).conditions()
-    assert conditions["device"] == name and (conditions["threads"], conditions["batch"]) == (1, 1)
-    assert all(conditions[key] for key in (*SAME, "precision", "clock"))
+    assert (conditions.device, conditions.threads, conditions.batch) == (name, 1, 1)
+    assert conditions.processor and conditions.runtime and conditions.runtime_version
+    assert conditions.precision and conditions.clock
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,6 +22,7 @@ from nas.latency import profile as profile_module
 from nas.latency.devices import ethos_u
 from nas.latency.devices.ethos_u import TARGETS, EthosU, own_cycles
 from nas.latency.devices.vela import Report
+from nas.latency.meta import Meta
 from nas.latency.predict import predict
 from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
@@ -85,15 +86,15 @@ def test_rows_add_up_to_whole_networks(target: str, tiny: Layout, tmp_path: Path
     path = tmp_path / f"{target}.json"
     result = profile(tiny, path, device=target, validate=4)
     table = LatencyTable.load(path)
-    assert result["rows"] == result["measured"] == len(table.rows) and result["correction"] is None
+    assert result.rows == result.measured == len(table.rows) and result.correction is None
     assert {row.how for row in table.rows.values()} == {"compiled"}
     assert every(row.ms == row.raw_ms == row.p10_ms == row.p90_ms for row in table.rows.values())
-    validation = result["validation"]
-    assert (validation["noise_mape"], validation["noise_kendall"], validation["drift"]) == (0, 1, 1)
-    assert 0 < validation["mape"] < 0.05  # 0 would be the same figure twice
+    validation = result.validation
+    assert (validation.noise_mape, validation.noise_kendall, validation.drift) == (0, 1, 1)
+    assert 0 < validation.mape < 0.05  # 0 would be the same figure twice
     meta = table.meta
-    assert meta["device"] == target and "not a measurement" in meta["method"] and meta["runtime_version"][:4] == "5.2."
-    assert (meta["system_config"], meta["memory_mode"]) == (TARGETS[target].system_config, TARGETS[target].memory_mode)
+    assert meta.device == target and "not a measurement" in meta.method and meta.runtime_version[:4] == "5.2."
+    assert (meta.system_config, meta.memory_mode) == (TARGETS[target].system_config, TARGETS[target].memory_mode)
 
 
 @needs_vela
@@ -104,10 +105,10 @@ def test_a_second_profile_compiles_nothing_and_other_conditions_are_refused(
     first = profile(small, path, device=device)
     before = path.read_text()
     monkeypatch.setattr(device, "compile", lambda *args: pytest.fail("compiled again"))
-    assert profile(small, path, device=device)["measured"] == 0 and path.read_text() == before
+    assert profile(small, path, device=device).measured == 0 and path.read_text() == before
     with pytest.raises(UserError, match=r"npu\.json: device was 'ethos-u55-128' and is 'ethos-u85-256' now"):
         profile(small, path, device="ethos-u85-256")
-    assert first["measured"] == len(LatencyTable.load(path).rows)
+    assert first.measured == len(LatencyTable.load(path).rows)
 
 
 @needs_vela
@@ -171,17 +172,17 @@ def test_shipped_tables_cover_the_shipped_spaces_in_whole_cycles(target: str) ->
     for preset in shipped("search_spaces/presets", ".yaml"):
         for size, classes in ((224, 1000), (32, 10)):
             assert table.missing(candidates(layout(Space.load(preset), Task(size, 3, classes)))) == [], (preset, size)
-    cycles = [row.ms * table.meta["core_clock_mhz"] * 1e3 for row in table.rows.values()]
+    cycles = [row.ms * table.meta.core_clock_mhz * 1e3 for row in table.rows.values()]
     assert max(abs(value - round(value)) for value in cycles) < 1e-6 and min(cycles) > 100
-    assert (table.meta["system_config"], table.meta["memory_mode"]) == (TARGETS[target].system_config, "Shared_Sram")
+    assert (table.meta.system_config, table.meta.memory_mode) == (TARGETS[target].system_config, "Shared_Sram")
 
 
 @needs_vela
 @pytest.mark.parametrize("target", TARGETS)
 def test_shipped_rows_are_what_is_compiled_today(target: str) -> None:
     table, device = shipped_table(target), EthosU(target)
-    if table.meta["runtime_version"] != device.version:
-        pytest.skip(f"the table is of Vela {table.meta['runtime_version']}, here is {device.version}")
+    if table.meta.runtime_version != device.version:
+        pytest.skip(f"the table is of Vela {table.meta.runtime_version}, here is {device.version}")
     plan = layout(Space.load("ghost"), Task(32, 3, 10))
     small = [key for key in candidates(plan) if key in table.rows and key.in_ch < 50]
     keys = random.Random(0).sample(small, 4)
@@ -190,7 +191,7 @@ def test_shipped_rows_are_what_is_compiled_today(target: str) -> None:
 
 @needs_vela
 def test_a_file_costs_what_vela_counts_for_the_network(tmp_path: Path, tiny: Layout) -> None:
-    costs = LatencyTable("npu", {"device": "ethos-u55-128"})
+    costs = LatencyTable("npu", Meta(device="ethos-u55-128"))
     device = EthosU("ethos-u55-128")
     network = Subnet(plan(tiny, sampling.sample(tiny, random.Random(1))))
     export(network, tmp_path / "m.onnx", in_ch=3, size=16, metadata={})
@@ -208,4 +209,4 @@ def test_a_file_with_an_operator_without_a_rule_is_one_line(tmp_path: Path) -> N
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AvgPool2d(2))
     (tmp_path / "m.onnx").write_bytes(through_torch(module, in_ch=3, size=16).SerializeToString())
     with pytest.raises(UserError, match=r"m\.onnx: int8 TFLite: no rule for the operator AveragePool"):
-        predict(tmp_path / "m.onnx", LatencyTable("npu", {"device": "ethos-u55-128"}))
+        predict(tmp_path / "m.onnx", LatencyTable("npu", Meta(device="ethos-u55-128")))

@@ -43,9 +43,9 @@ def test_a_table_without_exits_says_what_to_run(tiny: Layout, tiny_exits: Layout
     before = LatencyTable.load(path)
     with pytest.raises(UserError, match=r"exit_head.*not in the table.*profile\(.*, exits=True\)$"):
         before.ms(tiny_exits.exits[0].key)
-    assert profile(tiny_exits, path, device=Clockwork())["measured"] == 4  # 2, 10, 100 and 1000 classes
+    assert profile(tiny_exits, path, device=Clockwork()).measured == 4  # 2, 10, 100 and 1000 classes
     after = LatencyTable.load(path)
     assert after.missing(candidates(tiny_exits)) == []
-    assert after.meta["yardsticks"] == before.meta["yardsticks"]  # the same ones, exits or not
+    assert after.meta.yardsticks == before.meta.yardsticks  # the same ones, exits or not
     # 0.1 ms and 0.01 ms a hidden channel (none here), and as a graph's end half a call, as the head has
     assert after.ms(tiny_exits.exits[0].key) == pytest.approx(0.1 + 0.25)

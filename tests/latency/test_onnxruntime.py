@@ -7,7 +7,7 @@ from onnx import ModelProto, numpy_helper
 from torch import nn
 
 from nas.latency.devices import onnxruntime as device
-from nas.latency.devices.onnxruntime import Cpu, conditions, weight_bits
+from nas.latency.devices.onnxruntime import Cpu, weight_bits
 
 
 @pytest.mark.parametrize(("machine", "flags", "bits"), [
@@ -18,7 +18,7 @@ def test_weights_are_narrower_where_sums_would_saturate(monkeypatch: pytest.Monk
     monkeypatch.setattr(device.platform, "machine", lambda: machine)
     monkeypatch.setattr(device, "_cpuinfo", lambda: {"flags": flags})
     assert weight_bits() == bits
-    assert conditions(1, 1, "int8")["weight_bits"] == bits and "weight_bits" not in conditions(1, 1)
+    assert Cpu(precision="int8").conditions().weight_bits == bits and Cpu().conditions().weight_bits is None
 
 
 @pytest.mark.parametrize("bits", [7, 8])
@@ -37,8 +37,8 @@ def test_an_int8_module_is_timed_as_such(monkeypatch: pytest.MonkeyPatch, bits: 
 
 
 def test_conditions_say_the_precision() -> None:
-    assert Cpu(precision="int8").conditions()["precision"] == "int8"
-    assert Cpu().conditions()["precision"] == "fp32"
+    assert Cpu(precision="int8").conditions().precision == "int8"
+    assert Cpu().conditions().precision == "fp32"
 
 
 def test_a_run_is_milliseconds_of_the_given_clock_around_one_call() -> None:

@@ -16,6 +16,7 @@ from nas.files import shipped
 from nas.latency import costs
 from nas.latency.fusion import Kernel
 from nas.latency.kernel_model import KernelModel
+from nas.latency.meta import Meta
 from nas.latency.predict import LeftOut, predict
 from nas.latency.table import LatencyTable
 from nas.lower.onnx import export
@@ -95,7 +96,7 @@ def test_an_operator_of_somebody_else_is_named_where_its_shape_is_not_known(tmp_
 def test_a_table_has_no_price_for_any_graph(tmp_path: Path) -> None:
     path = model(tmp_path / "m.onnx", helper.make_node("Relu", ["x"], ["y"]))
     with pytest.raises(UserError, match=r"m\.onnx: the table mine has rows for .*nas measure .*m\.onnx$"):
-        predict(path, LatencyTable("mine", {"device": "cpu"}))
+        predict(path, LatencyTable("mine", Meta(device="cpu")))
 
 
 def test_batch_multiplies_what_is_moved_but_not_the_launch(tmp_path: Path) -> None:

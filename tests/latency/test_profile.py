@@ -21,6 +21,7 @@ from nas.latency import estimate
 from nas.latency import profile as profile_module
 from nas.latency.bench import Clocked
 from nas.latency.context import Context, Map
+from nas.latency.meta import Correction, Meta
 from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady
@@ -45,7 +46,7 @@ def test_a_finished_network_is_as_fast_as_the_device_was(tiny: Layout, tmp_path:
     table = LatencyTable.load(tmp_path / "t.json")
     slow = Clockwork(slower=1.3)
     assert profile_module.time_network(lambda: lambda: 2.6, tiny, table, slow) == pytest.approx((2.0, 1.3))
-    table.meta["yardsticks"] = {}  # as for a layout that was not profiled
+    table.meta.yardsticks = {}  # as for a layout that was not profiled
     assert profile_module.time_network(lambda: lambda: 2.6, tiny, table, slow) == (2.6, None)
 
 
@@ -72,16 +73,16 @@ def test_a_profile_prices_whole_networks_exactly(tiny: Layout, tmp_path: Path) -
     progress = TerminalProgress(Console(file=text, width=200))
     result = profile(tiny, path, device=Clockwork(), validate=12, progress=progress)
     table = LatencyTable.load(path)
-    assert result["rows"] == result["measured"] == len(table.rows) and result["flagged"] == 0
+    assert result.rows == result.measured == len(table.rows) and result.flagged == 0
     said = [line.partition(", took")[0] for line in text.getvalue().splitlines()]
-    assert said == [f"rows: {result['rows']}/{result['rows']}",
+    assert said == [f"rows: {result.rows}/{result.rows}",
                     f"correction: {profile_module.FITTED_ON}/{profile_module.FITTED_ON}", "validation: 12/12"]
-    validation = result["validation"]
-    assert validation["n"] == 12 and validation["noise_mape"] == 0
-    assert validation["kendall"] > 0.98  # two of equal cost may differ in the last digit
-    assert validation["mape"] == pytest.approx(0, abs=1e-9) == abs(validation["bias"])
-    assert table.meta["validation"] == validation and table.meta["method"] == "measured"
-    assert result["correction"]["scale"] == pytest.approx(1)
+    validation = result.validation
+    assert validation.n == 12 and validation.noise_mape == 0
+    assert validation.kendall > 0.98  # two of equal cost may differ in the last digit
+    assert validation.mape == pytest.approx(0, abs=1e-9) == abs(validation.bias)
+    assert table.meta.validation == validation and table.meta.method == "measured"
+    assert result.correction.scale == pytest.approx(1)
     keys = plan(tiny, sampling.sample(tiny, random.Random(5)))
     network = Subnet(keys)
     blocks = [network.stem, *network.blocks, network.head]
@@ -112,19 +113,19 @@ def test_in_processes_of_its_own_a_profile_finds_the_same(tiny: Layout, tmp_path
     here, there = (LatencyTable.load(tmp_path / f"{name}.json") for name in ("here", "apart"))
     rows = [{key: row.ms for key, row in table.rows.items()} for table in (here, there)]
     assert rows[1] == pytest.approx(rows[0])
-    assert there.meta["yardsticks"] == here.meta["yardsticks"]
-    assert results[0]["validation"]["mape"] == results[1]["validation"]["mape"] == pytest.approx(0, abs=1e-9)
+    assert there.meta.yardsticks == here.meta.yardsticks
+    assert results[0].validation.mape == results[1].validation.mape == pytest.approx(0, abs=1e-9)
     assert len(apart.measured) < 5  # all but a few were prepared in other processes
 
 
 def test_a_second_profile_measures_nothing_and_remeasure_everything(tiny: Layout, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
-    rows = profile(tiny, path, device=Clockwork())["measured"]
+    rows = profile(tiny, path, device=Clockwork()).measured
     before = path.read_text()
     again = Clockwork()
-    assert profile(tiny, path, device=again)["measured"] == 0
+    assert profile(tiny, path, device=again).measured == 0
     assert again.measured == [] and path.read_text() == before
-    assert profile(tiny, path, device=Clockwork(), remeasure=True)["measured"] == rows
+    assert profile(tiny, path, device=Clockwork(), remeasure=True).measured == rows
 
 
 def test_a_killed_profile_continues_with_the_missing_rows(tiny: Layout, tmp_path: Path,
@@ -134,8 +135,8 @@ def test_a_killed_profile_continues_with_the_missing_rows(tiny: Layout, tmp_path
     with pytest.raises(KeyboardInterrupt):
         profile(tiny, path, device=Clockwork(stop_after=10))
     assert len(LatencyTable.load(path).rows) == 8
-    wanted = len(LatencyTable("t", {"align": 32}).missing(keys))
-    assert profile(tiny, path, device=Clockwork())["measured"] == wanted - 8
+    wanted = len(LatencyTable("t", Meta(device="clockwork", align=32)).missing(keys))
+    assert profile(tiny, path, device=Clockwork()).measured == wanted - 8
     assert LatencyTable.load(path).missing(keys) == []
 
 
@@ -143,8 +144,8 @@ def test_a_second_layout_keeps_the_rows_of_the_first(tiny: Layout, tiny_space: S
     path = tmp_path / "t.json"
     first = profile(tiny, path, device=Clockwork())
     second = profile(layout(tiny_space, Task(32, 3, 4)), path, device=Clockwork())
-    assert second["rows"] == first["rows"] + second["measured"]
-    labels = LatencyTable.load(path).meta["corrections"]
+    assert second.rows == first.rows + second.measured
+    labels = LatencyTable.load(path).meta.corrections
     assert sorted(label.partition(" (")[0] for label in labels) == ["tiny at 16", "tiny at 32"]
 
 
@@ -154,7 +155,7 @@ def test_rows_of_two_machines_never_share_a_table(tiny: Layout, tmp_path: Path) 
     with pytest.raises(UserError, match=r"t\.json: processor was 'gears' and is 'cogs' now: .*out.*remeasure"):
         profile(tiny, path, device=Clockwork("cogs"))
     profile(tiny, path, device=Clockwork("cogs"), remeasure=True)
-    assert LatencyTable.load(path).meta["processor"] == "cogs"
+    assert LatencyTable.load(path).meta.processor == "cogs"
 
 
 def test_a_table_is_filled_by_one_process_at_a_time(tiny: Layout, tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_table_is_filled_by_one_process_at_a_time(tiny: Layout, tmp_path: Path
         file.flush()
         with pytest.raises(UserError, match=r"t\.json: is being filled by process 4711; wait for it, or .* out"):
             profile(tiny, tmp_path / "t.json", device=Clockwork())
-    assert profile(tiny, tmp_path / "t.json", device=Clockwork())["measured"]
+    assert profile(tiny, tmp_path / "t.json", device=Clockwork()).measured
 
 
 def test_a_table_that_hides_a_shipped_one_begins_with_its_rows(tiny: Layout, tiny_space: Space, tmp_path: Path,
@@ -172,23 +173,23 @@ def test_a_table_that_hides_a_shipped_one_begins_with_its_rows(tiny: Layout, tin
     shipped, own = tmp_path / "shipped", Path("latency_tables") / "clockwork.json"
     monkeypatch.setattr(profile_module, "folder", lambda kind: shipped)
     monkeypatch.chdir(tmp_path)
-    there = profile(tiny, shipped / own.name, device=Clockwork())["rows"]
+    there = profile(tiny, shipped / own.name, device=Clockwork()).rows
     before = (shipped / own.name).read_bytes()
     other = layout(tiny_space, Task(32, 3, 4))
-    assert profile(other, own, device=Clockwork())["rows"] > there  # at another size: none is measured twice
+    assert profile(other, own, device=Clockwork()).rows > there  # at another size: none is measured twice
     assert LatencyTable.load(own).missing(candidates(tiny)) == [] and (shipped / own.name).read_bytes() == before
     elsewhere = profile(other, tmp_path / own.name, device=Clockwork())
-    assert elsewhere["rows"] == elsewhere["measured"]  # with a path of its own it hides nothing
+    assert elsewhere.rows == elsewhere.measured  # with a path of its own it hides nothing
     own.unlink()
     fresh = profile(other, own, device=Clockwork("cogs"))
-    assert fresh["rows"] == fresh["measured"]  # rows of two machines never share a table
+    assert fresh.rows == fresh.measured  # rows of two machines never share a table
 
 
 def test_a_difference_below_zero_becomes_the_operator_alone_and_is_flagged(tiny: Layout, tmp_path: Path) -> None:
     result = profile(tiny, tmp_path / "t.json", device=Clockwork(slack=0.19))
     table = LatencyTable.load(tmp_path / "t.json")
     flagged = [row for row in table.rows.values() if row.how == "flagged"]
-    assert result["flagged"] == len(flagged) > 0
+    assert result.flagged == len(flagged) > 0
     assert {(row.hidden, round(row.raw_ms, 6)) for row in flagged} == {(8, round(0.18 - 0.19 + CALL_MS, 6))}
     assert every(row.ms > 0 for row in table.rows.values())
 
@@ -214,9 +215,9 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                          "head": {"op": "head"}})
     result = profile(layout(space, Task(8, 3, 4)), tmp_path / "cpu.json", validate=2)
     table = LatencyTable.load(tmp_path / "cpu.json")
-    assert result["rows"] == len(table.rows) == 1 + 2 + 4  # stem, two widths, a head at four numbers of classes
+    assert result.rows == len(table.rows) == 1 + 2 + 4  # stem, two widths, a head at four numbers of classes
     assert every(0 < row.ms < 1000 and row.n > 0 for row in table.rows.values())
-    assert table.meta["runtime"] == "onnxruntime" and table.meta["processor"]
+    assert table.meta.runtime == "onnxruntime" and table.meta.processor
 
 
 class Networks(Clockwork):
@@ -238,18 +239,18 @@ def test_rows_of_exits_take_the_correction_of_their_layout(tiny: Layout, tiny_ex
     path, device = tmp_path / "t.json", Networks()
     profile(tiny, path, device=device)
     table = LatencyTable.load(path)
-    (label,) = table.meta["corrections"]
-    known = {**table.meta["corrections"][label], "scale": 1.5, "per_op_ms": 0.25}
-    table.meta["corrections"][label] = known
+    (label,) = table.meta.corrections
+    known = Correction(scale=1.5, per_op_ms=0.25, n=24)
+    table.meta.corrections[label] = known
     table.save(path)
     device = Networks()
-    assert profile(tiny_exits, path, device=device)["measured"] == 4  # a head at four numbers of classes
+    assert profile(tiny_exits, path, device=device).measured == 4  # a head at four numbers of classes
     table = LatencyTable.load(path)
     exits = [row for key, row in table.rows.items() if key.is_exit]
-    assert device.networks == 0 and table.meta["corrections"] == {label: known} and len(exits) == 4
+    assert device.networks == 0 and table.meta.corrections == {label: known} and len(exits) == 4
     assert every(row.ms == 1.5 * row.raw_ms + 0.25 for row in exits)
     device = Networks()
-    assert profile(tiny_exits, path, device=device)["measured"] == 0 and device.networks == len(device.measured) == 0
+    assert profile(tiny_exits, path, device=device).measured == 0 and device.networks == len(device.measured) == 0
 
 
 @pytest.mark.parametrize("stop_at", [1, 20])
@@ -261,11 +262,11 @@ def test_interrupted_in_the_correction_a_profile_corrects_its_rows_later(tiny: L
         profile(tiny, path, device=Networks(stop_at))
     table = LatencyTable.load(path)
     assert table.missing(candidates(tiny)) == [] and profile_module.unfinished(tiny, table)
-    assert table.meta["corrections"] == {}
+    assert table.meta.corrections == {}
     rest = Networks()
-    assert profile(tiny, path, device=rest)["measured"] == 0
+    assert profile(tiny, path, device=rest).measured == 0
     done, expected = (LatencyTable.load(tmp_path / f"{name}.json") for name in ("t", "whole"))
-    assert not profile_module.unfinished(tiny, done) and "begun" not in done.meta and "uncorrected" not in done.meta
+    assert not profile_module.unfinished(tiny, done) and done.meta.begun == {} and done.meta.uncorrected == []
     assert {key: row.ms for key, row in done.rows.items()} == pytest.approx(
         {key: row.ms for key, row in expected.rows.items()})
     # 3 yardsticks, prepared once by each; 24 networks in parts of 8: what was kept is not prepared again
@@ -278,9 +279,9 @@ def test_interrupted_in_the_validation_a_profile_goes_on_with_it(tiny: Layout, t
     with pytest.raises(KeyboardInterrupt):
         profile(tiny, path, device=Networks(stop_at=3 + 8 + 4), validate=20)
     rest = Networks()
-    validation = profile(tiny, path, device=rest, validate=20)["validation"]
-    assert rest.networks == 3 + 12 and validation["n"] == 20
-    assert validation["mape"] == pytest.approx(0, abs=1e-9)
+    validation = profile(tiny, path, device=rest, validate=20).validation
+    assert rest.networks == 3 + 12 and validation.n == 20
+    assert validation.mape == pytest.approx(0, abs=1e-9)
 
 
 def test_measuring_anew_measures_networks_anew_that_were_begun(tiny: Layout, tmp_path: Path) -> None:
@@ -288,7 +289,7 @@ def test_measuring_anew_measures_networks_anew_that_were_begun(tiny: Layout, tmp
     profile(tiny, tmp_path / "whole.json", device=whole)
     with pytest.raises(KeyboardInterrupt):
         profile(tiny, path, device=Networks(20))
-    assert LatencyTable.load(path).meta["begun"]
+    assert LatencyTable.load(path).meta.begun
     device = Networks()
     profile(tiny, path, device=device, remeasure=True)
     assert device.networks == whole.networks
@@ -298,7 +299,7 @@ def test_how_long_a_profile_takes_is_said_before(tiny: Layout, tiny_exits: Layou
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SECONDS_A_GRAPH": 0.0, "SECONDS_A_NETWORK": 0.0, "PREPARED_S": 1.0}.items():
         monkeypatch.setattr(estimate, name, value)
-    empty = LatencyTable("t", {"align": 32, "corrections": {}})
+    empty = LatencyTable("t", Meta(device="clockwork", align=32))
     rows = len(empty.missing(candidates(tiny)))
     # a second a graph: the rows, pairs on the maps of 8 channels and of 16; then 24 networks twice
     assert profile_module.estimate_s(tiny, empty, Clockwork()) == rows + 2 + 2 * 24

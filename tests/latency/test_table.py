@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nas.arch import Op
 from nas.cli.wording import CommandNames
 from nas.errors import UserError, named_by
+from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable, Row, knot_widths
 from nas.plan import Layout, OpKey, candidates
 
@@ -26,7 +27,7 @@ def row(text: str, ms: float, out_ch: int = 8) -> Row:
 
 
 def table(*rows: Row, **meta: object) -> LatencyTable:
-    return LatencyTable("cpu", {**META, **meta}, rows)
+    return LatencyTable("cpu", Meta.model_validate({**META, **meta}), rows)
 
 
 def test_between_knots_of_one_alignment_it_is_linear() -> None:
@@ -73,7 +74,7 @@ def test_the_command_for_what_lacks_has_the_conditions_of_the_table(
         meta: dict[str, object], file: str | None, command: str, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    t = LatencyTable("t", meta, path=Path(file) if file else None)
+    t = LatencyTable("t", Meta.model_validate(meta), path=Path(file) if file else None)
     with named_by(CommandNames([])):
         assert t.command("ghost", 32) == command
         with pytest.raises(UserError, match=f"stem 8->8 .*; run: {command}$"):
@@ -189,5 +190,4 @@ def test_a_mutated_table_is_refused_in_one_line_or_is_sound(where: tuple, value:
         assert all(loaded.ms(k) > 0 for k in loaded.rows)
         loaded.save(tmp_path / "again.json")
         again = LatencyTable.load(tmp_path / "again.json")
-        assert (again.name, again.rows) == (loaded.name, loaded.rows)
-        assert json.dumps(again.meta) == json.dumps(loaded.meta)
+        assert (again.name, again.rows, again.meta) == (loaded.name, loaded.rows, loaded.meta)

@@ -10,6 +10,7 @@ from torch import nn
 
 from nas.latency import bench as bench_module
 from nas.latency import profile as profile_module
+from nas.latency.load import Load
 from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady, interleaved, summary
@@ -165,8 +166,9 @@ def test_a_table_begun_on_a_slow_machine_is_begun_anew(tiny: Layout, tmp_path: P
     for name, device in (("fast", Clockwork()), ("waking", Slowed(range(7)))):
         profile(tiny, tmp_path / f"{name}.json", device=device)
     fast, waking = (LatencyTable.load(tmp_path / f"{name}.json") for name in ("fast", "waking"))
-    (one,), (other,) = (table.meta["yardsticks"].values() for table in (fast, waking))
-    assert one == {"op": other["op"], **{name: pytest.approx(other[name]) for name in ("op_ms", "network_ms")}}
+    (known,), (other,) = (table.meta.yardsticks.values() for table in (fast, waking))
+    assert known.op == other.op and known.op_ms and known.network_ms
+    assert known.op_ms == pytest.approx(other.op_ms) and known.network_ms == pytest.approx(other.network_ms)
     assert {key: row.ms for key, row in waking.rows.items()} == pytest.approx(
         {key: row.ms for key, row in fast.rows.items()})
 
@@ -183,10 +185,10 @@ def test_a_profile_notes_how_busy_the_machine_was(tiny: Layout, tmp_path: Path,
     monkeypatch.setattr("os.getloadavg", lambda: (2.5, 0.0, 0.0))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     profile(tiny, tmp_path / "t.json", device=Clockwork())
-    load = LatencyTable.load(tmp_path / "t.json").meta["load"]
-    assert load == {"others": 1.5, "cores": 2, "drift": 1.0, "spread": pytest.approx(1.0)}
+    load = LatencyTable.load(tmp_path / "t.json").meta.load
+    assert load == Load(others=1.5, cores=2, drift=1.0, spread=1.0)
     monkeypatch.setattr("os.getloadavg", lambda: (1.0, 0.0, 0.0))
     profile(tiny, tmp_path / "t.json", device=Clockwork())  # nothing is measured
-    assert LatencyTable.load(tmp_path / "t.json").meta["load"] == load
+    assert LatencyTable.load(tmp_path / "t.json").meta.load == load
     profile(tiny, tmp_path / "t.json", device=Clockwork(), remeasure=True)
-    assert LatencyTable.load(tmp_path / "t.json").meta["load"]["others"] == 0.0
+    assert LatencyTable.load(tmp_path / "t.json").meta.load.others == 0.0

@@ -10,7 +10,8 @@ import pytest
 
 from nas.errors import UserError
 from nas.latency import costs
-from nas.latency.agreement import add_validation, agreement, kendall, mape
+from nas.latency.agreement import agreement, kendall, mape
+from nas.latency.meta import Meta, Validation
 from nas.latency.table import LatencyTable
 from nas.latency.validate import validate
 
@@ -22,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     SAMPLES.write_text(json.dumps([{"id": "a", "ms": 1.0}, {"id": "b", "ms": 2}, {"id": "c", "ms": 3.0},
                                    {"id": "d", "ms": 4.0}]))
-    LatencyTable("mine", {"device": "phone"}).save(Path("latency_tables/mine.json"))
+    LatencyTable("mine", Meta(device="phone")).save(Path("latency_tables/mine.json"))
 
 
 def test_figures_by_hand() -> None:
@@ -53,12 +54,12 @@ def test_only_with_write_is_it_noted_and_nothing_is_lost() -> None:
     MEASURED.write_text("id,ms\na,2\nb,2\n")
     first = validate("mine", SAMPLES, MEASURED, write=True)
     assert first.table == Path("latency_tables/mine.json")
-    noted = costs.load("mine").meta["validation"]
-    assert noted["n"] == 2 and noted["mape"] == 0.25 and noted["measured"] == "measured.csv"
+    noted = costs.load("mine").meta.validation
+    assert noted is not None and (noted.n, noted.mape, noted.measured) == (2, 0.25, "measured.csv")
     MEASURED.write_text("id,ms\na,1\n")
     validate("mine", SAMPLES, MEASURED, write=True)
     meta = costs.load("mine").meta
-    assert meta["validation"]["n"] == 1 and meta["earlier_validations"] == [noted]
+    assert meta.validation.n == 1 and meta.earlier_validations == [noted]
 
 
 def test_a_shipped_table_is_not_written_to_but_copied() -> None:
@@ -69,14 +70,14 @@ def test_a_shipped_table_is_not_written_to_but_copied() -> None:
     assert shipped.read_bytes() == before and costs.find("gpu-v100") == Path("latency_tables/gpu-v100.json")
     copy, original = json.loads(costs.find("gpu-v100").read_text()), json.loads(before)
     assert copy["variants"] == original["variants"] and copy["meta"].pop("validation")["bias"] == -0.5
-    assert copy["meta"] == original["meta"] and costs.load("gpu-v100").meta["validation"]["n"] == 1
+    assert copy["meta"] == original["meta"] and costs.load("gpu-v100").meta.validation.n == 1
 
 
 def test_notes_keep_their_order() -> None:
-    meta: dict[str, object] = {}
-    for n in (1, 2, 3):
-        add_validation(meta, {"n": n})
-    assert meta == {"validation": {"n": 3}, "earlier_validations": [{"n": 1}, {"n": 2}]}
+    meta, (first, second, third) = Meta(device="phone"), (Validation(n=n, mape=0.1) for n in (1, 2, 3))
+    for validation in (first, second, third):
+        meta.add_validation(validation)
+    assert meta.validation == third and meta.earlier_validations == [first, second]
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -98,7 +99,7 @@ def test_a_mistake_in_the_measurements_is_one_line(content: str | bytes, message
     with pytest.raises(UserError) as error:
         validate("mine", SAMPLES, MEASURED, write=True)
     assert str(error.value).startswith("measured.csv: ") and message in str(error.value)
-    assert "\n" not in str(error.value) and "validation" not in costs.load("mine").meta
+    assert "\n" not in str(error.value) and costs.load("mine").meta.validation is None
 
 
 @pytest.mark.parametrize(("content", "message"), [

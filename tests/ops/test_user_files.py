@@ -14,7 +14,8 @@ from tiny_search import Quiet, config_of, searched, selected
 from tiny_space import TINY
 
 from nas.errors import UserError, call
-from nas.latency.table import OWN, LatencyTable, Row
+from nas.latency.meta import Meta
+from nas.latency.table import LatencyTable, Row
 from nas.ops import families, user_files
 from nas.pipeline import check_space
 from nas.pipeline import search as pipeline
@@ -212,15 +213,15 @@ def test_rows_of_other_code_are_not_used(ops: Path, tmp_path: Path, space: Path)
     plan = check_space.checked_layout(str(space), Task(16, 3, 4))
     keys = [key for key in candidates(plan) if key.op.name in ("double", "mbconv")]
 
-    def rows_after(meta: dict[str, object]) -> set[str]:
+    def rows_after(own_operators: dict[str, str]) -> set[str]:
         rows = [Row.of(key, ms=1.0, raw_ms=1.0, p10_ms=1.0, p90_ms=1.0, n=9, how="measured") for key in keys]
-        LatencyTable("t", {"device": "cpu", **meta}, rows).save(tmp_path / "t.json")
+        LatencyTable("t", Meta(device="cpu", own_operators=own_operators), rows).save(tmp_path / "t.json")
         return {key.op.name for key in LatencyTable.load(tmp_path / "t.json").rows}
 
-    assert rows_after({OWN: {"double": source.sha256}}) == {"double", "mbconv"}
-    assert rows_after({OWN: {"double": "0" * 64}}) == rows_after({}) == rows_after({OWN: 3}) == {"mbconv"}
+    assert rows_after({"double": source.sha256}) == {"double", "mbconv"}
+    assert rows_after({"double": "0" * 64}) == rows_after({}) == {"mbconv"}
     forget()
-    assert rows_after({OWN: {"double": "0" * 64}}) == {"double", "mbconv"}  # nobody asks for them: they are kept
+    assert rows_after({"double": "0" * 64}) == {"double", "mbconv"}  # nobody asks for them: they are kept
 
 
 def test_every_mistake_of_a_file_is_named(tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_what_a_table_lacks_is_counted_with_the_command_that_makes_it(tmp_path: 
     file.write_text(yaml.safe_dump(TINY))
     key = OpKey(candidates(check_space.checked_layout(str(file), Task(16, 3, 4)))[0].op, 3, 8, 1, 16)
     row = Row.of(key, ms=1.0, raw_ms=1.0, p10_ms=1.0, p90_ms=1.0, n=9, how="measured")
-    LatencyTable("t", {"device": "cpu", "align": 8}, [row]).save(tmp_path / "t.json")
+    LatencyTable("t", Meta(device="cpu", align=8), [row]).save(tmp_path / "t.json")
     result = check_space.check(str(file), Task(16, 3, 4), [str(tmp_path / "t.json")], Quiet())
     (costs,) = result.targets
     assert isinstance(costs, check_space.MissingRows) and costs.missing > 0

@@ -69,7 +69,7 @@ def right(path: Path, split: Split) -> float:
 def test_the_table_is_made_and_completed_in_int8(finished: Made, tiny_space: Space) -> None:
     _, _, progress = finished
     table = LatencyTable.load(costs.LOCAL / "cpu-int8.json")
-    assert table.int8_on_cpu and table.meta["weight_bits"] in (7, 8)
+    assert table.int8_on_cpu and table.meta.weight_bits in (7, 8)
     device = local(table.meta)
     assert isinstance(device, Cpu) and device.precision == "int8"
     assert any(re.match(r"cpu-int8: \d+ rows are not measured yet; measuring them now into ", note)
@@ -83,7 +83,7 @@ def test_the_table_is_made_and_completed_in_int8(finished: Made, tiny_space: Spa
 
 def test_a_table_of_another_machine_is_used_and_said_to_be_one(finished: Made, tiny_space: Space) -> None:
     table = LatencyTable.load(costs.LOCAL / "cpu-int8.json")
-    table.meta["processor"] = "Abacus 3000"
+    table.meta.processor = "Abacus 3000"
     table.save(Path("other.json"))
     progress, plan = Quiet(), layout(tiny_space, Task(16, 3, 10))
     assert tables.complete("other.json", plan, progress) == Path("other.json")

@@ -21,6 +21,7 @@ from nas.cli import render
 from nas.decision import Prices
 from nas.errors import UserError
 from nas.latency import bench, devices, profile
+from nas.latency.meta import Conditions
 from nas.latency.table import LatencyTable
 from nas.ops.registry import Block
 from nas.pipeline import overrun, recheck
@@ -57,9 +58,9 @@ class Gears:
         ms = self.factor * (1.0 + sum(0.1 + 0.01 * width for width in hidden))
         return lambda: ms
 
-    def conditions(self) -> dict[str, Any]:
-        return {"device": "gears", "processor": "brass", "runtime": "spring", "runtime_version": "1",
-                "precision": "fp32", "threads": 1, "batch": 1}
+    def conditions(self) -> Conditions:
+        return Conditions(device="gears", processor="brass", runtime="spring", runtime_version="1", precision="fp32",
+                          threads=1, batch=1)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(bench, "SECONDS_A_NETWORK", 0.0)
         profile.profile(layout(Space.parse(TINY, "tiny.yaml"), Task(16, 3, 10)), folder / "gears.json", device=Gears())
     made = LatencyTable.load(folder / "gears.json")
-    made.meta["yardsticks"] = {}
+    made.meta.yardsticks = {}
     made.save(folder / "gears.json")
     return folder / "gears.json"
 
@@ -82,7 +83,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``here(device)``: this machine is that device."""
     def turned(device: Gears) -> None:
         for module in (devices, tables):
-            monkeypatch.setattr(module, "local", lambda meta: device if meta.get("device") == "gears" else None)
+            monkeypatch.setattr(module, "local", lambda meta: device if meta.device == "gears" else None)
         monkeypatch.setattr(profile, "CHECKED_S", 0.0)
 
     return turned
@@ -94,7 +95,7 @@ def made(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     run, progress = tmp_path_factory.mktemp("made") / "run", Quiet()
     with pytest.MonkeyPatch.context() as patch:
         for module in (devices, tables):
-            patch.setattr(module, "local", lambda meta: Gears(1.25) if meta.get("device") == "gears" else None)
+            patch.setattr(module, "local", lambda meta: Gears(1.25) if meta.device == "gears" else None)
         patch.setattr(profile, "CHECKED_S", 0.0)
         config = config_of(table.parent / "tiny.yaml", "budget_ms=[2.2, 2.8]", target=str(table))
         result = searched(config, run, progress)

@@ -21,6 +21,7 @@ from nas.arch import Arch
 from nas.cli import render
 from nas.config.search import Config, fingerprint, resolve
 from nas.errors import UserError
+from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable, Row
 from nas.pipeline import search as pipeline
 from nas.pipeline import supernet
@@ -46,7 +47,7 @@ def ms(key: OpKey) -> float:
 def phone(file: Path, sizes: list[int]) -> Path:
     rows = [Row.of(key, ms=ms(key), raw_ms=ms(key), p10_ms=ms(key), p90_ms=ms(key), n=5, how="measured")
             for key in dict.fromkeys(key for size in sizes for key in candidates(AT[size]))]
-    LatencyTable("phone", {"device": "phone", "align": 1}, rows).save(file)
+    LatencyTable("phone", Meta(device="phone"), rows).save(file)
     return file
 
 

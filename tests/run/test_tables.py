@@ -17,6 +17,7 @@ from nas.files import folder
 from nas.latency import profile
 from nas.latency.devices import opened
 from nas.latency.devices.ethos_u import EthosU
+from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable
 from nas.lower.flatbuffer import MISSING
 from nas.plan import Layout, Task, candidates, layout
@@ -102,7 +103,7 @@ def test_rows_of_another_version_are_left_out_and_that_is_said(small: Layout, he
     told = Quiet()
     path = complete(NPU, small, told)
     table = LatencyTable.load(path)
-    assert {row.how for row in table.rows.values()} == {"compiled"} and table.meta["runtime_version"] == "5.2.99"
+    assert {row.how for row in table.rows.values()} == {"compiled"} and table.meta.runtime_version == "5.2.99"
     assert set(table.rows) >= set(candidates(small)) and len(table.rows) < 20
     assert any("rows are left out, as runtime_version was" in note for note in told.notes)
 
@@ -127,7 +128,7 @@ def test_rows_of_this_machine_never_join_those_of_another(small: Layout, here: P
 def test_a_list_of_networks_measures_nothing(small: Layout, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "profile", None)  # would be called
     device = opened("cpu")
-    LatencyTable("cpu", {**device.conditions(), "align": 1}).save(Path("latency_tables/cpu.json"))
+    LatencyTable("cpu", Meta.model_validate(device.conditions().to_json())).save(Path("latency_tables/cpu.json"))
     costs = filled("cpu", small, Quiet(), measure=False)
     with pytest.raises(UserError, match="not in the table"):
         costs.ms_many(candidates(small))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.latency.base import Costs
 from nas.latency.bench import Estimator
 from nas.latency.devices.kind import Kind
+from nas.latency.meta import Conditions
 from nas.latency.onnx_file import fixed_batch, stored
 from nas.latency.table import LatencyTable
 from nas.latency.table import file_name as file_name
 from nas.latency.timing import Device, Timing, repeated
-
-SAME = ("processor", "runtime", "runtime_version")  # conditions that are equal in a table of this machine
 
 
 def kinds() -> tuple[Kind, ...]:
@@ -47,20 +45,19 @@ def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = 
     raise UserError(f"{setting('device', name)}: {nearest(name, names)}")
 
 
-def local(meta: dict[str, Any]) -> Device | None:
-    """Opens the device of this machine that a table was measured on: same processor, runtime and version.
+def local(conditions: Conditions) -> Device | None:
+    """Opens the device of this machine that figures were measured on, such as those of a table's meta.
 
-    Returns None where the table's ``meta`` is of another device or machine.
+    Returns None where they are of another device, machine or runtime.
     """
-    name, threads, batch, precision = (meta.get(key) for key in ("device", "threads", "batch", "precision"))
-    if (name, precision) not in local_targets().values() or not isinstance(threads, int) or not isinstance(batch, int):
+    threads, batch, precision = conditions.threads, conditions.batch, conditions.precision
+    if (conditions.device, precision) not in local_targets().values() or threads is None or batch is None:
         return None
     try:
-        device = opened(str(name), threads, batch, precision)
+        device = opened(conditions.device, threads, batch, precision)
     except UserError:
         return None  # such as a GPU that is not here
-    here = device.conditions()
-    return device if not isinstance(device, Estimator) and all(meta.get(key) == here[key] for key in SAME) else None
+    return None if isinstance(device, Estimator) or device.conditions().change_since(conditions) else device
 
 
 def measured_here(costs: Costs) -> tuple[LatencyTable, Device] | None:

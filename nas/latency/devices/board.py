@@ -14,10 +14,10 @@ from configparser import Error as IniError
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from nas.errors import UserError
 from nas.files import nearest
+from nas.latency.meta import Conditions
 
 SUFFIX = ".ini"
 ACCELERATORS = {f"ethos-u{number}-{macs}": (f"EthosU{number}", macs, 1) for number, sizes in
@@ -71,14 +71,15 @@ class Target:
         return (f"[architecture]\nmacs={macs}\ncores={cores}\n[vela]\nsystem_config_name={self.system_config}\n"
                 f"memory_mode_name={self.memory_mode}\n{self.ini or _velas_ini()}")
 
-    @property
-    def meta(self) -> dict[str, Any]:
-        """Returns what a table's meta keeps of the system; ``recorded`` reads it again."""
-        chosen = {"system_config": self.system_config, "memory_mode": self.memory_mode}
-        if not self.ini:
-            return chosen
-        return {**chosen, "accelerator": self.accelerator, "vela_ini": self.ini,
-                "vela_ini_sha256": hashlib.sha256(self.ini.encode()).hexdigest()[:16]}
+    def conditions(self, version: str) -> Conditions:
+        """Returns what figures that this version of Vela counts depend on; ``recorded`` reads the system in it."""
+        digest = hashlib.sha256(self.ini.encode()).hexdigest()[:16]
+        return Conditions(
+            device=self.name, processor=f"{self.architecture}, {self.macs} MACs a cycle", runtime="vela",
+            runtime_version=version, precision="int8", threads=1, batch=1, clock="cycles of Vela's performance report",
+            system_config=self.system_config, memory_mode=self.memory_mode, core_clock_mhz=self.clock_hz / 1e6,
+            accelerator=self.accelerator if self.ini else None, vela_ini=self.ini or None,
+            vela_ini_sha256=digest if self.ini else None)
 
     @cached_property
     def _sections(self) -> ConfigParser:
@@ -90,17 +91,18 @@ TARGETS = {name: Target(name, name, system, "Shared_Sram") for name, system in (
     ("ethos-u65-256", "Ethos_U65_Embedded"), ("ethos-u85-256", "Ethos_U85_SYS_Flash_High"))}
 
 
-def recorded(meta: dict[str, Any]) -> Target | None:
-    """Returns the system that a table was compiled for, from its meta; None for a table that Vela did not make.
+def recorded(conditions: Conditions) -> Target | None:
+    """Returns the system that figures were compiled for; None where Vela did not make them.
 
-    Raises UserError for a board's meta that names no accelerator or holds no system.
+    Raises UserError for a board whose accelerator is unknown or whose system is not told.
     """
-    if "vela_ini" not in meta:
-        return TARGETS.get(meta["device"])
-    values = [meta.get(key) for key in ("device", *_CHOICE, "vela_ini")]
-    if not all(isinstance(value, str) and value for value in values) or meta["accelerator"] not in ACCELERATORS:
-        raise UserError(f"table of {meta['device']}: meta: not as nas profile wrote it: profile the board anew")
-    return Target(*map(str, values))
+    name, accelerator = conditions.device, conditions.accelerator
+    if conditions.vela_ini is None:
+        return TARGETS.get(name)
+    if accelerator not in ACCELERATORS or not (conditions.system_config and conditions.memory_mode):
+        raise UserError(f"table of {name}: meta: accelerator, system_config and memory_mode are not as nas profile "
+                        "wrote them: profile the board anew")
+    return Target(name, accelerator, conditions.system_config, conditions.memory_mode, conditions.vela_ini)
 
 
 def read(path: Path) -> Target:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from torch import nn
 
 from nas.errors import UserError, setting
 from nas.latency.devices.kind import Kind
-from nas.latency.devices.onnxruntime import closed, random_feed, session
+from nas.latency.devices.onnxruntime import Provider, closed, random_feed, session
+from nas.latency.meta import Conditions
 from nas.latency.onnx_file import entries, stored
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
@@ -36,10 +37,21 @@ from nas.ops import deployed
 DEVICE = "cuda"  # the first GPU
 WARM_UP = 10  # runs before the first that counts: graphs are captured, algorithms chosen, clocks up
 PRECISIONS = ("fp32", "fp16")
-QUERY = {"driver": "driver_version", "sm_mhz": "clocks.sm", "mem_mhz": "clocks.mem", "sm_max_mhz": "clocks.max.sm",
-         "mem_max_mhz": "clocks.max.mem"}
+QUERY = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")
 LIMITED = ("clocks_event_reasons.applications_clocks_setting",
            "clocks_throttle_reasons.applications_clocks_setting")  # the newer and the older name
+
+
+@dataclass(frozen=True)
+class Software:
+    """Names a runtime, its clock, and the versions of the runtime and its libraries; None is not known."""
+
+    runtime: str
+    runtime_version: str
+    clock: str
+    cuda: str | None
+    cudnn: int | None = None
+    tensorrt: str | None = None
 
 
 class Gpu(ABC):
@@ -74,23 +86,25 @@ class Gpu(ABC):
         """Loads a finished ONNX file. Raises UserError for one that does not run on the GPU as a whole."""
 
     @abstractmethod
-    def versions(self) -> dict[str, Any]:
+    def software(self) -> Software:
         """Returns the versions of the runtime and its libraries, and what its clock is."""
 
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> Conditions:
         """Returns what the figures depend on, with the clocks of the GPU at work; None is what is not known."""
         load = self.prepare(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), in_ch=64, size=56)
         here = torch.cuda.is_available()  # else a PyTorch without CUDA beside an ONNX Runtime with it
         gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}" if here else (
             os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0")
-        processor, *values = query(gpu, ("name", *QUERY.values()), load)
+        processor, *values = query(gpu, QUERY, load)
         limited = next((value for field in LIMITED if (value := query(gpu, (field,), load)[0])), None)
-        return {"device": self.name, "processor": processor or (torch.cuda.get_device_name(0) if here else None),
-                **{key: int(value) if value and value.isdigit() else value
-                   for key, value in zip(QUERY, values, strict=True)},
-                "clocks_locked": limited and limited == "Active",
-                "os": f"{platform.system()} {platform.machine()}", "precision": self.precision, "threads": 1,
-                "batch": self.batch, **self.versions()}
+        driver, *clocks = values
+        sm_mhz, mem_mhz, sm_max_mhz, mem_max_mhz = map(_whole, clocks)
+        return Conditions(
+            device=self.name, processor=processor or (torch.cuda.get_device_name(0) if here else None), driver=driver,
+            sm_mhz=sm_mhz, mem_mhz=mem_mhz, sm_max_mhz=sm_max_mhz, mem_max_mhz=mem_max_mhz,
+            clocks_locked=None if limited is None else limited == "Active",
+            os=f"{platform.system()} {platform.machine()}", precision=self.precision, threads=1, batch=self.batch,
+            **asdict(self.software()))
 
 
 class OrtGpu(Gpu):
@@ -107,7 +121,7 @@ class OrtGpu(Gpu):
         onnxruntime.set_default_logger_severity(4)  # a library that is not there is said below, in one line
         try:
             session(lower(nn.Sequential(nn.ReLU()), in_ch=1, size=1, batch=1).SerializeToString(),
-                    providers=[cls.provider])
+                    provider=Provider(cls.provider))
         except UserError:
             return f"{known} cannot load its {cls.provider} (no GPU, or a library of CUDA, cuDNN or TensorRT missing)"
         finally:
@@ -130,7 +144,7 @@ class OrtGpu(Gpu):
             raise UserError(f"{path}: {error}") from None
 
     def _run(self, model: onnx.ModelProto) -> Run:
-        made = session(self.typed(model).SerializeToString(), providers=[(self.provider, self.options())])
+        made = session(self.typed(model).SerializeToString(), provider=Provider(self.provider, self.options()))
         run = bound(made)
         try:
             return warm(run)
@@ -142,13 +156,12 @@ class OrtGpu(Gpu):
         return model
 
     @abstractmethod
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, str | bool]:
         """Returns the options of the provider."""
 
-    def versions(self) -> dict[str, Any]:
-        return {"runtime": self.runtime, "runtime_version": onnxruntime.__version__, "cudnn": None,
-                "cuda": getattr(onnxruntime, "cuda_version", None) or None,
-                "clock": "elapsed time of a synchronised CUDA graph replay, in- and output in device memory"}
+    def software(self) -> Software:
+        return Software(self.runtime, onnxruntime.__version__, cuda=getattr(onnxruntime, "cuda_version", None) or None,
+                        clock="elapsed time of a synchronised CUDA graph replay, in- and output in device memory")
 
 
 class TensorRt(OrtGpu):
@@ -160,14 +173,14 @@ class TensorRt(OrtGpu):
         super().__init__(batch, precision)
         self._timings = tempfile.TemporaryDirectory(prefix="nas-tensorrt-")  # a layer is timed once
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, str | bool]:
         return {"trt_fp16_enable": self.precision == "fp16", "trt_cuda_graph_enable": True,
                 "trt_timing_cache_enable": True, "trt_timing_cache_path": self._timings.name}
 
-    def versions(self) -> dict[str, Any]:
+    def software(self) -> Software:
         tensorrt = _installed("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
         both = f"{onnxruntime.__version__}, TensorRT {tensorrt}" if tensorrt else onnxruntime.__version__
-        return {**super().versions(), "runtime_version": both, "tensorrt": tensorrt}
+        return replace(super().software(), runtime_version=both, tensorrt=tensorrt)
 
 
 class OrtCuda(OrtGpu):
@@ -182,7 +195,7 @@ class OrtCuda(OrtGpu):
 
         return convert_float_to_float16(model, keep_io_types=True)
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, str | bool]:
         return {"enable_cuda_graph": True, "arena_extend_strategy": "kSameAsRequested"}  # many sessions at once
 
 
@@ -211,10 +224,9 @@ class Torch(Gpu):
     def load(self, path: Path, size: int | None = None) -> Run:
         raise UserError(f"{path}: PyTorch runs no ONNX files: for this GPU install onnxruntime-gpu")
 
-    def versions(self) -> dict[str, Any]:
-        return {"runtime": "pytorch", "runtime_version": str(torch.__version__), "cuda": torch.version.cuda,
-                "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-                "clock": "CUDA events around a CUDA graph replay"}
+    def software(self) -> Software:
+        return Software("pytorch", str(torch.__version__), "CUDA events around a CUDA graph replay", torch.version.cuda,
+                        torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
 
 
 RUNTIMES: dict[str, type[Gpu]] = {kind.name: kind for kind in (TensorRt, OrtCuda, Torch)}  # best first
@@ -315,6 +327,11 @@ def query(gpu: str, fields: Sequence[str], load: Callable[[], object]) -> list[s
     if asked.returncode or len(values) != len(fields):
         return [None] * len(fields)
     return [None if "N/A" in value or "Not Supported" in value else value for value in values]
+
+
+def _whole(value: str | None) -> int | None:
+    """Returns the number that nvidia-smi says; None where it says none."""
+    return int(value) if value and value.isdigit() else None
 
 
 def _installed(*names: str) -> str | None:

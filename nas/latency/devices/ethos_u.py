@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from nas.latency.bench import Keep, Parts, context_of
 from nas.latency.devices.board import SUFFIX, TARGETS, Target, read, recorded
 from nas.latency.devices.kind import Kind
 from nas.latency.devices.vela import VERSION, Report, Vela, VelaError
+from nas.latency.meta import Conditions
 from nas.latency.onnx_graph import Graph
 from nas.latency.table import Row
 from nas.lower.flatbuffer import MISSING, operators_of
@@ -67,11 +67,8 @@ class EthosU:
         self.version = _installed()
         self._vela = Vela()
 
-    def conditions(self) -> dict[str, Any]:
-        return {"device": self.name, "processor": f"{self.target.architecture}, {self.target.macs} MACs a cycle",
-                "core_clock_mhz": self.target.clock_hz / 1e6, "runtime": "vela", "runtime_version": self.version,
-                **self.target.meta, "precision": "int8", "threads": 1, "batch": 1,
-                "clock": "cycles of Vela's performance report"}
+    def conditions(self) -> Conditions:
+        return self.target.conditions(self.version)
 
     def bench(self, layout: Layout) -> Compiled:
         return Compiled(layout, self)
@@ -137,12 +134,12 @@ def _open(name: str, threads: int, batch: int, precision: str | None) -> EthosU:
 KIND = Kind(_open, tuple(TARGETS), suffix=SUFFIX)
 
 
-def of_table(meta: dict[str, Any]) -> EthosU | None:
-    """Returns the compiler with the settings of a table, from its meta; None for a table that Vela did not make.
+def of_table(conditions: Conditions) -> EthosU | None:
+    """Returns the compiler that made the figures of a table; None where that is not Vela.
 
     Raises UserError where Vela is missing.
     """
-    target = recorded(meta)
+    target = recorded(conditions)
     return _shared(target) if target else None
 
 

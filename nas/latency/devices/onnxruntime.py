@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from nas.errors import UserError, setting
 from nas.latency.devices.kind import Kind
+from nas.latency.meta import Conditions
 from nas.latency.onnx_file import runnable
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
@@ -63,8 +65,13 @@ class Cpu:
             raise UserError(f"{path}: ONNX Runtime: {' '.join(str(error).split())[:200]}") from None
         return run
 
-    def conditions(self) -> dict[str, Any]:
-        return conditions(self.threads, self.batch, self.precision)
+    def conditions(self) -> Conditions:
+        return Conditions(
+            device=self.name, processor=processor(), cores=os.cpu_count(), governor=_governor(),
+            os=f"{platform.system()} {platform.machine()}", runtime="onnxruntime",
+            runtime_version=onnxruntime.__version__, precision=self.precision,
+            weight_bits=weight_bits() if self.precision == "int8" else None, threads=self.threads, batch=self.batch,
+            clock=clock(self.threads)[0])
 
 
 KIND = Kind(lambda name, threads, batch, precision: Cpu(threads, batch, precision or "fp32"), ("cpu",), PRECISIONS)
@@ -74,11 +81,19 @@ def _run(model: bytes | Path, threads: int, batch: int) -> Run:
     return timed(session(model, threads), batch, clock(threads)[1])
 
 
-def session(model: bytes | Path, threads: int = 1, providers: Sequence[str | tuple[str, dict[str, Any]]] =
-            ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
+@dataclass(frozen=True)
+class Provider:
+    """Names one of ONNX Runtime's execution providers, with options of its own."""
+
+    name: str
+    options: Mapping[str, str | bool] = field(default_factory=dict)
+
+
+def session(model: bytes | Path, threads: int = 1,
+            provider: Provider = Provider("CPUExecutionProvider")) -> onnxruntime.InferenceSession:
     """Makes a session as a user would deploy it (sequential; its defaults for spinning and arenas).
 
-    Raises UserError for a file that ONNX Runtime does not load, and where the first of the providers does not work.
+    Raises UserError for a file that ONNX Runtime does not load, and where the provider does not work.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -87,13 +102,13 @@ def session(model: bytes | Path, threads: int = 1, providers: Sequence[str | tup
     options.log_severity_level = 4  # what goes wrong is raised, and said once
     source = model if isinstance(model, bytes) else str(model)
     try:
-        made = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
+        made = onnxruntime.InferenceSession(source, options, providers=[(provider.name, dict(provider.options))],
+                                                enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own classes have no public base
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"{'model' if isinstance(model, bytes) else model}: ONNX Runtime: {reason}") from None
-    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    if first not in made.get_providers():  # it only logs a library that is missing
-        raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load its {first}")
+    if provider.name not in made.get_providers():  # it only logs a library that is missing
+        raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load its {provider.name}")
     return made
 
 
@@ -156,15 +171,6 @@ def closed(name: str, shape: Sequence[Any], batch: int | None, size: int | None)
                   ": only the batch, and of images height and width")
         raise UserError(f"model: {name} leaves open what is {list(shape)}{advice}")
     return [side for side in sides if side is not None]
-
-
-def conditions(threads: int, batch: int, precision: str = "fp32") -> dict[str, Any]:
-    """Returns what the figures of this machine depend on."""
-    bits = {"weight_bits": weight_bits()} if precision == "int8" else {}
-    return {"device": "cpu", "processor": processor(), "cores": os.cpu_count(), "governor": _governor(),
-            "os": f"{platform.system()} {platform.machine()}", "runtime": "onnxruntime",
-            "runtime_version": onnxruntime.__version__, "precision": precision, **bits, "threads": threads,
-            "batch": batch, "clock": clock(threads)[0]}
 
 
 def processor() -> str:

@@ -19,7 +19,7 @@ from nas.exits.policy import Point, Policy
 from nas.latency.base import Costs
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import time_networks
-from nas.latency.table import EXIT_MS, LatencyTable
+from nas.latency.table import LatencyTable
 from nas.latency.timing import Device, Run
 from nas.pipeline.exits.serve import exit_runs, timed_here
 from nas.plan import Layout, plan
@@ -44,8 +44,8 @@ def price_asking(at: Layout, path: Path, again: bool, progress: Progress) -> Non
                       "for this machine's CPU in fp32, with one thread and one image")
         return
     table, device = here
-    if again or EXIT_MS not in table.meta:
-        table.meta[EXIT_MS] = round(exit_ms(at, table, device, progress), 6)
+    if again or table.meta.exit_ms is None:
+        table.meta.exit_ms = round(exit_ms(at, table, device, progress), 6)
         table.save(path)
 
 
@@ -81,7 +81,7 @@ def _time_asking(at: Layout, table: LatencyTable, device: Device, number: int, a
 
 def known_exit_ms(costs: Costs) -> float:
     """Returns a target's ``exit_ms`` where its costs have one, else 0, as those of a GPU or an NPU."""
-    return float(costs.meta.get(EXIT_MS, 0.0))
+    return costs.meta.exit_ms or 0.0
 
 
 def write_untrained(net: MultiExit, folder: Path, at: Layout, prefix: np.ndarray) -> None:

@@ -229,7 +229,7 @@ def timed_here(costs: Costs) -> tuple[LatencyTable, Device] | None:
 
     Other targets are None: so ``runtime.py`` runs networks with exits.
     """
-    if costs.int8_on_cpu or (costs.meta.get("threads"), costs.meta.get("batch")) != (1, 1):
+    if costs.int8_on_cpu or (costs.meta.threads, costs.meta.batch) != (1, 1):
         return None
     here = measured_here(costs)
     return here if here and here[1].name == "cpu" else None

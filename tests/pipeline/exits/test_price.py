@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from every import every
 from tiny_search import Quiet
 
 from nas.errors import UserError
-from nas.latency.table import EXIT_MS, LatencyTable
+from nas.latency.meta import Meta
+from nas.latency.table import LatencyTable
 from nas.latency.timing import Run
 from nas.pipeline.exits import price
 from nas.plan import Layout, OpKey
@@ -45,7 +48,7 @@ def test_it_is_what_files_take_beyond_their_rows_an_exit(tiny_exits: Layout, mon
 
     monkeypatch.setattr(price, "write_untrained", wrote)
     monkeypatch.setattr(price, "time_networks", timed)
-    found = price.exit_ms(tiny_exits, Flat("flat", {}), None, NoProgress())
+    found = price.exit_ms(tiny_exits, Flat("flat", Meta(device="flat")), None, NoProgress())
     assert found == pytest.approx(max(0.0, slope), abs=1e-12) and len(written) == price.NETWORKS
     assert len({tuple(prefix) for prefix in written}) > 1  # not one network several times
 
@@ -53,7 +56,7 @@ def test_it_is_what_files_take_beyond_their_rows_an_exit(tiny_exits: Layout, mon
 def test_it_is_in_the_table_once_and_in_the_prices_of_exits(tiny: Layout, tiny_exits: Layout, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     path, measured = tmp_path / "cpu.json", list[Layout]()
-    LatencyTable("cpu", {"device": "cpu"}).save(path)
+    LatencyTable("cpu", Meta(device="cpu")).save(path)
 
     def measure(at: Layout, table: LatencyTable, device: object, progress: object) -> float:
         measured.append(at)
@@ -73,9 +76,10 @@ def test_it_is_in_the_table_once_and_in_the_prices_of_exits(tiny: Layout, tiny_e
     assert price.known_exit_ms(LatencyTable.load(path)) == 0.012346
 
 
-@pytest.mark.parametrize("value", [-0.1, "0.1", True, None, [0.1]])
+@pytest.mark.parametrize("value", [-0.1, "0.1", True, [0.1]])
 def test_a_table_whose_figure_is_none_is_refused(tmp_path: Path, value: object) -> None:
     path = tmp_path / "cpu.json"
-    LatencyTable("cpu", {"device": "cpu", EXIT_MS: value}).save(path)
-    with pytest.raises(UserError, match=rf"cpu.json: meta: {EXIT_MS} must be a number of milliseconds from 0, got "):
+    meta = {"device": "cpu", "exit_ms": value}
+    path.write_text(json.dumps({"kind": "table", "meta": meta, "name": "cpu", "rows": []}))
+    with pytest.raises(UserError, match=rf"cpu.json: meta: exit_ms: .* \(got {re.escape(repr(value))}\); correct it"):
         LatencyTable.load(path)

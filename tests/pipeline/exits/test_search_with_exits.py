@@ -25,6 +25,7 @@ from nas.exits import Runtime
 from nas.exits.choice import ExitLogits, Pieces, choose
 from nas.exits.net import Combine
 from nas.files import write_json
+from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable
 from nas.lower.verify import Disagreement
 from nas.pipeline import search as pipeline
@@ -125,7 +126,7 @@ def test_one_pick_whose_files_differ_leaves_the_others_and_the_search(
 
 
 def test_int8_targets_are_refused(finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    run, int8 = Run.existing(finished[0]), LatencyTable("cpu-int8", {"device": "cpu", "precision": "int8"})
+    run, int8 = Run.existing(finished[0]), LatencyTable("cpu-int8", Meta(device="cpu", precision="int8"))
     monkeypatch.setattr(existing.setup, "priced_exits", lambda *rest: int8)
     plain = next(card["id"] for card in cards(finished[1]) if not card["exits"])
     with pytest.raises(UserError, match="target=gpu-v100: files with exits are float, and gpu-v100 is int8"):
