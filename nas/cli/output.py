@@ -42,7 +42,7 @@ def _told(error: Exception) -> str | None:
 
 
 def checked_budgets(values: list[float] | None) -> list[float]:
-    """Returns the budgets sorted, each once. Raises UserError for what is no time."""
+    """Returns the budgets sorted, each once. Raises UserError for one that is not a positive number."""
     for value in values or []:
         if not 0 < value < float("inf"):
             raise UserError(f"--budget-ms: {value:g} is not a number of milliseconds above 0")

@@ -62,7 +62,7 @@ class TerminalProgress:
 
 
 class _Stderr(Console):
-    """Goes quiet when its reader is gone; the work goes on."""
+    """Writes to stderr; once nobody reads that any more, it writes nothing, and the program goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

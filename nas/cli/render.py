@@ -317,7 +317,7 @@ def _read_as(how: Preprocessing, classes_by: str | None, weights_at: str | None 
 
 
 def line(words: str) -> None:
-    """Prints one line, whatever names stand in it."""
+    """Prints one line, in which unprintable characters, as names from files may have, are escaped."""
     print(_shown(words))
 
 

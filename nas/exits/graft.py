@@ -58,7 +58,10 @@ def cuts(graph: GraphProto, entry: str, shapes: Mapping[str, Shape], aside: froz
 
 
 def _narrowest(same: list[Cut]) -> Cut:
-    """Returns the last map or, of those before it as long as they are no wider, the last with the fewest channels."""
+    """Returns the best of maps of one size for an exit: the last, or the narrowest before it, as long as none is wider.
+
+    Going back from the last map, it stops at the first that has more channels than the map behind it.
+    """
     best = same[-1]
     for later, before in itertools.pairwise(reversed(same)):
         if before.channels > later.channels:

@@ -33,7 +33,7 @@ class Combine(nn.Module):
     """
 
     def kept(self, exits: Sequence[int]) -> Combine | None:
-        """Returns the same for a network with only these of its exits; None where it was not learned for them."""
+        """Returns the combination for a network with only these exits; None where it was not learned for them alone."""
         return self
 
     def forward(self, index: int, logits: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:

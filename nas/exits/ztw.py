@@ -50,7 +50,10 @@ class Cascade(Combine):
         return total
 
     def kept(self, exits: Sequence[int]) -> Cascade | None:
-        """Returns the same for the first exits, which ignore later ones; None for others, which need all below."""
+        """Returns the combination for a network with only the first exits, as an exit does not depend on later ones.
+
+        None for other choices of exits, because an exit depends on all below.
+        """
         if list(exits) != list(range(len(exits))):
             return None
         first = Cascade(len(exits) + 1, self.classes)

@@ -61,7 +61,10 @@ class Context:
 
 
 def pair(map_: Map) -> nn.Module:
-    """Builds two 1x1 convolutions on a map, whose time tells what a row contains beside its operator."""
+    """Builds two 1x1 convolutions on a map: what is around an operator while it is timed, to be timed without it.
+
+    Half of their time is taken off for each convolution before or behind the operator.
+    """
     return nn.Sequential(ConvBN(map_.channels, map_.channels), ConvBN(map_.channels, map_.channels))
 
 

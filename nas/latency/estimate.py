@@ -19,7 +19,7 @@ CALL_MS = 0.005
 
 
 def rows_s(layout: Layout, keys: list[OpKey]) -> float:
-    """Estimates the seconds that measuring rows takes, with the pairs of convolutions whose time is taken off."""
+    """Estimates the seconds that measuring rows takes, and the convolutions around them, which are timed alone, too."""
     contexts = [context_of(layout, key) for key in keys]
     chunks = -(-len(keys) // CHUNK)
     pairs = min(chunks * len(context.maps(contexts)), 2 * len(keys))

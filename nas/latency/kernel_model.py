@@ -212,7 +212,7 @@ class Shapes:
 
 
 def _hats(window: Array) -> list[Array]:
-    """Returns how much of each side of ``WINDOWS`` a kernel of that side is, linear between them; sums are one."""
+    """Returns weights [n] for each side in ``WINDOWS``: windows between two of these are interpolated linearly."""
     return [np.interp(window, WINDOWS, [float(k == knot) for k in WINDOWS]) for knot in WINDOWS]
 
 

@@ -111,7 +111,10 @@ class _TooManyPairs(Exception):
 
 @dataclass(frozen=True)
 class _Half:
-    """Holds all combinations of choices of some slots that are within reach, by ascending sum of reduced regrets."""
+    """Holds the combinations of choices of half of the slots that a solution may have, in the order of their bounds.
+
+    The bound is the sum of the reduced regrets; what is above a ``reach`` is left out.
+    """
 
     sums: np.ndarray
     used: np.ndarray  # [row, way]; the first row is the regret
@@ -216,7 +219,10 @@ def _ranges(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _blocks(n: int) -> list[int]:
-    """Returns bounds of blocks that grow, so that few of them are looked at where little is left to add."""
+    """Divides ``n`` combinations into blocks, each larger than the one before, and returns their bounds.
+
+    Combinations are in ascending order, so where few of them can be used, only the first small blocks are looked at.
+    """
     bounds = [0]
     while bounds[-1] < n:
         bounds.append(min(n, max(64, 4 * bounds[-1])))

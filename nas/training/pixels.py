@@ -168,7 +168,10 @@ def _is_wide(image: ImageFile.ImageFile) -> bool:
 
 
 def _wide(image: ImageFile.ImageFile, file: Path) -> _Wide:
-    """Reads values of more than 8 bits, of which Pillow reads all for grey, and for colours the upper 8 only."""
+    """Returns the values of an image of more than 8 bits a channel, in full where Pillow or torchvision can read them.
+
+    Of colours in other files than PNG, Pillow reads only the upper 8 bits.
+    """
     if image.mode.startswith("I") or image.mode == "F":
         return _Wide(np.asarray(image).astype(np.float64))
     if image.format == "PNG":

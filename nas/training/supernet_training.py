@@ -251,7 +251,7 @@ class SupernetTraining:
         return one_hot(sampling.mutate(live, largest(live, self.prices[0]), rng, probability=chance))
 
     def _loss_now(self, arch: Arch, batch: tuple[Tensor, Tensor]) -> float:
-        """Returns a network's loss on a micro-batch: equal on all ranks, and no draw of PyTorch's moves."""
+        """Returns a network's loss on a micro-batch, the same in all processes; later random numbers stay the same."""
         images, labels = micro(batch, 0, self.recipe.accumulate // self.stepper.ranks.count)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             loss = float(F.cross_entropy(self._logits(images, one_hot(arch)), labels))

@@ -256,7 +256,7 @@ def named(data: Data, size: int) -> dict[str, str]:
 
 
 def checked(wishes: Wishes) -> Wishes:
-    """Raises UserError for what cannot be wished for."""
+    """Returns the wishes unchanged; raises UserError for a loss of accuracy that is not from 0 to 100 points."""
     if not 0 <= wishes.lose < 1:
         raise UserError(f"{setting('lose', f'{100 * wishes.lose:g}')}: points of accuracy, from 0 to below 100")
     return wishes
