@@ -20,7 +20,7 @@ BATCH = "batch_of_the_input"
 
 def shapes_from_batch(model: onnx.ModelProto, entry: str,
                    shapes: Mapping[str, Shape]) -> tuple[onnx.ModelProto, frozenset[str]]:
-    """Returns the graph with its Shape nodes replaced: the batch is read from ``entry`` once, other sides are constants.
+    """Returns the graph with its Shape nodes replaced: the batch is read from ``entry`` once, other sides are known.
 
     Also returns the names of the shapes made so. Shapes whose first side is not the batch stay as they are. ``shapes``
     are those at batch 1.

@@ -132,8 +132,9 @@ class Clocked:
                  ) -> tuple[np.ndarray, np.ndarray]:
         """Times networks, some at a time, and begins anew where the device was slow at the beginning.
 
-        Both in the same interleaved rounds, or each in a process of its own where the device is timed in such: where a
-        network's memory happens to lie is part of the noise then, and the mean of both has less of it.
+        Each is measured twice: in the same interleaved rounds, or, where the device is timed in processes of their own,
+        each time in another one. Where a network's memory happens to lie is part of the noise then, and the mean of
+        both measurements has less of it.
         """
         fresh, done = self.whole.reference_ms is None, list(parts)
         self.drift = 0.0

@@ -85,7 +85,10 @@ class _Inference:
             self._value(name, np.asarray(result))
 
     def _alone(self, node: onnx.NodeProto, feeds: Mapping[str, np.ndarray[Any, Any]]) -> onnx.ModelProto:
-        """Makes a model of one node, as the evaluator would run a mere node in its operator's newest version."""
+        """Makes a model of one node and its inputs, so that the evaluator runs it in the version that the file uses.
+
+        A node without a model would be run in its operator's newest version.
+        """
         inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
                   for name, value in feeds.items()]
         outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]

@@ -85,7 +85,7 @@ class _Tracer:
 
     def add(self, op: str, node: onnx.NodeProto, maps: Sequence[Value], output: str | None = None,
             **how: Any) -> bool:
-        """Adds a node that makes ``output`` (the first, unless given); returns True, for the rules."""
+        """Adds a node that makes ``output`` (the first, unless given); returns True: the ONNX node is understood."""
         name = output or node.output[0]
         self._append(op, node, maps, name, self.shape(name), **how)
         return True
@@ -97,7 +97,7 @@ class _Tracer:
         self.maps[name] = Value(len(self.nodes) - 1, shape)
 
     def keep(self, node: onnx.NodeProto, value: Value, permuted: bool | None = None) -> bool:
-        """Makes the output the same map in another shape, without a launch; returns True, for the rules."""
+        """Notes that a node only gives its map another shape, which takes no time; returns True: it is understood."""
         shape = self.shape(node.output[0])
         self.maps[node.output[0]] = Value(value.node, shape, value.permuted if permuted is None else permuted)
         return True

@@ -131,9 +131,9 @@ class _Half:
 
 @dataclass(frozen=True)
 class _Join:
-    """Joins two halves into whole networks; holds what all rounds share.
+    """Joins combinations for two halves of the slots into whole networks; holds what all rounds of that share.
 
-    The regret is the first of the rows: with a network in hand it is one more limit.
+    The regret is the first of the rows: once some network is found, others have to stay below its regret.
     """
 
     rows: Sequence[Sequence[np.ndarray]]  # [row][slot][choice]
