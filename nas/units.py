@@ -12,7 +12,7 @@ COUNTS = {"macs": "M multiply-adds", "params": "M parameters"}  # target -> unit
 BUDGETED = ("ms", *COUNTS.values())  # units in which budgets are given
 
 
-def counted(target: str) -> bool:
+def is_count(target: str) -> bool:
     """Tells whether a target is a count (``macs``, ``params``) and not a device."""
     return target in COUNTS
 
@@ -29,12 +29,12 @@ def device(target: str) -> str:
 
 def amount(value: float, target: str) -> str:
     """Writes a cost with its unit: ``0.8 ms on cpu``, ``30 M multiply-adds``."""
-    return f"{value:.4g} {unit(target)}" + ("" if counted(target) else f" on {target}")
+    return f"{value:.4g} {unit(target)}" + ("" if is_count(target) else f" on {target}")
 
 
 def axis(target: str, what: str = "predicted latency") -> str:
     """Writes the label of a plot's axis: ``predicted latency on cpu (ms)``, ``multiply-adds (M)``."""
-    if not counted(target):
+    if not is_count(target):
         return f"{what} on {device(target)} (ms)"
     scale, _, counts = unit(target).partition(" ")
     return f"{'budget: ' if what == 'budget' else ''}{counts} ({scale})"
@@ -42,12 +42,12 @@ def axis(target: str, what: str = "predicted latency") -> str:
 
 def column(what: str, target: str, several: bool) -> str:
     """Writes the title of a column of ``predicted``, ``measured`` or ``worst`` costs; names one of several targets."""
-    if counted(target):
+    if is_count(target):
         return unit(target) if what == "predicted" else f"{what} {unit(target)}"
     return f"{what} ms {device(target)}" if several else f"{what} ms"
 
 
-def at_least(value: float, digits: int = 4) -> str:
+def rounded_up(value: float, digits: int = 4) -> str:
     """Writes a number rounded up to ``digits``, so that a budget of what is shown can be met."""
     if value <= 0:
         return "0"
@@ -55,9 +55,9 @@ def at_least(value: float, digits: int = 4) -> str:
     return f"{math.ceil(value / step) * step:.{digits}g}" if value < 10**digits else str(math.ceil(value))
 
 
-def least(value: float, target: str) -> str:
+def amount_rounded_up(value: float, target: str) -> str:
     """Writes a cost with its unit as ``amount`` does, rounded up, so that a budget of what is shown can be met."""
-    return f"{at_least(value)} {unit(target)}" + ("" if counted(target) else f" on {target}")
+    return f"{rounded_up(value)} {unit(target)}" + ("" if is_count(target) else f" on {target}")
 
 
 def power_of_ten(count: int) -> str:

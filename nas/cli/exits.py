@@ -126,7 +126,7 @@ def exits(
             read = partial(_images, data, data_dir, seed, limit)
             network = existing.file(model, weights, size, target, read, seed, how, read_names(classes))
             place = out or Path(f"{Path(model).stem}-exits")
-        with _begun(place, settings) as here:
+        with _open_folder(place, settings) as here:
             return add(network, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,
                        augment=augment, wishes=wishes, train_on=train_on)
 
@@ -146,7 +146,7 @@ def _refuse_others(context: typer.Context, *used: str) -> None:
 
 
 @contextmanager
-def _begun(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
+def _open_folder(place: Path, settings: dict[str, Any]) -> Iterator[Run]:
     """Opens the folder, locked, for one command.
 
     Heads do not depend on wishes, which are free until there is a card; all settings are free before an epoch. So a

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from nas import text
 from nas.pipeline import overrun
 from nas.run.records import Budget, Card, Comparison, Excess, Exported, Front, JudgedNetworks, Spread, Stopped
-from nas.units import amount, column, counted, device, millions, unit
+from nas.units import amount, column, device, is_count, millions, unit
 
 if TYPE_CHECKING:
     from nas.latency.predict import Prediction
@@ -34,8 +34,8 @@ def rows(values: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = No
     """
     names = list(columns or dict.fromkeys(key for value in values for key in value))
     numeric = [all(isinstance(value.get(name), int | float | None) for value in values) for name in names]
-    titles = [_shown(name.replace("_", " ")) for name in names]
-    cells = [[_shown(cell(value.get(name))) for name in names] for value in values]
+    titles = [_displayable(name.replace("_", " ")) for name in names]
+    cells = [[_displayable(cell(value.get(name))) for name in names] for value in values]
     for row in _laid_out(titles, cells, numeric, _room()):
         print(row.rstrip())
 
@@ -48,7 +48,7 @@ def _laid_out(titles: Sequence[str], cells: Sequence[Sequence[str]], numeric: Se
     fitting = len(ends) if room is None else max(1, sum(end <= room for end in ends))
     rule = "\N{BOX DRAWINGS LIGHT HORIZONTAL}"
     yield _line(titles[:fitting], widths, numeric)
-    yield f" {(rule if _shown(rule) == rule else '-') * (ends[fitting - 1] - 1)}"
+    yield f" {(rule if _displayable(rule) == rule else '-') * (ends[fitting - 1] - 1)}"
     for row in cells:
         yield _line(row[:fitting], widths, numeric)
         rest = "; ".join(f"{title}: {value}" for title, value in zip(titles[fitting:], row[fitting:], strict=True)
@@ -70,7 +70,7 @@ def _room() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def _shown(value: str) -> str:
+def _displayable(value: str) -> str:
     """Returns a text as the terminal can show it."""
     return text.printable(value, getattr(sys.stdout, "encoding", None))
 
@@ -120,17 +120,17 @@ def over_budget(result: Front) -> None:
 def exported(result: Exported) -> None:
     """Prints the exported files, then a line for each that is measured above the budget of its pick."""
     files = [file.model_dump(exclude_none=True, exclude={"over_budget"}) for file in result.files]
-    rows([{name: part for key, value in file.items() for name, part in _of_file(key, value).items()}
+    rows([{name: part for key, value in file.items() for name, part in _export_columns(key, value).items()}
           for file in files]) if files else line("none")
     for file in result.files:
         for target, excess in file.over_budget.items():
             line(overrun.overrun_line(file.id, target, excess, file.predicted_ms.get(target)))
 
 
-def _of_file(key: str, value: Any) -> dict[str, Any]:
+def _export_columns(key: str, value: Any) -> dict[str, Any]:
     """Returns the columns that show one figure of an exported file, by title."""
     if key == "drift":
-        return _per_target(key, {target: drift for target, drift in value.items() if not counted(target)},
+        return _per_target(key, {target: drift for target, drift in value.items() if not is_count(target)},
                            len(value) > 1)
     what = {"predicted_ms": "predicted", "measured_ms": "measured"}.get(key)
     return _costs(what, value) if what else {key: value}
@@ -243,7 +243,7 @@ def prediction(result: Prediction) -> None:
         line(f"left out: {operator.op} ({operator.name})" + (f": {operator.why}" if operator.why else ""))
     for note in result.notes:
         line(note)
-    if counted(result.target):
+    if is_count(result.target):
         line(f"{amount(result.ms, result.target)} for an image")
         return
     line(f"{cell(result.ms)} ms at batch {result.batch} on {result.target} ({result.method}: predicted, not measured)")
@@ -271,13 +271,13 @@ def exits(card: Mapping[str, Any]) -> None:
     names = [f"exit {index}" for index in range(len(card["kept"]))] + ["head"]
     target = card["target"]
     rows([{"leaves at": name, "images": f"{100 * share:.1f} %", column("predicted", target, False): ms,
-           **({} if counted(target) else {column("measured", target, False): ms_here})}
+           **({} if is_count(target) else {column("measured", target, False): ms_here})}
           for name, share, ms, ms_here in zip(names, card["shares"], card["prefix_ms"], measured, strict=True)])
     accuracy = _accuracy(card["accuracy"], card["accuracy_se"])
     line(f"{len(card['kept'])} of {card['candidates']} possible exits kept; accuracy {accuracy} on {card['n']} test "
          f"images, {_accuracy(card['accuracy_without'], None)} without exits (labels: {card['labels']})")
     line(f"mean {amount(card['mean_ms'], target)}, worst {amount(card['worst_ms'], target)} predicted" + (
-        "" if counted(target) else f"; not measured: no {target} here" if card["measured_ms"] is None else
+        "" if is_count(target) else f"; not measured: no {target} here" if card["measured_ms"] is None else
         f"; measured here: mean {cell(card['measured_ms'])} ms, worst {cell(card['measured_worst_ms'])} ms"))
     if card.get("ends_in", "logits") != "logits":
         line(f"the network gives {card['ends_in']}; with exits it gives logits, which they were made of")
@@ -318,7 +318,7 @@ def _read_as(how: Preprocessing, classes_by: str | None, weights_at: str | None 
 
 def line(words: str) -> None:
     """Prints one line, in which unprintable characters, as names from files may have, are escaped."""
-    print(_shown(words))
+    print(_displayable(words))
 
 
 def cell(value: Any) -> str:
@@ -339,7 +339,7 @@ def cell(value: Any) -> str:
 def _unmeasured(result: Front) -> list[str]:
     """Returns the targets that this machine is not."""
     return [target for target in result.target
-            if not counted(target) and all(card.measured_ms[target] is None for card in result.front)]
+            if not is_count(target) and all(card.measured_ms[target] is None for card in result.front)]
 
 
 def _point(card: Card, front: Front) -> dict[str, Any]:
@@ -381,7 +381,7 @@ def _per_target(name: str, values: Mapping[str, Any], several: bool) -> dict[str
 def _costs(what: str, ms: Mapping[str, float | None]) -> dict[str, Any]:
     """Makes a column for each target; none of what is measured for a count, which nothing measures."""
     return {column(what, target, len(ms) > 1): value
-            for target, value in ms.items() if what != "measured" or not counted(target)}
+            for target, value in ms.items() if what != "measured" or not is_count(target)}
 
 
 def _amounts(ms: Mapping[str, float], several: bool) -> str:

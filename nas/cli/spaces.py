@@ -52,7 +52,7 @@ def spaces(
             load(name)  # one that is no target is said once, not in every row
         return [examine(name, task, target or [], progress) for name in shipped("search_spaces", ".yaml")]
 
-    print_result(work, as_json, _shown(check, target, markdown))
+    print_result(work, as_json, _printer(check, target, markdown))
 
 
 def _space(name: str, size: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _space(name: str, size: int) -> dict[str, Any]:
             "file": str(resolve("search_spaces", name, ".yaml"))}
 
 
-def _shown(check: str | None, target: list[str] | None, markdown: bool) -> Callable[[Any], None]:
+def _printer(check: str | None, target: list[str] | None, markdown: bool) -> Callable[[Any], None]:
     """Returns what prints the answer: one space, a list with or without costs, or the table of the docs."""
     from nas.cli import render
 

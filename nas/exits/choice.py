@@ -16,7 +16,7 @@ from nas.exits.net import Combine, combined
 from nas.exits.policy import Point
 from nas.exits.runtime import confidences
 from nas.plan import OpKey
-from nas.units import at_least
+from nas.units import rounded_up
 
 Array = np.ndarray[Any, Any]
 FINE = 1e-9
@@ -116,8 +116,8 @@ def choose(said: ExitLogits, pieces: Pieces, *, budget_ms: float | None = None, 
             options.append((kept, policy.by_search(*said.sure(predictions), prefix, budget_ms)))
     if not options:
         first = pieces.trunk[0] + pieces.heads[0]
-        raise UserError(f"exits: none fit: leaving at the first takes {at_least(first)} ms, the whole network "
-                        f"with one exit at least {at_least(pieces.plain_ms + pieces.heads[:-1].min())} ms")
+        raise UserError(f"exits: none fit: leaving at the first takes {rounded_up(first)} ms, the whole network "
+                        f"with one exit at least {rounded_up(pieces.plain_ms + pieces.heads[:-1].min())} ms")
     if budget_ms is not None:
         return max(options, key=lambda option: (option[1].accuracy, -option[1].mean_ms))
     enough = [option for option in options if option[1].accuracy >= accuracy - FINE]

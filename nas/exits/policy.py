@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 from nas.errors import UserError
 from nas.exits.runtime import CONFIDENCES, confidences
 from nas.plan import OpKey, prefixes
-from nas.units import at_least
+from nas.units import rounded_up
 
 Array = np.ndarray[Any, Any]
 POINTS = 39  # of MSDNet's curve
@@ -139,7 +139,7 @@ def anytime(prefix_ms: Array, deadline_ms: float) -> Array:
     """
     reached = np.flatnonzero(np.asarray(prefix_ms) <= deadline_ms)
     if not len(reached):
-        raise UserError(f"deadline {deadline_ms:g} ms: the first exit takes {at_least(prefix_ms[0])} ms")
+        raise UserError(f"deadline {deadline_ms:g} ms: the first exit takes {rounded_up(prefix_ms[0])} ms")
     return _everybody_at(int(reached[-1]), len(prefix_ms))
 
 
@@ -247,7 +247,7 @@ def _everybody_at(index: int, exits: int) -> Array:
 def _ends(confidence: Array, right: Array, prefix_ms: Array, budget_ms: float) -> Iterator[Point]:
     """Yields two extremes: every image leaves at the first exit, and none before the head."""
     if budget_ms < prefix_ms[0]:
-        raise UserError(f"budget {budget_ms:g} ms: leaving at the first exit takes {at_least(prefix_ms[0])} ms")
+        raise UserError(f"budget {budget_ms:g} ms: leaving at the first exit takes {rounded_up(prefix_ms[0])} ms")
     for index in (0, len(confidence) - 1):
         yield outcome(confidence, right, _everybody_at(index, len(confidence)), prefix_ms)
 

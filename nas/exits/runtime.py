@@ -89,7 +89,7 @@ class Runtime:
         """
         points = [p for p in (self.policy["point"], *self.policy["points"]) if p["mean_ms"] <= mean_ms]
         if not points:
-            raise ValueError(f"no thresholds for {mean_ms:g} ms: at least {_at_least(self.policy['prefix_ms'][0])}")
+            raise ValueError(f"no thresholds for {mean_ms:g} ms: at least {_rounded_up(self.policy['prefix_ms'][0])}")
         point = max(points, key=lambda p: (p["mean_ms"], p["accuracy"]))
         self._set(point)
         return float(point["mean_ms"])
@@ -101,7 +101,7 @@ class Runtime:
         """
         reached = [k for k, prefix in enumerate(self.policy["prefix_ms"]) if prefix <= ms]
         if not reached:
-            raise ValueError(f"deadline {ms:g} ms: the first exit takes {_at_least(self.policy['prefix_ms'][0])} ms")
+            raise ValueError(f"deadline {ms:g} ms: the first exit takes {_rounded_up(self.policy['prefix_ms'][0])} ms")
         self.thresholds = [math.inf if k < reached[-1] else -math.inf for k in range(self.exits)]
         return reached[-1]
 
@@ -220,7 +220,7 @@ def _point(point: dict[str, Any], exits: int) -> dict[str, Any]:
     return {**point, "thresholds": thresholds, "shares": shares, "mean_ms": mean_ms, "accuracy": accuracy}
 
 
-def _at_least(ms: float) -> str:
+def _rounded_up(ms: float) -> str:
     """Rounds ms up for a message, so that the number it names can be asked for (this file imports nothing of nas)."""
     digits = 3 - math.floor(math.log10(ms)) if ms > 0 else 0
     return f"{math.ceil(ms * 10**digits) / 10**digits:.4g}" if ms > 0 else "0"

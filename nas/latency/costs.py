@@ -13,7 +13,7 @@ from nas.latency.counts import Count
 from nas.latency.kernel_model import KernelModel
 from nas.latency.table import LatencyTable, of_this_format, read_json
 from nas.record import Record
-from nas.units import COUNTS, counted
+from nas.units import COUNTS, is_count
 
 LOCAL = Path("latency_tables")  # tables of the user, which come before the shipped ones
 
@@ -64,7 +64,7 @@ def find(target: str) -> Path:
 
 def load(target: str) -> Costs:
     """Reads the costs of a target. Raises UserError for an unknown target and for a file that is not sound."""
-    if counted(target):
+    if is_count(target):
         return Count(target)
     return read(find(target))
 

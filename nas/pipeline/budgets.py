@@ -16,7 +16,7 @@ from nas.pipeline.inputs import Inputs, memory_bounds, problem
 from nas.plan import Layout, OpKey, Slot, macs, params, resized
 from nas.select.ilp import below, solve
 from nas.select.problem import Cost, Limits, Problem, budgets
-from nas.units import amount, least
+from nas.units import amount, amount_rounded_up
 
 PARAMS, MACS = "max_params", "max_macs"  # costs are named as a user limits them
 _COUNTS: dict[str, tuple[str, Callable[[OpKey], int]]] = {PARAMS: ("parameters", params), MACS: ("MACs", macs)}
@@ -118,7 +118,8 @@ def cut_at_max_ms(config: Config, target: str, ends: tuple[float, float],
         return ends
     if config.max_ms < ends[0]:
         raise UserError(f"{setting('max_ms', f'{config.max_ms:g}')} is below the smallest reachable "
-                        f"{least(ends[0], target)}; raise it, or search a smaller space ({setting('width')})")
+                        f"{amount_rounded_up(ends[0], target)}; raise it, or search a smaller space "
+                        f"({setting('width')})")
     if over := [budget for budget in budget_ms if budget > config.max_ms]:
         raise UserError(f"{setting('budget_ms', f'{over[0]:g}')} is above {setting('max_ms', f'{config.max_ms:g}')}")
     return ends[0], min(ends[1], config.max_ms)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from nas.report.drawing import drawing, drawing_text, label, legend
 from nas.run.records import Card, Front
-from nas.units import axis, counted, device
+from nas.units import axis, device, is_count
 
 
 def draw_front(front: Front, file: BinaryIO) -> None:
@@ -28,7 +28,7 @@ def front_figure(front: Front) -> Figure:
         for axes, target in zip(panels, targets, strict=True):
             _draw_panel(axes, front, target)
             axes.set_xlabel(label(axis(target), 80))
-            title = label(front.space) + ("" if counted(target) else f" on {label(device(target))}")
+            title = label(front.space) + ("" if is_count(target) else f" on {label(device(target))}")
             title += " (numbers: input size)" if front.sizes else ""
             axes.set_title(textwrap.fill(title, 80), fontsize=10)  # matplotlib's own wrapping reads formulas
         legend(figure, panels)

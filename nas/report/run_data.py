@@ -26,7 +26,7 @@ from nas.run.settings import settings_of
 from nas.run.tables import kept_table, recorded_costs
 from nas.text import duration
 from nas.training.recipes import supernet_epochs
-from nas.units import axis, counted, device, unit
+from nas.units import axis, device, is_count, unit
 
 META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",
         "validation", "commit", "source")
@@ -76,7 +76,7 @@ class _Collector:
                 "state": self._try(self._state) or "not known", "space": self.config.space,
                 "data": self.data.get("name", self.config.data),
                 "views": [view for view in views if view],
-                "units": {target: {"unit": unit(target), "axis": axis(target), "counted": counted(target),
+                "units": {target: {"unit": unit(target), "axis": axis(target), "counted": is_count(target),
                                    "name": device(target)} for target in self.costs},
                 "networks": networks, "export": self._try(self._export_commands, views) or {}, "slots": self._slots(),
                 "pruned": self._pruned(), "epochs": [_figures(epoch) for epoch in timeline.epochs(run)],
@@ -118,7 +118,7 @@ class _Collector:
     def _load_costs(self, target: str) -> Costs | None:
         """Loads the costs of a target as the run keeps them; None where it has none or they are broken."""
         name = self._try(kept_table, self.run, target) or ""
-        has_costs = counted(target) or self.run.has(name)
+        has_costs = is_count(target) or self.run.has(name)
         return self._try(recorded_costs, self.run, target) if has_costs else None
 
     def _fronts(self) -> list[_PartialFront]:
@@ -160,7 +160,7 @@ class _Collector:
         budgets = [{"budget_ms": budget.budget_ms[target], "id": budget.id, "ms": budget.ms[target],
                     "measured_ms": measured.get(budget.id)} for budget in front.budgets if target in budget.budget_ms]
         return {"name": f"{front.place.strip('/') or 'search'}: {target or 'no target'}", "target": target,
-                "unmeasured": "counted, not measured" if counted(target) else front.unmeasured.format(target),
+                "unmeasured": "counted, not measured" if is_count(target) else front.unmeasured.format(target),
                 "points": sorted(points, key=lambda point: point["ms"] if point["ms"] is not None else 0.0),
                 "budgets": budgets}
 

@@ -21,7 +21,7 @@ from nas.arch import Arch
 from nas.errors import UserError, setting
 from nas.latency.meta import Meta
 from nas.record import Record
-from nas.units import least
+from nas.units import amount_rounded_up
 
 TOLERANCE = 0.03  # of a budget: a network that is loaded anew is measured up to 2 % faster or slower than before
 FORMAT = 2  # of a run directory, in its environment.json; a run that does not say it is of the first
@@ -264,7 +264,7 @@ class Front(Record):
         if not within:
             cheapest = min(card.takes(on) for card in self.front)
             raise UserError(f"{setting('budget_ms', f'{ms:g}')}: the cheapest pick of this run takes "
-                            f"{least(cheapest, on)}; nas select finds others")
+                            f"{amount_rounded_up(cheapest, on)}; nas select finds others")
         return max(within, key=lambda card: (card.select_accuracy, -card.ms[on]))
 
     def standing(self, id: str, target: str) -> str:

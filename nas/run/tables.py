@@ -25,12 +25,12 @@ from nas.run import events
 from nas.run.directory import Run
 from nas.run.settings import TABLES
 from nas.text import duration
-from nas.units import counted
+from nas.units import is_count
 
 
 def find_costs(target: str) -> Path | None:
     """Returns the file of a target; None for one that has still to be made here, and for a count. Raises UserError."""
-    if counted(target):
+    if is_count(target):
         return None
     if target in cost_models.known() or target not in (*local_targets(), *board.TARGETS):
         return cost_models.find(target)
@@ -43,7 +43,7 @@ def costs_for(target: str, plans: Sequence[Layout], space: str, progress: Progre
 
     Raises UserError where rows are missing that cannot be made here, with the command that makes them there.
     """
-    return cost_models.load(target if counted(target) else str(_completed(target, plans, space, progress)))
+    return cost_models.load(target if is_count(target) else str(_completed(target, plans, space, progress)))
 
 
 def filled(target: str, plan: Layout, progress: Progress, measure: bool = True) -> Costs:
@@ -51,7 +51,7 @@ def filled(target: str, plan: Layout, progress: Progress, measure: bool = True) 
 
     Without ``measure`` rows are compiled only: a list of networks is not worth minutes of this machine.
     """
-    return cost_models.load(target if counted(target) else str(complete(target, plan, progress, measure)))
+    return cost_models.load(target if is_count(target) else str(complete(target, plan, progress, measure)))
 
 
 def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout], space: str,
@@ -60,7 +60,7 @@ def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout],
 
     ``known`` are the run's targets. Raises UserError as ``costs_for``.
     """
-    if counted(target):
+    if is_count(target):
         return cost_models.load(target)
     here = Path(target).is_file() and target not in known  # a file that the run does not stand on
     name = f"tables/{label(target)}.json" if here else kept_table(run, target)
@@ -87,7 +87,7 @@ def origin(costs: Costs) -> list[str]:
 
 def recorded_costs(run: Run, target: str) -> Costs:
     """Returns costs from the run's copy. Raises UserError where that is missing or broken."""
-    return cost_models.load(target if counted(target) else str(run.file(kept_table(run, target))))
+    return cost_models.load(target if is_count(target) else str(run.file(kept_table(run, target))))
 
 
 def label(target: str) -> str:

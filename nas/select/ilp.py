@@ -20,7 +20,7 @@ from nas.select import score_models
 from nas.select.knapsack import Cut, Knapsack, Pick, admit_all
 from nas.select.problem import Cost, Judge, Ledger, Limits, Problem, Scores, ScoresFor, random_within
 from nas.select.scores import ridge
-from nas.units import BUDGETED, at_least
+from nas.units import BUDGETED, rounded_up
 
 MOST = 8  # diverse answers of one ILP; the overlap that is left pushes later ones far from the optimum
 COUNTED = {"parameters": "max_params", "MACs": "max_macs"}  # the setting of a limit, by unit
@@ -169,4 +169,4 @@ def below(cost: Cost, limit: float, smallest: float, advice: str) -> str:
     """Returns the message for a limit that nothing reaches, with the smallest value that can be asked for."""
     where = {"ms": f" on {cost.name}", "KB": f" of {cost.name}"}.get(cost.unit, "")
     asked = setting(LIMITS[cost.unit], f"{limit:.10g}") if cost.unit in LIMITS else f"{cost.name} {limit:.10g}"
-    return f"{asked} is below the smallest reachable {at_least(smallest)} {cost.unit}{where}: {advice}"
+    return f"{asked} is below the smallest reachable {rounded_up(smallest)} {cost.unit}{where}: {advice}"

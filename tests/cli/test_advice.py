@@ -27,7 +27,7 @@ from nas.files import shipped
 from nas.pipeline import check_space
 from nas.pipeline.front import full_id
 from nas.run.directory import Run
-from nas.units import at_least
+from nas.units import rounded_up
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands
@@ -206,7 +206,7 @@ def test_two_ids_that_begin_alike() -> None:
 
 @given(st.floats(1e-6, 1e6))
 def test_a_least_value_that_is_shown_can_be_met(value: float) -> None:
-    assert value <= float(at_least(value)) <= value * 1.0011 + 1e-12 or value > 9999
+    assert value <= float(rounded_up(value)) <= value * 1.0011 + 1e-12 or value > 9999
 
 
 def test_commands_take_the_beginning_of_an_id(tell: Told, finished: Path) -> None:

@@ -28,7 +28,7 @@ from nas.training.data import Data
 from nas.training.header import data_lines, unlabeled_lines
 from nas.training.recipes import HEADS, FineTuningRecipe
 from nas.training.unlabeled import answered, unlabeled
-from nas.units import at_least
+from nas.units import rounded_up
 
 BATCH, LR, DECAY = 32, 0.003, 0.0
 PIECES = "pieces.json"
@@ -139,7 +139,7 @@ def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pi
         if wishes.max_ms is None or asked.max_ms is None or worst <= wishes.max_ms:
             return served, final
         asked = replace(asked, max_ms=asked.max_ms * wishes.max_ms / worst)
-    raise UserError(f"{setting('max_ms', f'{wishes.max_ms:g}')}: the file of these exits takes {at_least(worst)} ms; "
+    raise UserError(f"{setting('max_ms', f'{wishes.max_ms:g}')}: the file of these exits takes {rounded_up(worst)} ms; "
                     "raise it")
 
 
