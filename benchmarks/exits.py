@@ -21,7 +21,6 @@ compared files take turns, some images each. "again" is the same file once more:
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 import time
@@ -37,8 +36,8 @@ from nas import sampling
 from nas.config.search import Config
 from nas.exits import Runtime, policy
 from nas.exits.net import Additive, MultiExit
-from nas.exits.policy import Policy
 from nas.exits.runtime import confidences
+from nas.exits.thresholds import Policy
 from nas.latency.devices.onnxruntime import session
 from nas.lower.emit import emit_many
 from nas.pipeline.exits.picks import rebuilt
@@ -128,7 +127,7 @@ def report(subject: Subject, count: int, seconds: float) -> dict[str, Any]:
     """Prints (a) to (d) of the module, on ``count`` of the test images; returns the figures."""
     rng, trained, kept, folder = random.Random(0), subject.trained, subject.kept, subject.folder
     data, net = trained.data, trained.network(kept)
-    made = Policy.from_json(json.loads((folder / THRESHOLDS).read_text()))
+    made = Policy.model_validate_json((folder / THRESHOLDS).read_bytes())
     count = min(count, len(data.test))
     chosen = rng.sample(range(len(data.test)), count)
     images = normalise(data.test.images[chosen], data).contiguous().numpy()

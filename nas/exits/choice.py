@@ -13,8 +13,8 @@ import torch
 from nas.errors import UserError
 from nas.exits import policy
 from nas.exits.net import Combine, combined
-from nas.exits.policy import Point
 from nas.exits.runtime import confidences
+from nas.exits.thresholds import Point
 from nas.plan import OpKey
 from nas.units import rounded_up
 
@@ -143,8 +143,9 @@ def cross_validated(said: ExitLogits, kept: Sequence[int], prefix_ms: Array, bud
     n = [sure[:, part].shape[1] for part in halves[::-1]]
     mean = {name: np.average([getattr(p, name) for p in points], axis=0, weights=n)
             for name in ("shares", "mean_ms", "accuracy")}
-    return Point(points[0].thresholds, tuple(map(float, mean["shares"])), float(mean["mean_ms"]),
-                 max(p.worst_ms for p in points), float(mean["accuracy"]))
+    return Point(thresholds=points[0].thresholds, shares=tuple(map(float, mean["shares"])),
+                 mean_ms=float(mean["mean_ms"]), worst_ms=max(p.worst_ms for p in points),
+                 accuracy=float(mean["accuracy"]))
 
 
 def cheapest(sure: Array, right: Array, prefix_ms: Array, accuracy: float, rule: str = "search") -> Point:

@@ -22,7 +22,7 @@ from nas.errors import UserError
 from nas.exits import runtime
 from nas.exits.graft import emit_segment
 from nas.exits.net import Combine, MultiExit, Network
-from nas.exits.policy import Policy
+from nas.exits.thresholds import Policy
 from nas.lower.emit import NoRule
 from nas.lower.onnx import save
 

@@ -8,7 +8,6 @@ as its threshold; the head's is -inf.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,57 +15,13 @@ from scipy.optimize import minimize_scalar
 
 from nas.errors import UserError
 from nas.exits.runtime import CONFIDENCES, confidences
+from nas.exits.thresholds import Point, Policy
 from nas.plan import OpKey, prefixes
 from nas.units import rounded_up
 
 Array = np.ndarray[Any, Any]
 POINTS = 39  # of MSDNet's curve
 HALVINGS, SWEEPS, TRIED = 30, 20, 16  # of the direct search; thresholds of one exit that are tried in pairs
-
-
-
-
-@dataclass(frozen=True)
-class Point:
-    """Holds what thresholds give on some images: where these leave, the mean and the worst latency, the accuracy."""
-
-    thresholds: tuple[float, ...]
-    shares: tuple[float, ...]
-    mean_ms: float
-    worst_ms: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Says how sure each exit of a delivered network has to be; ``points`` are thresholds for other budgets.
-
-    ``n`` images were calibrated on, which the shares of ``point`` are of.
-    """
-
-    kind: str
-    temperatures: tuple[float, ...]
-    prefix_ms: tuple[float, ...]
-    n: int
-    point: Point
-    points: tuple[Point, ...] = ()
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> Policy:
-        """Reads a policy from what ``to_json`` wrote."""
-        def point(read: dict[str, Any]) -> Point:
-            return Point(tuple(map(float, read["thresholds"])), tuple(read["shares"]), read["mean_ms"],
-                         read["worst_ms"], read["accuracy"])
-
-        return Policy(value["kind"], tuple(value["temperatures"]), tuple(value["prefix_ms"]), value["n"],
-                      point(value["point"]), tuple(map(point, value["points"])))
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the policy for JSON, with infinite thresholds as texts, because JSON has no such numbers."""
-        value = asdict(self)
-        for point in (value["point"], *value["points"]):
-            point["thresholds"] = [t if np.isfinite(t) else str(t) for t in point["thresholds"]]
-        return value
 
 
 def prefix_ms(keys: Sequence[OpKey], price: Callable[[Iterable[OpKey]], list[float]]) -> Array:
@@ -85,8 +40,9 @@ def outcome(confidence: Array, right: Array, thresholds: Sequence[float] | Array
     at = leaving(confidence, thresholds)
     deepest = int(np.argmax(np.asarray(thresholds) == -np.inf))
     shares = np.bincount(at, minlength=len(confidence)) / at.size
-    return Point(tuple(map(float, thresholds)), tuple(map(float, shares)), float(shares @ prefix_ms),
-                 float(prefix_ms[deepest]), float(right[at, np.arange(at.size)].mean()))
+    return Point(thresholds=tuple(map(float, thresholds)), shares=tuple(map(float, shares)),
+                 mean_ms=float(shares @ prefix_ms), worst_ms=float(prefix_ms[deepest]),
+                 accuracy=float(right[at, np.arange(at.size)].mean()))
 
 
 def geometric_shares(r: float, exits: int) -> Array:
@@ -212,14 +168,16 @@ def calibrate(logits: Array, labels: Array, prefix_ms: Array, budget_ms: float, 
     confidence, right = confidences(kind, logits, divisors), logits.argmax(-1) == labels
 
     def shipped(point: Point) -> Point:
-        return replace(point, thresholds=tuple(map(float, between(confidence, point.thresholds))))
+        thresholds = tuple(map(float, between(confidence, point.thresholds)))
+        return point.model_copy(update={"thresholds": thresholds})
 
     def point(budget: float) -> Point:
         return shipped(RULES[rule](confidence, right, prefix_ms, budget))
 
     budgets = np.linspace(prefix_ms[0], prefix_ms[-1], points)
-    return Policy(kind, tuple(map(float, divisors)), tuple(map(float, prefix_ms)), len(labels),
-                  shipped(chosen) if chosen else point(budget_ms), tuple(point(float(budget)) for budget in budgets))
+    return Policy(kind=kind, temperatures=tuple(map(float, divisors)), prefix_ms=tuple(map(float, prefix_ms)),
+                  n=len(labels), point=shipped(chosen) if chosen else point(budget_ms),
+                  points=tuple(point(float(budget)) for budget in budgets))
 
 
 def between(confidence: Array, thresholds: Sequence[float] | Array) -> Array:

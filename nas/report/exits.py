@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
 from nas.exits import policy
-from nas.exits.policy import Point, Policy
+from nas.exits.thresholds import Point, Policy
 from nas.report.drawing import drawing, label, legend
 
 Array = np.ndarray[Any, Any]

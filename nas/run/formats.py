@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from nas.run.records import Card, Comparison, Front, Genotype, Ms, Picks, Share, Text, first_mistake
+from nas.exits.thresholds import Policy
+from nas.run.records import Card, Comparison, Front, Genotype, Picks, Text, first_mistake
 
 Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
 
@@ -40,34 +41,6 @@ class Splits(_Kept):
     test: list[int]
 
 
-class Thresholds(_Kept):
-    """Holds one point of ``thresholds.json``; infinite ones are texts, because JSON has no such numbers."""
-
-    thresholds: list[float | Literal["inf", "-inf"]]
-    shares: list[Share]
-    mean_ms: float
-    worst_ms: float
-    accuracy: Share
-
-
-class ExitPolicy(_Kept):
-    """Holds ``thresholds.json``: how sure each exit of a network has to be."""
-
-    kind: Literal["max-softmax", "entropy", "patience"]
-    temperatures: list[Ms]
-    prefix_ms: Annotated[list[Ms], Field(min_length=1)]
-    n: Annotated[int, Field(ge=1)]
-    point: Thresholds
-    points: list[Thresholds]
-
-    @model_validator(mode="after")
-    def _one_an_exit(self) -> ExitPolicy:
-        lengths = {len(part) for point in (self.point, *self.points) for part in (point.thresholds, point.shares)}
-        if {len(self.temperatures), len(self.prefix_ms), *lengths} != {len(self.prefix_ms)}:
-            raise ValueError("temperatures, prefix_ms, thresholds and shares are not one an exit each")
-        return self
-
-
 class ExitPieces(_Kept):
     """Holds ``pieces.json`` of ``nas exits``: milliseconds of the parts of a network and of the heads between them."""
 
@@ -80,7 +53,7 @@ _FILES: tuple[tuple[str, Any], ...] = (
     (r"(selections/[^/]+/)?front\.json", Front), (r"(selections/[^/]+/)?picks\.json", Picks), (r"arch\.json", Genotype),
     (f"{_ARCH}arch\\.json", Genotype), (f"{_ARCH}card\\.json", Card),
     (f"{_ARCH}exits/card\\.json", Card | None),  # None: no exits keep within the limits
-    (f"{_ARCH}exits/thresholds\\.json", ExitPolicy), (r"data\.json", Images), (r"splits\.json", Splits),
+    (f"{_ARCH}exits/thresholds\\.json", Policy), (r"data\.json", Images), (r"splits\.json", Splits),
     (r"pieces\.json", ExitPieces),
     (r"tables\.json", dict[str, Table]), (r"compare\.json", Comparison))
 _KINDS = [(re.compile(pattern), TypeAdapter[Any](kind)) for pattern, kind in _FILES]

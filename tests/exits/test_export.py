@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ from nas.exits import policy as policies
 from nas.exits.export import branched, check, export, segments
 from nas.exits.methods import method, methods
 from nas.exits.net import Kept, MultiExit
-from nas.exits.policy import Policy, calibrate, leaving
+from nas.exits.policy import calibrate, leaving
 from nas.exits.runtime import DriftWarning, confidences
+from nas.exits.thresholds import Policy
 from nas.lower.verify import Disagreement
 from nas.pipeline.exits.serve import compared
 from nas.training.data import load, normalise
@@ -101,6 +101,10 @@ def test_an_operator_without_a_rule_is_told_before_training_and_in_one_line() ->
     assert subnet.training  # as it was
 
 
+def with_point(policy: Policy, **changed: tuple[float, ...]) -> Policy:
+    return policy.model_copy(update={"point": policy.point.model_copy(update=changed)})
+
+
 def test_within_rounding_of_a_threshold_either_exit_is_right(tmp_path: Path) -> None:
     """The file's threshold is a little below the confidence of an image, PyTorch's a little above."""
     model, policy = made(tmp_path)
@@ -108,7 +112,7 @@ def test_within_rounding_of_a_threshold_either_exit_is_right(tmp_path: Path) -> 
     sure = float(confidences("max-softmax", predictions(model, x), np.array(policy.temperatures))[0, 7])
 
     def at(threshold: float) -> Policy:
-        return replace(policy, point=replace(policy.point, thresholds=(threshold, 0.9, -np.inf)))
+        return with_point(policy, thresholds=(threshold, 0.9, -np.inf))
 
     export(model, tmp_path, in_ch=3, size=16, policy=at(sure - 2e-6), metadata={})
     found = compared(tmp_path, model, at(sure + 2e-6), x)
@@ -180,8 +184,8 @@ def test_what_is_written(tmp_path: Path) -> None:
 def test_a_folder_that_had_more_exits_has_no_segment_of_them(tmp_path: Path) -> None:
     model, policy = made(tmp_path)
     fewer = MultiExit(Kept(model.net, (1,)), model.combine.kept((1,)) or model.combine).eval()
-    point = replace(policy.point, thresholds=(0.5, -math.inf), shares=(0.5, 0.5))
-    one = replace(policy, temperatures=policy.temperatures[1:], prefix_ms=policy.prefix_ms[1:], point=point, points=())
+    one = with_point(policy, thresholds=(0.5, -math.inf), shares=(0.5, 0.5)).model_copy(update={
+        "temperatures": policy.temperatures[1:], "prefix_ms": policy.prefix_ms[1:], "points": ()})
     (tmp_path / "mine.onnx").write_bytes(b"")
     assert export(fewer, tmp_path, in_ch=3, size=16, policy=one, metadata={})["segments"] == [
         "segment-0.onnx", "segment-1.onnx"]

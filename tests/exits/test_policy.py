@@ -18,6 +18,7 @@ from nas.errors import UserError
 from nas.exits import policy
 from nas.exits.policy import by_rule, by_search, calibrate, geometric, geometric_shares, leaving, outcome
 from nas.exits.runtime import confidence, confidences
+from nas.exits.thresholds import Point
 from nas.plan import plan
 
 INF = float("inf")
@@ -63,8 +64,8 @@ def test_the_curve_takes_thresholds_from_one_split_and_figures_from_the_other() 
 
 
 def test_the_area_under_a_curve_by_hand() -> None:
-    def at(ms: float, accuracy: float) -> policy.Point:
-        return policy.Point((), (), ms, ms, accuracy)
+    def at(ms: float, accuracy: float) -> Point:
+        return Point(thresholds=(), shares=(), mean_ms=ms, worst_ms=ms, accuracy=accuracy)
 
     # 0.5 from 1 to 2 ms, 0.8 from 2 to 5 (the point at 3 is no better), nothing of the one beyond
     points = [at(3, 0.7), at(1, 0.5), at(2, 0.8), at(6, 1.0)]

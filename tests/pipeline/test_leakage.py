@@ -30,8 +30,9 @@ from torch import nn
 from nas.arch import Arch
 from nas.config.search import resolve
 from nas.exits.methods import method
-from nas.exits.policy import Policy, outcome
+from nas.exits.policy import outcome
 from nas.exits.runtime import Runtime, confidences
+from nas.exits.thresholds import Policy
 from nas.lower import verify
 from nas.pipeline import deliver, front, supernet, train_one
 from nas.pipeline import search as pipeline
@@ -238,7 +239,7 @@ def test_thresholds_and_shares_of_exits_are_of_their_own_split(single: tuple[Pat
     """The policy's own point is what its thresholds give on the selection split, the card's on test."""
     folder, data = single[0] / "exits", splits()
     card = json.loads((folder / "card.json").read_text())
-    policy = Policy.from_json(json.loads((folder / "thresholds.json").read_text()))
+    policy = Policy.model_validate_json((folder / "thresholds.json").read_bytes())
     assert policy.n == len(data.select) != len(data.test) == card["n"]
     for split, mean_ms, accuracy in ((data.select, policy.point.mean_ms, policy.point.accuracy),
                                      (data.test, card["mean_ms"], card["accuracy"])):

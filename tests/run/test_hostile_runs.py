@@ -19,8 +19,8 @@ from tiny_search import Quiet, config_of, searched
 
 from nas.arch import Arch
 from nas.cli import render
-from nas.exits.policy import Policy
 from nas.exits.runtime import KEY, Runtime
+from nas.exits.thresholds import Policy
 from nas.latency import costs
 from nas.latency.devices import onnxruntime
 from nas.latency.predict import predict
@@ -88,7 +88,7 @@ READERS: dict[str, Callable[[Run, Any], Any]] = {
     "arch.json": lambda run, value: Arch.from_json(run.read_json(value)).id,
     "card.json": lambda run, value: run.read(value, Card).ms,
     "exits": lambda run, value: (run.read_json(value) or {"of": ""})["of"],
-    "thresholds.json": lambda run, value: Policy.from_json(run.read_json(value)).to_json(),
+    "thresholds.json": lambda run, value: run.read(value, Policy).to_json(),
 }
 
 

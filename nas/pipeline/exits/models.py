@@ -21,7 +21,7 @@ from nas.exits.choice import Pieces
 from nas.exits.export import BRANCHED, export
 from nas.exits.graft import HIDDEN, Grafted, Part
 from nas.exits.net import Combine, MultiExit, Network
-from nas.exits.policy import Point, Policy
+from nas.exits.thresholds import Point, Policy
 from nas.latency.devices.onnxruntime import session, timed
 from nas.latency.fresh import fresh
 from nas.latency.kernel_model import KernelModel
@@ -126,8 +126,9 @@ def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Ca
     divided among them by their MACs.
     """
     exits = len(net.exits) + 1
-    nobody = Point((np.inf,) * (exits - 1) + (-np.inf,), (0.0,) * exits, 0.0, 0.0, 0.0)
-    made = Policy("max-softmax", (1.0,) * exits, (0.0,) * exits, 1, nobody)
+    nobody = Point(thresholds=(*(np.inf,) * (exits - 1), -np.inf), shares=(0.0,) * exits, mean_ms=0.0, worst_ms=0.0,
+                   accuracy=0.0)
+    made = Policy(kind="max-softmax", temperatures=(1.0,) * exits, prefix_ms=(1.0,) * exits, n=1, point=nobody)
     with tempfile.TemporaryDirectory() as folder:
         export(MultiExit(net, Combine()).eval(), Path(folder), in_ch=3, size=data.size, policy=made, metadata={})
         images = np.random.default_rng(0).standard_normal((8, 3, data.size, data.size), dtype=np.float32)

@@ -19,7 +19,7 @@ from nas.exits.base import Method
 from nas.exits.export import check, export
 from nas.exits.methods import method as make
 from nas.exits.net import Kept, MultiExit, Network
-from nas.exits.policy import Policy
+from nas.exits.thresholds import Policy
 from nas.files import copy
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import time_networks
@@ -107,7 +107,7 @@ def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> dict[s
     kept = [full.exits.index(slot) for slot in card.exits]
     network = MultiExit(Kept(method.net.net, kept), method.net.combine.kept(kept)).eval()
     delivered = inputs.run.file(card.onnx).parent
-    policy = Policy.from_json(inputs.run.read_json(str(Path(card.onnx).parent / THRESHOLDS)))
+    policy = inputs.run.read(str(Path(card.onnx).parent / THRESHOLDS), Policy)
     arch = replace(full, exits=())
     size, in_ch = inputs.layout.task.size, inputs.layout.task.in_ch
     written = export(network, folder, in_ch=in_ch, size=size, policy=policy,

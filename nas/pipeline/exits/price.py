@@ -15,7 +15,7 @@ from nas import sampling
 from nas.exits import choice
 from nas.exits.export import BRANCHED, export
 from nas.exits.net import Additive, MultiExit
-from nas.exits.policy import Point, Policy
+from nas.exits.thresholds import Point, Policy
 from nas.latency.base import Costs
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import time_networks
@@ -87,9 +87,11 @@ def known_exit_ms(costs: Costs) -> float:
 def write_untrained(net: MultiExit, folder: Path, at: Layout, prefix: np.ndarray) -> None:
     """Writes the files of a network whose exits are untrained; ``prefix`` [exits + 1] are the ms of leaving at each."""
     count = len(at.exits)
-    point = Point((0.5,) * count + (-np.inf,), (1 / (count + 1),) * (count + 1), float(prefix.mean()),
-                  float(prefix[-1]), 0.0)
-    policy = Policy("max-softmax", (1.5,) * (count + 1), tuple(map(float, prefix)), 1, point)
+    exits = count + 1
+    point = Point(thresholds=(*(0.5,) * count, -np.inf), shares=(1 / exits,) * exits, mean_ms=float(prefix.mean()),
+                  worst_ms=float(prefix[-1]), accuracy=0.0)
+    policy = Policy(kind="max-softmax", temperatures=(1.5,) * exits, prefix_ms=tuple(map(float, prefix)), n=1,
+                    point=point)
     export(net, folder, in_ch=at.task.in_ch, size=at.task.size, policy=policy, metadata={})
 
 

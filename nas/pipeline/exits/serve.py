@@ -17,8 +17,9 @@ from nas.exits.base import Method
 from nas.exits.choice import ExitLogits, Pieces
 from nas.exits.export import BRANCHED, export
 from nas.exits.net import Kept, MultiExit
-from nas.exits.policy import Point, Policy, calibrate
+from nas.exits.policy import calibrate
 from nas.exits.runtime import Runtime, confidences
+from nas.exits.thresholds import Point, Policy
 from nas.files import write_atomic, write_json, write_text
 from nas.latency.base import Costs
 from nas.latency.devices import measured_here
@@ -241,10 +242,12 @@ def repriced(served: Served, prefix_ms: Sequence[float]) -> Served:
 
     def again(point: Point) -> Point:
         deepest = int(np.argmax(np.asarray(point.thresholds) == -np.inf))
-        return replace(point, mean_ms=float(np.asarray(point.shares) @ ms), worst_ms=float(ms[deepest]))
+        mean_ms, worst_ms = float(np.asarray(point.shares) @ ms), float(ms[deepest])
+        return point.model_copy(update={"mean_ms": mean_ms, "worst_ms": worst_ms})
 
-    made = replace(served.policy, prefix_ms=tuple(map(float, ms)), point=again(served.policy.point),
-                   points=tuple(map(again, served.policy.points)))
+    made = served.policy.model_copy(update={
+        "prefix_ms": tuple(map(float, ms)), "point": again(served.policy.point),
+        "points": tuple(map(again, served.policy.points))})
     return replace(served, policy=made, crossed=again(served.crossed), test=again(served.test))
 
 
