@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from nas.config.fields import Strict
+
+
+class Projection(Strict):
+    """Sets no latency term, and needs no settings: the gates meet the budget by construction."""
 
 
 class Dual(Strict):
@@ -55,6 +59,9 @@ class Mnas(Strict):
     beta: float = Field(default=-0.07, ge=-100, lt=0, description="Exponent above it.")
 
 
+LatencyTerm = Projection | Dual | FBNet | Proxyless | Mnas
+
+
 class Gates(Strict):
     """Sets how gates are trained: a step ``every`` batches, temperature falling from ``tau_start`` to ``tau_end``."""
 
@@ -79,9 +86,11 @@ class Gates(Strict):
     mnas: Mnas = Mnas()
 
     @property
-    def latency_options(self) -> dict[str, Any]:
+    def term(self) -> LatencyTerm:
         """Returns the settings of the chosen latency term."""
-        return {} if self.latency == "projection" else getattr(self, self.latency).model_dump()
+        terms: dict[str, LatencyTerm] = {"projection": Projection(), "dual": self.dual, "fbnet": self.fbnet,
+                                         "proxyless": self.proxyless, "mnas": self.mnas}
+        return terms[self.latency]
 
     @model_validator(mode="after")
     def _falls(self) -> Gates:

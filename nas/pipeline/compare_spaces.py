@@ -126,7 +126,7 @@ def compare(settings: ComparisonSettings, run: Run, progress: Progress) -> Compa
             parts.append(_part(inputs, one, grid, archs, how, progress))
     result = run.record("compare.json", Comparison, lambda: Comparison(
         target=[target], data=loaded[0].data.name, size=loaded[0].data.size, seed=shared.seed,
-        recipe=vars(how), budget_ms={target: grid}, networks=networks,
+        recipe=how, budget_ms={target: grid}, networks=networks,
         spaces=_with_volumes(parts, target)))
     if not run.has("compare.png"):
         run.write("compare.png", lambda file: draw_comparison(result, file))

@@ -35,8 +35,10 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Memory
 from nas.pipeline.overrun import over
 from nas.plan import macs, params, plan
+from nas.run.directory import ENVIRONMENT
 from nas.run.operators import recorded as recorded_ops
-from nas.run.records import Card, Provenance
+from nas.run.provenance import Environment, Provenance
+from nas.run.records import Card
 from nas.subnet import Backbone
 from nas.training import evaluation, placement
 from nas.training.data import normalise
@@ -143,7 +145,7 @@ def _provenance(inputs: Inputs) -> Provenance:
     return Provenance(run=inputs.run.path.name, space=inputs.config.space, data=inputs.data.name,
                       fingerprint=inputs.data.source["fingerprint"], seed=inputs.seed,
                       targets={target: costs.meta for target, costs in inputs.costs.items()},
-                      environment=inputs.run.read_json("environment.json"), ops=recorded_ops(inputs.run))
+                      environment=inputs.run.read(ENVIRONMENT, Environment), ops=recorded_ops(inputs.run))
 
 
 def _npu_memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:

@@ -265,7 +265,7 @@ def _deliver_picks(inputs: Inputs, training: SupernetTraining, picks: Picks, pla
                    progress: Progress) -> Front:
     """Trains, exports and measures picks, adds exits where the run has them, and writes the front."""
     archs = {pick.id: pick.arch for pick in picks.budgets}
-    recipe = _finetuning_recipe(inputs) if fine_tune else replace(_finetuning_recipe(inputs), epochs=0)
+    recipe = _finetuning_recipe(inputs) if fine_tune else _finetuning_recipe(inputs).model_copy(update={"epochs": 0})
     with timeline.phase(inputs.run, "fine-tuning" if recipe.epochs else "weights", place):
         for at in inputs.every:  # of one size at a time: a teacher sees the images that its students see
             if of_size := [arch for arch in archs.values() if arch.size == at.size]:

@@ -19,8 +19,9 @@ from nas.errors import UserError, call
 from nas.latency.base import Costs
 from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
 from nas.run import timeline
-from nas.run.directory import Run
+from nas.run.directory import ENVIRONMENT, Run
 from nas.run.events import AnyEvent, Epoch, FineTuned, Judged, Stage
+from nas.run.provenance import Environment
 from nas.run.records import Budget, Candidate, Card, Front, Picks
 from nas.run.settings import settings_of
 from nas.run.tables import kept_table, recorded_costs
@@ -273,11 +274,14 @@ class _Collector:
         times = [event.time[:19] for event in self.run.events(AnyEvent)]
         hours = {"first line of the log": times[0], "last line": times[-1],
                  "seconds in training": round(sum(trained))} if times else {}
-        environment = self._read_object("environment.json")
-        environment["command"] = shlex.join(map(str, environment.get("command", [])))
-        return {"settings": self.config.to_json(), "machine of the run": environment, "images": data,
+        return {"settings": self.config.to_json(), "machine of the run": self._try(self._machine), "images": data,
                 **{f"target {name}": meta for name, meta in tables.items()},
                 "time": {**hours, **_phase_durations(self.run), **stages}}
+
+    def _machine(self) -> dict[str, Any]:
+        """Returns where and with what the run was made; the command as it is typed."""
+        environment = self.run.read(ENVIRONMENT, Environment)
+        return {**environment.to_json(), "command": shlex.join(environment.command)}
 
 
 def _phase_durations(run: Run) -> dict[str, str]:

@@ -10,14 +10,10 @@ import contextlib
 import errno
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,10 +24,10 @@ from nas.errors import UserError, setting
 from nas.files import Locked, locked, parse_json, write_atomic, write_json
 from nas.run import events, formats, records
 from nas.run.events import E, Event
+from nas.run.provenance import FORMAT, Environment
 from nas.run.records import AnyRecord
 
 CONFIG, ENVIRONMENT, LOCK, LOG = "config.json", "environment.json", "lock", "log.jsonl"
-_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "optuna")
 _AGAIN = "delete it and give the same command: it is made again"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -229,7 +225,7 @@ class Run:
                             f"{setting('run')}")
         with self.lock():
             if not self.has(CONFIG):  # last: it makes the directory a run
-                self.write_json(ENVIRONMENT, environment())
+                self.write_json(ENVIRONMENT, Environment.here().to_json())
                 self.write_json(CONFIG, config)
 
     def _of_this_format(self) -> None:
@@ -238,9 +234,9 @@ class Run:
         with contextlib.suppress(UserError):  # missing or broken: it is only for people
             here = self.read_json(ENVIRONMENT)
         made = here if isinstance(here, dict) else {}
-        if (version := made.get("format", 1)) != records.FORMAT:
+        if (version := made.get("format", 1)) != FORMAT:
             raise UserError(f"{self.path}: format {version} of a run, made by nas {made.get('nas')}; this is nas "
-                            f"{__version__}, which knows format {records.FORMAT}: use that version")
+                            f"{__version__}, which knows format {FORMAT}: use that version")
 
     def _agree(self, config: dict[str, Any], free: Collection[str], places: Collection[str]) -> None:
         old, new = (_flat(values) for values in (self.config, json.loads(json.dumps(config))))
@@ -253,51 +249,6 @@ class Run:
                             f"give another {setting('run')}, or the old value")
         if changed:
             self.write_json(CONFIG, config)
-
-
-def environment() -> dict[str, Any]:
-    """Describes where and with what a run is made."""
-    return {
-        "nas": __version__,
-        "format": records.FORMAT,
-        "revision": _revision(),
-        "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "command": ["nas", *sys.argv[1:]],
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _revision() -> str | None:
-    """Returns the commit of this code's checkout, ``+`` where files differ; None where it is installed."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.strip()
-
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    return None
 
 
 @contextlib.contextmanager

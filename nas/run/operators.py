@@ -7,12 +7,13 @@ run names the file again, and it has to be the same.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from nas.arch import Op
 from nas.errors import UserError, setting
 from nas.ops import user_files
 from nas.run.directory import Run
+from nas.run.provenance import UserFile, UserFiles
 from nas.space import Space
 
 OPS = "ops.json"
@@ -31,8 +32,9 @@ def keep(run: Run, space: Space) -> None:
     if files and not run.has(OPS):
         for source in files:
             run.write(_copy(source.path.name, source.sha256), partial(_fill, source.content))
-        run.write_json(OPS, [{"file": source.path.name, "sha256": source.sha256, "operators": list(source.operators)}
-                             for source in files])
+        kept = [UserFile(file=source.path.name, sha256=source.sha256, operators=list(source.operators))
+                for source in files]
+        run.write_json(OPS, UserFiles(files=kept).to_json())
 
 
 def _fill(content: bytes, file: BinaryIO) -> None:
@@ -44,33 +46,23 @@ def _copy(file: str, sha256: str) -> str:
     return f"ops/{sha256[:8]}-{file}"
 
 
-def recorded(run: Run) -> list[dict[str, Any]]:
-    """Returns what the run recorded of each file of user-written operators: ``file``, ``sha256`` and ``operators``.
-
-    Empty where all its operators are shipped.
-    """
-    if not run.has(OPS):
-        return []
-    value = run.read_json(OPS)
-    if not isinstance(value, list) or not all(
-            isinstance(record, dict) and isinstance(record.get("file"), str) and isinstance(record.get("sha256"), str)
-            and isinstance(record.get("operators"), list) for record in value):
-        raise UserError(f"{run.file(OPS)}: not as nas wrote it; put it back, or start a new run")
-    return value
+def recorded(run: Run) -> list[UserFile]:
+    """Returns the files of user-written operators that the run recorded: none where all its operators are shipped."""
+    return run.read(OPS, UserFiles).files if run.has(OPS) else []
 
 
 def demand(run: Run) -> None:
     """Raises UserError unless every file that the run's operators came from was given, unchanged."""
     given = {source.sha256: source for source in user_files.loaded()}
     for kept in recorded(run):
-        file, copy = kept["file"], run.path / _copy(kept["file"], kept["sha256"])
-        if kept["sha256"] in given:
+        file, copy = kept.file, run.path / _copy(kept.file, kept.sha256)
+        if kept.sha256 in given:
             continue
-        other = next((source for source in given.values() if set(source.operators) & set(kept["operators"])), None)
+        other = next((source for source in given.values() if set(source.operators) & set(kept.operators)), None)
         if other is not None:
             raise UserError(f"{setting('ops', other.path)}: changed since {run.path} began (sha256 "
-                            f"{kept['sha256'][:12]} then, {other.sha256[:12]} now); put it back ({copy} is how it "
+                            f"{kept.sha256[:12]} then, {other.sha256[:12]} now); put it back ({copy} is how it "
                             "was), or start a new run")
-        raise UserError(f"{run.path}: its operators {', '.join(map(str, kept['operators']))} are code of {file}, which "
+        raise UserError(f"{run.path}: its operators {', '.join(kept.operators)} are code of {file}, which "
                         f"is run only if you say so: give {setting('ops', file)} again (the run has a copy, {copy}: "
                         "if the run is not your own, read it first)")

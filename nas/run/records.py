@@ -6,7 +6,7 @@ A file may be somebody else's, or edited: it is checked where it is read. Millis
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import (
     BeforeValidator,
@@ -19,12 +19,12 @@ from pydantic import (
 
 from nas.arch import Arch
 from nas.errors import UserError, setting
-from nas.latency.meta import Meta
 from nas.record import Record
+from nas.run.provenance import Provenance
+from nas.training.recipes import FineTuningRecipe
 from nas.units import amount_rounded_up
 
 TOLERANCE = 0.03  # of a budget: a network that is loaded anew is measured up to 2 % faster or slower than before
-FORMAT = 2  # of a run directory, in its environment.json; a run that does not say it is of the first
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -47,19 +47,6 @@ class Excess(Record):
     above: float = Field(description="share of the budget")
 
 
-class Provenance(Record):
-    """Says where and by what a network was made."""
-
-    run: str = Field(description="name of the run directory")
-    space: str
-    data: str = Field(description="name of the images")
-    fingerprint: str = Field(description="digest of the images")
-    seed: int
-    targets: dict[str, Meta] = Field(description="by target, what its latency table says of itself")
-    environment: dict[str, Any] = Field(description="machine, packages and command")
-    ops: list[dict[str, Any]] = Field(default=[], description="files of the user's own operators")
-
-
 class Candidate(Record):
     """Describes a network that was chosen, by what is known before it is trained to the end and delivered."""
 
@@ -71,6 +58,14 @@ class Candidate(Record):
     params: int | None = None
     select_accuracy: Share | None = Field(default=None, description="on the split that networks are chosen by")
     select_accuracy_se: Error = Field(default=0.0, description="standard error")
+
+
+class Handover(Record):
+    """Says what the part of a network up to an exit hands on for one image, if the rest runs on another machine."""
+
+    map: list[int] = Field(description="its shape")
+    state: list[int] | None = Field(default=None, description="shape of what exits tell each other, if they do")
+    bytes: int = Field(description="of both")
 
 
 class Card(Candidate):
@@ -112,7 +107,7 @@ class Card(Candidate):
     shares: list[Share] = Field(default=[], description="of test images that leave at each exit")
     prefix_ms: dict[Text, list[Ms]] = Field(default={}, description="predicted, of leaving at each exit")
     test_mean_ms: ByTarget = Field(default={}, description="mean over the test images")
-    cuts: list[dict[str, Any]] = Field(default=[], description="what is handed over behind each exit")
+    cuts: list[Handover] = Field(default=[], description="what is handed over behind each exit")
 
     dominated_on_test: bool | None = Field(default=None, description="of a pick of the front: on the test split")
     within_error_of: Id | None = Field(default=None, description="a faster pick, worse by chance if at all")
@@ -372,7 +367,7 @@ class Comparison(Record):
     data: Text
     size: int
     seed: int
-    recipe: dict[str, Any] = Field(description="settings of training")
+    recipe: FineTuningRecipe
     budget_ms: dict[Text, list[Ms]]
     networks: int = Field(description="of each space at each budget")
     spaces: list[ComparedSpace]

@@ -8,11 +8,10 @@ paths drawn. T is the budget in ms. The hard budgets of the selection are the IL
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from nas.config import gates as settings
 from nas.supernet.gates import Soft
 
 BINS = 5  # multipliers of a target over its budgets: a single one learned the reversed order in a trial
@@ -23,9 +22,6 @@ class Term(nn.Module):
     """Computes what the gates minimise, ``term(loss, soft)``, a scalar; what a term learns is in its buffers."""
 
     projected = False  # whether the gates meet the budget by projection
-
-    def __init__(self, targets: int) -> None:
-        super().__init__()
 
     def forward(self, loss: Tensor, soft: Soft) -> Tensor:
         raise NotImplementedError
@@ -54,9 +50,9 @@ class Dual(Term):
 
     multiplier: Tensor  # [targets, BINS]
 
-    def __init__(self, targets: int, lr: float, rho: float) -> None:
-        super().__init__(targets)
-        self.lr, self.rho = lr, rho
+    def __init__(self, chosen: settings.Dual, targets: int) -> None:
+        super().__init__()
+        self.lr, self.rho = chosen.lr, chosen.rho
         self.register_buffer("multiplier", torch.zeros(targets, BINS, dtype=torch.float64))
 
     def forward(self, loss: Tensor, soft: Soft) -> Tensor:
@@ -75,9 +71,9 @@ class FBNet(Term):
     It knows no budget: gates learn the same trade-off at all budgets, and only the ILP's bound differs.
     """
 
-    def __init__(self, targets: int, alpha: float, beta: float) -> None:
-        super().__init__(targets)
-        self.alpha, self.beta = alpha, beta
+    def __init__(self, chosen: settings.FBNet) -> None:
+        super().__init__()
+        self.alpha, self.beta = chosen.alpha, chosen.beta
 
     def forward(self, loss: Tensor, soft: Soft) -> Tensor:
         return loss * self.alpha * _log_us(soft.ms) ** self.beta
@@ -90,9 +86,9 @@ class Proxyless(Term):
     released code (``add#linear``, ``mul#log``). Logarithms are of microseconds: those of less than 1 ms are negative.
     """
 
-    def __init__(self, targets: int, form: str, weight: float, alpha: float, beta: float) -> None:
-        super().__init__(targets)
-        self.form, self.weight, self.alpha, self.beta = form, weight, alpha, beta
+    def __init__(self, chosen: settings.Proxyless) -> None:
+        super().__init__()
+        self.form, self.weight, self.alpha, self.beta = chosen.form, chosen.weight, chosen.alpha, chosen.beta
 
     def forward(self, loss: Tensor, soft: Soft) -> Tensor:
         if self.form == "add":
@@ -110,17 +106,28 @@ class Mnas(Term):
     E, not the ms of one sample, is differentiated: the trade-off is the paper's, its estimator is not.
     """
 
-    def __init__(self, targets: int, alpha: float, beta: float) -> None:
-        super().__init__(targets)
-        self.alpha, self.beta = alpha, beta
+    def __init__(self, chosen: settings.Mnas) -> None:
+        super().__init__()
+        self.alpha, self.beta = chosen.alpha, chosen.beta
 
     def forward(self, loss: Tensor, soft: Soft) -> Tensor:
         w = self.alpha if soft.expected_ms <= soft.budget_ms else self.beta
         return loss * (soft.ms / soft.budget_ms) ** -w
 
 
-TERMS: dict[str, Callable[..., Term]] = {"projection": Projection, "dual": Dual, "fbnet": FBNet,
-                                         "proxyless": Proxyless, "mnas": Mnas}
+def term_of(chosen: settings.LatencyTerm, targets: int) -> Term:
+    """Makes the term of the chosen settings, for gates of so many targets."""
+    match chosen:
+        case settings.Dual():
+            return Dual(chosen, targets)
+        case settings.FBNet():
+            return FBNet(chosen)
+        case settings.Proxyless():
+            return Proxyless(chosen)
+        case settings.Mnas():
+            return Mnas(chosen)
+        case _:
+            return Projection()
 
 
 def _hat(s: float) -> Tensor:

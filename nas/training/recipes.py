@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
+from nas.config.gates import LatencyTerm, Projection
 from nas.config.search import Config
 from nas.config.training import Training
-from nas.training.data import Data
+from nas.record import Record
+
+if TYPE_CHECKING:  # images need torch, their number does not
+    from nas.training.data import Data
 
 DISTILLED = 0.5  # share of the teacher in the loss of a pick
 
@@ -40,7 +44,7 @@ def supernet_epochs(train: Training, images: int) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetRecipe:
-    """Holds settings of a supernet's training; ``epochs`` per phase, ``latency_options`` for the term ``latency``."""
+    """Holds settings of a supernet's training; ``epochs`` per phase, ``latency`` those of the gates' latency term."""
 
     epochs: dict[str, int]
     batch: int
@@ -54,8 +58,7 @@ class SupernetRecipe:
     gate_every: int = 1
     tau: tuple[float, float] = (2.0, 0.3)
     prune: bool | str = True  # "blocks" or "layers": these alone
-    latency: str = "projection"
-    latency_options: dict[str, Any] = field(default_factory=dict)
+    latency: LatencyTerm = field(default_factory=Projection)
     update: str = "bilevel"
     inplace: str = "kl"
     ema: float = 0.0
@@ -77,13 +80,12 @@ class SupernetRecipe:
             weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
             augment=train.augment or data.augment, sandwich_every=train.sandwich_every, relaxation=gates.relaxation,
             gate_lr=gates.lr, gate_every=gates.every, tau=(gates.tau_start, gates.tau_end), prune=config.prune,
-            latency=gates.latency, latency_options=gates.latency_options, update=gates.update, inplace=train.inplace,
+            latency=gates.term, update=gates.update, inplace=train.inplace,
             ema=train.ema, accumulate=train.accumulate, amp=train.amp, widths=gates.widths, attend=train.attend,
             attend_to=train.attend_to, largest_first=largest_first, blockwise=blockwise)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FineTuningRecipe:
+class FineTuningRecipe(Record):
     """Holds settings of training one network; ``distill_weight`` is the teacher's share of the loss (0: labels)."""
 
     epochs: int

@@ -27,7 +27,7 @@ from nas.errors import UserError
 from nas.plan import Layout, enumerated
 from nas.subnet import Subnet
 from nas.supernet.gates import RELAXATIONS, Gates, Soft, draw
-from nas.supernet.latency_terms import TERMS
+from nas.supernet.latency_terms import term_of
 from nas.supernet.net import Supernet
 from nas.supernet.prune import Pruner, survivors
 from nas.supernet.width import closing_gap
@@ -65,7 +65,7 @@ class SupernetTraining:
             net = Supernet(layout)
         self.supernet = placement.placed(net, device)
         self.average = Average(self.supernet, recipe.ema) if recipe.ema else None
-        self.term = TERMS[recipe.latency](len(prices), **recipe.latency_options)
+        self.term = term_of(recipe.latency, len(prices))
         choices = enumerated(layout) if recipe.widths == "enumerated" else layout
         self.gates = Gates(choices, prices, ranges, self.term.projected)
         self.pruner = Pruner(grid=grid, blocks=recipe.prune != "layers", layers=recipe.prune != "blocks")

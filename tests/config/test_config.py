@@ -15,6 +15,7 @@ from hostile import read_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nas.config.gates import Projection, Proxyless
 from nas.config.search import Config, default_run_dir, fingerprint, resolve
 from nas.errors import UserError
 
@@ -164,8 +165,8 @@ def test_the_fingerprint_is_of_the_settings_not_of_how_they_were_said(tmp_path: 
 
 def test_terms_get_their_own_settings() -> None:
     gates = resolve(None, ["gates={latency: proxyless, proxyless: {form: mul, beta: 1}}"], CPU).gates
-    assert gates.latency_options == {"form": "mul", "weight": 0.1, "alpha": 0.2, "beta": 1.0}
-    assert resolve(None, [], CPU).gates.latency_options == {}
+    assert gates.term == Proxyless(form="mul", beta=1.0)
+    assert resolve(None, [], CPU).gates.term == Projection()
 
 
 def test_the_default_run_directory_has_a_safe_name() -> None:

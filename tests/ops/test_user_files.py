@@ -177,7 +177,7 @@ def test_a_run_asks_for_the_file_again_and_refuses_one_that_changed(ops: Path, s
     user_files.load([ops])
     path, config = tmp_path / "run", config_of(space)
     result = searched(config, path)
-    assert json.loads((path / "ops.json").read_text()) == [
+    assert json.loads((path / "ops.json").read_text())["files"] == [
         {"file": "my_ops.py", "sha256": hashlib.sha256(DOUBLE.encode()).hexdigest(), "operators": ["double"]}]
     (copy,) = (path / "ops").iterdir()
     assert copy.read_text() == DOUBLE and copy.name.endswith("-my_ops.py")

@@ -10,7 +10,7 @@ from nas.config.gates import Gates as Settings
 from nas.decision import Prices, as_float, expected_ms, prices
 from nas.plan import Layout, OpKey, macs
 from nas.supernet.gates import Gates, Soft, all_branches
-from nas.supernet.latency_terms import LIMIT, TERMS, Dual, Term
+from nas.supernet.latency_terms import LIMIT, Dual, Term, term_of
 from nas.supernet.width import Pair
 
 NONE = torch.zeros(0)
@@ -23,7 +23,7 @@ def soft(ms: float, budget_ms: float, s: float = 0.0, target: int = 0) -> Soft:
 
 def term(name: str, **changed: object) -> Term:
     settings = Settings.model_validate({"latency": name, **({name: changed} if changed else {})})
-    return TERMS[name](2, **settings.latency_options)
+    return term_of(settings.term, 2)
 
 
 @pytest.mark.parametrize(("built", "ms", "value", "slope"), [

@@ -34,7 +34,7 @@ def test_a_supernets_recipe_is_what_the_settings_say() -> None:
         epochs=supernet_epochs(config.train, len(data.train)), batch=8, lr=0.01, weight_decay=0.03,
         label_smoothing=0.1, augment=data.augment, sandwich_every=config.train.sandwich_every,
         relaxation=config.gates.relaxation, gate_lr=0.5, gate_every=2, tau=(3.0, 0.5), prune="layers",
-        latency=config.gates.latency, latency_options=config.gates.latency_options, update=config.gates.update,
+        latency=config.gates.term, update=config.gates.update,
         inplace="kl", ema=0.9, accumulate=2, amp="bf16", widths=config.gates.widths, attend="best-up", attend_to=4,
         largest_first=0.5, blockwise=0.25)
 

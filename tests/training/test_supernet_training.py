@@ -27,7 +27,7 @@ from nas.training.supernet_training import SupernetTraining
 
 
 def term(name: str) -> dict[str, Any]:
-    return {"latency": name, "latency_options": Settings(latency=name).latency_options}
+    return {"latency": Settings(latency=name).term}
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

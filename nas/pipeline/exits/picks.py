@@ -143,7 +143,8 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
         progress.note(f"{arch.id}: no exits: {error}")
         return None
     least = _phases(inputs, net)
-    learned = replace(recipe, epochs=options.epochs if options.epochs is not None else max(least, recipe.epochs))
+    epochs = options.epochs if options.epochs is not None else max(least, recipe.epochs)
+    learned = recipe.model_copy(update={"epochs": epochs})
     method = train(arch.id, placement.placed(net, inputs.device), data, learned, inputs.run, name, inputs.seed,
                    inputs.device, progress, method=options.method, settings=options.settings)
     views = list(evaluation.views(data.select, inputs.config.train.augment or data.augment, inputs.seed))
