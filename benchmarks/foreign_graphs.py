@@ -39,7 +39,7 @@ from torchvision import models
 from nas.errors import UserError
 from nas.exits.graft import graft
 from nas.latency import costs, devices
-from nas.latency.onnx_graph import read
+from nas.latency.onnx_graph import read_graph
 from nas.latency.predict import predict
 from nas.latency.timing import Timing, summary
 
@@ -55,7 +55,7 @@ loaded = cache(costs.load)
 
 
 def exits(path: Path) -> int:
-    graph = read(path).in_float().logits()
+    graph = read_graph(path).in_float().logits()
     return len(graft(graph.model, graph.entry, graph.shapes).exits)
 
 

@@ -200,7 +200,7 @@ MUTANTS = (
            "(now_ns() - start) / 1e3",
            ("tests/latency/test_onnxruntime.py",)),
     Mutant("the validation sees the networks of the correction", "nas/latency/profile.py",
-           ', without=_plans(layout, FITTED_ON, f"correction {seed}"))', ")", PROFILE),
+           ", without=fitted_on)", ")", PROFILE),
     Mutant("the correction is not folded in", "nas/latency/correction.py",
            "    table.add(corrected(row, fitted) for row in free)\n", "",
            ("tests/latency/test_correction.py", *PROFILE)),

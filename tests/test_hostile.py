@@ -203,10 +203,10 @@ def _validated(place: Path, samples: bytes, measured: bytes) -> None:
 @given(content=torn(BOARD) | st.binary(max_size=80))
 def test_a_board(place: Path, content: bytes) -> None:
     path = put(place, "mine.ini", content)
-    found = read_or_refused(lambda: board.read(path), "mine.ini")
+    found = read_or_refused(lambda: board.read_board(path), "mine.ini")
     if found is not None:
         assert found.clock_hz > 0 and found.config and found.macs == 128 and found.arena in (None, found.arena)
-        assert board.recorded(found.conditions("5.2.0")) == found
+        assert board.recorded_target(found.conditions("5.2.0")) == found
 
 
 LINES = DOUBLE.splitlines(keepends=True)

@@ -42,7 +42,7 @@ class Bench(Protocol):
     def slow(self) -> bool:
         """Tells whether the last rows should be measured again later, because the device was slow meanwhile."""
 
-    def begun_slow(self) -> bool:
+    def was_slow_at_first(self) -> bool:
         """Tells whether the device turned out to be faster than at first, so that all has to be timed anew."""
 
     def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:
@@ -101,8 +101,8 @@ class Clocked:
     def slow(self) -> bool:
         return self.steady.slow
 
-    def begun_slow(self) -> bool:
-        return self.steady.begun_slow()
+    def was_slow_at_first(self) -> bool:
+        return self.steady.was_slow_at_first()
 
     def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:
         contexts = [context_of(self.layout, key) for key in keys]
@@ -144,7 +144,7 @@ class Clocked:
                 part.append(self._networks(plans[start : start + TOGETHER], halves))
                 self.drift = max(self.drift, self.whole.drift)
             done.append(np.concatenate(part))
-            if fresh and self.whole.begun_slow():
+            if fresh and self.whole.was_slow_at_first():
                 done, self.drift = [], 0.0
             keep(done)
         first, second = np.concatenate(done, axis=1)

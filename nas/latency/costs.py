@@ -11,7 +11,7 @@ from nas.files import folder, nearest
 from nas.latency.base import Costs
 from nas.latency.counts import Count
 from nas.latency.kernel_model import KernelModel
-from nas.latency.table import LatencyTable, of_this_format, read_json
+from nas.latency.table import LatencyTable, check_format, read_json
 from nas.record import Record
 from nas.units import COUNTS, is_count
 
@@ -71,7 +71,7 @@ def load(target: str) -> Costs:
 
 def read(path: Path) -> LatencyTable | KernelModel:
     """Reads a file of costs. Raises UserError, one line with file and key, for one that is not sound."""
-    value = of_this_format(read_json(path), path)
+    value = check_format(read_json(path), path)
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind == LatencyTable.kind:
         return LatencyTable.load(path)

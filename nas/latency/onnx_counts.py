@@ -20,7 +20,7 @@ _UNCOUNTED = ("Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN", "ConvIn
 
 
 @dataclass(frozen=True)
-class Counted:
+class OperatorCount:
     """Holds the count of one operator, in millions; None where that is not known."""
 
     name: str
@@ -28,10 +28,11 @@ class Counted:
     millions: float | None
 
 
-def counts(graph: Graph, what: str) -> list[Counted]:
+def counts(graph: Graph, what: str) -> list[OperatorCount]:
     """Counts ``what``, ``macs`` or ``params``, of every operator that has any, in order."""
     how = {"macs": _macs, "params": _params}[what]
-    return [Counted(name, op, None if count is None else count / 1e6) for name, op, count in how(graph) if count != 0]
+    return [OperatorCount(name, op, None if count is None else count / 1e6)
+            for name, op, count in how(graph) if count != 0]
 
 
 def multiply_adds(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:

@@ -31,7 +31,7 @@ class Ending:
     op: str | None = None
 
 
-def ending(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Ending:
+def find_ending(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Ending:
     """Returns the ending of the first output; nodes that only change shape or type are passed over.
 
     A Softmax counts where it is over the classes: over the one axis behind the batch that is longer than 1.

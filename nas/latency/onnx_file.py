@@ -15,7 +15,7 @@ from nas.errors import UserError
 from nas.lower import formats
 
 
-def stored(path: Path, weights: bool = True) -> onnx.ModelProto:
+def load_model(path: Path, weights: bool = True) -> onnx.ModelProto:
     """Reads an ONNX file as it is; without ``weights``, those in separate files, which may be large, are left out.
 
     Raises UserError for a file that is missing or no ONNX, and for weights that are missing, cut off or elsewhere.
@@ -47,9 +47,9 @@ def runnable(path: Path) -> Path | bytes:
 
     Runtimes refuse files in which nodes share a name.
 
-    Raises UserError as ``stored`` does.
+    Raises UserError as ``load_model`` does.
     """
-    model = stored(path)
+    model = load_model(path)
     names = [node.name for node in model.graph.node if node.name]
     if len(set(names)) == len(names):
         return path

@@ -11,8 +11,8 @@ from onnx import TensorProto
 
 from nas.errors import UserError, setting
 from nas.latency import onnx_ending, onnx_shapes
-from nas.latency.onnx_ending import Ending, ending
-from nas.latency.onnx_file import check_nodes, check_order, check_sides, no_model, stored
+from nas.latency.onnx_ending import Ending, find_ending
+from nas.latency.onnx_file import check_nodes, check_order, check_sides, load_model, no_model
 from nas.latency.onnx_normal import INPUT, drop_casts, entry_called_input, normalised, widened
 from nas.plan import MOST_SIDE, check_side
 
@@ -57,14 +57,14 @@ class Graph:
         return _inferred(self.path, widened(self.model), self.shape, self.batch)
 
 
-def read(path: Path, size: int | None = None, weights: bool = True, any_batch: bool = False) -> Graph:
+def read_graph(path: Path, size: int | None = None, weights: bool = True, any_batch: bool = False) -> Graph:
     """Reads an ONNX file whose input is an image; ``size`` is the side of the image where the file leaves it open.
 
     Without ``weights`` those in files of their own are not read. With ``any_batch`` shapes are those of the batch that
     the file fixes. Raises UserError for a file that is not ONNX, whose input is another, or whose batch is fixed at
     more than 1.
     """
-    model = stored(path, weights)
+    model = load_model(path, weights)
     try:
         check_nodes(model)
         check_order(path, model)
@@ -83,7 +83,7 @@ def _inferred(path: Path, model: onnx.ModelProto, shape: Shape, batch: int | Non
     shapes, dtypes = onnx_shapes.shapes(model, INPUT, shape)
     check_sides(path, model, shapes)
     drop_casts(model, dtypes)
-    return Graph(path, model, shape, batch, shapes, dtypes, ending(model, shapes))
+    return Graph(path, model, shape, batch, shapes, dtypes, find_ending(model, shapes))
 
 
 def _input(path: Path, graph: onnx.GraphProto) -> onnx.ValueInfoProto:

@@ -16,7 +16,7 @@ from nas.latency.devices.ethos_u import EthosU
 from nas.latency.fusion import Group
 from nas.latency.kernel_model import KernelModel
 from nas.latency.onnx_counts import counts
-from nas.latency.onnx_graph import Graph, read
+from nas.latency.onnx_graph import Graph, read_graph
 from nas.latency.onnx_trace import UNKNOWN, trace
 
 NAMED = 5  # operators without a known cost that an error lists
@@ -70,11 +70,11 @@ def predict(path: Path, costs: Costs, size: int | None = None, allow_unknown: bo
     a target that has no costs for any graph, and for operators that nothing is known of, unless ``allow_unknown``.
     """
     if isinstance(costs, Count):
-        return _counted(read(path, size, weights=False), costs, allow_unknown)
-    if npu := ethos_u.of_table(costs.meta):
-        return _compiled(read(path, size), costs.name, npu, allow_unknown)
+        return _counted(read_graph(path, size, weights=False), costs, allow_unknown)
+    if npu := ethos_u.compiler_of_table(costs.meta):
+        return _compiled(read_graph(path, size), costs.name, npu, allow_unknown)
     if isinstance(costs, KernelModel):
-        return _traced(read(path, size, weights=False), costs, allow_unknown)
+        return _traced(read_graph(path, size, weights=False), costs, allow_unknown)
     raise UserError(f"{path}: the table {costs.name} has rows for operators of search spaces, none for any ONNX "
                     f"graph; time the file on that device instead: nas measure {path}")
 

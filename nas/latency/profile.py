@@ -33,7 +33,7 @@ from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator, Parts
 from nas.latency.context import Context
 from nas.latency.correction import correct, corrected, uncorrected
 from nas.latency.costs import LOCAL
-from nas.latency.devices import opened
+from nas.latency.devices import open_device
 from nas.latency.estimate import CHUNK, COMPILED_S, networks_s, rows_s
 from nas.latency.fresh import fresh
 from nas.latency.load import Watch
@@ -84,7 +84,7 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
     Raises UserError for an unknown device, and for a table that was measured under other conditions or is being filled
     by another process.
     """
-    device = opened(device, threads, batch, precision) if isinstance(device, str) else device
+    device = open_device(device, threads, batch, precision) if isinstance(device, str) else device
     with one_torch_thread(), locked_table(table_path):
         table = table_so_far(table_path, device, remeasure, tell)
         keys = candidates(layout)
@@ -198,7 +198,7 @@ def clocked(layout: Layout, table: LatencyTable, device: Device, rng: random.Ran
 
 def _whole(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
     references, task = _yardsticks(layout, table).network_ms, layout.task
-    plans = _plans(layout, len(references) if references else YARDSTICKS, "yardstick")
+    plans = _draw_networks(layout, len(references) if references else YARDSTICKS, "yardstick")
     return Steady(lambda: [device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans],
                   references, rng, WARM_NETWORK, device.fresh)
 
@@ -282,7 +282,7 @@ def _fill_in(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo
         if isinstance(bench, Clocked):
             watch.sample(bench.drift, bench.steady.spread)
             table.meta.load = watch.load
-        if fresh and 2 * done < len(todo) and bench.begun_slow():
+        if fresh and 2 * done < len(todo) and bench.was_slow_at_first():
             table.remove(todo)
             best.clear()
             queue, attempts, done = list(todo), Counter(), 0
@@ -347,7 +347,7 @@ def _networks(bench: Bench, layout: Layout, table: LatencyTable, path: Path, pro
 
 
 def _correct(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, seed: int) -> Correction:
-    plans = _plans(layout, FITTED_ON, f"correction {seed}")
+    plans = _draw_networks(layout, FITTED_ON, f"correction {seed}")
     measured = np.mean(networks("correction", seed, plans), axis=0)
     return correct(table, _label(layout), candidates(layout), plans, measured, bench.drift)
 
@@ -355,7 +355,8 @@ def _correct(layout: Layout, table: LatencyTable, networks: Networks, bench: Ben
 def _validation(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, n: int,
                 seed: int) -> Validation:
     """Compares predicted with measured ms on networks that the correction was not fitted on; measures them twice."""
-    plans = _plans(layout, n, f"validation {seed}", without=_plans(layout, FITTED_ON, f"correction {seed}"))
+    fitted_on = _draw_networks(layout, FITTED_ON, f"correction {seed}")
+    plans = _draw_networks(layout, n, f"validation {seed}", without=fitted_on)
     first, second = networks("validation", seed, plans)
     measured = (first + second) / 2
     predicted = np.array([sum(table.ms_many(keys)) for keys in plans])
@@ -364,7 +365,7 @@ def _validation(layout: Layout, table: LatencyTable, networks: Networks, bench: 
                       drift=bench.drift, date=datetime.date.today().isoformat())
 
 
-def _plans(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = ()) -> list[list[OpKey]]:
+def _draw_networks(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = ()) -> list[list[OpKey]]:
     """Draws random networks of all depths: with equal depths, a cost per operator would be fitted as a constant.
 
     None is one of ``without``, as far as the space has so many others.

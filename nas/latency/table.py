@@ -89,7 +89,7 @@ class LatencyTable(Costs):
     @staticmethod
     def load(path: Path) -> LatencyTable:
         """Reads a table. Raises UserError, one line with file and row, for anything but a whole and sound table."""
-        value = of_this_format(read_json(path), path)
+        value = check_format(read_json(path), path)
         if not isinstance(value, dict) or set(value) != {"kind", "meta", "name", "rows"} or value["kind"] != "table":
             raise UserError(f"{path}: not a latency table: expected the keys kind (\"table\"), name, meta and rows")
         name, rows = value["name"], value["rows"]
@@ -263,7 +263,7 @@ def read_json(path: Path, maker: str = "nas profile") -> Any:
         raise UserError(f"{path}: cannot be read: {reason}; delete it and run {maker} to make it anew") from None
 
 
-def of_this_format(value: Any, path: Path) -> Any:
+def check_format(value: Any, path: Path) -> Any:
     """Returns the content of a table or kernel model unchanged. Raises UserError if it states a format: ours do not."""
     if isinstance(value, dict) and "format" in value:
         raise UserError(f"{path}: format {value['format']!r}, of another version of nas: use that, or make it anew")

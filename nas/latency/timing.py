@@ -128,7 +128,7 @@ class Steady:
         self.spread = 1.0  # 90th over 5th percentile of the yardsticks' runs, at the last attempt
         self.reference_ms, self._warm = list(reference_ms) if reference_ms else None, warm
 
-    def begun_slow(self) -> bool:
+    def was_slow_at_first(self) -> bool:
         """Tells whether the last measurement was faster than the reference, and makes it the reference then."""
         if self.drift >= FAST or self.reference_ms is None:
             return False

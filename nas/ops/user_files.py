@@ -64,7 +64,7 @@ def hashes(names: Iterable[str]) -> dict[str, str]:
     return {name: source.sha256 for source in loaded() for name in source.operators if name in wanted}
 
 
-def read(path: Path) -> bytes:
+def read_source(path: Path) -> bytes:
     """Reads a file of operators. Raises UserError for one that is not there or cannot be read."""
     try:
         return path.read_bytes()
@@ -74,7 +74,7 @@ def read(path: Path) -> bytes:
 
 
 def _load(path: Path) -> Source:
-    content = read(path)
+    content = read_source(path)
     if digest(content) not in _SOURCES:
         before = registry.families()
         try:

@@ -15,8 +15,8 @@ from nas import sampling
 from nas.arch import Op
 from nas.errors import UserError
 from nas.latency.costs import known, load
-from nas.latency.devices import local
-from nas.latency.devices.board import recorded
+from nas.latency.devices import local_device
+from nas.latency.devices.board import recorded_target
 from nas.lower.onnx import export
 from nas.lower.verify import check_onnx
 from nas.ops import build, contract, family, user_files
@@ -180,7 +180,7 @@ def _priced(plan: Layout, target: str, name: str) -> TargetCosts:
     try:
         costs = load(target)
         if lacking := costs.missing(candidates(plan)):
-            here = local(costs.meta) is not None or recorded(costs.meta) is not None
+            here = local_device(costs.meta) is not None or recorded_target(costs.meta) is not None
             do = costs.advice(name, plan.task.size, here=here).removeprefix("run: ")
             return MissingRows(target, len(lacking), str(lacking[0]), do, here)
         return Reach(target, *_ends(plan, costs.ms))

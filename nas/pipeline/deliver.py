@@ -21,8 +21,8 @@ from nas.errors import UserError
 from nas.files import write_atomic
 from nas.latency.base import Costs
 from nas.latency.devices import measured_here
-from nas.latency.devices.board import recorded
-from nas.latency.devices.ethos_u import of_table
+from nas.latency.devices.board import recorded_target
+from nas.latency.devices.ethos_u import compiler_of_table
 from nas.latency.devices.onnxruntime import session, weight_bits
 from nas.latency.profile import time_network
 from nas.latency.timing import Run as Timed
@@ -154,11 +154,11 @@ def _npu_memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
     With limits ``fits`` says whether it keeps them: trained weights may need more than the typical ones that it was
     chosen by, as they compress less.
     """
-    tables = {target: costs.meta for target, costs in inputs.costs.items() if recorded(costs.meta)}
+    tables = {target: costs.meta for target, costs in inputs.costs.items() if recorded_target(costs.meta)}
     if not tables:
         return {}
     try:
-        npus = {target: of_table(meta) for target, meta in tables.items()}
+        npus = {target: compiler_of_table(meta) for target, meta in tables.items()}
         size = inputs.layout.task.size
         file = tflite.lower(model, in_ch=inputs.data.in_ch, size=size, calibration=_calibration(inputs))
     except UserError:

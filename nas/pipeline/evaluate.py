@@ -18,7 +18,7 @@ from nas.files import nearest
 from nas.latency.devices.onnxruntime import session
 from nas.latency.onnx_ending import as_logits, kind_by_values
 from nas.latency.onnx_file import runnable
-from nas.latency.onnx_graph import read
+from nas.latency.onnx_graph import read_graph
 from nas.pipeline.front import find, read_fronts
 from nas.progress import NoProgress, Progress
 from nas.run.directory import Run
@@ -245,7 +245,7 @@ class _File:
     def ends_in(self, side: int, outputs: np.ndarray) -> str:
         """Tells whether outputs are logits or probabilities: by the graph, or else by their values."""
         try:
-            graph = read(self.path, side, weights=False, any_batch=True)
+            graph = read_graph(self.path, side, weights=False, any_batch=True)
         except UserError:  # ONNX Runtime runs it all the same, such as one whose channels are open
             return kind_by_values(outputs)
         first = graph.model.graph.output[0].name == self.output

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from nas.files import shipped
 from nas.latency.costs import LOCAL
-from nas.latency.devices import file_name, opened
+from nas.latency.devices import file_name, open_device
 from nas.latency.profile import Profiled, planned_s, profile
 from nas.pipeline.exits.price import price_asking
 from nas.plan import Task, layout
@@ -37,7 +37,7 @@ def profile_spaces(spaces: Sequence[str], task: Task, out: Path | None, progress
     """
     layouts = [layout(Space.load(name).scaled(width), task, exits)
                for name in spaces or shipped("search_spaces", ".yaml")]
-    machine = opened(device, threads, batch, precision)
+    machine = open_device(device, threads, batch, precision)
     path = out or LOCAL / file_name(machine.name, precision, threads, batch)
     left = sum(planned_s(at, path, machine, remeasure, validate) for at in layouts)
     count = f"{len(layouts)} {'space' if len(layouts) == 1 else 'spaces'}"

@@ -14,7 +14,7 @@ from nas.decision import efficient, prices
 from nas.errors import UserError, setting
 from nas.files import resolve
 from nas.latency.base import Costs
-from nas.latency.devices.ethos_u import EthosU, of_table
+from nas.latency.devices.ethos_u import EthosU, compiler_of_table
 from nas.paths import space_parts
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Footprints, Memory, fitting_layout
@@ -178,7 +178,7 @@ def npu_of(target: str, costs: Costs | None, memory: Memory) -> EthosU:
 
     Raises UserError for a target that is not compiled, and where ``costs`` are None, that is, for this machine.
     """
-    npu = of_table(costs.meta) if costs else None
+    npu = compiler_of_table(costs.meta) if costs else None
     if npu is None:
         raise UserError(f"{setting(next(iter(memory.given)))}: {target} is not compiled by Vela, so what a network "
                         "needs there is not known: leave it out, or give Ethos-U targets only")

@@ -15,8 +15,8 @@ from nas.files import folder
 from nas.latency import costs as cost_models
 from nas.latency.base import Costs
 from nas.latency.bench import Estimator
-from nas.latency.devices import board, local, local_targets, opened
-from nas.latency.devices.ethos_u import of_table
+from nas.latency.devices import board, local_device, local_targets, open_device
+from nas.latency.devices.ethos_u import compiler_of_table
 from nas.latency.profile import estimate_s, profile, table_so_far, unfinished
 from nas.latency.timing import Device
 from nas.plan import Layout, candidates
@@ -157,10 +157,10 @@ def _maker(target: str, table: Costs | None, plan: Layout) -> Device | Estimator
     """Returns the device that measures or compiles a target's rows here; None for a table of another machine."""
     if table is None:
         return _made_here(target)
-    if device := local(table.meta):
+    if device := local_device(table.meta):
         return device
     try:
-        return of_table(table.meta)
+        return compiler_of_table(table.meta)
     except UserError as error:
         rows = table.missing(candidates(plan))
         raise UserError(f"{target}: {len(rows)} of the rows that {plan.space} needs at {plan.task.size} are missing, "
@@ -169,11 +169,11 @@ def _maker(target: str, table: Costs | None, plan: Layout) -> Device | Estimator
 
 def _made_here(target: str) -> Device | Estimator:
     name, precision = local_targets().get(target, (target, None))
-    return opened(name, precision=precision)
+    return open_device(name, precision=precision)
 
 
 def _tell_elsewhere(target: str, table: Costs | None, progress: Progress) -> None:
-    if table is not None and local(table.meta) is None and table.meta.device in dict(local_targets().values()):
+    if table is not None and local_device(table.meta) is None and table.meta.device in dict(local_targets().values()):
         meta = table.meta
         progress.note(f"{target}: measured on {meta.processor} with {meta.runtime} {meta.runtime_version}, not here: "
                       f"picks will not be measured; {call('profile', device=meta.device)} makes a table of this "

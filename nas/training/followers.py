@@ -76,7 +76,7 @@ def follow() -> NoReturn:
 def _training(errand: Errand, ranks: Ranks) -> SupernetTraining:
     config = errand.config
     for file, sha256 in errand.ops:  # the user named them for this very command
-        if user_files.digest(user_files.read(Path(file))) != sha256:
+        if user_files.digest(user_files.read_source(Path(file))) != sha256:
             raise UserError(f"process {ranks.rank}: {setting('ops', file)}: another file than the first process has")
         user_files.load([file])
     torch.set_num_threads(config.threads or torch.get_num_threads())

@@ -222,8 +222,8 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
     asked: list[tuple[int, Path, bool]] = []
     for name, function in (("profile", profile), ("planned_s", planned_s), ("price_asking", price_asking)):
         monkeypatch.setattr(f"nas.pipeline.profile.{name}", function)
-    monkeypatch.setattr("nas.pipeline.profile.opened", lambda name, threads, batch, precision: types.SimpleNamespace(
-        name=name, threads=threads, precision=precision))
+    monkeypatch.setattr("nas.pipeline.profile.open_device", lambda name, threads, batch, precision:
+                        types.SimpleNamespace(name=name, threads=threads, precision=precision))
     code, out, err = call("profile", "--size", "32", "--validate", "2", "--threads", "2", "--json")
     value = json.loads(out)
     spaces = shipped("search_spaces", ".yaml")

@@ -19,7 +19,7 @@ from nas.exits.methods import method, methods
 from nas.exits.net import Combine, Kept, MultiExit
 from nas.exits.policy import between, calibrate, leaving
 from nas.exits.runtime import confidences
-from nas.latency.onnx_graph import read
+from nas.latency.onnx_graph import read_graph
 from nas.lower.onnx import lower, save
 
 
@@ -48,15 +48,15 @@ def grafted(folder: Path, net: nn.Module) -> Grafted:
 
 
 def grafted_file(path: Path) -> Grafted:
-    graph = read(path)
+    graph = read_graph(path)
     return graft(graph.model, graph.entry, graph.shapes, hidden=8)
 
 
 def test_cuts_are_where_one_map_goes_on_before_it_was_widened_for_a_smaller_one(tmp_path: Path) -> None:
     save(lower(foreign(), in_ch=3, size=16), tmp_path / "m.onnx", {})
-    read_graph = read(tmp_path / "m.onnx")
-    graph = read_graph.model.graph
-    found = cuts(graph, read_graph.entry, read_graph.shapes)
+    network = read_graph(tmp_path / "m.onnx")
+    graph = network.model.graph
+    found = cuts(graph, network.entry, network.shapes)
     assert [(cut.channels, cut.side) for cut in found] == [(8, 16), (12, 8)]
     makers = [graph.node[cut.node].op_type for cut in found]
     assert makers == ["Add", "Add"]  # the ends of the second and the third block
@@ -170,7 +170,7 @@ def test_pieces_compute_the_batch_by_themselves(kind: str, tmp_path: Path) -> No
     onnx.save(by_batch(kind), tmp_path / "m.onnx")
     torch.manual_seed(0)
     net, x = ByBatch().eval(), torch.randn(3, 3, 16, 16)
-    graph = read(tmp_path / "m.onnx")
+    graph = read_graph(tmp_path / "m.onnx")
     assert not cuts(graph.model.graph, graph.entry, graph.shapes)  # the batch goes on beside every map
     own = graft(graph.model, graph.entry, graph.shapes, hidden=8)
     assert [(cut.channels, cut.side) for cut in own.places] == [(8, 8)]

@@ -10,8 +10,8 @@ from tiny_space import TINY
 
 from nas.cli import main
 from nas.errors import UserError
-from nas.latency.devices import board, ethos_u, opened
-from nas.latency.devices.board import ACCELERATORS, TARGETS, Target, read, recorded
+from nas.latency.devices import board, ethos_u, open_device
+from nas.latency.devices.board import ACCELERATORS, TARGETS, Target, read_board, recorded_target
 from nas.latency.meta import Conditions
 from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
@@ -58,28 +58,28 @@ def small(tiny: Layout) -> Layout:
 
 
 def test_a_board_is_what_its_sections_say_inherited_ones_included(tmp_path: Path) -> None:
-    target = read(written(tmp_path))
+    target = read_board(written(tmp_path))
     assert (target.name, target.architecture, target.macs, target.clock_hz) == ("mine", "EthosU55", 128, 200e6)
     assert target.ini.startswith("[System_Config.Slow]\ncore_clock=200e6\naxi0_port=Sram\n")
     assert "Fast" not in target.ini and "inherit" not in target.ini and target.arena is None
     assert target.ini.endswith("[Memory_Mode.Mine]\nconst_mem_area=Axi1\narena_mem_area=Axi0\ncache_mem_area=Axi0\n")
     assert target.config.startswith("[architecture]\nmacs=128\ncores=1\n[vela]\nsystem_config_name=Slow\n")
-    limited = read(written(tmp_path, f"{INI}arena_cache_size=65536\n"))
+    limited = read_board(written(tmp_path, f"{INI}arena_cache_size=65536\n"))
     assert limited.arena == "65536"
 
 
 def test_a_table_remembers_the_board_and_its_comments_do_not_matter(tmp_path: Path) -> None:
-    target = read(written(tmp_path))
+    target = read_board(written(tmp_path))
     meta = target.conditions("5.2.0")
-    assert recorded(meta) == target and (meta.device, meta.runtime_version) == ("mine", "5.2.0")
+    assert recorded_target(meta) == target and (meta.device, meta.runtime_version) == ("mine", "5.2.0")
     assert meta.vela_ini_sha256 == hashlib.sha256(target.ini.encode()).hexdigest()[:16]
-    same, other = (read(written(tmp_path, INI.replace(*change))).conditions("5.2.0")
+    same, other = (read_board(written(tmp_path, INI.replace(*change))).conditions("5.2.0")
                    for change in (("; a board", "; an other comment"), ("200e6", "201e6")))
     assert same == meta and str(other.change_since(meta)).startswith("vela_ini_sha256 was ")
-    assert recorded(Conditions(device="ethos-u55-128")) == TARGETS["ethos-u55-128"]
-    assert recorded(Conditions(device="cpu")) is None
+    assert recorded_target(Conditions(device="ethos-u55-128")) == TARGETS["ethos-u55-128"]
+    assert recorded_target(Conditions(device="cpu")) is None
     with pytest.raises(UserError, match=r"^table of mine: meta: accelerator, .* not as nas profile wrote them"):
-        recorded(meta.model_copy(update={"accelerator": "ethos-u1"}))
+        recorded_target(meta.model_copy(update={"accelerator": "ethos-u1"}))
 
 
 def test_two_cores_are_twice_the_macs() -> None:
@@ -104,37 +104,37 @@ def test_a_mistake_is_one_line_with_the_file(tmp_path: Path, old: str, new: str,
     assert old in INI
     path = written(tmp_path, INI.replace(old, new))
     with pytest.raises(UserError, match=message) as caught:
-        read(path)
+        read_board(path)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_file_that_is_none_and_a_name_that_means_something_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.ini: cannot be read: No such file"):
-        read(tmp_path / "none.ini")
+        read_board(tmp_path / "none.ini")
     (tmp_path / "bytes.ini").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"bytes\.ini: cannot be read: not UTF-8 text"):
-        read(tmp_path / "bytes.ini")
+        read_board(tmp_path / "bytes.ini")
     for name in ("ethos-u85-256", "cpu-int8", "gpu"):
         with pytest.raises(UserError, match=f"{name} is another target's name: rename the file"):
-            opened(str(written(tmp_path, name=f"{name}.ini")))
+            open_device(str(written(tmp_path, name=f"{name}.ini")))
     with pytest.raises(UserError, match="an NPU runs int8 only: leave out precision"):
-        opened(str(written(tmp_path)), precision="fp32")
+        open_device(str(written(tmp_path)), precision="fp32")
 
 
 def test_inheritance_in_a_circle_ends(tmp_path: Path) -> None:
     path = written(tmp_path, INI.replace("[System_Config.Fast]", "[System_Config.Fast]\ninherit=System_Config.Slow"))
-    assert read(path).clock_hz == 200e6
+    assert read_board(path).clock_hz == 200e6
 
 
 @needs_vela
 def test_a_table_of_a_board_can_be_compiled_for_again(tiny: Layout, tmp_path: Path) -> None:
     """Twice Vela's clock is the same cycles in half the time: the clock scales of the memories are relative to it."""
     table_path = tmp_path / "mine.json"
-    slow, fast = (opened(str(written(tmp_path, INI.replace("200e6", clock)))) for clock in ("200e6", "400e6"))
+    slow, fast = (open_device(str(written(tmp_path, INI.replace("200e6", clock)))) for clock in ("200e6", "400e6"))
     profile(small(tiny), table_path, device=slow)
     table = LatencyTable.load(table_path)
     assert (table.name, table.meta.device, table.meta.core_clock_mhz) == ("mine", "mine", 200)
-    again = ethos_u.of_table(table.meta)
+    again = ethos_u.compiler_of_table(table.meta)
     key = next(iter(table.rows))
     assert again is not None and again.bench(tiny).alone(key) == table.rows[key]
     assert isinstance(fast.bench(tiny).alone(key).ms, float)
@@ -150,15 +150,15 @@ def test_velas_own_system_in_a_file_costs_what_it_costs(tiny: Layout, tmp_path: 
     target = TARGETS["ethos-u55-128"]
     head = (f"[nas]\naccelerator=ethos-u55-128\nsystem_config={target.system_config}\n"
             f"memory_mode={target.memory_mode}\n")
-    device = opened(str(written(tmp_path, head + board._velas_ini())))
-    assert device.bench(tiny).alone(tiny.stem) == opened("ethos-u55-128").bench(tiny).alone(tiny.stem)
+    device = open_device(str(written(tmp_path, head + board._velas_ini())))
+    assert device.bench(tiny).alone(tiny.stem) == open_device("ethos-u55-128").bench(tiny).alone(tiny.stem)
 
 
 @needs_vela
 def test_what_vela_itself_refuses_is_one_line_with_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, INI.replace("const_mem_area=Axi1\n", ""))
     with pytest.raises(UserError, match=r"mine\.ini: Vela: Compilation failed: Readonly memory not configured$"):
-        opened(str(path))
+        open_device(str(path))
 
 
 @needs_vela

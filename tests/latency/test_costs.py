@@ -9,7 +9,7 @@ import pytest
 from nas.arch import Op
 from nas.errors import UserError
 from nas.latency import costs, devices
-from nas.latency.devices import file_name, local
+from nas.latency.devices import file_name, local_device
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable, Row
@@ -114,9 +114,9 @@ def test_names_of_files() -> None:
                                    {"precision": "int3"}, {"threads": 10_000}, {"threads": None}], ids=str)
 def test_local_is_the_same_processor_runtime_and_version(other: dict[str, Any]) -> None:
     here = Cpu(1, 4).conditions()
-    device = local(here)
+    device = local_device(here)
     assert isinstance(device, Cpu) and (device.threads, device.batch) == (1, 4)
-    assert local(here.model_copy(update=other)) is None
+    assert local_device(here.model_copy(update=other)) is None
 
 
 MBCONV = OpKey(Op.parse("mbconv(kernel=3,se=0,hidden=8)"), 8, 8, 1, 16)
@@ -148,7 +148,7 @@ def test_a_table_lacks_what_a_row_would_cover() -> None:
 
 def test_costs_measured_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Cpu()
-    monkeypatch.setattr(devices, "local", lambda meta: device if meta.device == "cpu" else None)
+    monkeypatch.setattr(devices, "local_device", lambda meta: device if meta.device == "cpu" else None)
     table = save("mine")
     assert devices.measured_here(table) == (table, device)
     assert devices.measured_here(save("other", device="gpu-cuda")) is None

@@ -17,7 +17,7 @@ from torch import nn
 from nas import cli
 from nas.errors import UserError
 from nas.latency import devices
-from nas.latency.devices import cuda, local
+from nas.latency.devices import cuda, local_device
 from nas.latency.devices.cuda import WARM_UP, OrtCuda, TensorRt, Torch
 from nas.latency.devices.onnxruntime import Provider
 from nas.latency.meta import Conditions, Meta
@@ -208,15 +208,15 @@ def test_tensorrt_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> 
 def test_gpu_is_the_best_runtime_that_works(monkeypatch: pytest.MonkeyPatch, broken: list[str], expected: str) -> None:
     for name, kind in cuda.RUNTIMES.items():
         monkeypatch.setattr(kind, "lacks", lambda name=name: "broken" if name in broken else None)
-    device = devices.opened("gpu", batch=8, precision="fp16")
+    device = devices.open_device("gpu", batch=8, precision="fp16")
     assert isinstance(device, cuda.Gpu) and (device.name, device.batch, device.precision) == (expected, 8, "fp16")
-    assert devices.opened("gpu-torch").name == "gpu-torch"
+    assert devices.open_device("gpu-torch").name == "gpu-torch"
     with pytest.raises(UserError, match="leave out threads"):
-        devices.opened("gpu", threads=2)
+        devices.open_device("gpu", threads=2)
     with pytest.raises(UserError, match="precision=int3: a GPU has fp32 and fp16"):
-        devices.opened("gpu", precision="int3")
+        devices.open_device("gpu", precision="int3")
     with pytest.raises(UserError, match="precision=fp16: fp32 or int8 on the CPU"):
-        devices.opened("cpu", precision="fp16")
+        devices.open_device("cpu", precision="fp16")
 
 
 @pytest.fixture
@@ -247,19 +247,20 @@ def test_a_provider_that_is_listed_but_does_not_load_is_none(no_gpu: None, monke
 
     monkeypatch.setattr(cuda, "session", session)
     with pytest.raises(UserError, match=r"gpu: .* has no TensorrtEx.*; .* cannot load its CUDAEx.*; PyTorch"):
-        devices.opened("gpu")
+        devices.open_device("gpu")
 
 
 def test_a_table_of_this_gpu_is_local(fake: FakeCuda) -> None:
     here = Torch(4, "fp16").conditions()
-    device = local(here)
+    device = local_device(here)
     assert isinstance(device, Torch) and (device.batch, device.precision) == (4, "fp16")
-    assert local(here.model_copy(update={"processor": "Fake 80"})) is None
-    assert local(here.model_copy(update={"device": "gpu-v100"})) is None
+    assert local_device(here.model_copy(update={"processor": "Fake 80"})) is None
+    assert local_device(here.model_copy(update={"device": "gpu-v100"})) is None
 
 
 def test_a_table_is_not_local_without_the_gpu(no_gpu: None) -> None:
-    assert local(Conditions(device="gpu-torch", processor="Fake 100", precision="fp32", threads=1, batch=1)) is None
+    meta = Conditions(device="gpu-torch", processor="Fake 100", precision="fp32", threads=1, batch=1)
+    assert local_device(meta) is None
     with pytest.raises(UserError, match="device=gpu-ort: "):
         tables.find_costs("gpu-ort")
 
@@ -288,12 +289,12 @@ def test_a_pick_is_measured_as_file_or_as_module(fake: FakeCuda, tiny: Layout, t
 def test_this_gpu(tiny: Layout, tmp_path: Path, name: str, precision: str) -> None:
     if reason := cuda.RUNTIMES[name].lacks():
         pytest.skip(reason)
-    device = devices.opened(name, precision=precision)
+    device = devices.open_device(name, precision=precision)
     result = profile(tiny, tmp_path / f"{name}.json", device=device, validate=4)
     table = LatencyTable.load(tmp_path / f"{name}.json")
     assert result.rows == len(table.rows) and every(0 < row.ms < 100 for row in table.rows.values())
     assert result.validation.mape < 0.5 and table.meta.processor and table.meta.driver
-    found = local(table.meta)
+    found = local_device(table.meta)
     assert found is not None and found.name == name
     if found.reads_onnx:
         export(ConvBN(3, 8, 3), tmp_path / "m.onnx", in_ch=3, size=16, metadata={})

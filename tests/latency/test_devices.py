@@ -9,7 +9,7 @@ from torch import nn
 
 from nas.errors import UserError
 from nas.latency.bench import Estimator
-from nas.latency.devices import kinds, local, local_targets, opened
+from nas.latency.devices import kinds, local_device, local_targets, open_device
 from nas.latency.timing import Device
 from nas.lower.onnx import lower
 
@@ -18,7 +18,7 @@ NAMES = [name for kind in kinds() for name in kind.names]
 
 def here(name: str) -> Device | Estimator:
     try:
-        return opened(name)
+        return open_device(name)
     except UserError as error:
         assert "\n" not in str(error) and name in str(error)
         pytest.skip(str(error))
@@ -42,11 +42,11 @@ def test_a_device_says_what_its_figures_depend_on(name: str) -> None:
 def test_what_is_timed_takes_time_and_is_known_again(name: str, tmp_path: Path) -> None:
     device = here(name)
     if isinstance(device, Estimator):
-        assert local(device.conditions()) is None, "nothing runs there"
+        assert local_device(device.conditions()) is None, "nothing runs there"
         return
     module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
     assert device.prepare(module, in_ch=3, size=8)() > 0
-    again = local(device.conditions())
+    again = local_device(device.conditions())
     assert again is not None and again.name == name
     if device.reads_onnx:
         (tmp_path / "net.onnx").write_bytes(lower(module, in_ch=3, size=8).SerializeToString())
@@ -57,10 +57,10 @@ def test_what_is_timed_takes_time_and_is_known_again(name: str, tmp_path: Path) 
 def test_what_it_cannot_do_is_one_line(name: str) -> None:
     here(name)
     with pytest.raises(UserError, match="precision") as caught:
-        opened(name, precision="fp3")
+        open_device(name, precision="fp3")
     assert "\n" not in str(caught.value)
 
 
 def test_a_name_that_nobody_has_is_refused_with_one_that_is() -> None:
     with pytest.raises(UserError, match="ethos-u55-128"):
-        opened("ethos-u55-12")
+        open_device("ethos-u55-12")

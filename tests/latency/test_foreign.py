@@ -32,7 +32,7 @@ from PIL import Image
 from nas.errors import UserError
 from nas.exits.graft import graft
 from nas.latency import costs, devices
-from nas.latency.onnx_graph import read
+from nas.latency.onnx_graph import read_graph
 from nas.latency.predict import predict
 from nas.latency.timing import summary
 from nas.pipeline.evaluate import evaluate
@@ -47,7 +47,7 @@ except ImportError:
 
 def exits(path: Path) -> int:
     """How many ``nas exits`` would train."""
-    graph = read(path).in_float().logits()
+    graph = read_graph(path).in_float().logits()
     return len(graft(graph.model, graph.entry, graph.shapes, hidden=4).exits)
 
 
@@ -129,7 +129,7 @@ def test_what_no_command_takes(tmp_path: Path, name: str, command: str) -> None:
 @pytest.mark.parametrize("name", [name for name in GRAPHS if name.startswith(GOOD)])
 def test_the_normal_form_computes_the_same(tmp_path: Path, name: str) -> None:
     path = save(GRAPHS[name](), tmp_path / "m.onnx")
-    graph = read(path)
+    graph = read_graph(path)
     kind = {"float16": np.float16, "double": np.float64}.get(graph.dtype, np.float32)
     image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(kind)
     runs = [onnxruntime.InferenceSession(onnx.load(path).SerializeToString() if not i else
@@ -151,14 +151,14 @@ def test_rules_are_not_needed_where_the_converter_fails(tmp_path: Path, monkeypa
     monkeypatch.setattr(onnx.version_converter, "convert_version", fails)
     for opset in (9, 11, 12):
         path = save(GRAPHS[f"shapes computed, opset {opset}"](), tmp_path / "m.onnx")
-        assert read(path).shapes["f"] == (1, 16) and isinstance(outcome("gpu-v100", path), float)
+        assert read_graph(path).shapes["f"] == (1, 16) and isinstance(outcome("gpu-v100", path), float)
         assert "is of opset" in str(outcome("exits", path))
 
 
 def test_a_file_keeps_its_metadata(tmp_path: Path) -> None:
     made = whole(opset=11)
     onnx.helper.set_model_props(made, {"classes": "a\nb"})
-    assert read(save(made, tmp_path / "m.onnx")).model.metadata_props[0].value == "a\nb"
+    assert read_graph(save(made, tmp_path / "m.onnx")).model.metadata_props[0].value == "a\nb"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -192,8 +192,8 @@ def test_weights_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
 @pytest.mark.parametrize(("kind", "ends"), [("Softmax", "probabilities"), ("LogSoftmax", "log-probabilities"),
                                             ("Sigmoid", "independent probabilities"), ("Relu", "logits")])
 def test_what_a_network_ends_in(tmp_path: Path, kind: str, ends: str) -> None:
-    graph = read(save(ended(kind), tmp_path / "m.onnx"))
-    plain = read(save(whole(), tmp_path / "plain.onnx"))
+    graph = read_graph(save(ended(kind), tmp_path / "m.onnx"))
+    plain = read_graph(save(whole(), tmp_path / "plain.onnx"))
     assert graph.ending.kind == ends
     image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     runs = [onnxruntime.InferenceSession(made.model.SerializeToString()).run(None, {"input": image})[0]
@@ -202,10 +202,10 @@ def test_what_a_network_ends_in(tmp_path: Path, kind: str, ends: str) -> None:
 
 
 def test_a_softmax_over_something_else_is_no_ending(tmp_path: Path) -> None:
-    assert read(save(ended("Softmax", axis=0), tmp_path / "m.onnx")).ending.kind == "logits"
+    assert read_graph(save(ended("Softmax", axis=0), tmp_path / "m.onnx")).ending.kind == "logits"
     one = whole(onnx.helper.make_node("Gemm", ["f", "w1f"], ["z"]), onnx.helper.make_node("Sigmoid", ["z"], ["y"]),
                 constants=[numpy_helper.from_array(np.ones((16, 1), np.float32), "w1f")])
-    assert read(save(one, tmp_path / "m.onnx")).ending.kind == "logits"  # of one number: yes or no
+    assert read_graph(save(one, tmp_path / "m.onnx")).ending.kind == "logits"  # of one number: yes or no
 
 
 def test_a_log_softmax_is_the_cpus_beside_an_npu(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from nas import sampling
 from nas.errors import UserError
 from nas.files import shipped
 from nas.latency.fusion import Group, Kernel
-from nas.latency.onnx_graph import read
+from nas.latency.onnx_graph import read_graph
 from nas.latency.onnx_trace import UNKNOWN
 from nas.latency.onnx_trace import trace as trace_graph
 from nas.latency.trace import kernels
@@ -51,7 +51,7 @@ def node(kind: str, inputs: str, output: str, **attributes: Any) -> onnx.NodePro
 
 
 def trace(path: Path, size: int | None = None) -> list[Group]:
-    return trace_graph(read(path, size, weights=False))
+    return trace_graph(read_graph(path, size, weights=False))
 
 
 def found(path: Path, size: int | None = None) -> list[Kernel]:

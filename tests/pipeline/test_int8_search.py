@@ -17,7 +17,7 @@ from tiny_space import TINY
 
 from nas.errors import UserError
 from nas.latency import bench, costs, profile
-from nas.latency.devices import local
+from nas.latency.devices import local_device
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.table import LatencyTable
 from nas.pipeline import search as pipeline
@@ -70,7 +70,7 @@ def test_the_table_is_made_and_completed_in_int8(finished: Made, tiny_space: Spa
     _, _, progress = finished
     table = LatencyTable.load(costs.LOCAL / "cpu-int8.json")
     assert table.int8_on_cpu and table.meta.weight_bits in (7, 8)
-    device = local(table.meta)
+    device = local_device(table.meta)
     assert isinstance(device, Cpu) and device.precision == "int8"
     assert any(re.match(r"cpu-int8: \d+ rows are not measured yet; measuring them now into ", note)
                for note in progress.notes)

@@ -123,7 +123,7 @@ def test_a_network_that_the_supernet_has_not_is_named_before_any_is_judged(run: 
 
 
 def test_a_network_that_was_pruned_comes_with_the_search_that_has_it(run: Run, tmp_path: Path) -> None:
-    inputs, training = supernet.finished(run, pipeline.searched(run), Quiet())
+    inputs, training = supernet.load_finished(run, pipeline.searched(run), Quiet())
     kept = [set(slot.ops) for slot in training.supernet.layout.slots]
     archs = (sampling.sample(inputs.measured, random.Random(seed)) for seed in range(1000))
     pruned = next(arch for arch in archs if any(op not in ops for op, ops in zip(arch.ops, kept, strict=True)))

@@ -279,7 +279,7 @@ def test_without_vela_a_search_without_limits_goes_on(monkeypatch: pytest.Monkey
     def missing(meta: dict[str, Any]) -> None:
         raise UserError("pip install '.[npu]'")
 
-    monkeypatch.setattr(deliver, "of_table", missing)
+    monkeypatch.setattr(deliver, "compiler_of_table", missing)
     costs = {TARGET: SimpleNamespace(meta={"device": TARGET})}
     place = SimpleNamespace(costs=costs, footprints={})
     unknown = {"sram_kb": {TARGET: None}, "flash_kb": {TARGET: None}}
@@ -287,6 +287,6 @@ def test_without_vela_a_search_without_limits_goes_on(monkeypatch: pytest.Monkey
     place.footprints = {TARGET: None}
     with pytest.raises(UserError, match="pip install"):
         deliver._npu_memory(place, nn.Identity())
-    monkeypatch.setattr(setup, "of_table", missing)
+    monkeypatch.setattr(setup, "compiler_of_table", missing)
     with pytest.raises(UserError, match="pip install"):
         setup.npu_of(TARGET, costs[TARGET], Memory(64))

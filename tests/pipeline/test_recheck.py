@@ -83,7 +83,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``here(device)``: this machine is that device."""
     def turned(device: Gears) -> None:
         for module in (devices, tables):
-            monkeypatch.setattr(module, "local", lambda meta: device if meta.device == "gears" else None)
+            monkeypatch.setattr(module, "local_device", lambda meta: device if meta.device == "gears" else None)
         monkeypatch.setattr(profile, "CHECKED_S", 0.0)
 
     return turned
@@ -95,7 +95,7 @@ def made(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     run, progress = tmp_path_factory.mktemp("made") / "run", Quiet()
     with pytest.MonkeyPatch.context() as patch:
         for module in (devices, tables):
-            patch.setattr(module, "local", lambda meta: Gears(1.25) if meta.device == "gears" else None)
+            patch.setattr(module, "local_device", lambda meta: Gears(1.25) if meta.device == "gears" else None)
         patch.setattr(profile, "CHECKED_S", 0.0)
         config = config_of(table.parent / "tiny.yaml", "budget_ms=[2.2, 2.8]", target=str(table))
         result = searched(config, run, progress)

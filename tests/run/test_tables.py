@@ -15,7 +15,7 @@ from tiny_space import TINY
 from nas.errors import UserError
 from nas.files import folder
 from nas.latency import profile
-from nas.latency.devices import opened
+from nas.latency.devices import open_device
 from nas.latency.devices.ethos_u import EthosU
 from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable
@@ -89,7 +89,7 @@ def test_without_the_extra_one_line_says_how_to_install_it(small: Layout, here: 
     def missing(meta: dict[str, Any]) -> None:
         raise UserError(MISSING)
 
-    monkeypatch.setattr(tables, "of_table", missing)
+    monkeypatch.setattr(tables, "compiler_of_table", missing)
     with pytest.raises(UserError, match=r"rows that small needs at 16 are missing.*pip install") as refusal:
         costs_for(NPU, [small], "small.yaml", Quiet())
     assert "\n" not in str(refusal.value) and not Path("latency_tables").exists()
@@ -99,7 +99,7 @@ def test_rows_of_another_version_are_left_out_and_that_is_said(small: Layout, he
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     other = EthosU(NPU)
     other.version = "5.2.99"
-    monkeypatch.setattr(tables, "of_table", lambda meta: other)
+    monkeypatch.setattr(tables, "compiler_of_table", lambda meta: other)
     told = Quiet()
     path = complete(NPU, small, told)
     table = LatencyTable.load(path)
@@ -121,13 +121,13 @@ def test_rows_of_this_machine_never_join_those_of_another(small: Layout, here: P
     with pytest.raises(UserError, match=r"processor was 'Abacus 3000'.*another file with out"):
         profile.profile(small, Path("other.json"), device="cpu")
     said: list[str] = []
-    assert not profile.table_so_far(Path("other.json"), opened("cpu"), remeasure=True, tell=said.append).rows
+    assert not profile.table_so_far(Path("other.json"), open_device("cpu"), remeasure=True, tell=said.append).rows
     assert Path("other.json").read_bytes() == before and "rows are left out, as processor was 'Abacus 3000'" in said[0]
 
 
 def test_a_list_of_networks_measures_nothing(small: Layout, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "profile", None)  # would be called
-    device = opened("cpu")
+    device = open_device("cpu")
     LatencyTable("cpu", Meta.model_validate(device.conditions().to_json())).save(Path("latency_tables/cpu.json"))
     costs = filled("cpu", small, Quiet(), measure=False)
     with pytest.raises(UserError, match="not in the table"):

@@ -11,7 +11,7 @@ from nas.latency.base import Costs
 from nas.latency.bench import Estimator
 from nas.latency.devices.kind import Kind
 from nas.latency.meta import Conditions
-from nas.latency.onnx_file import fixed_batch, stored
+from nas.latency.onnx_file import fixed_batch, load_model
 from nas.latency.table import LatencyTable
 from nas.latency.table import file_name as file_name
 from nas.latency.timing import Device, Timing, repeated
@@ -30,7 +30,7 @@ def local_targets() -> dict[str, tuple[str, str]]:
     return {Path(file_name(*pair)).stem: pair for pair in pairs}
 
 
-def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = None) -> Device | Estimator:
+def open_device(name: str, threads: int = 1, batch: int = 1, precision: str | None = None) -> Device | Estimator:
     """Opens a device by name, or a board by its file; ``gpu`` is the best runtime of the GPU that works here.
 
     ``precision`` None is the device's usual one. Raises UserError for what is not known, not there or not possible.
@@ -45,7 +45,7 @@ def opened(name: str, threads: int = 1, batch: int = 1, precision: str | None = 
     raise UserError(f"{setting('device', name)}: {nearest(name, names)}")
 
 
-def local(conditions: Conditions) -> Device | None:
+def local_device(conditions: Conditions) -> Device | None:
     """Opens the device of this machine that figures were measured on, such as those of a table's meta.
 
     Returns None where they are of another device, machine or runtime.
@@ -54,7 +54,7 @@ def local(conditions: Conditions) -> Device | None:
     if (conditions.device, precision) not in local_targets().values() or threads is None or batch is None:
         return None
     try:
-        device = opened(conditions.device, threads, batch, precision)
+        device = open_device(conditions.device, threads, batch, precision)
     except UserError:
         return None  # such as a GPU that is not here
     return None if isinstance(device, Estimator) or device.conditions().change_since(conditions) else device
@@ -64,7 +64,7 @@ def measured_here(costs: Costs) -> tuple[LatencyTable, Device] | None:
     """Returns a latency table with the device of this machine that it was measured on; None for other costs."""
     if not isinstance(costs, LatencyTable):
         return None
-    device = local(costs.meta)
+    device = local_device(costs.meta)
     return (costs, device) if device is not None else None
 
 
@@ -85,14 +85,14 @@ def measure(path: Path, name: str, *, threads: int = 1, batch: int | None = None
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    device = opened(name, threads, batch or 1)
-    fixed = fixed_batch(stored(path))
+    device = open_device(name, threads, batch or 1)
+    fixed = fixed_batch(load_model(path))
     if batch is not None and fixed not in (batch, None):
         raise UserError(f"{setting('batch', batch)}: {path} is fixed at batch {fixed}; leave out {setting('batch')}, "
                         "or export it with the batch left open")
     images = fixed or batch or 1
     if images > 1 and batch is None:
-        device = opened(name, threads, images)
+        device = open_device(name, threads, images)
     if isinstance(device, Estimator):
         raise UserError(f"{setting('device', name)}: nothing runs there: cpu and gpu can be measured")
     return Measured(**asdict(repeated(device.load(path, size))), batch=images, threads=threads)

@@ -72,7 +72,7 @@ class Target:
                 f"memory_mode_name={self.memory_mode}\n{self.ini or _velas_ini()}")
 
     def conditions(self, version: str) -> Conditions:
-        """Returns what figures that this version of Vela counts depend on; ``recorded`` reads the system in it."""
+        """Returns what figures depend on that this version of Vela counts; ``recorded_target`` reads the system."""
         digest = hashlib.sha256(self.ini.encode()).hexdigest()[:16]
         return Conditions(
             device=self.name, processor=f"{self.architecture}, {self.macs} MACs a cycle", runtime="vela",
@@ -91,7 +91,7 @@ TARGETS = {name: Target(name, name, system, "Shared_Sram") for name, system in (
     ("ethos-u65-256", "Ethos_U65_Embedded"), ("ethos-u85-256", "Ethos_U85_SYS_Flash_High"))}
 
 
-def recorded(conditions: Conditions) -> Target | None:
+def recorded_target(conditions: Conditions) -> Target | None:
     """Returns the system that figures were compiled for; None where Vela did not make them.
 
     Raises UserError for a board whose accelerator is unknown or whose system is not told.
@@ -105,7 +105,7 @@ def recorded(conditions: Conditions) -> Target | None:
     return Target(name, accelerator, conditions.system_config, conditions.memory_mode, conditions.vela_ini)
 
 
-def read(path: Path) -> Target:
+def read_board(path: Path) -> Target:
     """Reads a board, named after its file. Raises UserError, one line with the file, for whatever is wrong with it."""
     try:
         ini = _parsed(path.read_text(encoding="utf-8"), str(path))

@@ -29,7 +29,7 @@ from nas.errors import UserError, setting
 from nas.latency.devices.kind import Kind
 from nas.latency.devices.onnxruntime import Provider, closed, random_feed, session
 from nas.latency.meta import Conditions
-from nas.latency.onnx_file import entries, stored
+from nas.latency.onnx_file import entries, load_model
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
 from nas.ops import deployed
@@ -132,7 +132,7 @@ class OrtGpu(Gpu):
         return self._run(lower(module, in_ch=in_ch, size=size, batch=self.batch))
 
     def load(self, path: Path, size: int | None = None) -> Run:
-        model = stored(path)
+        model = load_model(path)
         try:
             for entry in entries(model.graph):
                 dims = entry.type.tensor_type.shape.dim

@@ -21,7 +21,7 @@ from torch import nn
 
 from nas.errors import UserError, setting
 from nas.latency.bench import Keep, Parts, context_of
-from nas.latency.devices.board import SUFFIX, TARGETS, Target, read, recorded
+from nas.latency.devices.board import SUFFIX, TARGETS, Target, read_board, recorded_target
 from nas.latency.devices.kind import Kind
 from nas.latency.devices.vela import VERSION, Report, Vela, VelaError
 from nas.latency.meta import Conditions
@@ -126,7 +126,7 @@ def _open(name: str, threads: int, batch: int, precision: str | None) -> EthosU:
         raise UserError(f"{setting('device', name)}: an NPU runs int8 only: leave out {setting('precision')}")
     if name in TARGETS:
         return EthosU(name, threads, batch)
-    device = EthosU(read(Path(name)), threads, batch)
+    device = EthosU(read_board(Path(name)), threads, batch)
     device.try_out(name)
     return device
 
@@ -134,12 +134,12 @@ def _open(name: str, threads: int, batch: int, precision: str | None) -> EthosU:
 KIND = Kind(_open, tuple(TARGETS), suffix=SUFFIX)
 
 
-def of_table(conditions: Conditions) -> EthosU | None:
+def compiler_of_table(conditions: Conditions) -> EthosU | None:
     """Returns the compiler that made the figures of a table; None where that is not Vela.
 
     Raises UserError where Vela is missing.
     """
-    target = recorded(conditions)
+    target = recorded_target(conditions)
     return _shared(target) if target else None
 
 
@@ -162,7 +162,7 @@ class Compiled:
     slow = False
     corrected = False
 
-    def begun_slow(self) -> bool:
+    def was_slow_at_first(self) -> bool:
         return False
 
     def rows(self, keys: list[OpKey]) -> dict[OpKey, Row | None]:

@@ -17,7 +17,7 @@ from nas.exits.graft import Grafted, graft
 from nas.latency import costs as cost_models
 from nas.latency.devices.onnxruntime import clock as clock_of
 from nas.latency.kernel_model import KernelModel
-from nas.latency.onnx_graph import Graph, read
+from nas.latency.onnx_graph import Graph, read_graph
 from nas.latency.profile import time_networks
 from nas.lower import formats
 from nas.lower.onnx import export as export_onnx
@@ -149,7 +149,7 @@ def grafted(model: str, weights: Path | None, size: int | None, seed: int, untra
     with tempfile.TemporaryDirectory() as folder:
         path, place = _as_onnx(model, weights, size, Path(folder), untrained)
         try:
-            graph = read(path, size).in_float().logits()
+            graph = read_graph(path, size).in_float().logits()
         except UserError as error:
             raise UserError(str(error).replace(str(path), model)) from None
     check_input(model, graph.shape, True)

@@ -25,7 +25,7 @@ from nas.exits.thresholds import Point, Policy
 from nas.latency.devices.onnxruntime import session, timed
 from nas.latency.fresh import fresh
 from nas.latency.kernel_model import KernelModel
-from nas.latency.onnx_graph import read
+from nas.latency.onnx_graph import read_graph
 from nas.latency.predict import kernels_ms
 from nas.latency.profile import one_torch_thread
 from nas.latency.timing import Run as Timed
@@ -164,12 +164,12 @@ def _priced_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
         for part, head in net.stages():
             assert isinstance(part, Part)
             save(part.model, path, {})
-            trunk.append(kernels_ms(read(path), costs))
+            trunk.append(kernels_ms(read_graph(path), costs))
             x = part(x)
             heads.append(0.0)
             if not isinstance(head, nn.Identity):
                 save(emit(head, in_ch=x.shape[1], size=x.shape[2]), path, {})
-                heads[-1] = kernels_ms(read(path), costs)
+                heads[-1] = kernels_ms(read_graph(path), costs)
     return Pieces(np.array(trunk), np.array(heads))
 
 
