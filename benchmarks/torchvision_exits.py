@@ -34,11 +34,11 @@ def row(name: str, target: str | None) -> tuple[str, str]:
     except Exception as error:  # what this script looks for
         return "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     stated = models.get_model_weights(name).DEFAULT.meta["_ops"]
-    places = ", ".join(f"{place['shape'][0]} x {place['shape'][1]}^2 at {100 * place['macs_share']:.0f} %"
-                       for place in found["places"])
-    off = "" if abs(found["macs"] / 1e9 - stated) <= CLOSE * stated else " (differs)"
-    ms = f"; {found['ms']:.3f} ms" if found["ms"] is not None else ""
-    return "runs", (f"{found['size']} pixels, {found['macs'] / 1e9:.3f} GMACs, torchvision says {stated:.3f}{off}{ms}; "
+    places = ", ".join(f"{place.shape[0]} x {place.shape[1]}^2 at {100 * place.macs_share:.0f} %"
+                       for place in found.places)
+    off = "" if abs(found.macs / 1e9 - stated) <= CLOSE * stated else " (differs)"
+    ms = f"; {found.ms:.3f} ms" if found.ms is not None else ""
+    return "runs", (f"{found.size} pixels, {found.macs / 1e9:.3f} GMACs, torchvision says {stated:.3f}{off}{ms}; "
                     f"{places}")
 
 

@@ -17,6 +17,8 @@ from nas.errors import UserError
 from nas.paths import absolute, located
 
 if TYPE_CHECKING:
+    from nas.pipeline.exits.card import ExitsCard
+    from nas.pipeline.exits.places import Places
     from nas.run.directory import Run
 
 LISTED = ("model", "target", "listed", "ops", "as_json")  # options that --list uses, whatever the model is
@@ -59,7 +61,7 @@ def exits(
 ) -> None:
     """Add early exits to a trained network. Only their heads learn, also from images without labels."""
 
-    def places() -> dict[str, Any]:
+    def places() -> Places:
         from nas.cli.progress import TerminalProgress
         from nas.pipeline.exits import existing
         from nas.pipeline.exits import places as listing
@@ -70,7 +72,7 @@ def exits(
             return listing.of_file(model, weights, size, target, seed)
         return listing.of_pick(existing.pick(Run.existing(model), arch, target, False, TerminalProgress()))
 
-    def work() -> dict[str, Any]:
+    def work() -> ExitsCard:
         from nas.cli.progress import TerminalProgress
         from nas.exits.runtime import CONFIDENCES
         from nas.pipeline.exits import existing
@@ -177,13 +179,13 @@ def _digest(path: Path | None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path is not None and path.is_file() else None
 
 
-def _show_places(result: dict[str, Any]) -> None:
+def _show_places(result: Places) -> None:
     from nas.cli import render
 
     render.places(result)
 
 
-def _show(card: dict[str, Any]) -> None:
+def _show(card: ExitsCard) -> None:
     from nas.cli import render
 
     render.exits(card)

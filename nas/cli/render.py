@@ -13,13 +13,15 @@ from rich.cells import cell_len
 
 from nas import text
 from nas.pipeline import overrun
-from nas.run.records import Budget, Card, Comparison, Excess, Exported, Front, JudgedNetworks, Spread, Stopped
+from nas.run.records import Budget, Card, Comparison, Exported, Front, JudgedNetworks, Spread, Stopped
 from nas.units import amount, column, device, is_count, millions, unit
 
 if TYPE_CHECKING:
     from nas.latency.predict import Prediction
     from nas.pipeline.check_space import SpaceFacts
     from nas.pipeline.evaluate import Evaluation, Share
+    from nas.pipeline.exits.card import ExitsCard
+    from nas.pipeline.exits.places import Places
     from nas.pipeline.profile import ProfiledSpaces
     from nas.training.preprocessing import Preprocessing
 
@@ -265,44 +267,39 @@ def score(result: Evaluation) -> None:
     _read_as(result.preprocessing, result.classes_by)
 
 
-def exits(card: Mapping[str, Any]) -> None:
+def exits(card: ExitsCard) -> None:
     """Prints where images leave and when, accuracy and latency with and without exits, and the folder."""
-    measured = card["measured_prefix_ms"] or [None] * len(card["prefix_ms"])
-    names = [f"exit {index}" for index in range(len(card["kept"]))] + ["head"]
-    target = card["target"]
+    target, names = card.target, [*(f"exit {index}" for index in range(len(card.kept))), "head"]
+    measured: Sequence[float | None] = card.measured_prefix_ms or [None] * len(names)
     rows([{"leaves at": name, "images": f"{100 * share:.1f} %", column("predicted", target, False): ms,
            **({} if is_count(target) else {column("measured", target, False): ms_here})}
-          for name, share, ms, ms_here in zip(names, card["shares"], card["prefix_ms"], measured, strict=True)])
-    accuracy = _accuracy(card["accuracy"], card["accuracy_se"])
-    line(f"{len(card['kept'])} of {card['candidates']} possible exits kept; accuracy {accuracy} on {card['n']} test "
-         f"images, {_accuracy(card['accuracy_without'], None)} without exits (labels: {card['labels']})")
-    line(f"mean {amount(card['mean_ms'], target)}, worst {amount(card['worst_ms'], target)} predicted" + (
-        "" if is_count(target) else f"; not measured: no {target} here" if card["measured_ms"] is None else
-        f"; measured here: mean {cell(card['measured_ms'])} ms, worst {cell(card['measured_worst_ms'])} ms"))
-    if card.get("ends_in", "logits") != "logits":
-        line(f"the network gives {card['ends_in']}; with exits it gives logits, which they were made of")
-    from nas.training.preprocessing import Preprocessing as Read
-
-    _read_as(Read(**card["preprocessing"]), card.get("classes_by"), card.get("weights_at"))
-    for where, excess in card.get("over_budget", {}).items():
-        line(overrun.overrun_line(card["id"], where, Excess(**excess), None))
-    if "seconds" in card:
-        line(text.took(card["seconds"]))
-    line(str(card["folder"]))
+          for name, share, ms, ms_here in zip(names, card.shares, card.prefix_ms, measured, strict=True)])
+    line(f"{len(card.kept)} of {card.candidates} possible exits kept; accuracy "
+         f"{_accuracy(card.accuracy, card.accuracy_se)} on {card.n} test images, "
+         f"{_accuracy(card.accuracy_without, None)} without exits (labels: {card.labels})")
+    line(f"mean {amount(card.mean_ms, target)}, worst {amount(card.worst_ms, target)} predicted" + (
+        "" if is_count(target) else f"; not measured: no {target} here" if card.measured_ms is None else
+        f"; measured here: mean {cell(card.measured_ms)} ms, worst {cell(card.measured_worst_ms)} ms"))
+    if card.ends_in != "logits":
+        line(f"the network gives {card.ends_in}; with exits it gives logits, which they were made of")
+    _read_as(card.preprocessing, card.classes_by, card.weights_at)
+    for where, excess in card.over_budget.items():
+        line(overrun.overrun_line(card.id, where, excess, None))
+    line(text.took(card.seconds))
+    line(str(card.folder))
 
 
-def places(result: Mapping[str, Any]) -> None:
+def places(result: Places) -> None:
     """Prints where exits could stand in a network, then what the whole of it takes."""
-    timed = result["ms"] is not None
-    rows([{"exit behind": place["behind"], "map": "x".join(map(str, place["shape"])), "MACs": millions(place["macs"]),
-           "of all": f"{100 * place['macs_share']:.1f} %", "its head": millions(place["head_macs"]),
-           **({"ms": place["ms"], "of all ms": f"{100 * place['ms_share']:.1f} %"} if timed else {})}
-          for place in result["places"]])
-    whole = f", {cell(result['ms'])} ms on {result['target']}" if timed else ""
-    line(f"{result['model']} at {result['size']}x{result['size']}, {result['classes']} classes: "
-         f"{millions(result['macs'])} MACs{whole}" + (" (random weights)" if result.get("weights") else ""))
-    if result.get("uncounted"):
-        line(f"not in these MACs, as no rule counts them: {', '.join(result['uncounted'])}")
+    rows([{"exit behind": place.behind, "map": "x".join(map(str, place.shape)), "MACs": millions(place.macs),
+           "of all": f"{100 * place.macs_share:.1f} %", "its head": millions(place.head_macs),
+           **({} if place.ms_share is None else {"ms": place.ms, "of all ms": f"{100 * place.ms_share:.1f} %"})}
+          for place in result.places])
+    whole = "" if result.ms is None else f", {cell(result.ms)} ms on {result.target}"
+    line(f"{result.model} at {result.size}x{result.size}, {result.classes} classes: {millions(result.macs)} MACs{whole}"
+         + (" (random weights)" if result.weights else ""))
+    if result.uncounted:
+        line(f"not in these MACs, as no rule counts them: {', '.join(result.uncounted)}")
 
 
 def _read_as(how: Preprocessing, classes_by: str | None, weights_at: str | None = None) -> None:

@@ -20,6 +20,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nas.errors import UserError
 from nas.exits import runtime
+from nas.exits.files import ExitFiles, Handover
 from nas.exits.graft import emit_segment
 from nas.exits.net import Combine, MultiExit, Network
 from nas.exits.thresholds import Policy
@@ -31,11 +32,10 @@ FLOAT_BYTES = 4
 
 
 def export(net: MultiExit, folder: Path, *, in_ch: int, size: int, policy: Policy,
-           metadata: dict[str, str]) -> dict[str, Any]:
+           metadata: dict[str, str]) -> ExitFiles:
     """Writes ``model.onnx``, ``segment-0.onnx`` ... and ``runtime.py``, which runs either, into ``folder``.
 
-    Returns their names and ``cuts``: what is handed over behind each exit, if the segments run on two machines. Raises
-    UserError for a network with calls that have no rule in nas.lower.emit.
+    Raises UserError for a network with calls that have no rule in nas.lower.emit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = segments(net, in_ch=in_ch, size=size)
@@ -47,7 +47,7 @@ def export(net: MultiExit, folder: Path, *, in_ch: int, size: int, policy: Polic
     for name, part in zip(names, parts, strict=True):
         save(part, folder / name, kept)
     shutil.copyfile(runtime.__file__, folder / RUNTIME)
-    return {"onnx": BRANCHED, "segments": names, "runtime": RUNTIME, "cuts": [_cut(part) for part in parts[:-1]]}
+    return ExitFiles(onnx=BRANCHED, segments=names, runtime=RUNTIME, cuts=[_handover(part) for part in parts[:-1]])
 
 
 def check(net: Network, *, in_ch: int, size: int) -> None:
@@ -214,8 +214,7 @@ def _outputs(logits: str, exit_: str, classes: int) -> Sequence[onnx.ValueInfoPr
             helper.make_tensor_value_info(exit_, TensorProto.INT64, [])]
 
 
-def _cut(part: onnx.ModelProto) -> dict[str, Any]:
-    """Returns the shapes of what a segment hands on for one image, and their bytes."""
+def _handover(part: onnx.ModelProto) -> Handover:
     shapes = {value.name.removesuffix("_out"): [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
               for value in part.graph.output if value.name != "logits"}
-    return {**shapes, "bytes": FLOAT_BYTES * sum(math.prod(shape) for shape in shapes.values())}
+    return Handover(**shapes, bytes=FLOAT_BYTES * sum(math.prod(shape) for shape in shapes.values()))

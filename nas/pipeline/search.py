@@ -212,8 +212,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
         for card in map(fronts[place].card, wanted):
             if card.exits:
                 folder = out / card.id if out else run.file(card.onnx).parent
-                files.append(ExportedFile(id=card.id, predicted_ms=card.ms,
-                                          **picks_exits.export_exits(inputs, card, place, folder)))
+                files.append(picks_exits.export_exits(inputs, card, place, folder))
                 task.advance()
                 continue
             arch = Arch.from_json(run.read_json(f"{place}archs/{card.id}/arch.json"))

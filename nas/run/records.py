@@ -19,6 +19,7 @@ from pydantic import (
 
 from nas.arch import Arch
 from nas.errors import UserError, setting
+from nas.exits.files import Handover
 from nas.record import Record
 from nas.run.provenance import Provenance
 from nas.training.recipes import FineTuningRecipe
@@ -58,14 +59,6 @@ class Candidate(Record):
     params: int | None = None
     select_accuracy: Share | None = Field(default=None, description="on the split that networks are chosen by")
     select_accuracy_se: Error = Field(default=0.0, description="standard error")
-
-
-class Handover(Record):
-    """Says what the part of a network up to an exit hands on for one image, if the rest runs on another machine."""
-
-    map: list[int] = Field(description="its shape")
-    state: list[int] | None = Field(default=None, description="shape of what exits tell each other, if they do")
-    bytes: int = Field(description="of both")
 
 
 class Card(Candidate):

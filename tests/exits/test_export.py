@@ -23,6 +23,7 @@ from nas.errors import UserError
 from nas.exits import Runtime
 from nas.exits import policy as policies
 from nas.exits.export import branched, check, export, segments
+from nas.exits.files import Handover
 from nas.exits.methods import method, methods
 from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import calibrate, leaving
@@ -116,7 +117,7 @@ def test_within_rounding_of_a_threshold_either_exit_is_right(tmp_path: Path) -> 
 
     export(model, tmp_path, in_ch=3, size=16, policy=at(sure - 2e-6), metadata={})
     found = compared(tmp_path, model, at(sure + 2e-6), x)
-    assert found["compared"] == 60 and 1 <= found["at_threshold"] < 10 and found["relative_diff"] < 1e-4
+    assert found.compared == 60 and 1 <= found.at_threshold < 10 and found.relative_diff < 1e-4
     with pytest.raises(Disagreement, match=r"1 of 60 images leave elsewhere .* \(not counting 0 within rounding"):
         compared(tmp_path, model, at(sure + 2e-5), x)
 
@@ -173,12 +174,13 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "model.onnx", "runtime.py", "segment-0.onnx", "segment-1.onnx", "segment-2.onnx"]
     # 8 maps of 16x16 behind the first exit, 12 of 8x8 behind the second; with boost the 4 logits go along
-    assert written["cuts"] == [{"map": [8, 16, 16], "state": [4], "bytes": 4 * (2048 + 4)},
-                               {"map": [12, 8, 8], "state": [4], "bytes": 4 * (768 + 4)}]
+    assert written.cuts == [Handover(map=[8, 16, 16], state=[4], bytes=4 * (2048 + 4)),
+                            Handover(map=[12, 8, 8], state=[4], bytes=4 * (768 + 4))]
     for name in ("model.onnx", "segment-2.onnx"):
         props = {p.key: p.value for p in onnx.load(tmp_path / "new" / name).metadata_props}
         assert props["classes"] == "a\nb" and json.loads(props["exits"]) == json.loads(json.dumps(policy.to_json()))
-    assert "state" not in export(net("joint"), tmp_path, in_ch=3, size=16, policy=policy, metadata={})["cuts"][0]
+    alone = export(net("joint"), tmp_path, in_ch=3, size=16, policy=policy, metadata={}).cuts[0]
+    assert alone.to_json() == {"map": [8, 16, 16], "bytes": 4 * 2048}
 
 
 def test_a_folder_that_had_more_exits_has_no_segment_of_them(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_a_folder_that_had_more_exits_has_no_segment_of_them(tmp_path: Path) -> 
     one = with_point(policy, thresholds=(0.5, -math.inf), shares=(0.5, 0.5)).model_copy(update={
         "temperatures": policy.temperatures[1:], "prefix_ms": policy.prefix_ms[1:], "points": ()})
     (tmp_path / "mine.onnx").write_bytes(b"")
-    assert export(fewer, tmp_path, in_ch=3, size=16, policy=one, metadata={})["segments"] == [
+    assert export(fewer, tmp_path, in_ch=3, size=16, policy=one, metadata={}).segments == [
         "segment-0.onnx", "segment-1.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "mine.onnx", "model.onnx", "runtime.py", "segment-0.onnx", "segment-1.onnx"]

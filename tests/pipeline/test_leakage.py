@@ -125,7 +125,7 @@ def trained(space_file: Path, path: Path) -> Outcome:
     done.kept["int8"] = [file.read_bytes() for file in (path / "int8").iterdir()]
     model = existing.pick(run, None, None, True, quiet)
     run = Run.open(path / "exits", {})
-    done.take("exits", run.path, add(model, run, quiet, epochs=1))
+    done.take("exits", run.path, add(model, run, quiet, epochs=1).to_json())
     return done
 
 

@@ -67,13 +67,13 @@ def foreign(path: Path, how: tuple[Any, Any, float], metadata: dict[str, str] | 
     return path
 
 
-def with_exits(path: Path, folder: Path, how: Preprocessing | None) -> tuple[float, dict[str, Any], dict[str, str]]:
+def with_exits(path: Path, folder: Path, how: Preprocessing | None) -> tuple[float, Preprocessing, dict[str, str]]:
     """Share of images on which the network of ``nas exits`` is right, what its card says, and its files' metadata."""
     model = existing.file(str(path), None, None, "gpu-v100", lambda side, whites: load(
         str(folder), data_dir=None, size=side, seed=0), 0, how)
     part = model.data.learn
     right = model.plain(normalise(part.images, model.data)).argmax(1) == part.labels
-    return float(right.float().mean()), dict(model.said), model.metadata
+    return float(right.float().mean()), model.reading.preprocessing, model.metadata
 
 
 @pytest.mark.parametrize(("trained", "flags", "metadata", "source"), [
@@ -96,7 +96,7 @@ def test_every_command_reads_images_alike_and_says_how(
     result = evaluate(path, data=str(greys), split="all", preprocessing=how)
     share, said, written = with_exits(path, greys, how)
     assert result.top1.share == share == 1.0  # 1.0 only where the convolution took the right thing back
-    assert result.preprocessing.to_json() == said["preprocessing"] and result.preprocessing.source == source
+    assert result.preprocessing == said and said.source == source
     again = Preprocessing.of_file(written, path)  # what nas exits writes, in the file's own units or in those of [0, 1]
     unit = [np.array(values) / trained[2] for values in trained[:2]]
     assert again.scale == 1 and np.allclose(again.mean, unit[0], rtol=1e-5) and np.allclose(again.std, unit[1], 1e-5)

@@ -14,6 +14,7 @@ from nas.exits.choice import Pieces
 from nas.exits.export import check
 from nas.exits.methods import method as make
 from nas.exits.methods import methods
+from nas.pipeline.exits.card import UNMEASURED, Delivered, ExitsCard, Times
 from nas.pipeline.exits.models import Model
 from nas.pipeline.exits.serve import CARD, THRESHOLDS, Served, Trained, Wishes, chosen, measured, repriced, write
 from nas.pipeline.exits.train import train
@@ -37,7 +38,7 @@ TRIES = 3  # at a choice of exits whose file keeps to max_ms
 
 def add(model: Model, run: Run, progress: Progress, *, images: Path | None = None, limit: int | None = None,
         method: str = "cache", settings: Mapping[str, Any] | None = None, epochs: int | None = None, seed: int = 0,
-        augment: str | None = None, wishes: Wishes = Wishes(), train_on: str = "auto") -> dict[str, Any]:  # noqa: B008
+        augment: str | None = None, wishes: Wishes = Wishes(), train_on: str = "auto") -> ExitsCard:  # noqa: B008
     """Trains exits for a network, chooses some of them, and writes everything into the run; returns the card.
 
     With ``images``, a folder of images without labels, accuracies are shares of images on which the answer is the
@@ -64,16 +65,17 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
         made = train(model.name, model.net, data, recipe, run, "", seed, device, progress, method=method,
                      settings=settings)
 
-    def served() -> dict[str, Any]:
+    def card() -> ExitsCard:
         with timeline.phase(run, "choice and files"):
             trained = Trained.of(made, data, device, wishes.kind)
-            return _served(model, run, trained, wishes, method, progress)
+            delivered, times = _served(model, run, trained, wishes, method, progress)
+        return ExitsCard(
+            id=model.name, method=method, epochs=count, target=model.target,
+            labels="the network's answers" if images else "the images'", candidates=len(trained.select.logits) - 1,
+            thresholds=THRESHOLDS, **dict(model.reading), **dict(delivered), **dict(times),
+            over_budget=_over_budget(model.target, times, wishes), seconds=timeline.spent(run))
 
-    card = run.stage(CARD, lambda: {
-        "id": model.name, "method": method, "epochs": count, "target": model.target,
-        "labels": "the network's answers" if images else "the images'", **model.said, **served(),
-        "seconds": timeline.spent(run)})
-    return {**card, "folder": str(run.path)}
+    return run.record(CARD, ExitsCard, card).model_copy(update={"folder": str(run.path)})
 
 
 def refuse(method: str) -> None:
@@ -85,8 +87,8 @@ def refuse(method: str) -> None:
 
 
 def _served(model: Model, run: Run, trained: Trained, wishes: Wishes, method: str,
-            progress: Progress) -> dict[str, Any]:
-    folder = run.path
+            progress: Progress) -> tuple[Delivered, Times]:
+    """Chooses exits, writes their files and, where this machine is the target, measures them."""
     with progress.task("measure and choose exits" if model.clock is not None else "choose exits", 3) as task:
         pieces = _pieces(model, run)  # measured once
         task.advance()
@@ -96,23 +98,20 @@ def _served(model: Model, run: Run, trained: Trained, wishes: Wishes, method: st
             prefix, trunk = np.array(final.policy.prefix_ms), np.zeros(len(trained.select.logits))
             trunk[[*served.kept, -1]] = np.diff(np.r_[0.0, prefix])
             served = chosen(trained, Pieces(trunk, np.zeros(len(trunk))), wishes, served.kept)
-        card = write(folder, trained, served, {**model.metadata, "exit_method": method})
-        times: dict[str, Any] = dict.fromkeys(("measured_ms", "measured_worst_ms", "measured_prefix_ms", "drift"))
+        delivered, times = write(run.path, trained, served, {**model.metadata, "exit_method": method}), UNMEASURED
         if model.clock is not None:
-            times = measured(folder, trained, served, model.clock, model.now_ns)
+            times = measured(run.path, trained, served, model.clock, model.now_ns)
         task.advance()
-    return {"candidates": len(trained.select.logits) - 1, **card, **times, **_over_budget(model.target, times, wishes),
-            "thresholds": THRESHOLDS}
+    return delivered, times
 
 
-def _over_budget(target: str, times: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
-    """Returns ``over_budget`` for the card, where mean or worst latency are measured above what was asked for."""
-    asked = (("measured_ms", wishes.budget_ms), ("measured_worst_ms", wishes.max_ms))
+def _over_budget(target: str, times: Times, wishes: Wishes) -> dict[str, Excess]:
+    """Returns how far mean or worst latency are measured above what was asked for, if they are."""
     excess: dict[str, Excess] = {}
-    for name, bound in asked:
+    for ms, bound in ((times.measured_ms, wishes.budget_ms), (times.measured_worst_ms, wishes.max_ms)):
         if bound is not None:
-            excess |= over({target: times[name]}, {target: bound})
-    return {"over_budget": {name: one.to_json() for name, one in excess.items()}} if excess else {}
+            excess |= over({target: ms}, {target: bound})
+    return excess
 
 
 def _pieces(model: Model, run: Run) -> Pieces:

@@ -24,6 +24,7 @@ from nas.lower.onnx import export as export_onnx
 from nas.lower.verify import check_onnx
 from nas.pipeline import setup
 from nas.pipeline.deliver import metadata_of
+from nas.pipeline.exits.card import Reading
 from nas.pipeline.exits.models import MeasuredOnnx, Model, Pick, PredictedOnnx, alone, predicted_pieces
 from nas.pipeline.exits.price import known_exit_ms
 from nas.pipeline.exits.serve import named, timed_here
@@ -81,8 +82,9 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
     return Pick(name=wanted, net=with_exits(at, full, plain, inputs.seed), plain=plain,
                 data=replace(inputs.data, augment=config.train.augment or inputs.data.augment), metadata=metadata,
                 target=target, clock=clock, now_ns=clock_of(1)[1],
-                said={"preprocessing": Preprocessing.of_file(metadata, run.path).to_json()}, layout=at, keys=keys,
-                priced=choice.pieces(keys, costs.ms_many, known_exit_ms(costs)))
+                reading=Reading(preprocessing=Preprocessing.of_file(metadata, run.path), classes_by=None,
+                                weights_at=None, ends_in="logits"),
+                layout=at, keys=keys, priced=choice.pieces(keys, costs.ms_many, known_exit_ms(costs)))
 
 
 def file(model: str, weights: Path | None, size: int | None, target: str | None,
@@ -105,15 +107,14 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     whites = Whites.of_metadata(kept)
     read, by = _on(data(side, whites), how, known, net.classes, side, model)
     read = read if len(read.learn) else replace(read, whites=whites)
-    said = {"preprocessing": how.to_json(), "classes_by": by, "weights_at": foreign.weights,
-            "ends_in": foreign.graph.cut.kind}
+    reading = Reading(preprocessing=how, classes_by=by, weights_at=foreign.weights, ends_in=foreign.graph.cut.kind)
     name, now_ns = Path(model).stem, clock_of(1)[1]
     metadata = {**named(read, side), "id": name}
     if costs is None:
         return MeasuredOnnx(name=name, net=net, plain=net, data=read, metadata=metadata, target="cpu", clock=alone,
-                            now_ns=now_ns, said=said, graph=proto)
+                            now_ns=now_ns, reading=reading, graph=proto)
     return PredictedOnnx(name=name, net=net, plain=net, data=read, metadata=metadata, target=str(target), now_ns=now_ns,
-                         said=said, priced=predicted_pieces(net, read, costs))
+                         reading=reading, priced=predicted_pieces(net, read, costs))
 
 
 def foreign_costs(model: str, target: str | None) -> KernelModel | None:

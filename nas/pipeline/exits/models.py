@@ -6,9 +6,8 @@ import random
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +31,7 @@ from nas.latency.timing import Run as Timed
 from nas.latency.timing import interleaved
 from nas.lower.emit import emit
 from nas.lower.onnx import save
+from nas.pipeline.exits.card import Reading
 from nas.pipeline.exits.serve import Clock, Served, Trained, exit_runs, repriced
 from nas.plan import Layout, OpKey, macs
 from nas.training.data import Data
@@ -43,8 +43,7 @@ SECONDS = 2.0  # an exit, timed without a table's yardstick
 class Model(ABC):
     """Describes a network with untrained exits, the images that they learn from, and the target.
 
-    ``data`` has no images where the user gives others. ``clock`` times runs, where this machine is the target; ``said``
-    are further entries of the card, on how images are read.
+    ``data`` has no images where the user gives others. ``clock`` times runs, where this machine is the target.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Model(ABC):
     target: str
     clock: Clock | None = None
     now_ns: Callable[[], int]
-    said: Mapping[str, Any] = field(default_factory=dict)
+    reading: Reading
 
     @abstractmethod
     def pieces(self) -> Pieces:

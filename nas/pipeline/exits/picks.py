@@ -24,12 +24,14 @@ from nas.files import copy
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.profile import time_networks
 from nas.pipeline.deliver import busy_tables, metadata_of
+from nas.pipeline.exits.card import UNMEASURED, Times
 from nas.pipeline.exits.price import known_exit_ms
 from nas.pipeline.exits.serve import (
     CARD,
     CLASSES,
     PICTURES,
     THRESHOLDS,
+    Served,
     Trained,
     Wishes,
     chosen,
@@ -44,7 +46,7 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.overrun import over
 from nas.plan import macs, params, plan
 from nas.progress import Progress
-from nas.run.records import Card
+from nas.run.records import Card, ExportedFile
 from nas.subnet import build
 from nas.training import evaluation, placement, randomness
 from nas.training.recipes import FineTuningRecipe
@@ -98,7 +100,7 @@ def exit_card(inputs: Inputs, arch: Arch, plain: Card, place: str, recipe: FineT
     return inputs.run.read(name + CARD, Card) if inputs.run.stage(name + CARD, made) else None
 
 
-def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> dict[str, Any]:
+def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> ExportedFile:
     """Writes the files of a pick with exits anew and compares them with PyTorch on random inputs.
 
     Thresholds, classes, pictures and card are copied, as they were made of images.
@@ -115,7 +117,8 @@ def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> dict[s
     for name in (THRESHOLDS, CLASSES, CARD, *PICTURES):
         copy(delivered / name, folder / name)
     images = torch.randn(RANDOM, in_ch, size, size, generator=torch.Generator().manual_seed(0))
-    return {"onnx": str(folder / written["onnx"]), **compared(folder, network, policy, images)}
+    return ExportedFile(id=card.id, predicted_ms=card.ms, onnx=str(folder / written.onnx),
+                        **dict(compared(folder, network, policy, images)))
 
 
 def rebuilt(inputs: Inputs, card: Card, place: str) -> tuple[Method, Arch]:
@@ -167,31 +170,33 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
     shortened = replace(arch, exits=slots)
     keys = plan(inputs.layout, shortened)
     times = _measured(inputs, trained, served, name)
-    excess = over(times["measured_ms"], bounds)
+    mean_ms, worst_ms = ({target: getattr(figures, key) for target, figures in times.items()}
+                         for key in ("measured_ms", "measured_worst_ms"))
+    excess = over(mean_ms, bounds)
     if limit is not None:
-        excess |= over(times["measured_worst_ms"], {first: limit})
+        excess |= over(worst_ms, {first: limit})
     shares, prefixes = np.array(served.crossed.shares), {t: p.prefix_ms(served.kept) for t, p in pieces.items()}
     mean = {target: float(shares @ prefix) for target, prefix in prefixes.items()}
     worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}
     return Card(id=shortened.id, of=arch.id, arch=shortened, size=shortened.size, ms=mean, worst_ms=worst,
                 macs=sum(macs(key) for key in keys), params=sum(params(key) for key in keys), fine_tuned=True,
-                exits=list(slots), **times, over_budget=excess, tables=busy_tables(inputs),
+                exits=list(slots), measured_ms=mean_ms, measured_worst_ms=worst_ms,
+                drift={target: figures.drift for target, figures in times.items()}, over_budget=excess,
+                tables=busy_tables(inputs),
                 select_accuracy=served.crossed.accuracy,
                 select_accuracy_se=evaluation.standard_error(served.crossed.accuracy, len(data.select)),
-                accuracy=served.test.accuracy, accuracy_se=written["accuracy_se"], test_images=written["n"],
-                onnx=f"{name}{written['onnx']}", relative_diff=written["relative_diff"], method=options.method,
-                shares=written["shares"], prefix_ms={first: written["prefix_ms"]},
-                test_mean_ms={first: written["mean_ms"]}, cuts=written["cuts"], provenance=plain.provenance)
+                accuracy=served.test.accuracy, accuracy_se=written.accuracy_se, test_images=written.n,
+                onnx=f"{name}{written.onnx}", relative_diff=written.relative_diff, method=options.method,
+                shares=written.shares, prefix_ms={first: written.prefix_ms},
+                test_mean_ms={first: written.mean_ms}, cuts=written.cuts, provenance=plain.provenance)
 
 
-def _measured(inputs: Inputs, trained: Trained, served: Any, name: str) -> dict[str, Any]:
-    """Measures exits on every target that is this machine; returns mean, worst and drift by target, else None."""
-    by_target: dict[str, dict[str, Any]] = {}
+def _measured(inputs: Inputs, trained: Trained, served: Served, name: str) -> dict[str, Times]:
+    """Measures exits by target, on each that is this machine."""
+    times = dict.fromkeys(inputs.costs, UNMEASURED)
     for target, costs in inputs.costs.items():
-        by_target[target] = dict.fromkeys(("measured_ms", "measured_worst_ms", "drift"))
         if here := timed_here(costs):
             table, device = here
             beside = partial(time_networks, layout=inputs.measured, table=table, device=device)
-            by_target[target] = measured(inputs.run.file(name), trained, served, beside, clock(1)[1])
-    return {key: {target: figures[key] for target, figures in by_target.items()}
-            for key in ("measured_ms", "measured_worst_ms", "drift")}
+            times[target] = measured(inputs.run.file(name), trained, served, beside, clock(1)[1])
+    return times

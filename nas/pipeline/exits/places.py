@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,33 @@ class Place:
     ms_share: float | None = None
 
 
-def of_file(model: str, weights: Path | None, size: int | None, target: str | None, seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Places:
+    """Lists where exits could be added to a network, with what the whole of it costs without them.
+
+    ``ms`` are on ``target``, where one was asked for. ``weights`` is ``random`` where a torchvision model was given
+    none. Multiply-adds of operators that are ``uncounted`` are not known, and missing from every sum.
+    """
+
+    model: str
+    size: int
+    classes: int
+    macs: int
+    places: tuple[Place, ...]
+    target: str | None = None
+    ms: float | None = None
+    weights: str | None = None
+    uncounted: tuple[str, ...] = ()
+
+    def timed(self, target: str, pieces: Pieces) -> Places:
+        """Returns the same with what leaving at each place takes on a target."""
+        leaving_ms = [float(pieces.prefix_ms([index])[0]) for index in range(len(self.places))]
+        places = [replace(place, ms=ms, ms_share=ms / pieces.plain_ms)
+                  for place, ms in zip(self.places, leaving_ms, strict=True)]
+        return replace(self, target=target, ms=pieces.plain_ms, places=tuple(places))
+
+
+def of_file(model: str, weights: Path | None, size: int | None, target: str | None, seed: int = 0) -> Places:
     """Lists where exits could be added to an ONNX file or a torchvision model; with ``target`` also milliseconds.
 
     A torchvision model may have random weights. Raises UserError for what exits cannot be added to.
@@ -49,38 +74,27 @@ def of_file(model: str, weights: Path | None, size: int | None, target: str | No
     check(net, in_ch=3, size=side)
     blank = recorded({"name": model, "classes": map(str, range(net.classes)), "size": side, "mean": (0.0,) * 3,
                       "std": (1.0,) * 3})
-    pieces = None
-    if target is not None:
-        pieces = predicted_pieces(net, blank, costs) if costs else measured_pieces(net, blank, foreign.graph.model,
-                                                                                   clock(1)[1])
-    return _said(model, side, net.classes, target, _of_graph(foreign, head_macs(net, blank)), pieces, {
-        "weights": "random" if foreign.torchvision and weights is None else None,
-        "uncounted": _uncounted(foreign.graph)})
+    work, places = _of_graph(foreign, head_macs(net, blank))
+    listed = Places(model, side, net.classes, work, places, uncounted=_uncounted(foreign.graph),
+                    weights="random" if foreign.torchvision and weights is None else None)
+    if target is None:
+        return listed
+    return listed.timed(target, predicted_pieces(net, blank, costs) if costs else
+                        measured_pieces(net, blank, foreign.graph.model, clock(1)[1]))
 
 
-def of_pick(model: Pick) -> dict[str, Any]:
+def of_pick(model: Pick) -> Places:
     """Lists where exits could be added to a pick of a run."""
     at = model.layout
     work = choice.pieces(model.keys, lambda plan: [float(macs(key)) for key in plan])
     shapes = [(exit_.key.in_ch, exit_.key.size, exit_.key.size) for exit_ in at.exits]
     named = [f"slot {exit_.slot}" for exit_ in at.exits]
     places = _places(named, shapes, np.cumsum(work.trunk).tolist(), work.heads.tolist(), work.plain_ms)
-    return _said(model.name, model.data.size, at.task.classes, model.target, (int(work.plain_ms), places),
-                 model.pieces(), {})
+    listed = Places(model.name, model.data.size, at.task.classes, int(work.plain_ms), places)
+    return listed.timed(model.target, model.pieces())
 
 
-def _said(name: str, size: int, classes: int, target: str | None, work: tuple[int, list[Place]], pieces: Pieces | None,
-          more: dict[str, Any]) -> dict[str, Any]:
-    places = [asdict(place) for place in work[1]]
-    if pieces is not None:
-        for index, place in enumerate(places):
-            place["ms"] = float(pieces.prefix_ms([index])[0])
-            place["ms_share"] = place["ms"] / pieces.plain_ms
-    return {"model": name, "size": size, "classes": classes, "target": target, "macs": work[0],
-            "ms": None if pieces is None else pieces.plain_ms, "places": places, **more}
-
-
-def _of_graph(foreign: Foreign, heads: Sequence[int]) -> tuple[int, list[Place]]:
+def _of_graph(foreign: Foreign, heads: Sequence[int]) -> tuple[int, tuple[Place, ...]]:
     """Returns the multiply-adds of a whole graph, and where exits could be added to it."""
     graph = foreign.graph
     nodes, at = foreign.net.model.graph.node, foreign.net.places
@@ -90,12 +104,13 @@ def _of_graph(foreign: Foreign, heads: Sequence[int]) -> tuple[int, list[Place]]
                                   [sums[cut.node] for cut in at], heads, sums[-1])
 
 
-def _uncounted(graph: Graph) -> list[str]:
+def _uncounted(graph: Graph) -> tuple[str, ...]:
     """Returns the operators whose multiply-adds are not known, and missing from every sum."""
-    return sorted({node.op_type for node in graph.model.graph.node if multiply_adds(node, graph.shapes) is None})
+    return tuple(sorted({node.op_type for node in graph.model.graph.node
+                         if multiply_adds(node, graph.shapes) is None}))
 
 
 def _places(named: Sequence[str], shapes: Sequence[tuple[int, int, int]], upto: Sequence[float], heads: Sequence[float],
-            whole: float) -> list[Place]:
-    return [Place(name, shape, int(work), float(work / whole), int(head))
-            for name, shape, work, head in zip(named, shapes, upto, heads, strict=False)]
+            whole: float) -> tuple[Place, ...]:
+    return tuple(Place(name, shape, int(work), float(work / whole), int(head))
+                 for name, shape, work, head in zip(named, shapes, upto, heads, strict=False))

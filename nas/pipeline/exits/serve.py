@@ -27,6 +27,7 @@ from nas.latency.table import LatencyTable
 from nas.latency.timing import Device
 from nas.latency.timing import Run as Timed
 from nas.lower.verify import MAX_RELATIVE, Disagreement
+from nas.pipeline.exits.card import CheckedFiles, Delivered, Figures, Times
 from nas.report import exits as figures
 from nas.training.data import Data, Split, normalise
 from nas.training.evaluation import standard_error
@@ -136,11 +137,11 @@ def judged(made: Policy, predictions: Array, labels: Array) -> tuple[Array, Arra
     return confidences(made.kind, predictions, np.array(made.temperatures)), predictions.argmax(-1) == labels
 
 
-def write(folder: Path, trained: Trained, served: Served, metadata: dict[str, str]) -> dict[str, Any]:
-    """Writes files and pictures of chosen exits and compares them with PyTorch; returns what a card says of them."""
+def write(folder: Path, trained: Trained, served: Served, metadata: dict[str, str]) -> Delivered:
+    """Writes files and pictures of chosen exits, and compares them with PyTorch."""
     data, network = trained.data, trained.network(served.kept)
     written = export(network, folder, in_ch=data.in_ch, size=data.size, policy=served.policy, metadata=metadata)
-    write_json(folder / THRESHOLDS, served.policy.to_json())
+    write_json(folder / THRESHOLDS, served.policy)
     write_text(folder / CLASSES, "\n".join(data.classes) + "\n")
     agreement = compared(folder, network, served.policy, normalise(data.test.images[:CHECKED], data))
     predictions = trained.test.predictions(served.kept)
@@ -150,24 +151,19 @@ def write(folder: Path, trained: Trained, served: Served, metadata: dict[str, st
                                served.test)
     for name, draw in PICTURES.items():
         write_atomic(folder / name, partial(draw, held_out))
-    return {**written, **agreement, **figures_of(trained, served)}
+    return Delivered(**dict(written), **dict(agreement), **dict(_figures(trained, served)))
 
 
-def figures_of(trained: Trained, served: Served) -> dict[str, Any]:
-    """Returns accuracies and latencies of chosen exits for their card.
-
-    ``n`` is the number of test images that ``accuracy``, ``shares`` and ``mean_ms`` are of.
-    """
+def _figures(trained: Trained, served: Served) -> Figures:
     test, n = served.test, len(trained.test.labels)
-    return {"kept": list(served.kept), "select_accuracy": served.crossed.accuracy,
-            "select_accuracy_without": trained.select.accuracy, "accuracy": test.accuracy,
-            "accuracy_se": standard_error(test.accuracy, n),
-            "accuracy_without": trained.test.accuracy, "n": n, "shares": list(test.shares), "mean_ms": test.mean_ms,
-            "calibrated_ms": served.policy.point.mean_ms, "worst_ms": test.worst_ms,
-            "prefix_ms": list(served.policy.prefix_ms), "confidence": served.policy.kind}
+    return Figures(kept=list(served.kept), select_accuracy=served.crossed.accuracy,
+                   select_accuracy_without=trained.select.accuracy, accuracy=test.accuracy,
+                   accuracy_se=standard_error(test.accuracy, n), accuracy_without=trained.test.accuracy, n=n,
+                   shares=list(test.shares), mean_ms=test.mean_ms, calibrated_ms=served.policy.point.mean_ms,
+                   worst_ms=test.worst_ms, prefix_ms=list(served.policy.prefix_ms), confidence=served.policy.kind)
 
 
-def compared(folder: Path, network: MultiExit, made: Policy, images: torch.Tensor) -> dict[str, float]:
+def compared(folder: Path, network: MultiExit, made: Policy, images: torch.Tensor) -> CheckedFiles:
     """Compares exits, classes and logits of the file with ``If`` and of the segments with PyTorch's on some images.
 
     These are [n, C, S, S]. Where a confidence is within rounding of its threshold either exit is right;
@@ -192,7 +188,7 @@ def compared(folder: Path, network: MultiExit, made: Policy, images: torch.Tenso
             raise Disagreement(f"{path}: {other} of {len(at)} images leave elsewhere or as another class than in "
                                f"PyTorch (not counting {int(close.sum())} within rounding of a threshold), and logits "
                                f"differ by {worst:.1e} of the largest")
-    return {"relative_diff": worst, "compared": len(at), "at_threshold": int(close.sum())}
+    return CheckedFiles(relative_diff=worst, compared=len(at), at_threshold=int(close.sum()))
 
 
 def exit_runs(path: Path, images: Array, at: Array, exits: int, now_ns: Callable[[], int]) -> dict[str, Timed]:
@@ -210,7 +206,7 @@ def exit_runs(path: Path, images: Array, at: Array, exits: int, now_ns: Callable
 
 
 def measured(folder: Path, trained: Trained, served: Served, clock: Clock,
-             now_ns: Callable[[], int]) -> dict[str, Any]:
+             now_ns: Callable[[], int]) -> Times:
     """Measures what leaving at each exit takes, and the mean and worst that follow from where test images leave."""
     images = normalise(trained.data.test.images, trained.data).numpy()
     predictions = trained.test.predictions(served.kept)
@@ -221,8 +217,8 @@ def measured(folder: Path, trained: Trained, served: Served, clock: Clock,
     ms, drift = clock(lambda: exit_runs(folder / BRANCHED, images, at, exits, now_ns), exits)
     prefix = np.array([ms[f"exit {index}"] for index in range(exits)])
     point = policy.outcome(sure, sure > 0, served.policy.point.thresholds, prefix)
-    return {"measured_ms": point.mean_ms, "measured_worst_ms": point.worst_ms,
-            "measured_prefix_ms": prefix.tolist(), "drift": drift}
+    return Times(measured_ms=point.mean_ms, measured_worst_ms=point.worst_ms, measured_prefix_ms=prefix.tolist(),
+                 drift=drift)
 
 
 def timed_here(costs: Costs) -> tuple[LatencyTable, Device] | None:

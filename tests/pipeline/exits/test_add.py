@@ -109,10 +109,10 @@ def test_heads_for_a_finished_pick_without_labels(finished: tuple[Path, dict[str
     model = existing.pick(Run.existing(path), plain["id"], None, False, Quiet())
     run = Run.open(tmp_path / "out", {})
     card = add(model, run, Quiet(), images=tmp_path / "any", epochs=2, wishes=Wishes(lose=0.3))
-    assert card["accuracy_without"] == 1.0 and card["labels"] == "the network's answers" and card["n"] == 12
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES and card["kept"] == [0]
-    assert card["compared"] == card["n"]  # with PyTorch, on every image that was judged
-    assert card["select_accuracy"] <= 1 and card["measured_ms"] is None
+    assert card.accuracy_without == 1.0 and card.labels == "the network's answers" and card.n == 12
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES and card.kept == [0]
+    assert card.compared == card.n  # with PyTorch, on every image that was judged
+    assert card.select_accuracy <= 1 and card.measured_ms is None
     assert (path / "archs" / plain["id"] / "weights.safetensors").read_bytes() == before
     with pytest.raises(UserError, match="method=boost: known are cache, ztw"):
         add(model, run, Quiet(), method="boost")
@@ -129,8 +129,8 @@ def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path
     assert model.name == "model" and model.data.mean == pytest.approx(data.mean, rel=1e-5)
     run = Run.open(tmp_path / "out", {})
     card = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))
-    assert card["accuracy_without"] == pytest.approx(plain["accuracy"]) and card["kept"] == [0]
-    assert card["mean_ms"] <= card["worst_ms"] and card["target"] == "gpu-v100"
+    assert card.accuracy_without == pytest.approx(plain["accuracy"]) and card.kept == [0]
+    assert card.mean_ms <= card.worst_ms and card.target == "gpu-v100"
     assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES
     again = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))
     assert again == card

@@ -54,11 +54,11 @@ def test_evaluate_exits_and_the_exported_file_agree(network: Path, folders: Path
                         lambda side, whites: load(str(folders), data_dir=None, size=side, seed=0), 0, how)
     card = add(model, Run.open(tmp_path / "out", {}), Quiet(), epochs=1, wishes=Wishes(lose=0.5))
     plain = evaluate(network, data=str(folders), preprocessing=how)
-    assert card["accuracy_without"] == pytest.approx(plain.top1.share)
-    assert card["preprocessing"] == plain.preprocessing.to_json()
-    assert card["classes_by"] == plain.classes_by == "by name"
+    assert card.accuracy_without == pytest.approx(plain.top1.share)
+    assert card.preprocessing == plain.preprocessing
+    assert card.classes_by == plain.classes_by == "by name"
     exported = evaluate(tmp_path / "out" / "model.onnx", data=str(folders))  # by its own metadata, without flags
-    assert card["kept"] and exported.top1.share == pytest.approx(card["accuracy"])
+    assert card.kept and exported.top1.share == pytest.approx(card.accuracy)
     assert exported.preprocessing.source == "the file's metadata" and exported.classes_by == "by name"
     assert [part.name for part in exported.classes if part.n] == ["ant", "dog", "cat"]  # the network's order
 

@@ -37,14 +37,15 @@ def small(path: Path) -> Path:
 def test_by_hand(tmp_path: Path) -> None:
     found = of_file(str(small(tmp_path / "net.onnx")), None, None, None)
     first, second, last = 8 * 64 * 3 * 9, 4 * 16 * 4 * 9, 4 * 5
-    (place,) = found["places"]
-    assert found["macs"] == first + second + last and found["classes"] == 5 and found["size"] == 16
-    assert place["shape"] == (8, 8, 8) and place["macs"] == first and place["behind"].startswith("Relu")
-    assert place["macs_share"] == pytest.approx(first / found["macs"])
-    assert place["head_macs"] == 8 * 9 * 4**2 + 8 * 128 * 4**2 + 128 * 5  # depthwise 3x3, strided; 1x1; linear
-    assert found["ms"] is place["ms"] is None and found["weights"] is None
+    (place,) = found.places
+    assert found.macs == first + second + last and found.classes == 5 and found.size == 16
+    assert place.shape == (8, 8, 8) and place.macs == first and place.behind.startswith("Relu")
+    assert place.macs_share == pytest.approx(first / found.macs)
+    assert place.head_macs == 8 * 9 * 4**2 + 8 * 128 * 4**2 + 128 * 5  # depthwise 3x3, strided; 1x1; linear
+    assert found.ms is place.ms is None and found.weights is None
     priced = of_file(str(tmp_path / "net.onnx"), None, None, "gpu-v100")
-    assert priced["places"][0]["ms"] > 0 and priced["ms"] > 0 and priced["target"] == "gpu-v100"
+    leaving_ms = priced.places[0].ms
+    assert leaving_ms and priced.ms and leaving_ms > 0 and priced.ms > 0 and priced.target == "gpu-v100"
 
 
 @pytest.mark.parametrize("size", [0, -8, 5_000, 10**12])
@@ -73,9 +74,9 @@ def test_multiply_adds_by_hand(node: Any, shapes: dict[str, tuple[int, ...]], ex
 def test_torchvision_by_name_alone(name: str) -> None:
     """All of them: benchmarks/torchvision_exits.py."""
     found = of_file(name, None, None, None)
-    assert found["places"] and found["weights"] == "random" and found["classes"] == 1000
-    assert found["macs"] / 1e9 == pytest.approx(models.get_model_weights(name).DEFAULT.meta["_ops"], rel=0.02, abs=6e-4)
-    shares = [place["macs_share"] for place in found["places"]]
+    assert found.places and found.weights == "random" and found.classes == 1000
+    assert found.macs / 1e9 == pytest.approx(models.get_model_weights(name).DEFAULT.meta["_ops"], rel=0.02, abs=6e-4)
+    shares = [place.macs_share for place in found.places]
     assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
 
 

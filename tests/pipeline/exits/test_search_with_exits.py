@@ -31,10 +31,12 @@ from nas.lower.verify import Disagreement
 from nas.pipeline import search as pipeline
 from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import _over_budget
+from nas.pipeline.exits.card import UNMEASURED
 from nas.pipeline.exits.serve import Wishes, chosen
 from nas.pipeline.setup import prepare
 from nas.run import events
 from nas.run.directory import Run
+from nas.run.records import Excess
 from nas.training.data import load, normalise
 
 V100 = "gpu-v100"
@@ -199,13 +201,13 @@ def test_shipped_thresholds_are_as_right_as_those_that_were_chosen(seed: int, ru
 
 
 def test_exits_that_are_measured_above_what_was_asked_say_so() -> None:
-    times = {"measured_ms": 1.2, "measured_worst_ms": 2.05}
+    times = UNMEASURED.model_copy(update={"measured_ms": 1.2, "measured_worst_ms": 2.05})
     assert _over_budget("cpu", times, Wishes(budget_ms=1.0, max_ms=2.0)) == {
-        "over_budget": {"cpu": {"budget_ms": 1.0, "measured_ms": 1.2, "above": 0.2}}}  # the worst is 2.5 % above
+        "cpu": Excess(budget_ms=1.0, measured_ms=1.2, above=0.2)}  # the worst is 2.5 % above
     assert _over_budget("cpu", times, Wishes(max_ms=1.9)) == {
-        "over_budget": {"cpu": {"budget_ms": 1.9, "measured_ms": 2.05, "above": 0.0789}}}
+        "cpu": Excess(budget_ms=1.9, measured_ms=2.05, above=0.0789)}
     assert _over_budget("cpu", times, Wishes()) == {}
-    assert _over_budget("cpu", dict.fromkeys(times), Wishes(budget_ms=1.0)) == {}
+    assert _over_budget("cpu", UNMEASURED, Wishes(budget_ms=1.0)) == {}
 
 
 def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> None:
