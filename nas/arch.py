@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from nas.errors import UserError
@@ -31,6 +31,7 @@ class Op:
         return Op(name, tuple(sorted(knobs.items())))
 
     @staticmethod
+    @lru_cache(maxsize=4096)  # thousands of rows of a table name a few hundred operators
     def parse(text: str) -> Op:
         """Reads an operator such as ``"ghost(cheap=3, hidden=72, se=1)"`` or ``"skip"``; raises UserError."""
         match = _OP.fullmatch(text)

@@ -15,6 +15,12 @@ from nas.plan import Layout, Task, layout
 from nas.space import Space
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: no process is left alone with one while the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """PyTorch's and, unless a session's options say otherwise, ONNX Runtime's: other cores have other tests."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -377,7 +378,13 @@ def _forward(layers: Sequence[tuple[Array, Array]], x: Array) -> Array:
     return np.asarray((x @ weight + bias).reshape(-1)[:n])
 
 
-def _traced(key: OpKey) -> list[Kernel]:
+def _traced(key: OpKey) -> tuple[Kernel, ...]:
+    return _launched(cast(Hashable, ops.family(key.op.name)), key)
+
+
+@lru_cache(maxsize=1 << 16)
+def _launched(family: Hashable, key: OpKey) -> tuple[Kernel, ...]:
+    """Lists the kernels of an operator, once for all models; ``family`` is its class, as files of users come and go."""
     with torch.device("meta"):
         module = ops.build(key.op, key.in_ch, key.out_ch, key.stride)
-    return kernels(module, key.in_ch, key.size)
+    return tuple(kernels(module, key.in_ch, key.size))

@@ -32,7 +32,7 @@ from nas.units import rounded_up
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands
 FLAG = re.compile(r"(?<![\w/.-])--[a-z][a-z0-9-]*")
-SEARCH = "search --target gpu-v100 --size 16 --limit 160"
+SEARCH = "search --space tiny.yaml --target gpu-v100 --size 16 --limit 160"
 Told = Callable[..., tuple[int, str]]
 
 
@@ -107,13 +107,15 @@ CASES = [
     Case(f"{SEARCH} --data digit", r"nas: --data: no 'digit' .*did you mean '(\w+)'", SEARCH + " --data {1}", 130),
     Case(f"{SEARCH} data=digit", r"nas: data: no 'digit' .*did you mean '(\w+)'", SEARCH + " data={1}", 130),
     Case(f"{SEARCH} --config data.yaml", r"nas: data.yaml: data: .*did you mean '(\w+)'", SEARCH + " --data {1}", 130),
-    Case(f"{SEARCH} --space gost", r"nas: --space: no 'gost'; did you mean '(\w+)'", SEARCH + " --space {1}", 130),
+    Case("search --target params --size 16 --limit 160 --space gost", r"nas: --space: no 'gost'; did you mean '(\w+)'",
+         "search --target params --size 16 --limit 160 --space {1}", 130),
     Case("spaces --check gost", r"nas: --check: no 'gost'; did you mean '(\w+)'",
          "spaces --check {1} --size 32 --target macs"),
     Case("compare --target gpu-v100 --spaces gost --spaces ghost", r"nas: --spaces: no 'gost'; did you mean '(\w+)'",
          "spaces --check {1} --size 32 --target macs"),
-    Case("search --target gpu-v100 --size 16 --limit 3", r"nas: --limit: 3 is less .* give (\d+) or more",
-         "search --target gpu-v100 --size 16 --limit {1}", 130),
+    Case("search --space tiny.yaml --target params --size 16 --limit 3",
+         r"nas: --limit: 3 is less .* give (\d+) or more",
+         "search --space tiny.yaml --target params --size 16 --limit {1}", 130),
     Case(f"{SEARCH} train.augment=flop", r"nas: train.augment: no 'flop'; did you mean '([\w-]+)'",
          SEARCH + " train.augment={1}", 130),
     Case("train --space tiny.yaml --arch largest --target gpu-v100 --epochs 200000",
@@ -129,8 +131,8 @@ CASES = [
     Case("report run --out .", "nas: --out .: a folder; give a file in it", "report run --out ./page.html"),
     Case("report run --png --out .", "nas: --out .: a folder; give a file in it", "report run --png --out ./page.png"),
     Case("report run --tensorboard --out file", "nas: --out file: a file; give a folder", "report run --out new"),
-    Case("profile --space tiny.yaml --out .", "nas: --out .: a folder; give a file in it", "targets"),
-    Case("exits run --data digits --out file --arch none", "nas: --out file: a file; give a folder", "targets"),
+    Case("profile --space tiny.yaml --out .", "nas: --out .: a folder; give a file in it", "--help"),
+    Case("exits run --data digits --out file --arch none", "nas: --out file: a file; give a folder", "--help"),
     Case("sample --target gpu-v100 --space tiny.yaml --size 16 -n 2 --out run", "--out run: .* give a new or empty",
          "sample --target gpu-v100 --space tiny.yaml --size 16 -n 2 --out empty"),
     # ids
@@ -138,14 +140,14 @@ CASES = [
     Case("evaluate run", r"nas: --arch: which pick\? (\w+)", "evaluate run --arch {1}"),
     Case("exits run", r"nas: run: which pick\? --arch takes one of (\w+)", "evaluate run --arch {1}"),
     # runs
-    Case("select nowhere", "nas: nowhere: no such run directory; nas search makes one", "targets"),
+    Case("select nowhere", "nas: nowhere: no such run directory; nas search makes one", "--help"),
     # models
     Case("predict open.onnx --target gpu-v100", "open; give them with --size", "predict open.onnx --target gpu-v100 "
          "--size 8"),
     Case("predict strange.onnx --target gpu-v100", "no kernel is known for .*; --allow-unknown leaves",
          "predict strange.onnx --target gpu-v100 --allow-unknown"),
     Case("predict open.onnx --size 8 --target cpu-emerald-rapids", "instead: nas (measure [^ ]+)$", "{1} --size 8"),
-    Case("predict none.onnx --target gpu-v100", "none.onnx: no such file", "targets"),
+    Case("predict none.onnx --target gpu-v100", "none.onnx: no such file", "--help"),
     # options
     Case("spaces --ops my.py", "nas: --ops: goes with --check FILE", "spaces --check tiny.yaml --size 16"),
     Case("spaces --markdown", "nas: --markdown: goes with --target", "spaces --markdown --target macs --size 32"),
@@ -173,8 +175,7 @@ def mentioned(message: str) -> set[str]:
 
 def test_a_run_in_use_is_said_in_words_of_the_command(tell: Told) -> None:
     with Run.existing("run").lock():
-        for command in ("select run", "export run", "search --run run --target gpu-v100 --space tiny.yaml --size 16 "
-                        "--limit 160"):
+        for command in ("select run", "export run", f"{SEARCH} --run run"):
             code, said = tell(command)
             last = said.splitlines()[-1]
             other = "--run" if command.startswith("search") else "RUN"
@@ -219,7 +220,7 @@ def test_commands_take_the_beginning_of_an_id(tell: Told, finished: Path) -> Non
 def test_a_budget_that_no_network_needs_is_said(tell: Told) -> None:
     code, said = tell("select run --budget-ms 50")
     assert code == 0 and re.search(r"--budget-ms 50: above the largest network, 0\.\d+ ms on gpu-v100", said)
-    code, said = tell(f"{SEARCH} --space tiny.yaml --budget-ms 50")
+    code, said = tell(f"{SEARCH} --budget-ms 50")
     assert code == 130 and "above the largest network" in said
-    code, said = tell(f"{SEARCH} --space tiny.yaml --budget-ms 0.1")
+    code, said = tell(f"{SEARCH} --budget-ms 0.1")
     assert code == 130 and "above the largest" not in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,18 @@ from nas.plan import Layout, Task, candidates, layout, plan, prefixes
 from nas.space import Space
 
 
+@cache
+def shipped_costs(target: str) -> costs.Costs:
+    return costs.load(str(costs.folder("latency_tables") / f"{target}.json"))
+
+
 @pytest.mark.parametrize("size", [32, 224])
 @pytest.mark.parametrize("space", shipped("search_spaces", ".yaml"))
 @pytest.mark.parametrize("target", [name for name in shipped("latency_tables", ".json") if not name.startswith("cpu-")])
 def test_every_shipped_target_prices_the_exits_of_every_shipped_space(target: str, space: str, size: int) -> None:
     """But a measured one: on a CPU everybody measures their own."""
     at = layout(Space.load(space), Task(size, 3, 10), exits=True)
-    table = costs.load(str(costs.folder("latency_tables") / f"{target}.json"))
+    table = shipped_costs(target)
     arch = sampling.sample(at, random.Random(0))
     keys = plan(at, replace(arch, exits=tuple(exit_.slot for exit_ in at.exits)))
     ms = [sum(table.ms_many(prefix)) for prefix in prefixes(keys)]
