@@ -44,7 +44,7 @@ from nas.pipeline.exits.picks import rebuilt
 from nas.pipeline.exits.price import write_untrained
 from nas.pipeline.exits.serve import THRESHOLDS, Trained, judged
 from nas.pipeline.inputs import Inputs
-from nas.pipeline.setup import load_recorded
+from nas.pipeline.setup import load_finished_inputs
 from nas.plan import Layout, Task, layout
 from nas.run.directory import Run
 from nas.run.records import Card, Front
@@ -245,7 +245,7 @@ def main() -> None:
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir or run.config["data_dir"]}, str(run.path))
     front = run.read("front.json", Front)
-    inputs = load_recorded(config, run, front.target, images=True)
+    inputs = load_finished_inputs(config, run, front.target, images=True)
     for card in front.cards:
         if card.of:
             report(of_card(inputs, card, front.card(card.of).accuracy), options.images, options.seconds)

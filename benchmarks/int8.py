@@ -18,7 +18,7 @@ from nas.lower import tflite
 from nas.lower.verify import run_tflite
 from nas.pipeline.deliver import CALIBRATION
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.setup import load_recorded
+from nas.pipeline.setup import load_finished_inputs
 from nas.run.directory import Run
 from nas.run.records import Front
 from nas.training import evaluation
@@ -34,7 +34,7 @@ def main() -> None:
     run = Run.existing(options.run)
     config = Config.from_json(run.config | {"data_dir": options.data_dir}, str(run.path))
     front = run.read("front.json", Front)
-    inputs = load_recorded(config, run, front.target, images=True)
+    inputs = load_finished_inputs(config, run, front.target, images=True)
     data, cpu = inputs.data, torch.device("cpu")
     test = data.test.part(0, min(options.images, len(data.test)))
     images, labels = normalise(test.images, data), test.labels.numpy()

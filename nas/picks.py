@@ -17,7 +17,7 @@ from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.finetune import load_weights
 from nas.pipeline.npu_memory import Memory
-from nas.pipeline.setup import load_recorded
+from nas.pipeline.setup import load_finished_inputs
 from nas.progress import Lines, Progress
 from nas.report.figures import front_figure
 from nas.run import records
@@ -69,7 +69,7 @@ class Pick:
             raise UserError(f"{self.id}: has early exits; nas.exits.Runtime({str(self.folder)!r}) serves it")
         run = Run.existing(self.run)
         place = self.folder.parent.parent.relative_to(self.run).as_posix()
-        inputs = load_recorded(settings_of(run), run, list(self.ms))
+        inputs = load_finished_inputs(settings_of(run), run, list(self.ms))
         network = load_weights(inputs.at(self.arch.size), self.arch, "" if place == "." else f"{place}/")
         return Backbone(network).eval() if features_only else network
 

@@ -32,7 +32,7 @@ from nas.arch import Arch
 from nas.cli.progress import TerminalProgress
 from nas.config.search import JUDGED_ON
 from nas.errors import UserError
-from nas.pipeline.inputs import Inputs, problem
+from nas.pipeline.inputs import Inputs, selection_problem
 from nas.pipeline.selection import CALIBRATED_ON
 from nas.pipeline.supernet import SUPERNET, load_finished
 from nas.plan import macs, params, plan
@@ -190,8 +190,8 @@ def measure(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Every part that does not stand yet, dearest first, ``workers`` at a time: single-thread processes."""
     done = standing(options.out, settings)
     inputs, training = supernet(options.run, options.data_dir)
-    parts = draw(problem(inputs, training.supernet.layout, [settings["target"]]), options.groups, options.group_size,
-                 options.seed)
+    problem = selection_problem(inputs, training.supernet.layout, [settings["target"]])
+    parts = draw(problem, options.groups, options.group_size, options.seed)
     del training
     left = [part for part in parts[:options.parts] if part.arch.id not in {line["id"] for line in done}]
     context = multiprocessing.get_context("spawn")

@@ -31,7 +31,7 @@ from nas.cli.progress import TerminalProgress
 from nas.config.search import JUDGED_ON
 from nas.errors import UserError
 from nas.files import write_text
-from nas.pipeline.inputs import Inputs, problem
+from nas.pipeline.inputs import Inputs, selection_problem
 from nas.pipeline.selection import CALIBRATED_ON, gate_scores
 from nas.pipeline.supernet import SUPERNET, load_finished
 from nas.plan import OpKey, Slot, macs, params
@@ -65,7 +65,7 @@ def supernet(run_dir: Path, data_dir: str | None) -> tuple[Inputs, SupernetTrain
 def describe(inputs: Inputs, training: SupernetTraining) -> dict[str, Any]:
     """The content of ``problem.json``."""
     layout, target = training.supernet.layout, inputs.config.target[0]
-    one = problem(inputs, layout, [target])
+    one = selection_problem(inputs, layout, [target])
     middle = inputs.run.read_json("picks.json")["budgets"]
     scores, at = gate_scores(training, one, [target], inputs), budgets(one, POSITIONS)
     tables = [scores({target: ms}) for ms in at]

@@ -28,7 +28,7 @@ def begin_search(config: Config, path: Path | None, progress: Progress, until: s
     if until is not None and until not in search.STAGES:
         raise UserError(f"{setting('until', until)}: a search can stop behind {' or '.join(search.STAGES)}")
     place = path or default_run_dir(config)
-    with Run.begun(place, config.to_json(), PLACES, refuse=lambda: search.refuse(config)) as run:
+    with Run.begun(place, config.to_json(), PLACES, refuse=lambda: search.refuse_settings(config)) as run:
         return search.search(config, run, progress, until)
 
 

@@ -12,7 +12,7 @@ from nas.arch import Op
 from nas.config.search import Config
 from nas.errors import UserError, setting
 from nas.files import nearest
-from nas.pipeline.inputs import Inputs, memory_bounds, problem
+from nas.pipeline.inputs import Inputs, flash_limits, selection_problem
 from nas.plan import Layout, OpKey, Slot, macs, params, resized
 from nas.select.ilp import below, solve
 from nas.select.problem import Cost, Limits, Problem, budgets
@@ -71,13 +71,13 @@ def spelled_once(targets: Sequence[str], budget_ms: Sequence[float], bounds: Bou
 
 def bounded_problem(inputs: Inputs, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
     """Makes the selection problem of ``targets`` with further costs for all that is limited beside them."""
-    whole = problem(inputs, layout, [*targets, *_max_ms_limit(inputs, targets)])
+    whole = selection_problem(inputs, layout, [*targets, *_max_ms_limit(inputs, targets)])
     return replace(whole, costs=(*whole.costs, *(_count_cost(layout, name) for name in bounds.counts)))
 
 
 def other_limits(inputs: Inputs, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:
     """Returns the limits on all costs beside the budgets of ``targets``, by the name of the cost."""
-    memory = {name: value for target in targets for name, value in memory_bounds(inputs, target).items()}
+    memory = {name: value for target in targets for name, value in flash_limits(inputs, target).items()}
     return {**memory, **_max_ms_limit(inputs, targets), **bounds.counts}
 
 
@@ -90,13 +90,14 @@ def _max_ms_limit(inputs: Inputs, targets: Sequence[str]) -> dict[str, float]:
     return {first: most} if most is not None and first in inputs.costs and first not in targets else {}
 
 
-def limits_of(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float], count: int) -> list[float]:
+def budgets_of_target(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float],
+                      count: int) -> list[float]:
     """Returns the budgets of one target: those given, or ``count`` in geometric steps from its fastest network on.
 
     Networks of all input sizes count. Raises UserError for a budget that no network keeps, and where no network fits
     into the target's memory.
     """
-    every = [problem(at, resized(layout, at.size), [target]) for at in inputs.every]
+    every = [selection_problem(at, resized(layout, at.size), [target]) for at in inputs.every]
     cheapest = min(every, key=lambda at: at.costs[0].smallest)
     fits = inputs.footprints.get(target)
     ends = fits.ms_range(cheapest) if fits else (cheapest.costs[0].smallest, max(at.costs[0].largest for at in every))
@@ -127,13 +128,13 @@ def cut_at_max_ms(config: Config, target: str, ends: tuple[float, float],
 
 def reachable_budgets(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float], count: int,
                       bounds: Bounds) -> list[float]:
-    """Returns the budgets of one target as ``limits_of`` does, over networks that keep all other ``bounds``.
+    """Returns the budgets of one target as ``budgets_of_target`` does, over networks that keep all other ``bounds``.
 
     Raises UserError for a budget or a bound that no network keeps, with the smallest value that one keeps.
     """
     worst = _max_ms_limit(inputs, [target])
     if not bounds.counts and not worst:
-        return limits_of(inputs, layout, target, budget_ms, count)
+        return budgets_of_target(inputs, layout, target, budget_ms, count)
     limits = other_limits(inputs, [target], bounds)
     every = solvable([bounded_problem(at, resized(layout, at.size), [target], bounds) for at in inputs.every], limits)
     ms = every[0].costs[0]
@@ -152,7 +153,7 @@ def reachable_budgets(inputs: Inputs, layout: Layout, target: str, budget_ms: Se
 def tell_idle_budgets(inputs: Inputs, layout: Layout, target: str, budget_ms: Sequence[float],
                       tell: Callable[[str], None]) -> None:
     """Tells the user which of the budgets are above the largest network, so that they limit nothing."""
-    most = max(problem(at, resized(layout, at.size), [target]).costs[0].largest for at in inputs.every)
+    most = max(selection_problem(at, resized(layout, at.size), [target]).costs[0].largest for at in inputs.every)
     if beyond := [f"{budget:g}" for budget in budget_ms if budget > most]:
         tell(f"{setting('budget_ms', ', '.join(beyond))}: above the largest network, {amount(most, target)}: all "
              "networks are within it")

@@ -24,12 +24,12 @@ from nas.config.search import PLACES, Config
 from nas.config.space import checked_space
 from nas.config.training import Training
 from nas.errors import UserError, setting
-from nas.pipeline.budgets import limits_of
+from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.deliver import deliver
 from nas.pipeline.finetune import RandomWeights, train_picks
-from nas.pipeline.inputs import Inputs, problem
-from nas.pipeline.search import refuse
-from nas.pipeline.setup import prepare
+from nas.pipeline.inputs import Inputs, selection_problem
+from nas.pipeline.search import refuse_settings
+from nas.pipeline.setup import prepare_inputs
 from nas.progress import Progress
 from nas.report.comparison import draw_comparison
 from nas.run import timeline
@@ -93,7 +93,7 @@ class ComparisonSettings:
         for config in self.configs:
             if config.sizes:
                 raise UserError(f"size={config.sizes}: spaces are compared at one size")
-            refuse(config)
+            refuse_settings(config)
 
 
 def compare(settings: ComparisonSettings, run: Run, progress: Progress) -> Comparison:
@@ -104,11 +104,11 @@ def compare(settings: ComparisonSettings, run: Run, progress: Progress) -> Compa
     shared, networks = settings.shared, settings.networks
     loaded = _load_each(settings.configs, run, progress)
     target = shared.target[0]
-    problems = [problem(inputs, inputs.layout, [target]) for inputs in loaded]
-    grid = run.stage("budgets.json", lambda: _grid(shared, loaded, problems))
+    problems = [selection_problem(inputs, inputs.layout, [target]) for inputs in loaded]
+    grid = run.stage("budgets.json", lambda: _budget_grid(shared, loaded, problems))
     drawn = [[[Arch.from_json(value) for value in row]
-              for row in inputs.run.stage("networks.json", partial(_drawn, inputs, one, grid, networks))]
-             for inputs, one in zip(loaded, problems, strict=True)]
+              for row in inputs.run.stage("networks.json", partial(_draw_networks, inputs, problem, grid, networks))]
+             for inputs, problem in zip(loaded, problems, strict=True)]
     if not any(row for rows in drawn for row in rows):
         raise UserError(f"{setting('budget_ms')}: no network of any of the spaces was found that takes "
                         f"{100 * CLOSE:.0f} to 100 % of {', '.join(f'{bound:.4g}' for bound in grid)} {unit(target)} "
@@ -118,12 +118,12 @@ def compare(settings: ComparisonSettings, run: Run, progress: Progress) -> Compa
     progress.note(f"{count} networks of {len(loaded)} spaces, each trained for {how.epochs} epochs of "
                   f"{len(loaded[0].data.learn):,} images in batches of {how.batch}")
     parts = []
-    for inputs, one, archs in zip(loaded, problems, drawn, strict=True):
+    for inputs, problem, archs in zip(loaded, problems, drawn, strict=True):
         if missing := networks * len(grid) - sum(map(len, archs)):
             progress.note(f"{inputs.layout.space}: {missing} networks fewer than asked: it has no more at these "
                           "budgets")
         with timeline.phase(run, inputs.layout.space):
-            parts.append(_part(inputs, one, grid, archs, how, progress))
+            parts.append(_train_space(inputs, problem, grid, archs, how, progress))
     result = run.record("compare.json", Comparison, lambda: Comparison(
         target=[target], data=loaded[0].data.name, size=loaded[0].data.size, seed=shared.seed,
         recipe=how, budget_ms={target: grid}, networks=networks,
@@ -147,16 +147,16 @@ def _load_each(configs: Sequence[Config], run: Run, progress: Progress) -> list[
         every_width = config.gates.model_copy(update={"granularity": "space"})  # spaces are compared, not searches
         whole = config.model_copy(update={"gates": every_width})
         opened = Run.open(run.file(f"spaces/{checked_space(config).name}"), whole.to_json(), places=PLACES)
-        inputs = prepare(whole, opened, config.target, progress, introduce=not loaded, timed_in=run)
+        inputs = prepare_inputs(whole, opened, config.target, progress, introduce=not loaded, timed_in=run)
         loaded.append(replace(inputs, data=loaded[0].data) if loaded else inputs)
     return loaded
 
 
-def _grid(config: Config, loaded: Sequence[Inputs], problems: Sequence[Problem]) -> list[float]:
+def _budget_grid(config: Config, loaded: Sequence[Inputs], problems: Sequence[Problem]) -> list[float]:
     """The budgets given, or ``budgets`` geometric ones over what every space can reach."""
     target = config.target[0]
     for inputs in loaded if config.budget_ms else ():
-        limits_of(inputs, inputs.layout, target, config.budget_ms, 1)  # refuses what a space cannot reach
+        budgets_of_target(inputs, inputs.layout, target, config.budget_ms, 1)  # refuses what a space cannot reach
     if config.budget_ms:
         most = max(problem.costs[0].largest for problem in problems)
         if idle := next((budget for budget in config.budget_ms if CLOSE * budget > most), None):
@@ -174,21 +174,22 @@ def _grid(config: Config, loaded: Sequence[Inputs], problems: Sequence[Problem])
     return budgets(problems[0], config.budgets, (low, high))
 
 
-def _drawn(inputs: Inputs, one: Problem, grid: Sequence[float], networks: int) -> list[list[dict[str, Any]]]:
+def _draw_networks(inputs: Inputs, problem: Problem, grid: Sequence[float],
+                   networks: int) -> list[list[dict[str, Any]]]:
     """Draws, for each budget, different random networks that take 90 % to 100 % of it."""
     rows = []
     for index, bound in enumerate(grid):
-        rng, found = random.Random(f"compare {inputs.seed} {inputs.layout.space} {index}"), dict[Arch, None]()
+        rng, archs = random.Random(f"compare {inputs.seed} {inputs.layout.space} {index}"), dict[Arch, None]()
         for _ in range(TRIES * networks):
-            indices = random_within(one, {one.costs[0].name: bound}, rng) if len(found) < networks else None
-            if indices is not None and one.costs[0].of(indices) >= CLOSE * bound:
-                found[one.arch(indices)] = None
-        rows.append([arch.to_json() for arch in found])
+            indices = random_within(problem, {problem.costs[0].name: bound}, rng) if len(archs) < networks else None
+            if indices is not None and problem.costs[0].of(indices) >= CLOSE * bound:
+                archs[problem.arch(indices)] = None
+        rows.append([arch.to_json() for arch in archs])
     return rows
 
 
-def _part(inputs: Inputs, one: Problem, grid: Sequence[float], archs: list[list[Arch]],
-          recipe: FineTuningRecipe, progress: Progress) -> ComparedSpace:
+def _train_space(inputs: Inputs, problem: Problem, grid: Sequence[float], archs: list[list[Arch]],
+                 recipe: FineTuningRecipe, progress: Progress) -> ComparedSpace:
     """Trains and judges the networks of one space: its spread at each budget, and its front."""
     different = list(dict.fromkeys(arch for row in archs for arch in row))
     progress.note(f"{inputs.layout.space}: {len(different)} networks")
@@ -202,7 +203,7 @@ def _part(inputs: Inputs, one: Problem, grid: Sequence[float], archs: list[list[
     best = front(Point(card.id, card.ms[target], card.select_accuracy) for card in cards.values())
     known, kept = {card.id: card.brief() for card in cards.values()}, [point.id for point in best]
     return ComparedSpace(
-        space=inputs.layout.space, reach_ms={target: [one.costs[0].smallest, one.costs[0].largest]},
+        space=inputs.layout.space, reach_ms={target: [problem.costs[0].smallest, problem.costs[0].largest]},
         budgets=[_spread({target: bound}, [cards[arch] for arch in row])
                  for bound, row in zip(grid, archs, strict=True)],
         front=[known[id] for id in kept],

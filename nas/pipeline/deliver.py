@@ -30,10 +30,10 @@ from nas.lower import tflite
 from nas.lower.onnx import export, lower, save
 from nas.lower.qdq import quantise
 from nas.lower.verify import Int8Agreement, check_onnx, check_tflite, compare_int8, require_int8_agreement
-from nas.pipeline.finetune import folder_of, load_weights
+from nas.pipeline.finetune import load_weights, network_folder
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Memory
-from nas.pipeline.overrun import over
+from nas.pipeline.overrun import excesses
 from nas.plan import macs, params, plan
 from nas.run.directory import ENVIRONMENT
 from nas.run.operators import recorded as recorded_ops
@@ -60,7 +60,7 @@ def deliver(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool,
 
     ``bounds`` are the budgets by target that it was chosen for: what is measured above them is said in the card.
     """
-    name = folder_of(place, arch)
+    name = network_folder(place, arch)
     return inputs.run.record(name + CARD, Card, lambda: _make_card(inputs, arch, place, fine_tuned, bounds or {}))
 
 
@@ -118,7 +118,7 @@ def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, A
 
 def _make_card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> Card:
     """Writes the files of a pick and returns its card."""
-    name, keys = folder_of(place, arch), plan(inputs.layout, arch)
+    name, keys = network_folder(place, arch), plan(inputs.layout, arch)
     model, files = load_weights(inputs, arch, place), {"float": inputs.run.file(name + ONNX)}
     differences = _write_float(inputs, arch, model, files["float"])
     select, test = _evaluate_splits(inputs, placement.placed(copy.deepcopy(model), inputs.device), inputs.device)
@@ -134,7 +134,7 @@ def _make_card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds:
     times = _measure(inputs, model, files)
     return Card(id=arch.id, arch=arch, size=arch.size, ms=ms, worst_ms=ms, macs=sum(macs(key) for key in keys),
                 params=sum(params(key) for key in keys), fine_tuned=fine_tuned, exits=[], **times,
-                over_budget=over(times["measured_ms"], bounds), tables=busy_tables(inputs),
+                over_budget=excesses(times["measured_ms"], bounds), tables=busy_tables(inputs),
                 select_accuracy=select.accuracy, select_accuracy_se=select.accuracy_se, select_loss=select.loss,
                 accuracy=test.accuracy, accuracy_se=test.accuracy_se, test_images=test.n, onnx=name + ONNX,
                 **differences, **int8, **memory, provenance=_provenance(inputs))

@@ -19,7 +19,7 @@ from nas.latency.devices.onnxruntime import session
 from nas.latency.onnx_ending import as_logits, kind_by_values
 from nas.latency.onnx_file import runnable
 from nas.latency.onnx_graph import read_graph
-from nas.pipeline.front import find, read_fronts
+from nas.pipeline.front import find_picks, read_fronts
 from nas.progress import NoProgress, Progress
 from nas.run.directory import Run
 from nas.run.images import require_place
@@ -190,7 +190,7 @@ def _share(right: np.ndarray) -> Share:
 def _pick(run: Run, arch: str | None, budget_ms: float | None) -> Path:
     """Returns the file of a pick that its accuracy in the front is of: the int8 one where there is one."""
     fronts = read_fronts(run)
-    place, wanted = find(fronts, arch, budget_ms)
+    place, wanted = find_picks(fronts, arch, budget_ms)
     if len(wanted) > 1:
         raise UserError(f"{setting('arch')}: which pick? {', '.join(wanted)}")
     card = fronts[place].card(wanted[0])

@@ -56,7 +56,7 @@ class RandomWeights:
             return build(self.inputs.layout, arch)
 
 
-def folder_of(place: str, arch: Arch) -> str:
+def network_folder(place: str, arch: Arch) -> str:
     """Returns the folder of a network in a run, with a slash at its end; ``place`` is that of its front."""
     return f"{place}archs/{arch.id}/"
 
@@ -92,7 +92,7 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
 
 def load_weights(inputs: Inputs, arch: Arch, place: str, file: str = WEIGHTS) -> Subnet:
     """Loads a network with its trained weights, in eval mode; raises UserError if their file is broken."""
-    path = inputs.run.file(folder_of(place, arch) + file)
+    path = inputs.run.file(network_folder(place, arch) + file)
     model = build(inputs.layout, arch)
     try:
         model.load_state_dict(safetensors.torch.load(path.read_bytes()))
@@ -113,7 +113,7 @@ def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, 
 
     How many threads each gets depends on all of ``archs``, so that a run that was continued ends the same.
     """
-    left = [arch for arch in archs if not inputs.run.has(folder_of(place, arch) + file)]
+    left = [arch for arch in archs if not inputs.run.has(network_folder(place, arch) + file)]
     tunings = [_make_tuning(inputs, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
     if not tunings:
         return
@@ -123,7 +123,7 @@ def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, 
     what = "fine-tune" if recipe.epochs else "weights"
     with progress.task(what, len(left) * recipe.epochs, sum(tuning.done for tuning in tunings)) as task:
         shared = _Shared(task, {tuning.name: float(tuning.done) for tuning in tunings})
-        work = [partial(_tune, inputs, tuning, folder_of(place, arch), file, shared, alone)
+        work = [partial(_tune, inputs, tuning, network_folder(place, arch), file, shared, alone)
                 for tuning, arch in zip(tunings, left, strict=True)]
         if alone:
             for job in work:
@@ -154,7 +154,7 @@ def side_by_side(work: Sequence[Callable[[], None]], at_once: int, stop: threadi
 def _make_tuning(inputs: Inputs, training: Origin, arch: Arch, place: str, recipe: FineTuningRecipe,
                  teacher: nn.Module | None, file: str) -> FineTuning:
     """Makes the fine-tuning of a network: with the weights it begins with, or from its last checkpoint on."""
-    run, data, name = inputs.run, inputs.data, folder_of(place, arch)
+    run, data, name = inputs.run, inputs.data, network_folder(place, arch)
     run.write_json(f"{name}arch.json", arch.to_json())
     model = placement.placed(training.inherit(arch), inputs.device)
     id = arch.id if file == WEIGHTS else f"{arch.id}/first"

@@ -73,7 +73,7 @@ def _ids_on_several(fronts: Mapping[str, Sequence[str]]) -> list[str]:
     return [id for id in ids if sum(id in front for front in fronts.values()) > 1]
 
 
-def find(fronts: Mapping[str, Front], arch_id: str | None, budget_ms: float | None) -> tuple[str, list[str]]:
+def find_picks(fronts: Mapping[str, Front], arch_id: str | None, budget_ms: float | None) -> tuple[str, list[str]]:
     """Finds picks by an id or by a budget; returns the folder of their front in the run, and their ids.
 
     An id is looked for in the search's own picks (folder ""), then in each selection's; without id and budget all picks

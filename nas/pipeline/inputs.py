@@ -64,7 +64,7 @@ class Inputs:
         return self.others.get(size, self)
 
 
-def problem(inputs: Inputs, layout: Layout, targets: Sequence[str]) -> Problem:
+def selection_problem(inputs: Inputs, layout: Layout, targets: Sequence[str]) -> Problem:
     """Makes the selection problem over the choices of ``layout`` (pruned or whole), with one cost a target."""
     rows = {t: tuple(np.array([inputs.prices[t].ms[s.index][op] for op in s.ops]) for s in layout.slots)
             for t in targets}
@@ -75,6 +75,6 @@ def problem(inputs: Inputs, layout: Layout, targets: Sequence[str]) -> Problem:
                    lambda arch: all(footprint.admits(arch) for footprint in fits.values()))
 
 
-def memory_bounds(inputs: Inputs, target: str) -> dict[str, float]:
+def flash_limits(inputs: Inputs, target: str) -> dict[str, float]:
     """Returns the limits of flash on a target, by the name that ``problem`` gives the cost."""
     return inputs.footprints[target].flash_limits() if target in inputs.footprints else {}

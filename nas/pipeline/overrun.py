@@ -17,7 +17,7 @@ def smallest_budgets(budgets: Iterable[Budget], arch_id: str) -> dict[str, float
     return smallest
 
 
-def over(measured: Mapping[str, float | None], bounds: Mapping[str, float]) -> dict[str, Excess]:
+def excesses(measured: Mapping[str, float | None], bounds: Mapping[str, float]) -> dict[str, Excess]:
     """Returns, by target, how far a network is measured above its budget, where that is more than ``TOLERANCE``.
 
     Targets on which it is not measured are left out.

@@ -26,7 +26,7 @@ from nas.pipeline import deliver
 from nas.pipeline.budgets import Bounds, reachable_budgets
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import fitting_layout
-from nas.pipeline.overrun import over
+from nas.pipeline.overrun import excesses
 from nas.pipeline.selection import Judge, logged_name
 from nas.plan import Layout, plan
 from nas.progress import Progress
@@ -100,7 +100,7 @@ class Stopwatch:
 
     def keeps(self, budget: Pick) -> bool:
         """Tells whether the pick of a budget is within it on every target on which it is measured."""
-        return not over(self.ms_of(budget), budget.budget_ms)
+        return not excesses(self.ms_of(budget), budget.budget_ms)
 
     def _time(self, arch: Arch, target: str) -> float:
         """Returns what a network takes on a target, from the log where it was measured by an earlier call."""

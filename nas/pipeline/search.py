@@ -20,20 +20,20 @@ from nas.config.search import Config
 from nas.errors import UserError, setting
 from nas.latency.costs import load as load_costs
 from nas.pipeline import deliver, header, judging, recheck, selection, supernet
-from nas.pipeline.budgets import NOTHING, Bounds, limits_of, reachable_budgets, spelled_once, tell_idle_budgets
+from nas.pipeline.budgets import NOTHING, Bounds, budgets_of_target, reachable_budgets, spelled_once, tell_idle_budgets
 from nas.pipeline.exits import picks as picks_exits
-from nas.pipeline.finetune import folder_of, train_picks
-from nas.pipeline.front import find, full_id, make_front, read_fronts
+from nas.pipeline.finetune import network_folder, train_picks
+from nas.pipeline.front import find_picks, full_id, make_front, read_fronts
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import UNLIMITED, Memory, fitting_layout
-from nas.pipeline.overrun import over, smallest_budgets
+from nas.pipeline.overrun import excesses, smallest_budgets
 from nas.pipeline.pace import pace_of
 from nas.pipeline.setup import (
     complete_tables,
-    load_recorded,
+    load_finished_inputs,
     memory_limits,
     npu_of,
-    prepare,
+    prepare_inputs,
     refuse_inputs,
     with_targets,
 )
@@ -56,7 +56,7 @@ FORMATS = {"onnx": (deliver.to_onnx, deliver.ONNX), "features": (deliver.to_feat
            "int8-onnx": (deliver.to_int8, deliver.INT8), "tflite": (deliver.to_tflite, deliver.TFLITE)}
 
 
-def refuse(config: Config) -> None:
+def refuse_settings(config: Config) -> None:
     """Raises UserError for a space or a target that cannot be used; quick, and writes nothing."""
     refuse_inputs(config)
     if config.init:
@@ -73,12 +73,12 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     Goes on where an earlier call stopped. Raises UserError for what the user has to mend.
     """
     config = as_recorded(config, run)
-    inputs = prepare(config, run, config.target, progress, introduce=not run.has("front.json"), timed_in=run)
+    inputs = prepare_inputs(config, run, config.target, progress, introduce=not run.has("front.json"), timed_in=run)
     keep_place(run, config)
     if config.exits.method != "none":
         picks_exits.refuse(inputs)
-    limits = {target: limits_of(inputs, inputs.layout, target, supernet.given_budgets(config, target), config.budgets)
-              for target in config.target}
+    limits = {target: budgets_of_target(inputs, inputs.layout, target, supernet.given_budgets(config, target),
+                                        config.budgets) for target in config.target}
     if config.target:
         tell_idle_budgets(inputs, inputs.layout, config.target[0], config.budget_ms, progress.note)
     recipe, tuning = SupernetRecipe.from_config(config, inputs.data), _finetuning_recipe(inputs)
@@ -185,7 +185,7 @@ def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECOR
 def judge(run: Run, storage: str, progress: Progress, parent: int | None = None, images: Images = RECORDED) -> None:
     """Judges, as a worker, the networks that a ``select`` of the same run, here or elsewhere, puts into a storage."""
     config = lying_at(searched(run), images)
-    inputs = prepare(config, run, config.target, progress)
+    inputs = prepare_inputs(config, run, config.target, progress)
     if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     selection.judge_for_others(inputs, supernet.load_trained(inputs), storage, parent)
@@ -203,8 +203,8 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
     arch_id = arch_id and full_id(fronts, arch_id)
     if kind != "onnx":
         fronts = _without_exits(fronts, kind, arch_id)
-    place, wanted = find(fronts, arch_id, budget_ms)
-    inputs = load_recorded(config, run, fronts[place].target, images=calibrated)
+    place, wanted = find_picks(fronts, arch_id, budget_ms)
+    inputs = load_finished_inputs(config, run, fronts[place].target, images=calibrated)
     if calibrated:
         keep_place(run, config)
     files = []
@@ -216,7 +216,8 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
                 task.advance()
                 continue
             arch = Arch.from_json(run.read_json(f"{place}archs/{card.id}/arch.json"))
-            path = out / f"{card.id}{name.removeprefix('model')}" if out else run.file(folder_of(place, arch) + name)
+            path = (out / f"{card.id}{name.removeprefix('model')}" if out else
+                    run.file(network_folder(place, arch) + name))
             written = write(inputs.at(arch.size), arch, place, path)
             file = ExportedFile.model_validate({"id": card.id, "predicted_ms": card.ms, **written})
             files.append(file.model_copy(update={"over_budget": _over_budget(file, fronts, place, budget_ms)}))
@@ -231,7 +232,7 @@ def _over_budget(file: ExportedFile, fronts: dict[str, Front], place: str,
     if budget_ms is not None:
         first = fronts[place].target[0]
         bounds[first] = min(budget_ms, bounds.get(first, budget_ms))
-    return over(file.measured_ms, bounds)
+    return excesses(file.measured_ms, bounds)
 
 
 def _without_exits(fronts: dict[str, Front], kind: str, arch_id: str | None) -> dict[str, Front]:

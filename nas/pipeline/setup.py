@@ -39,8 +39,8 @@ def refuse_inputs(config: Config) -> None:
         augment.check_augmentation(config.train.augment)
 
 
-def prepare(config: Config, run: Run, targets: Sequence[str], progress: Progress, introduce: bool = True,
-            timed_in: Run | None = None) -> Inputs:
+def prepare_inputs(config: Config, run: Run, targets: Sequence[str], progress: Progress, introduce: bool = True,
+                   timed_in: Run | None = None) -> Inputs:
     """Loads a run's inputs and measures what the latency tables of its targets lack, where this machine can.
 
     How long each takes is logged in the run ``timed_in``. Raises UserError for whatever the user has to mend, before
@@ -115,7 +115,7 @@ def _tell_left_out(whole: Layout, searched: Layout, run: Run, progress: Progress
                       "takes no longer on any target (gates.granularity=space keeps them)")
 
 
-def load_recorded(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Inputs:
+def load_finished_inputs(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Inputs:
     """Loads a finished run from its own files, as far as an export needs it: without prices, images where asked for.
     """
     operators.demand(run)

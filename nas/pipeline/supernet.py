@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from nas.config.search import Config
 from nas.errors import UserError, setting
-from nas.pipeline.budgets import limits_of
-from nas.pipeline.inputs import Inputs, problem
+from nas.pipeline.budgets import budgets_of_target
+from nas.pipeline.inputs import Inputs, selection_problem
 from nas.pipeline.pace import Pace
-from nas.pipeline.setup import prepare
+from nas.pipeline.setup import prepare_inputs
 from nas.progress import Progress, Task
 from nas.run import checkpoint, events, timeline
 from nas.run.directory import Run
@@ -71,7 +71,7 @@ def load_finished(run: Run, config: Config, progress: Progress) -> tuple[Inputs,
     refusal = UserError(f"{run.path}: its supernet is not finished; give its nas search command again first")
     if not run.has(SUPERNET) and not run.has("picks.json"):
         raise refusal
-    inputs = prepare(config, run, config.target, progress)
+    inputs = prepare_inputs(config, run, config.target, progress)
     training = load_trained(inputs)
     if not training.finished:
         raise refusal
@@ -81,7 +81,8 @@ def load_finished(run: Run, config: Config, progress: Progress) -> tuple[Inputs,
 def load_trained(inputs: Inputs) -> SupernetTraining:
     """Loads the supernet of a run from its last checkpoint."""
     config = inputs.config
-    limits = {t: limits_of(inputs, inputs.layout, t, given_budgets(config, t), config.budgets) for t in config.target}
+    limits = {t: budgets_of_target(inputs, inputs.layout, t, given_budgets(config, t), config.budgets)
+              for t in config.target}
     training = make_training(inputs, limits)
     checkpoint.resume(inputs.run, SUPERNET, training)
     return training
@@ -141,7 +142,8 @@ def make_training(inputs: Inputs, limits: dict[str, list[float]], group: Ranks =
     recipe = SupernetRecipe.from_config(config, data)
     _refuse_idle(inputs, limits)
     columns = [(at, target) for at in inputs.every for target in config.target]
-    ranges = [_gate_range(problem(at, at.layout, [target]).costs[0], limits[target]) for at, target in columns]
+    ranges = [_gate_range(selection_problem(at, at.layout, [target]).costs[0], limits[target])
+              for at, target in columns]
     grid = sorted({position(b, *bounds) for (_, t), bounds in zip(columns, ranges, strict=True) for b in limits[t]})
     return SupernetTraining(inputs.layout, data, [at.prices[target] for at, target in columns], ranges, tuple(grid),
                             recipe, inputs.seed, inputs.device, group, [at.size for at, _ in columns])
@@ -150,7 +152,7 @@ def make_training(inputs: Inputs, limits: dict[str, list[float]], group: Ranks =
 def _refuse_idle(inputs: Inputs, limits: dict[str, list[float]]) -> None:
     """Raises UserError for an input size at which no network is within any budget: it would be trained for nothing."""
     for at in inputs.every if inputs.others else ():
-        least = {target: problem(at, at.layout, [target]).costs[0].smallest for target in limits}
+        least = {target: selection_problem(at, at.layout, [target]).costs[0].smallest for target in limits}
         if all(least[target] > max(budgets) for target, budgets in limits.items()):
             target = next(iter(limits))
             raise UserError(f"{setting('size', at.size)}: its smallest network takes {amount(least[target], target)}, "

@@ -17,7 +17,7 @@ from nas.errors import UserError, setting
 from nas.pipeline import deliver
 from nas.pipeline.finetune import RandomWeights, train_picks
 from nas.pipeline.inputs import Inputs
-from nas.pipeline.setup import prepare, refuse_inputs
+from nas.pipeline.setup import prepare_inputs, refuse_inputs
 from nas.plan import Layout, OpKey, Slot, macs, plan
 from nas.progress import Progress
 from nas.report.figures import draw_front
@@ -74,7 +74,7 @@ def train_network(settings: Baseline, run: Run, given: Arch | None, progress: Pr
     Raises UserError for one that the space does not admit.
     """
     settings = as_recorded(settings, run)
-    inputs = prepare(settings, run, settings.target, progress, introduce=not run.has("front.json"), timed_in=run)
+    inputs = prepare_inputs(settings, run, settings.target, progress, introduce=not run.has("front.json"), timed_in=run)
     keep_place(run, settings)
     arch = Arch.from_json(run.stage("arch.json", lambda: _arch_to_train(inputs, settings, given).to_json()))
     how, keys = FineTuningRecipe.from_config(settings, inputs.data, BY_ITSELF), plan(inputs.layout, arch)

@@ -111,7 +111,7 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
         return RESULT
 
     monkeypatch.setattr("nas.pipeline.search.search", search)
-    monkeypatch.setattr("nas.pipeline.search.refuse", lambda config: None)
+    monkeypatch.setattr("nas.pipeline.search.refuse_settings", lambda config: None)
     words = ["search", "train.lr=0.5", "--target", "cpu", "--seed", "3", "--budget-ms", "0.6"]
     code, out, err = call(*words, "--json")
     assert code == 0 and json.loads(out) == RESULT.to_json() and out.count("\n") == 1
@@ -130,7 +130,7 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
 def test_several_targets_have_a_column_each(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     ms, measured = {"cpu": 0.5, "gpu-v100": 0.25}, {"cpu": 0.52, "gpu-v100": None}
     point = card(ms=ms, measured_ms=measured, dominated_on_test=True)
-    monkeypatch.setattr("nas.pipeline.search.refuse", lambda config: None)
+    monkeypatch.setattr("nas.pipeline.search.refuse_settings", lambda config: None)
     monkeypatch.setattr("nas.pipeline.search.search", lambda *_: front(
         [point], dominated=[card("dominated123", ms, measured_ms=measured)]))
     _, out, _ = call("search", "--target", "cpu", "--target", "gpu-v100")

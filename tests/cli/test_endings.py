@@ -56,7 +56,7 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
     code = ("import sys, time, types, nas.pipeline; m = types.ModuleType('nas.pipeline.search')\n"
             "sys.modules['nas.pipeline.search'] = nas.pipeline.search = m\n"
             "def search(*_):\n    print('ready', file=sys.stderr, flush=True); time.sleep(3600)\n"
-            "m.search, m.refuse, m.STAGES = search, (lambda config: None), ()\n"
+            "m.search, m.refuse_settings, m.STAGES = search, (lambda config: None), ()\n"
             "from nas.cli import main; main(['search', '--target', 'cpu', '--json'])")
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, preexec_fn=heard) as process:

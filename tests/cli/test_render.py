@@ -11,7 +11,7 @@ from nas.cli import render
 from nas.config.search import Config, resolve
 from nas.errors import UserError
 from nas.pipeline.front import full_id
-from nas.pipeline.search import refuse
+from nas.pipeline.search import refuse_settings
 from nas.pipeline.train_one import refuse_settings as refuse_baseline
 from nas.run.images import Images, lying_at
 from nas.run.records import Budget, Exported, ExportedFile
@@ -58,7 +58,7 @@ def test_the_beginning_of_an_id() -> None:
 def test_the_folder_of_cifar10_is_refused_for_other_images(tmp_path: Path) -> None:
     asked = {"space": "ghost@0.25", "target": ["macs"], "data": "digits", "data_dir": "there"}
     for act in (lambda: load("digits", data_dir=Path("there"), size=None, seed=0),
-                lambda: refuse(resolve(None, [], asked)),
+                lambda: refuse_settings(resolve(None, [], asked)),
                 lambda: refuse_baseline(resolve(None, [], {**asked, "arch": "largest"}, Baseline)),
                 lambda: lying_at(Config(target=["macs"], data="digits"), Images(data_dir="there"))):
         with pytest.raises(UserError, match="data_dir: has no effect on digits: it is the folder that cifar10 lies in"):

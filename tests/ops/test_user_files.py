@@ -204,7 +204,7 @@ def test_a_run_of_shipped_operators_needs_and_records_nothing(tmp_path: Path) ->
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY))
     run = Run.open(tmp_path / "run", config_of(file).to_json())
-    pipeline.prepare(config_of(file), run, ["gpu-v100"], Quiet())
+    pipeline.prepare_inputs(config_of(file), run, ["gpu-v100"], Quiet())
     assert not run.has("ops.json")
 
 

@@ -140,10 +140,10 @@ def test_the_grid_lies_in_what_all_spaces_reach() -> None:
 
     config = resolve(None, [], {"target": "cpu", "budgets": 3})
     loaded, problems = zip(space("a", 1, 10), space("b", 2, 20), strict=True)
-    assert comparison._grid(config, loaded, problems) == pytest.approx([2.4, math.sqrt(20), 10 / 1.2])
+    assert comparison._budget_grid(config, loaded, problems) == pytest.approx([2.4, math.sqrt(20), 10 / 1.2])
     loaded, problems = zip(space("a", 1, 2), space("b", 3, 4), strict=True)
     with pytest.raises(UserError, match=r"no budget on cpu that all of them reach \(a 1 \.\. 2 ms, b 3 \.\. 4 ms\)"):
-        comparison._grid(config, loaded, problems)
+        comparison._budget_grid(config, loaded, problems)
 
 
 def test_a_budget_above_what_any_space_takes_is_refused(files: list[str], tmp_path: Path) -> None:

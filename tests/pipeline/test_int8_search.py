@@ -21,7 +21,7 @@ from nas.latency.devices import local_device
 from nas.latency.devices.onnxruntime import Cpu
 from nas.latency.table import LatencyTable
 from nas.pipeline import search as pipeline
-from nas.pipeline.budgets import limits_of
+from nas.pipeline.budgets import budgets_of_target
 from nas.plan import Layout, Task, layout
 from nas.run import tables
 from nas.run.directory import Run
@@ -126,7 +126,7 @@ def test_export_as_int8_onnx(finished: Made, tmp_path: Path) -> None:
 def test_beside_another_target_accuracies_are_still_the_int8_files(finished: Made,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     path, _, _ = finished
-    monkeypatch.setattr(pipeline, "limits_of", lambda *given: limits_of(*given)[-1:])  # one budget each will do
+    monkeypatch.setattr(pipeline, "budgets_of_target", lambda *given: budgets_of_target(*given)[-1:])  # one will do
     result = selected(Run.existing(path), ["gpu-v100", "cpu-int8"], [], Quiet())
     card = result["front"][0]
     assert card["measured_ms"]["gpu-v100"] is None and card["measured_ms"]["cpu-int8"] > 0

@@ -36,12 +36,12 @@ from nas.exits.thresholds import Policy
 from nas.lower import verify
 from nas.pipeline import deliver, front, supernet, train_one
 from nas.pipeline import search as pipeline
-from nas.pipeline.budgets import limits_of
+from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import add
 from nas.pipeline.exits.train import load as load_exits
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.setup import load_recorded, prepare
+from nas.pipeline.setup import load_finished_inputs, prepare_inputs
 from nas.plan import plan
 from nas.run import checkpoint
 from nas.run.directory import Run
@@ -194,13 +194,13 @@ def test_a_supernet_and_its_gates_learn_nothing_from_the_selection_split(
     config = config_of(space_file, *SEARCH)
     run = Run.open(tmp_path / "run", config.to_json())
     with with_noise("select", what):
-        here = prepare(config, run, config.target, Quiet())
-        limits = {t: limits_of(here, here.layout, t, [], config.budgets) for t in config.target}
+        here = prepare_inputs(config, run, config.target, Quiet())
+        limits = {t: budgets_of_target(here, here.layout, t, [], config.budgets) for t in config.target}
         supernet.train_supernet(here, limits, supernet.ALONE, Quiet())
     now = weights(run)
     assert {name: tensor.numpy().tobytes() for name, tensor in now.items()} == search[1].kept["supernet"]
     networks = [evaluation.calibration_images(at.data, 64, 16, torch.device("cpu"), 0)
-                for at in (here, prepare(config, run, config.target, Quiet()))]
+                for at in (here, prepare_inputs(config, run, config.target, Quiet()))]
     assert every(torch.equal(one, other) for one, other in zip(*networks, strict=True))
 
 
@@ -211,7 +211,7 @@ def splits() -> Data:
 def test_a_cards_figures_are_of_the_delivered_weights_on_their_own_split(search: tuple[Path, Outcome]) -> None:
     """Recomputed: the share of the split's images, or of shifted views of them, that the weights get right."""
     run, data = Run.existing(search[0]), splits()
-    here = load_recorded(settings_of(run), run, ["gpu-v100"])
+    here = load_finished_inputs(settings_of(run), run, ["gpu-v100"])
     result = run.read_json("front.json")
     plain = [card for card in cards_of(result) if not card["exits"]]
     views = list(evaluation.views(data.select, data.augment, 0))
@@ -275,7 +275,7 @@ def test_delivered_batch_norms_are_those_of_training_images(search: tuple[Path, 
                                                             single: tuple[Path, Outcome]) -> None:
     """Of fine-tuned picks, of picks with inherited weights, and of the heads of exits."""
     run = Run.existing(search[0])
-    here = load_recorded(settings_of(run), run, ["gpu-v100"])
+    here = load_finished_inputs(settings_of(run), run, ["gpu-v100"])
     places = {"": 2000, **{f"selections/{path.name}/": 1000 for path in (search[0] / "selections").iterdir()}}
     assert len(places) == 2
     for place, count in places.items():
@@ -346,4 +346,4 @@ def test_where_the_splits_disagree_the_front_is_that_of_selection() -> None:
     assert [card.id for card in made.front] == ["a", "b"] and [card.id for card in made.dominated] == ["c"]
     assert [card.dominated_on_test for card in made.cards] == [False, True, False]
     assert [card.within_error_of for card in made.front] == [None, "a"]  # 0.3 apart, by 0.35 or less by chance
-    assert front.find({"": made}, None, 2.5) == ("", ["b"])  # the best for a budget, too
+    assert front.find_picks({"": made}, None, 2.5) == ("", ["b"])  # the best for a budget, too

@@ -170,9 +170,9 @@ def test_where_nothing_fits_one_line_has_the_smallest_need_seen(tiny: Layout, tm
 def test_targets_that_vela_does_not_compile_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     with pytest.raises(UserError, match=r"^flash_kb: gpu-v100 is not compiled by Vela, so what a network needs"):
-        pipeline.refuse(config_of(tmp_path / "tiny.yaml", "flash_kb=100"))
+        pipeline.refuse_settings(config_of(tmp_path / "tiny.yaml", "flash_kb=100"))
     with pytest.raises(UserError, match=r"^sram_kb: cpu is not compiled by Vela"):
-        pipeline.refuse(config_of(tmp_path / "tiny.yaml", "sram_kb=100", target="cpu"))
+        pipeline.refuse_settings(config_of(tmp_path / "tiny.yaml", "sram_kb=100", target="cpu"))
 
 
 def test_limits_are_settings_that_a_run_records(tmp_path: Path) -> None:

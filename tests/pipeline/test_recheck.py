@@ -27,8 +27,8 @@ from nas.ops.registry import Block
 from nas.pipeline import overrun, recheck
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
-from nas.pipeline.front import find
-from nas.pipeline.overrun import over, smallest_budgets
+from nas.pipeline.front import find_picks
+from nas.pipeline.overrun import excesses, smallest_budgets
 from nas.pipeline.recheck import Correction
 from nas.plan import Task, layout
 from nas.run import events, tables
@@ -268,9 +268,10 @@ def test_a_correction_never_lowers_a_price(table: Path) -> None:
 
 
 def test_how_far_above_a_budget_counts() -> None:
-    assert over({"cpu": 1.73}, {"cpu": 1.44}) == {"cpu": Excess(budget_ms=1.44, measured_ms=1.73, above=0.2014)}
-    assert over({"cpu": 1.48}, {"cpu": 1.44}) == over({"cpu": None}, {"cpu": 1.44}) == over({}, {"cpu": 1.44}) == {}
-    assert over({"cpu": 1.484}, {"cpu": 1.44})  # 3.06 % above
+    assert excesses({"cpu": 1.73}, {"cpu": 1.44}) == {"cpu": Excess(budget_ms=1.44, measured_ms=1.73, above=0.2014)}
+    assert excesses({"cpu": 1.48}, {"cpu": 1.44}) == excesses({"cpu": None}, {"cpu": 1.44}) == {}
+    assert excesses({}, {"cpu": 1.44}) == {}
+    assert excesses({"cpu": 1.484}, {"cpu": 1.44})  # 3.06 % above
     budgets = [Budget(id=id, budget_ms=bounds, ms=bounds) for id, bounds in (
         ("a", {"cpu": 2.0}), ("a", {"cpu": 1.0}), ("b", {"cpu": 0.1}), ("a", {"cpu": 3.0, "gpu": 4.0}))]
     assert smallest_budgets(budgets, "a") == {"cpu": 1.0, "gpu": 4.0}
@@ -279,8 +280,8 @@ def test_how_far_above_a_budget_counts() -> None:
 def test_a_pick_within_a_budget_is_one_that_keeps_it_as_measured() -> None:
     made = front([card(name, {"cpu": ms}, measured_ms={"cpu": measured}, select_accuracy=accuracy)
                   for name, ms, measured, accuracy in (("a", 1.31, 1.73, 0.9), ("b", 1.2, 1.2, 0.8))])
-    assert find({"": made}, None, 1.44) == ("", ["b"])
-    assert find({"": made}, None, 1.7) == ("", ["a"])  # 1.8 % above is within what measuring tells
+    assert find_picks({"": made}, None, 1.44) == ("", ["b"])
+    assert find_picks({"": made}, None, 1.7) == ("", ["a"])  # 1.8 % above is within what measuring tells
 
 
 def test_what_replaces_a_slow_pick_keeps_the_budget_of_a_target_that_is_not_measured(

@@ -28,7 +28,7 @@ from nas.errors import UserError
 from nas.latency.costs import find
 from nas.pipeline import search as pipeline
 from nas.pipeline import selection, supernet
-from nas.pipeline.setup import prepare
+from nas.pipeline.setup import prepare_inputs
 from nas.plan import Layout
 from nas.run import checkpoint
 from nas.run.directory import Run
@@ -56,7 +56,7 @@ def test_every_pick_is_within_its_budget_and_the_front_has_no_dominated_point(
 
 def test_widths_that_a_wider_one_undercuts_are_not_searched(space_file: Path, tmp_path: Path) -> None:
     told, gone = Quiet(), 0
-    whole, left = (prepare(config_of(space_file, f"gates.granularity={kept}"), Run.open(tmp_path / kept, {}),
+    whole, left = (prepare_inputs(config_of(space_file, f"gates.granularity={kept}"), Run.open(tmp_path / kept, {}),
                              ["gpu-v100"], told) for kept in ("space", "target"))
     for before, after, ms in zip(whole.layout.slots, left.layout.slots, whole.prices["gpu-v100"].ms, strict=True):
         for branch in before.branches:
@@ -219,7 +219,7 @@ def test_a_search_can_start_from_an_earlier_supernet(finished: tuple[Path, dict[
     with pytest.raises(UserError, match="selection split"):
         searched(other_split, tmp_path / "third")
     with pytest.raises(UserError, match="no such run"):
-        pipeline.refuse(config_of(space_file, f"init={tmp_path / 'nowhere'}"))
+        pipeline.refuse_settings(config_of(space_file, f"init={tmp_path / 'nowhere'}"))
 
 
 def test_budgets_are_hard_whatever_told_the_gates_of_them(space_file: Path, tmp_path: Path) -> None:

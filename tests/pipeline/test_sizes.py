@@ -27,7 +27,7 @@ from nas.pipeline import search as pipeline
 from nas.pipeline import supernet
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.evaluate import evaluate
-from nas.pipeline.setup import load_recorded
+from nas.pipeline.setup import load_finished_inputs
 from nas.plan import OpKey, Task, candidates, layouts, macs, plan
 from nas.report.run_data import collect
 from nas.run import events
@@ -152,7 +152,7 @@ def test_files_take_images_of_the_size(finished: tuple[Run, dict[str, Any]], tmp
     for id, size in sizes.items():
         scored = evaluate(run.path, arch=id)
         assert 0 <= scored.top1.share <= 1, size
-    inputs = load_recorded(settings_of(run), run, [])
+    inputs = load_finished_inputs(settings_of(run), run, [])
     assert [at.data.size for at in inputs.every] == [at.layout.task.size for at in inputs.every] == SIZES
 
 

@@ -31,7 +31,7 @@ from nas.pipeline.evaluate import _File, evaluate
 from nas.pipeline.exits import existing
 from nas.pipeline.exits import picks as exits
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.front import find
+from nas.pipeline.front import find_picks
 from nas.pipeline.inputs import Inputs
 from nas.progress import NoProgress
 from nas.report.page import page
@@ -74,7 +74,7 @@ def shown(run: Run) -> None:
     front = run.read("front.json", Front)
     render.front(front)
     for budget in (None, 1.0, 1e-9):
-        find({"": front}, None, budget)
+        find_picks({"": front}, None, budget)
     front_of_run(run.path, front)
 
 
@@ -155,7 +155,7 @@ def test_a_whole_command(finished: Run, space_file: Path, drawn: st.DataObject) 
 @given(drawn=st.data())
 def test_weights(finished: Run, file: str, drawn: st.DataObject) -> None:
     config, card = settings_of(finished), with_exits(finished)
-    here = setup.load_recorded(config, finished, config.target)
+    here = setup.load_finished_inputs(config, finished, config.target)
     path = finished.file(f"archs/{card.of}/{'exits/' if file.startswith('exits') else ''}{file}")
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
@@ -195,7 +195,7 @@ def test_a_checkpoint(finished: Run, set_up: Inputs, drawn: st.DataObject) -> No
 @pytest.fixture(scope="module")
 def set_up(finished: Run) -> Inputs:
     config = settings_of(finished)
-    return setup.prepare(config, finished, config.target, NoProgress())
+    return setup.prepare_inputs(config, finished, config.target, NoProgress())
 
 
 METADATA = st.dictionaries(st.sampled_from(["size", "mean", "std", "classes", "arch", "id", "exits"]),

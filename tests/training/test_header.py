@@ -8,7 +8,7 @@ import pytest
 from pictures import from_folder, tree
 from tiny_search import Quiet, config_of
 
-from nas.pipeline.setup import prepare
+from nas.pipeline.setup import prepare_inputs
 from nas.run import events
 from nas.run.directory import Run
 from nas.training.data import load
@@ -49,12 +49,12 @@ def test_a_limit_is_said(tmp_path: Path) -> None:
 def test_a_run_says_it_first_and_logs_it(space_file: Path, tmp_path: Path, augment: str) -> None:
     config = config_of(space_file, f"train.augment={augment}")
     run, shown = Run.open(tmp_path / "run", config.to_json()), Quiet()
-    inputs = prepare(config, run, ["gpu-v100"], shown)
+    inputs = prepare_inputs(config, run, ["gpu-v100"], shown)
     lines = data_lines(inputs.data, augment)
     assert shown.notes[: len(lines)] == lines and run.events(events.Introduction)[0].lines == lines
     assert any(line.startswith("warning: classes may not survive mirroring") for line in lines) == (
         augment == "flip-crop")
     run.write("supernet.pt", lambda file: file.write(b""))
     again = Quiet()
-    prepare(config, run, ["gpu-v100"], again)
+    prepare_inputs(config, run, ["gpu-v100"], again)
     assert not set(lines) & set(again.notes)

@@ -18,8 +18,8 @@ from tiny_space import TINY
 from nas.config.search import Config
 from nas.decision import largest
 from nas.pipeline import supernet
-from nas.pipeline.budgets import limits_of
-from nas.pipeline.setup import prepare
+from nas.pipeline.budgets import budgets_of_target
+from nas.pipeline.setup import prepare_inputs
 from nas.run import events
 from nas.run.directory import Run
 from nas.training import evaluation, torchrun
@@ -62,8 +62,8 @@ def trained(config: Config, path: Path, progress: Any = None) -> SupernetTrainin
     """A search as far as its supernet."""
     progress, run = progress or Quiet(), Run.open(path, config.to_json())
     with run.lock(), joined() as group:
-        inputs = prepare(config, run, config.target, progress)
-        limits = {t: limits_of(inputs, inputs.layout, t, [], config.budgets) for t in config.target}
+        inputs = prepare_inputs(config, run, config.target, progress)
+        limits = {t: budgets_of_target(inputs, inputs.layout, t, [], config.budgets) for t in config.target}
         return supernet.train_supernet(inputs, limits, group, progress)
 
 

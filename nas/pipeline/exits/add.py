@@ -18,7 +18,7 @@ from nas.pipeline.exits.card import UNMEASURED, Delivered, ExitsCard, Times
 from nas.pipeline.exits.models import Model
 from nas.pipeline.exits.serve import CARD, THRESHOLDS, Served, Trained, Wishes, chosen, measured, repriced, write
 from nas.pipeline.exits.train import train
-from nas.pipeline.overrun import over
+from nas.pipeline.overrun import excesses
 from nas.progress import Progress
 from nas.run import events, timeline
 from nas.run.directory import Run
@@ -110,7 +110,7 @@ def _over_budget(target: str, times: Times, wishes: Wishes) -> dict[str, Excess]
     excess: dict[str, Excess] = {}
     for ms, bound in ((times.measured_ms, wishes.budget_ms), (times.measured_worst_ms, wishes.max_ms)):
         if bound is not None:
-            excess |= over({target: ms}, {target: bound})
+            excess |= excesses({target: ms}, {target: bound})
     return excess
 
 

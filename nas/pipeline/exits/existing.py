@@ -31,7 +31,7 @@ from nas.pipeline.exits.serve import named, timed_here
 from nas.pipeline.exits.train import with_exits
 from nas.pipeline.exits.weights import check_size, classifier
 from nas.pipeline.finetune import load_weights
-from nas.pipeline.front import find, read_fronts
+from nas.pipeline.front import find_picks, read_fronts
 from nas.plan import plan
 from nas.progress import Progress
 from nas.run.directory import Run
@@ -59,13 +59,13 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
         raise UserError(f"{run.path}: no pick without exits, which others could be added to")
     if arch_id is None and len(ids) != 1:
         raise UserError(f"{run.path}: which pick? {setting('arch')} takes one of {', '.join(ids)}")
-    place, (wanted,) = find(fronts, arch_id or ids[0], None)
+    place, (wanted,) = find_picks(fronts, arch_id or ids[0], None)
     of = fronts[place].card(wanted)
     if of.exits:
         raise UserError(f"{setting('arch', wanted)}: has exits already; {setting('arch', str(of.of))} is the same "
                         "network without")
     target = target or config.target[0]
-    inputs = setup.load_recorded(config, run, [target] if target in config.target else config.target[:1], images)
+    inputs = setup.load_finished_inputs(config, run, [target] if target in config.target else config.target[:1], images)
     arch = Arch.from_json(run.read_json(f"{place}archs/{wanted}/arch.json"))
     inputs = inputs.at(arch.size)
     at = setup.with_exit_places(inputs)

@@ -41,9 +41,9 @@ from nas.pipeline.exits.serve import (
     write,
 )
 from nas.pipeline.exits.train import load, train, with_exits
-from nas.pipeline.finetune import folder_of, load_weights
+from nas.pipeline.finetune import load_weights, network_folder
 from nas.pipeline.inputs import Inputs
-from nas.pipeline.overrun import over
+from nas.pipeline.overrun import excesses
 from nas.plan import macs, params, plan
 from nas.progress import Progress
 from nas.run.records import Card, ExportedFile
@@ -91,7 +91,7 @@ def exit_card(inputs: Inputs, arch: Arch, plain: Card, place: str, recipe: FineT
 
     ``bounds`` are the budgets of the mean, by target: what is measured above them is said in the card.
     """
-    name = folder_of(place, arch) + FOLDER
+    name = network_folder(place, arch) + FOLDER
 
     def made() -> dict[str, Any] | None:
         card = _card(inputs, arch, plain, name, place, recipe, progress, bounds)
@@ -172,9 +172,9 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
     times = _measured(inputs, trained, served, name)
     mean_ms, worst_ms = ({target: getattr(figures, key) for target, figures in times.items()}
                          for key in ("measured_ms", "measured_worst_ms"))
-    excess = over(mean_ms, bounds)
+    excess = excesses(mean_ms, bounds)
     if limit is not None:
-        excess |= over(worst_ms, {first: limit})
+        excess |= excesses(worst_ms, {first: limit})
     shares, prefixes = np.array(served.crossed.shares), {t: p.prefix_ms(served.kept) for t, p in pieces.items()}
     mean = {target: float(shares @ prefix) for target, prefix in prefixes.items()}
     worst = {target: float(prefix[-1]) for target, prefix in prefixes.items()}

@@ -33,7 +33,7 @@ from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import _over_budget
 from nas.pipeline.exits.card import UNMEASURED
 from nas.pipeline.exits.serve import Wishes, chosen
-from nas.pipeline.setup import prepare
+from nas.pipeline.setup import prepare_inputs
 from nas.run import events
 from nas.run.directory import Run
 from nas.run.records import Excess
@@ -226,5 +226,5 @@ def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> N
         with pytest.raises(UserError, match=message):
             searched(config_of(space_file, *words), tmp_path / f"refused{number}")
         assert not Run.existing(tmp_path / f"refused{number}").events(events.Epoch)  # before anything is trained
-    assert picks._phases(prepare(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
+    assert picks._phases(prepare_inputs(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
                                    ["gpu-v100"], Quiet()), three()) == 3
