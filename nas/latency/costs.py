@@ -71,10 +71,10 @@ def load(target: str) -> Costs:
 
 def read(path: Path) -> LatencyTable | KernelModel:
     """Reads a file of costs. Raises UserError, one line with file and key, for one that is not sound."""
-    value = check_format(read_json(path), path)
-    kind = value.get("kind") if isinstance(value, dict) else None
+    file = check_format(read_json(path), path)
+    kind = file.get("kind") if isinstance(file, dict) else None
     if kind == LatencyTable.kind:
-        return LatencyTable.load(path)
+        return LatencyTable.checked(file, path)
     if kind == KernelModel.kind:
         return KernelModel.load(path)
     raise UserError(f"{path}: kind: expected \"table\" or \"kernel-model\", got {kind!r}")

@@ -89,7 +89,12 @@ class LatencyTable(Costs):
     @staticmethod
     def load(path: Path) -> LatencyTable:
         """Reads a table. Raises UserError, one line with file and row, for anything but a whole and sound table."""
-        value = check_format(read_json(path), path)
+        return LatencyTable.checked(read_json(path), path)
+
+    @staticmethod
+    def checked(file: Any, path: Path) -> LatencyTable:
+        """Returns the table that a file's content is. Raises UserError as ``load``."""
+        value = check_format(file, path)
         if not isinstance(value, dict) or set(value) != {"kind", "meta", "name", "rows"} or value["kind"] != "table":
             raise UserError(f"{path}: not a latency table: expected the keys kind (\"table\"), name, meta and rows")
         name, rows = value["name"], value["rows"]

@@ -99,14 +99,8 @@ def label(target: str) -> str:
 
 def kept_table(run: Run, target: str) -> str:
     """Returns the path of the run's copy of a target's file, by what the target was called when it was copied."""
-    usual = f"tables/{label(target)}.json"
-    if not target.endswith(".json"):
-        return usual
-    if run.has(TABLES):
-        named = run.read_json(TABLES).get(target)
-        return named if named and run.has(named) else usual
-    alike = [path for path in run.file("tables").glob("*.json") if path.stem[:-7] == Path(target).stem]
-    return f"tables/{alike[0].name}" if len(alike) == 1 and not run.has(usual) else usual  # a run without TABLES
+    named = run.read_json(TABLES).get(target) if run.has(TABLES) else None
+    return named or f"tables/{label(target)}.json"
 
 
 def lacks(costs: Costs, plan: Layout) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nas.arch import Op
 from nas.cli.wording import CommandNames
 from nas.errors import UserError, named_by
+from nas.files import folder
 from nas.latency.meta import Meta
 from nas.latency.table import LatencyTable, Row, knot_widths
 from nas.plan import Layout, OpKey, candidates
@@ -116,6 +117,11 @@ def test_saved_and_loaded_it_is_the_same_one_row_a_line(tmp_path: Path) -> None:
     assert (again.rows, again.meta, again.name) == (t.rows, t.meta, t.name)
     again.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == text
+
+
+def test_the_readme_explains_every_key_of_a_meta() -> None:
+    text = (folder("latency_tables") / "README.md").read_text()
+    assert [name for name in Meta.model_fields if f"`{name}`" not in text] == []
 
 
 def sound(tmp_path: Path) -> dict:

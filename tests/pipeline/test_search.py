@@ -169,7 +169,7 @@ def test_a_run_finds_its_table_from_any_directory(space_file: Path, tmp_path: Pa
     (here / "phone.json").unlink()
     again = selected(run, run.config["target"], [], Quiet(), points=1)
     assert [b["ms"] for b in again["budgets"]] and len(list(run.file("tables").iterdir())) == 1
-    (run.path / "tables.json").unlink()  # of a run before there was one
+    (run.path / "tables.json").unlink()  # then its path tells
     assert kept_table(run, target) == name
     selected(run, ["phone.json"], [], Quiet(), points=1)
     assert len(list(run.file("tables").iterdir())) == 2  # that of there is another target
