@@ -10,11 +10,11 @@ import numpy as np
 
 from nas.latency import context
 from nas.latency.context import Context
-from nas.latency.meta import Conditions
+from nas.latency.meta import Conditions, Yardstick
 from nas.latency.table import HEADS, Row
 from nas.latency.timing import Device, Run, Steady, Timing
 from nas.ops import build
-from nas.plan import Layout, OpKey
+from nas.plan import Layout, OpKey, macs
 from nas.subnet import Subnet
 
 SECONDS_A_GRAPH = 0.15
@@ -37,6 +37,14 @@ class Bench(Protocol):
     @property
     def drift(self) -> float:
         """Returns how many times slower than at first the device was at the last rows or networks."""
+
+    @property
+    def yardstick(self) -> Yardstick | None:
+        """Returns what rows and networks are timed beside, with what it takes; None where nothing is timed."""
+
+    @property
+    def spread(self) -> float:
+        """Returns how many times longer than at its best the yardstick took, at the last rows."""
 
     @property
     def slow(self) -> bool:
@@ -77,6 +85,12 @@ def context_of(layout: Layout, key: OpKey) -> Context:
     return Context(key, first=key == layout.stem, last=key.op == layout.head.op or key.op.name in HEADS)
 
 
+def yardstick_of(layout: Layout) -> OpKey:
+    """Returns the operator of the median MACs: small enough to be warm whatever ran before, and like the rows."""
+    keys = sorted((key for slot in layout.slots for op in slot.ops if (key := slot.key(op))), key=macs)
+    return keys[len(keys) // 2]
+
+
 @dataclass
 class Clocked:
     """Times operators and networks in interleaved rounds beside a yardstick.
@@ -96,6 +110,15 @@ class Clocked:
     method = "measured"
     protocol = "between two 1x1 convolutions, minus half a pair of them on each map; 5th percentile, interleaved"
     corrected = True
+
+    @property
+    def yardstick(self) -> Yardstick:
+        return Yardstick(op=str(yardstick_of(self.layout)), op_ms=self.steady.reference_ms,
+                         network_ms=self.whole.reference_ms)
+
+    @property
+    def spread(self) -> float:
+        return self.steady.spread
 
     @property
     def slow(self) -> bool:

@@ -15,8 +15,8 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from nas.errors import UserError, setting
 from nas.files import folder
 from nas.latency.agreement import agreement, kendall, mape
 from nas.latency.base import Costs
-from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator, Parts
+from nas.latency.bench import WARM_NETWORK, Bench, Clocked, Estimator, Parts, yardstick_of
 from nas.latency.context import Context
 from nas.latency.correction import correct, corrected, uncorrected
 from nas.latency.costs import LOCAL
@@ -42,13 +42,12 @@ from nas.latency.meta import Conditions, Correction, KnotError, Meta, Validation
 from nas.latency.table import HEADS, LatencyTable, Row
 from nas.latency.timing import Device, Run, Steady, Timing, interleaved
 from nas.ops.user_files import hashes
-from nas.plan import Layout, OpKey, candidates, macs, plan
+from nas.plan import Layout, OpKey, candidates, plan
 from nas.progress import NoProgress, Progress, Task
 from nas.record import Record
 from nas.subnet import Subnet
 
 Tell = Callable[[str], None]
-Networks = Callable[[str, int, list[list[OpKey]]], tuple[np.ndarray, np.ndarray]]  # what for, seed, plans
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
 SPARE = 0.5  # share of the rows that may be measured again because the machine was slow
 FITTED_ON = 24  # networks that the correction is fitted on; more do not make its two coefficients better
@@ -87,37 +86,20 @@ def profile(layout: Layout, table_path: Path, *, device: str | Device | Estimato
     device = open_device(device, threads, batch, precision) if isinstance(device, str) else device
     with one_torch_thread(), locked_table(table_path):
         table = table_so_far(table_path, device, remeasure, tell)
-        keys = candidates(layout)
-        table.meta.own_operators |= hashes(key.op.name for key in keys)
-        wanted = LatencyTable(table.name, table.meta).missing(keys)
-        todo = wanted if remeasure else table.missing(keys)
+        wanted = LatencyTable(table.name, table.meta).missing(candidates(layout))
+        todo = wanted if remeasure else table.missing(candidates(layout))
         rng = random.Random(rng_seed)
-        bench = _bench(layout, table, device, rng)
-        table.meta.method, table.meta.protocol = bench.method, bench.protocol
-        label, corrections = _label(layout), table.meta.corrections
-        if set(table.rows) <= set(todo):  # all of it is measured now
-            table.meta.load = None
-        watch = Watch(table.meta.threads or 1, table.meta.load)
-        known = corrections.get(label) if all(key.is_exit for key in todo) else None  # fitted on networks without exits
-        if todo and not known:
-            corrections.pop(label, None)
-            table.meta.uncorrected = sorted({*table.meta.uncorrected, label})
-        progress = progress or NoProgress()
-        _fill(bench, layout, table, table_path, rng.sample(todo, len(todo)), progress, todo == wanted, watch, known)
-        networks = partial(_networks, bench, layout, table, table_path, progress)
-        if label not in corrections:
-            table.meta.knot_error = _knot_error(bench, layout, table, rng, progress) if knots else None
-            corrections[label] = _correct(layout, table, networks, bench, rng_seed) if bench.corrected else None
-            table.meta.uncorrected = [other for other in table.meta.uncorrected if other != label]
-            table.save(table_path)
+        filling = _Filling(layout, table, table_path, _bench(layout, table, device, rng), progress or NoProgress(), rng)
+        filling.measure(todo, fresh=todo == wanted)
+        if filling.label not in table.meta.corrections:
+            filling.correct(rng_seed, knots)
         if validate:
-            table.meta.add_validation(_validation(layout, table, networks, bench, validate, rng_seed))
+            filling.validate(validate, rng_seed)
         table.meta.begun = {}
-        _keep_yardsticks(bench, layout, table)
-        table.save(table_path)
+        filling.save()
     flagged = sum(row.how == "flagged" for row in table.rows.values())
     return Profiled(table=str(table_path), rows=len(table.rows), measured=len(todo), flagged=flagged,
-                    correction=corrections[label], knot_error=table.meta.knot_error,
+                    correction=table.meta.corrections[filling.label], knot_error=table.meta.knot_error,
                     validation=table.meta.validation if validate else None)
 
 
@@ -127,7 +109,7 @@ def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, 
     todo = table.missing(candidates(layout))
     if isinstance(device, Estimator):
         return COMPILED_S * (len(todo) + validate)
-    fits = not (table.meta.corrections.get(_label(layout)) and all(key.is_exit for key in todo))
+    fits = _known_correction(layout, table, todo) is None
     between = rows_s(layout, todo[:HELD_OUT]) * 2 if knots and fits else 0.0
     return rows_s(layout, todo) + between + networks_s(layout, validate + FITTED_ON * fits)
 
@@ -160,7 +142,7 @@ def time_networks(prepare: Callable[[], Mapping[str, Run]], count: int, layout: 
     """Times ``count`` networks in the same rounds, as ``time_network`` does; returns ms by name, and the drift."""
     rng, seconds = random.Random(0), CHECKED_S * count
     with one_torch_thread():
-        if not _yardsticks(layout, table).network_ms:
+        if not _yardstick(layout, table).network_ms:
             def unscaled() -> dict[str, Timing]:
                 return interleaved(prepare(), seconds=seconds, rng=rng, max_rounds=CHECKED_ROUNDS, warm=WARM_NETWORK)
 
@@ -171,42 +153,38 @@ def time_networks(prepare: Callable[[], Mapping[str, Run]], count: int, layout: 
     return {name: timing.ms for name, timing in timings.items()}, drift
 
 
+def _known_correction(layout: Layout, table: LatencyTable, todo: list[OpKey]) -> Correction | None:
+    """Returns the correction that rows of a layout take which are still to be measured; None where it is to be fitted.
+
+    It is fitted on networks without exits, so heads of exits take the one that is there.
+    """
+    return table.meta.corrections.get(_label(layout)) if all(key.is_exit for key in todo) else None
+
+
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:
     if isinstance(device, Estimator):
         return device.bench(layout)
     return clocked(layout, table, device, rng)
 
 
-def _keep_yardsticks(bench: Bench, layout: Layout, table: LatencyTable) -> None:
-    if isinstance(bench, Clocked):
-        table.meta.yardsticks[_label(layout)] = Yardstick(
-            op=str(_yardstick(layout)), op_ms=bench.steady.reference_ms, network_ms=bench.whole.reference_ms)
-
-
-def _yardsticks(layout: Layout, table: LatencyTable) -> Yardstick:
-    """Returns the table's record of its yardsticks for the layout; an empty one where it has none."""
+def _yardstick(layout: Layout, table: LatencyTable) -> Yardstick:
+    """Returns the table's yardstick for the layout; an empty one where it has none."""
     return table.meta.yardsticks.get(_label(layout), Yardstick())
 
 
 def clocked(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Clocked:
     """Makes the bench that times a device, with yardsticks of the layout and their reference ms from the table."""
-    key = _yardstick(layout)
+    key = yardstick_of(layout)
     steady = Steady(lambda: [device.prepare(Context(key).module(), in_ch=key.in_ch, size=key.size)],
-                    _yardsticks(layout, table).op_ms, rng, apart=device.fresh)
+                    _yardstick(layout, table).op_ms, rng, apart=device.fresh)
     return Clocked(layout, device, steady, _whole(layout, table, device, rng))
 
 
 def _whole(layout: Layout, table: LatencyTable, device: Device, rng: random.Random) -> Steady:
-    references, task = _yardsticks(layout, table).network_ms, layout.task
+    references, task = _yardstick(layout, table).network_ms, layout.task
     plans = _draw_networks(layout, len(references) if references else YARDSTICKS, "yardstick")
     return Steady(lambda: [device.prepare(Subnet(keys), in_ch=task.in_ch, size=task.size) for keys in plans],
                   references, rng, WARM_NETWORK, device.fresh)
-
-
-def _yardstick(layout: Layout) -> OpKey:
-    """Returns the operator of the median MACs: small enough to be warm whatever ran before, and like the rows."""
-    keys = sorted((key for slot in layout.slots for op in slot.ops if (key := slot.key(op))), key=macs)
-    return keys[len(keys) // 2]
 
 
 def _label(layout: Layout) -> str:
@@ -257,112 +235,145 @@ def _stated(conditions: Conditions, align: int, before: Meta | None = None) -> M
                                 "date": datetime.date.today().isoformat(), "commit": _commit()})
 
 
-def _fill(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], progress: Progress,
-          fresh: bool, watch: Watch, known: Correction | None) -> None:
-    """Measures rows; a ``fresh`` table that was begun while the machine was slow is begun anew, up to half way.
+@dataclass(frozen=True)
+class _Filling:
+    """Fills a table with the rows of one layout, as a bench measures them; what there is so far is always saved."""
 
-    What was measured while it was slow is measured again at the end, as far as ``SPARE`` goes; the faster time counts.
-    A ``known`` correction is applied.
-    """
-    if not todo:
-        return
-    with progress.task("rows", len(todo)) as task:
-        _fill_in(bench, layout, table, path, todo, task, fresh, watch, known)
+    layout: Layout
+    table: LatencyTable
+    path: Path
+    bench: Bench
+    progress: Progress
+    rng: random.Random
 
+    @cached_property
+    def label(self) -> str:
+        """Returns what the table's meta calls the layout."""
+        return _label(self.layout)
 
-def _fill_in(bench: Bench, layout: Layout, table: LatencyTable, path: Path, todo: list[OpKey], task: Task,
-             fresh: bool, watch: Watch, known: Correction | None) -> None:
-    queue, spare = list(todo), int(SPARE * len(todo))
-    attempts: Counter[OpKey] = Counter()
-    best: dict[OpKey, tuple[float, Row]] = {}  # drift and row
-    done = 0
-    while queue:
-        chunk, queue = queue[:CHUNK], queue[CHUNK:]
-        rows = bench.rows(chunk)
-        if isinstance(bench, Clocked):
-            watch.sample(bench.drift, bench.steady.spread)
-            table.meta.load = watch.load
-        if fresh and 2 * done < len(todo) and bench.was_slow_at_first():
-            table.remove(todo)
-            best.clear()
-            queue, attempts, done = list(todo), Counter(), 0
-            task.reach(0, len(todo))
-            continue
-        attempts.update(chunk)
-        best |= {key: (bench.drift, row) for key, row in rows.items()
-                 if row and (key not in best or bench.drift <= best[key][0])}
-        again = {key for key, row in rows.items() if not _settled(row) and attempts[key] < ATTEMPTS}
-        if bench.slow and spare > 0:
-            spare -= len(chunk)
-            again = set(chunk)
-        queue += [key for key in chunk if key in again]
-        final = {key: best[key][1] if key in best else None for key in chunk if key not in again}
-        made = [row or bench.alone(key) for key, row in final.items()]
-        table.add(corrected(row, known) if known else row for row in made)
-        _keep_yardsticks(bench, layout, table)
-        table.save(path)
-        done += len(final)
-        task.reach(done, len(todo), **({"again": len(queue)} if done + len(queue) > len(todo) else {}))
+    def save(self) -> None:
+        if yardstick := self.bench.yardstick:
+            self.table.meta.yardsticks[self.label] = yardstick
+        self.table.save(self.path)
+
+    def measure(self, todo: list[OpKey], fresh: bool) -> None:
+        """Measures rows; a ``fresh`` table that was begun while the machine was slow is begun anew, up to half way.
+
+        A correction that is known is applied, else it is to be fitted anew.
+        """
+        meta = self.table.meta
+        meta.own_operators |= hashes(key.op.name for key in candidates(self.layout))
+        meta.method, meta.protocol = self.bench.method, self.bench.protocol
+        if set(self.table.rows) <= set(todo):  # all of it is measured now
+            meta.load = None
+        if not todo:
+            return
+        known = _known_correction(self.layout, self.table, todo)
+        if known is None:
+            meta.corrections.pop(self.label, None)
+            meta.uncorrected = sorted({*meta.uncorrected, self.label})
+        with self.progress.task("rows", len(todo)) as task:
+            self._measure(self.rng.sample(todo, len(todo)), task, fresh, known)
+
+    def _measure(self, todo: list[OpKey], task: Task, fresh: bool, known: Correction | None) -> None:
+        """Measures rows, chunk by chunk.
+
+        What was measured while the machine was slow is measured again at the end, as far as ``SPARE`` goes; the faster
+        time counts.
+        """
+        bench, table, watch = self.bench, self.table, Watch(self.table.meta.threads or 1, self.table.meta.load)
+        queue, spare = list(todo), int(SPARE * len(todo))
+        attempts: Counter[OpKey] = Counter()
+        best: dict[OpKey, tuple[float, Row]] = {}  # drift and row
+        done = 0
+        while queue:
+            chunk, queue = queue[:CHUNK], queue[CHUNK:]
+            rows = bench.rows(chunk)
+            if bench.yardstick:
+                watch.sample(bench.drift, bench.spread)
+                table.meta.load = watch.load
+            if fresh and 2 * done < len(todo) and bench.was_slow_at_first():
+                table.remove(todo)
+                best.clear()
+                queue, attempts, done = list(todo), Counter(), 0
+                task.reach(0, len(todo))
+                continue
+            attempts.update(chunk)
+            best |= {key: (bench.drift, row) for key, row in rows.items()
+                     if row and (key not in best or bench.drift <= best[key][0])}
+            again = {key for key, row in rows.items() if not _settled(row) and attempts[key] < ATTEMPTS}
+            if bench.slow and spare > 0:
+                spare -= len(chunk)
+                again = set(chunk)
+            queue += [key for key in chunk if key in again]
+            final = {key: best[key][1] if key in best else None for key in chunk if key not in again}
+            made = [row or bench.alone(key) for key, row in final.items()]
+            table.add(corrected(row, known) if known else row for row in made)
+            self.save()
+            done += len(final)
+            task.reach(done, len(todo), **({"again": len(queue)} if done + len(queue) > len(todo) else {}))
+
+    def correct(self, seed: int, knots: bool) -> None:
+        """Fits the correction of the layout, where the bench needs one; measures between the ``knots`` before."""
+        meta, fitted = self.table.meta, None
+        meta.knot_error = self._knot_error() if knots else None
+        if self.bench.corrected:
+            plans = _draw_networks(self.layout, FITTED_ON, f"correction {seed}")
+            measured = np.mean(self._networks("correction", seed, plans), axis=0)
+            fitted = correct(self.table, self.label, candidates(self.layout), plans, measured, self.bench.drift)
+        meta.corrections[self.label] = fitted
+        meta.uncorrected = [other for other in meta.uncorrected if other != self.label]
+        self.table.save(self.path)
+
+    def validate(self, n: int, seed: int) -> None:
+        """Compares predicted with measured ms on networks that the correction was not fitted on; measures them twice.
+        """
+        layout = self.layout
+        fitted_on = _draw_networks(layout, FITTED_ON, f"correction {seed}")
+        plans = _draw_networks(layout, n, f"validation {seed}", without=fitted_on)
+        first, second = self._networks("validation", seed, plans)
+        predicted = np.array([sum(self.table.ms_many(keys)) for keys in plans])
+        self.table.meta.add_validation(Validation(
+            **vars(agreement(predicted, (first + second) / 2)), noise_mape=mape(first, second),
+            noise_kendall=kendall(first, second), space=layout.space, size=layout.task.size, drift=self.bench.drift,
+            date=datetime.date.today().isoformat()))
+
+    def _knot_error(self) -> KnotError | None:
+        """Measures the error of interpolation at widths that are no knots, and the noise from measuring them twice."""
+        table = self.table
+        between = [key for key in candidates(self.layout) if key not in table.rows and key.op.name not in HEADS]
+        if not between:
+            return None
+        keys = self.rng.sample(between, min(HELD_OUT, len(between)))
+        with self.progress.task("widths between the rows", 2) as task:
+            first = self.bench.rows(keys)
+            task.advance()
+            second = self.bench.rows(keys)
+            task.advance()
+        both = [(key, row.raw_ms, again.raw_ms) for key in keys if (row := first[key]) and (again := second[key])]
+        if not both:
+            return None
+        known, (first_ms, second_ms) = [key for key, *_ in both], np.array([ms for _, *ms in both]).T
+        raw = LatencyTable(table.name, table.meta, map(uncorrected, table.rows.values()))
+        error = mape(np.array(raw.ms_many(known)), (first_ms + second_ms) / 2)
+        return KnotError(n=len(both), mape=error, noise_mape=mape(first_ms, second_ms))
+
+    def _networks(self, what: str, seed: int, plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
+        """Measures networks; parts are kept in the table until all are there, so that an interrupted call continues."""
+        name = f"{what} of {self.label}, seed {seed}, {len(plans)} networks"
+        parts = [np.array(part) for part in self.table.meta.begun.get(name, [])]
+        with self.progress.task(what, len(plans), sum(part.shape[1] for part in parts)) as task:
+
+            def keep(parts: Parts) -> None:
+                self.table.meta.begun = {name: [part.tolist() for part in parts]}
+                self.save()
+                task.reach(sum(part.shape[1] for part in parts), len(plans))
+
+            return self.bench.networks(plans, parts, keep)
 
 
 def _settled(row: Row | None) -> bool:
     return row is not None and row.how != "flagged"
-
-
-def _knot_error(bench: Bench, layout: Layout, table: LatencyTable, rng: random.Random,
-                progress: Progress) -> KnotError | None:
-    """Measures the error of interpolation at widths that are no knots, and the noise from measuring them twice."""
-    between = [key for key in candidates(layout) if key not in table.rows and key.op.name not in HEADS]
-    if not between:
-        return None
-    keys = rng.sample(between, min(HELD_OUT, len(between)))
-    with progress.task("widths between the rows", 2) as task:
-        first = bench.rows(keys)
-        task.advance()
-        second = bench.rows(keys)
-        task.advance()
-    both = [(key, row.raw_ms, again.raw_ms) for key in keys if (row := first[key]) and (again := second[key])]
-    if not both:
-        return None
-    known, (first_ms, second_ms) = [key for key, *_ in both], np.array([ms for _, *ms in both]).T
-    between_ms = np.array(LatencyTable(table.name, table.meta, map(uncorrected, table.rows.values())).ms_many(known))
-    middle_ms = (first_ms + second_ms) / 2
-    return KnotError(n=len(both), mape=mape(between_ms, middle_ms), noise_mape=mape(first_ms, second_ms))
-
-
-def _networks(bench: Bench, layout: Layout, table: LatencyTable, path: Path, progress: Progress, what: str, seed: int,
-              plans: list[list[OpKey]]) -> tuple[np.ndarray, np.ndarray]:
-    """Measures networks; parts are kept in the table until all are there, so that an interrupted call continues."""
-    name = f"{what} of {_label(layout)}, seed {seed}, {len(plans)} networks"
-    parts = [np.array(part) for part in table.meta.begun.get(name, [])]
-    with progress.task(what, len(plans), sum(part.shape[1] for part in parts)) as task:
-
-        def keep(parts: Parts) -> None:
-            table.meta.begun = {name: [part.tolist() for part in parts]}
-            _keep_yardsticks(bench, layout, table)
-            table.save(path)
-            task.reach(sum(part.shape[1] for part in parts), len(plans))
-
-        return bench.networks(plans, parts, keep)
-
-
-def _correct(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, seed: int) -> Correction:
-    plans = _draw_networks(layout, FITTED_ON, f"correction {seed}")
-    measured = np.mean(networks("correction", seed, plans), axis=0)
-    return correct(table, _label(layout), candidates(layout), plans, measured, bench.drift)
-
-
-def _validation(layout: Layout, table: LatencyTable, networks: Networks, bench: Bench, n: int,
-                seed: int) -> Validation:
-    """Compares predicted with measured ms on networks that the correction was not fitted on; measures them twice."""
-    fitted_on = _draw_networks(layout, FITTED_ON, f"correction {seed}")
-    plans = _draw_networks(layout, n, f"validation {seed}", without=fitted_on)
-    first, second = networks("validation", seed, plans)
-    measured = (first + second) / 2
-    predicted = np.array([sum(table.ms_many(keys)) for keys in plans])
-    return Validation(**vars(agreement(predicted, measured)), noise_mape=mape(first, second),
-                      noise_kendall=kendall(first, second), space=layout.space, size=layout.task.size,
-                      drift=bench.drift, date=datetime.date.today().isoformat())
 
 
 def _draw_networks(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = ()) -> list[list[OpKey]]:

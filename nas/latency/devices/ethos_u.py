@@ -159,6 +159,8 @@ class Compiled:
     method = "vendor-compiler: an estimate of Arm's Vela, not a measurement"
     protocol = "int8 TFLite, Gaussian weights; cycles of the operator's own part between two 1x1 convolutions"
     drift = 1.0
+    spread = 1.0
+    yardstick = None
     slow = False
     corrected = False
 
