@@ -92,6 +92,8 @@ def conv_gap(kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[
         return f"strides {list(strides)}"
     if kernel[0] > 1 and any(step != 1 for step in dilations):
         return f"dilations {list(dilations)}"
+    if len(sides) != len(outs):
+        return f"maps of {list(sides)} made to {list(outs)}"
     if any(out > -(-side // strides[0]) for side, out in zip(sides, outs, strict=True)):
         return f"pads that make {list(outs)} of {list(sides)}"
     return None

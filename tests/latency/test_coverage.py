@@ -154,5 +154,6 @@ def test_gaps_by_hand() -> None:
     assert conv_gap((3, 3), (2, 2), (1, 1), (7, 7), (4, 4)) is None  # ceil(7 / 2)
     assert conv_gap((3, 3), (2, 2), (1, 1), (7, 7), (5, 4)) == "pads that make [5, 4] of [7, 7]"
     assert conv_gap((3,), (1,), (1,), (7,), (7,)) == "kernel_shape [3]"
+    assert conv_gap((3, 3), (1, 1), (1, 1), (7, 7), (7,)) == "maps of [7, 7] made to [7]"
     assert pool_gap((9, 9), (9, 9), (1, 1), (27, 27)) is None and pool_gap((9, 9), (1, 1), (1, 1), (9, 9)) is None
     assert pool_gap((9, 9), (8, 9), (1, 1), (27, 27)) == "kernel_shape [9, 9] in steps of [8, 9]"

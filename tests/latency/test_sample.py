@@ -18,6 +18,7 @@ from nas import sampling
 from nas.errors import UserError
 from nas.latency import costs
 from nas.latency import sample as module
+from nas.latency.meta import Meta
 from nas.latency.sample import Sample, sample
 from nas.latency.table import LatencyTable
 from nas.plan import Layout, OpKey, Task, layout, plan
@@ -59,7 +60,7 @@ class Int8(LatencyTable):
 
 
 def test_samples_of_an_int8_target_are_int8_files(tmp_path: Path, place: Layout) -> None:
-    table = Int8("cpu-int8", {"device": "cpu", "precision": "int8", "weight_bits": 7})
+    table = Int8("cpu-int8", Meta(device="cpu", precision="int8", weight_bits=7))
     (one,) = sample(place, table, 1, 0, tmp_path / "s", NoProgress())
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "s" / one.onnx).graph.node)
     assert kinds["Conv"] and kinds["QuantizeLinear"] >= kinds["Conv"]

@@ -25,6 +25,7 @@ from nas.latency.costs import LOCAL
 from nas.latency.devices import vela
 from nas.latency.devices.ethos_u import EthosU
 from nas.latency.devices.vela import Report
+from nas.latency.meta import Conditions
 from nas.latency.profile import profile
 from nas.ops import build
 from nas.pipeline import deliver, setup
@@ -276,11 +277,11 @@ def test_trained_weights_are_compiled_for_the_card(finished: tuple[Path, dict[st
 
 
 def test_without_vela_a_search_without_limits_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(meta: dict[str, Any]) -> None:
+    def missing(conditions: Conditions) -> None:
         raise UserError("pip install '.[npu]'")
 
     monkeypatch.setattr(deliver, "compiler_of_table", missing)
-    costs = {TARGET: SimpleNamespace(meta={"device": TARGET})}
+    costs = {TARGET: SimpleNamespace(meta=Conditions(device=TARGET))}
     place = SimpleNamespace(costs=costs, footprints={})
     unknown = {"sram_kb": {TARGET: None}, "flash_kb": {TARGET: None}}
     assert deliver._npu_memory(place, nn.Identity()) == unknown
