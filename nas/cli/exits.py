@@ -106,7 +106,7 @@ def exits(
             "sha256": _digest(Path(model)), "weights": _digest(weights)}
         how = Preprocessing.of_flags(mean, std, scale)
         if how is not None:
-            settings["preprocessing"] = how.to_json()
+            settings["preprocessing"] = vars(how)
         if classes is not None:
             settings["classes"] = _digest(classes)
         if of_run:

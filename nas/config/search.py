@@ -24,6 +24,7 @@ from nas.space import first_mistake
 
 JUDGED_ON = 500  # images: by loss, a quarter of what accuracy needs (gates trial 2)
 PLACES = ("data", "data_dir")  # where the images lie; may change between two calls of one run: they are compared
+Setting = bool | int | float | list[float]  # of a method that trains exits
 
 
 class Exits(Strict):
@@ -35,7 +36,7 @@ class Exits(Strict):
 
     method: Literal["none", "boost", "cache", "cascade", "distill", "joint", "weighted", "ztw"] = Field(
         default="none", description="How the early exits of the picks are trained; none: no exits.")
-    settings: dict[str, bool | int | float | list[float]] = Field(
+    settings: dict[str, Setting] = Field(
         default={}, description="Settings of that method (docs/exits.md).")
     confidence: Literal["max-softmax", "entropy", "patience"] = Field(
         default="max-softmax", description="When an image leaves early.")

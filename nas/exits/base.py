@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.config.search import Setting
 from nas.errors import UserError
 from nas.exits.net import Combine, MultiExit, Network
 from nas.files import nearest
@@ -94,7 +95,7 @@ def methods(frozen: bool = False) -> tuple[str, ...]:
     return tuple(sorted(name for name, cls in _METHODS.items() if cls.frozen or not frozen))
 
 
-def settings(name: str) -> dict[str, Any]:
+def settings(name: str) -> dict[str, Setting | None]:
     """Returns the settings of a method with their defaults. Raises UserError for an unknown name."""
     if name not in _METHODS:
         raise UserError(f"exits: unknown training {name!r}; {nearest(name, _METHODS)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,6 @@ class Preprocessing:
     def applied(self, data: Data) -> Data:
         """Returns the same images, normalised so: ``Data`` has mean and deviation of pixels in [0, 1]."""
         return replace(data, mean=tuple(v / self.scale for v in self.mean), std=tuple(v / self.scale for v in self.std))
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @staticmethod
     def of_flags(mean: str | None, std: str | None, scale: float | None) -> Preprocessing | None:

@@ -17,7 +17,7 @@ class Reading(Record):
     """Says how a network that was trained elsewhere reads images."""
 
     preprocessing: Annotated[InstanceOf[Preprocessing], BeforeValidator(TypeAdapter(Preprocessing).validate_python),
-                             PlainSerializer(Preprocessing.to_json)]
+                             PlainSerializer(vars)]
     classes_by: str | None = Field(description="how its outputs were matched with classes, where there are labels")
     weights_at: str | None = Field(description="key of its weights in their file, where they lie under one")
     ends_in: str = Field(description="what it gives, such as logits")

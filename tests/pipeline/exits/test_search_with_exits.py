@@ -31,7 +31,7 @@ from nas.lower.verify import Disagreement
 from nas.pipeline import search as pipeline
 from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import _over_budget
-from nas.pipeline.exits.card import UNMEASURED
+from nas.pipeline.exits.card import UNMEASURED, Delivered
 from nas.pipeline.exits.serve import Wishes, chosen
 from nas.pipeline.setup import prepare_inputs
 from nas.run import events
@@ -112,7 +112,7 @@ def test_one_pick_whose_files_differ_leaves_the_others_and_the_search(
         file.unlink()
     write, calls = picks.write, list[Path]()
 
-    def differing(folder: Path, *rest: Any) -> dict[str, Any]:
+    def differing(folder: Path, *rest: Any) -> Delivered:
         calls.append(folder)
         if len(calls) == 1:
             raise Disagreement("model.onnx: differs")
