@@ -326,7 +326,7 @@ MUTANTS = (
            "searched = {size: restrict(layout, keep) for size, layout in layouts.items()}", "pass",
            ("tests/pipeline/test_search.py::test_widths_that_a_wider_one_undercuts_are_not_searched",)),
     Mutant("a run goes on with other images", "nas/run/images.py",
-           'if before["fingerprint"] != data.source["fingerprint"]:', "if False:",
+           "if before.source.fingerprint != now.source.fingerprint:", "if False:",
            ("tests/test_hard_knocks.py", "tests/run/test_elsewhere.py")),
     Mutant("exits are refused after training", "nas/pipeline/search.py",
            "    keep_place(run, config)\n    if config.exits.method != \"none\":\n        picks_exits.refuse(inputs)\n",

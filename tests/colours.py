@@ -3,6 +3,7 @@
 import torch
 
 from nas.training.data import Data, Split
+from nas.training.image_source import ImageSource
 
 
 def colours() -> Data:
@@ -17,5 +18,5 @@ def colours() -> Data:
 
     learn = split(80)
     parts = {"train": learn.part(0, 64), "gate": learn.part(64, 80), "select": split(32), "test": split(32)}
-    return Data(name="colours", classes=("a", "b", "c", "d"), size=16, mean=(0.3,) * 3, std=(0.2,) * 3, source={},
-                indices={}, augment="crop", learn=learn, **parts)
+    return Data(name="colours", classes=("a", "b", "c", "d"), size=16, mean=(0.3,) * 3, std=(0.2,) * 3,
+                source=ImageSource(origin="made here"), indices={}, augment="crop", learn=learn, **parts)

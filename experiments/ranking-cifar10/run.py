@@ -37,6 +37,7 @@ from nas.pipeline.selection import CALIBRATED_ON
 from nas.pipeline.supernet import SUPERNET, load_finished
 from nas.plan import macs, params, plan
 from nas.run.directory import Run
+from nas.run.records import DataRecord
 from nas.run.settings import searched
 from nas.select.problem import Problem, random_within
 from nas.subnet import build
@@ -155,7 +156,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{run.file(SUPERNET)}: missing; give its nas search command again first")
     digest = hashlib.sha256(run.file(SUPERNET).read_bytes()).hexdigest()[:12]
     target = searched(run).target[0]
-    return {"supernet": digest, "data": run.read_json("data.json")["fingerprint"], "target": target,
+    return {"supernet": digest, "data": run.read("data.json", DataRecord).source.fingerprint, "target": target,
             "images": options.images, "epochs": options.epochs, "batch": options.batch, "lr": options.lr,
             "weight_decay": options.weight_decay, "label_smoothing": options.label_smoothing,
             "augment": options.augment, "groups": options.groups, "group_size": options.group_size,

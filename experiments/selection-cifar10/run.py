@@ -36,6 +36,7 @@ from nas.pipeline.selection import CALIBRATED_ON, gate_scores
 from nas.pipeline.supernet import SUPERNET, load_finished
 from nas.plan import OpKey, Slot, macs, params
 from nas.run.directory import Run
+from nas.run.records import DataRecord
 from nas.run.settings import searched
 from nas.select import SELECTORS
 from nas.select.problem import Limits, budgets
@@ -227,9 +228,9 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     run = Run.existing(options.run)
     if not run.has(SUPERNET):
         raise UserError(f"{run.file(SUPERNET)}: missing; give its nas search command again first")
-    data = run.read_json("data.json")
-    return {"supernet": digest(run), "data": data["fingerprint"], "free": FREE, "choices": CHOICES, "seen": JUDGED_ON,
-            "unseen": min(UNSEEN, data["sizes"]["select"] - JUDGED_ON), "calibrated": CALIBRATED_ON}
+    data = run.read("data.json", DataRecord).source
+    return {"supernet": digest(run), "data": data.fingerprint, "free": FREE, "choices": CHOICES, "seen": JUDGED_ON,
+            "unseen": min(UNSEEN, data.sizes["select"] - JUDGED_ON), "calibrated": CALIBRATED_ON}
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ from nas.pipeline.supernet import SUPERNET, load_finished
 from nas.plan import Task, candidates, layout
 from nas.run import events, timeline
 from nas.run.directory import Run
-from nas.run.records import Front, Picks
+from nas.run.records import DataRecord, Front, Picks
 from nas.select.pareto import Point, hypervolume
 from nas.training import evaluation
 from nas.training.data import load
@@ -319,7 +319,7 @@ def _read(run: Run, config: Config, sizes: Sizes, trained: Run,
                         "selection": round(sum(selected), 1),
                         "finetune": round(sum(epoch.seconds for epoch in tuned), 1)},
             "image_forwards": dataclasses.asdict(cost_of(config, sizes, judged, supernet_alone=trained != run)),
-            "branches": alive[-1] if alive else None, "data": run.read_json("data.json")["fingerprint"],
+            "branches": alive[-1] if alive else None, "data": run.read("data.json", DataRecord).source.fingerprint,
             "supernet": hashlib.sha256(run.file(SUPERNET).read_bytes()).hexdigest()[:12]}
 
 

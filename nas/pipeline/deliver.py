@@ -143,7 +143,7 @@ def _make_card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds:
 def _provenance(inputs: Inputs) -> Provenance:
     """Returns where the networks of a run come from: run, space, images, seed, tables, machine, operators' files."""
     return Provenance(run=inputs.run.path.name, space=inputs.config.space, data=inputs.data.name,
-                      fingerprint=inputs.data.source["fingerprint"], seed=inputs.seed,
+                      fingerprint=inputs.data.source.fingerprint, seed=inputs.seed,
                       targets={target: costs.meta for target, costs in inputs.costs.items()},
                       environment=inputs.run.read(ENVIRONMENT, Environment), ops=recorded_ops(inputs.run))
 

@@ -138,7 +138,7 @@ def gate_scores(training: SupernetTraining, problem: Problem, targets: Sequence[
 def evaluations_name(inputs: Inputs) -> str:
     """Returns the name under which evaluations by this supernet on these images are stored and logged."""
     return study_name(inputs.run, SUPERNET, inputs.config.judge_images, CALIBRATED_ON, inputs.seed,
-                      inputs.data.source["fingerprint"])
+                      inputs.data.source.fingerprint)
 
 
 def logged_name(inputs: Inputs) -> str:

@@ -22,11 +22,11 @@ from nas.plan import Layout, Task, layout, layouts, resized, restrict
 from nas.progress import Progress
 from nas.run import events, operators, timeline
 from nas.run.directory import Run
-from nas.run.images import load_images
+from nas.run.images import load_images, recorded_images
 from nas.run.tables import copied, costs_for, recorded_costs
 from nas.space import Space
 from nas.training import augment, placement
-from nas.training.data import Data, check_data_dir, recorded
+from nas.training.data import Data, check_data_dir
 from nas.training.header import data_lines
 
 
@@ -119,7 +119,7 @@ def load_finished_inputs(config: Config, run: Run, targets: Sequence[str], image
     """Loads a finished run from its own files, as far as an export needs it: without prices, images where asked for.
     """
     operators.demand(run)
-    data = load_images(config, run) if images else recorded(run.read_json("data.json"))
+    data = load_images(config, run) if images else recorded_images(run)
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
     costs = {target: recorded_costs(run, target) for target in targets}
     device = placement.device_of(config.train_on)

@@ -14,6 +14,8 @@ from nas.pipeline.setup import prepare_inputs
 from nas.progress import Progress, Task
 from nas.run import checkpoint, events, timeline
 from nas.run.directory import Run
+from nas.run.images import DATA
+from nas.run.records import DataRecord
 from nas.run.settings import searched
 from nas.select.problem import Cost
 from nas.supernet.drop import Drop
@@ -107,7 +109,7 @@ def _copy_weights(other: Run, inputs: Inputs, training: SupernetTraining, progre
     old = searched(other)
     if not other.has("picks.json"):
         raise UserError(f"{setting('init', other.path)}: that run has not finished its supernet")
-    if other.read_json("data.json").get("from") == inputs.data.source["from"]:
+    if other.read(DATA, DataRecord).source.origin == inputs.data.source.origin:
         earlier = other.read_json("splits.json")
         if set(inputs.data.indices["select"]) & {*earlier["train"], *earlier["gate"]}:
             raise UserError(f"{setting('init', other.path)}: it trained on images of this run's selection split; take "

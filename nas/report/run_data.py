@@ -21,8 +21,9 @@ from nas.plan import Layout, OpKey, Task, layouts, macs, params, plan
 from nas.run import timeline
 from nas.run.directory import ENVIRONMENT, Run
 from nas.run.events import AnyEvent, Epoch, FineTuned, Judged, Stage
+from nas.run.images import DATA
 from nas.run.provenance import Environment
-from nas.run.records import Budget, Candidate, Card, Front, Picks
+from nas.run.records import Budget, Candidate, Card, DataRecord, Front, Picks
 from nas.run.settings import settings_of
 from nas.run.tables import kept_table, recorded_costs
 from nas.text import duration
@@ -59,8 +60,9 @@ class _Collector:
 
     def __init__(self, run: Run, config: Config) -> None:
         self.run, self.config, self.notes = run, config, list[str]()
-        self.data = self._read_object("data.json")
-        self.layouts: dict[int, Layout] = self._try(self._make_layouts) if self.data and run.has("space.yaml") else {}
+        self.images: DataRecord | None = self._try(run.read, DATA, DataRecord) or None if run.has(DATA) else None
+        known = self.images and run.has("space.yaml")
+        self.layouts: dict[int, Layout] = self._try(self._make_layouts, self.images) if known else {}
         self.layout = next(iter(self.layouts.values()), None)  # of the largest input size, where there are several
         self.fronts = self._fronts()
         targets = [*config.target, *(target for front in self.fronts for target in front.target)]
@@ -75,7 +77,7 @@ class _Collector:
             networks |= self._try(self._networks, front) or {}
         return {"run": str(run.path), "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
                 "state": self._try(self._state) or "not known", "space": self.config.space,
-                "data": self.data.get("name", self.config.data),
+                "data": self.images.name if self.images else self.config.data,
                 "views": [view for view in views if view],
                 "units": {target: {"unit": unit(target), "axis": axis(target), "counted": is_count(target),
                                    "name": device(target)} for target in self.costs},
@@ -106,9 +108,9 @@ class _Collector:
             self.notes.append(f"{self.run.path}: a file is not as nas search wrote it ({error!r})")
         return {}
 
-    def _make_layouts(self) -> dict[int, Layout]:
+    def _make_layouts(self, images: DataRecord) -> dict[int, Layout]:
         """Returns the layout of the run's space for each input size, the largest first."""
-        task = Task(self.data["size"], len(self.data["mean"]), len(self.data["classes"]))
+        task = Task(images.size, len(images.mean), len(images.classes))
         return layouts(checked_space(self.config, self.run.file("space.yaml")), task, self.config.sizes, exits=True)
 
     def _layout_of(self, arch: Arch) -> Layout:
@@ -256,16 +258,16 @@ class _Collector:
             return "finished"
         if self.run.has("picks.json"):
             return "so far: picks are chosen, fine-tuning and export are under way or stopped"
-        sizes = self.data.get("sizes")
         done = len(timeline.epochs(self.run))
-        if not isinstance(sizes, dict) or not done:
+        if self.images is None or not done:
             return "so far: the supernet has not finished an epoch"
-        total = sum(supernet_epochs(self.config.train, sizes.get("train", 1)).values())
+        total = sum(supernet_epochs(self.config.train, self.images.source.sizes.get("train", 1)).values())
         return f"so far: {done} of {total} epochs of the supernet"
 
     def _conditions(self) -> dict[str, Any]:
         """Returns under what conditions the search ran: settings, machine, images, targets, hours."""
-        data = {key: value for key, value in self.data.items() if key not in ("mean", "std", "class_counts")}
+        images = self.images.model_dump(exclude={"mean": True, "std": True, "source": {"class_counts"}}
+                                        ) if self.images else {}
         tables = {target: {key: value for key, value in costs.meta.to_json().items() if key in META}
                   for target, costs in self.costs.items()}
         stages = {event.name: f"{event.seconds} s" for event in self.run.events(Stage)}
@@ -274,7 +276,7 @@ class _Collector:
         times = [event.time[:19] for event in self.run.events(AnyEvent)]
         hours = {"first line of the log": times[0], "last line": times[-1],
                  "seconds in training": round(sum(trained))} if times else {}
-        return {"settings": self.config.to_json(), "machine of the run": self._try(self._machine), "images": data,
+        return {"settings": self.config.to_json(), "machine of the run": self._try(self._machine), "images": images,
                 **{f"target {name}": meta for name, meta in tables.items()},
                 "time": {**hours, **_phase_durations(self.run), **stages}}
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas.exits.thresholds import Policy
-from nas.run.records import Card, Comparison, Front, Genotype, Picks, Text, first_mistake
+from nas.run.records import Card, Comparison, DataRecord, Front, Genotype, Picks, first_mistake
 
 Table = Annotated[str, Field(pattern=r"^tables/[^/\x00]+\.json$")]
 
@@ -17,19 +17,6 @@ class _Kept(BaseModel):
     """Checks the keys of a file that are read by name; further keys stand as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-
-class Images(_Kept):
-    """Holds ``data.json``: what the images of a run are and how they are normalised."""
-
-    name: Text
-    classes: Annotated[list[str], Field(min_length=1)]
-    size: Annotated[int, Field(ge=1, le=4096)]
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
-    fingerprint: str
-    augment: Text = "flip-crop"
-    whites: dict[str, str] = {}  # of files of more than 8 bits
 
 
 class Splits(_Kept):
@@ -53,7 +40,7 @@ _FILES: tuple[tuple[str, Any], ...] = (
     (r"(selections/[^/]+/)?front\.json", Front), (r"(selections/[^/]+/)?picks\.json", Picks), (r"arch\.json", Genotype),
     (f"{_ARCH}arch\\.json", Genotype), (f"{_ARCH}card\\.json", Card),
     (f"{_ARCH}exits/card\\.json", Card | None),  # None: no exits keep within the limits
-    (f"{_ARCH}exits/thresholds\\.json", Policy), (r"data\.json", Images), (r"splits\.json", Splits),
+    (f"{_ARCH}exits/thresholds\\.json", Policy), (r"data\.json", DataRecord), (r"splits\.json", Splits),
     (r"pieces\.json", ExitPieces),
     (r"tables\.json", dict[str, Table]), (r"compare\.json", Comparison))
 _KINDS = [(re.compile(pattern), TypeAdapter[Any](kind)) for pattern, kind in _FILES]

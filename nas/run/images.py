@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from nas.config.search import Config
 from nas.errors import UserError, setting
 from nas.paths import BUILT_IN, absolute, located
 from nas.run.directory import CONFIG, Run
-from nas.training.data import Data, check_data_dir, description, load
+from nas.run.records import DataRecord
+from nas.training.data import Data, check_data_dir, load, without_images
+from nas.training.pixels import Whites
 
+DATA = "data.json"
 C = TypeVar("C", bound=Config)
 
 
@@ -46,21 +48,35 @@ def load_images(config: Config, run: Run) -> Data:
 
     Raises UserError where they are not those that the run began with, saying in what they differ.
     """
-    if run.has("data.json"):
+    if run.has(DATA):
         require_place(run, config)
     data_dir = (config.data_dir or _recorded_dir(run)) if config.data == "cifar10" else None
     data = load(config.data, data_dir=Path(data_dir) if data_dir else None, size=config.side, seed=config.seed,
                 limit=config.limit)
-    if not run.has("data.json"):
+    now = described(data)
+    if not run.has(DATA):
         run.write_json("splits.json", data.indices)
-        run.write_json("data.json", description(data))
+        run.write_json(DATA, now.to_json())
         keep_place(run, config)
-    before = run.read_json("data.json")
-    if before["fingerprint"] != data.source["fingerprint"]:
+    before = run.read(DATA, DataRecord)
+    if before.source.fingerprint != now.source.fingerprint:
         raise UserError(f"{run.path}: began with other images than those of {config.data}: "
-                        f"{difference(before, description(data))}; name the folder of the same images with "
+                        f"{difference(before, now)}; name the folder of the same images with "
                         f"{setting('data')} (a search of other ones needs a directory of its own)")
     return data
+
+
+def described(data: Data) -> DataRecord:
+    """Returns what a run records of its images."""
+    return DataRecord(name=data.name, classes=list(data.classes), size=data.size, mean=list(data.mean),
+                      std=list(data.std), augment=data.augment, whites=data.whites.metadata(), source=data.source)
+
+
+def recorded_images(run: Run) -> Data:
+    """Returns the data set of a run without its images: enough to export a network."""
+    known = run.read(DATA, DataRecord)
+    return without_images(known.name, known.classes, known.size, known.mean, known.std, source=known.source,
+                          augment=known.augment, whites=Whites.of_metadata(known.whites))
 
 
 def keep_place(run: Run, config: Config) -> None:
@@ -72,24 +88,19 @@ def keep_place(run: Run, config: Config) -> None:
         run.write_json(CONFIG, now)
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Says in what images differ from those that are recorded; both are as ``data.description`` returns them."""
-    old, new = list(before["classes"]), list(now["classes"])
+def difference(before: DataRecord, now: DataRecord) -> str:
+    """Says in what images differ from those that were recorded before."""
+    old, new = before.classes, now.classes
     if strange := sorted(set(old) ^ set(new)):
         return f"the class {strange[0]!r} is {'new' if strange[0] in new else 'missing'}"
-    if before["size"] != now["size"]:
-        return f"they are {now['size']}x{now['size']} by default, and were {before['size']}x{before['size']}"
-    counts = [_by_class(facts) for facts in (before, now)]
+    if before.size != now.size:
+        return f"they are {now.size}x{now.size} by default, and were {before.size}x{before.size}"
+    counts = [[sum(of_class) for of_class in zip(*record.source.class_counts.values(), strict=False)]
+              for record in (before, now)]  # in all splits together
     for name, was, is_ in zip(new, *counts, strict=False):
         if was != is_:
             return f"{is_} of the class {name!r}, and there were {was}"
     return "as many of each class, with other pixels"
-
-
-def _by_class(value: Mapping[str, Any]) -> list[int]:
-    """Counts the images of each class in all splits together."""
-    counts = value.get("class_counts")
-    return [sum(part) for part in zip(*counts.values(), strict=False)] if isinstance(counts, dict) else []
 
 
 def _recorded_dir(run: Run) -> str | None:

@@ -22,6 +22,7 @@ from nas.errors import UserError, setting
 from nas.exits.files import Handover
 from nas.record import Record
 from nas.run.provenance import Provenance
+from nas.training.image_source import ImageSource
 from nas.training.recipes import FineTuningRecipe
 from nas.units import amount_rounded_up
 
@@ -145,6 +146,19 @@ class Pick(Budget):
         if self.arch.id != self.id:
             raise ValueError(f"id: {self.id} is not that of its arch")
         return self
+
+
+class DataRecord(Record):
+    """Holds ``data.json``: what the images of a run are, and how they are normalised for its networks."""
+
+    name: Text
+    classes: list[str] = Field(min_length=1)
+    size: int = Field(ge=1, le=4096, description="side in pixels; the largest of several")
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, max_length=3)
+    augment: Text
+    whites: dict[str, str] = Field(default={}, description="of files of more than 8 bits")
+    source: ImageSource
 
 
 class HeldOut(Record):

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from nas.files import nearest
 from nas.paths import BUILT_IN
 from nas.training import augment as augmentation
 from nas.training.folder import folder
+from nas.training.image_source import ImageSource
 from nas.training.pixels import NARROW, Whites
 from nas.training.sources import Source, cifar10, digits
 from nas.training.splits import divide, fixed_parts, images_needed, origins
@@ -65,7 +65,7 @@ class Data:
     gate: Split
     select: Split
     test: Split
-    source: dict[str, Any]  # where from, sizes, seed, class counts, fingerprint
+    source: ImageSource
     indices: dict[str, list[int]]  # split -> numbers of its images in the source
     augment: str = "flip-crop"  # what suits these images: see augment.KINDS
     whites: Whites = NARROW  # what files of more than 8 bits were divided by
@@ -102,14 +102,19 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
                            for pool, which in pools.items())
     splits = {"train": learn.part(0, count), "gate": learn.part(count, len(learn)), "select": select, "test": test}
     mean, std, reach = _statistics(source.origin, splits["train"].images)
-    facts = {"reach": list(reach), "whites": whites.metadata(), "cut": {pool: made.cut for pool, made in read.items()}}
+    counts = {part: torch.bincount(split.labels, minlength=len(source.classes)).tolist()
+              for part, split in splits.items()}
     return Data(
         name=source.name,
         classes=source.classes,
         size=size,
         mean=mean,
         std=std,
-        source=_provenance(source, splits, seed, limit) | facts,
+        source=ImageSource(
+            origin=source.origin, fingerprint=fingerprint(splits, source.classes), available=len(source.labels),
+            limit=limit, seed=seed, sizes={part: len(split) for part, split in splits.items()}, class_counts=counts,
+            splits=origins(source), needed=images_needed(source), pixels=source.pixels, ignored=list(source.ignored),
+            skipped=dict(source.skipped), reach=list(reach), cut={pool: made.cut for pool, made in read.items()}),
         indices={part: which.tolist() for part, which in chosen.items()},
         augment=source.augment,
         whites=whites,
@@ -118,31 +123,13 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
     )
 
 
-def description(data: Data) -> dict[str, Any]:
-    """Returns what a run records of its images in ``data.json``."""
-    return {"name": data.name, "classes": list(data.classes), "size": data.size, "mean": list(data.mean),
-            "std": list(data.std), "augment": data.augment, **data.source}
-
-
-def recorded(value: dict[str, Any]) -> Data:
-    """Rebuilds a data set without its images from what ``description`` wrote: enough to export a network."""
-    none = Split(torch.empty(0, 3, value["size"], value["size"], dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-    return Data(
-        name=value["name"],
-        classes=tuple(value["classes"]),
-        size=value["size"],
-        mean=tuple(value["mean"]),
-        std=tuple(value["std"]),
-        source=value,
-        indices={},
-        augment=value.get("augment", "flip-crop"),
-        whites=Whites.of_metadata(value.get("whites", {})),
-        learn=none,
-        train=none,
-        gate=none,
-        select=none,
-        test=none,
-    )
+def without_images(name: str, classes: Sequence[str], size: int, mean: Sequence[float], std: Sequence[float], *,
+                   source: ImageSource | None = None, augment: str = "flip-crop", whites: Whites = NARROW) -> Data:
+    """Makes a data set that has no images: enough for whatever needs to know what a network reads."""
+    none = Split(torch.empty(0, 3, size, size, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    return Data(name=name, classes=tuple(classes), size=size, mean=tuple(mean), std=tuple(std), learn=none, train=none,
+                gate=none, select=none, test=none, source=source or ImageSource(origin="no images"), indices={},
+                augment=augment, whites=whites)
 
 
 def normalise(images: torch.Tensor, data: Data, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -272,25 +259,6 @@ def _statistics(origin: str, images: torch.Tensor) -> tuple[tuple[float, ...], t
     reach = darkest, int(np.searchsorted(below, (1 - EXTREME) * total))
     # a channel of one level: one grey level, not a division by zero
     return tuple(mean.tolist()), tuple(np.maximum(deviation, 1 / 255).tolist()), reach
-
-
-def _provenance(source: Source, splits: dict[str, Split], seed: int, limit: int | None) -> dict[str, Any]:
-    counts = {part: torch.bincount(s.labels, minlength=len(source.classes)).tolist() for part, s in splits.items()}
-    return {
-        "from": source.origin,
-        "available": len(source.labels),
-        "sizes": {part: len(split) for part, split in splits.items()},
-        "seed": seed,
-        "limit": limit,
-        "classes": list(source.classes),
-        "class_counts": counts,
-        "splits": origins(source),
-        "least": images_needed(source),
-        "pixels": source.pixels,
-        "ignored": list(source.ignored),
-        "skipped": dict(source.skipped),
-        "fingerprint": fingerprint(splits, source.classes),
-    }
 
 
 def fingerprint(splits: dict[str, Split], classes: tuple[str, ...]) -> str:

@@ -55,7 +55,7 @@ def begin(config: Config, training: SupernetTraining, progress: Progress) -> Non
     buffer = io.BytesIO()
     torch.save(training.state_dict(), buffer)
     ops = tuple((str(file.path.resolve()), file.sha256) for file in user_files.loaded())
-    ranks.broadcast(Errand(config, training.data.source["fingerprint"], training.layout, tuple(training.prices),
+    ranks.broadcast(Errand(config, training.data.source.fingerprint, training.layout, tuple(training.prices),
                            tuple(training.gates.ranges), training.pruner.grid, training.recipe, buffer.getvalue(),
                            tuple(training.sizes), ops))
 
@@ -82,9 +82,9 @@ def _training(errand: Errand, ranks: Ranks) -> SupernetTraining:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     place = Path(config.data_dir) if config.data_dir and config.data == "cifar10" else None
     data = load(config.data, data_dir=place, size=config.side, seed=config.seed, limit=config.limit)
-    if data.source["fingerprint"] != errand.images:
+    if data.source.fingerprint != errand.images:
         raise UserError(f"process {ranks.rank}: other images than the first process has (fingerprint "
-                        f"{data.source['fingerprint']}, there {errand.images}); give every machine the same")
+                        f"{data.source.fingerprint}, there {errand.images}); give every machine the same")
     training = SupernetTraining(errand.layout, data, errand.prices, errand.ranges, errand.grid, errand.recipe,
                                 config.seed, placement.device_of(config.train_on), ranks, errand.sizes)
     training.load_state_dict(torch.load(io.BytesIO(errand.state), map_location="cpu", weights_only=True))

@@ -11,6 +11,8 @@ import torch
 from nas.errors import UserError, setting
 from nas.training import randomness
 from nas.training.data import Data, Split, eval_batches
+from nas.training.folder import PIXELS
+from nas.training.image_source import ImageSource
 from nas.training.listing import Lister
 from nas.training.pixels import NARROW, decoded, whites
 
@@ -37,11 +39,13 @@ def unlabeled(folder: Path, like: Data, seed: int, limit: int | None = None) -> 
     pixels, cut = decoded(chosen, like.size, white)
     whole = Split(pixels, torch.zeros(len(order), dtype=torch.int64))
     learn = whole.part(2 * held_out, len(whole))
-    source = {"from": str(folder), "images": len(order), "whites": white.metadata(), "cut": {"images": cut},
-              "skipped": dict(lister.skipped)}
+    select, test = whole.part(0, held_out), whole.part(held_out, 2 * held_out)
+    source = ImageSource(origin=str(folder), available=len(files), limit=limit, seed=seed, pixels=PIXELS,
+                         sizes={"learn": len(learn), "select": len(select), "test": len(test)},
+                         skipped=dict(lister.skipped), cut={"images": cut})
     return Data(name=folder.resolve().name, classes=like.classes, size=like.size, mean=like.mean, std=like.std,
-                learn=learn, train=learn, gate=learn.part(0, 0), select=whole.part(0, held_out),
-                test=whole.part(held_out, 2 * held_out), source=source, indices={}, augment=like.augment, whites=white)
+                learn=learn, train=learn, gate=learn.part(0, 0), select=select,
+                test=test, source=source, indices={}, augment=like.augment, whites=white)
 
 
 def answered(data: Data, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Data:

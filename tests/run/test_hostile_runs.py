@@ -38,9 +38,9 @@ from nas.report.page import page
 from nas.report.run_data import collect
 from nas.run import formats
 from nas.run.directory import Run
+from nas.run.images import recorded_images
 from nas.run.records import Card, Front, Picks
 from nas.run.settings import settings_of
-from nas.training.data import recorded
 from nas.training.labels import outputs
 from nas.training.preprocessing import Preprocessing
 
@@ -81,7 +81,7 @@ def shown(run: Run) -> None:
 READERS: dict[str, Callable[[Run, Any], Any]] = {
     "front.json": lambda run, value: shown(run),
     "picks.json": lambda run, value: [pick.arch.id for pick in run.read("picks.json", Picks).budgets],
-    "data.json": lambda run, value: recorded(run.read_json("data.json")),
+    "data.json": lambda run, value: recorded_images(run),
     "splits.json": lambda run, value: set(run.read_json("splits.json")["train"]),
     "config.json": lambda run, value: settings_of(run),
     "environment.json": lambda run, value: Run.existing(run.path),

@@ -39,15 +39,15 @@ def digits() -> Data:
 
 def test_digits_are_split_without_overlap(digits: Data) -> None:
     # 1797 images: 20 % = 359 for the test, 20 % of the other 1438 = 288 each for gate and select (fewer than 300)
-    assert digits.source["sizes"] == {"train": 862, "gate": 288, "select": 288, "test": 359}
+    assert digits.source.sizes == {"train": 862, "gate": 288, "select": 288, "test": 359}
     everything = [index for part in PARTS for index in digits.indices[part]]
     assert sorted(everything) == list(range(1797))
     for part in PARTS:
         split: Split = getattr(digits, part)
         assert split.images.shape == (len(digits.indices[part]), 3, 32, 32)
         assert split.images.dtype == torch.uint8 and split.labels.dtype == torch.int64
-        assert sum(digits.source["class_counts"][part]) == len(split)
-        counts = digits.source["class_counts"][part]
+        assert sum(digits.source.class_counts[part]) == len(split)
+        counts = digits.source.class_counts[part]
         assert max(counts) - min(counts) <= 0.1 * max(counts) + 1  # the source itself has 174 .. 183 a class
 
 
@@ -76,13 +76,13 @@ def test_seed_moves_the_splits_but_never_the_test() -> None:
     assert first.indices == again.indices and first.source == again.source
     assert first.indices["gate"] != other.indices["gate"]
     assert first.indices["test"] == other.indices["test"] == short.indices["test"]
-    assert len({first.source["fingerprint"], other.source["fingerprint"], short.source["fingerprint"]}) == 3
+    assert len({first.source.fingerprint, other.source.fingerprint, short.source.fingerprint}) == 3
 
 
 def test_limit_counts_train_gate_and_select(digits: Data) -> None:
     short = load("digits", data_dir=None, size=8, seed=0, limit=100)
-    assert short.source["sizes"] == {"train": 80, "gate": 10, "select": 10, "test": 359}
-    assert short.source["class_counts"]["gate"] == [1] * 10
+    assert short.source.sizes == {"train": 80, "gate": 10, "select": 10, "test": 359}
+    assert short.source.class_counts["gate"] == [1] * 10
     assert load("digits", data_dir=None, size=8, seed=0, limit=10**6).indices == digits.indices
 
 
@@ -107,7 +107,7 @@ def test_quotas_by_hand() -> None:
 
 def test_fingerprint_sees_one_pixel_one_label_and_a_class_name(digits: Data) -> None:
     splits = {part: getattr(digits, part) for part in PARTS}
-    assert fingerprint(splits, digits.classes) == digits.source["fingerprint"]
+    assert fingerprint(splits, digits.classes) == digits.source.fingerprint
     images, labels = digits.test.images.clone(), digits.test.labels.clone()
     images[0, 0, 0, 0] ^= 1
     labels[0] ^= 1
@@ -278,10 +278,10 @@ def test_cifar10_itself(tmp_path: Path) -> None:
         pytest.skip(f"{script} is not there")
     subprocess.run([sys.executable, str(script), str(SHARED / "cifar10"), str(tmp_path), "--pickles"], check=True)
     data = load_cifar(tmp_path)
-    assert data.source["sizes"] == {"train": 40000, "gate": 5000, "select": 5000, "test": 10000}
+    assert data.source.sizes == {"train": 40000, "gate": 5000, "select": 5000, "test": 10000}
     assert data.indices["test"] == list(range(50000, 60000)) and data.classes[:2] == ("airplane", "automobile")
     assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=2e-3)
     assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=2e-3)
     short = load_cifar(tmp_path / "cifar-10-batches-py", size=16, limit=1000)
     assert short.train.images.shape == (600, 3, 16, 16)  # of 1,000 a fifth each to gate and select
-    assert short.source["class_counts"]["gate"] == [20] * 10
+    assert short.source.class_counts["gate"] == [20] * 10

@@ -31,7 +31,7 @@ def test_class_folders_alone(tmp_path: Path) -> None:
     data = from_folder(tmp_path)
     assert data.name == tmp_path.name and data.classes == ("ant", "bee") and data.augment == "flip-crop"
     # test 20 % = 2 + 8; gate and select 10 % of 40 = 1 + 3 each, stratified
-    assert data.source["class_counts"] == {"train": [6, 26], "gate": [1, 3], "select": [1, 3], "test": [2, 8]}
+    assert data.source.class_counts == {"train": [6, 26], "gate": [1, 3], "select": [1, 3], "test": [2, 8]}
     # numbers follow the sorted files: ant 000.png is 0, bee 000.png is 10; red holds the number in the name
     for part in PARTS:
         split: Split = getattr(data, part)
@@ -54,7 +54,7 @@ def test_split_folders(tmp_path: Path, folders: tuple[str, ...], sizes: dict[str
     for name in folders:
         tree(tmp_path / name, dict.fromkeys(("a", "b"), 10 if name.lower() == "train" else 3))
     data = from_folder(tmp_path)
-    assert data.source["sizes"] == sizes
+    assert data.source.sizes == sizes
     if len(folders) == 3:  # numbered train, val, test
         assert data.indices["select"] == list(range(20, 26)) and data.indices["test"] == list(range(26, 32))
 
@@ -64,7 +64,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 
 def test_scarce_classes_reach_train_first(tmp_path: Path) -> None:
-    counts = from_folder(tree(tmp_path, {"a": 50, "b": 2, "c": 1})).source["class_counts"]
+    counts = from_folder(tree(tmp_path, {"a": 50, "b": 2, "c": 1})).source.class_counts
     assert every(n >= 1 for n in counts["train"]) and counts["test"][1] == 1
     assert [sum(counts[part][i] for part in PARTS) for i in range(3)] == [50, 2, 1]
 
@@ -131,8 +131,8 @@ def test_imagenette_sample() -> None:
     if not root.is_dir():
         pytest.skip(f"{root} is not there")
     data = from_folder(root, size=None)
-    assert data.size == 128 and len(data.classes) == 10 and data.source["class_counts"]["test"] == [4] * 10
-    assert data.source["sizes"] == {"train": 180, "gate": 20, "select": 40, "test": 40}  # of 200 and 80 in train/, val/
+    assert data.size == 128 and len(data.classes) == 10 and data.source.class_counts["test"] == [4] * 10
+    assert data.source.sizes == {"train": 180, "gate": 20, "select": 40, "test": 40}  # of 200 and 80 in train/, val/
     assert every(0.3 < mean < 0.6 for mean in data.mean) and every(0.2 < std < 0.35 for std in data.std)
 
 

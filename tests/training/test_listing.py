@@ -49,8 +49,8 @@ def test_labelled_and_unlabelled_folders_leave_out_the_same(tmp_path: Path) -> N
     junk(tmp_path / "a")
     data = from_folder(tmp_path)
     images = unlabeled(tmp_path, data, 0)
-    assert sum(data.source["sizes"].values()) == 60 == images.source["images"]
-    assert data.source["skipped"] == images.source["skipped"]
+    assert sum(data.source.sizes.values()) == 60 == images.source.available
+    assert data.source.skipped == images.source.skipped
     for lines in (data_lines(data), unlabeled_lines(images)):
         (said,) = [line for line in lines if line.startswith("left out: ")]
         assert set(said.removeprefix("left out: ").split(", ")) == {
@@ -66,9 +66,9 @@ def test_links_are_followed_but_no_folder_is_entered_twice(tmp_path: Path) -> No
     (tmp_path / "photos" / "b" / "one.png").symlink_to(tmp_path / "elsewhere" / "more.png")
     (tmp_path / "photos" / "c").symlink_to(tree(tmp_path / "other", {"c": 6}) / "c", target_is_directory=True)
     data = from_folder(tmp_path / "photos")
-    counts = [sum(data.source["class_counts"][part][label] for part in data.source["sizes"]) for label in range(3)]
+    counts = [sum(data.source.class_counts[part][label] for part in data.source.sizes) for label in range(3)]
     assert data.classes == ("a", "b", "c") and counts == [6, 6, 6]
-    assert data.source["skipped"] == {"links to folders that are listed already": 1}
+    assert data.source.skipped == {"links to folders that are listed already": 1}
 
 
 @pytest.mark.parametrize("lead", [".", "..", "b", "../.."])
@@ -77,8 +77,8 @@ def test_a_link_within_a_class_brings_no_images_of_another(tmp_path: Path, lead:
     picture(tmp_path / "in" / "outside.png")
     (root / "a" / "x").symlink_to(root / lead, target_is_directory=True)
     data = from_folder(root)
-    assert np.sum([data.source["class_counts"][part] for part in data.source["sizes"]], axis=0).tolist() == [5, 7]
-    assert data.source["skipped"] == {"links to folders that are listed already": 1}
+    assert np.sum([data.source.class_counts[part] for part in data.source.sizes], axis=0).tolist() == [5, 7]
+    assert data.source.skipped == {"links to folders that are listed already": 1}
 
 
 @pytest.mark.parametrize(("link", "to"), [("b", "a"), ("val/a", "train/a"), ("val/a", "train/b"), ("a", "b")])
@@ -108,8 +108,8 @@ def test_pipes_and_sockets_are_never_opened(tmp_path: Path, monkeypatch: pytest.
     with socket.socket(socket.AF_UNIX) as made:
         made.bind("socket.png")
         data = from_folder(tmp_path)
-        assert unlabeled(tmp_path, data, 0).source["skipped"] == {"pipes, sockets or devices": 2}
-    assert data.source["skipped"] == {"pipes, sockets or devices": 2}
+        assert unlabeled(tmp_path, data, 0).source.skipped == {"pipes, sockets or devices": 2}
+    assert data.source.skipped == {"pipes, sockets or devices": 2}
 
 
 def test_files_beside_class_folders_are_counted(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_files_beside_class_folders_are_counted(tmp_path: Path) -> None:
     tree(tmp_path / "test", {"a": 5, "b": 5})
     (tmp_path / "train.csv").write_text("x")
     picture(tmp_path / "train" / "stray.png")
-    assert from_folder(tmp_path).source["skipped"] == {".csv files": 1, "images outside the class folders": 1}
+    assert from_folder(tmp_path).source.skipped == {".csv files": 1, "images outside the class folders": 1}
 
 
 def test_a_class_is_the_same_in_both_forms_of_unicode(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_class_is_the_same_in_both_forms_of_unicode(tmp_path: Path) -> None:
         tree(tmp_path / part, {unicodedata.normalize(form, "café"): 6, "zoo": 6})
     data = from_folder(tmp_path)
     assert data.classes == (unicodedata.normalize("NFC", "café"), "zoo")
-    assert data.source["class_counts"]["test"] == [6, 6]
+    assert data.source.class_counts["test"] == [6, 6]
     tree(tmp_path / "train", {unicodedata.normalize("NFD", "café"): 6})
     with pytest.raises(UserError, match="the same name in two forms of Unicode"):
         from_folder(tmp_path)
@@ -144,11 +144,11 @@ def test_home_and_a_trailing_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(tmp_path))
     tree(tmp_path / "photos", {"a": 20, "b": 20})
     data = from_folder(Path("~/photos/"))
-    assert data.name == "photos" and unlabeled(Path("~/photos"), data, 0).source["images"] == 40
+    assert data.name == "photos" and unlabeled(Path("~/photos"), data, 0).source.available == 40
 
 
 def test_images_lie_at_any_depth_of_a_class(tmp_path: Path) -> None:
     tree(tmp_path / "a", {"monday": 3, "tuesday": 3})
     tree(tmp_path, {"b": 6})
     data: Data = from_folder(tmp_path)
-    assert data.classes == ("a", "b") and sum(data.source["sizes"].values()) == 12
+    assert data.classes == ("a", "b") and sum(data.source.sizes.values()) == 12

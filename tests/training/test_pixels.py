@@ -14,7 +14,8 @@ from pictures import from_folder, png16
 from PIL import Image
 
 from nas.errors import UserError
-from nas.training.data import description, recorded
+from nas.run.directory import Run
+from nas.run.images import described, recorded_images
 from nas.training.header import data_lines
 from nas.training.pixels import LEVELS, NARROW, Whites, decoded, square, whites
 from nas.training.unlabeled import unlabeled
@@ -115,7 +116,7 @@ def test_brighter_images_of_other_splits_are_cut_and_said(tmp_path: Path, parts:
         wide_folder(tmp_path / part, WIDE["I;16 png"], 4095 if part == "train" else 60000)
     data = from_folder(tmp_path, size=8)
     assert data.whites == Whites(integer=4095)
-    assert data.source["cut"]["learn"] == 0 and data.source["cut"]["test"] == 16
+    assert data.source.cut["learn"] == 0 and data.source.cut["test"] == 16
     assert any("cut there" in line and "test 16" in line for line in data_lines(data))
 
 
@@ -131,7 +132,9 @@ def test_the_test_split_has_no_say_in_white(tmp_path: Path) -> None:
 
 def test_whites_are_recorded_and_used_again(tmp_path: Path) -> None:
     data = from_folder(wide_folder(tmp_path / "own", WIDE["I;16 png"], 4095, count=20), size=8)
-    run = recorded(description(data))
+    kept = Run.open(tmp_path / "run", {})
+    kept.write_json("data.json", described(data).to_json())
+    run = recorded_images(kept)
     assert run.whites == data.whites == Whites.of_metadata(data.whites.metadata())
     other = wide_folder(tmp_path / "other", WIDE["I;16 png"], 1023, count=20)
     assert unlabeled(other, run, 0).whites == data.whites

@@ -25,9 +25,9 @@ def test_every_name_of_a_split_in_any_case(tmp_path: Path, part: str, name: str,
         tree(tmp_path / folder, TWO)
     data = from_folder(tmp_path)
     assert data.classes == ("a", "b")
-    assert data.source["splits"] == {key: f"{folders[key]}/" for key in ("train", "select", "test")} | {
+    assert data.source.splits == {key: f"{folders[key]}/" for key in ("train", "select", "test")} | {
         "gate": f"{folders['train']}/"}
-    assert data.source["sizes"] == {"train": 18, "gate": 2, "select": 20, "test": 20}
+    assert data.source.sizes == {"train": 18, "gate": 2, "select": 20, "test": 20}
 
 
 @pytest.mark.parametrize("folders", [("part1", "part2"), ("learn", "test"), ("seg_train", "seg_test", "seg_pred"),
@@ -94,9 +94,9 @@ def test_a_folder_beside_the_splits_is_named(tmp_path: Path) -> None:
     for name in ("train", "test", "dev", "eval", "extra"):
         tree(tmp_path / name, TWO)
     data = from_folder(tmp_path)
-    assert data.source["ignored"] == ["dev/", "eval/", "extra/"]
+    assert data.source.ignored == ["dev/", "eval/", "extra/"]
     assert any(line.startswith("ignored beside the splits: dev/, eval/, extra/ (") for line in data_lines(data))
-    assert sum(data.source["sizes"].values()) == 40
+    assert sum(data.source.sizes.values()) == 40
 
 
 def test_a_folder_that_holds_the_classes_is_named(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_val_without_test_is_halved_the_same_for_every_seed(tmp_path: Path) -> N
     tree(tmp_path / "val", {"a": 8, "b": 4, "c": 1})
     first, second = (from_folder(tmp_path, seed=seed) for seed in (0, 1))
     # 13 images, 6 of them to choose on: 8 and 4 halved; the only image of c is tested
-    assert first.source["class_counts"]["select"] == [4, 2, 0] and first.source["class_counts"]["test"] == [4, 2, 1]
+    assert first.source.class_counts["select"] == [4, 2, 0] and first.source.class_counts["test"] == [4, 2, 1]
     assert first.indices["test"] == second.indices["test"] and first.indices["select"] == second.indices["select"]
     assert set(first.indices["select"]) | set(first.indices["test"]) == set(range(60, 73))
     assert set(first.indices["train"]) | set(first.indices["gate"]) == set(range(60))
@@ -144,7 +144,7 @@ def test_the_least_images_of_a_class(tmp_path: Path, folders: tuple[str, ...], l
     for folder, count in zip(folders, least, strict=True):
         tree(tmp_path / folder, {"a": 30, "rare": count})
     data = from_folder(tmp_path)
-    rare = [data.source["class_counts"][part][1] for part in SPLITS]
+    rare = [data.source.class_counts[part][1] for part in SPLITS]
     said = [line for line in data_lines(data, "crop") if line.startswith("warning: too few images")]
     assert (0 not in rare) == (lacks is None) and len(said) == (lacks is not None)
     if said:

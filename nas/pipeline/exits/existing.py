@@ -37,7 +37,7 @@ from nas.progress import Progress
 from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, lying_at
 from nas.run.settings import named_target, settings_of
-from nas.training.data import Data, recorded
+from nas.training.data import Data, without_images
 from nas.training.labels import names_in, outputs
 from nas.training.pixels import Whites
 from nas.training.preprocessing import Preprocessing, check_input, imagenet
@@ -201,7 +201,7 @@ def _on(given: Data | None, how: Preprocessing, known: Sequence[str] | None, cla
     """
     if given is None:
         names = known if known is not None and len(known) == classes else list(map(str, range(classes)))
-        blank = recorded({"name": model, "classes": names, "size": side, "mean": how.mean, "std": how.std})
+        blank = without_images(model, names, side, how.mean, how.std)
         return how.applied(blank), None
     meant = outputs(model, classes, known, given.classes)
     return how.applied(meant.applied(given)), meant.by

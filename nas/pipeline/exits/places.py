@@ -17,7 +17,7 @@ from nas.latency.onnx_graph import Graph
 from nas.pipeline.exits.existing import Foreign, foreign_costs, grafted
 from nas.pipeline.exits.models import Pick, head_macs, measured_pieces, predicted_pieces
 from nas.plan import macs
-from nas.training.data import recorded
+from nas.training.data import without_images
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def of_file(model: str, weights: Path | None, size: int | None, target: str | No
     foreign = grafted(model, weights, size, seed, untrained=True)
     net, side = foreign.net, foreign.graph.shape[2]
     check(net, in_ch=3, size=side)
-    blank = recorded({"name": model, "classes": map(str, range(net.classes)), "size": side, "mean": (0.0,) * 3,
-                      "std": (1.0,) * 3})
+    blank = without_images(model, list(map(str, range(net.classes))), side, (0.0,) * 3, (1.0,) * 3)
     work, places = _of_graph(foreign, head_macs(net, blank))
     listed = Places(model, side, net.classes, work, places, uncounted=_uncounted(foreign.graph),
                     weights="random" if foreign.torchvision and weights is None else None)
