@@ -18,8 +18,11 @@ from nas.paths import absolute, located
 
 if TYPE_CHECKING:
     from nas.pipeline.exits.card import ExitsCard
+    from nas.pipeline.exits.models import Model
     from nas.pipeline.exits.places import Places
+    from nas.progress import Progress
     from nas.run.directory import Run
+    from nas.training.preprocessing import Preprocessing
 
 LISTED = ("model", "target", "listed", "ops", "as_json")  # options that --list uses, whatever the model is
 WISHES = ("confidence", "lose", "budget_ms", "max_ms")  # what exits are chosen by, once their heads are trained
@@ -72,62 +75,60 @@ def exits(
             return listing.of_file(model, weights, size, target, seed)
         return listing.of_pick(existing.pick(Run.existing(model), arch, target, False, TerminalProgress()))
 
-    def work() -> ExitsCard:
-        from nas.cli.progress import TerminalProgress
-        from nas.exits.runtime import CONFIDENCES
+    def from_run(how: Preprocessing | None, progress: Progress) -> tuple[Model, Path]:
+        """Loads a pick of the run; returns it with the folder that its exits go into."""
         from nas.pipeline.exits import existing
-        from nas.pipeline.exits.add import add, refuse
-        from nas.pipeline.exits.models import Model
-        from nas.pipeline.exits.serve import Wishes, checked
         from nas.run.directory import Run
         from nas.run.images import Images
+
+        if size is not None or weights is not None:
+            raise UserError("--size and --weights: a run has its own")
+        if how is not None or classes is not None:
+            raise UserError("--mean, --std, --scale and --classes: a run knows how its networks read images")
+        if limit is not None and images is None:
+            raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
+        pick = existing.pick(Run.existing(model), arch, target, images is None, progress, Images(data, data_dir))
+        return pick, out or Path(model) / "exits" / f"{pick.name}-{method}"
+
+    def from_file(how: Preprocessing | None) -> tuple[Model, Path]:
+        """Loads an ONNX file or a model of torchvision; returns it with the folder that its exits go into."""
+        from nas.pipeline.exits import existing
         from nas.training.labels import read_names
+
+        if arch is not None:
+            raise UserError(f"--arch {arch}: is of a run, and {model} is none")
+        if classes is not None and data is None:
+            raise UserError(f"--classes {classes}: has no effect without --data, whose labels are found by it")
+        read = partial(_images, data, data_dir, seed, limit)
+        network = existing.file(model, weights, size, target, read, seed, how, read_names(classes))
+        return network, out or Path(f"{Path(model).stem}-exits")
+
+    def work() -> ExitsCard:
+        from nas.cli.progress import TerminalProgress
+        from nas.pipeline.exits.add import add, refuse
+        from nas.pipeline.exits.serve import Wishes, checked
         from nas.training.preprocessing import Preprocessing
 
         run_files(ops)
-        for value, what in ((budget_ms, "--budget-ms"), (max_ms, "--max-ms")):
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"{what}: {value:g} is not a number of milliseconds above 0")
-        if confidence not in CONFIDENCES:
-            raise UserError(f"--confidence {confidence}: known are {', '.join(CONFIDENCES)}")
+        wishes = checked(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
         if images is not None and data is not None:
             raise UserError("--images and --data: give one of the two")
         refuse(method)
         out_folder(out)
-        wishes = checked(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
-        progress = TerminalProgress()
-        of_run = Path(model).is_dir()
+        how, progress, of_run = Preprocessing.of_flags(mean, std, scale), TerminalProgress(), Path(model).is_dir()
+        network, place = from_run(how, progress) if of_run else from_file(how)
         settings: dict[str, Any] = {
             "model": "." if of_run and out is None else absolute(model) if Path(model).exists() else model,
-            "arch": arch, "images": absolute(str(images)) if images else None,
+            "arch": arch and network.name,  # not the beginning of an id that was typed
+            "images": absolute(str(images)) if images else None,
             "data": None if of_run else located("data", data), "limit": limit, "size": size,
             "target": located("target", target), "method": method, "confidence": confidence, "lose": lose,
             "budget_ms": budget_ms, "max_ms": max_ms, "epochs": epochs, "seed": seed, "augment": augment,
             "sha256": _digest(Path(model)), "weights": _digest(weights)}
-        how = Preprocessing.of_flags(mean, std, scale)
         if how is not None:
             settings["preprocessing"] = vars(how)
         if classes is not None:
             settings["classes"] = _digest(classes)
-        if of_run:
-            if size is not None or weights is not None:
-                raise UserError("--size and --weights: a run has its own")
-            if how is not None or classes is not None:
-                raise UserError("--mean, --std, --scale and --classes: a run knows how its networks read images")
-            if limit is not None and images is None:
-                raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
-            where = Images(data, data_dir)
-            network: Model = existing.pick(Run.existing(model), arch, target, images is None, progress, where)
-            settings["arch"] = arch and network.name  # not the beginning of an id that was typed
-            place = out or Path(model) / "exits" / f"{network.name}-{method}"
-        else:
-            if arch is not None:
-                raise UserError(f"--arch {arch}: is of a run, and {model} is none")
-            if classes is not None and data is None:
-                raise UserError(f"--classes {classes}: has no effect without --data, whose labels are found by it")
-            read = partial(_images, data, data_dir, seed, limit)
-            network = existing.file(model, weights, size, target, read, seed, how, read_names(classes))
-            place = out or Path(f"{Path(model).stem}-exits")
         with _open_folder(place, settings) as here:
             return add(network, here, progress, images=images, limit=limit, method=method, epochs=epochs, seed=seed,
                        augment=augment, wishes=wishes, train_on=train_on)

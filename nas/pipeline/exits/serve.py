@@ -18,7 +18,7 @@ from nas.exits.choice import ExitLogits, Pieces
 from nas.exits.export import BRANCHED, export
 from nas.exits.net import Kept, MultiExit
 from nas.exits.policy import calibrate
-from nas.exits.runtime import Runtime, confidences
+from nas.exits.runtime import CONFIDENCES, Runtime, confidences
 from nas.exits.thresholds import Point, Policy
 from nas.files import write_atomic, write_json, write_text
 from nas.latency.base import Costs
@@ -255,7 +255,13 @@ def named(data: Data, size: int) -> dict[str, str]:
 
 
 def checked(wishes: Wishes) -> Wishes:
-    """Returns the wishes unchanged; raises UserError for a loss of accuracy that is not from 0 to 100 points."""
+    """Returns the wishes unchanged. Raises UserError for one that cannot be: its number, or its kind of confidence."""
+    for key in ("budget_ms", "max_ms"):
+        ms = getattr(wishes, key)
+        if ms is not None and not 0 < ms < np.inf:
+            raise UserError(f"{setting(key, f'{ms:g}')}: not a number of milliseconds above 0")
+    if wishes.kind not in CONFIDENCES:
+        raise UserError(f"{setting('confidence', wishes.kind)}: known are {', '.join(CONFIDENCES)}")
     if not 0 <= wishes.lose < 1:
         raise UserError(f"{setting('lose', f'{100 * wishes.lose:g}')}: points of accuracy, from 0 to below 100")
     return wishes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from dataclasses import replace
@@ -28,7 +29,7 @@ from nas.lower.onnx import export as export_onnx
 from nas.pipeline import train_one
 from nas.pipeline.exits import existing
 from nas.pipeline.exits.add import _pieces, _within, add
-from nas.pipeline.exits.serve import Wishes, repriced
+from nas.pipeline.exits.serve import Wishes, checked, repriced
 from nas.run import events
 from nas.run.directory import Run
 from nas.run.settings import Baseline
@@ -142,6 +143,19 @@ def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path
 
 def _four(data: Any) -> Any:
     return replace(data, classes=("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize(("wishes", "message"), [
+    (Wishes(budget_ms=0.0), "budget_ms=0: not a number of milliseconds above 0"),
+    (Wishes(max_ms=math.inf), "max_ms=inf: not a number of milliseconds above 0"),
+    (Wishes(kind="votes"), "confidence=votes: known are max-softmax, entropy, patience"),
+    (Wishes(lose=1.0), "lose=100: points of accuracy, from 0 to below 100"),
+])
+def test_wishes_that_cannot_be_are_one_line(wishes: Wishes, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        checked(wishes)
+    assert str(error.value) == message
+    assert checked(Wishes(budget_ms=1.0, max_ms=2.0)) == Wishes(budget_ms=1.0, max_ms=2.0)
 
 
 def test_a_torchvision_model_by_its_weights(tmp_path: Path) -> None:
