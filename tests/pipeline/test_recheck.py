@@ -294,7 +294,7 @@ def test_what_replaces_a_slow_pick_keeps_the_budget_of_a_target_that_is_not_meas
         return Pick.model_construct(id=id, ms={"cpu": 1.0, "macs": macs}, budget_ms={"cpu": 1.0, "macs": bound})
 
     class Watch:
-        def of(self, budget: Pick) -> dict[str, float | None]:
+        def ms_of(self, budget: Pick) -> dict[str, float | None]:
             return {"cpu": measured[budget.id], "macs": None}
 
         def keeps(self, budget: Pick) -> bool:
