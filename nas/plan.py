@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,7 +60,7 @@ class Branch:
     def at(self, hidden: int | None) -> Op:
         return self.op if hidden is None else self.op.with_knobs(hidden=hidden)
 
-    @property
+    @cached_property
     def ops(self) -> tuple[Op, ...]:
         return tuple(self.op.with_knobs(hidden=w) for w in self.widths) or (self.op,)
 
@@ -77,7 +77,7 @@ class Slot:
     size: int
     branches: tuple[Branch, ...]
 
-    @property
+    @cached_property
     def ops(self) -> tuple[Op, ...]:
         return tuple(op for branch in self.branches for op in branch.ops)
 

@@ -50,9 +50,9 @@ def png16(path: Path, values: npt.NDArray[Any]) -> Path:
     return path
 
 
-def noise(folder: Path, n: int) -> None:
+def noise(folder: Path, n: int, seed: int = 0) -> None:
     """Images of 16x16 without classes."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     folder.mkdir()
     for index in range(n):
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index}.png")

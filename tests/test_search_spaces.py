@@ -8,6 +8,7 @@ import pytest
 import torch
 from batch_norms import scrambled
 from every import every
+from pictures import noise
 from tiny_search import Quiet, searched
 
 from nas import sampling
@@ -23,8 +24,17 @@ SMOKE = ["train.warmup_epochs=1", "train.search_epochs=1", "train.settle_epochs=
 SPACES = shipped("search_spaces", ".yaml")
 
 
-def smoke(space: str, path: Path, target: str, **more: Any) -> dict[str, Any]:
-    flags = {"space": space, "target": [target], "size": 32, "limit": 64, "threads": 1, **more}
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six of each of ten classes: all there is to see is that every step is taken."""
+    folder = tmp_path_factory.mktemp("images")
+    for label in range(10):
+        noise(folder / str(label), 6, seed=label)
+    return folder
+
+
+def smoke(space: str, images: Path, path: Path, target: str, **more: Any) -> dict[str, Any]:
+    flags = {"space": space, "target": [target], "data": str(images), "size": 32, "threads": 1, **more}
     return searched(resolve(None, SMOKE, flags), path, Quiet())
 
 
@@ -38,14 +48,14 @@ def check(result: dict[str, Any], path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
-def test_every_space_is_searched_for_a_gpu(space: str, tmp_path: Path) -> None:
-    check(smoke(space, tmp_path / "run", "gpu-v100", width=0.25), tmp_path / "run")
+def test_every_space_is_searched_for_a_gpu(space: str, images: Path, tmp_path: Path) -> None:
+    check(smoke(space, images, tmp_path / "run", "gpu-v100", width=0.25), tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("space", [space for space in SPACES if space not in ("gpunet", "resnet")])  # of 56 and 121 M
-def test_a_space_is_searched_for_an_npu(space: str, tmp_path: Path) -> None:
-    check(smoke(space, tmp_path / "run", "ethos-u55-128"), tmp_path / "run")
+def test_a_space_is_searched_for_an_npu(space: str, images: Path, tmp_path: Path) -> None:
+    check(smoke(space, images, tmp_path / "run", "ethos-u55-128"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("space", SPACES)

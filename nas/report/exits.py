@@ -16,6 +16,7 @@ from nas.report.drawing import drawing, label, legend
 
 Array = np.ndarray[Any, Any]
 EXAMPLES, COLUMNS = 24, 12  # images that leave first, and last, and of them in a row
+LINE, GAP = 1.22, 0.04  # height of a row of examples, and the margin of an image in its square of side 1
 MOST_CLASSES = 30  # bars of their own
 
 
@@ -113,24 +114,26 @@ def draw_examples(held_out: HeldOut, file: BinaryIO) -> None:
         for part, (exit_, images), count in zip(parts, rows, lines, strict=True):
             which = "the head" if exit_ == len(held_out.confidence) - 1 else f"exit {exit_}"
             part.suptitle(f"leave at {which} ({100 * (at == exit_).mean():.0f} % of all)", fontsize=10)
-            for axes, image in zip(part.subplots(count, COLUMNS, squeeze=False).flat, [*images, *[None] * COLUMNS],
-                                   strict=False):
-                axes.set_axis_off()
-                if image is not None:
-                    _draw_example(axes, held_out, int(image), exit_)
+            _draw_rows(part.add_subplot(), count, held_out, images, exit_)
         figure.savefig(file, format="png")
 
 
-def _draw_example(axes: Any, held_out: HeldOut, image: int, exit_: int) -> None:
-    """Draws an image under its class, in red and with a frame where the answer of ``exit_`` is wrong."""
-    pixels = held_out.images[image].permute(1, 2, 0).numpy()
-    axes.imshow(pixels, interpolation="nearest")
-    wrong = not held_out.right[exit_, image]
-    axes.set_title(label(held_out.classes[int(held_out.labels[image])], 12), fontsize=7, pad=2,
-                   color="tab:red" if wrong else "black")
-    if wrong:
-        height, width = pixels.shape[:2]
-        axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="tab:red", lw=3))
+def _draw_rows(axes: Any, lines: int, held_out: HeldOut, images: Array, exit_: int) -> None:
+    """Draws images in rows, each in a square of side 1 below its class; on one axes, as making one for each is slow.
+
+    Where the answer of ``exit_`` is wrong the class is red and the image has a frame.
+    """
+    for place, image in enumerate(images):
+        left, top = place % COLUMNS, LINE * (place // COLUMNS) + LINE - 1
+        pixels, wrong = held_out.images[image].permute(1, 2, 0).numpy(), not held_out.right[exit_, image]
+        axes.imshow(pixels, interpolation="nearest", extent=(left + GAP, left + 1 - GAP, top + 1 - GAP, top + GAP))
+        axes.text(left + 0.5, top, label(held_out.classes[int(held_out.labels[image])], 12), fontsize=7, ha="center",
+                  va="bottom", color="tab:red" if wrong else "black")
+        if wrong:
+            side = 1 - 2 * GAP
+            axes.add_patch(Rectangle((left + GAP, top + GAP), side, side, fill=False, edgecolor="tab:red", lw=3))
+    axes.set(xlim=(0, COLUMNS), ylim=(LINE * lines, 0), aspect="equal")
+    axes.set_axis_off()
 
 
 def _colour(index: int, exits: int) -> Any:

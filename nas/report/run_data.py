@@ -242,6 +242,8 @@ class _Collector:
     def _judged(self) -> list[dict[str, Any]]:
         """Lists the networks that the selection has judged: held-out loss with inherited weights, and predicted ms."""
         judged = self.run.events(Judged) if self.layout else []
+        known = [self._try(plan, self._layout_of(event.arch), event.arch) for event in judged]
+        self._look_up(key for keys in known for key in keys)  # at once: a kernel model is as long at one as at hundreds
         return [{"id": event.id, "loss": event.loss, "ms": self._try(self._predicted_ms, event.arch)}
                 for event in judged]
 

@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Made:
     home = tmp_path_factory.mktemp("picks")
     space = copy.deepcopy(TINY) | {"head": {"op": "head(hidden=16, dropout_percent=50)"}}
     (home / "dropout.yaml").write_text(yaml.safe_dump(space))
-    config = config_of(home / "dropout.yaml", "train.distill=none")
+    config = config_of(home / "dropout.yaml", "train.distill=none", "budgets=2")
     searched(config, home / "run")
     return config, home / "run"
 
@@ -73,7 +73,7 @@ def test_side_by_side_ends_as_one_after_the_other(trained: Made, untuned: Made, 
     assert weights(untuned[1]) == weights(trained[1])
 
 
-@pytest.mark.parametrize("step", [1, 12, 40])
+@pytest.mark.parametrize("step", [1, 12, 25])
 def test_interrupted_side_by_side_it_continues(trained: Made, untuned: Made, two_threads: None, step: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         searched(*untuned, Quiet(stop_at=step))
@@ -130,7 +130,7 @@ def test_dropout_draws_from_the_generator_that_it_was_given() -> None:
 @pytest.mark.parametrize("method", ["hints", "mutual", "assistant", "born-again"])
 def test_who_teaches_whom_and_it_continues(trained: Made, untuned: Made, tmp_path: Path, method: str,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(Path(trained[0].space), f"train.distill={method}")
+    config = config_of(Path(trained[0].space), f"train.distill={method}", "budgets=2")
     Run(untuned[1]).write_json("config.json", config.to_json())
     whole = Path(shutil.copytree(untuned[1], tmp_path / "whole"))
     taught = dict[str, tuple[list[Any], list[Any] | None]]()

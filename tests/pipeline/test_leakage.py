@@ -1,8 +1,8 @@
 """Held-out images decide nothing that they are not for: with noise in their place all that precedes them stays.
 
 The test split is only reported, the selection split chooses (networks, exits, thresholds) and teaches nothing. Here a
-search with exits, a selection, ``nas train``, ``nas exits`` and exports run again with noise for the images or for the
-labels of a split, and what may not depend on it is compared bit for bit.
+search with exits, a selection, ``nas train``, ``nas exits`` and exports run again with noise for the images and for the
+labels of a split, and what may not depend on either is compared bit for bit.
 """
 
 from __future__ import annotations
@@ -58,20 +58,19 @@ COMPARED_ON_TEST = {"relative_diff", "at_threshold"}  # files with exits, on ima
 KEPT = ("*.safetensors", "thresholds.json", "arch.json", "picks.json", "*.onnx")
 
 
-def noise(split: Split, what: str) -> Split:
-    """The split with other images, or with its labels in another order."""
+def noise(split: Split) -> Split:
+    """The split with other images, and its labels in another order."""
     generator = torch.Generator().manual_seed(1)
-    if what == "labels":
-        return Split(split.images, split.labels[torch.randperm(len(split), generator=generator)])
-    return Split(torch.randint_like(split.images, 0, 256, generator=generator), split.labels)
+    images = torch.randint_like(split.images, 0, 256, generator=generator)
+    return Split(images, split.labels[torch.randperm(len(split), generator=generator)])
 
 
 @contextmanager
-def with_noise(part: str | None, what: str = "images") -> Iterator[None]:
+def with_noise(part: str) -> Iterator[None]:
     """Whatever loads images gets such of one part."""
     def load(*given: Any, **named: Any) -> Data:
         data = data_module.load(*given, **named)
-        return replace(data, **{part: noise(getattr(data, part), what)}) if part else data
+        return replace(data, **{part: noise(getattr(data, part))})
 
     with pytest.MonkeyPatch.context() as patch:
         users = [module for name, module in sys.modules.items() if name.startswith("nas.")
@@ -160,40 +159,36 @@ def differing(one: Outcome, other: Outcome) -> list[str]:
     return [name for name, value in one.kept.items() if other.kept[name] != value]
 
 
-@pytest.mark.parametrize("what", ["images", "labels"])
 def test_a_search_learns_and_chooses_nothing_from_the_test_split(
-        search: tuple[Path, Outcome], space_file: Path, tmp_path: Path, what: str) -> None:
-    with with_noise("test", what):
+        search: tuple[Path, Outcome], space_file: Path, tmp_path: Path) -> None:
+    with with_noise("test"):
         noisy = whole_search(space_file, tmp_path / "run")
     assert differing(search[1], noisy) == []
     assert noisy.reported.keys() == search[1].reported.keys() and noisy.reported != search[1].reported
 
 
-@pytest.mark.parametrize("what", ["images", "labels"])
 def test_training_and_exits_on_a_network_learn_nothing_from_the_test_split(
-        single: tuple[Path, Outcome], space_file: Path, tmp_path: Path, what: str) -> None:
-    with with_noise("test", what):
+        single: tuple[Path, Outcome], space_file: Path, tmp_path: Path) -> None:
+    with with_noise("test"):
         noisy = trained(space_file, tmp_path)
     assert differing(single[1], noisy) == [] and noisy.reported != single[1].reported
 
 
-@pytest.mark.parametrize("what", ["images", "labels"])
 def test_training_learns_nothing_from_the_selection_split(single: tuple[Path, Outcome], space_file: Path,
-                                                          tmp_path: Path, what: str) -> None:
+                                                          tmp_path: Path) -> None:
     """Weights, their batch norms, the scales of int8 and the heads of exits; thresholds do come from it."""
-    with with_noise("select", what):
+    with with_noise("select"):
         noisy = trained(space_file, tmp_path)
     learned = [name for name in noisy.kept if name.endswith(".safetensors") or name == "int8"]
     assert len(learned) == 3 and not set(learned) & set(differing(single[1], noisy))
     assert {"train", "exits", "exits: thresholds.json"} <= set(differing(single[1], noisy))
 
 
-@pytest.mark.parametrize("what", ["images", "labels"])
 def test_a_supernet_and_its_gates_learn_nothing_from_the_selection_split(
-        search: tuple[Path, Outcome], space_file: Path, tmp_path: Path, what: str) -> None:
+        search: tuple[Path, Outcome], space_file: Path, tmp_path: Path) -> None:
     config = config_of(space_file, *SEARCH)
     run = Run.open(tmp_path / "run", config.to_json())
-    with with_noise("select", what):
+    with with_noise("select"):
         here = prepare_inputs(config, run, config.target, Quiet())
         limits = {t: budgets_of_target(here, here.layout, t, [], config.budgets) for t in config.target}
         supernet.train_supernet(here, limits, supernet.ALONE, Quiet())
