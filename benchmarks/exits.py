@@ -40,9 +40,9 @@ from nas.exits.runtime import confidences
 from nas.exits.thresholds import Policy
 from nas.latency.devices.onnxruntime import session
 from nas.lower.emit import emit_many
-from nas.pipeline.exits.picks import rebuilt
+from nas.pipeline.exits.picks import load_with_all_exits
 from nas.pipeline.exits.price import write_untrained
-from nas.pipeline.exits.serve import THRESHOLDS, Trained, judged
+from nas.pipeline.exits.serve import THRESHOLDS, Trained, confidence_and_right
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.setup import load_finished_inputs
 from nas.plan import Layout, Task, layout
@@ -145,7 +145,7 @@ def report(subject: Subject, count: int, seconds: float) -> dict[str, Any]:
     predicted = float(shares @ np.array(made.prefix_ms))
     held_out = trained.test.predictions(kept)
     assert held_out is not None
-    on_all = policy.outcome(*judged(made, held_out, trained.test.labels), made.point.thresholds,
+    on_all = policy.outcome(*confidence_and_right(made, held_out, trained.test.labels), made.point.thresholds,
                             np.array(made.prefix_ms)).accuracy
     figures: dict[str, Any] = {"images": count, "accuracy_on_these": right, "accuracy": on_all,
                                "accuracy_without": subject.accuracy_without, "shares": shares.tolist(),
@@ -216,7 +216,7 @@ def _budgets(trained: Trained, kept: Sequence[int], made: Policy) -> Iterator[di
 
 def of_card(inputs: Inputs, card: Card, accuracy_without: float) -> Subject:
     """A network with exits of a search."""
-    method, full = rebuilt(inputs, card, "")
+    method, full = load_with_all_exits(inputs, card, "")
     return Subject(f"{card.id} ({card.method}, exits behind slots {card.exits})",
                    Trained.of(method, inputs.data, torch.device("cpu"), "max-softmax"),
                    [full.exits.index(slot) for slot in card.exits], inputs.run.file(card.onnx).parent,

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from torchvision import models
 
 from nas.errors import UserError
-from nas.pipeline.exits.places import of_file
-from nas.pipeline.exits.weights import names
+from nas.pipeline.exits.places import places_of_file
+from nas.pipeline.exits.weights import classifier_names
 
 CLOSE = 0.02  # torchvision rounds its figures, and counts products that are no layers in some transformers
 
@@ -28,7 +28,7 @@ CLOSE = 0.02  # torchvision rounds its figures, and counts products that are no 
 def row(name: str, target: str | None) -> tuple[str, str]:
     """``runs``, ``refused`` or ``failed``, and what the table says of the network."""
     try:
-        found = of_file(name, None, None, target)
+        found = places_of_file(name, None, None, target)
     except UserError as error:
         return "refused", str(error).removeprefix(f"{name}: ")
     except Exception as error:  # what this script looks for
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     counts = dict.fromkeys(("runs", "refused", "failed"), 0)
     print("| network | | places for exits, or why there are none |\n|---|---|---|")
-    for name in given.names or names():
+    for name in given.names or classifier_names():
         kind, text = row(name, given.target)
         counts[kind] += 1
         print(f"| {name} | {kind} | {text} |", flush=True)

@@ -29,7 +29,7 @@ from nas.exits import policy
 from nas.exits.methods import methods
 from nas.exits.runtime import confidences
 from nas.files import write_json
-from nas.pipeline.exits.train import train
+from nas.pipeline.exits.train import train_exits
 from nas.plan import Layout, Task, layout, macs, plan, prefixes
 from nas.progress import Progress
 from nas.run import checkpoint, events
@@ -82,7 +82,7 @@ class Bench:
         if method == PLAIN:
             judged = evaluation.evaluate(net, self.data.test, self.data, CPU)
             return {"accuracy": [judged.accuracy], "se": judged.accuracy_se, "seconds": seconds_of(work, name)}
-        made = train(name, net, self.data, self.recipe, work, place, seed, CPU, progress, method=method)
+        made = train_exits(name, net, self.data, self.recipe, work, place, seed, CPU, progress, method=method)
         select, test = (record(made, split, self.data, CPU) for split in (self.data.select, self.data.test))
         divisors = policy.temperatures(select.logits, select.labels)
         sure = [confidences("max-softmax", one.logits, divisors) for one in (select, test)]

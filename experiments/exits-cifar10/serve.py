@@ -26,8 +26,8 @@ from nas.exits.methods import methods
 from nas.latency.table import LatencyTable
 from nas.lower.emit import emit
 from nas.pipeline.exits.price import known_exit_ms
-from nas.pipeline.exits.serve import Trained, Wishes, chosen, named, write
-from nas.pipeline.exits.train import train
+from nas.pipeline.exits.serve import Trained, Wishes, choose_exits, input_metadata, write_files
+from nas.pipeline.exits.train import train_exits
 from nas.plan import plan
 from nas.run.directory import Run
 from nas.subnet import build
@@ -67,11 +67,12 @@ def served(bench: Bench, table: LatencyTable, method: str, seed: int, options: a
     if method in methods(frozen=True):
         net.load_state_dict(plain.state_dict())
     select, test = (evaluation.evaluate(plain, split, data, CPU) for split in (data.select, data.test))
-    made = train(f"{method}-{seed}", net, bench.data, bench.recipe, work, place, seed, CPU, progress, method=method)
+    made = train_exits(f"{method}-{seed}", net, bench.data, bench.recipe, work, place, seed, CPU, progress,
+                       method=method)
     trained = Trained.of(made, data, CPU, "max-softmax")
-    found = chosen(trained, pieces, Wishes(than=select.accuracy))
+    found = choose_exits(trained, pieces, Wishes(than=select.accuracy))
     folder, without = work.file(f"{place}served"), work.file(f"{PLAIN}-{seed}.onnx")
-    write(folder, trained, found, named(data, data.size))
+    write_files(folder, trained, found, input_metadata(data, data.size))
     without.write_bytes(emit(plain, in_ch=data.in_ch, size=data.size).SerializeToString())
     subject = Subject(f"{method}, seed {seed}, exits {found.kept} of {len(bench.arch.exits)}", trained, found.kept,
                       folder, without, test.accuracy)

@@ -72,8 +72,8 @@ def exits(
 
         run_files(ops)
         if not Path(model).is_dir():
-            return listing.of_file(model, weights, size, target, seed)
-        return listing.of_pick(existing.pick(Run.existing(model), arch, target, False, TerminalProgress()))
+            return listing.places_of_file(model, weights, size, target, seed)
+        return listing.places_of_pick(existing.load_pick(Run.existing(model), arch, target, False, TerminalProgress()))
 
     def from_run(how: Preprocessing | None, progress: Progress) -> tuple[Model, Path]:
         """Loads a pick of the run; returns it with the folder that its exits go into."""
@@ -87,7 +87,7 @@ def exits(
             raise UserError("--mean, --std, --scale and --classes: a run knows how its networks read images")
         if limit is not None and images is None:
             raise UserError(f"--limit {limit}: a run has its own images; it is of those of --images")
-        pick = existing.pick(Run.existing(model), arch, target, images is None, progress, Images(data, data_dir))
+        pick = existing.load_pick(Run.existing(model), arch, target, images is None, progress, Images(data, data_dir))
         return pick, out or Path(model) / "exits" / f"{pick.name}-{method}"
 
     def from_file(how: Preprocessing | None) -> tuple[Model, Path]:
@@ -100,20 +100,20 @@ def exits(
         if classes is not None and data is None:
             raise UserError(f"--classes {classes}: has no effect without --data, whose labels are found by it")
         read = partial(_images, data, data_dir, seed, limit)
-        network = existing.file(model, weights, size, target, read, seed, how, read_names(classes))
+        network = existing.load_file(model, weights, size, target, read, seed, how, read_names(classes))
         return network, out or Path(f"{Path(model).stem}-exits")
 
     def work() -> ExitsCard:
         from nas.cli.progress import TerminalProgress
-        from nas.pipeline.exits.add import add, refuse
-        from nas.pipeline.exits.serve import Wishes, checked
+        from nas.pipeline.exits.add import add, refuse_method
+        from nas.pipeline.exits.serve import Wishes, checked_wishes
         from nas.training.preprocessing import Preprocessing
 
         run_files(ops)
-        wishes = checked(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
+        wishes = checked_wishes(Wishes(confidence, "search", budget_ms, lose / 100, None, max_ms))
         if images is not None and data is not None:
             raise UserError("--images and --data: give one of the two")
-        refuse(method)
+        refuse_method(method)
         out_folder(out)
         how, progress, of_run = Preprocessing.of_flags(mean, std, scale), TerminalProgress(), Path(model).is_dir()
         network, place = from_run(how, progress) if of_run else from_file(how)

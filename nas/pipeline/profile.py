@@ -12,7 +12,7 @@ from nas.files import shipped
 from nas.latency.costs import LOCAL
 from nas.latency.devices import file_name, open_device
 from nas.latency.profile import Profiled, planned_s, profile
-from nas.pipeline.exits.price import price_asking
+from nas.pipeline.exits.price import measure_exit_ms
 from nas.plan import Task, layout
 from nas.progress import Progress
 from nas.space import Space
@@ -49,7 +49,7 @@ def profile_spaces(spaces: Sequence[str], task: Task, out: Path | None, progress
         began = time.monotonic()
         done[at.space] = profile(at, path, device=machine, remeasure=remeasure, progress=progress,
                                  rng_seed=seed, validate=validate, tell=progress.note)
-        price_asking(at, path, remeasure, progress)
+        measure_exit_ms(at, path, remeasure, progress)
         seconds[at.space] = time.monotonic() - began
     checks = [space.validation for space in done.values() if space.validation]
     last = list(done.values())[-1]

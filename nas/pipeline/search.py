@@ -76,7 +76,7 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     inputs = prepare_inputs(config, run, config.target, progress, introduce=not run.has("front.json"), timed_in=run)
     keep_place(run, config)
     if config.exits.method != "none":
-        picks_exits.refuse(inputs)
+        picks_exits.refuse_exits(inputs)
     limits = {target: budgets_of_target(inputs, inputs.layout, target, supernet.given_budgets(config, target),
                                         config.budgets) for target in config.target}
     if config.target:
@@ -138,7 +138,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
                                            [resized(pruned, at.size) for at in inputs.every], progress)
     inputs = with_targets(inputs, {target: costs[target] for target in targets}, pruned, progress, limited)
     if fine_tune and config.exits.method != "none":
-        picks_exits.refuse(inputs)
+        picks_exits.refuse_exits(inputs)
     kept = fitting_layout(pruned, inputs.footprints)
     named = {t: [ms] for t, ms in bounds.together.items()} if len(bounds.together) == 1 else {}
     limits = {t: reachable_budgets(inputs, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),

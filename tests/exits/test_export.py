@@ -30,7 +30,7 @@ from nas.exits.policy import calibrate, leaving
 from nas.exits.runtime import DriftWarning, confidences
 from nas.exits.thresholds import Policy
 from nas.lower.verify import Disagreement
-from nas.pipeline.exits.serve import compared
+from nas.pipeline.exits.serve import check_files
 from nas.training.data import load, normalise
 
 MS = np.array([1.0, 2.0, 3.0])
@@ -116,10 +116,10 @@ def test_within_rounding_of_a_threshold_either_exit_is_right(tmp_path: Path) -> 
         return with_point(policy, thresholds=(threshold, 0.9, -np.inf))
 
     export(model, tmp_path, in_ch=3, size=16, policy=at(sure - 2e-6), metadata={})
-    found = compared(tmp_path, model, at(sure + 2e-6), x)
+    found = check_files(tmp_path, model, at(sure + 2e-6), x)
     assert found.compared == 60 and 1 <= found.at_threshold < 10 and found.relative_diff < 1e-4
     with pytest.raises(Disagreement, match=r"1 of 60 images leave elsewhere .* \(not counting 0 within rounding"):
-        compared(tmp_path, model, at(sure + 2e-5), x)
+        check_files(tmp_path, model, at(sure + 2e-5), x)
 
 
 def test_they_agree_on_digits(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import add
-from nas.pipeline.exits.train import load as load_exits
+from nas.pipeline.exits.train import load_exits as load_exits
 from nas.pipeline.finetune import load_weights
 from nas.pipeline.setup import load_finished_inputs, prepare_inputs
 from nas.plan import plan
@@ -122,7 +122,7 @@ def trained(space_file: Path, path: Path) -> Outcome:
     done.take("train", run.path, train_one.train_network(config, run, None, quiet).to_json())
     pipeline.export(run, None, None, path / "int8", quiet, "int8-onnx")
     done.kept["int8"] = [file.read_bytes() for file in (path / "int8").iterdir()]
-    model = existing.pick(run, None, None, True, quiet)
+    model = existing.load_pick(run, None, None, True, quiet)
     run = Run.open(path / "exits", {})
     done.take("exits", run.path, add(model, run, quiet, epochs=1).to_json())
     return done
@@ -279,7 +279,7 @@ def test_delivered_batch_norms_are_those_of_training_images(search: tuple[Path, 
         for file in files:
             net = load_weights(here, Arch.from_json(json.loads(file.read_text())), place)
             assert alike(statistics(net), recomputed(net, count)), file
-    one = existing.pick(Run.existing(single[0] / "trained"), None, None, True, Quiet())
+    one = existing.load_pick(Run.existing(single[0] / "trained"), None, None, True, Quiet())
     heads = method("cache", one.net)
     load_exits(heads, Run(single[0] / "exits"), "")
     assert alike(statistics(heads.eval()), recomputed(heads, 2000, heads.net.net.exits))
@@ -319,8 +319,8 @@ def test_what_exits_may_lose_is_of_the_plain_picks_own_accuracy(search: tuple[Pa
                                                                 tmp_path: Path,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     assert unfinished(search, tmp_path / "run", "exits")
-    asked, chosen = list[Any](), picks.chosen
-    monkeypatch.setattr(picks, "chosen", lambda trained, pieces, wishes: (
+    asked, chosen = list[Any](), picks.choose_exits
+    monkeypatch.setattr(picks, "choose_exits", lambda trained, pieces, wishes: (
         asked.append((trained, pieces, wishes)), chosen(trained, pieces, wishes))[1])
     result = searched(config_of(space_file, *SEARCH), tmp_path / "run")
     plain = [card for card in cards_of(result) if not card["exits"]]

@@ -140,7 +140,7 @@ def test_a_whole_command(finished: Run, space_file: Path, drawn: st.DataObject) 
         "export": lambda: pipeline.export(finished, plain, None, None, Quiet()),
         "export exits": lambda: pipeline.export(finished, early, None, None, Quiet()),
         "evaluate": lambda: evaluate(finished.path, arch=plain),
-        "exits": lambda: existing.pick(finished, plain, None, False, Quiet()),
+        "exits": lambda: existing.load_pick(finished, plain, None, False, Quiet()),
         "network": lambda: [pick.load_model() for pick in front_of_run(finished.path, finished.read(
             "front.json", Front))
                             if not pick.exits]}
@@ -168,7 +168,7 @@ def test_weights(finished: Run, file: str, drawn: st.DataObject) -> None:
     arch = Arch.from_json(finished.read_json(f"archs/{card.of}/arch.json"))
     try:
         path.write_bytes(drawn.draw(changed(header).map(again) | torn(content)))
-        read_or_refused(lambda: exits.rebuilt(here, card, "") if file.startswith("exits") else
+        read_or_refused(lambda: exits.load_with_all_exits(here, card, "") if file.startswith("exits") else
                         load_weights(here, arch, ""), file)
     finally:
         path.write_bytes(content)

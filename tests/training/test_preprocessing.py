@@ -69,7 +69,7 @@ def foreign(path: Path, how: tuple[Any, Any, float], metadata: dict[str, str] | 
 
 def with_exits(path: Path, folder: Path, how: Preprocessing | None) -> tuple[float, Preprocessing, dict[str, str]]:
     """Share of images on which the network of ``nas exits`` is right, what its card says, and its files' metadata."""
-    model = existing.file(str(path), None, None, "gpu-v100", lambda side, whites: load(
+    model = existing.load_file(str(path), None, None, "gpu-v100", lambda side, whites: load(
         str(folder), data_dir=None, size=side, seed=0), 0, how)
     part = model.data.learn
     right = model.plain(normalise(part.images, model.data)).argmax(1) == part.labels

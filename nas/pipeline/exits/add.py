@@ -16,8 +16,18 @@ from nas.exits.methods import method as make
 from nas.exits.methods import methods
 from nas.pipeline.exits.card import UNMEASURED, Delivered, ExitsCard, Times
 from nas.pipeline.exits.models import Model
-from nas.pipeline.exits.serve import CARD, THRESHOLDS, Served, Trained, Wishes, chosen, measured, repriced, write
-from nas.pipeline.exits.train import train
+from nas.pipeline.exits.serve import (
+    CARD,
+    THRESHOLDS,
+    Served,
+    Trained,
+    Wishes,
+    choose_exits,
+    measure_exits,
+    with_prefix_ms,
+    write_files,
+)
+from nas.pipeline.exits.train import train_exits
 from nas.pipeline.overrun import excesses
 from nas.progress import Progress
 from nas.run import events, timeline
@@ -45,10 +55,10 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
     network's own. ``augment`` is what heads learn under, in place of what suits the images.
     Raises UserError as ``refuse`` does, and for a network that files with exits cannot hold.
     """
-    refuse(method)
+    refuse_method(method)
     augmentation.check_augmentation(augment or model.data.augment)
     check(model.net, in_ch=model.data.in_ch, size=model.data.size)
-    data = _data(model, images, seed, limit)
+    data = _images_of_heads(model, images, seed, limit)
     data = replace(data, augment=augment or data.augment)
     lines = unlabeled_lines(data) if images else data_lines(data, data.augment, "augment")
     for line in lines:
@@ -62,13 +72,13 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
         progress.note(f"heads: {count} epochs of {len(data.learn):,} images in batches of {recipe.batch}; then exits "
                       f"and thresholds are chosen{', and the files are timed here' if model.clock is not None else ''}")
     with timeline.phase(run, "training"):
-        made = train(model.name, model.net, data, recipe, run, "", seed, device, progress, method=method,
-                     settings=settings)
+        made = train_exits(model.name, model.net, data, recipe, run, "", seed, device, progress, method=method,
+                           settings=settings)
 
     def card() -> ExitsCard:
         with timeline.phase(run, "choice and files"):
             trained = Trained.of(made, data, device, wishes.kind)
-            delivered, times = _served(model, run, trained, wishes, method, progress)
+            delivered, times = _choose_and_write(model, run, trained, wishes, method, progress)
         return ExitsCard(
             id=model.name, method=method, epochs=count, target=model.target,
             labels="the network's answers" if images else "the images'", candidates=len(trained.select.logits) - 1,
@@ -78,7 +88,7 @@ def add(model: Model, run: Run, progress: Progress, *, images: Path | None = Non
     return run.record(CARD, ExitsCard, card).model_copy(update={"folder": str(run.path)})
 
 
-def refuse(method: str) -> None:
+def refuse_method(method: str) -> None:
     """Raises UserError for a method that is not known or would change the network."""
     known = methods(frozen=True)
     if method not in known:
@@ -86,21 +96,21 @@ def refuse(method: str) -> None:
                         f"{call('search', exits='METHOD')}")
 
 
-def _served(model: Model, run: Run, trained: Trained, wishes: Wishes, method: str,
-            progress: Progress) -> tuple[Delivered, Times]:
+def _choose_and_write(model: Model, run: Run, trained: Trained, wishes: Wishes, method: str,
+                      progress: Progress) -> tuple[Delivered, Times]:
     """Chooses exits, writes their files and, where this machine is the target, measures them."""
     with progress.task("measure and choose exits" if model.clock is not None else "choose exits", 3) as task:
         pieces = _pieces(model, run)  # measured once
         task.advance()
-        served, final = _within(model, run, trained, wishes, pieces)
+        served, final = _choose_within_max_ms(model, run, trained, wishes, pieces)
         task.advance()
         if final is not served:  # milliseconds of the very file: thresholds for them
             prefix, trunk = np.array(final.policy.prefix_ms), np.zeros(len(trained.select.logits))
             trunk[[*served.kept, -1]] = np.diff(np.r_[0.0, prefix])
-            served = chosen(trained, Pieces(trunk, np.zeros(len(trunk))), wishes, served.kept)
-        delivered, times = write(run.path, trained, served, {**model.metadata, "exit_method": method}), UNMEASURED
+            served = choose_exits(trained, Pieces(trunk, np.zeros(len(trunk))), wishes, served.kept)
+        delivered, times = write_files(run.path, trained, served, {**model.metadata, "exit_method": method}), UNMEASURED
         if model.clock is not None:
-            times = measured(run.path, trained, served, model.clock, model.now_ns)
+            times = measure_exits(run.path, trained, served, model.clock, model.now_ns)
         task.advance()
     return delivered, times
 
@@ -124,7 +134,8 @@ def _pieces(model: Model, run: Run) -> Pieces:
     return Pieces(np.array(kept["trunk"]), np.array(kept["heads"]))
 
 
-def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pieces) -> tuple[Served, Served]:
+def _choose_within_max_ms(model: Model, run: Run, trained: Trained, wishes: Wishes,
+                          pieces: Pieces) -> tuple[Served, Served]:
     """Chooses exits; returns them as they were chosen, and again with the milliseconds of their finished file.
 
     The latter may be above those that they were chosen by. Raises UserError where the file takes longer than
@@ -132,8 +143,8 @@ def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pi
     """
     asked = wishes
     for _ in range(TRIES):
-        served = chosen(trained, pieces, asked)
-        final = _timed(model, run, trained, served)
+        served = choose_exits(trained, pieces, asked)
+        final = _time_file(model, run, trained, served)
         worst = final.policy.prefix_ms[-1]
         if wishes.max_ms is None or asked.max_ms is None or worst <= wishes.max_ms:
             return served, final
@@ -142,7 +153,7 @@ def _within(model: Model, run: Run, trained: Trained, wishes: Wishes, pieces: Pi
                     "raise it")
 
 
-def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
+def _time_file(model: Model, run: Run, trained: Trained, served: Served) -> Served:
     """Returns exits with the milliseconds of their finished file, from the run's log where that was timed before.
 
     How confidence is computed is part of the file.
@@ -150,14 +161,14 @@ def _timed(model: Model, run: Run, trained: Trained, served: Served) -> Served:
     kept, confidence = list(served.kept), served.policy.kind
     for event in run.events(events.ExitsTimed):
         if (event.kept, event.confidence) == (kept, confidence):
-            return repriced(served, event.prefix_ms)
+            return with_prefix_ms(served, event.prefix_ms)
     final = model.timed(trained, served, run.path)
     if final is not served:
         run.log(events.ExitsTimed(kept=kept, confidence=confidence, prefix_ms=list(final.policy.prefix_ms)))
     return final
 
 
-def _data(model: Model, images: Path | None, seed: int, limit: int | None) -> Data:
+def _images_of_heads(model: Model, images: Path | None, seed: int, limit: int | None) -> Data:
     if images is not None:
         return answered(unlabeled(images, model.data, seed, limit), model.plain, placement.device_of("cpu"))
     if not len(model.data.learn):

@@ -25,11 +25,11 @@ from nas.lower.verify import check_onnx
 from nas.pipeline import setup
 from nas.pipeline.deliver import metadata_of
 from nas.pipeline.exits.card import Reading
-from nas.pipeline.exits.models import MeasuredOnnx, Model, Pick, PredictedOnnx, alone, predicted_pieces
+from nas.pipeline.exits.models import MeasuredOnnx, Model, Pick, PredictedOnnx, predict_pieces, time_here
 from nas.pipeline.exits.price import known_exit_ms
-from nas.pipeline.exits.serve import named, timed_here
+from nas.pipeline.exits.serve import input_metadata, timed_here
 from nas.pipeline.exits.train import with_exits
-from nas.pipeline.exits.weights import check_size, classifier
+from nas.pipeline.exits.weights import build_classifier, check_size
 from nas.pipeline.finetune import load_weights
 from nas.pipeline.front import find_picks, read_fronts
 from nas.plan import plan
@@ -43,8 +43,8 @@ from nas.training.pixels import Whites
 from nas.training.preprocessing import Preprocessing, check_input, imagenet
 
 
-def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,
-         where: Images = RECORDED) -> Pick:
+def load_pick(run: Run, arch_id: str | None, target: str | None, images: bool, progress: Progress,
+              where: Images = RECORDED) -> Pick:
     """Loads a finished pick of a run to add exits to it; without ``images`` those of the run are not read.
 
     Raises UserError for what is not there, and for a target whose files are int8.
@@ -87,9 +87,9 @@ def pick(run: Run, arch_id: str | None, target: str | None, images: bool, progre
                 layout=at, keys=keys, priced=choice.pieces(keys, costs.ms_many, known_exit_ms(costs)))
 
 
-def file(model: str, weights: Path | None, size: int | None, target: str | None,
-         data: Callable[[int, Whites], Data | None], seed: int, preprocessing: Preprocessing | None = None,
-         classes: Sequence[str] | None = None) -> Model:
+def load_file(model: str, weights: Path | None, size: int | None, target: str | None,
+              data: Callable[[int, Whites], Data | None], seed: int, preprocessing: Preprocessing | None = None,
+              classes: Sequence[str] | None = None) -> Model:
     """An ONNX file, or a torchvision model by name with a file of its weights; ``data`` gives images of a size, with
     what the file divides pixels of more than 8 bits by.
 
@@ -98,23 +98,23 @@ def file(model: str, weights: Path | None, size: int | None, target: str | None,
     UserError for what has no exits or costs.
     """
     costs = foreign_costs(model, target)
-    foreign = grafted(model, weights, size, seed)
+    foreign = load_foreign(model, weights, size, seed)
     net, proto, side = foreign.net, foreign.graph.model, foreign.graph.shape[2]
     kept = {p.key: p.value for p in proto.metadata_props}
     how = preprocessing or (imagenet("torchvision's weights were trained with it") if foreign.torchvision else
                             Preprocessing.of_file(kept, Path(model)))
     known = classes if classes is not None else names_in(kept)
     whites = Whites.of_metadata(kept)
-    read, by = _on(data(side, whites), how, known, net.classes, side, model)
+    read, by = _read_as(data(side, whites), how, known, net.classes, side, model)
     read = read if len(read.learn) else replace(read, whites=whites)
     reading = Reading(preprocessing=how, classes_by=by, weights_at=foreign.weights, ends_in=foreign.graph.cut.kind)
     name, now_ns = Path(model).stem, clock_of(1)[1]
-    metadata = {**named(read, side), "id": name}
+    metadata = {**input_metadata(read, side), "id": name}
     if costs is None:
-        return MeasuredOnnx(name=name, net=net, plain=net, data=read, metadata=metadata, target="cpu", clock=alone,
+        return MeasuredOnnx(name=name, net=net, plain=net, data=read, metadata=metadata, target="cpu", clock=time_here,
                             now_ns=now_ns, reading=reading, graph=proto)
     return PredictedOnnx(name=name, net=net, plain=net, data=read, metadata=metadata, target=str(target), now_ns=now_ns,
-                         reading=reading, priced=predicted_pieces(net, read, costs))
+                         reading=reading, priced=predict_pieces(net, read, costs))
 
 
 def foreign_costs(model: str, target: str | None) -> KernelModel | None:
@@ -141,7 +141,7 @@ class Foreign:
     weights: str | None
 
 
-def grafted(model: str, weights: Path | None, size: int | None, seed: int, untrained: bool = False) -> Foreign:
+def load_foreign(model: str, weights: Path | None, size: int | None, seed: int, untrained: bool = False) -> Foreign:
     """Loads an ONNX file, or a torchvision model by name, and puts untrained exits wherever one can stand.
 
     With ``untrained`` a torchvision model needs no weights. Raises UserError for what is neither, and for what exits
@@ -181,7 +181,7 @@ def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path,
         return path, None
     if path.suffix == ".onnx":
         raise UserError(f"{model}: no such file")
-    made = classifier(model, weights, untrained)
+    made = build_classifier(model, weights, untrained)
     side = made.size if size is None else size
     check_size(model, made, side)
     try:
@@ -193,8 +193,8 @@ def _as_onnx(model: str, weights: Path | None, size: int | None, folder: Path,
     return folder / "model.onnx", made.weights
 
 
-def _on(given: Data | None, how: Preprocessing, known: Sequence[str] | None, classes: int, side: int,
-        model: str) -> tuple[Data, str | None]:
+def _read_as(given: Data | None, how: Preprocessing, known: Sequence[str] | None, classes: int, side: int,
+             model: str) -> tuple[Data, str | None]:
     """Returns images normalised and labelled for a network, and how its classes were found.
 
     If none are ``given``, there are no images in what it returns.

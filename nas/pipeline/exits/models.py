@@ -32,7 +32,7 @@ from nas.latency.timing import interleaved
 from nas.lower.emit import emit
 from nas.lower.onnx import save
 from nas.pipeline.exits.card import Reading
-from nas.pipeline.exits.serve import Clock, Served, Trained, exit_runs, repriced
+from nas.pipeline.exits.serve import Clock, Served, Trained, exit_runs, with_prefix_ms
 from nas.plan import Layout, OpKey, macs
 from nas.training.data import Data
 
@@ -98,7 +98,7 @@ class MeasuredOnnx(Model):
     graph: onnx.ModelProto
 
     def pieces(self) -> Pieces:
-        return measured_pieces(self.net, self.data, self.graph, self.now_ns)
+        return measure_pieces(self.net, self.data, self.graph, self.now_ns)
 
     def timed(self, trained: Trained, served: Served, folder: Path) -> Served:
         """Returns chosen exits with what leaving at each takes in the finished file, not the sum of measured pieces."""
@@ -106,11 +106,11 @@ class MeasuredOnnx(Model):
         export(trained.network(served.kept), folder, in_ch=trained.data.in_ch, size=side, policy=served.policy,
                metadata={})
         images = np.random.default_rng(0).standard_normal((8, 3, side, side), dtype=np.float32)
-        ms, _ = alone(lambda: exit_runs(folder / BRANCHED, images, np.zeros(8, int), exits, self.now_ns), exits)
-        return repriced(served, np.maximum.accumulate([ms[f"exit {index}"] for index in range(exits)]).tolist())
+        ms, _ = time_here(lambda: exit_runs(folder / BRANCHED, images, np.zeros(8, int), exits, self.now_ns), exits)
+        return with_prefix_ms(served, np.maximum.accumulate([ms[f"exit {index}"] for index in range(exits)]).tolist())
 
 
-def alone(prepare: Callable[[], Mapping[str, Timed]], count: int) -> tuple[dict[str, float], float | None]:
+def time_here(prepare: Callable[[], Mapping[str, Timed]], count: int) -> tuple[dict[str, float], float | None]:
     """Times runs on this machine, in a process of their own and without a yardstick: ms by name, and no drift."""
     with one_torch_thread():
         timings = fresh(lambda: interleaved(prepare(), seconds=SECONDS * count, rng=random.Random(0), max_rounds=400,
@@ -118,7 +118,7 @@ def alone(prepare: Callable[[], Mapping[str, Timed]], count: int) -> tuple[dict[
     return {name: timing.ms for name, timing in timings.items()}, None
 
 
-def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Callable[[], int]) -> Pieces:
+def measure_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Callable[[], int]) -> Pieces:
     """Times a network with all exits on this machine, and divides the time among trunk and heads.
 
     It leaves at each exit in turn. What leaving at the last takes beyond the network without exits is the heads' time,
@@ -136,7 +136,7 @@ def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Ca
             runs = exit_runs(Path(folder) / BRANCHED, images, np.zeros(8, int), exits, now_ns)
             return {**runs, "plain": timed(session(plain.SerializeToString()), 1, now_ns)}
 
-        ms, _ = alone(prepare, exits + 1)
+        ms, _ = time_here(prepare, exits + 1)
     prefix = np.maximum.accumulate([ms[f"exit {index}"] for index in range(exits)])
     work = np.array(head_macs(net, data), float)
     over = max(prefix[-1] - ms["plain"], 0.02 * ms["plain"])
@@ -144,19 +144,19 @@ def measured_pieces(net: Grafted, data: Data, plain: onnx.ModelProto, now_ns: Ca
     return Pieces(np.maximum(np.diff(np.r_[0.0, prefix]) - heads, 1e-6), heads)
 
 
-def predicted_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
+def predict_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
     """Predicts the milliseconds of trunk and heads, part by part, with the target's kernel model.
 
     Raises UserError where that does not know a part.
     """
     try:
-        return _priced_pieces(net, data, costs)
+        return _predict_part_by_part(net, data, costs)
     except UserError as error:
         raise UserError(f"{setting('target', costs.name)}: {error}; {setting('target', 'cpu')} times the network on "
                         "this machine") from None
 
 
-def _priced_pieces(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
+def _predict_part_by_part(net: Grafted, data: Data, costs: KernelModel) -> Pieces:
     with tempfile.TemporaryDirectory() as name:
         path, x = Path(name) / "part.onnx", torch.zeros(1, 3, data.size, data.size)
         trunk, heads = [], []

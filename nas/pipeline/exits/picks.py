@@ -34,13 +34,13 @@ from nas.pipeline.exits.serve import (
     Served,
     Trained,
     Wishes,
-    chosen,
-    compared,
-    measured,
+    check_files,
+    choose_exits,
+    measure_exits,
     timed_here,
-    write,
+    write_files,
 )
-from nas.pipeline.exits.train import load, train, with_exits
+from nas.pipeline.exits.train import load_exits, train_exits, with_exits
 from nas.pipeline.finetune import load_weights, network_folder
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.overrun import excesses
@@ -55,7 +55,7 @@ FOLDER = "exits/"  # of a pick's
 RANDOM = 64  # inputs on which an export without images is compared with PyTorch
 
 
-def refuse(inputs: Inputs) -> None:
+def refuse_exits(inputs: Inputs) -> None:
     """Raises UserError where a search cannot have exits: by its space, targets, epochs, or settings of the method."""
     if not inputs.layout.exits:
         raise UserError(f"{setting('exits', inputs.config.exits.method)}: {inputs.layout.space} has no stride change "
@@ -69,14 +69,14 @@ def refuse(inputs: Inputs) -> None:
         raise UserError(f"{setting('exits', options.method)}: exits are trained with fine-tuned picks, and "
                         "train.finetune_epochs=0: leave one of them out")
     with randomness.seeded(inputs.seed):
-        net = build(inputs.layout, _with_all(inputs, some))
-    least = _phases(inputs, net)
+        net = build(inputs.layout, _with_all_exits(inputs, some))
+    least = _count_phases(inputs, net)
     if options.epochs is not None and options.epochs < least:
         raise UserError(f"exits.epochs={options.epochs}: {options.method} trains in {least} phases, each an epoch at "
                         "least")
 
 
-def _phases(inputs: Inputs, net: Network) -> int:
+def _count_phases(inputs: Inputs, net: Network) -> int:
     """Counts the phases of the method around a network with all exits. Raises UserError for settings it refuses."""
     options = inputs.config.exits
     with randomness.seeded(inputs.seed):  # what it begins with is not kept, and nothing else is to begin otherwise
@@ -94,7 +94,7 @@ def exit_card(inputs: Inputs, arch: Arch, plain: Card, place: str, recipe: FineT
     name = network_folder(place, arch) + FOLDER
 
     def made() -> dict[str, Any] | None:
-        card = _card(inputs, arch, plain, name, place, recipe, progress, bounds)
+        card = _make_card(inputs, arch, plain, name, place, recipe, progress, bounds)
         return card.to_json() if card else None
 
     return inputs.run.read(name + CARD, Card) if inputs.run.stage(name + CARD, made) else None
@@ -105,7 +105,7 @@ def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> Export
 
     Thresholds, classes, pictures and card are copied, as they were made of images.
     """
-    method, full = rebuilt(inputs, card, place)
+    method, full = load_with_all_exits(inputs, card, place)
     kept = [full.exits.index(slot) for slot in card.exits]
     network = MultiExit(Kept(method.net.net, kept), method.net.combine.kept(kept)).eval()
     delivered = inputs.run.file(card.onnx).parent
@@ -118,38 +118,38 @@ def export_exits(inputs: Inputs, card: Card, place: str, folder: Path) -> Export
         copy(delivered / name, folder / name)
     images = torch.randn(RANDOM, in_ch, size, size, generator=torch.Generator().manual_seed(0))
     return ExportedFile(id=card.id, predicted_ms=card.ms, onnx=str(folder / written.onnx),
-                        **dict(compared(folder, network, policy, images)))
+                        **dict(check_files(folder, network, policy, images)))
 
 
-def rebuilt(inputs: Inputs, card: Card, place: str) -> tuple[Method, Arch]:
+def load_with_all_exits(inputs: Inputs, card: Card, place: str) -> tuple[Method, Arch]:
     """Loads the network of a pick with exits as it was trained, with all exits that it could have, and its arch."""
     arch = Arch.from_json(inputs.run.read_json(f"{place}archs/{card.of}/arch.json"))
-    full, options = _with_all(inputs, arch), inputs.config.exits
+    full, options = _with_all_exits(inputs, arch), inputs.config.exits
     net = with_exits(inputs.layout, full, load_weights(inputs, arch, place), inputs.seed)
     method = make(options.method, net, **options.settings)
-    load(method, inputs.run, f"{Path(card.onnx).parent}/")
+    load_exits(method, inputs.run, f"{Path(card.onnx).parent}/")
     return method.eval(), full
 
 
-def _with_all(inputs: Inputs, arch: Arch) -> Arch:
+def _with_all_exits(inputs: Inputs, arch: Arch) -> Arch:
     """Returns the arch with an exit wherever the space has one."""
     return replace(arch, exits=tuple(exit_.slot for exit_ in inputs.layout.exits))
 
 
-def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe: FineTuningRecipe,
-          progress: Progress, bounds: Mapping[str, float]) -> Card | None:
-    options, data, full = inputs.config.exits, inputs.data, _with_all(inputs, arch)
+def _make_card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe: FineTuningRecipe,
+               progress: Progress, bounds: Mapping[str, float]) -> Card | None:
+    options, data, full = inputs.config.exits, inputs.data, _with_all_exits(inputs, arch)
     net = with_exits(inputs.layout, full, load_weights(inputs, arch, place), inputs.seed)
     try:
         check(net, in_ch=data.in_ch, size=data.size)
     except UserError as error:
         progress.note(f"{arch.id}: no exits: {error}")
         return None
-    least = _phases(inputs, net)
+    least = _count_phases(inputs, net)
     epochs = options.epochs if options.epochs is not None else max(least, recipe.epochs)
     learned = recipe.model_copy(update={"epochs": epochs})
-    method = train(arch.id, placement.placed(net, inputs.device), data, learned, inputs.run, name, inputs.seed,
-                   inputs.device, progress, method=options.method, settings=options.settings)
+    method = train_exits(arch.id, placement.placed(net, inputs.device), data, learned, inputs.run, name, inputs.seed,
+                         inputs.device, progress, method=options.method, settings=options.settings)
     views = list(evaluation.views(data.select, inputs.config.train.augment or data.augment, inputs.seed))
     trained = Trained.of(method, data, inputs.device, options.confidence, views)
     pieces = {target: choice.pieces(plan(inputs.layout, full), costs.ms_many, known_exit_ms(costs))
@@ -160,8 +160,8 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
         first, limit = (bounded, limit) if bounded in pieces else (first, None)
     wishes = Wishes(options.confidence, options.rule, None, options.lose / 100, plain.select_accuracy, limit)
     try:
-        served = chosen(trained, pieces[first], wishes)
-        written = write(inputs.run.file(name), trained, served, {**metadata_of(inputs, arch),
+        served = choose_exits(trained, pieces[first], wishes)
+        written = write_files(inputs.run.file(name), trained, served, {**metadata_of(inputs, arch),
                                                                 "exit_method": options.method})
     except UserError as error:  # of this pick: the others and the search go on
         progress.note(f"{arch.id}: no exits: {error}")
@@ -169,7 +169,7 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
     slots = tuple(full.exits[index] for index in served.kept)
     shortened = replace(arch, exits=slots)
     keys = plan(inputs.layout, shortened)
-    times = _measured(inputs, trained, served, name)
+    times = _measure(inputs, trained, served, name)
     mean_ms, worst_ms = ({target: getattr(figures, key) for target, figures in times.items()}
                          for key in ("measured_ms", "measured_worst_ms"))
     excess = excesses(mean_ms, bounds)
@@ -191,12 +191,12 @@ def _card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, recipe
                 test_mean_ms={first: written.mean_ms}, cuts=written.cuts, provenance=plain.provenance)
 
 
-def _measured(inputs: Inputs, trained: Trained, served: Served, name: str) -> dict[str, Times]:
+def _measure(inputs: Inputs, trained: Trained, served: Served, name: str) -> dict[str, Times]:
     """Measures exits by target, on each that is this machine."""
     times = dict.fromkeys(inputs.costs, UNMEASURED)
     for target, costs in inputs.costs.items():
         if here := timed_here(costs):
             table, device = here
             beside = partial(time_networks, layout=inputs.measured, table=table, device=device)
-            times[target] = measured(inputs.run.file(name), trained, served, beside, clock(1)[1])
+            times[target] = measure_exits(inputs.run.file(name), trained, served, beside, clock(1)[1])
     return times

@@ -14,8 +14,8 @@ from nas.exits.export import check
 from nas.latency.devices.onnxruntime import clock
 from nas.latency.onnx_counts import multiply_adds
 from nas.latency.onnx_graph import Graph
-from nas.pipeline.exits.existing import Foreign, foreign_costs, grafted
-from nas.pipeline.exits.models import Pick, head_macs, measured_pieces, predicted_pieces
+from nas.pipeline.exits.existing import Foreign, foreign_costs, load_foreign
+from nas.pipeline.exits.models import Pick, head_macs, measure_pieces, predict_pieces
 from nas.plan import macs
 from nas.training.data import without_images
 
@@ -63,26 +63,26 @@ class Places:
         return replace(self, target=target, ms=pieces.plain_ms, places=tuple(places))
 
 
-def of_file(model: str, weights: Path | None, size: int | None, target: str | None, seed: int = 0) -> Places:
+def places_of_file(model: str, weights: Path | None, size: int | None, target: str | None, seed: int = 0) -> Places:
     """Lists where exits could be added to an ONNX file or a torchvision model; with ``target`` also milliseconds.
 
     A torchvision model may have random weights. Raises UserError for what exits cannot be added to.
     """
     costs = foreign_costs(model, target)
-    foreign = grafted(model, weights, size, seed, untrained=True)
+    foreign = load_foreign(model, weights, size, seed, untrained=True)
     net, side = foreign.net, foreign.graph.shape[2]
     check(net, in_ch=3, size=side)
     blank = without_images(model, list(map(str, range(net.classes))), side, (0.0,) * 3, (1.0,) * 3)
-    work, places = _of_graph(foreign, head_macs(net, blank))
+    work, places = _places_of_graph(foreign, head_macs(net, blank))
     listed = Places(model, side, net.classes, work, places, uncounted=_uncounted(foreign.graph),
                     weights="random" if foreign.torchvision and weights is None else None)
     if target is None:
         return listed
-    return listed.timed(target, predicted_pieces(net, blank, costs) if costs else
-                        measured_pieces(net, blank, foreign.graph.model, clock(1)[1]))
+    return listed.timed(target, predict_pieces(net, blank, costs) if costs else
+                        measure_pieces(net, blank, foreign.graph.model, clock(1)[1]))
 
 
-def of_pick(model: Pick) -> Places:
+def places_of_pick(model: Pick) -> Places:
     """Lists where exits could be added to a pick of a run."""
     at = model.layout
     work = choice.pieces(model.keys, lambda plan: [float(macs(key)) for key in plan])
@@ -93,7 +93,7 @@ def of_pick(model: Pick) -> Places:
     return listed.timed(model.target, model.pieces())
 
 
-def _of_graph(foreign: Foreign, heads: Sequence[int]) -> tuple[int, tuple[Place, ...]]:
+def _places_of_graph(foreign: Foreign, heads: Sequence[int]) -> tuple[int, tuple[Place, ...]]:
     """Returns the multiply-adds of a whole graph, and where exits could be added to it."""
     graph = foreign.graph
     nodes, at = foreign.net.model.graph.node, foreign.net.places

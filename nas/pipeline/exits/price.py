@@ -31,7 +31,7 @@ NETWORKS = 3  # random ones, with all their exits
 IMAGES = 16  # random, one after another
 
 
-def price_asking(at: Layout, path: Path, again: bool, progress: Progress) -> None:
+def measure_exit_ms(at: Layout, path: Path, again: bool, progress: Progress) -> None:
     """Measures ``exit_ms`` and puts it into the table ``path``, if that is of this machine, one thread and one image.
 
     Else the user is told that it is not measured. One that is in the table stays, unless it is to be measured

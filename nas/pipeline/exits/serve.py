@@ -79,7 +79,7 @@ class Trained:
         method.eval()
         said = []
         for splits in (views or [data.select], [data.test]):
-            heard = [record(method.net.net.logits, _even(split, len(splits)), data, device) for split in splits]
+            heard = [record(method.net.net.logits, _even_part(split, len(splits)), data, device) for split in splits]
             logits, labels = np.concatenate([h.logits for h in heard], 1), np.concatenate([h.labels for h in heard])
             said.append(ExitLogits(logits, labels, method.net.combine, kind))
         method.cpu()
@@ -105,7 +105,7 @@ class Served:
     test: Point
 
 
-def chosen(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequence[int] | None = None) -> Served:
+def choose_exits(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequence[int] | None = None) -> Served:
     """Chooses the exits to keep (unless given) and sets their thresholds.
 
     Raises UserError where nothing meets the wishes.
@@ -127,26 +127,26 @@ def chosen(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequence[int]
     made = calibrate(predictions, said.labels, prefix, budget, kind=wishes.kind, rule=wishes.rule, chosen=point)
     tested = trained.test.predictions(kept)
     assert tested is not None
-    confidence, fits = judged(made, tested, trained.test.labels)
+    confidence, fits = confidence_and_right(made, tested, trained.test.labels)
     return Served(tuple(kept), made, choice.cross_validated(said, kept, prefix, budget),
                   policy.outcome(confidence, fits, made.point.thresholds, prefix))
 
 
-def judged(made: Policy, predictions: Array, labels: Array) -> tuple[Array, Array]:
+def confidence_and_right(made: Policy, predictions: Array, labels: Array) -> tuple[Array, Array]:
     """Returns how sure each exit is of each image by the policy's measure, and whether it is right: both [exits, n]."""
     return confidences(made.kind, predictions, np.array(made.temperatures)), predictions.argmax(-1) == labels
 
 
-def write(folder: Path, trained: Trained, served: Served, metadata: dict[str, str]) -> Delivered:
+def write_files(folder: Path, trained: Trained, served: Served, metadata: dict[str, str]) -> Delivered:
     """Writes files and pictures of chosen exits, and compares them with PyTorch."""
     data, network = trained.data, trained.network(served.kept)
     written = export(network, folder, in_ch=data.in_ch, size=data.size, policy=served.policy, metadata=metadata)
     write_json(folder / THRESHOLDS, served.policy)
     write_text(folder / CLASSES, "\n".join(data.classes) + "\n")
-    agreement = compared(folder, network, served.policy, normalise(data.test.images[:CHECKED], data))
+    agreement = check_files(folder, network, served.policy, normalise(data.test.images[:CHECKED], data))
     predictions = trained.test.predictions(served.kept)
     assert predictions is not None
-    held_out = figures.HeldOut(served.policy, *judged(served.policy, predictions, trained.test.labels),
+    held_out = figures.HeldOut(served.policy, *confidence_and_right(served.policy, predictions, trained.test.labels),
                                trained.test.labels, data.classes, data.test.images, trained.test.accuracy,
                                served.test)
     for name, draw in PICTURES.items():
@@ -163,7 +163,7 @@ def _figures(trained: Trained, served: Served) -> Figures:
                    worst_ms=test.worst_ms, prefix_ms=list(served.policy.prefix_ms), confidence=served.policy.kind)
 
 
-def compared(folder: Path, network: MultiExit, made: Policy, images: torch.Tensor) -> CheckedFiles:
+def check_files(folder: Path, network: MultiExit, made: Policy, images: torch.Tensor) -> CheckedFiles:
     """Compares exits, classes and logits of the file with ``If`` and of the segments with PyTorch's on some images.
 
     These are [n, C, S, S]. Where a confidence is within rounding of its threshold either exit is right;
@@ -172,7 +172,7 @@ def compared(folder: Path, network: MultiExit, made: Policy, images: torch.Tenso
     """
     with torch.inference_mode():
         expected = torch.cat([torch.stack(network(part)) for part in torch.split(images, 256)], 1).numpy()
-    confidence, _ = judged(made, expected, np.zeros(len(images)))
+    confidence, _ = confidence_and_right(made, expected, np.zeros(len(images)))
     thresholds = np.array(made.point.thresholds)
     at = policy.leaving(confidence, made.point.thresholds)
     close = np.zeros(len(at), bool)
@@ -201,17 +201,17 @@ def exit_runs(path: Path, images: Array, at: Array, exits: int, now_ns: Callable
         leaving = images[at == index][:TIMED] if (at == index).any() else images[:TIMED]
         runtime = Runtime(path)
         runtime.thresholds = [np.inf] * index + [-np.inf] * (exits - index)
-        runs[f"exit {index}"] = _cycling(runtime, leaving, now_ns)
+        runs[f"exit {index}"] = _timed_in_turn(runtime, leaving, now_ns)
     return runs
 
 
-def measured(folder: Path, trained: Trained, served: Served, clock: Clock,
-             now_ns: Callable[[], int]) -> Times:
+def measure_exits(folder: Path, trained: Trained, served: Served, clock: Clock,
+                  now_ns: Callable[[], int]) -> Times:
     """Measures what leaving at each exit takes, and the mean and worst that follow from where test images leave."""
     images = normalise(trained.data.test.images, trained.data).numpy()
     predictions = trained.test.predictions(served.kept)
     assert predictions is not None
-    sure, _ = judged(served.policy, predictions, trained.test.labels)
+    sure, _ = confidence_and_right(served.policy, predictions, trained.test.labels)
     at = policy.leaving(sure, served.policy.point.thresholds)
     exits = len(predictions)
     ms, drift = clock(lambda: exit_runs(folder / BRANCHED, images, at, exits, now_ns), exits)
@@ -232,7 +232,7 @@ def timed_here(costs: Costs) -> tuple[LatencyTable, Device] | None:
     return here if here and here[1].name == "cpu" else None
 
 
-def repriced(served: Served, prefix_ms: Sequence[float]) -> Served:
+def with_prefix_ms(served: Served, prefix_ms: Sequence[float]) -> Served:
     """Returns chosen exits with other milliseconds of leaving at each, such as measured ones in place of sums."""
     ms = np.asarray(prefix_ms)
 
@@ -247,14 +247,14 @@ def repriced(served: Served, prefix_ms: Sequence[float]) -> Served:
     return replace(served, policy=made, crossed=again(served.crossed), test=again(served.test))
 
 
-def named(data: Data, size: int) -> dict[str, str]:
+def input_metadata(data: Data, size: int) -> dict[str, str]:
     """Returns the metadata of a file that a program needs to use it on images."""
     return {"classes": "\n".join(data.classes), "input": "NCHW float32", "size": str(size), "scale": "pixels / 255",
             "producer": "nas", "mean": " ".join(f"{v:.6g}" for v in data.mean),
             "std": " ".join(f"{v:.6g}" for v in data.std), **data.whites.metadata()}
 
 
-def checked(wishes: Wishes) -> Wishes:
+def checked_wishes(wishes: Wishes) -> Wishes:
     """Returns the wishes unchanged. Raises UserError for one that cannot be: its number, or its kind of confidence."""
     for key in ("budget_ms", "max_ms"):
         ms = getattr(wishes, key)
@@ -267,12 +267,12 @@ def checked(wishes: Wishes) -> Wishes:
     return wishes
 
 
-def _even(split: Split, views: int) -> Split:
+def _even_part(split: Split, views: int) -> Split:
     """Cuts several views to an even number of images each, so that halves of all are the same images."""
     return split if views == 1 else split.part(0, len(split) // 2 * 2)
 
 
-def _cycling(runtime: Runtime, images: Array, now_ns: Callable[[], int]) -> Timed:
+def _timed_in_turn(runtime: Runtime, images: Array, now_ns: Callable[[], int]) -> Timed:
     """Returns a function that runs a file on the next of the images and returns the ms: of the session's run alone."""
     session, thresholds = runtime.sessions[0], np.array(runtime.thresholds[:-1], np.float32)
     state = {"next": 0}

@@ -37,9 +37,9 @@ def with_exits(at: Layout, arch: Arch, plain: Subnet, seed: int) -> Subnet:
     return net
 
 
-def train(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Run, place: str, seed: int,
-          device: torch.device, progress: Progress, *, method: str,
-          settings: Mapping[str, Any] | None = None) -> Method:
+def train_exits(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Run, place: str, seed: int,
+                device: torch.device, progress: Progress, *, method: str,
+                settings: Mapping[str, Any] | None = None) -> Method:
     """Trains the exits of ``net`` by a method, and returns that in eval mode; it writes ``place`` + ``exits.*``.
 
     Raises UserError for a file that is broken, and for fewer epochs than the method has phases.
@@ -50,7 +50,7 @@ def train(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Ru
         raise UserError(f"{setting('exits.epochs')}: {method} trains in {made.phases()} phases, each an epoch at "
                         f"least; {recipe.epochs} are too few; give {made.phases()} or more")
     if run.has(place + WEIGHTS):
-        load(made, run, place)
+        load_exits(made, run, place)
         return made.to(device).eval()
     training = ExitTraining(name, made, data, recipe, seed, device)
     if run.has(place + CHECKPOINT):
@@ -59,7 +59,7 @@ def train(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Ru
         while not training.finished:
             began = time.monotonic()
             with randomness.seeded(seed, name, training.done):
-                epoch = training.epoch(partial(_reach, task, training.done))
+                epoch = training.epoch(partial(_show_progress, task, training.done))
             run.log(events.ExitsTrained(**vars(epoch), id=name, seconds=round(time.monotonic() - began, 3)))
             checkpoint.save(run, place + CHECKPOINT, training)
     recalibrate(made, evaluation.calibration_images(data, 2000, 128, device, seed))
@@ -69,12 +69,12 @@ def train(name: str, net: Network, data: Data, recipe: FineTuningRecipe, run: Ru
     return made.eval()
 
 
-def _reach(task: Task, epochs: int, step: int, of: int) -> None:
+def _show_progress(task: Task, epochs: int, step: int, of: int) -> None:
     """Moves the progress bar to ``epochs`` and ``step`` of the next."""
     task.advance(epochs + step / of - task.done)
 
 
-def load(method: Method, run: Run, place: str) -> None:
+def load_exits(method: Method, run: Run, place: str) -> None:
     """Loads the weights that training wrote. Raises UserError for a file that is broken."""
     path = run.file(place + WEIGHTS)
     try:

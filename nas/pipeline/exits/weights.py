@@ -46,29 +46,29 @@ class Classifier:
     weights: str | None = None
 
 
-def names() -> list[str]:
+def classifier_names() -> list[str]:
     """Lists the names of torchvision's classifiers."""
     return list(models.list_models(module=models))
 
 
-def classifier(name: str, weights: Path | None, untrained: bool = False) -> Classifier:
+def build_classifier(name: str, weights: Path | None, untrained: bool = False) -> Classifier:
     """Builds a classifier of torchvision with weights from a file; ``untrained`` allows random ones without a file.
 
     Raises UserError for an unknown name and for weights that are missing or of another network.
     """
-    if name not in names():
+    if name not in classifier_names():
         raise UserError(f"{name}: neither a run, nor an ONNX file, nor a model of torchvision; "
-                        f"{nearest(name, names())}")
+                        f"{nearest(name, classifier_names())}")
     if weights is None and not untrained:
         raise UserError(f"{name}: give its trained weights: {setting('weights', 'FILE')} (.pth or .safetensors)")
-    net = _built(name)
+    net = _build(name)
     if weights is None:
-        return Classifier(net, _size(name, net))
-    trained = _found(read(weights), net, weights, name)
-    if (arguments := _arguments(trained.state, net)) != _arguments(net.state_dict(), net):
-        net = _built(name, **arguments)
-    _put(trained.state, net, weights, name)
-    return Classifier(net, _size(name, net), trained.place)
+        return Classifier(net, _image_size(name, net))
+    trained = _find_state(read_weights(weights), net, weights, name)
+    if (arguments := _builder_arguments(trained.state, net)) != _builder_arguments(net.state_dict(), net):
+        net = _build(name, **arguments)
+    _load_into(trained.state, net, weights, name)
+    return Classifier(net, _image_size(name, net), trained.place)
 
 
 def check_size(name: str, made: Classifier, size: int) -> None:
@@ -83,7 +83,7 @@ def check_size(name: str, made: Classifier, size: int) -> None:
                         f"{made.size}") from None
 
 
-def read(path: Path) -> Any:
+def read_weights(path: Path) -> Any:
     """Reads what torch or safetensors saved. Raises UserError, which says what the file is, for anything else."""
     if not path.exists():
         raise UserError(f"{setting('weights', path)}: no such file; torchvision's own are not downloaded")
@@ -92,7 +92,7 @@ def read(path: Path) -> Any:
         raise UserError(f"{setting('weights', path)}: {kind.text}, not "
                         f"weights{kind.for_weights and '; '}{kind.for_weights}")
     try:
-        return safetensors.torch.load_file(path) if kind is formats.SAFETENSORS else _unpickled(path)
+        return safetensors.torch.load_file(path) if kind is formats.SAFETENSORS else _unpickle(path)
     except UserError:
         raise
     except Exception as error:  # torch and safetensors raise many kinds for a broken file
@@ -100,13 +100,13 @@ def read(path: Path) -> Any:
                         f"({' '.join(str(error).split())[:120]}); fetch it again") from None
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickle(path: Path) -> Any:
     """Reads a file of torch that holds tensors and plain values; nothing in it is executed.
 
     Settings of the training (``argparse.Namespace``) and numbers of NumPy, which checkpoints have beside weights, are
     harmless. Raises UserError for other classes.
     """
-    allowed = _harmless()
+    allowed = _harmless_classes()
     try:
         strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # a format of before torch 1.6, which loading itself checks
@@ -123,7 +123,7 @@ def _unpickled(path: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _harmless() -> list[tuple[Any, str]]:
+def _harmless_classes() -> list[tuple[Any, str]]:
     """Lists classes and functions that make values and do nothing else, with the names that files have for them."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)}
@@ -132,7 +132,7 @@ def _harmless() -> list[tuple[Any, str]]:
             *((kind, f"{kind.__module__}.{kind.__qualname__}") for kind in kinds)]
 
 
-def _built(name: str, **arguments: Any) -> nn.Module:
+def _build(name: str, **arguments: Any) -> nn.Module:
     """Builds a network as torchvision does for weights of its own, without the heads that are for training alone.
 
     GoogLeNet and Inception then expect inputs that are normalised as for ImageNet.
@@ -150,52 +150,52 @@ def _built(name: str, **arguments: Any) -> nn.Module:
     return net.eval()
 
 
-def _size(name: str, net: nn.Module) -> int:
+def _image_size(name: str, net: nn.Module) -> int:
     """Returns the side of the images that torchvision evaluates its weights at; a transformer has its own."""
     side = getattr(net, "image_size", None)
     presets = models.get_model_weights(name).DEFAULT.transforms
     return int(side if side is not None else presets.keywords["crop_size"])
 
 
-def _arguments(state: State, net: nn.Module) -> dict[str, int]:
+def _builder_arguments(state: State, net: nn.Module) -> dict[str, int]:
     """Returns the builder's arguments that follow from shapes of weights: classes, and a transformer's image size."""
-    said = {"num_classes": len(state[_head(net)])}
+    said = {"num_classes": len(state[_head_name(net)])}
     if (places := state.get("encoder.pos_embedding")) is not None and isinstance(net, models.VisionTransformer):
         said["image_size"] = math.isqrt(places.shape[1] - 1) * net.patch_size
     return said
 
 
-def _head(net: nn.Module) -> str:
+def _head_name(net: nn.Module) -> str:
     """Returns the name of the classifier's last tensor, which has a number for each class."""
     return list(net.state_dict())[-1]
 
 
 @dataclass(frozen=True)
-class _Found:
+class _StateDict:
     """Holds tensors by the network's names, and the key and prefix under which the file has them."""
 
     state: State
     place: str
 
 
-def _found(content: Any, net: nn.Module, path: Path, name: str) -> _Found:
+def _find_state(content: Any, net: nn.Module, path: Path, name: str) -> _StateDict:
     """Finds the network's tensors in what a file holds, by their names.
 
     Raises UserError where no tensors have these names, and where those of several networks do.
     """
     expected = set(net.state_dict())
-    groups = list(_groups(content))
+    groups = list(_tensor_groups(content))
     if not groups:
         raise UserError(f"{setting('weights', path)}: no state dict, it holds no tensors by name; where it was made: "
                         "torch.save(model.state_dict(), 'weights.pth')")
-    candidates = [_Found(state, place) for place, tensors in groups
+    candidates = [_StateDict(state, place) for place, tensors in groups
                   for place, state in _without_prefix(place, tensors, net)]
     most = max((len(expected & c.state.keys()) for c in candidates), default=0)
     best = [c for c in candidates if len(expected & c.state.keys()) == most]
     best = [c for c in best if not any(word in c.place.lower() for word in AVERAGES)] or best
-    if not best or _head(net) not in best[0].state:
+    if not best or _head_name(net) not in best[0].state:
         tensors = max((tensors for _, tensors in groups), key=len)
-        raise UserError(f"{setting('weights', path)}: not weights of {name}: no {_head(net)} among {len(tensors)} "
+        raise UserError(f"{setting('weights', path)}: not weights of {name}: no {_head_name(net)} among {len(tensors)} "
                         f"tensors ({_first(sorted(tensors))})")
     if len(best) > 1:
         places = ", ".join(candidate.place or "at the top" for candidate in best)
@@ -204,30 +204,30 @@ def _found(content: Any, net: nn.Module, path: Path, name: str) -> _Found:
     return best[0]
 
 
-def _groups(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
+def _tensor_groups(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
     """Yields every mapping of names to tensors in what a file holds, with the keys that lead to it."""
     if isinstance(content, Mapping) and depth < DEPTH:
         tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if tensors:
             yield place, tensors
         for key, value in content.items():
-            yield from _groups(value, f"{place}{key}/", depth + 1)
+            yield from _tensor_groups(value, f"{place}{key}/", depth + 1)
 
 
 def _without_prefix(place: str, tensors: State, net: nn.Module) -> Iterator[tuple[str, State]]:
     """Yields tensors without a prefix of their names, for each prefix that some name of the network's has."""
-    ends = (_head(net), next(iter(net.state_dict())))
+    ends = (_head_name(net), next(iter(net.state_dict())))
     prefixes = {key.removesuffix(end) for key in tensors for end in ends if key.endswith(end)}
     expected = net.state_dict().keys()
     for prefix in sorted(prefixes):
         if prefix == "" or prefix.endswith("."):
-            state = {_today(key[len(prefix):], expected): value for key, value in tensors.items()
+            state = {_current_name(key[len(prefix):], expected): value for key, value in tensors.items()
                      if key.startswith(prefix)}
             yield place + prefix, {key: value for key, value in state.items()
                                    if key.partition(".")[0] not in TRAINING_ONLY}
 
 
-def _today(key: str, expected: Any) -> str:
+def _current_name(key: str, expected: Any) -> str:
     """Translates the name of a tensor in old files of torchvision to today's, if that is one of ``expected``.
 
     Files of DenseNet have ``norm.1`` for ``norm1``, those of transformers ``linear_2`` for ``3``.
@@ -237,7 +237,7 @@ def _today(key: str, expected: Any) -> str:
     return other if key not in expected and other in expected else key
 
 
-def _put(state: State, net: nn.Module, path: Path, name: str) -> None:
+def _load_into(state: State, net: nn.Module, path: Path, name: str) -> None:
     """Loads weights into a network. Raises UserError, naming what does not fit, for other weights and for NaN."""
     expected = net.state_dict()
     missing = [key for key in expected if key not in state and not key.endswith(COUNTER)]

@@ -28,8 +28,8 @@ from nas.exits.net import Combine
 from nas.lower.onnx import export as export_onnx
 from nas.pipeline import train_one
 from nas.pipeline.exits import existing
-from nas.pipeline.exits.add import _pieces, _within, add
-from nas.pipeline.exits.serve import Wishes, checked, repriced
+from nas.pipeline.exits.add import _choose_within_max_ms, _pieces, add
+from nas.pipeline.exits.serve import Wishes, checked_wishes, with_prefix_ms
 from nas.run import events
 from nas.run.directory import Run
 from nas.run.settings import Baseline
@@ -40,7 +40,7 @@ from nas.training.preprocessing import IMAGENET
 def test_exits_are_not_added_to_exits(finished: tuple[Path, dict[str, Any]]) -> None:
     early = next(card for card in cards(finished[1]) if card["exits"])
     with pytest.raises(UserError, match=f"arch={early['id']}: has exits already; arch={early['of']} is the same"):
-        existing.pick(Run.existing(finished[0]), early["id"], None, False, Quiet())
+        existing.load_pick(Run.existing(finished[0]), early["id"], None, False, Quiet())
 
 
 def test_a_baseline_takes_exits_for_a_target(space_file: Path, tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_a_baseline_takes_exits_for_a_target(space_file: Path, tmp_path: Path) -
     run, quiet = Run.open(tmp_path / "run", settings.to_json()), Quiet()
     train_one.train_network(settings, run, None, quiet)
     with pytest.raises(UserError, match=r"target: .*run has none; give one"):
-        existing.pick(run, None, None, False, quiet)
-    model = existing.pick(run, None, "gpu-v100", True, quiet)
+        existing.load_pick(run, None, None, False, quiet)
+    model = existing.load_pick(run, None, "gpu-v100", True, quiet)
     assert model.target == "gpu-v100" and len(model.net.exits) == 1 and len(model.data.learn)
 
 
@@ -59,7 +59,7 @@ def test_a_file_of_one_channel_is_refused(tmp_path: Path) -> None:
                               torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
     export_onnx(net, tmp_path / "gray.onnx", in_ch=1, size=16, metadata={})
     with pytest.raises(UserError, match=r"gray.onnx: its input \[1, 1, 16, 16\] has 1 channel"):
-        existing.file(str(tmp_path / "gray.onnx"), None, None, "gpu-v100", lambda side, whites: None, 0)
+        existing.load_file(str(tmp_path / "gray.onnx"), None, None, "gpu-v100", lambda side, whites: None, 0)
 
 
 def test_the_measured_file_keeps_to_max_ms(tmp_path: Path) -> None:
@@ -74,14 +74,14 @@ def test_the_measured_file_keeps_to_max_ms(tmp_path: Path) -> None:
 
     def final(trained: Any, served: Any, folder: Path) -> Any:
         asked.append(served.kept)
-        return repriced(served, [1.25 * ms for ms in pieces.prefix_ms(served.kept)])
+        return with_prefix_ms(served, [1.25 * ms for ms in pieces.prefix_ms(served.kept)])
 
     model, run = SimpleNamespace(timed=final), Run.open(tmp_path / "run", {})
-    served, found = _within(model, run, trained, Wishes(max_ms=9.45), pieces)
+    served, found = _choose_within_max_ms(model, run, trained, Wishes(max_ms=9.45), pieces)
     assert served.kept == (0,) and found.policy.prefix_ms[-1] == pytest.approx(1.25 * 7.5)
     with pytest.raises(UserError, match=r"none fit|max_ms=9\.3: the file of these exits takes 9\.375 ms"):
-        _within(model, run, trained, Wishes(max_ms=9.3), pieces)
-    assert _within(model, run, trained, Wishes(), pieces)[0].kept in asked
+        _choose_within_max_ms(model, run, trained, Wishes(max_ms=9.3), pieces)
+    assert _choose_within_max_ms(model, run, trained, Wishes(), pieces)[0].kept in asked
     assert len(asked) == len(set(asked))  # what was timed is not timed again
     (event, *_) = run.events(events.ExitsTimed)
     assert event.kept == list(asked[0])
@@ -107,7 +107,7 @@ def test_heads_for_a_finished_pick_without_labels(finished: tuple[Path, dict[str
     plain = next(card for card in result["front"] + result["dominated"] if not card["exits"])
     before = (path / "archs" / plain["id"] / "weights.safetensors").read_bytes()
     noise(tmp_path / "any", 60)
-    model = existing.pick(Run.existing(path), plain["id"], None, False, Quiet())
+    model = existing.load_pick(Run.existing(path), plain["id"], None, False, Quiet())
     run = Run.open(tmp_path / "out", {})
     card = add(model, run, Quiet(), images=tmp_path / "any", epochs=2, wishes=Wishes(lose=0.3))
     assert card.accuracy_without == 1.0 and card.labels == "the network's answers" and card.n == 12
@@ -126,7 +126,7 @@ def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path
     plain = next(card for card in cards(finished[1]) if not card["exits"])
     source = str(finished[0] / plain["onnx"])
     data = load("digits", data_dir=None, size=16, seed=0, limit=160)
-    model = existing.file(source, None, None, "gpu-v100", lambda side, whites: data, 0)
+    model = existing.load_file(source, None, None, "gpu-v100", lambda side, whites: data, 0)
     assert model.name == "model" and model.data.mean == pytest.approx(data.mean, rel=1e-5)
     run = Run.open(tmp_path / "out", {})
     card = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))
@@ -136,9 +136,9 @@ def test_heads_for_any_onnx_file(finished: tuple[Path, dict[str, Any]], tmp_path
     again = add(model, run, Quiet(), method="ztw", epochs=2, wishes=Wishes(lose=0.2))
     assert again == card
     with pytest.raises(UserError, match="target=cpu-emerald-rapids: has rows for operators of search spaces"):
-        existing.file(source, None, None, "cpu-emerald-rapids", lambda side, whites: data, 0)
+        existing.load_file(source, None, None, "cpu-emerald-rapids", lambda side, whites: data, 0)
     with pytest.raises(UserError, match="10 outputs without names, but the images have 4 classes"):
-        existing.file(source, None, None, None, lambda side, whites: _four(data), 0)
+        existing.load_file(source, None, None, None, lambda side, whites: _four(data), 0)
 
 
 def _four(data: Any) -> Any:
@@ -153,9 +153,9 @@ def _four(data: Any) -> Any:
 ])
 def test_wishes_that_cannot_be_are_one_line(wishes: Wishes, message: str) -> None:
     with pytest.raises(UserError) as error:
-        checked(wishes)
+        checked_wishes(wishes)
     assert str(error.value) == message
-    assert checked(Wishes(budget_ms=1.0, max_ms=2.0)) == Wishes(budget_ms=1.0, max_ms=2.0)
+    assert checked_wishes(Wishes(budget_ms=1.0, max_ms=2.0)) == Wishes(budget_ms=1.0, max_ms=2.0)
 
 
 def test_a_torchvision_model_by_its_weights(tmp_path: Path) -> None:
@@ -163,7 +163,8 @@ def test_a_torchvision_model_by_its_weights(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     save_file(squeezenet1_1(num_classes=7).state_dict(), tmp_path / "w.safetensors")
-    model = existing.file("squeezenet1_1", tmp_path / "w.safetensors", 64, "gpu-v100", lambda side, whites: None, 0)
+    model = existing.load_file("squeezenet1_1", tmp_path / "w.safetensors", 64, "gpu-v100",
+                               lambda side, whites: None, 0)
     assert len(model.net.exits) == 3 and model.net.classes == 7 and model.data.mean == IMAGENET[0]
     own = model.pieces()
     assert own.trunk.shape == own.heads.shape == (4,) and (own.trunk > 0).all() and own.heads[-1] == 0
@@ -171,7 +172,7 @@ def test_a_torchvision_model_by_its_weights(tmp_path: Path) -> None:
                                    ("squeezenet1_1", None, "give its trained weights"),
                                    ("resnet18", tmp_path / "w.safetensors", "not weights of resnet18")):
         with pytest.raises(UserError, match=message):
-            existing.file(name, weights, 64, None, lambda side, whites: None, 0)
+            existing.load_file(name, weights, 64, None, lambda side, whites: None, 0)
 
 
 def test_a_command_that_was_refused_does_not_block_the_mended_one(
@@ -219,7 +220,7 @@ def test_what_files_cannot_hold_is_refused_before_anything_is_trained(tmp_path: 
         pytest.fail("trained")
 
     monkeypatch.setattr("nas.pipeline.exits.add.check", refuse)
-    monkeypatch.setattr("nas.pipeline.exits.add.train", fail)
+    monkeypatch.setattr("nas.pipeline.exits.add.train_exits", fail)
     model: Any = SimpleNamespace(net="net", data=SimpleNamespace(in_ch=3, size=16, augment="none"))
     run = Run.open(tmp_path / "run", {})
     with pytest.raises(UserError, match="no rule for cumsum"):

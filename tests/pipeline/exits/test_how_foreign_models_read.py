@@ -50,7 +50,7 @@ def folders(tmp_path: Path) -> Path:
 def test_evaluate_exits_and_the_exported_file_agree(network: Path, folders: Path, tmp_path: Path,
                                                     flags: tuple[str | None, str | None, float | None]) -> None:
     how = Preprocessing.of_flags(*flags)
-    model = existing.file(str(network), None, None, "gpu-v100",
+    model = existing.load_file(str(network), None, None, "gpu-v100",
                         lambda side, whites: load(str(folders), data_dir=None, size=side, seed=0), 0, how)
     card = add(model, Run.open(tmp_path / "out", {}), Quiet(), epochs=1, wishes=Wishes(lose=0.5))
     plain = evaluate(network, data=str(folders), preprocessing=how)
@@ -67,7 +67,7 @@ def test_names_from_a_file_stand_in_what_is_exported(network: Path, folders: Pat
     bare = onnx.load(network)
     del bare.metadata_props[:]
     onnx.save(bare, network)
-    model = existing.file(str(network), None, None, "gpu-v100",
+    model = existing.load_file(str(network), None, None, "gpu-v100",
                         lambda side, whites: load(str(folders), data_dir=None, size=side, seed=0), 0, classes=CLASSES)
     assert model.metadata["classes"].split("\n") == CLASSES and model.data.classes == tuple(CLASSES)
     assert sorted(set(model.data.learn.labels.tolist())) == [1, 2, 3]
@@ -76,7 +76,7 @@ def test_names_from_a_file_stand_in_what_is_exported(network: Path, folders: Pat
 @pytest.mark.parametrize("augment", [None, "crop"])
 def test_images_and_augmentation_are_said_before_heads_are_trained(network: Path, folders: Path, tmp_path: Path,
                                                                    augment: str | None) -> None:
-    model = existing.file(str(network), None, None, "gpu-v100",
+    model = existing.load_file(str(network), None, None, "gpu-v100",
                         lambda side, whites: load(str(folders), data_dir=None, size=side, seed=0), 0)
     shown = Quiet()
     add(model, Run.open(tmp_path / "out", {}), shown, epochs=1, augment=augment)
@@ -88,7 +88,7 @@ def test_images_and_augmentation_are_said_before_heads_are_trained(network: Path
 def test_images_without_labels_are_said_too(network: Path, folders: Path, tmp_path: Path) -> None:
     (folders / "notes.txt").write_text("x")
     shown = Quiet()
-    model = existing.file(str(network), None, None, "gpu-v100", lambda side, whites: None, 0)
+    model = existing.load_file(str(network), None, None, "gpu-v100", lambda side, whites: None, 0)
     add(model, Run.open(tmp_path / "out", {}), shown, images=folders, epochs=1)
     assert shown.notes[0] == (f"images: 60 images without labels at 16x16, from {folders}: 36 to learn from, "
                               "12 for thresholds, 12 to report on")

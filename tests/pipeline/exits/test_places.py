@@ -15,7 +15,7 @@ from nas import cli
 from nas.errors import UserError
 from nas.latency.onnx_counts import multiply_adds
 from nas.lower.onnx import lower, save
-from nas.pipeline.exits.places import of_file
+from nas.pipeline.exits.places import places_of_file
 
 FAST = ("mobilenet_v3_small", "regnet_x_400mf", "squeezenet1_1")
 
@@ -35,7 +35,7 @@ def small(path: Path) -> Path:
 
 
 def test_by_hand(tmp_path: Path) -> None:
-    found = of_file(str(small(tmp_path / "net.onnx")), None, None, None)
+    found = places_of_file(str(small(tmp_path / "net.onnx")), None, None, None)
     first, second, last = 8 * 64 * 3 * 9, 4 * 16 * 4 * 9, 4 * 5
     (place,) = found.places
     assert found.macs == first + second + last and found.classes == 5 and found.size == 16
@@ -43,7 +43,7 @@ def test_by_hand(tmp_path: Path) -> None:
     assert place.macs_share == pytest.approx(first / found.macs)
     assert place.head_macs == 8 * 9 * 4**2 + 8 * 128 * 4**2 + 128 * 5  # depthwise 3x3, strided; 1x1; linear
     assert found.ms is place.ms is None and found.weights is None
-    priced = of_file(str(tmp_path / "net.onnx"), None, None, "gpu-v100")
+    priced = places_of_file(str(tmp_path / "net.onnx"), None, None, "gpu-v100")
     leaving_ms = priced.places[0].ms
     assert leaving_ms and priced.ms and leaving_ms > 0 and priced.ms > 0 and priced.target == "gpu-v100"
 
@@ -52,7 +52,7 @@ def test_by_hand(tmp_path: Path) -> None:
 def test_a_side_that_no_network_has_is_one_line(tmp_path: Path, size: int) -> None:
     for model in ("squeezenet1_1", str(small(tmp_path / "net.onnx"))):
         with pytest.raises(UserError, match=rf"size={size}: the input side must be from 1 to 4096"):
-            of_file(model, None, size, None)
+            places_of_file(model, None, size, None)
 
 
 @pytest.mark.parametrize(("node", "shapes", "expected"), [
@@ -73,7 +73,7 @@ def test_multiply_adds_by_hand(node: Any, shapes: dict[str, tuple[int, ...]], ex
 @pytest.mark.parametrize("name", FAST)
 def test_torchvision_by_name_alone(name: str) -> None:
     """All of them: benchmarks/torchvision_exits.py."""
-    found = of_file(name, None, None, None)
+    found = places_of_file(name, None, None, None)
     assert found.places and found.weights == "random" and found.classes == 1000
     assert found.macs / 1e9 == pytest.approx(models.get_model_weights(name).DEFAULT.meta["_ops"], rel=0.02, abs=6e-4)
     shares = [place.macs_share for place in found.places]
@@ -111,4 +111,4 @@ def test_a_network_without_places_says_why(tmp_path: Path) -> None:
     flat = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
     save(lower(flat, in_ch=3, size=16), tmp_path / "flat.onnx", {})
     with pytest.raises(UserError, match=r"flat\.onnx: the network has no place for an exit"):
-        of_file(str(tmp_path / "flat.onnx"), None, None, None)
+        places_of_file(str(tmp_path / "flat.onnx"), None, None, None)

@@ -65,13 +65,13 @@ def test_it_is_in_the_table_once_and_in_the_prices_of_exits(tiny: Layout, tiny_e
     monkeypatch.setattr(price, "exit_ms", measure)
     monkeypatch.setattr(price, "timed_here", lambda costs: None)
     shown = Quiet()
-    price.price_asking(tiny_exits, path, True, shown)
+    price.measure_exit_ms(tiny_exits, path, True, shown)
     assert [note.partition(" is ")[0] for note in shown.notes] == [f"{path}: what it takes to ask an exit"]
     monkeypatch.setattr(price, "timed_here", lambda costs: (costs, None))
-    price.price_asking(tiny, path, True, NoProgress())
+    price.measure_exit_ms(tiny, path, True, NoProgress())
     assert not measured and price.known_exit_ms(LatencyTable.load(path)) == 0  # another machine's; and no exits
     for again in (False, False, True):
-        price.price_asking(tiny_exits, path, again, NoProgress())
+        price.measure_exit_ms(tiny_exits, path, again, NoProgress())
     assert measured == [tiny_exits, tiny_exits]
     assert price.known_exit_ms(LatencyTable.load(path)) == 0.012346
 

@@ -32,7 +32,7 @@ from nas.pipeline import search as pipeline
 from nas.pipeline.exits import existing, picks
 from nas.pipeline.exits.add import _over_budget
 from nas.pipeline.exits.card import UNMEASURED, Delivered
-from nas.pipeline.exits.serve import Wishes, chosen
+from nas.pipeline.exits.serve import Wishes, choose_exits
 from nas.pipeline.setup import prepare_inputs
 from nas.run import events
 from nas.run.directory import Run
@@ -110,7 +110,7 @@ def test_one_pick_whose_files_differ_leaves_the_others_and_the_search(
     done = [tmp_path / "run" / Path(c["onnx"]).parent / "card.json" for c in cards(finished[1]) if c["exits"]]
     for file in (*done, tmp_path / "run" / "front.json"):
         file.unlink()
-    write, calls = picks.write, list[Path]()
+    write, calls = picks.write_files, list[Path]()
 
     def differing(folder: Path, *rest: Any) -> Delivered:
         calls.append(folder)
@@ -118,7 +118,7 @@ def test_one_pick_whose_files_differ_leaves_the_others_and_the_search(
             raise Disagreement("model.onnx: differs")
         return write(folder, *rest)
 
-    monkeypatch.setattr(picks, "write", differing)
+    monkeypatch.setattr(picks, "write_files", differing)
     progress = Quiet()
     result = searched(config_of(space_file, *OPTIONS), tmp_path / "run", progress)
     left = [card for card in cards(finished[1]) if card["exits"] and Path(card["onnx"]).parent.parent.name
@@ -132,7 +132,7 @@ def test_int8_targets_are_refused(finished: tuple[Path, dict[str, Any]], monkeyp
     monkeypatch.setattr(existing.setup, "priced_exits", lambda *rest: int8)
     plain = next(card["id"] for card in cards(finished[1]) if not card["exits"])
     with pytest.raises(UserError, match="target=gpu-v100: files with exits are float, and gpu-v100 is int8"):
-        existing.pick(run, plain, None, False, Quiet())
+        existing.load_pick(run, plain, None, False, Quiet())
 
     def with_int8(inputs: Any, *rest: Any) -> Any:
         return replace(inputs, costs={"cpu-int8": int8})
@@ -192,7 +192,7 @@ def test_shipped_thresholds_are_as_right_as_those_that_were_chosen(seed: int, ru
     heard = ExitLogits(logits.astype(np.float32), labels, Combine())
     pieces = Pieces(np.array([1.0, 2.0, 4.0, 3.0]), np.array([0.1, 0.2, 0.4, 0.5]))
     trained: Any = SimpleNamespace(select=heard, test=heard)
-    served = chosen(trained, pieces, Wishes(rule=rule, lose=0.01))
+    served = choose_exits(trained, pieces, Wishes(rule=rule, lose=0.01))
     kept, point = choose(heard, pieces, accuracy=heard.accuracy - 0.01)
     assert served.kept == kept
     assert served.policy.point.accuracy >= min(point.accuracy, heard.accuracy - 0.01) - 1e-9
@@ -226,5 +226,5 @@ def test_what_a_search_with_exits_refuses(space_file: Path, tmp_path: Path) -> N
         with pytest.raises(UserError, match=message):
             searched(config_of(space_file, *words), tmp_path / f"refused{number}")
         assert not Run.existing(tmp_path / f"refused{number}").events(events.Epoch)  # before anything is trained
-    assert picks._phases(prepare_inputs(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
+    assert picks._count_phases(prepare_inputs(config_of(space_file, "exits.method=cascade"), Run(tmp_path / "refused0"),
                                    ["gpu-v100"], Quiet()), three()) == 3

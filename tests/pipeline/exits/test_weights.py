@@ -22,7 +22,7 @@ from nas.lower import formats
 from nas.lower.onnx import lower, save
 from nas.lower.verify import check_onnx
 from nas.pipeline.exits import weights as door
-from nas.pipeline.exits.existing import file as network
+from nas.pipeline.exits.existing import load_file as network
 
 FAST = ("densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5", "mobilenet_v2",
         "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1")
@@ -34,7 +34,7 @@ def effort(name: str) -> Any:
     return pytest.param(name, marks=[] if name in FAST else [pytest.mark.sweep if large else pytest.mark.slow])
 
 
-ALL = list(map(effort, door.names()))
+ALL = list(map(effort, door.classifier_names()))
 FIXED = ("vit", "maxvit", "swin")  # run at the side that they were made for
 
 
@@ -80,7 +80,7 @@ def test_what_is_built_is_what_torchvision_builds_for_its_weights(name: str, tmp
     torch.save(as_published(name, random_state(untrained(name, **sides))), tmp_path / "w.pth")
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url",
                         lambda *args, **kwargs: torch.load(tmp_path / "w.pth", weights_only=True))
-    theirs, made = models.get_model(name, weights="DEFAULT").eval(), door.classifier(name, tmp_path / "w.pth")
+    theirs, made = models.get_model(name, weights="DEFAULT").eval(), door.build_classifier(name, tmp_path / "w.pth")
     side = made.size if name.startswith(FIXED) else 128 if name == "inception_v3" else 96
     x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -96,7 +96,7 @@ def test_a_transformer_has_the_side_of_its_weights(tmp_path: Path) -> None:
     """As those of vit_b_16 that were trained at 384."""
     net = untrained("vit_b_32", image_size=96, num_classes=3).eval()
     torch.save(net.state_dict(), tmp_path / "w.pth")
-    made = door.classifier("vit_b_32", tmp_path / "w.pth")
+    made = door.build_classifier("vit_b_32", tmp_path / "w.pth")
     x = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():
         assert made.size == 96 and torch.equal(made.net(x), net(x))
@@ -106,7 +106,7 @@ def test_a_transformer_has_the_side_of_its_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["inception_v3", "squeezenet1_1"])
 def test_images_that_are_too_small_are_one_line_with_a_side_that_works(name: str) -> None:
-    made = door.classifier(name, None, untrained=True)
+    made = door.build_classifier(name, None, untrained=True)
     with pytest.raises(UserError, match=f"size=8: {name} does not run on such images") as refused:
         door.check_size(name, made, 8)
     door.check_size(name, made, int(str(refused.value).rpartition("at size ")[2]))
@@ -132,7 +132,7 @@ def prefixed(prefix: str) -> dict[str, Tensor]:
 ])
 def test_weights_are_found_where_they_lie(content: Any, place: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
-    made = door.classifier("squeezenet1_1", tmp_path / "w.pth")
+    made = door.build_classifier("squeezenet1_1", tmp_path / "w.pth")
     assert made.weights == place
     assert every(torch.allclose(made.net.state_dict()[key], value.float(), atol=1e-2) for key, value in STATE.items())
 
@@ -140,12 +140,12 @@ def test_weights_are_found_where_they_lie(content: Any, place: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w"])
 def test_a_file_is_what_it_holds_not_what_it_is_called(name: str, tmp_path: Path) -> None:
     save_file(STATE, tmp_path / name)
-    assert torch.equal(door.classifier("squeezenet1_1", tmp_path / name).net.state_dict()["classifier.1.bias"],
+    assert torch.equal(door.build_classifier("squeezenet1_1", tmp_path / name).net.state_dict()["classifier.1.bias"],
                        STATE["classifier.1.bias"])
     torch.save(STATE, tmp_path / "torch.safetensors")
-    assert door.classifier("squeezenet1_1", tmp_path / "torch.safetensors").weights == ""
+    assert door.build_classifier("squeezenet1_1", tmp_path / "torch.safetensors").weights == ""
     torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert door.classifier("squeezenet1_1", tmp_path / "old.pth").weights == ""
+    assert door.build_classifier("squeezenet1_1", tmp_path / "old.pth").weights == ""
 
 
 def without(*keys: str, **more: Tensor) -> dict[str, Tensor]:
@@ -165,7 +165,7 @@ def without(*keys: str, **more: Tensor) -> dict[str, Tensor]:
 def test_what_does_not_fit_is_named(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(UserError, match=message):
-        door.classifier("squeezenet1_1", tmp_path / "w.pth")
+        door.build_classifier("squeezenet1_1", tmp_path / "w.pth")
 
 
 class Small(nn.Module):
@@ -211,7 +211,7 @@ def write(kind: str, path: Path) -> None:
 def test_other_files_are_said_to_be_what_they_are(kind: str, text: str, tmp_path: Path) -> None:
     write(kind, tmp_path / "w.pth")
     with pytest.raises(UserError, match=rf"weights=.*w\.pth: {text}"):
-        door.classifier("squeezenet1_1", tmp_path / "w.pth")
+        door.build_classifier("squeezenet1_1", tmp_path / "w.pth")
     if kind in ("onnx", "folder"):
         return
     with pytest.raises(UserError, match=r"w\.pth: .*not an ONNX file"):  # in place of the network
@@ -226,16 +226,16 @@ def test_the_advice_for_archives_gives_weights(kind: str, tmp_path: Path) -> Non
     code = f"torch.save({advice}".replace("FILE", repr(str(tmp_path / "a.pt"))).replace("'weights.pth'",
                                                                                       repr(str(tmp_path / "w.pth")))
     exec(code, {"torch": torch})
-    assert set(door.read(tmp_path / "w.pth")) == {"conv.weight", "conv.bias"}
+    assert set(door.read_weights(tmp_path / "w.pth")) == {"conv.weight", "conv.bias"}
 
 
 def test_names_and_files_that_are_not_there() -> None:
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
-        door.classifier("resnet_18", None)
+        door.build_classifier("resnet_18", None)
     with pytest.raises(UserError, match="give its trained weights: weights=FILE"):
-        door.classifier("resnet18", None)
+        door.build_classifier("resnet18", None)
     with pytest.raises(UserError, match="weights=none: no such file"):
-        door.classifier("resnet18", Path("none"))
+        door.build_classifier("resnet18", Path("none"))
     with pytest.raises(UserError, match=r"none\.onnx: no such file"):
         network("none.onnx", None, None, None, lambda side, whites: None, 0)
 
