@@ -99,7 +99,7 @@ def _npu(options: argparse.Namespace) -> None:
 def _v100(_: argparse.Namespace) -> None:
     for name in sorted(name for name in known() if name.startswith("gpu-v100")):
         meta = load(name).meta
-        assert meta.held_out is not None and meta.model_extra is not None
+        assert meta.held_out and meta.held_out.groups and meta.model_extra
         held = meta.held_out.groups
         print(f"{name:22} (in_ch, out_ch) groups held out: median {held.median:5.2f} %, MAPE {held.mape:5.2f} %")
         for network in meta.model_extra["calibration"] if name == "gpu-v100" else []:

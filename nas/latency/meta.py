@@ -142,7 +142,7 @@ class Errors(Record):
 class HeldOut(Record):
     """States the errors of a kernel model on rows that it was fitted on, and on groups and sizes that it was not."""
 
-    groups: Errors
+    groups: Errors | None = None
     fitted_rows: Errors | None = None
     sizes: Errors | None = None
 
@@ -183,7 +183,8 @@ class Meta(Conditions):
         """Says how far off predictions were when they were last compared; None where that is unknown."""
         if self.validation:
             return str(self.validation)
-        return f"{self.held_out.groups.mape:.1f}% off over held-out kernels" if self.held_out else None
+        groups = self.held_out.groups if self.held_out else None
+        return f"{groups.mape:.1f}% off over held-out kernels" if groups else None
 
     def add_validation(self, validation: Validation) -> None:
         """Notes a validation; the last one becomes the newest of the earlier ones."""

@@ -62,7 +62,8 @@ CHECKED: list[tuple[dict[str, Any], str | None]] = [
     ({"validation": {"mape": 0.0123, "n": 30, "space": "ghost", "size": 32, "noise_mape": 0.01}},
      "1.2% off over 30 networks (ghost at 32), noise 1.0%"),
     ({"validation": {"mape": 0.2, "n": 4}}, "20.0% off over 4 networks"),
-    ({"held_out": {"groups": {"mape_%": 10.41}}}, "10.4% off over held-out kernels")]
+    ({"held_out": {"groups": {"mape_%": 10.41}}}, "10.4% off over held-out kernels"),
+    ({"held_out": {"fitted_rows": {"mape_%": 4.5}}}, None)]
 
 
 def test_a_target_says_how_far_off_it_was() -> None:

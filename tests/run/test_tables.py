@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +16,7 @@ from nas.files import folder
 from nas.latency import profile
 from nas.latency.devices import open_device
 from nas.latency.devices.ethos_u import EthosU
-from nas.latency.meta import Meta
+from nas.latency.meta import Conditions, Meta
 from nas.latency.table import LatencyTable
 from nas.lower.flatbuffer import MISSING
 from nas.plan import Layout, Task, candidates, layout
@@ -86,7 +85,7 @@ def test_a_target_of_vela_without_any_table_is_begun(small: Layout, here: Path,
 
 def test_without_the_extra_one_line_says_how_to_install_it(small: Layout, here: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(meta: dict[str, Any]) -> None:
+    def missing(conditions: Conditions) -> None:
         raise UserError(MISSING)
 
     monkeypatch.setattr(tables, "compiler_of_table", missing)
