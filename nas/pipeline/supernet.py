@@ -109,15 +109,30 @@ def _copy_weights(other: Run, inputs: Inputs, training: SupernetTraining, progre
     old = searched(other)
     if not other.has("picks.json"):
         raise UserError(f"{setting('init', other.path)}: that run has not finished its supernet")
-    if other.read(DATA, DataRecord).source.origin == inputs.data.source.origin:
-        earlier = other.read_json("splits.json")
-        if set(inputs.data.indices["select"]) & {*earlier["train"], *earlier["gate"]}:
-            raise UserError(f"{setting('init', other.path)}: it trained on images of this run's selection split; take "
-                            f"its {setting('seed')} and {setting('limit')}")
+    _refuse_images_seen(other, inputs)
     taken = training.start_from(checkpoint.load(other, SUPERNET))
     if not taken:
         raise UserError(f"{setting('init', other.path)}: a supernet of {old.space}; it shares nothing with this space")
     progress.note(f"starting from {other.path}: {taken} of {len(training.supernet.state_dict())} tensors")
+
+
+def _refuse_images_seen(other: Run, inputs: Inputs) -> None:
+    """Raises UserError where an earlier run trained, or may have, on images that this one selects networks on.
+
+    Images are numbered in the order of their folder. As many of the same classes are taken for the same images wherever
+    they lie; where a folder has other images now than then, nothing can be told of them.
+    """
+    before, data = other.read(DATA, DataRecord), inputs.data
+    then, now = before.source.available, data.source.available
+    if before.classes == list(data.classes) and then == now:
+        earlier = other.read_json("splits.json")
+        if set(data.indices["select"]) & {*earlier["train"], *earlier["gate"]}:
+            raise UserError(f"{setting('init', other.path)}: it trained on images of this run's selection split; take "
+                            f"its {setting('seed')} and {setting('limit')}")
+    elif before.source.origin == data.source.origin:
+        raise UserError(f"{setting('init', other.path)}: {data.source.origin} had {then} images then and has {now} "
+                        "now: it may have trained on images that this run selects or tests networks on; search "
+                        f"without {setting('init')}")
 
 
 def _tell_pruned(training: SupernetTraining, pruned: Sequence[Drop], progress: Progress) -> None:

@@ -222,6 +222,21 @@ def test_a_search_can_start_from_an_earlier_supernet(finished: tuple[Path, dict[
         pipeline.refuse_settings(config_of(space_file, f"init={tmp_path / 'nowhere'}"))
 
 
+@pytest.mark.parametrize(("change", "seed", "said"), [
+    ({"origin": "a copy of the folder"}, 7, "it trained on images of this run's selection split"),
+    ({"available": 1700}, 0, r"had 1700 images then and has 1797 now: .*search without init"),
+    ({"origin": "another folder", "available": 1700}, 7, None)])
+def test_no_supernet_is_taken_over_that_may_have_seen_this_run_s_selection_split(
+        finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path, change: dict[str, Any], seed: int,
+        said: str | None) -> None:
+    shutil.copytree(finished[0], tmp_path / "first", ignore=shutil.ignore_patterns("selections", "lock"))
+    data = json.loads((tmp_path / "first" / "data.json").read_text())
+    (tmp_path / "first" / "data.json").write_text(json.dumps({**data, "source": {**data["source"], **change}}))
+    config = config_of(space_file, f"init={tmp_path / 'first'}", f"seed={seed}")
+    with pytest.raises(UserError if said else KeyboardInterrupt, match=said):
+        searched(config, tmp_path / "second", Quiet(stop_at=3))
+
+
 def test_budgets_are_hard_whatever_told_the_gates_of_them(space_file: Path, tmp_path: Path) -> None:
     options = ["gates.latency=dual", "gates.update=single", "train.inplace=alpha", "train.ema=0.9"]
     config, path = config_of(space_file, *options), tmp_path / "run"
