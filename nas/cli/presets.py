@@ -11,7 +11,7 @@ from nas.cli.output import checked_width, print_result
 from nas.units import device, millions, unit
 
 if TYPE_CHECKING:
-    from nas.pipeline.presets import Preset
+    from nas.pipeline.catalogue import Preset
 
 
 @app.command()
@@ -27,10 +27,10 @@ def presets(
 
     def work() -> list[Preset]:
         from nas.cli.progress import TerminalProgress
-        from nas.pipeline.presets import price_presets
+        from nas.pipeline.catalogue import priced_presets
         from nas.plan import Task
 
-        return price_presets(Task(size, 3, classes), checked_width(width), target or [], TerminalProgress())
+        return priced_presets(Task(size, 3, classes), checked_width(width), target or [], TerminalProgress())
 
     print_result(work, as_json, _show_markdown if markdown else _show)
 

@@ -216,11 +216,11 @@ def test_profile_fills_one_table_for_all_spaces(call: Call, monkeypatch: pytest.
     def planned_s(at: Any, path: Path, device: Any, remeasure: bool, validate: int) -> float:
         return 60.0
 
-    def price_asking(at: Any, path: Path, again: bool, progress: Any) -> None:
+    def measure_exit_ms(at: Any, path: Path, again: bool, progress: Any) -> None:
         asked.append((len(at.exits), path, again))
 
     asked: list[tuple[int, Path, bool]] = []
-    for name, function in (("profile", profile), ("planned_s", planned_s), ("price_asking", price_asking)):
+    for name, function in (("profile", profile), ("planned_s", planned_s), ("measure_exit_ms", measure_exit_ms)):
         monkeypatch.setattr(f"nas.pipeline.profile.{name}", function)
     monkeypatch.setattr("nas.pipeline.profile.open_device", lambda name, threads, batch, precision:
                         types.SimpleNamespace(name=name, threads=threads, precision=precision))
@@ -294,9 +294,10 @@ def test_spaces_and_targets_are_lists_with_name_first(call: Call, monkeypatch: p
     ghost = next(value for value in values if value["name"] == "ghost")
     assert (ghost["slots"], ghost["last_map"], ghost["depth"]) == (16, 4, [1, 2, 2, 4, 2, 5])
     assert "10^" in call("spaces", "--size", "32")[1]
-    monkeypatch.setattr("nas.files.shipped", lambda *_: ["ghost", "mbconv"])  # a slow test has the costs of all
+    short = ["ghost", "mbconv"]  # a slow test has the costs of all
+    monkeypatch.setattr("nas.pipeline.catalogue.shipped", lambda *_: short)
     code, out, _ = call("spaces", "--target", "gpu-v100", "--size", "32", "--classes", "10", "--json")
-    assert code == 0 and [value["name"] for value in json.loads(out)] == ["ghost", "mbconv"]
+    assert code == 0 and [value["name"] for value in json.loads(out)] == short
     assert every(0 < one["smallest_ms"] < one["largest_ms"] for value in json.loads(out) for one in value["targets"])
     code, out, _ = call("spaces", "--target", "gpu-v100", "--size", "32", "--classes", "10")
     assert code == 0 and "ms, gpu-v100" in out and "ghost" in out and "what is missing" not in out

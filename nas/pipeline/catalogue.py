@@ -1,4 +1,4 @@
-"""Says what the known networks are, which are shipped as spaces of one network, and what they cost."""
+"""Lists what is shipped: search spaces, and known networks (spaces of one network) with what they cost."""
 
 from __future__ import annotations
 
@@ -11,10 +11,32 @@ from nas.errors import UserError
 from nas.files import resolve, shipped
 from nas.latency.base import Costs
 from nas.latency.costs import load
-from nas.plan import Layout, OpKey, Task, layout, macs, params, plan
+from nas.pipeline import check_space
+from nas.pipeline.check_space import SpaceFacts
+from nas.plan import Layout, OpKey, Task, candidates, layout, macs, params, plan
 from nas.progress import Progress
 from nas.run.tables import filled, lacks
 from nas.space import Space
+from nas.units import power_of_ten
+
+
+@dataclass(frozen=True)
+class ListedSpace:
+    """Describes a shipped space at an input size; ``archs`` is the number of its networks as a power of ten.
+
+    ``channels`` and ``depth`` are those of its stages, ``last_map`` is the side of the map before the head.
+    """
+
+    name: str
+    slots: int
+    archs: str
+    operators: int
+    ops: tuple[str, ...]
+    channels: tuple[int, ...]
+    depth: tuple[int, ...]
+    last_map: int
+    about: str
+    file: Path
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,19 @@ class Preset:
     file: Path
 
 
-def price_presets(task: Task, width: float, targets: Sequence[str], progress: Progress) -> list[Preset]:
+def listed_spaces(size: int) -> list[ListedSpace]:
+    """Describes every shipped space; nothing is priced."""
+    return [_listed(name, size) for name in shipped("search_spaces", ".yaml")]
+
+
+def priced_spaces(task: Task, targets: Sequence[str], progress: Progress) -> list[SpaceFacts]:
+    """Describes every shipped space with what its networks cost. Raises UserError for a target that is not known."""
+    for target in targets:
+        load(target)  # one that is no target is said once, not in every row
+    return [check_space.check(name, task, targets, progress) for name in shipped("search_spaces", ".yaml")]
+
+
+def priced_presets(task: Task, width: float, targets: Sequence[str], progress: Progress) -> list[Preset]:
     """Prices every known network, with a factor ``width`` of its channels.
 
     Lines of progress say what is not known, and why. Rows that a table lacks are compiled where that can be done, and
@@ -42,6 +76,14 @@ def price_presets(task: Task, width: float, targets: Sequence[str], progress: Pr
     for line in _lacking(presets, costs, task.size):
         progress.note(line)
     return presets
+
+
+def _listed(name: str, size: int) -> ListedSpace:
+    space = Space.load(name)
+    at = layout(space, Task(size, 3, 1000))
+    return ListedSpace(name, len(at.slots), power_of_ten(sampling.count(at)), len(candidates(at)), tuple(space.ops),
+                       tuple(stage.out for stage in space.stages), tuple(stage.depth for stage in space.stages),
+                       at.head.size, space.about, resolve("search_spaces", name, ".yaml"))
 
 
 def _preset(name: str, width: float, task: Task, costs: dict[str, Costs], progress: Progress) -> Preset:
