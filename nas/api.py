@@ -131,7 +131,7 @@ def evaluate(model: Text | SearchRun, *, arch: str | None = None, budget_ms: flo
     ``classes`` what its outputs are called.
     """
     place = model.path if isinstance(model, SearchRun) else Path(model)
-    how = Preprocessing.of_flags(_words(mean), _words(std), scale)
+    how = Preprocessing.from_flags(_words(mean), _words(std), scale)
     return evaluate_file(place, arch=arch, budget_ms=budget_ms, data=str(data) if data else None,
                          data_dir=str(data_dir) if data_dir else None, split=split, size=size, seed=seed,
                          preprocessing=how, classes=classes, progress=progress or Lines())

@@ -115,7 +115,7 @@ def exits(
             raise UserError("--images and --data: give one of the two")
         refuse_method(method)
         out_folder(out)
-        how, progress, of_run = Preprocessing.of_flags(mean, std, scale), TerminalProgress(), Path(model).is_dir()
+        how, progress, of_run = Preprocessing.from_flags(mean, std, scale), TerminalProgress(), Path(model).is_dir()
         network, place = from_run(how, progress) if of_run else from_file(how)
         settings: dict[str, Any] = {
             "model": "." if of_run and out is None else absolute(model) if Path(model).exists() else model,

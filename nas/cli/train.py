@@ -86,7 +86,7 @@ def evaluate(
         from nas.training.preprocessing import Preprocessing
 
         return judge(model, arch=arch, budget_ms=budget_ms, data=data, data_dir=data_dir, split=split, size=size,
-                     seed=seed, preprocessing=Preprocessing.of_flags(mean, std, scale), classes=read_names(classes),
+                     seed=seed, preprocessing=Preprocessing.from_flags(mean, std, scale), classes=read_names(classes),
                      progress=TerminalProgress())
 
     print_result(work, as_json, _show_score)

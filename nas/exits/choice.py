@@ -97,7 +97,7 @@ def subsets(exits: int) -> Iterator[tuple[int, ...]]:
         yield from itertools.combinations(range(exits), count)
 
 
-def choose(said: ExitLogits, pieces: Pieces, *, budget_ms: float | None = None, accuracy: float = 0.0,
+def choose(answers: ExitLogits, pieces: Pieces, *, budget_ms: float | None = None, accuracy: float = 0.0,
            max_ms: float | None = None) -> tuple[tuple[int, ...], Point]:
     """Returns the exits to keep, and what thresholds for them give on these images.
 
@@ -106,14 +106,14 @@ def choose(said: ExitLogits, pieces: Pieces, *, budget_ms: float | None = None, 
     tried, each with searched thresholds. Raises UserError where ``max_ms`` or ``budget_ms`` leaves nothing.
     """
     options = []
-    for kept in subsets(len(said.logits) - 1):
-        predictions, prefix = said.predictions(kept), pieces.prefix_ms(kept)
+    for kept in subsets(len(answers.logits) - 1):
+        predictions, prefix = answers.predictions(kept), pieces.prefix_ms(kept)
         if predictions is None or (max_ms is not None and prefix[-1] > max_ms + FINE):
             continue
         if budget_ms is None:
-            options.append((kept, cheapest(*said.sure(predictions), prefix, accuracy)))
+            options.append((kept, cheapest(*answers.sure(predictions), prefix, accuracy)))
         elif prefix[0] <= budget_ms:
-            options.append((kept, policy.by_search(*said.sure(predictions), prefix, budget_ms)))
+            options.append((kept, policy.by_search(*answers.sure(predictions), prefix, budget_ms)))
     if not options:
         first = pieces.trunk[0] + pieces.heads[0]
         raise UserError(f"exits: none fit: leaving at the first takes {rounded_up(first)} ms, the whole network "
@@ -126,15 +126,15 @@ def choose(said: ExitLogits, pieces: Pieces, *, budget_ms: float | None = None, 
     return min(enough, key=lambda option: (option[1].mean_ms, -option[1].accuracy))
 
 
-def cross_validated(said: ExitLogits, kept: Sequence[int], prefix_ms: Array, budget_ms: float) -> Point:
+def cross_validated(answers: ExitLogits, kept: Sequence[int], prefix_ms: Array, budget_ms: float) -> Point:
     """Estimates accuracy and latency at a budget on new images: each half of these leaves by thresholds set on the
     other.
 
     ``thresholds`` are those of the first half, ``shares``, ``mean_ms`` and ``accuracy`` means over both.
     """
-    predictions = said.predictions(kept)
+    predictions = answers.predictions(kept)
     assert predictions is not None
-    sure, right = said.sure(predictions)
+    sure, right = answers.sure(predictions)
     halves = slice(0, None, 2), slice(1, None, 2)
     points = []
     for fitted, unseen in (halves, halves[::-1]):

@@ -28,7 +28,7 @@ def begin_search(config: Config, path: Path | None, progress: Progress, until: s
     if until is not None and until not in search.STAGES:
         raise UserError(f"{setting('until', until)}: a search can stop behind {' or '.join(search.STAGES)}")
     place = path or default_run_dir(config)
-    with Run.begun(place, config.to_json(), PLACES, refuse=lambda: search.refuse_settings(config)) as run:
+    with Run.open_locked(place, config.to_json(), PLACES, refuse=lambda: search.refuse_settings(config)) as run:
         return search.search(config, run, progress, until)
 
 
@@ -47,7 +47,7 @@ def begin_training(settings: Baseline, path: Path | None, progress: Progress) ->
         settings = settings.model_copy(update={
             "arch": given.id, **{key: value for key, value in of_arch.items() if key not in named}})
     place = path or recorded.default_run_dir(settings)
-    with Run.begun(place, settings.to_json(), PLACES, refuse=lambda: train_one.refuse_settings(settings)) as run:
+    with Run.open_locked(place, settings.to_json(), PLACES, refuse=lambda: train_one.refuse_settings(settings)) as run:
         return train_one.train_network(settings, run, given, progress)
 
 
@@ -58,7 +58,8 @@ def begin_comparison(configs: Sequence[Config], networks: int, path: Path | None
     the user has to mend; nothing is left behind then.
     """
     settings = ComparisonSettings.of(configs, networks)
-    with Run.begun(path or settings.run_dir, settings.to_json(), PLACES, ["budgets.json"], settings.refuse) as run:
+    with Run.open_locked(path or settings.run_dir, settings.to_json(), PLACES, ["budgets.json"],
+                         settings.refuse) as run:
         return compare_spaces.compare(settings, run, progress)
 
 

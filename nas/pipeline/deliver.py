@@ -36,7 +36,7 @@ from nas.pipeline.npu_memory import Memory
 from nas.pipeline.overrun import excesses
 from nas.plan import macs, params, plan
 from nas.run.directory import ENVIRONMENT
-from nas.run.operators import recorded as recorded_ops
+from nas.run.operators import recorded_files
 from nas.run.provenance import Environment, Provenance
 from nas.run.records import Card
 from nas.subnet import Backbone
@@ -145,7 +145,7 @@ def _provenance(inputs: Inputs) -> Provenance:
     return Provenance(run=inputs.run.path.name, space=inputs.config.space, data=inputs.data.name,
                       fingerprint=inputs.data.source.fingerprint, seed=inputs.seed,
                       targets={target: costs.meta for target, costs in inputs.costs.items()},
-                      environment=inputs.run.read(ENVIRONMENT, Environment), ops=recorded_ops(inputs.run))
+                      environment=inputs.run.read(ENVIRONMENT, Environment), ops=recorded_files(inputs.run))
 
 
 def _npu_memory(inputs: Inputs, model: nn.Module) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class _Wanted:
         if self.data is None:
             raise UserError(f"{setting('data')}: on which images? digits, cifar10, or a folder")
         return load(self.data, data_dir=Path(self.data_dir) if self.data_dir else None, size=file.size(self.size),
-                    seed=self.seed or 0, limit=self.limit, whites=Whites.of_metadata(file.metadata))
+                    seed=self.seed or 0, limit=self.limit, whites=Whites.from_metadata(file.metadata))
 
 
 def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = None, data: str | None = None,
@@ -141,7 +141,7 @@ def evaluate(model: Path, *, arch: str | None = None, budget_ms: float | None = 
     elif arch is not None or budget_ms is not None:
         raise UserError(f"{setting('arch')} and {setting('budget_ms')} choose from a run; {model} is a file")
     file = _File(model)
-    how = Preprocessing.of_file(file.metadata, model, preprocessing)
+    how = Preprocessing.from_metadata(file.metadata, model, preprocessing)
     images = wanted.images(file)
     for line in data_lines(images):
         (progress or NoProgress()).note(line)

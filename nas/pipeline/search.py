@@ -43,7 +43,7 @@ from nas.progress import Progress
 from nas.report.figures import draw_front
 from nas.run import timeline
 from nas.run.directory import Run
-from nas.run.images import RECORDED, Images, keep_place, lying_at
+from nas.run.images import RECORDED, Images, keep_place, with_images_at
 from nas.run.records import Excess, Exported, ExportedFile, Front, JudgedNetworks, Picks, Stopped
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
@@ -122,7 +122,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     if workers > 1 and not storage:
         raise UserError(f"{setting('workers', workers)}: they share evaluations through a {setting('storage')}; give "
                         "one, for example sqlite:///evaluations.db")
-    config = lying_at(searched(run), images)
+    config = with_images_at(searched(run), images)
     targets = [named_target(run, target) for target in targets]
     bounds = replace(bounds, together={named_target(run, target): ms for target, ms in bounds.together.items()})
     bounds.check(targets)
@@ -176,7 +176,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
 
 def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECORDED) -> JudgedNetworks:
     """Judges the networks in a file with the weights of a run's supernet; goes on where an earlier call stopped."""
-    archs, config = judging.read_archs(file), lying_at(searched(run), images)
+    archs, config = judging.read_archs(file), with_images_at(searched(run), images)
     inputs, training = supernet.load_finished(run, config, progress)
     keep_place(run, config)
     return judging.judge_given(inputs, training, archs, progress)
@@ -184,7 +184,7 @@ def judge_archs(run: Run, file: Path, progress: Progress, images: Images = RECOR
 
 def judge(run: Run, storage: str, progress: Progress, parent: int | None = None, images: Images = RECORDED) -> None:
     """Judges, as a worker, the networks that a ``select`` of the same run, here or elsewhere, puts into a storage."""
-    config = lying_at(searched(run), images)
+    config = with_images_at(searched(run), images)
     inputs = prepare_inputs(config, run, config.target, progress)
     if parent is not None:  # one of a crew, which shares the cores: the run's own threads are those of training
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
@@ -195,7 +195,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
            kind: str = "onnx", images: Images = RECORDED) -> Exported:
     """Writes one pick or all in a format of ``FORMATS``, checks the files, and measures them where that is possible."""
     write, name = FORMATS[kind]
-    config = lying_at(settings_of(run), images)
+    config = with_images_at(settings_of(run), images)
     calibrated = kind not in ("onnx", "features")
     if images != RECORDED and not calibrated:
         raise UserError(f"{setting('data')}: an export as {kind} reads no images: leave it out")

@@ -118,7 +118,7 @@ def _tell_left_out(whole: Layout, searched: Layout, run: Run, progress: Progress
 def load_finished_inputs(config: Config, run: Run, targets: Sequence[str], images: bool = False) -> Inputs:
     """Loads a finished run from its own files, as far as an export needs it: without prices, images where asked for.
     """
-    operators.demand(run)
+    operators.require_files(run)
     data = load_images(config, run) if images else recorded_images(run)
     plans = _layouts(checked_space(config, run.file("space.yaml")), data, config)
     costs = {target: recorded_costs(run, target) for target in targets}
@@ -196,7 +196,7 @@ def _footprints(memory: Memory, run: Run, layout: Layout, costs: dict[str, Costs
 
 def _load_space(config: Config, run: Run) -> Space:
     """Loads the space from the run's copy, which the first call makes: a file edited later does not change the run."""
-    operators.demand(run)
+    operators.require_files(run)
     if not run.has("space.yaml"):
         operators.keep(run, checked_space(config))  # refuses a broken space before it is copied
         run.keep("space.yaml", resolve("search_spaces", space_parts(config.space)[0], ".yaml").read_bytes())

@@ -70,8 +70,8 @@ class Run:
 
     @staticmethod
     @contextlib.contextmanager
-    def begun(path: Path | str, config: dict[str, Any], places: Collection[str] = (), worth: Sequence[str] = (),
-              refuse: Callable[[], None] = lambda: None) -> Iterator[Run]:
+    def open_locked(path: Path | str, config: dict[str, Any], places: Collection[str] = (), worth: Sequence[str] = (),
+                    refuse: Callable[[], None] = lambda: None) -> Iterator[Run]:
         """Opens a run as ``open`` does, locked; one that is refused before any training leaves no directory.
 
         So the mended command may use the same directory. A run that has an artefact of ``worth`` is kept, too. Before

@@ -29,7 +29,7 @@ class Images:
 RECORDED = Images()
 
 
-def lying_at(config: C, images: Images) -> C:
+def with_images_at(config: C, images: Images) -> C:
     """Returns the settings with the images in another place, where one is given."""
     check_data_dir(images.data or config.data, images.data_dir)
     given = {key: located(key, value) for key, value in vars(images).items() if value is not None}
@@ -76,7 +76,7 @@ def recorded_images(run: Run) -> Data:
     """Returns the data set of a run without its images: enough to export a network."""
     known = run.read(DATA, DataRecord)
     return without_images(known.name, known.classes, known.size, known.mean, known.std, source=known.source,
-                          augment=known.augment, whites=Whites.of_metadata(known.whites))
+                          augment=known.augment, whites=Whites.from_metadata(known.whites))
 
 
 def keep_place(run: Run, config: Config) -> None:

@@ -46,15 +46,15 @@ def _copy(file: str, sha256: str) -> str:
     return f"ops/{sha256[:8]}-{file}"
 
 
-def recorded(run: Run) -> list[UserFile]:
+def recorded_files(run: Run) -> list[UserFile]:
     """Returns the files of user-written operators that the run recorded: none where all its operators are shipped."""
     return run.read(OPS, UserFiles).files if run.has(OPS) else []
 
 
-def demand(run: Run) -> None:
+def require_files(run: Run) -> None:
     """Raises UserError unless every file that the run's operators came from was given, unchanged."""
     given = {source.sha256: source for source in user_files.loaded()}
-    for kept in recorded(run):
+    for kept in recorded_files(run):
         file, copy = kept.file, run.path / _copy(kept.file, kept.sha256)
         if kept.sha256 in given:
             continue

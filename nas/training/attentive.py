@@ -19,8 +19,8 @@ from nas.plan import Layout
 POOL = 32  # random networks among which those of about the same cost are looked for
 
 
-def attend(layout: Layout, prices: Prices, rng: random.Random, k: int, loss_of: Callable[[Arch], float],
-           worst: bool = False) -> Arch:
+def choose_by_loss(layout: Layout, prices: Prices, rng: random.Random, k: int, loss_of: Callable[[Arch], float],
+                   worst: bool = False) -> Arch:
     """Draws ``k`` random networks of about the same cost, and returns that of the lowest (``worst``: highest) loss."""
     pool = list(dict.fromkeys(sampling.sample(layout, rng) for _ in range(POOL)))
     ms = {arch: sum(prices.ms[slot.index][op] for slot, op in zip(layout.slots, arch.ops, strict=True))

@@ -1,4 +1,4 @@
-"""Reads a folder of images with one sub-folder a class: its layout, classes, files and splits.
+"""Reads a folder of images with one sub-folder a class: its classes, files and splits.
 
 Layouts: ``DIR/CLASS/*.png``, or ``DIR/train/CLASS/...`` with ``val/``, ``test/`` or both beside it, under any of the
 names of ``NAMES`` in any case. Images may lie deeper inside a class. What is no image is left out and counted
@@ -24,7 +24,7 @@ _PROBED = 64  # images whose headers settle the default size
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderSplits:
     """Says which folder is which pool of images, and which folders beside them are none."""
 
     parts: dict[str, Path]  # only "train" where the class folders stand directly in the folder
@@ -38,13 +38,13 @@ def folder(path: Path) -> Source:
     is missing or a file, has no class folders or one, an empty class, or parts whose classes differ, and for one that
     holds splits under names that are not known.
     """
-    layout, lister = _layout(path), Lister()
-    if layout.parts != {"train": path}:
+    splits, lister = _find_splits(path), Lister()
+    if splits.parts != {"train": path}:
         lister.folders(path)  # counts the files beside the splits
-    parts = {part: _listing(where, lister) for part, where in layout.parts.items()}
+    parts = {part: _listing(where, lister) for part, where in splits.parts.items()}
     classes = list(parts["train"])
     for part, listing in parts.items():
-        _same_classes(path, layout.parts[part].name, classes, list(listing))
+        _same_classes(path, splits.parts[part].name, classes, list(listing))
     files: list[Path] = []
     labels: list[int] = []
     pools = {}
@@ -63,8 +63,8 @@ def folder(path: Path) -> Source:
         pixels=PIXELS,
         read=lambda which, size, whites: decoded([files[i] for i in which], size, whites),
         whites=lambda which: whites([files[i] for i in which]),
-        parts={part: f"{where.name}/" for part, where in layout.parts.items() if where != path},
-        ignored=layout.ignored,
+        parts={part: f"{where.name}/" for part, where in splits.parts.items() if where != path},
+        ignored=splits.ignored,
         skipped=dict(lister.skipped.most_common()),
     )
 
@@ -75,7 +75,7 @@ def default_size(files: list[Path]) -> int:
     return 224 if shortest >= 224 else max(32, shortest // 32 * 32)
 
 
-def _layout(path: Path) -> Layout:
+def _find_splits(path: Path) -> FolderSplits:
     """Finds the splits of a folder. Raises UserError for what is no folder, and for splits of ambiguous names."""
     if path.is_file():
         raise UserError(f"{path}: a file, not a folder of images")
@@ -91,7 +91,7 @@ def _layout(path: Path) -> Layout:
         raise UserError(f"{path}: {inside[0].name}/ but no train/; give the folder that holds both")
     # a class may be called "train": then it stands among other classes and has no folders inside
     if not named["train"] or (ignored and not any(Lister().folders(where) for where in named["train"])):
-        return Layout({"train": path})
+        return FolderSplits({"train": path})
     for part, places in named.items():
         if len(places) > 1:
             raise UserError(f"{path}: {' and '.join(f'{where.name}/' for where in places)} are both named as the "
@@ -100,7 +100,7 @@ def _layout(path: Path) -> Layout:
     if len({where.resolve() for where in parts.values()}) < len(parts):
         raise UserError(f"{path}: {', '.join(f'{where.name}/' for where in parts.values())}: two of them are the same "
                         "folder by a link, and would share their images; remove one")
-    return Layout(parts, tuple(f"{where.name}/" for where in ignored))
+    return FolderSplits(parts, tuple(f"{where.name}/" for where in ignored))
 
 
 def _refuse_splits(path: Path, folders: list[Path]) -> None:

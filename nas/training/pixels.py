@@ -41,7 +41,7 @@ class Whites:
         return {key: str(value) for key, value in values.items() if value is not None}
 
     @classmethod
-    def of_metadata(cls, kept: dict[str, str]) -> Whites:
+    def from_metadata(cls, kept: dict[str, str]) -> Whites:
         """Reads what ``metadata`` wrote; an ONNX file without these keys has none."""
         integer, real = (int(kept[key]) if kept.get(key, "").isdecimal() else None
                          for key in ("white_integer", "white_float"))

@@ -39,7 +39,7 @@ class Preprocessing:
         return replace(data, mean=tuple(v / self.scale for v in self.mean), std=tuple(v / self.scale for v in self.std))
 
     @staticmethod
-    def of_flags(mean: str | None, std: str | None, scale: float | None) -> Preprocessing | None:
+    def from_flags(mean: str | None, std: str | None, scale: float | None) -> Preprocessing | None:
         """Reads mean, deviation and scale as the user gave them; a scale alone has mean 0, deviation 1; nothing: None.
 
         Raises UserError for one of mean and deviation alone, and for what cannot be.
@@ -56,7 +56,7 @@ class Preprocessing:
                         _triple(setting("std"), "1" if std is None else std), 1.0 if scale is None else scale, given)
 
     @staticmethod
-    def of_file(metadata: Mapping[str, str], path: Path, given: Preprocessing | None = None) -> Preprocessing:
+    def from_metadata(metadata: Mapping[str, str], path: Path, given: Preprocessing | None = None) -> Preprocessing:
         """Returns ``given``, else what the metadata of an ONNX file say, else ImageNet's. Raises UserError for
         nonsense.
         """

@@ -32,7 +32,7 @@ from nas.supernet.net import Supernet
 from nas.supernet.prune import Pruner, survivors
 from nas.supernet.width import closing_gap
 from nas.training import evaluation, optimization, placement, randomness
-from nas.training.attentive import attend
+from nas.training.attentive import choose_by_loss
 from nas.training.blockwise import blockwise
 from nas.training.data import Data, batches, resized
 from nas.training.distill import INPLACE
@@ -242,8 +242,8 @@ class SupernetTraining:
             return draw(self.gates, self._soft(within, rng, batch[0].shape[-1]), coins)
         live = self.supernet.layout
         if phase != "warmup" and self.recipe.attend != "none":
-            return one_hot(attend(live, self.prices[0], rng, self.recipe.attend_to,
-                                  lambda arch: self._loss_now(arch, batch), self.recipe.attend == "worst-up"))
+            return one_hot(choose_by_loss(live, self.prices[0], rng, self.recipe.attend_to,
+                                          lambda arch: self._loss_now(arch, batch), self.recipe.attend == "worst-up"))
         before = self.recipe.largest_first + self.recipe.blockwise
         chance = 2 * (within - before) / (1 - before) if phase == "warmup" and before < 1 else 1.0
         if chance >= 1:

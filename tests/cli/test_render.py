@@ -13,7 +13,7 @@ from nas.errors import UserError
 from nas.pipeline.front import full_id
 from nas.pipeline.search import refuse_settings
 from nas.pipeline.train_one import refuse_settings as refuse_baseline
-from nas.run.images import Images, lying_at
+from nas.run.images import Images, with_images_at
 from nas.run.records import Budget, Exported, ExportedFile
 from nas.run.settings import Baseline
 from nas.training.data import load
@@ -60,8 +60,8 @@ def test_the_folder_of_cifar10_is_refused_for_other_images(tmp_path: Path) -> No
     for act in (lambda: load("digits", data_dir=Path("there"), size=None, seed=0),
                 lambda: refuse_settings(resolve(None, [], asked)),
                 lambda: refuse_baseline(resolve(None, [], {**asked, "arch": "largest"}, Baseline)),
-                lambda: lying_at(Config(target=["macs"], data="digits"), Images(data_dir="there"))):
+                lambda: with_images_at(Config(target=["macs"], data="digits"), Images(data_dir="there"))):
         with pytest.raises(UserError, match="data_dir: has no effect on digits: it is the folder that cifar10 lies in"):
             act()
-    kept = lying_at(Config(target=["macs"], data="cifar10"), Images(data_dir=str(tmp_path)))
+    kept = with_images_at(Config(target=["macs"], data="cifar10"), Images(data_dir=str(tmp_path)))
     assert kept.data_dir == str(tmp_path)

@@ -306,27 +306,27 @@ def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_refused_beginning_leaves_nothing_and_a_second_one_removes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such space"), Run.begun(tmp_path / "a", CONFIG):
+    with pytest.raises(UserError, match="no such space"), Run.open_locked(tmp_path / "a", CONFIG):
         raise UserError("no such space")
     assert not (tmp_path / "a").exists()
-    with Run.begun(tmp_path / "a", CONFIG) as first:
+    with Run.open_locked(tmp_path / "a", CONFIG) as first:
         # as of a process that began at the same moment, and so found no directory either
-        second = Run.begun(tmp_path / "a", CONFIG)
+        second = Run.open_locked(tmp_path / "a", CONFIG)
         with pytest.raises(UserError, match="in use by process"), second:
             pass
         assert first.has("config.json")
         first.log(tuned(0))
-    with pytest.raises(UserError, match="later"), Run.begun(tmp_path / "a", CONFIG):
+    with pytest.raises(UserError, match="later"), Run.open_locked(tmp_path / "a", CONFIG):
         raise UserError("later")
     assert (tmp_path / "a" / "config.json").is_file()
 
 
 def test_a_refused_beginning_leaves_an_empty_directory_empty(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(UserError, match="no such target"), Run.begun(tmp_path / "a", CONFIG):
+    with pytest.raises(UserError, match="no such target"), Run.open_locked(tmp_path / "a", CONFIG):
         raise UserError("no such target")
     assert (tmp_path / "a").is_dir() and Run.fresh(tmp_path / "a")
-    with Run.begun(tmp_path / "a", {**CONFIG, "seed": 1}) as mended:
+    with Run.open_locked(tmp_path / "a", {**CONFIG, "seed": 1}) as mended:
         assert mended.has("config.json") and not Run.fresh(tmp_path / "a")
 
 

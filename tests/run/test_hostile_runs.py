@@ -242,7 +242,7 @@ def test_a_network(finished: Run, tmp_path_factory: pytest.TempPathFactory, draw
 
     def evaluated() -> None:
         file = _File(path)
-        file.size(None), Preprocessing.of_file(file.metadata, path)
+        file.size(None), Preprocessing.from_metadata(file.metadata, path)
         outputs(path, 10, file.names(), [str(i) for i in range(10)])
 
     read_or_refused(evaluated, "broken.onnx", "size")

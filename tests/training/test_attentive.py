@@ -8,7 +8,7 @@ from nas import sampling
 from nas.arch import Arch
 from nas.decision import Prices, prices
 from nas.plan import Layout, macs
-from nas.training.attentive import POOL, attend
+from nas.training.attentive import POOL, choose_by_loss
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_the_extreme_of_k_of_about_one_cost(tiny: Layout, priced: Prices, worst:
     def loss_of(arch: Arch) -> float:
         return asked.setdefault(arch, float(int(arch.id, 16) % 1009))
 
-    chosen = attend(tiny, priced, random.Random(3), k, loss_of, worst)
+    chosen = choose_by_loss(tiny, priced, random.Random(3), k, loss_of, worst)
     assert len(asked) == k and asked[chosen] == (max if worst else min)(asked.values())
     # the same draws again: no network of the pool is nearer in cost to the first than one that was asked about
     rng = random.Random(3)

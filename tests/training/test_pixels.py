@@ -135,7 +135,7 @@ def test_whites_are_recorded_and_used_again(tmp_path: Path) -> None:
     kept = Run.open(tmp_path / "run", {})
     kept.write_json("data.json", described(data).to_json())
     run = recorded_images(kept)
-    assert run.whites == data.whites == Whites.of_metadata(data.whites.metadata())
+    assert run.whites == data.whites == Whites.from_metadata(data.whites.metadata())
     other = wide_folder(tmp_path / "other", WIDE["I;16 png"], 1023, count=20)
     assert unlabeled(other, run, 0).whites == data.whites
     assert from_folder(other, size=8, whites=data.whites).train.images.max() == round(1023 / 4095 * 255)

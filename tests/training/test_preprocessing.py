@@ -92,12 +92,13 @@ def test_every_command_reads_images_alike_and_says_how(
         greys: Path, tmp_path: Path, trained: Any, flags: tuple[Any, ...], metadata: dict[str, str],
         source: str) -> None:
     path = foreign(tmp_path / "net.onnx", trained, metadata)
-    how = Preprocessing.of_flags(*flags) if flags else None
+    how = Preprocessing.from_flags(*flags) if flags else None
     result = evaluate(path, data=str(greys), split="all", preprocessing=how)
     share, said, written = with_exits(path, greys, how)
     assert result.top1.share == share == 1.0  # 1.0 only where the convolution took the right thing back
     assert result.preprocessing == said and said.source == source
-    again = Preprocessing.of_file(written, path)  # what nas exits writes, in the file's own units or in those of [0, 1]
+    # what nas exits writes, in the file's own units or in those of [0, 1]
+    again = Preprocessing.from_metadata(written, path)
     unit = [np.array(values) / trained[2] for values in trained[:2]]
     assert again.scale == 1 and np.allclose(again.mean, unit[0], rtol=1e-5) and np.allclose(again.std, unit[1], 1e-5)
 
@@ -112,7 +113,7 @@ def test_the_wrong_statistics_are_wrong_on_these_images(greys: Path, tmp_path: P
 
 
 def test_by_hand(greys: Path) -> None:
-    data = Preprocessing.of_flags("100, 110, 120", "50,60,70", 255)
+    data = Preprocessing.from_flags("100, 110, 120", "50,60,70", 255)
     assert data is not None
     images = torch.tensor([0, 100, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     read = normalise(images, data.applied(load(str(greys), data_dir=None, size=None, seed=0)).at(1))
@@ -131,7 +132,7 @@ def test_by_hand(greys: Path) -> None:
 ])
 def test_flags_that_cannot_be_are_one_line(flags: tuple[Any, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Preprocessing.of_flags(*flags)
+        Preprocessing.from_flags(*flags)
 
 
 @pytest.mark.parametrize(("metadata", "message"), [
@@ -142,9 +143,9 @@ def test_flags_that_cannot_be_are_one_line(flags: tuple[Any, ...], message: str)
 ])
 def test_metadata_that_cannot_be_are_one_line(metadata: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Preprocessing.of_file(metadata, Path("m.onnx"))
-    given = Preprocessing.of_flags("0.5", "0.5", None)
-    assert Preprocessing.of_file(metadata, Path("m.onnx"), given) is given  # the way out that the lines name
+        Preprocessing.from_metadata(metadata, Path("m.onnx"))
+    given = Preprocessing.from_flags("0.5", "0.5", None)
+    assert Preprocessing.from_metadata(metadata, Path("m.onnx"), given) is given  # the way out that the lines name
 
 
 NUMBERS = st.text(max_size=12) | st.lists(st.floats(0, 1) | st.floats(), min_size=1, max_size=4).map(
@@ -153,11 +154,11 @@ NUMBERS = st.text(max_size=12) | st.lists(st.floats(0, 1) | st.floats(), min_siz
 
 @given(mean=NUMBERS, std=NUMBERS, scale=st.sampled_from([None, 1.0, 255.0]) | st.floats())
 def test_any_text_is_numbers_or_one_line(mean: str, std: str, scale: float | None) -> None:
-    how = read_or_refused(lambda: Preprocessing.of_flags(mean, std, scale), "mean", "std", "scale")
+    how = read_or_refused(lambda: Preprocessing.from_flags(mean, std, scale), "mean", "std", "scale")
     if how is not None:
         assert 0 <= min(how.mean) <= max(how.mean) <= how.scale and min(how.std) > 0
         said = [" ".join(map(repr, values)) for values in (how.mean, how.std)]
-        again = Preprocessing.of_flags(said[0], said[1], how.scale)
+        again = Preprocessing.from_flags(said[0], said[1], how.scale)
         assert again is not None and (again.mean, again.std, again.scale) == (how.mean, how.std, how.scale)
 
 

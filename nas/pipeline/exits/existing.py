@@ -35,7 +35,7 @@ from nas.pipeline.front import find_picks, read_fronts
 from nas.plan import plan
 from nas.progress import Progress
 from nas.run.directory import Run
-from nas.run.images import RECORDED, Images, lying_at
+from nas.run.images import RECORDED, Images, with_images_at
 from nas.run.settings import named_target, settings_of
 from nas.training.data import Data, without_images
 from nas.training.labels import names_in, outputs
@@ -49,7 +49,7 @@ def load_pick(run: Run, arch_id: str | None, target: str | None, images: bool, p
 
     Raises UserError for what is not there, and for a target whose files are int8.
     """
-    config = lying_at(settings_of(run), where)
+    config = with_images_at(settings_of(run), where)
     target = named_target(run, target) if target else None
     if not target and not config.target:
         raise UserError(f"{setting('target')}: {run.path} has none; give one")
@@ -82,7 +82,7 @@ def load_pick(run: Run, arch_id: str | None, target: str | None, images: bool, p
     return Pick(name=wanted, net=with_exits(at, full, plain, inputs.seed), plain=plain,
                 data=replace(inputs.data, augment=config.train.augment or inputs.data.augment), metadata=metadata,
                 target=target, clock=clock, now_ns=clock_of(1)[1],
-                reading=Reading(preprocessing=Preprocessing.of_file(metadata, run.path), classes_by=None,
+                reading=Reading(preprocessing=Preprocessing.from_metadata(metadata, run.path), classes_by=None,
                                 weights_at=None, ends_in="logits"),
                 layout=at, keys=keys, priced=choice.pieces(keys, costs.ms_many, known_exit_ms(costs)))
 
@@ -102,9 +102,9 @@ def load_file(model: str, weights: Path | None, size: int | None, target: str | 
     net, proto, side = foreign.net, foreign.graph.model, foreign.graph.shape[2]
     kept = {p.key: p.value for p in proto.metadata_props}
     how = preprocessing or (imagenet("torchvision's weights were trained with it") if foreign.torchvision else
-                            Preprocessing.of_file(kept, Path(model)))
+                            Preprocessing.from_metadata(kept, Path(model)))
     known = classes if classes is not None else names_in(kept)
-    whites = Whites.of_metadata(kept)
+    whites = Whites.from_metadata(kept)
     read, by = _read_as(data(side, whites), how, known, net.classes, side, model)
     read = read if len(read.learn) else replace(read, whites=whites)
     reading = Reading(preprocessing=how, classes_by=by, weights_at=foreign.weights, ends_in=foreign.graph.cut.kind)

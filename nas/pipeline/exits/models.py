@@ -174,8 +174,8 @@ def _predict_part_by_part(net: Grafted, data: Data, costs: KernelModel) -> Piece
 
 def head_macs(net: Grafted, data: Data) -> list[int]:
     """Counts the multiply-adds of each exit's head."""
-    found, x = [], torch.zeros(1, data.in_ch, data.size, data.size)
+    counts, x = [], torch.zeros(1, data.in_ch, data.size, data.size)
     for part in list(net.parts)[:-1]:
         x = part(x)
-        found.append(macs(OpKey(Op.of("exit_head", hidden=HIDDEN), x.shape[1], net.classes, 1, x.shape[2])))
-    return found
+        counts.append(macs(OpKey(Op.of("exit_head", hidden=HIDDEN), x.shape[1], net.classes, 1, x.shape[2])))
+    return counts

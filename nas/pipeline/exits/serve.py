@@ -77,13 +77,14 @@ class Trained:
            views: Sequence[Split] | None = None) -> Trained:
         """Computes the logits of all exits on both splits; ``views`` replace the selection split if given."""
         method.eval()
-        said = []
+        logits_of_splits = []
         for splits in (views or [data.select], [data.test]):
-            heard = [record(method.net.net.logits, _even_part(split, len(splits)), data, device) for split in splits]
-            logits, labels = np.concatenate([h.logits for h in heard], 1), np.concatenate([h.labels for h in heard])
-            said.append(ExitLogits(logits, labels, method.net.combine, kind))
+            records = [record(method.net.net.logits, _even_part(split, len(splits)), data, device) for split in splits]
+            logits = np.concatenate([part.logits for part in records], 1)
+            labels = np.concatenate([part.labels for part in records])
+            logits_of_splits.append(ExitLogits(logits, labels, method.net.combine, kind))
         method.cpu()
-        return Trained(method, data, *said)
+        return Trained(method, data, *logits_of_splits)
 
     def network(self, kept: Sequence[int]) -> MultiExit:
         """Returns the network with only the exits ``kept``, on the CPU, in eval mode."""
@@ -110,25 +111,25 @@ def choose_exits(trained: Trained, pieces: Pieces, wishes: Wishes, kept: Sequenc
 
     Raises UserError where nothing meets the wishes.
     """
-    said = trained.select
-    least = (said.accuracy if wishes.than is None else wishes.than) - wishes.lose
+    answers = trained.select
+    least = (answers.accuracy if wishes.than is None else wishes.than) - wishes.lose
     point = None
     if kept is None:
-        kept, point = choice.choose(said, pieces, budget_ms=wishes.budget_ms, accuracy=least, max_ms=wishes.max_ms)
-    prefix, predictions = pieces.prefix_ms(kept), said.predictions(kept)
+        kept, point = choice.choose(answers, pieces, budget_ms=wishes.budget_ms, accuracy=least, max_ms=wishes.max_ms)
+    prefix, predictions = pieces.prefix_ms(kept), answers.predictions(kept)
     assert predictions is not None
     budget = wishes.budget_ms
     if budget is not None:
         point = None  # the rule finds its own
     else:
         if point is None or wishes.rule != "search":  # subsets were compared by searched thresholds
-            point = choice.cheapest(*said.sure(predictions), prefix, least, wishes.rule)
+            point = choice.cheapest(*answers.sure(predictions), prefix, least, wishes.rule)
         budget = point.mean_ms
-    made = calibrate(predictions, said.labels, prefix, budget, kind=wishes.kind, rule=wishes.rule, chosen=point)
+    made = calibrate(predictions, answers.labels, prefix, budget, kind=wishes.kind, rule=wishes.rule, chosen=point)
     tested = trained.test.predictions(kept)
     assert tested is not None
     confidence, fits = confidence_and_right(made, tested, trained.test.labels)
-    return Served(tuple(kept), made, choice.cross_validated(said, kept, prefix, budget),
+    return Served(tuple(kept), made, choice.cross_validated(answers, kept, prefix, budget),
                   policy.outcome(confidence, fits, made.point.thresholds, prefix))
 
 

@@ -159,10 +159,10 @@ def _image_size(name: str, net: nn.Module) -> int:
 
 def _builder_arguments(state: State, net: nn.Module) -> dict[str, int]:
     """Returns the builder's arguments that follow from shapes of weights: classes, and a transformer's image size."""
-    said = {"num_classes": len(state[_head_name(net)])}
+    arguments = {"num_classes": len(state[_head_name(net)])}
     if (places := state.get("encoder.pos_embedding")) is not None and isinstance(net, models.VisionTransformer):
-        said["image_size"] = math.isqrt(places.shape[1] - 1) * net.patch_size
-    return said
+        arguments["image_size"] = math.isqrt(places.shape[1] - 1) * net.patch_size
+    return arguments
 
 
 def _head_name(net: nn.Module) -> str:
@@ -233,7 +233,7 @@ def _current_name(key: str, expected: Any) -> str:
     Files of DenseNet have ``norm.1`` for ``norm1``, those of transformers ``linear_2`` for ``3``.
     """
     other = re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", key)
-    other = re.sub(r"\.linear_([12])\.", lambda found: f".{3 * int(found[1]) - 3}.", other)
+    other = re.sub(r"\.linear_([12])\.", lambda match: f".{3 * int(match[1]) - 3}.", other)
     return other if key not in expected and other in expected else key
 
 
@@ -244,9 +244,9 @@ def _load_into(state: State, net: nn.Module, path: Path, name: str) -> None:
     strange = [key for key in state if key not in expected]
     shapes = [f"{key} is {list(state[key].shape)}, not {list(value.shape)}" for key, value in expected.items()
               if key in state and state[key].shape != value.shape]
-    reasons = [f"{len(found)} of {of} {what} ({_first(found)})" for found, of, what in (
+    reasons = [f"{len(keys)} of {of} {what} ({_first(keys)})" for keys, of, what in (
         (missing, len(expected), "tensors are missing"), (strange, len(state), "are of no layer of it"),
-        (shapes, len(expected), "have other shapes")) if found]
+        (shapes, len(expected), "have other shapes")) if keys]
     if reasons:
         raise UserError(f"{setting('weights', path)}: not weights of {name}: {'; '.join(reasons)}")
     if broken := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:

@@ -49,7 +49,7 @@ def folders(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("flags", [(None, None, None), ("0.1,0.2,0.3", "0.2", None), (None, None, 255.0)])
 def test_evaluate_exits_and_the_exported_file_agree(network: Path, folders: Path, tmp_path: Path,
                                                     flags: tuple[str | None, str | None, float | None]) -> None:
-    how = Preprocessing.of_flags(*flags)
+    how = Preprocessing.from_flags(*flags)
     model = existing.load_file(str(network), None, None, "gpu-v100",
                         lambda side, whites: load(str(folders), data_dir=None, size=side, seed=0), 0, how)
     card = add(model, Run.open(tmp_path / "out", {}), Quiet(), epochs=1, wishes=Wishes(lose=0.5))
