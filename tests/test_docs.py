@@ -33,7 +33,7 @@ HOW_TOS = [page for page in sorted(DOCS.glob("*.md")) if "```bash" in page.read_
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FEW = ["--limit", "120", "--threads", "1"]
 SCHEDULE = {"search": [*SHORT[:-2], "budgets=2", "evaluations=6", *FEW],  # added to what the page says
-            "compare": ["train.finetune_epochs=1", "--budgets", "2", "--networks", "2", *FEW]}
+            "compare": ["train.finetune_epochs=1", "--budgets", "1", "--networks", "2", *FEW]}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

@@ -40,6 +40,7 @@ IN_CH, OUT_CH, SIZE, SIZE_OUT, STRIDE, DEPTHWISE = 0, 1, 2, 3, 5, 7  # columns o
 WINDOWS = (1.0, 3.0, 5.0, 7.0)  # kernel sides of the rows; between them the features blend
 TILES = ((256, 128), (128, 128), (256, 64), (64, 64))  # positions x channels that a block of a GPU's threads computes
 CHUNKS = (16, 32, 64, 128)  # channels that hardware computes at once: others are padded to multiples
+PRICED_AT_ONCE = 256  # convolutions, each with all its paddings: bounds the memory
 BLOCK = 64  # operators that go through the residual's networks at a time
 FEATURES = (
     "depthwise", "log in_ch", "log out_ch", "log size", "stride 2", "add", "depthwise stride 2", "1x1 stride 2",
@@ -300,11 +301,16 @@ class KernelModel(Costs):
 
         In the rows some small maps take up to three times as long as larger ones, which an engine need not put up with.
         """
+        return np.concatenate([self._least_of(part) for part in
+                               np.split(columns, range(PRICED_AT_ONCE, len(columns), PRICED_AT_ONCE))])
+
+    def _least_of(self, columns: Array) -> Array:
         best = self._conv_ms(columns)
-        for larger in self._padded(columns):
-            changed = np.flatnonzero((larger > columns).any(1))
-            if len(changed):
-                best[changed] = np.minimum(best[changed], self._conv_ms(larger[changed]))
+        changed = [(rows, larger[rows]) for larger in self._padded(columns)
+                   if len(rows := np.flatnonzero((larger > columns).any(1)))]
+        if changed:  # in one call: many small ones take longer by far
+            np.minimum.at(best, np.concatenate([rows for rows, _ in changed]),
+                          self._conv_ms(np.concatenate([padded for _, padded in changed])))
         return best
 
     def _padded(self, columns: Array) -> Iterator[Array]:

@@ -182,7 +182,7 @@ def test_select_and_export_pass_what_was_asked(call: Call, monkeypatch: pytest.M
 
 
 def test_presets_are_listed_apart_from_spaces(call: Call) -> None:
-    code, out, _ = call("presets", "--json", "--size", "32", "--classes", "10", "--width", "0.5")
+    code, out, _ = call("presets", "--json", "--size", "64", "--classes", "10", "--width", "0.5")
     values = json.loads(out)
     assert code == 0 and [value["name"] for value in values] == [f"{name}@0.5" for name in
                                                                  shipped("search_spaces/presets", ".yaml")]
