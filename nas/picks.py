@@ -37,8 +37,9 @@ Format = Literal["onnx", "features", "int8-onnx", "tflite"]
 
 @dataclass(frozen=True)
 class Pick:
-    """A network that was chosen. Milliseconds are keyed by target; what is not measured on this machine is None there.
+    """Describes a network that was chosen.
 
+    Milliseconds are keyed by target; what is not measured on this machine is None there.
     ``accuracy`` is that on the test split, with its standard error, ``select_accuracy`` that on the images that choose;
     ``folder`` holds the network's files.
     """
@@ -76,7 +77,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class Front(Sequence[Pick]):
-    """The picks that no other beats in both accuracy and latency on the selection split, fastest first.
+    """Holds the picks that no other beats in both accuracy and latency on the selection split, fastest first.
 
     It is a sequence of these; ``dominated`` has the other picks.
     """
@@ -143,13 +144,13 @@ def _row(pick: Pick) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SearchRun:
-    """The directory of a search or of a training: what it found, and what can be made of it."""
+    """Opens the directory of a search or of a training: what it found, and what can be made of it."""
 
     path: Path
 
     @property
     def front(self) -> Front:
-        """The picks of the search itself. Raises UserError for a run that is not that far."""
+        """Returns the picks of the search itself. Raises UserError for a run that is not that far."""
         run = Run.existing(self.path)
         return front_of_run(run.path, run.read("front.json", records.Front))
 

@@ -141,7 +141,7 @@ def _refuse_idle(given: BaseModel, usual: BaseModel, used: Collection[str], abov
 
 
 def _load_each(configs: Sequence[Config], run: Run, progress: Progress) -> list[Inputs]:
-    """A run of its own for each space inside the comparison's; they share the images."""
+    """Loads the inputs of each space, in a run of its own inside the comparison's; they share the images."""
     loaded: list[Inputs] = []
     for config in configs:
         every_width = config.gates.model_copy(update={"granularity": "space"})  # spaces are compared, not searches
@@ -153,7 +153,7 @@ def _load_each(configs: Sequence[Config], run: Run, progress: Progress) -> list[
 
 
 def _budget_grid(config: Config, loaded: Sequence[Inputs], problems: Sequence[Problem]) -> list[float]:
-    """The budgets given, or ``budgets`` geometric ones over what every space can reach."""
+    """Returns the budgets given, or ``budgets`` in geometric steps over the range that every space has networks for."""
     target = config.target[0]
     for inputs in loaded if config.budget_ms else ():
         budgets_of_target(inputs, inputs.layout, target, config.budget_ms, 1)  # refuses what a space cannot reach
@@ -218,7 +218,10 @@ def _spread(bound: dict[str, float], cards: Sequence[Card]) -> Spread:
 
 
 def _with_volumes(parts: Sequence[ComparedSpace], target: str) -> list[ComparedSpace]:
-    """With the hypervolume of each front (test accuracy): the reference is the slowest and the worst network of all."""
+    """Returns the spaces with the hypervolume of each front, by test accuracy.
+
+    Its reference point has the ms of the slowest and the accuracy of the worst network of all spaces.
+    """
     every = [card for part in parts for card in part.cards]
     slowest, worst = max(card.ms[target] for card in every), min(card.accuracy for card in every)
 

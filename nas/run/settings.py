@@ -56,7 +56,7 @@ class Baseline(Config):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what a run records: the settings that act."""
+        """Returns what a run records: the settings that have an effect on a training of one network."""
         value = self.model_dump(mode="json")
         for part, keys in SEARCH_ONLY.items():
             for key in keys:

@@ -97,7 +97,10 @@ def _reach(reduced: Sequence[np.ndarray], most: float, slack: float) -> float:
 
 
 def _count(reduced: Sequence[np.ndarray], reach: float) -> float:
-    """Counts networks whose reduced regrets sum to ``reach`` at most; rounds down to bins, so that none is missed."""
+    """Counts the combinations of one value a slot whose sum is at most ``reach``, from a histogram of the sums.
+
+    ``reduced`` are the values by slot. They are rounded down to bins, so that the count is never too low.
+    """
     counts = np.ones(1)
     for row in reduced:
         bins = np.minimum((row[row <= reach] / (reach or 1.0) * _BINS).astype(int), _BINS)

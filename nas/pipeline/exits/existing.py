@@ -90,12 +90,12 @@ def load_pick(run: Run, arch_id: str | None, target: str | None, images: bool, p
 def load_file(model: str, weights: Path | None, size: int | None, target: str | None,
               data: Callable[[int, Whites], Data | None], seed: int, preprocessing: Preprocessing | None = None,
               classes: Sequence[str] | None = None) -> Model:
-    """An ONNX file, or a torchvision model by name with a file of its weights; ``data`` gives images of a size, with
-    what the file divides pixels of more than 8 bits by.
+    """Loads an ONNX file, or a torchvision model by name with a file of its weights, to add exits to it.
 
-    Images are read as ``preprocessing`` says, else as the file does, else as ImageNet's; ``classes`` are those of the
-    outputs in place of the file's own. Costs are measured here, or come from the target's kernel model. Raises
-    UserError for what has no exits or costs.
+    ``data`` gives images of a size, with what the file divides pixels of more than 8 bits by. Images are read as
+    ``preprocessing`` says, else as the file does, else as ImageNet's; ``classes`` are those of the outputs in place of
+    the file's own. Costs are measured here, or come from the target's kernel model. Raises UserError for what has no
+    exits or costs.
     """
     costs = foreign_costs(model, target)
     foreign = load_foreign(model, weights, size, seed)
