@@ -26,7 +26,7 @@ _PLAIN_VALUES = {"value_float": np.float32, "value_floats": np.float32, "value_i
 
 
 def normalised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the same network in the form that this module describes; the argument may change. Raises as onnx does."""
+    """Rewrites a network in the form that this module describes; the argument may change. Raises as onnx does."""
     if model.functions:
         model = inliner.inline_local_functions(model)
     _one_domain(model)

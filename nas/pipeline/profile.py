@@ -20,7 +20,7 @@ from nas.text import duration
 
 
 class ProfiledSpaces(Profiled):
-    """States the same over several spaces; its validation is the worst of theirs."""
+    """Says what a table was filled with for several spaces, in all and for each; its validation is the worst of all."""
 
     spaces: dict[str, Profiled]
     seconds: dict[str, float] = Field(description="by space, and the total")

@@ -36,7 +36,7 @@ class Environment(Record):
 
     @staticmethod
     def here() -> Environment:
-        """Describes this process."""
+        """Returns the machine, packages and command of this process."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return Environment(
             nas=__version__, format=FORMAT, revision=_revision(), python=platform.python_version(),

@@ -147,10 +147,10 @@ class _Join:
     slack: float  # more than what a sum of regrets is off by rounding, so that nothing better is passed over
 
     def within(self, reach: float, best: float, pick: list[int] | None) -> tuple[float, list[int] | None]:
-        """Returns the least regret and its network, proven if within ``reach`` of the bound; ``best`` and ``pick`` if
-        no network has less.
+        """Finds the network of the least regret among those whose bound is at most ``reach`` above the least bound.
 
-        Raises _TooManyPairs, as where a limit that no network keeps is not known to the relaxation.
+        Returns its regret and its choices; those of ``best`` and ``pick``, known before, where none has less. Raises
+        _TooManyPairs where joining would take too long, as where no network keeps the limits together.
         """
         # what is beyond the reach may limit the next one, if it is not too far
         goal = min(best, self.bound + 2 * reach)

@@ -35,7 +35,7 @@ class Preprocessing:
     source: str
 
     def applied(self, data: Data) -> Data:
-        """Returns the same images, normalised so: ``Data`` has mean and deviation of pixels in [0, 1]."""
+        """Returns the images, normalised by this: ``Data`` has mean and deviation of pixels in [0, 1]."""
         return replace(data, mean=tuple(v / self.scale for v in self.mean), std=tuple(v / self.scale for v in self.std))
 
     @staticmethod

@@ -56,7 +56,7 @@ class Places:
     uncounted: tuple[str, ...] = ()
 
     def timed(self, target: str, pieces: Pieces) -> Places:
-        """Returns the same with what leaving at each place takes on a target."""
+        """Returns the places with the milliseconds that leaving at each takes on a target."""
         leaving_ms = [float(pieces.prefix_ms([index])[0]) for index in range(len(self.places))]
         places = [replace(place, ms=ms, ms_share=ms / pieces.plain_ms)
                   for place, ms in zip(self.places, leaving_ms, strict=True)]
