@@ -92,7 +92,10 @@ def _level(peak: float, levels: Sequence[int]) -> int | None:
 
 
 def _peak(file: Path, enough: bool) -> tuple[float, bool]:
-    """Returns the largest value of a file, and whether it is a floating-point one; 0 for 8 bits, 1 if all black."""
+    """Returns the largest value of a file, and whether it is a floating-point one; 0 for 8 bits, 1 if all black.
+
+    Where ``enough`` is known of the bits of whole numbers, only floating-point files are read; others are 0.
+    """
     with opened(file) as image:
         if not _is_wide(image) or (enough and image.mode != "F"):
             return 0.0, False
