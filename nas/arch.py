@@ -92,7 +92,10 @@ class Arch:
             raise UserError("architecture: ops: every operator is a string such as 'ghost(cheap=3, hidden=72)'")
         if not all(isinstance(exit_, int) and not isinstance(exit_, bool) for exit_ in value["exits"]):
             raise UserError("architecture: exits: every exit is the index of a slot")
-        ops = tuple(Op.parse(op) for op in value["ops"])
+        try:
+            ops = tuple(map(Op.parse, value["ops"]))
+        except UserError as error:
+            raise UserError(f"architecture: ops: {error}") from None
         return Arch(value["space"], value["size"], ops, tuple(value["exits"]))
 
 

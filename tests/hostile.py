@@ -112,6 +112,37 @@ def read_or_refused(read: Callable[[], Any], *names: str) -> Any:
         return None
 
 
+def reads_as(read: Any, written: Any) -> bool:
+    """Says whether a reader returned what a file says: every key with its value, as JSON.
+
+    A key that is null may be missing, a number may be a text (``"NaN"``), and a single value the list of it.
+    """
+    if isinstance(written, dict):
+        return isinstance(read, dict) and all(reads_as(read[key], part) if key in read else part is None
+                                              for key, part in written.items())
+    if isinstance(written, list):
+        return isinstance(read, list) and len(read) == len(written) and all(map(reads_as, read, written))
+    if type(read) is not type(written) and {type(read), type(written)} <= {str, int, float}:  # "NaN", 10**30
+        read, written = float(read), float(written)
+    return bool(read == written) or read == [written] or (read != read and written != written)  # NaN alone
+
+
+def changed_keys(before: Any, after: Any) -> set[str] | None:
+    """Returns the keys on the way to whatever differs between two JSON values: none where it is the whole.
+
+    None where nothing differs.
+    """
+    if isinstance(before, dict) and isinstance(after, dict):
+        pairs = {key: (before.get(key, ...), after.get(key, ...)) for key in before.keys() | after.keys()}
+        parts = {key: changed_keys(*pair) for key, pair in pairs.items()}
+        keys = [{key} | inner for key, inner in parts.items() if inner is not None]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        keys = [inner for pair in zip(before, after, strict=True) if (inner := changed_keys(*pair)) is not None]
+    else:
+        return None if before == after and type(before) is type(after) else set()
+    return set().union(*keys) if keys else None
+
+
 def put_back(folder: Path) -> Callable[[], None]:
     """Remembers all files of a folder; the function that it returns makes them as they were."""
     before = {path: path.read_bytes() for path in _files(folder)}

@@ -229,7 +229,7 @@ class Front(Record):
         for card in (*self.cards, *self.too_large):
             for figures in (card.ms, card.measured_ms):
                 if missing := [target for target in self.target if target not in figures]:
-                    raise ValueError(f"{card.id} has no ms on {missing[0]}")
+                    raise ValueError(f"target: {card.id} has no ms on {missing[0]}")
         return self
 
     def asked_of(self, run: Path, seconds: dict[str, float]) -> Front:

@@ -7,20 +7,35 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from hostile import TEXTS, changed, json_files, put_back, read_or_refused, slowly_tried, torn, tried
+from hostile import (
+    TEXTS,
+    changed,
+    changed_keys,
+    json_files,
+    put_back,
+    read_or_refused,
+    reads_as,
+    slowly_tried,
+    torn,
+    tried,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_search import Quiet, config_of, searched
 
-from nas.arch import Arch
+from nas.arch import Arch, Op
 from nas.cli import render
+from nas.cli.output import one_line
+from nas.errors import UserError
 from nas.exits.runtime import KEY, Runtime
 from nas.exits.thresholds import Policy
+from nas.files import parse_json
 from nas.latency import costs
 from nas.latency.devices import onnxruntime
 from nas.latency.predict import predict
@@ -36,11 +51,13 @@ from nas.pipeline.inputs import Inputs
 from nas.progress import NoProgress
 from nas.report.page import page
 from nas.report.run_data import collect
-from nas.run import formats
+from nas.run import events, formats
 from nas.run.directory import Run
-from nas.run.images import recorded_images
+from nas.run.images import described, recorded_images
+from nas.run.provenance import Environment
 from nas.run.records import Card, Front, Picks
 from nas.run.settings import settings_of
+from nas.text import printable
 from nas.training.labels import outputs
 from nas.training.preprocessing import Preprocessing
 
@@ -69,8 +86,8 @@ def named(run: Run, kind: str) -> str:
             "thresholds.json": f"{early}thresholds.json"}.get(kind, kind)
 
 
-def shown(run: Run) -> None:
-    """What reads a front: the command line's table, an export's choice, the objects of Python."""
+def use_front(run: Run) -> None:
+    """Does what is done with a front: the command line's table, an export's choice, the objects of Python."""
     front = run.read("front.json", Front)
     render.front(front)
     for budget in (None, 1.0, 1e-9):
@@ -78,50 +95,123 @@ def shown(run: Run) -> None:
     front_of_run(run.path, front)
 
 
-READERS: dict[str, Callable[[Run, Any], Any]] = {
-    "front.json": lambda run, value: shown(run),
-    "picks.json": lambda run, value: [pick.arch.id for pick in run.read("picks.json", Picks).budgets],
-    "data.json": lambda run, value: recorded_images(run),
-    "splits.json": lambda run, value: set(run.read_json("splits.json")["train"]),
-    "config.json": lambda run, value: settings_of(run),
-    "environment.json": lambda run, value: Run.existing(run.path),
-    "arch.json": lambda run, value: Arch.from_json(run.read_json(value)).id,
-    "card.json": lambda run, value: run.read(value, Card).ms,
-    "exits": lambda run, value: (run.read_json(value) or {"of": ""})["of"],
-    "thresholds.json": lambda run, value: run.read(value, Policy).to_json(),
+READERS: dict[str, Callable[[Run, str], Any]] = {  # of each kind of file, as the value that it says
+    "front.json": lambda run, name: run.read(name, Front).to_json(),
+    "picks.json": lambda run, name: run.read(name, Picks).to_json(),
+    "data.json": lambda run, name: described(recorded_images(run)).to_json(),
+    "splits.json": lambda run, name: run.read_json(name),
+    "config.json": lambda run, name: settings_of(run).to_json(),
+    "environment.json": lambda run, name: run.read(name, Environment).to_json(),
+    "arch.json": lambda run, name: Arch.from_json(run.read_json(name)).to_json(),
+    "card.json": lambda run, name: run.read(name, Card).to_json(),
+    "exits": lambda run, name: run.read(name, Card).to_json(),
+    "thresholds.json": lambda run, name: run.read(name, Policy).to_json(),
 }
 
 
 @pytest.mark.parametrize("kind", READERS)
 @tried
 @given(drawn=st.data())
-def test_a_file_of_a_run(finished: Run, kind: str, drawn: st.DataObject) -> None:
+def test_a_file_of_a_run_is_read_as_it_was_written_or_refused_by_its_key(finished: Run, kind: str,
+                                                                         drawn: st.DataObject) -> None:
+    """What an edit leaves valid reads as what was written, and is written as it reads; else one line has file and key.
+    """
     name, restore = named(finished, kind), put_back(finished.path)
     content = finished.file(name).read_bytes()
+    before = json.loads(content)
+    edited: bytes = drawn.draw(json_files(before))
     try:
-        finished.file(name).write_bytes(drawn.draw(json_files(json.loads(content))))
-        read_or_refused(lambda: READERS[kind](finished, name), Path(name).name, str(finished.path), "budget_ms")
-        told = read_or_refused(lambda: page(collect(finished)), Path(name).name, str(finished.path))
-        assert told is None or "</html>" in told
+        finished.file(name).write_bytes(edited)
+        try:
+            read = READERS[kind](finished, name)
+        except UserError as error:
+            line = one_line(error) or ""
+            assert Path(name).name in line and any(key in line for key in _mistaken(before, edited)), line
+        else:
+            written = parse_json(edited)
+            assert reads_as(in_order(read), in_order(written)), (read, written)
+            finished.write_json(name, read)
+            assert READERS[kind](finished, name) == read
     finally:
         finished.file(name).write_bytes(content)
         restore()
 
 
+def _mistaken(before: Any, edited: bytes) -> set[str]:
+    """Returns what may be named as the mistake in a file: a key of what was changed, or that it is no JSON."""
+    try:
+        keys = changed_keys(before, parse_json(edited))
+    except (ValueError, RecursionError):
+        return {"not JSON"}
+    assert keys is not None, "refused as it was written"
+    return {printable(key) for key in keys} or {"file: ", "expected an object"}
+
+
+ORDER: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "ops": lambda ops: [str(Op.parse(op)) if isinstance(op, str) else op for op in ops],
+    "budget_ms": lambda budgets: sorted(set(budgets)), "size": lambda sides: sorted(sides, reverse=True)}
+
+
+def in_order(value: Any) -> Any:
+    """Returns a value with what readers bring into an order of their own: knobs of operators, budgets."""
+    if isinstance(value, dict):
+        return {key: ORDER[key](part) if key in ORDER and isinstance(part, list) else in_order(part)
+                for key, part in value.items()}
+    return [in_order(part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("kind", READERS)
 @slowly_tried
 @given(drawn=st.data())
-def test_a_log(finished: Run, drawn: st.DataObject) -> None:
+def test_whatever_a_file_of_a_run_holds_there_is_a_page(finished: Run, kind: str, drawn: st.DataObject) -> None:
+    name, restore = named(finished, kind), put_back(finished.path)
+    content = finished.file(name).read_bytes()
+    try:
+        finished.file(name).write_bytes(drawn.draw(json_files(json.loads(content))))
+        if kind == "front.json":
+            read_or_refused(lambda: use_front(finished), name, "budget_ms")
+        html = read_or_refused(lambda: page(collect(finished)), "config.json", str(finished.path))
+        assert "</html>" in html if html is not None else kind == "config.json"  # without settings there is none
+    finally:
+        finished.file(name).write_bytes(content)
+        restore()
+
+
+KINDS = [kind for kind in events.Event.__subclasses__() if kind is not events.AnyEvent]
+
+
+def read_line(line: bytes) -> list[events.Event]:
+    """Returns what the kinds of events make of a line: one of them at most."""
+    return [event for kind in KINDS if (event := events.read(kind, line)) is not None]
+
+
+@slowly_tried
+@given(drawn=st.data())
+def test_a_log_is_read_line_by_line_as_it_was_written(finished: Run, drawn: st.DataObject) -> None:
+    """A line that nobody touched is read as before; one that was is read as it stands now, or left out."""
     content = finished.file("log.jsonl").read_bytes()
     lines = [json.loads(line) for line in content.splitlines()]
+    untouched = {*content.splitlines(), *(json.dumps(line).encode() for line in lines)}
     broken = changed(lines).filter(lambda value: isinstance(value, list)).map(
         lambda value: b"".join(json.dumps(line).encode() + b"\n" for line in value))
+    edited: bytes = drawn.draw(broken | torn(content))
     try:
-        finished.file("log.jsonl").write_bytes(drawn.draw(broken | torn(content)))
+        finished.file("log.jsonl").write_bytes(edited)
         assert "</html>" in page(collect(finished))
-        config = settings_of(finished)
-        assert pipeline.selection.Judge.read_log(finished) is not None and config.target == ["gpu-v100"]
+        remembered = pipeline.selection.Judge.read_log(finished)
+        read = [event for kind in KINDS for event in finished.events(kind)]
     finally:
         finished.file("log.jsonl").write_bytes(content)
+    events_of_lines = [event for line in edited.splitlines() for event in read_line(line)]
+    assert sorted(map(repr, read)) == sorted(map(repr, events_of_lines))
+    assert remembered == {event.id: (event.loss, event.accuracy) for event in events_of_lines
+                          if isinstance(event, events.Judged)}
+    for line in edited.splitlines():
+        made = read_line(line)
+        assert len(made) == 1 if line in untouched else len(made) <= 1
+        for event in made:
+            written = in_order(json.loads(events.written(event)))
+            assert reads_as(written, {**in_order(json.loads(line)), "time": ANY}), line
 
 
 @slowly_tried
