@@ -211,7 +211,7 @@ def test_a_log_is_read_line_by_line_as_it_was_written(finished: Run, drawn: st.D
         assert len(made) == 1 if line in untouched else len(made) <= 1
         for event in made:
             written = in_order(json.loads(events.written(event)))
-            assert reads_as(written, {**in_order(json.loads(line)), "time": ANY}), line
+            assert reads_as(written, {**in_order(json.loads(line)), "time": ANY}), (written, json.loads(line))
 
 
 @slowly_tried
