@@ -27,6 +27,7 @@ from nas.report.drawing import drawing, label
 from nas.report.figures import draw_front
 from nas.report.page import page
 from nas.run.records import ComparedSpace, Comparison, Spread
+from nas.training.recipes import FineTuningRecipe
 
 HOSTILE = ["[red]", "[/b]", "[link=file:///etc]x", "$a$", "$\\frac{", "_hidden", "a|b", "</script><script>alert(1)",
            "<!--", "\"' onload=x", "{{js}}", "{name}", "%s", "a\nnas: done", "\x1b[2Jx", "\r1 of 1", "\u202egnp.exe",
@@ -149,13 +150,16 @@ def test_a_page_holds_names_as_text(name: str) -> None:
     assert data["networks"] == {text.printable(name): [text.printable(name)]}
 
 
+RECIPE = FineTuningRecipe(epochs=1, batch=8, lr=0.1, weight_decay=0.0, label_smoothing=0.0, augment="none")
+
+
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_pictures_draw_names_as_they_are(name: str) -> None:
     whole = name.encode("utf-8", "replace").decode()  # a record is JSON, which has no half of a pair of surrogates
     shown = card(ms={whole: 1.0}, exits=[1], of="0123456789ab", onnx="archs/a/exits/model.onnx")
     part = ComparedSpace(space=whole, reach_ms={whole: [0.5, 2.0]}, front=[shown], dominated=[],
                          budgets=[Spread(budget_ms={whole: 1}, mean=0.5, sd=0.1, n=2)])
-    comparison = Comparison(target=[whole], data=whole, size=16, seed=0, recipe={}, budget_ms={whole: [1.0]},
+    comparison = Comparison(target=[whole], data=whole, size=16, seed=0, recipe=RECIPE, budget_ms={whole: [1.0]},
                             networks=1, spaces=[part, part])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -268,7 +268,7 @@ class _Collector:
 
     def _conditions(self) -> dict[str, Any]:
         """Returns under what conditions the search ran: settings, machine, images, targets, hours."""
-        images = self.images.model_dump(exclude={"mean": True, "std": True, "source": {"class_counts"}}
+        images = self.images.model_dump(exclude={"mean": True, "std": True, "source": {"classes", "class_counts"}}
                                         ) if self.images else {}
         tables = {target: {key: value for key, value in costs.meta.to_json().items() if key in META}
                   for target, costs in self.costs.items()}

@@ -112,9 +112,10 @@ def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit
         std=std,
         source=ImageSource(
             origin=source.origin, fingerprint=fingerprint(splits, source.classes), available=len(source.labels),
-            limit=limit, seed=seed, sizes={part: len(split) for part, split in splits.items()}, class_counts=counts,
-            splits=origins(source), needed=images_needed(source), pixels=source.pixels, ignored=list(source.ignored),
-            skipped=dict(source.skipped), reach=list(reach), cut={pool: made.cut for pool, made in read.items()}),
+            limit=limit, seed=seed, sizes={part: len(split) for part, split in splits.items()},
+            classes=list(source.classes), class_counts=counts, splits=origins(source), needed=images_needed(source),
+            pixels=source.pixels, ignored=list(source.ignored), skipped=dict(source.skipped), reach=list(reach),
+            cut={pool: made.cut for pool, made in read.items()}),
         indices={part: which.tolist() for part, which in chosen.items()},
         augment=source.augment,
         whites=whites,

@@ -20,7 +20,7 @@ def data_lines(data: Data, augment: str | None = None, key: str = "train.augment
 
     Where images are mirrored, whether their classes survive it is tried: that takes a second or two.
     """
-    lines = [f"{data.name}: {_count(data)} images of {len(data.classes)} classes at {data.size}x{data.size}, "
+    lines = [f"{data.name}: {_count(data)} images of {len(data.source.classes)} classes at {data.size}x{data.size}, "
              f"from {data.source.origin}",
              f"splits: {_splits(data)}",
              f"smallest class: {_class(data, _smallest(data.source.class_counts))}",
@@ -92,7 +92,7 @@ def _mirrored(data: Data, kind: str | None, key: str) -> Iterator[str]:
 def _scarce(data: Data, kind: str | None) -> Iterator[str]:
     """Warns of classes missing from a split: they are not learnt, not looked at in choosing, or not tested."""
     counts = data.source.class_counts
-    scarce = [label for label in range(len(data.classes)) if not all(counts[part][label] for part in SPLITS)]
+    scarce = [label for label in range(len(data.source.classes)) if not all(counts[part][label] for part in SPLITS)]
     if scarce and kind is not None:
         limited = f" or raise {setting('limit')}" if data.source.limit else ""
         texts = [_class(data, label) for label in scarce[:NAMED]]
@@ -111,7 +111,7 @@ def _class(data: Data, label: int) -> str:
     counts = {part: data.source.class_counts[part][label] for part in SPLITS}
     total = sum(counts.values())
     shares = ", ".join(f"{part} {count:,}" for part, count in counts.items())
-    return f"{data.classes[label]!r}: {total:,} {'image' if total == 1 else 'images'} ({shares})"
+    return f"{data.source.classes[label]!r}: {total:,} {'image' if total == 1 else 'images'} ({shares})"
 
 
 def _shortened(texts: list[str]) -> str:

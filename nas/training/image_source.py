@@ -18,6 +18,7 @@ class ImageSource(Record):
     limit: int | None = None
     seed: int = Field(default=0, description="of the splits")
     sizes: dict[str, int] = {}
+    classes: list[str] = Field(default=[], description="in the order of the counts; a network may have others, too")
     class_counts: dict[str, list[int]] = {}
     splits: dict[str, str] = Field(default={}, description="where the images of each come from, in words")
     needed: str = Field(default="", description="advice: how many images a class needs to be in every split")

@@ -25,7 +25,7 @@ OTHERS = {  # flags of other programs, by file
     "latency/devices/cuda.py": {"--id=", "--query-gpu=", "--format=csv,noheader,nounits"},  # nvidia-smi
     "latency/profile.py": {"--short=12"},  # git
     "pipeline/workers.py": {"-m"}, "pipeline/worker.py": {"-m"}, "__main__.py": {"-m"},  # Python
-    "run/directory.py": {"--porcelain", "--untracked-files=no"},  # git
+    "run/provenance.py": {"--porcelain", "--untracked-files=no"},  # git
     "training/ranks.py": {"--nproc-per-node"},  # torchrun
 }
 
