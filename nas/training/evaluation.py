@@ -14,6 +14,8 @@ from nas.training.augment import augmented
 from nas.training.data import Data, Split, eval_batches, normalise
 from nas.training.randomness import generator
 
+VIEWED = 1000  # images, shifted copies among them, that networks are told apart on
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -82,20 +84,21 @@ def evaluate(model: Callable[[Tensor], Tensor], split: Split, data: Data, device
 
 
 def evaluate_shifted(model: Callable[[Tensor], Tensor], split: Split, data: Data, device: torch.device,
-                     augment: str, seed: int, images: int = 1000) -> Judged:
-    """Evaluates as ``evaluate``; a split of fewer than ``images`` is seen several times, at other shifts.
+                     augment: str, seed: int) -> Judged:
+    """Evaluates as ``evaluate``; a split of fewer than ``VIEWED`` images is seen several times, at other shifts.
 
     That tells networks apart. Figures are means over the views, ``n`` and the standard error those of the split.
     """
-    judged = [evaluate(model, view, data, device) for view in views(split, augment, seed, images)]
+    judged = [evaluate(model, view, data, device) for view in views(split, augment, seed)]
     right = sum(result.right for result in judged) / len(judged)
     return Judged(sum(result.loss for result in judged) / len(judged), right, len(split))
 
 
-def views(split: Split, augment: str, seed: int, images: int = 1000) -> Iterator[Split]:
-    """Yields the split and, where it has fewer than ``images``, as many shifted copies as make up that number."""
+def views(split: Split, augment: str, seed: int) -> Iterator[Split]:
+    """Yields the split and, where it has fewer than ``VIEWED`` images, as many shifted copies as make up that number.
+    """
     yield split
-    for view in range(1, -(-images // len(split))):
+    for view in range(1, -(-VIEWED // len(split))):
         yield Split(augmented(split.images, augment, generator(seed, "view", view)), split.labels)
 
 

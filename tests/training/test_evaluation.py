@@ -64,13 +64,18 @@ def test_judged_standard_error() -> None:
     assert judged.accuracy == 0.9 and judged.accuracy_se == pytest.approx(0.03)
 
 
-def test_a_small_split_is_seen_at_several_shifts(tiny: Layout, data: Data) -> None:
+def test_a_small_split_is_seen_at_several_shifts(tiny: Layout, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(tiny, sampling.decode(tiny, [0] * len(tiny.slots))).eval()
-    once = evaluation.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=32)
+
+    def judged(viewed: int) -> evaluation.Judged:
+        monkeypatch.setattr(evaluation, "VIEWED", viewed)
+        assert len(list(evaluation.views(data.select, "crop", 0))) == -(-viewed // 32)
+        return evaluation.evaluate_shifted(model, data.select, data, CPU, "crop", 0)
+
+    once, often = judged(32), judged(200)
     assert once == evaluation.evaluate(model, data.select, data, CPU)
-    often = evaluation.evaluate_shifted(model, data.select, data, CPU, "crop", 0, images=200)
     assert often.n == once.n == 32
-    assert often == evaluation.evaluate_shifted(model, data.select, data, CPU, "crop", 0, 200)
+    assert often == judged(200)
     assert often.loss != once.loss
 
 
