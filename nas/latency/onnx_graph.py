@@ -12,8 +12,9 @@ from onnx import TensorProto
 from nas.errors import UserError, setting
 from nas.latency import onnx_ending, onnx_shapes
 from nas.latency.onnx_ending import Ending, find_ending
-from nas.latency.onnx_file import check_nodes, check_order, check_sides, load_model, no_model
+from nas.latency.onnx_file import check_nodes, check_order, check_sides, load_model, no_model, tensors
 from nas.latency.onnx_normal import INPUT, drop_casts, entry_called_input, normalised, widened
+from nas.lower.onnx import refuse_too_large
 from nas.plan import MOST_SIDE, check_side
 
 Shape = tuple[int, ...]
@@ -65,6 +66,7 @@ def read_graph(path: Path, size: int | None = None, weights: bool = True, any_ba
     more than 1.
     """
     model = load_model(path, weights)
+    refuse_too_large(path, sum(len(tensor.raw_data) for tensor in tensors(model.graph)))
     try:
         check_nodes(model)
         check_order(path, model)

@@ -33,17 +33,24 @@ def export(module: nn.Module, path: Path, *, in_ch: int, size: int, metadata: di
 
     Raises UserError if the weights do not fit into one file.
     """
+    refuse_too_large(path, sum(value.nbytes for value in (*module.parameters(), *module.buffers())))
     save(lower(module, in_ch=in_ch, size=size, batch=batch, outputs=outputs), path, metadata)
 
 
 def save(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
     """Writes a graph atomically, with ``metadata_props``. Raises UserError if it does not fit into one file."""
-    if model.ByteSize() > MAX_BYTES:
-        raise UserError(f"{path}: {model.ByteSize() / 2**30:.1f} GiB of weights do not fit into one ONNX file (2 GiB)")
+    refuse_too_large(path, sum(len(tensor.raw_data) for tensor in model.graph.initializer))
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     data = model.SerializeToString()
     write_atomic(path, lambda file: file.write(data))
+
+
+def refuse_too_large(path: Path, weight_bytes: int) -> None:
+    """Raises UserError for weights that one ONNX file does not hold; protobuf itself cannot even say their size."""
+    if weight_bytes > MAX_BYTES:
+        raise UserError(f"{path}: {weight_bytes / 2**30:.1f} GiB of weights, and ONNX in one piece holds less than "
+                        "2 GiB")
 
 
 def lower(module: nn.Module, *, in_ch: int, size: int, batch: int | str = "N",

@@ -188,6 +188,13 @@ def test_export_is_one_file_with_metadata_and_open_batch(tiny: Layout, tmp_path:
     assert_same(model, network.eval(), torch.randn(5, 3, 16, 16))
 
 
+def test_weights_beyond_what_one_file_holds_are_one_line_before_anything_is_converted(tmp_path: Path) -> None:
+    giant = nn.Sequential(nn.Linear(2**15, 2**14, bias=False, device="meta"))  # 2^31 bytes, of which none is there
+    with pytest.raises(UserError, match=r"m\.onnx: 2\.0 GiB of weights"):
+        export(giant, tmp_path / "m.onnx", in_ch=3, size=8, metadata={})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_plain_graph_runs_whatever_its_input_was_called() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
     model = lower(module, in_ch=3, size=8)
