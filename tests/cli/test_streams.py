@@ -13,7 +13,8 @@ from nas.cli import VERBS
 
 QUICK = [["--help"], ["--version"], ["settings"], ["settings", "--json"]]
 HELPS = [[verb, "--help"] for verb in VERBS]
-MISTAKE = ["measure", "caf\u00e9\u4e2d[red]\x1b[31m.onnx"]
+FILE = "caf\u00e9\u4e2d[red]\x1b[31m.onnx"
+NO_RUN = "no such run directory; nas search makes one and prints it"
 STREAMS = [  # redirection, encoding, exit code of what answers, and of a mistake
     (">&-", "utf-8", 2, 2),
     ("2>&-", "utf-8", 0, 2),
@@ -51,11 +52,13 @@ def test_an_answer(words: list[str], redirect: str, encoding: str, code: int) ->
         assert done.stdout
 
 
-@pytest.mark.parametrize(("redirect", "encoding", "code"), [(*case[:2], case[3]) for case in STREAMS], ids=str)
-def test_a_mistake(redirect: str, encoding: str, code: int) -> None:
-    done = shell(MISTAKE, redirect, encoding)
+@pytest.mark.parametrize(("verb", "message", "redirect", "encoding", "code"), [
+    *(("report", NO_RUN, *case[:2], case[3]) for case in STREAMS),
+    *(("measure", "no such file", *case[:2], case[3]) for case in STREAMS if case[:2] in SHOWN)], ids=str)
+def test_a_mistake(verb: str, message: str, redirect: str, encoding: str, code: int) -> None:
+    done = shell([verb, FILE], redirect, encoding)
     assert done.returncode == code and done.stdout == b"" and b"Traceback" not in done.stderr
     if "2>" not in redirect:
         cafe, middle = {"ascii": (r"\xe9", r"\u4e2d"), "latin-1": ("\u00e9", r"\u4e2d")}.get(encoding,
                                                                                           ("\u00e9", "\u4e2d"))
-        assert done.stderr.decode(encoding) == f"nas: caf{cafe}{middle}[red]\\x1b[31m.onnx: no such file\n"
+        assert done.stderr.decode(encoding) == f"nas: caf{cafe}{middle}[red]\\x1b[31m.onnx: {message}\n"
