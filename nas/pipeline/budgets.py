@@ -59,14 +59,19 @@ class Bounds:
 NOTHING = Bounds()
 
 
-def spelled_once(targets: Sequence[str], budget_ms: Sequence[float], bounds: Bounds) -> tuple[list[float], Bounds]:
-    """Returns the budgets of the first target and the bounds, where one of that target alone may be named or plain.
+def divide_budgets(targets: Sequence[str], budget_ms: Sequence[float],
+                   bounds: Bounds) -> tuple[dict[str, list[float]], Bounds]:
+    """Returns the budgets of each target, and the bounds without one that names a single target: it is that target's.
 
-    So the same budgets have one spelling, and one name of a selection, however a command or a call writes them.
+    ``budget_ms`` are the first target's. So the same budgets have one spelling, and one name of a selection, however a
+    command or a call writes them.
     """
-    if list(bounds.together) != [targets[0]]:
-        return sorted(set(budget_ms)), bounds
-    return sorted({*budget_ms, *bounds.together.values()}), replace(bounds, together={})
+    given = {target: set(budget_ms if target == targets[0] else []) for target in targets}
+    if len(bounds.together) == 1:
+        ((target, ms),) = bounds.together.items()
+        given[target].add(ms)
+        bounds = replace(bounds, together={})
+    return {target: sorted(values) for target, values in given.items()}, bounds
 
 
 def bounded_problem(inputs: Inputs, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:

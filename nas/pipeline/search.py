@@ -20,7 +20,14 @@ from nas.config.search import Config
 from nas.errors import UserError, setting
 from nas.latency.costs import load as load_costs
 from nas.pipeline import deliver, header, judging, recheck, selection, supernet
-from nas.pipeline.budgets import NOTHING, Bounds, budgets_of_target, reachable_budgets, spelled_once, tell_idle_budgets
+from nas.pipeline.budgets import (
+    NOTHING,
+    Bounds,
+    budgets_of_target,
+    divide_budgets,
+    reachable_budgets,
+    tell_idle_budgets,
+)
 from nas.pipeline.exits import picks as picks_exits
 from nas.pipeline.finetune import network_folder, train_picks
 from nas.pipeline.front import find_picks, full_id, make_front, read_fronts
@@ -126,7 +133,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     targets = [named_target(run, target) for target in targets]
     bounds = replace(bounds, together={named_target(run, target): ms for target, ms in bounds.together.items()})
     bounds.check(targets)
-    budget_ms, bounds = spelled_once(targets, budget_ms, bounds)
+    given, bounds = divide_budgets(targets, budget_ms, bounds)
     inputs, training = supernet.load_finished(run, config, progress)
     keep_place(run, config)
     limited = _memory_limits(config, targets, memory)
@@ -140,13 +147,11 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     if fine_tune and config.exits.method != "none":
         picks_exits.refuse_exits(inputs)
     kept = fitting_layout(pruned, inputs.footprints)
-    named = {t: [ms] for t, ms in bounds.together.items()} if len(bounds.together) == 1 else {}
-    limits = {t: reachable_budgets(inputs, kept, t, named.get(t) or (budget_ms if t == targets[0] else []),
-                                   points or config.budgets, bounds) for t in targets}
-    for target in targets:
-        asked_ms = named.get(target) or [*(budget_ms if target == targets[0] else []),
-                                         *([bounds.together[target]] if target in bounds.together else [])]
-        tell_idle_budgets(inputs, kept, target, asked_ms, progress.note)
+    limits = {target: reachable_budgets(inputs, kept, target, given_ms, points or config.budgets, bounds)
+              for target, given_ms in given.items()}
+    for target, given_ms in given.items():
+        together_ms = [bounds.together[target]] if target in bounds.together else []
+        tell_idle_budgets(inputs, kept, target, [*given_ms, *together_ms], progress.note)
     unseen = [target for target in targets if target not in config.target]
     if unseen:
         progress.note(f"{run.path}: was pruned without {', '.join(unseen)} in view; what only that would keep is gone")
@@ -157,7 +162,7 @@ def select(run: Run, targets: Sequence[str], budget_ms: Sequence[float], progres
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     place = f"selections/{'+'.join(Path(t).stem for t in targets)}-{name}/"
 
-    with_budget = {t: bool(named.get(t) or (budget_ms and t == targets[0])) for t in targets}
+    with_budget = {target: bool(given_ms) for target, given_ms in given.items()}
 
     def select_measured() -> Picks:
         crews: AbstractContextManager[Crew | None] = nullcontext()

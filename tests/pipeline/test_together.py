@@ -14,7 +14,7 @@ from nas.cli import render
 from nas.cli.output import named_budgets
 from nas.config.search import resolve
 from nas.errors import UserError
-from nas.pipeline.budgets import NOTHING, Bounds, spelled_once
+from nas.pipeline.budgets import NOTHING, Bounds, divide_budgets
 from nas.pipeline.front import _with_ties
 from nas.run import events
 from nas.run.directory import Run
@@ -121,9 +121,11 @@ def test_a_budget_of_the_only_target_is_one_question_however_it_is_written(finis
     folders = set(finished.path.glob("selections/*"))
     assert select(finished, TARGETS[:1], [], bounds=Bounds.of(together={TARGETS[0]: 9.0})) == plain
     assert set(finished.path.glob("selections/*")) == folders
-    assert spelled_once(["a", "b"], [2.0, 1.0], Bounds.of(together={"a": 2.0})) == ([1.0, 2.0], NOTHING)
+    one_of_a, one_of_b = Bounds.of(together={"a": 2.0}), Bounds.of(together={"b": 3.0})
+    assert divide_budgets(["a", "b"], [2.0, 1.0], one_of_a) == ({"a": [1.0, 2.0], "b": []}, NOTHING)
+    assert divide_budgets(["a", "b"], [2.0], one_of_b) == ({"a": [2.0], "b": [3.0]}, NOTHING)
     both = Bounds.of(together={"a": 2.0, "b": 1.0})
-    assert spelled_once(["a", "b"], [3.0], both) == ([3.0], both)
+    assert divide_budgets(["a", "b"], [3.0], both) == ({"a": [3.0], "b": []}, both)
 
 
 def test_budgets_by_name() -> None:
