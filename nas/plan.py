@@ -138,6 +138,17 @@ def check_side(size: int, least: int = 1) -> None:
         raise UserError(f"{setting('size', size)}: the input side must be from {least} to {MOST_SIDE}")
 
 
+def check_image(where: str, sides: Sequence[int | None], size: int | None) -> None:
+    """Raises UserError, which begins with ``where``, for an input of sides that are too large; None is an open one.
+
+    ``size`` is what the open ones are to be: for one that no network has it is raised as ``check_side`` does.
+    """
+    if size is not None:
+        check_side(size)
+    if max(side or 0 for side in sides) > MOST_SIDE:
+        raise UserError(f"{where} is of {sides[0]}x{sides[1]} pixels; expected at most {MOST_SIDE}")
+
+
 def layouts(space: Space, task: Task, sizes: Sequence[int], exits: bool = False) -> dict[int, Layout]:
     """Returns the layout for every input side, the largest first; for that of the task where there are no ``sizes``.
 

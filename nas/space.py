@@ -211,7 +211,7 @@ def _text(mistake: Any) -> str:
     if mistake["type"] == "missing":
         return f"{key}: missing"
     got = repr(mistake["input"])
-    text = mistake["msg"].removeprefix("Value error, ")
+    text = " ".join(mistake["msg"].removeprefix("Value error, ").split())
     return f"{key}: {text[0].lower()}{text[1:]} (got {got if len(got) < 60 else got[:57] + '...'})"
 
 

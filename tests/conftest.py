@@ -13,6 +13,7 @@ from tiny_space import TINY
 from nas.files import write_text
 from nas.plan import Layout, Task, layout
 from nas.space import Space
+from nas.training import evaluation
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +41,12 @@ def one_thread() -> None:
 def no_waiting_for_the_disk() -> None:
     """Files of tests need not outlast a power cut."""
     os.fsync = lambda fd: None
+
+
+@pytest.fixture
+def few_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search sees its few held-out images twice, not until they are a thousand: most of its time otherwise."""
+    monkeypatch.setattr(evaluation, "VIEWED", 20)
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from tiny_space import TINY
 
 import nas
 from nas import cli
-from nas.training import evaluation
 
+pytestmark = pytest.mark.usefixtures("few_views")
 DOCS = Path(__file__).parent.parent / "docs"
 OTHERS = {"exits", "spaces", "backbones"}  # whose own tests read them
 HOW_TOS = [page for page in sorted(DOCS.glob("*.md")) if "```bash" in page.read_text() and page.stem not in OTHERS]
@@ -67,12 +67,6 @@ def run(words: list[str]) -> int:
     with pytest.raises(SystemExit) as end:
         cli.main(words[1:])
     return int(end.value.code or 0)
-
-
-@pytest.fixture(autouse=True)
-def few_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches see their few held-out images twice: what is asked here is whether commands work as they stand."""
-    monkeypatch.setattr(evaluation, "VIEWED", 20)
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from nas.files import shipped
 from nas.plan import Task, layout
 from nas.space import Space
 from nas.supernet.net import Supernet
-from nas.training import evaluation
 
 SMOKE = ["train.warmup_epochs=1", "train.search_epochs=1", "train.settle_epochs=1", "train.finetune_epochs=1",
          "train.batch=16", "evaluations=4", "budgets=2"]
 SPACES = shipped("search_spaces", ".yaml")
+pytestmark = pytest.mark.usefixtures("few_views")
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label in range(10):
         noise(folder / str(label), 6, seed=label)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def few_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search sees its few held-out images twice, not until they are a thousand: most of its time otherwise."""
-    monkeypatch.setattr(evaluation, "VIEWED", 20)
 
 
 def smoke(space: str, images: Path, path: Path, target: str, **more: Any) -> dict[str, Any]:

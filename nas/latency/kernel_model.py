@@ -157,8 +157,7 @@ class ModelFile(Record):
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         except ValidationError as error:
-            mistake = " ".join(first_mistake(error).split())
-            raise UserError(f"{path}: {mistake}; restore the file or rebuild it") from None
+            raise UserError(f"{path}: {first_mistake(error)}; restore the file or rebuild it") from None
 
     def save(self, path: Path) -> None:
         """Writes the file atomically: sorted keys, a layer's weights one row a line."""

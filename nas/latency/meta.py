@@ -7,7 +7,7 @@ as they are.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
@@ -198,13 +198,9 @@ class Meta(Conditions):
         return {key: value for key, value in write(self).items() if key not in fields or value != fields[key].default}
 
 
-AnyMeta = TypeVar("AnyMeta", bound=Meta)
-
-
-def checked_meta(value: Any, path: Path, kind: type[AnyMeta] = Meta) -> AnyMeta:  # type: ignore[assignment]
+def checked_meta(value: Any, path: Path) -> Meta:
     """Returns the meta of a file. Raises UserError, one line with file and key, for what is wrong with it."""
     try:
-        return kind.model_validate(value)
+        return Meta.model_validate(value)
     except ValidationError as error:
-        mistake = " ".join(first_mistake(error).split())
-        raise UserError(f"{path}: meta: {mistake}; correct it, or make the file anew") from None
+        raise UserError(f"{path}: meta: {first_mistake(error)}; correct it, or make the file anew") from None

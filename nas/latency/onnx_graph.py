@@ -15,7 +15,7 @@ from nas.latency.onnx_ending import Ending, find_ending
 from nas.latency.onnx_file import check_nodes, check_order, check_sides, load_model, no_model, tensors
 from nas.latency.onnx_normal import INPUT, drop_casts, entry_called_input, normalised, widened
 from nas.lower.onnx import refuse_too_large
-from nas.plan import MOST_SIDE, check_side
+from nas.plan import check_image
 
 Shape = tuple[int, ...]
 LOGITS_ALONE = Ending()
@@ -112,10 +112,7 @@ def _input_shape(path: Path, entry: onnx.ValueInfoProto, size: int | None,
         raise UserError(f"{where}: the batch is fixed at {batch}; export it open: the target says the batch")
     if channels is None:
         raise UserError(f"{where}: the number of channels is open; export it with a fixed one")
-    if size is not None:
-        check_side(size)
-    if max(side or 0 for side in sides) > MOST_SIDE:
-        raise UserError(f"{where} is of {sides[0]}x{sides[1]} pixels; expected at most {MOST_SIDE}")
+    check_image(where, sides, size)
     if size is None and None in sides:
         raise UserError(f"{where}: height and width are open; give them with {setting('size')}")
     if size is not None and any(side not in (size, None) for side in sides):

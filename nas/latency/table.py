@@ -282,7 +282,7 @@ def _row(value: Any, where: str) -> Row:
             raise UserError(f"op {row.op!r}: write it as {str(row.key.op.without('hidden'))!r}")
         return row
     except ValidationError as error:
-        raise UserError(f"{where}: {' '.join(first_mistake(error).split())}") from None
+        raise UserError(f"{where}: {first_mistake(error)}") from None
     except UserError as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
 

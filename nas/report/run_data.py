@@ -10,6 +10,7 @@ import datetime
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from nas.arch import SKIP, Arch
@@ -69,6 +70,11 @@ class _Collector:
         self.costs = {target: costs for target in dict.fromkeys(targets) if (costs := self._load_costs(target))}
         self.known_ms: dict[str, dict[OpKey, float]] = {target: {} for target in self.costs}
 
+    @cached_property
+    def epochs(self) -> list[Epoch]:
+        """Returns the epochs of the supernet so far."""
+        return timeline.epochs(self.run)
+
     def collect(self) -> dict[str, Any]:
         """Returns what the page shows, as plain values for JSON."""
         run, views, networks = self.run, list[Any](), dict[str, Any]()
@@ -82,7 +88,7 @@ class _Collector:
                 "units": {target: {"unit": unit(target), "axis": axis(target), "counted": is_count(target),
                                    "name": device(target)} for target in self.costs},
                 "networks": networks, "export": self._try(self._export_commands, views) or {}, "slots": self._slots(),
-                "pruned": self._pruned(), "epochs": [_figures(epoch) for epoch in timeline.epochs(run)],
+                "pruned": self._pruned(), "epochs": [_figures(epoch) for epoch in self.epochs],
                 "finetune": self._finetuning(), "finetune_title": self._finetune_title(),
                 "judged": self._judged(),
                 "conditions": self._try(self._conditions),
@@ -220,7 +226,7 @@ class _Collector:
         """Lists what was pruned, with the reason: the highest probability that the gates gave it at any budget."""
         return [{"slot": drop.slot, "op": drop.op, "kind": drop.kind, "epoch": epoch.epoch,
                  "threshold": drop.threshold, "most": drop.most}
-                for epoch in timeline.epochs(self.run) if epoch.pruning for drop in epoch.pruning.dropped]
+                for epoch in self.epochs if epoch.pruning for drop in epoch.pruning.dropped]
 
     def _finetuning(self) -> dict[str, list[dict[str, Any]]]:
         """Returns, by pick, the loss of every epoch of fine-tuning.
@@ -242,15 +248,14 @@ class _Collector:
     def _judged(self) -> list[dict[str, Any]]:
         """Lists the networks that the selection has judged: held-out loss with inherited weights, and predicted ms."""
         judged = self.run.events(Judged) if self.layout else []
-        known = [self._try(plan, self._layout_of(event.arch), event.arch) for event in judged]
-        self._look_up(key for keys in known for key in keys)  # at once: a kernel model is as long at one as at hundreds
-        return [{"id": event.id, "loss": event.loss, "ms": self._try(self._predicted_ms, event.arch)}
-                for event in judged]
+        plans = [self._try(plan, self._layout_of(event.arch), event.arch) for event in judged]
+        self._look_up(key for keys in plans for key in keys)  # at once: a kernel model is as long at one as at hundreds
+        return [{"id": event.id, "loss": event.loss, "ms": self._predicted_ms(keys) if keys else {}}
+                for event, keys in zip(judged, plans, strict=True)]
 
-    def _predicted_ms(self, arch: Arch) -> dict[str, float]:
-        """Returns, by target, the sum over an arch's operators, where all of their costs are known."""
-        keys = plan(self._layout_of(arch), arch)
-        self._look_up(keys)
+    def _predicted_ms(self, keys: Sequence[OpKey]) -> dict[str, float]:
+        """Returns, by target, the sum over operators, where all of their costs are known."""
+        self._look_up(keys)  # of its own: among all at once, one that a table lacks leaves the others out, too
         return {target: sum(ms[key] for key in keys) for target, ms in self.known_ms.items()
                 if all(key in ms for key in keys)}
 
@@ -260,7 +265,7 @@ class _Collector:
             return "finished"
         if self.run.has("picks.json"):
             return "so far: picks are chosen, fine-tuning and export are under way or stopped"
-        done = len(timeline.epochs(self.run))
+        done = len(self.epochs)
         if self.images is None or not done:
             return "so far: the supernet has not finished an epoch"
         total = sum(supernet_epochs(self.config.train, self.images.source.sizes.get("train", 1)).values())

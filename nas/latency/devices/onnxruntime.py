@@ -21,7 +21,7 @@ from nas.latency.onnx_file import runnable
 from nas.latency.timing import Run
 from nas.lower.onnx import lower
 from nas.lower.qdq import quantise
-from nas.plan import MOST_SIDE, check_side
+from nas.plan import check_image
 
 PRECISIONS = ("fp32", "int8")
 DTYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8,
@@ -157,10 +157,7 @@ def closed(name: str, shape: Sequence[Any], batch: int | None, size: int | None)
     if sides and sides[0] is None:
         sides[0] = batch
     if len(sides) == 4:
-        if size is not None:
-            check_side(size)
-        if any((side or 0) > MOST_SIDE for side in sides[2:]):
-            raise UserError(f"model: {name} is of {sides[2]}x{sides[3]} pixels; expected at most {MOST_SIDE}")
+        check_image(f"model: {name}", sides[2:], size)
         if size is not None and any(side not in (size, None) for side in sides[2:]):
             raise UserError(f"{setting('size', size)}: {name} is fixed at {sides[2]}x{sides[3]}")
         sides[2:] = [side or size for side in sides[2:]]

@@ -18,6 +18,7 @@ from nas.pipeline.exits.card import UNMEASURED, Delivered, ExitsCard, Times
 from nas.pipeline.exits.models import Model
 from nas.pipeline.exits.serve import (
     CARD,
+    LOSE_NOTHING,
     THRESHOLDS,
     Served,
     Trained,
@@ -48,7 +49,7 @@ TRIES = 3  # at a choice of exits whose file keeps to max_ms
 
 def add(model: Model, run: Run, progress: Progress, *, images: Path | None = None, limit: int | None = None,
         method: str = "cache", settings: Mapping[str, Any] | None = None, epochs: int | None = None, seed: int = 0,
-        augment: str | None = None, wishes: Wishes = Wishes(), train_on: str = "auto") -> ExitsCard:  # noqa: B008
+        augment: str | None = None, wishes: Wishes = LOSE_NOTHING, train_on: str = "auto") -> ExitsCard:
     """Trains exits for a network, chooses some of them, and writes everything into the run; returns the card.
 
     With ``images``, a folder of images without labels, accuracies are shares of images on which the answer is the

@@ -60,6 +60,9 @@ class Wishes:
     max_ms: float | None = None
 
 
+LOSE_NOTHING = Wishes()
+
+
 @dataclass(frozen=True)
 class Trained:
     """Holds a network with all the exits it could have, trained, and their logits on selection and test split.
