@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-BUILT_IN = ("digits", "cifar10")  # images by name; a folder of that name is written ./digits
+BUILT_IN = ("cluttered", "digits", "cifar10")  # images by name; a folder of that name is written ./digits
 
 
 def absolute(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,12 +22,15 @@ from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.paths import BUILT_IN
 from nas.training import augment as augmentation
+from nas.training.cluttered import cluttered
 from nas.training.folder import folder
 from nas.training.image_source import ImageSource
 from nas.training.pixels import NARROW, Whites
 from nas.training.sources import Source, cifar10, digits
 from nas.training.splits import divide, fixed_parts, images_needed, origins
 
+SOURCES: dict[str, Callable[[Path | None], Source]] = {
+    "cluttered": lambda data_dir: cluttered(), "digits": lambda data_dir: digits(), "cifar10": cifar10}
 MEMORY = 0.6  # of what is free
 EXTREME = 0.001  # of all pixels may be darker, or brighter, than the images are said to reach
 
@@ -81,7 +84,7 @@ class Data:
 
 def load(name: str, *, data_dir: Path | None, size: int | None, seed: int, limit: int | None = None,
          whites: Whites | None = None) -> Data:
-    """Loads a data set: ``digits``, ``cifar10`` or a folder of images by its path (``./digits`` if it has that name).
+    """Loads a data set: a built-in one by its name, or a folder of images by its path (``./digits`` if so called).
 
     ``data_dir`` is where CIFAR-10 lies; ``size`` is the input side (default: from the source); ``limit`` is the most
     images that train, gate and select have together; ``whites`` are those that a network was trained with (default: by
@@ -214,10 +217,8 @@ def check_data_dir(name: str, data_dir: Path | str | None) -> None:
 
 
 def _source(name: str, data_dir: Path | None) -> Source:
-    if name == "digits":
-        return digits()
-    if name == "cifar10":
-        return cifar10(data_dir)
+    if name in SOURCES:
+        return SOURCES[name](data_dir)
     path = Path(os.path.expanduser(name))
     if name and (path.exists() or len(path.parts) > 1):
         return folder(path)

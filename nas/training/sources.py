@@ -1,4 +1,6 @@
-"""Reads the built-in images, digits and CIFAR-10, and defines what a source of images is (folders: ``folder.py``).
+"""Reads the built-in images digits and CIFAR-10, and defines what a source of images is.
+
+Others are in ``cluttered.py`` and ``folder.py``.
 
 Digits: scikit-learn's copy of the UCI test set of Alpaydin and Kaynak (1998). CIFAR-10: Krizhevsky (2009).
 """
