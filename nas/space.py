@@ -77,6 +77,13 @@ class Head(_Strict):
     keep: bool = False
 
 
+class Published(_Strict):
+    """States what others report of a known network: its top-1 accuracy (%) on ImageNet at 224 pixels, by width."""
+
+    source: str
+    top1: dict[float, Annotated[float, Field(gt=0, lt=100)]] = Field(min_length=1)
+
+
 class Stage(_Strict):
     """Describes ``depth`` slots of ``out`` channels, the first with ``stride``; ``ops`` replaces those of the space."""
 
@@ -94,6 +101,7 @@ class Space(_Strict):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_\-]*(@[0-9.]+)?$")
     about: str = ""
+    published: Published | None = None
     stem: Fixed
     stages: list[Stage] = Field(min_length=1, max_length=32)
     ops: Ops = Field(min_length=1)

@@ -55,13 +55,15 @@ def predicted_ms(inputs: Inputs, arch: Arch) -> dict[str, float]:
 
 
 def deliver(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool,
-            bounds: Mapping[str, float] | None = None) -> Card:
+            bounds: Mapping[str, float] | None = None, known: str | None = None) -> Card:
     """Writes ``model.onnx``, for int8 targets ``model.int8.onnx``, and ``card.json`` of a pick; returns the card.
 
     ``bounds`` are the budgets by target that it was chosen for: what is measured above them is said in the card.
+    ``known`` is the name of a known network.
     """
     name = network_folder(place, arch)
-    return inputs.run.record(name + CARD, Card, lambda: _make_card(inputs, arch, place, fine_tuned, bounds or {}))
+    return inputs.run.record(name + CARD, Card,
+                             lambda: _make_card(inputs, arch, place, fine_tuned, bounds or {}, known))
 
 
 def to_onnx(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -116,7 +118,8 @@ def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, A
             "measured_ms": dict.fromkeys(inputs.costs)}
 
 
-def _make_card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float]) -> Card:
+def _make_card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float],
+               known: str | None) -> Card:
     """Writes the files of a pick and returns its card."""
     name, keys = network_folder(place, arch), plan(inputs.layout, arch)
     model, files = load_weights(inputs, arch, place), {"float": inputs.run.file(name + ONNX)}
@@ -132,8 +135,8 @@ def _make_card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds:
     ms = predicted_ms(inputs, arch)
     memory = _npu_memory(inputs, model)
     times = _measure(inputs, model, files)
-    return Card(id=arch.id, arch=arch, size=arch.size, ms=ms, worst_ms=ms, macs=sum(macs(key) for key in keys),
-                params=sum(params(key) for key in keys), fine_tuned=fine_tuned, exits=[], **times,
+    return Card(id=arch.id, arch=arch, known=known, size=arch.size, ms=ms, worst_ms=ms,
+                macs=sum(map(macs, keys)), params=sum(map(params, keys)), fine_tuned=fine_tuned, exits=[], **times,
                 over_budget=excesses(times["measured_ms"], bounds), tables=busy_tables(inputs),
                 select_accuracy=select.accuracy, select_accuracy_se=select.accuracy_se, select_loss=select.loss,
                 accuracy=test.accuracy, accuracy_se=test.accuracy_se, test_images=test.n, onnx=name + ONNX,

@@ -53,7 +53,7 @@ class RandomWeights:
     def inherit(self, arch: Arch) -> Subnet:
         """Returns the network of an arch with random weights."""
         with randomness.seeded(self.inputs.seed, arch.id, self.stream):
-            return build(self.inputs.layout, arch)
+            return build(self.inputs.of(arch).layout, arch)
 
 
 def network_folder(place: str, arch: Arch) -> str:
@@ -90,10 +90,19 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
             train(ordered, teacher_of=lambda _: teacher)
 
 
+def train_known(inputs: Inputs, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
+                progress: Progress) -> None:
+    """Trains known networks from random weights and labels alone, side by side, and writes their weights.
+
+    They are those that ``nas train`` gives by the same recipe.
+    """
+    _train(inputs, RandomWeights(inputs, "weights"), archs, place, recipe, progress)
+
+
 def load_weights(inputs: Inputs, arch: Arch, place: str, file: str = WEIGHTS) -> Subnet:
     """Loads a network with its trained weights, in eval mode; raises UserError if their file is broken."""
     path = inputs.run.file(network_folder(place, arch) + file)
-    model = build(inputs.layout, arch)
+    model = build(inputs.of(arch).layout, arch)
     try:
         model.load_state_dict(safetensors.torch.load(path.read_bytes()))
     except Exception as error:  # of whatever kind a broken file makes

@@ -31,7 +31,7 @@ def make_front(inputs: Inputs, cards: Sequence[Card], picks: Picks) -> Front:
     briefs = [card.brief().model_copy(update={"dominated_on_test": card.id in kept - on_test})
               for card in sorted(cards, key=lambda card: card.ms[targets[0]])]
     by_id = {card.id: card for card in fitting}
-    several = len(targets) > 1
+    several, picked = len(targets) > 1, {pick.id for pick in picks.budgets}
     return Front(space=inputs.layout.space, target=targets,
                  sizes=[at.size for at in inputs.every] if inputs.others else [],
                  front=_with_ties([card for card in briefs if card.id in kept], targets[0]),
@@ -39,7 +39,8 @@ def make_front(inputs: Inputs, cards: Sequence[Card], picks: Picks) -> Front:
                  too_large=[card for card in briefs if not card.fits],
                  budgets=[_budget_as_delivered(pick, by_id[pick.id]) for pick in picks.budgets if pick.id in by_id],
                  fronts=fronts if several else {}, on_several=_ids_on_several(fronts) if several else [],
-                 share_of_slots=_operator_shares(fitting), rank_agreement=picks.rank_agreement, held_out=picks.held_out)
+                 share_of_slots=_operator_shares([card for card in fitting if card.id in picked or not card.known]),
+                 rank_agreement=picks.rank_agreement, held_out=picks.held_out)
 
 
 def _undominated(cards: Sequence[Card], by: Accuracy, target: str) -> list[str]:
@@ -115,6 +116,6 @@ def _ids(front: Front) -> list[str]:
 
 
 def _operator_shares(cards: Sequence[Card]) -> dict[str, float]:
-    """Returns the share of slots that each operator family holds, over all picks."""
+    """Returns the share of slots that each operator family holds, over these networks."""
     names = [op.name for card in cards if card.arch for op in card.arch.ops]
     return {name: round(names.count(name) / len(names), 4) for name in sorted(set(names))}

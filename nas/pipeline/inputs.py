@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from nas.arch import Arch
 from nas.config.search import Config
-from nas.decision import Prices
+from nas.decision import Prices, prices
 from nas.latency.base import Costs
 from nas.pipeline.npu_memory import Footprints
 from nas.plan import Layout
 from nas.run.directory import Run
+from nas.run.known import known_layout
 from nas.select.problem import Cost, Problem
 from nas.training.data import Data
 from nas.units import unit
@@ -62,6 +64,19 @@ class Inputs:
     def at(self, size: int) -> Inputs:
         """Returns the inputs of an input size; itself for a size that is not searched, as it then refuses networks."""
         return self.others.get(size, self)
+
+    def of(self, arch: Arch) -> Inputs:
+        """Returns the inputs of a network: those of its size, with a layout of its own if it is known from elsewhere.
+
+        They are those of the searched space for a network that neither has: they then refuse it.
+        """
+        at = self.at(arch.size)
+        if arch.space == at.layout.space:
+            return at
+        known = known_layout(self.run, arch.space, at.layout.task)
+        return at if known is None else replace(
+            at, layout=known, whole=at.measured, others={},
+            prices={target: prices(known, at.costs[target].ms_many) for target in at.prices})
 
 
 def selection_problem(inputs: Inputs, layout: Layout, targets: Sequence[str]) -> Problem:

@@ -29,9 +29,10 @@ from nas.pipeline.budgets import (
     tell_idle_budgets,
 )
 from nas.pipeline.exits import picks as picks_exits
-from nas.pipeline.finetune import network_folder, train_picks
+from nas.pipeline.finetune import network_folder, train_known, train_picks
 from nas.pipeline.front import find_picks, full_id, make_front, read_fronts
 from nas.pipeline.inputs import Inputs
+from nas.pipeline.known import inherits, known_lines, recipe_of_known, with_known
 from nas.pipeline.npu_memory import UNLIMITED, Memory, fitting_layout
 from nas.pipeline.overrun import excesses, smallest_budgets
 from nas.pipeline.pace import pace_of
@@ -51,7 +52,8 @@ from nas.report.figures import draw_front
 from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, keep_place, with_images_at
-from nas.run.records import Excess, Exported, ExportedFile, Front, JudgedNetworks, Picks, Stopped
+from nas.run.known import known_networks
+from nas.run.records import Card, Excess, Exported, ExportedFile, Front, JudgedNetworks, Picks, Stopped
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
 from nas.training.ranks import joined
@@ -84,14 +86,18 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     keep_place(run, config)
     if config.exits.method != "none":
         picks_exits.refuse_exits(inputs)
+    inputs = with_known(inputs, progress)
     limits = {target: budgets_of_target(inputs, inputs.layout, target, supernet.given_budgets(config, target),
                                         config.budgets) for target in config.target}
     if config.target:
         tell_idle_budgets(inputs, inputs.layout, config.target[0], config.budget_ms, progress.note)
+    known = known_networks(run)
     recipe, tuning = SupernetRecipe.from_config(config, inputs.data), _finetuning_recipe(inputs)
-    for line in header.header_lines(inputs, limits, recipe, tuning) if not run.has("picks.json") else ():
-        progress.note(line)
-    pace = pace_of(inputs, recipe, tuning, sum(map(len, limits.values())), selection.CALIBRATED_ON, progress)
+    if not run.has("picks.json"):
+        for line in (*header.header_lines(inputs, limits, recipe, tuning), *known_lines(inputs, known, tuning)):
+            progress.note(line)
+    trained = sum(map(len, limits.values())) + len(known)
+    pace = pace_of(inputs, recipe, tuning, trained, selection.CALIBRATED_ON, progress)
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
         training = supernet.train_supernet(inputs, limits, group, progress, pace)
     if until == "supernet":
@@ -223,7 +229,7 @@ def export(run: Run, arch_id: str | None, budget_ms: float | None, out: Path | N
             arch = Arch.from_json(run.read_json(f"{place}archs/{card.id}/arch.json"))
             path = (out / f"{card.id}{name.removeprefix('model')}" if out else
                     run.file(network_folder(place, arch) + name))
-            written = write(inputs.at(arch.size), arch, place, path)
+            written = write(inputs.of(arch), arch, place, path)
             file = ExportedFile.model_validate({"id": card.id, "predicted_ms": card.ms, **written})
             files.append(file.model_copy(update={"over_budget": _over_budget(file, fronts, place, budget_ms)}))
             task.advance()
@@ -268,30 +274,38 @@ def _memory_limits(config: Config, targets: Sequence[str], asked: Memory) -> Mem
 
 def _deliver_picks(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str, fine_tune: bool,
                    progress: Progress) -> Front:
-    """Trains, exports and measures picks, adds exits where the run has them, and writes the front."""
-    archs = {pick.id: pick.arch for pick in picks.budgets}
+    """Trains, exports and measures picks and known networks, adds exits where the run has them, writes the front.
+
+    Known networks are those of the search alone. Exits are for the picks.
+    """
+    run, picked = inputs.run, list(dict.fromkeys(pick.arch for pick in picks.budgets))
+    known = {} if place else {network.arch: network.name for network in known_networks(run)}
+    inherited = list(dict.fromkeys([*picked, *(arch for arch in known if inherits(training, arch))]))
+    alone = [arch for arch in known if arch not in inherited]
     recipe = _finetuning_recipe(inputs) if fine_tune else _finetuning_recipe(inputs).model_copy(update={"epochs": 0})
-    with timeline.phase(inputs.run, "fine-tuning" if recipe.epochs else "weights", place):
+    with timeline.phase(run, "fine-tuning" if recipe.epochs else "weights", place):
         for at in inputs.every:  # of one size at a time: a teacher sees the images that its students see
-            if of_size := [arch for arch in archs.values() if arch.size == at.size]:
+            if of_size := [arch for arch in inherited if arch.size == at.size]:
                 train_picks(at, training, of_size, place, recipe, progress)
-    cards = []
-    with timeline.phase(inputs.run, "export", place), progress.task("export", len(archs)) as task:
-        for arch in archs.values():
-            bounds = smallest_budgets(picks.budgets, arch.id)
-            cards.append(deliver.deliver(inputs.at(arch.size), arch, place, recipe.epochs > 0, bounds))
+    with timeline.phase(run, "known networks", place):
+        train_known(inputs, alone, place, recipe_of_known(inputs, recipe), progress)
+    cards = dict[Arch, Card]()
+    with timeline.phase(run, "export", place), progress.task("export", len(inherited) + len(alone)) as task:
+        for arch in (*inherited, *alone):
+            bounds, trained = smallest_budgets(picks.budgets, arch.id), recipe.epochs > 0 or arch in alone
+            cards[arch] = deliver.deliver(inputs.of(arch), arch, place, trained, bounds, known.get(arch))
             task.advance()
+    early: list[Card | None] = []
     if inputs.config.exits.method != "none" and recipe.epochs:
-        plain = {card.id: card for card in cards}
-        with timeline.phase(inputs.run, "exits", place):
-            early = [picks_exits.exit_card(inputs, arch, plain[arch.id], place, recipe, progress,
+        with timeline.phase(run, "exits", place):
+            early = [picks_exits.exit_card(inputs, arch, cards[arch], place, recipe, progress,
                                            smallest_budgets(picks.budgets, arch.id))
-                     for arch in archs.values() if plain[arch.id].fits]
-        cards += [card for card in early if card is not None]
-    front = inputs.run.record(f"{place}front.json", Front, lambda: make_front(inputs, cards, picks))
-    if not inputs.run.has(f"{place}front.png"):
-        inputs.run.write(f"{place}front.png", lambda file: draw_front(front, file))
-    return front.asked_of(inputs.run.path, timeline.finished(inputs.run, place))
+                     for arch in picked if cards[arch].fits]
+    every = [*cards.values(), *(card for card in early if card is not None)]
+    front = run.record(f"{place}front.json", Front, lambda: make_front(inputs, every, picks))
+    if not run.has(f"{place}front.png"):
+        run.write(f"{place}front.png", lambda file: draw_front(front, file))
+    return front.asked_of(run.path, timeline.finished(run, place))
 
 
 def _finetuning_recipe(inputs: Inputs) -> FineTuningRecipe:

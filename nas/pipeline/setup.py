@@ -19,7 +19,7 @@ from nas.paths import space_parts
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Footprints, Memory, fitting_layout
 from nas.plan import Layout, Task, layout, layouts, resized, restrict
-from nas.progress import Progress
+from nas.progress import NoProgress, Progress
 from nas.run import events, operators, timeline
 from nas.run.directory import Run
 from nas.run.images import load_images, recorded_images
@@ -95,6 +95,17 @@ def with_costs(inputs: Inputs, costs: dict[str, Costs], progress: Progress) -> I
     footprints = _footprints(memory, inputs.run, searched[inputs.size], costs, progress)
     return _join_sizes([replace(at, layout=fitting_layout(searched[at.size], footprints), costs=costs,
                                 prices=priced[at.size], footprints=footprints, whole=at.layout) for at in inputs.every])
+
+
+def with_rows(inputs: Inputs, further: Sequence[Layout], progress: Progress) -> Inputs:
+    """Returns the inputs with tables that have the rows of ``further`` layouts as well, and priced by these anew.
+
+    Rows that are missing are made as ``complete_tables`` does; where a correction changes with them, so do prices.
+    """
+    plans = [*(at.measured for at in inputs.every), *further]
+    costs = complete_tables(inputs, list(inputs.costs), plans, progress)
+    whole = _join_sizes([replace(at, layout=at.measured, whole=None, others={}) for at in inputs.every])
+    return with_costs(whole, costs, NoProgress())
 
 
 def _describe_images(config: Config, run: Run, data: Data, progress: Progress) -> None:

@@ -66,6 +66,7 @@ class Card(Candidate):
     """Describes a delivered network, which has weights and files of its own, and is measured and tested."""
 
     of: Id | None = Field(default=None, description="of a network with exits: the same network without")
+    known: Text | None = Field(default=None, description="of a known network beside the picks: its name")
     macs: int
     params: int
     fine_tuned: bool

@@ -79,6 +79,14 @@ def copied(target: str, run: Run, known: Sequence[str], plans: Sequence[Layout],
     return costs
 
 
+def can_complete(target: str, costs: Costs, plan: Layout) -> bool:
+    """Tells whether a target has every row that a layout needs, or can have them made on this machine."""
+    try:
+        return not lacks(costs, plan) or _maker(target, costs, plan) is not None
+    except UserError:  # Vela is not installed
+        return False
+
+
 def origin(costs: Costs) -> list[str]:
     """Returns how the figures of a target came about: how and when, and whether on a busy machine."""
     how = " on ".join(part for part in (costs.meta.method, costs.meta.date) if part)
