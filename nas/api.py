@@ -55,12 +55,13 @@ def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_m
            data_dir: Text | None = None, limit: int | None = None, size: int | Sequence[int] | None = None,
            width: float | None = None, only_op: str | None = None, selector: str | None = None,
            seed: int | None = None, train_on: str | None = None, threads: int | None = None, exits: str | None = None,
-           max_ms: float | None = None, prune: bool | None = None, init: Text | None = None,
-           config: Text | None = None, ops: Text | Sequence[Text] = (), until: str | None = None,
-           run: Text | None = None, settings: Mapping[str, Any] | None = None,
+           max_ms: float | None = None, prune: bool | None = None, baselines: int | None = None,
+           init: Text | None = None, config: Text | None = None, ops: Text | Sequence[Text] = (),
+           until: str | None = None, run: Text | None = None, settings: Mapping[str, Any] | None = None,
            progress: Progress | None = None) -> SearchRun:
     """Trains a supernet, prunes it, picks networks at each budget, fine-tunes and exports them.
 
+    At most ``baselines`` known networks that fit the budgets are trained beside the picks, and delivered where better.
     The same call continues what was stopped, in ``run`` (default: a directory named after the settings). ``settings``
     holds every other setting by its dotted name, such as ``{"train.lr": 0.05}``; ``nas settings`` lists them.
     """
@@ -68,7 +69,7 @@ def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_m
              "sram_kb": sram_kb, "flash_kb": flash_kb, "data": data, "data_dir": data_dir, "limit": limit,
              "size": size if size is None or isinstance(size, int) else list(size), "width": width,
              "only_op": only_op, "selector": selector, "seed": seed, "train_on": train_on, "threads": threads,
-             "exits.method": exits, "max_ms": max_ms, "prune": prune, "init": init}
+             "exits.method": exits, "max_ms": max_ms, "prune": prune, "baselines": baselines, "init": init}
     user_files.load(list(listed(ops)))
     resolved = spread(resolve(_path(config), [], _values(given, settings)), processes())
     return SearchRun(Path(str(begin_search(resolved, _path(run), progress or Lines(), until).run)))

@@ -41,7 +41,7 @@ class Pick:
 
     Milliseconds are keyed by target; what is not measured on this machine is None there.
     ``accuracy`` is that on the test split, with its standard error, ``select_accuracy`` that on the images that choose;
-    ``folder`` holds the network's files.
+    ``folder`` holds the network's files. ``known`` is the name of a known network that stands beside the picks.
     """
 
     id: str
@@ -58,6 +58,7 @@ class Pick:
     run: Path
     folder: Path
     onnx: Path
+    known: str | None = None
 
     def load_model(self, *, features_only: bool = False) -> nn.Module:
         """Builds the network with its trained weights, in evaluation mode.
@@ -71,7 +72,7 @@ class Pick:
         run = Run.existing(self.run)
         place = self.folder.parent.parent.relative_to(self.run).as_posix()
         inputs = load_finished_inputs(settings_of(run), run, list(self.ms))
-        network = load_weights(inputs.at(self.arch.size), self.arch, "" if place == "." else f"{place}/")
+        network = load_weights(inputs.of(self.arch), self.arch, "" if place == "." else f"{place}/")
         return Backbone(network).eval() if features_only else network
 
 
@@ -137,7 +138,7 @@ class Front(Sequence[Pick]):
 def _row(pick: Pick) -> dict[str, Any]:
     times = {f"{name} {target}": ms for name, by_target in (("ms", pick.ms), ("measured ms", pick.measured_ms))
              for target, ms in by_target.items()}
-    return {"id": pick.id, **times, "accuracy": pick.accuracy, "accuracy_se": pick.accuracy_se,
+    return {"id": pick.id, "known": pick.known, **times, "accuracy": pick.accuracy, "accuracy_se": pick.accuracy_se,
             "select_accuracy": pick.select_accuracy, "macs": pick.macs, "params": pick.params,
             "exits": len(pick.exits), "fine_tuned": pick.fine_tuned, "onnx": str(pick.onnx)}
 
@@ -198,7 +199,7 @@ def front_of_run(run: Path, front: records.Front) -> Front:
         return Pick(id=card.id, arch=replace(arch, exits=tuple(card.exits)), ms=card.ms, measured_ms=card.measured_ms,
                     accuracy=card.accuracy, accuracy_se=card.accuracy_se, select_accuracy=card.select_accuracy,
                     macs=card.macs, params=card.params, fine_tuned=card.fine_tuned, exits=tuple(card.exits), run=run,
-                    folder=onnx.parent, onnx=onnx)
+                    folder=onnx.parent, onnx=onnx, known=card.known)
 
     return Front(run, tuple(front.target), tuple(map(pick, front.front)), tuple(map(pick, front.dominated)), front)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 
 from nas import text
-from nas.pipeline import overrun
+from nas.pipeline import overrun, winners
 from nas.run.records import Budget, Card, Comparison, Exported, Front, JudgedNetworks, Spread, Stopped
 from nas.units import amount, column, device, is_count, millions, unit
 
@@ -98,6 +98,8 @@ def front(result: Front) -> None:
                           for target, sram in card.sram_kb.items())
         line(f"{card.id} is too large with its trained weights, and not in the front: {needs}")
     over_budget(result)
+    for winner in winners.winner_lines(result):
+        line(winner)
     if result.seconds:
         line(text.took(result.seconds))
     line(str(result.run))
@@ -341,7 +343,8 @@ def _unmeasured(result: Front) -> list[str]:
 
 def _point(card: Card, front: Front) -> dict[str, Any]:
     several = len(front.target) > 1
-    shown = {"id": card.id, **({"size": card.size} if front.sizes else {}),
+    known = {"network": card.known or ""} if any(card.known for card in front.cards) else {}
+    shown = {"id": card.id, **known, **({"size": card.size} if front.sizes else {}),
              "accuracy": _accuracy(card.accuracy, card.accuracy_se)}
     if card.exits:
         shown |= {"exits": cell(card.exits)} | _costs("worst", card.worst_ms)

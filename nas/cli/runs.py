@@ -58,6 +58,7 @@ def search(
     max_ms: Annotated[float | None, typer.Option("--max-ms", help="No image takes longer, predicted.")] = None,
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Drop branches and layers. Default: yes.")]
     = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="No known networks beside the picks.")] = False,
     init: Annotated[str | None, typer.Option(help="A finished run whose supernet this one starts from.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     ops: Ops = None,
@@ -74,7 +75,7 @@ def search(
     flags = {"space": space, "target": target, "budget_ms": budget_ms, "data": data, "data_dir": data_dir,
              "limit": limit, "size": size, "width": width, "only_op": only_op, "selector": selector, "seed": seed,
              "train_on": train_on, "threads": threads, "prune": prune, "init": init, "sram_kb": sram_kb,
-             "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms}
+             "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms, "baselines": 0 if no_baseline else None}
 
     def work() -> Front | Stopped:
         from nas.cli.progress import TerminalProgress

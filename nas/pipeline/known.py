@@ -132,8 +132,8 @@ def choose(candidates: Sequence[Candidate], target: str, budgets: Sequence[float
 def candidates_of(inputs: Inputs) -> list[Candidate]:
     """Prices every known network at every width with a published accuracy, at the largest input size of a run.
 
-    Left out is one of more multiply-adds than any network of the space, as it would train longer than all picks, and one
-    that has no place at this size, or an operator that a target cannot know.
+    Left out is one of more multiply-adds than any network of the space, as it would train longer than all picks, and
+    one that has no place at this size, or an operator that a target cannot know.
     """
     rates = {target: _Rate.of(inputs, target) for target, costs in inputs.costs.items() if costs.grows}
     most, found = sum(map(macs, plan(inputs.layout, _largest(inputs)))), list[Candidate]()

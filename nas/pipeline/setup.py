@@ -23,6 +23,7 @@ from nas.progress import NoProgress, Progress
 from nas.run import events, operators, timeline
 from nas.run.directory import Run
 from nas.run.images import load_images, recorded_images
+from nas.run.known import known_layout
 from nas.run.tables import copied, costs_for, recorded_costs
 from nas.space import Space
 from nas.training import augment, placement
@@ -161,9 +162,11 @@ def _layouts(space: Space, data: Data, config: Config) -> dict[int, Layout]:
 
 
 def with_exit_places(inputs: Inputs) -> Layout:
-    """Returns the layout of the run's space with an exit before every stride change."""
+    """Returns the layout of the inputs' space with an exit before every stride change."""
     if inputs.layout.exits:
         return inputs.layout
+    if known := known_layout(inputs.run, inputs.layout.space, inputs.layout.task, exits=True):
+        return known
     return layout(checked_space(inputs.config, inputs.run.file("space.yaml")), inputs.layout.task, exits=True)
 
 

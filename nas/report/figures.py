@@ -36,16 +36,25 @@ def front_figure(front: Front) -> Figure:
 
 
 def _draw_panel(axes: Any, front: Front, target: str) -> None:
-    """Draws the picks of one target: dominated ones in grey, the front in blue, those with exits with a green rim."""
+    """Draws the networks of one target: dominated ones in grey, the front in blue, with exits with a green rim.
+
+    Known networks are squares with their names.
+    """
     cards = front.cards
     on_front = [card for card in cards if front.standing(card.id, target).startswith("front")]
-    _draw_points(axes, [card for card in cards if card not in on_front], target,
+    behind = [card for card in cards if card not in on_front]
+    _draw_points(axes, [card for card in behind if not card.known], target,
                  "picks dominated on the selection split", "o", "0.7", "none")
-    _draw_points(axes, on_front, target, "front", "o", "tab:blue", "tab:blue")
+    _draw_points(axes, [card for card in behind if card.known], target, "known networks, dominated", "s", "0.7", "none")
+    _draw_points(axes, [card for card in on_front if not card.known], target, "front", "o", "tab:blue", "tab:blue")
+    _draw_points(axes, [card for card in on_front if card.known], target, "front: known networks", "s", "tab:blue",
+                 "tab:blue")
+    _draw_line(axes, on_front, target)
     _draw_points(axes, [card for card in cards if card.exits], target, "with early exits: mean latency", "D",
                  "tab:green", "none")
     if front.sizes:
-        _write_sizes(axes, cards, target)
+        _write_beside(axes, [(card, str(card.size)) for card in cards], target)
+    _write_beside(axes, [(card, label(card.known)) for card in cards if card.known], target)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
@@ -56,20 +65,24 @@ def _draw_panel(axes: Any, front: Front, target: str) -> None:
 
 def _draw_points(axes: Any, cards: Sequence[Card], target: str, name: str, marker: str, colour: str,
                  fill: str) -> None:
-    """Draws test accuracy over predicted cost, with standard errors; those named ``front`` are joined by a line."""
-    if not cards:
-        return
-    cards = sorted(cards, key=lambda card: card.ms[target])
-    x = [card.ms[target] for card in cards]
-    y = [100 * card.accuracy for card in cards]
-    axes.errorbar(x, y, yerr=[100 * card.accuracy_se for card in cards], fmt=marker, color=colour, mfc=fill,
-                  capsize=2, label=name)
-    if name == "front":
-        axes.plot(x, y, color=colour, alpha=0.4)
+    """Draws test accuracy over predicted cost, with standard errors."""
+    if cards:
+        axes.errorbar(*_places(cards, target), yerr=[100 * card.accuracy_se for card in cards], fmt=marker,
+                      color=colour, mfc=fill, capsize=2, label=name)
 
 
-def _write_sizes(axes: Any, cards: Sequence[Card], target: str) -> None:
-    """Writes the input size of each network beside its point."""
-    for card in cards:
-        axes.annotate(str(card.size), (card.ms[target], 100 * card.accuracy), xytext=(5, -10),
-                      textcoords="offset points", fontsize=7, color="0.3")
+def _draw_line(axes: Any, cards: Sequence[Card], target: str) -> None:
+    """Joins networks by a line, from the fastest to the slowest."""
+    axes.plot(*_places(sorted(cards, key=lambda card: card.ms[target]), target), color="tab:blue", alpha=0.4)
+
+
+def _places(cards: Sequence[Card], target: str) -> tuple[list[float], list[float]]:
+    """Returns predicted cost and test accuracy (%) of networks."""
+    return [card.ms[target] for card in cards], [100 * card.accuracy for card in cards]
+
+
+def _write_beside(axes: Any, words: Sequence[tuple[Card, str]], target: str) -> None:
+    """Writes words beside the points of networks."""
+    for card, text in words:
+        axes.annotate(text, (card.ms[target], 100 * card.accuracy), xytext=(5, -10), textcoords="offset points",
+                      fontsize=7, color="0.3")

@@ -16,7 +16,7 @@ const priced = (target, value) => costs(target).counted ? `${short(value)} ${cos
 const timed = value => isNumber(value) ? `${short(value)} ms measured` : view.unmeasured;
 
 function describe(p) {
-  return `${p.id}${p.size ? `, input ${p.size}²` : ""}\n${accuracy(p)} on test\n${priced(view.target, p.ms)}, ${timed(p.measured_ms)}\n` +
+  return `${p.id}${p.known ? `, ${p.known}` : ""}${p.size ? `, input ${p.size}²` : ""}\n${accuracy(p)} on test\n${priced(view.target, p.ms)}, ${timed(p.measured_ms)}\n` +
     `${millions(p.macs)} MACs, ${millions(p.params)} parameters${p.standing === "front" ? "" : "\n" + p.standing}`;
 }
 const leads = p => p.standing.startsWith("front");
@@ -34,10 +34,13 @@ const pressable = (node, id) => {
   return node;
 };
 
-function marker(px, py, x, y, tint, full, id, words) {
+// A circle, or the square of a known network, with its name beside it.
+function marker(px, py, x, y, tint, full, { id, known }, words) {
+  const r = id === chosen ? 8 : 5.5, look = { fill: full ? tint : "var(--card)", stroke: tint, "stroke-width": 2 };
   const group = draw("g", { class: "hit", tabindex: 0, role: "button" },
     draw("circle", { cx: px(x), cy: py(y), r: 14, fill: "transparent" }),
-    draw("circle", { cx: px(x), cy: py(y), r: id === chosen ? 8 : 5.5, fill: full ? tint : "var(--card)", stroke: tint, "stroke-width": 2 }));
+    known ? draw("rect", { x: px(x) - r, y: py(y) - r, width: 2 * r, height: 2 * r, ...look }) : draw("circle", { cx: px(x), cy: py(y), r, ...look }),
+    known ? draw("text", { x: px(x), y: py(y) + r + 13, "text-anchor": "middle" }, known) : null);
   return pressable(hovering(group, words), id);
 }
 
@@ -62,12 +65,13 @@ function showFront() {
       for (const p of judged) {
         const tint = leads(p) ? colour(0) : colour(7), se = 100 * (p.accuracy_se || 0);
         add(draw("line", { x1: px(p.ms), x2: px(p.ms), y1: py(100 * p.accuracy - se), y2: py(100 * p.accuracy + se), stroke: tint, "stroke-width": 1.5 }));
-        add(marker(px, py, p.ms, 100 * p.accuracy, tint, leads(p), p.id, describe(p)));
+        add(marker(px, py, p.ms, 100 * p.accuracy, tint, leads(p), p, describe(p)));
       }
     },
   });
   const columns = [
     { name: "id", of: p => make("button", { class: "link", type: "button" }, p.id) },
+    ...(view.points.some(p => p.known) ? [{ name: "known network", of: p => p.known || "" }] : []),
     ...(view.points.some(p => p.size) ? [{ name: "size", number: true, of: p => `${p.size}²` }] : []),
     { name: "accuracy", number: true, of: accuracy }, { name: costs(view.target).counted ? costs(view.target).unit : "predicted ms", number: true, of: p => short(p.ms) },
     ...(costs(view.target).counted ? [] : [{ name: "measured ms", number: true, of: p => short(p.measured_ms) }]), { name: "MACs", number: true, of: p => millions(p.macs) },
@@ -86,7 +90,7 @@ function showNetwork() {
   if (!point) return;
   const cost = row => (row.ms || {})[view.target];
   const total = rows.reduce((sum, row) => sum + (cost(row) || 0), 0), skips = rows.filter(row => row.op === "skip").length;
-  section.querySelector("h2").textContent = `Network ${chosen}`;
+  section.querySelector("h2").textContent = `Network ${chosen}${point.known ? `, ${point.known}` : ""}`;
   section.querySelector(".say").textContent = `${accuracy(point)} on test, ` + (!view.target ? "no target. " : `${priced(view.target, point.ms)}${costs(view.target).counted ? "" : ` on ${view.target}`}, ${timed(point.measured_ms)}. `) +
     `${skips} of ${rows.filter(row => /^\d+$/.test(row.where)).length} slots are skipped.${!view.target ? "" : ` Height: ${costs(view.target).counted ? costs(view.target).unit : "predicted ms"} of the operator.`}`;
   showCommand(section.querySelector(".command"));

@@ -23,6 +23,7 @@ from nas.run import timeline
 from nas.run.directory import ENVIRONMENT, Run
 from nas.run.events import AnyEvent, Epoch, FineTuned, Judged, Stage
 from nas.run.images import DATA
+from nas.run.known import known_layout
 from nas.run.provenance import Environment
 from nas.run.records import Budget, Candidate, Card, DataRecord, Front, Picks
 from nas.run.settings import settings_of
@@ -120,9 +121,10 @@ class _Collector:
         return layouts(checked_space(self.config, self.run.file("space.yaml")), task, self.config.sizes, exits=True)
 
     def _layout_of(self, arch: Arch) -> Layout:
-        """Returns the layout for an arch's input size."""
+        """Returns the layout for an arch's input size, of a known network outside the space that of its own."""
         assert self.layout is not None
-        return self.layouts.get(arch.size, self.layout)
+        of_size = self.layouts.get(arch.size, self.layout)
+        return of_size if arch.space == of_size.space else known_layout(self.run, arch.space, of_size.task) or of_size
 
     def _load_costs(self, target: str) -> Costs | None:
         """Loads the costs of a target as the run keeps them; None where it has none or they are broken."""
@@ -308,6 +310,6 @@ def _figures(epoch: Epoch) -> dict[str, Any]:
 def _brief(network: Candidate, target: str, sizes: bool) -> dict[str, Any]:
     """Returns what the page shows of a network on one target; its input size (``sizes``) where there are several."""
     names = ("id", "accuracy", "accuracy_se", "select_accuracy", "test_images", "macs", "params", "fine_tuned",
-             "float_accuracy", "max_abs_diff", "exits", *(["size"] if sizes else []))
+             "float_accuracy", "max_abs_diff", "exits", "known", *(["size"] if sizes else []))
     known = {name: value for name in names if (value := getattr(network, name, None)) is not None}
     return {**known, **{key: getattr(network, key, {}).get(target) for key in ("ms", "measured_ms", "drift")}}

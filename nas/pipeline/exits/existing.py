@@ -67,7 +67,7 @@ def load_pick(run: Run, arch_id: str | None, target: str | None, images: bool, p
     target = target or config.target[0]
     inputs = setup.load_finished_inputs(config, run, [target] if target in config.target else config.target[:1], images)
     arch = Arch.from_json(run.read_json(f"{place}archs/{wanted}/arch.json"))
-    inputs = inputs.at(arch.size)
+    inputs = inputs.of(arch)
     at = setup.with_exit_places(inputs)
     costs = setup.priced_exits(inputs, at, target, progress)
     if costs.int8_on_cpu:
