@@ -238,7 +238,8 @@ class Alone:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         data, recipe = self.run.data, self.run.recipe
         while True:
-            yield from batches(data.train, data, recipe.batch, generator=torch.Generator(), augment=recipe.augment)
+            yield from batches(data.train, data, recipe.batch, generator=torch.Generator(),
+                               augment=recipe.augmentation)
 
 
 def without(run: SupernetTraining, alone: Sequence[Alone]) -> float:

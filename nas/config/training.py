@@ -36,6 +36,9 @@ class Training(Strict):
         default=None, description=f"Epochs of each pick, and of nas train (epochs there); {USUAL}.")
     augment: Name | None = Field(
         default=None, description="Augmentation: none, crop or flip-crop; default: what suits the data.")
+    policy: Literal["none", "trivialaugment", "randaugment"] = Field(
+        default="none", description="Operations drawn for each image, on top of augment.")
+    erase: Share = Field(default=0.0, description="Share of images that lose a random rectangle; 0: none.")
     label_smoothing: Fraction = Field(default=0.05, description="Label smoothing of the loss.")
     distill: Literal["kd", "none", "hints", "fsp", "mutual", "born-again", "assistant"] = Field(
         default="kd", description="What a pick learns from its teacher in fine-tuning.")

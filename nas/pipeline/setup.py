@@ -27,6 +27,7 @@ from nas.run.known import known_layout
 from nas.run.tables import copied, costs_for, recorded_costs
 from nas.space import Space
 from nas.training import augment, placement
+from nas.training.augmentation import Augmentation
 from nas.training.data import Data, check_data_dir
 from nas.training.header import data_lines
 
@@ -113,7 +114,8 @@ def _describe_images(config: Config, run: Run, data: Data, progress: Progress) -
     """Tells the user what the images are, and logs it; not once the supernet is trained, as it was told then."""
     if run.has("supernet.pt"):
         return
-    lines = data_lines(data, config.train.augment or data.augment)
+    how = Augmentation.from_config(config.train, data.augment)
+    lines = data_lines(data, how.kind, on_top=augment.describe_more(how, data.size))
     for line in lines:
         progress.note(line)
     run.log(events.Introduction(lines=lines))

@@ -21,7 +21,8 @@ from nas.config.fields import SIDES
 from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.paths import BUILT_IN
-from nas.training import augment as augmentation
+from nas.training.augment import ALL, changed, check_augmentation, erased
+from nas.training.augmentation import Augmentation
 from nas.training.cluttered import cluttered
 from nas.training.folder import folder
 from nas.training.image_source import ImageSource
@@ -160,25 +161,25 @@ def resized(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def batches(
-    split: Split, data: Data, batch: int, *, generator: torch.Generator, augment: str, share: slice = augmentation.ALL
+    split: Split, data: Data, batch: int, *, generator: torch.Generator, augment: Augmentation, share: slice = ALL
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields one epoch of (float32 [B, C, H, W], int64 [B]), shuffled and augmented by ``generator`` (a CPU one).
 
     The last incomplete batch is dropped, unless it is the only one. With a ``share`` only those images of each batch.
-    Raises UserError for an unknown ``augment``.
+    Raises UserError for an unknown kind of ``augment``.
     """
-    augmentation.check_augmentation(augment)
+    check_augmentation(augment.kind)
     return _epoch(split, data, batch, generator, augment, share)
 
 
 def _epoch(
-    split: Split, data: Data, batch: int, generator: torch.Generator, augment: str, share: slice
+    split: Split, data: Data, batch: int, generator: torch.Generator, augment: Augmentation, share: slice
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     order = torch.randperm(len(split), generator=generator).to(split.images.device)
     for start in range(0, max(1, len(split) - batch + 1), batch):
         chosen = order[start : start + batch]
-        images = augmentation.augmented(split.images[chosen], augment, generator, share)
-        yield normalise(images, data), split.labels[chosen[share]]
+        images = normalise(changed(split.images[chosen], augment, generator, share), data)
+        yield erased(images, augment.erase, generator, len(chosen), share), split.labels[chosen[share]]
 
 
 def eval_batches(split: Split, data: Data, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -51,7 +51,8 @@ class FineTuning:
         learn = self.data.learn
         steps, total = max(1, len(learn) // recipe.batch), dict[str, float]()
         self.trained.train()
-        train = batches(learn, self.data, recipe.batch, generator=randomness.generator(*names), augment=recipe.augment)
+        train = batches(learn, self.data, recipe.batch, generator=randomness.generator(*names),
+                        augment=recipe.augmentation)
         with randomness.drawing_from(self.trained, randomness.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
                 self.progress = (self.done + i / steps) / recipe.epochs

@@ -15,17 +15,19 @@ FLAT = 16  # of 256 levels: fewer are nearly one colour
 NAMED = 5  # kinds of files, folders or classes that a line names
 
 
-def data_lines(data: Data, augment: str | None = None, key: str = "train.augment") -> list[str]:
+def data_lines(data: Data, augment: str | None = None, key: str = "train.augment", on_top: str = "") -> list[str]:
     """Returns lines about labelled images, how they are augmented (setting ``key`` changes it), then warnings.
 
-    Where images are mirrored, whether their classes survive it is tried: that takes a second or two.
+    ``on_top`` says what else training does to them. Where images are mirrored, whether their classes survive it is
+    tried: that takes a second or two.
     """
     lines = [f"{data.name}: {_count(data)} images of {len(data.source.classes)} classes at {data.size}x{data.size}, "
              f"from {data.source.origin}",
              f"splits: {_splits(data)}",
              f"smallest class: {_class(data, _smallest(data.source.class_counts))}",
              "pixels: " + ", ".join(filter(None, (data.source.pixels, str(data.whites))))]
-    return [*lines, *_augmentation(data, augment, key), *_left_out(data), *_scarce(data, augment), *_flat(data),
+    more = [f"on top: {on_top}"] if on_top else []
+    return [*lines, *_augmentation(data, augment, key), *more, *_left_out(data), *_scarce(data, augment), *_flat(data),
             *_cut(data), *_mirrored(data, augment, key)]
 
 

@@ -9,6 +9,7 @@ from nas.config.gates import LatencyTerm, Projection
 from nas.config.search import Config
 from nas.config.training import Training
 from nas.record import Record
+from nas.training.augmentation import Augmentation
 
 if TYPE_CHECKING:  # images need torch, their number does not
     from nas.training.data import Data
@@ -69,6 +70,13 @@ class SupernetRecipe:
     attend_to: int = 3
     largest_first: float = 0.0  # shares of the warm-up
     blockwise: float = 0.0
+    policy: str = "none"
+    erase: float = 0.0
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Returns what the weights' images get; those of the gates are shifted alone."""
+        return Augmentation(self.augment, self.policy, self.erase)
 
     @staticmethod
     def from_config(config: Config, data: Data) -> SupernetRecipe:
@@ -82,7 +90,8 @@ class SupernetRecipe:
             gate_lr=gates.lr, gate_every=gates.every, tau=(gates.tau_start, gates.tau_end), prune=config.prune,
             latency=gates.term, update=gates.update, inplace=train.inplace,
             ema=train.ema, accumulate=train.accumulate, amp=train.amp, widths=gates.widths, attend=train.attend,
-            attend_to=train.attend_to, largest_first=largest_first, blockwise=blockwise)
+            attend_to=train.attend_to, largest_first=largest_first, blockwise=blockwise, policy=train.policy,
+            erase=train.erase)
 
 
 class FineTuningRecipe(Record):
@@ -98,6 +107,12 @@ class FineTuningRecipe(Record):
     accumulate: int = 1
     amp: str = "none"
     distill: str = "kd"  # of nas.training.distill.METHODS
+    policy: str = "none"  # of nas.training.policies.POLICIES
+    erase: float = 0.0
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.augment, self.policy, self.erase)
 
     @staticmethod
     def from_config(config: Config, data: Data, usual: Exposure, distill: str = "none") -> FineTuningRecipe:
@@ -107,4 +122,4 @@ class FineTuningRecipe(Record):
             epochs=given if given is not None else usual.epochs_of(len(data.learn)), batch=train.batch,
             lr=train.finetune_lr, weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
             augment=train.augment or data.augment, distill_weight=0.0 if distill == "none" else DISTILLED,
-            accumulate=train.accumulate, amp=train.amp, distill=distill)
+            accumulate=train.accumulate, amp=train.amp, distill=distill, policy=train.policy, erase=train.erase)

@@ -33,6 +33,7 @@ from nas.supernet.prune import Pruner, survivors
 from nas.supernet.width import closing_gap
 from nas.training import evaluation, optimization, placement, randomness
 from nas.training.attentive import choose_by_loss
+from nas.training.augmentation import Augmentation
 from nas.training.blockwise import blockwise
 from nas.training.data import Data, batches, resized
 from nas.training.distill import INPLACE
@@ -155,7 +156,7 @@ class SupernetTraining:
         rng, coins = random.Random(randomness.seed_of(*names, "archs")), randomness.generator(*names, "gates")
         recipe = self.recipe
         train = batches(self.data.train, self.data, recipe.batch, generator=randomness.generator(*names, "train"),
-                        augment=recipe.augment, share=self.stepper.ranks.share)
+                        augment=recipe.augmentation, share=self.stepper.ranks.share)
         gate = self._gate_batches(names)
         steps, choices = max(1, len(self.data.train) // recipe.batch), list(dict.fromkeys(self.sizes))
         sums: dict[str, list[float]] = {}
@@ -309,8 +310,8 @@ class SupernetTraining:
         passes = 0
         while True:
             yield from batches(self.data.gate, self.data, self.recipe.batch,
-                               generator=randomness.generator(*names, "gate", passes), augment=self.recipe.augment,
-                               share=self.stepper.ranks.share)
+                               generator=randomness.generator(*names, "gate", passes),
+                               augment=Augmentation(self.recipe.augment), share=self.stepper.ranks.share)
             passes += 1
 
     def _after_search_epoch(self, index: int) -> Pruning | None:

@@ -71,6 +71,8 @@ def test_values_have_the_types_of_yaml() -> None:
     (["gates.widths=enumerated", "gates.relaxation=single"], CPU, ["widths=enumerated", "gates.relaxation=two-path"]),
     (["gates.update=joint"], CPU, ["gates.update=joint", "'bilevel' or 'single'"]),
     (["train.inplace=js"], CPU, ["train.inplace=js", "'kl' or 'alpha'"]),
+    (["train.policy=trivial"], CPU, ["train.policy=trivial", "'none', 'trivialaugment' or 'randaugment'"]),
+    (["train.erase=1.5"], CPU, ["train.erase=1.5", "less than or equal to 1"]),
     (["train.ema=1"], CPU, ["train.ema=1", "less than 1"]),
     (["train.ema=-0.1"], CPU, ["train.ema=-0.1", "greater than or equal to 0"]),
     ([], {}, ["target", "nas targets"]),

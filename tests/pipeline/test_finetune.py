@@ -27,11 +27,12 @@ Made = tuple[Config, Path]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A finished run of a space whose head drops out, every pick learning from labels alone."""
+    """A finished run of a space whose head drops out, every pick learning from labels and changed images alone."""
     home = tmp_path_factory.mktemp("picks")
     space = copy.deepcopy(TINY) | {"head": {"op": "head(hidden=16, dropout_percent=50)"}}
     (home / "dropout.yaml").write_text(yaml.safe_dump(space))
-    config = config_of(home / "dropout.yaml", "train.distill=none", "budgets=2")
+    config = config_of(home / "dropout.yaml", "train.distill=none", "budgets=2", "train.policy=trivialaugment",
+                       "train.erase=0.25")
     searched(config, home / "run")
     return config, home / "run"
 

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from nas.errors import UserError
 from nas.training import data as data_module
 from nas.training.augment import KINDS, augmented
+from nas.training.augmentation import Augmentation
 from nas.training.data import Data, Split, batches, eval_batches, fingerprint, load, normalise
 from nas.training.splits import quotas, take
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+PLAIN = Augmentation("none")
 PARTS = ("train", "gate", "select", "test")
 
 
@@ -136,21 +138,22 @@ def plain(data: Data, split: Split) -> Data:
 
 def test_batches_shuffle_and_keep_images_with_labels(digits: Data) -> None:
     data = plain(digits, numbered(10))
-    drawn = list(batches(data.train, data, 4, generator=seeded(), augment="crop"))
+    drawn = list(batches(data.train, data, 4, generator=seeded(), augment=Augmentation("crop")))
     assert [len(labels) for _, labels in drawn] == [4, 4]  # the last two are dropped
     for images, labels in drawn:
         assert images.dtype == torch.float32 and images.is_contiguous(memory_format=torch.channels_last)
         assert torch.allclose(images * 255, labels[:, None, None, None].float().expand_as(images), atol=1e-4)
     seen = torch.cat([labels for _, labels in drawn]).tolist()
     assert len(set(seen)) == 8 and seen != sorted(seen)
-    assert [len(labels) for _, labels in batches(data.train, data, 64, generator=seeded(), augment="none")] == [10]
-    assert [len(labels) for _, labels in batches(data.train, data, 5, generator=seeded(), augment="none")] == [5, 5]
+    assert [len(labels) for _, labels in batches(data.train, data, 64, generator=seeded(), augment=PLAIN)] == [10]
+    assert [len(labels) for _, labels in batches(data.train, data, 5, generator=seeded(), augment=PLAIN)] == [5, 5]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_are_a_function_of_the_generator(digits: Data, kind: str) -> None:
     def epoch(seed: int) -> torch.Tensor:
-        return torch.cat([x for x, _ in batches(digits.gate, digits, 32, generator=seeded(seed), augment=kind)])
+        drawn = batches(digits.gate, digits, 32, generator=seeded(seed), augment=Augmentation(kind))
+        return torch.cat([x for x, _ in drawn])
 
     assert torch.equal(epoch(1), epoch(1)) and not torch.equal(epoch(1), epoch(2))
 
@@ -201,7 +204,7 @@ def test_augmentation_takes_any_memory_layout_and_leaves_none_alone() -> None:
 
 def test_unknown_augmentation_is_refused_at_the_call(digits: Data) -> None:
     with pytest.raises(UserError, match="did you mean 'flip-crop'"):
-        batches(digits.train, digits, 4, generator=seeded(), augment="flipcrop")
+        batches(digits.train, digits, 4, generator=seeded(), augment=Augmentation("flipcrop"))
 
 
 # --- mistakes ---

@@ -19,6 +19,7 @@ from nas.plan import Layout, OpKey, macs, resized
 from nas.supernet.gates import Gates
 from nas.supernet.prune import Pruner, survivors
 from nas.training import evaluation, randomness
+from nas.training.augmentation import Augmentation
 from nas.training.data import Data, batches, normalise
 from nas.training.recipes import SupernetRecipe
 from nas.training.supernet_training import SupernetTraining
@@ -74,7 +75,7 @@ def test_every_step_is_of_one_size(tiny: Layout, data: Data) -> None:
 def test_gates_learn_at_the_budgets_of_their_size(tiny: Layout, data: Data) -> None:
     """A step at 8 pixels moves the row that all share and that of 8 pixels, never that of 16."""
     run, rng, coins = training(tiny, data), random.Random(0), torch.Generator().manual_seed(0)
-    batch = next(batches(data.gate, data.at(8), 16, generator=randomness.generator("x"), augment="none"))
+    batch = next(batches(data.gate, data.at(8), 16, generator=randomness.generator("x"), augment=Augmentation("none")))
     assert batch[0].shape == (16, 3, 8, 8) and run.columns(8) == [1]
     figures = run._gate_step(0.5, batch, rng, coins)
     assert figures["budget_residual"] < 1e-3

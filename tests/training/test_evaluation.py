@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from nas.training import evaluation, finetune, optimization, randomness
 from nas.training.data import Data
 from nas.training.distill import kd
 from nas.training.ema import Average
+from nas.training.policies import POLICIES
 from nas.training.recipes import FineTuningRecipe
 
 
@@ -118,8 +120,9 @@ def test_averaged_weights_are_judged_inherited_and_started_from(tiny: Layout, da
         assert torch.equal(next(net.parameters()), next(run.average.net.parameters()))
 
 
-def tuned(tiny: Layout, data: Data, stop: int | None) -> finetune.FineTuning:
-    recipe = FineTuningRecipe(epochs=3, batch=16, lr=0.01, weight_decay=0.0, label_smoothing=0.0, augment="crop")
+def tuned(tiny: Layout, data: Data, stop: int | None, **more: Any) -> finetune.FineTuning:
+    recipe = FineTuningRecipe(epochs=3, batch=16, lr=0.01, weight_decay=0.0, label_smoothing=0.0, augment="crop",
+                              **more)
     arch = sampling.decode(tiny, [0] * len(tiny.slots))
 
     def fresh() -> finetune.FineTuning:
@@ -142,3 +145,12 @@ def test_fine_tuning_learns_and_continues_bit_equal(tiny: Layout, data: Data) ->
         assert torch.equal(tensor, broken.model.state_dict()[name]), name
     evaluation.recalibrate(whole.model, evaluation.calibration_images(data, 64, 16, CPU, 0))
     assert evaluation.evaluate(whole.model, data.test, data, CPU).accuracy > 0.9
+
+
+@pytest.mark.parametrize("more", [*({"policy": name} for name in POLICIES), {"erase": 0.5}], ids=str)
+def test_with_every_recipe_it_continues_bit_equal(tiny: Layout, data: Data, more: dict[str, Any]) -> None:
+    whole, broken, plain = tuned(tiny, data, None, **more), tuned(tiny, data, 2, **more), tuned(tiny, data, None)
+    kept, usual = broken.model.state_dict(), plain.model.state_dict()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, kept[name]), name
+    assert any(not torch.equal(tensor, usual[name]) for name, tensor in whole.model.state_dict().items())

@@ -54,7 +54,15 @@ def test_a_run_says_it_first_and_logs_it(space_file: Path, tmp_path: Path, augme
     assert shown.notes[: len(lines)] == lines and run.events(events.Introduction)[0].lines == lines
     assert any(line.startswith("warning: classes may not survive mirroring") for line in lines) == (
         augment == "flip-crop")
+    assert not any(line.startswith("on top") for line in lines)
     run.write("supernet.pt", lambda file: file.write(b""))
     again = Quiet()
     prepare_inputs(config, run, ["gpu-v100"], again)
     assert not set(lines) & set(again.notes)
+
+
+def test_a_policy_is_said_behind_the_shifts(space_file: Path, tmp_path: Path) -> None:
+    config, shown = config_of(space_file, "train.augment=crop", "train.policy=randaugment"), Quiet()
+    prepare_inputs(config, Run.open(tmp_path / "run", config.to_json()), ["gpu-v100"], shown)
+    at = next(index for index, line in enumerate(shown.notes) if line.startswith("augmentation: "))
+    assert shown.notes[at + 1].startswith("on top: 2 operations of RandAugment an image (turned by up to 9 degrees, ")

@@ -22,6 +22,7 @@ from nas.supernet.gates import RELAXATIONS, Gates
 from nas.training import evaluation, optimization
 from nas.training.data import Data, Split
 from nas.training.distill import kd
+from nas.training.policies import POLICIES
 from nas.training.stepper import Stepper
 from nas.training.supernet_training import SupernetTraining
 
@@ -35,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "enumerated": {"widths": "enumerated"},
     "best-up": {"attend": "best-up"}, "worst-up": {"attend": "worst-up", "attend_to": 2},
     "largest-first": {"largest_first": 1.0}, "blockwise": {"largest_first": 0.3, "blockwise": 0.4},
+    **{name: {"policy": name} for name in POLICIES}, "erase": {"erase": 0.5},
     "single-level": {"update": "single"}, "alpha": {"inplace": "alpha"}, "ema": {"ema": 0.9},
     "all": {**term("dual"), "update": "single", "inplace": "alpha", "ema": 0.9, "relaxation": "gumbel"}}
 
@@ -286,6 +288,12 @@ def test_gates_learn_from_their_own_split_and_weights_from_theirs(tiny: Layout, 
     for run in runs:
         run.epoch()
     assert any(not torch.equal(a, b) for a, b in zip(*(run.gates.parameters() for run in runs), strict=True))
+
+
+def test_gates_see_images_without_a_policy(tiny: Layout, data: Data) -> None:
+    plain, changed = (training(tiny, data, **how) for how in ({}, {"policy": "trivialaugment", "erase": 1.0}))
+    held_out = [next(run._gate_batches(("x",)))[0] for run in (plain, changed)]
+    assert torch.equal(*held_out)
 
 
 @pytest.mark.parametrize("relaxation", ["single", "gumbel"])
