@@ -16,7 +16,7 @@ from tiny_space import TINY
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SECONDS = {"train.warmup_epochs": 1, "train.search_epochs": 1, "train.settle_epochs": 1, "train.finetune_epochs": 1,
-           "train.batch": 16, "evaluations": 4, "threads": 1}
+           "train.batch": 16, "evaluations": 4, "threads": 1, "baselines": 0}
 
 
 def script(name: str) -> ModuleType:

@@ -12,8 +12,8 @@ from nas.pipeline import search as pipeline
 from nas.progress import NoProgress, Progress
 from nas.run.directory import Run
 
-SHORT = ["train.warmup_epochs=1", "train.search_epochs=2", "train.settle_epochs=1", "train.finetune_epochs=2",
-         "train.batch=16", "evaluations=12", "budgets=3"]
+SHORT = ["baselines=0", "train.warmup_epochs=1", "train.search_epochs=2", "train.settle_epochs=1",
+         "train.finetune_epochs=2", "train.batch=16", "evaluations=12", "budgets=3"]
 
 
 class Quiet:

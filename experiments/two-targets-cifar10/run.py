@@ -48,7 +48,7 @@ def part(pruned: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         targets = [word for target in (*alone.config["target"], options.b) for word in ("--target", target)]
         data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
         nas(log, "search", "--config", str(settings), *targets, *data, "--run", str(run.path),
-            "train.finetune_epochs=0")
+            "train.finetune_epochs=0", "baselines=0")
     elif not run.path.exists():  # what is judged for B is none of the other experiment's
         shutil.copytree(alone.path, run.path.with_suffix(".part"), dirs_exist_ok=True)
         run.path.with_suffix(".part").rename(run.path)

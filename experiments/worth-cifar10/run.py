@@ -246,7 +246,7 @@ class Bench:
 
 
 def _resolved(overrides: list[str], *more: str, **flags: Any) -> Config:
-    return resolve(None, [*overrides, *more], {"target": ["gpu-v100"], **flags})
+    return resolve(None, [*overrides, *more], {"target": ["gpu-v100"], "baselines": 0, **flags})
 
 
 def _divided(epochs: list[int], share: int) -> tuple[int, int, int]:

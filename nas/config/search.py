@@ -70,7 +70,7 @@ class Config(Strict):
         default=6, ge=1, le=256,
         description="How many budgets are spread over the reachable range, where none is given.")
     baselines: int = Field(
-        default=0, ge=0, le=16, description="How many known networks are trained beside the picks, at most.")
+        default=2, ge=0, le=16, description="How many known networks are trained beside the picks, at most.")
     sram_kb: Kb = Field(default=None, description="SRAM of an Ethos-U in KB: no pick needs more.")
     flash_kb: Kb = Field(default=None, description="Flash of an Ethos-U in KB: no pick needs more.")
     max_ms: Ms | None = Field(default=None, description="No image takes longer on the first target, as predicted.")

@@ -26,6 +26,7 @@ from nas.plan import Layout, OpKey, layout, macs, plan, resized
 from nas.progress import Progress
 from nas.run.known import KNOWN, KnownNetwork, KnownNetworks, kept_file
 from nas.run.tables import can_complete
+from nas.sampling import count
 from nas.sampling import smallest as only_network
 from nas.select.pareto import Point, front, hypervolume
 from nas.space import Space
@@ -88,10 +89,11 @@ class _Rate:
 def with_known(inputs: Inputs, progress: Progress) -> Inputs:
     """Chooses the known networks of a search and keeps them in the run, as ``known.json`` and files.
 
-    Returns the inputs, whose tables then have their rows. What an earlier call chose stays.
+    Returns the inputs, whose tables then have their rows. What an earlier call chose stays; a space of one network,
+    which is searched for that network alone, gets none.
     """
     run, config = inputs.run, inputs.config
-    if run.has(KNOWN) or run.has("front.json") or not config.baselines:
+    if run.has(KNOWN) or run.has("front.json") or not config.baselines or count(inputs.layout) == 1:
         return inputs
     first = config.target[0]
     budgets = budgets_of_target(inputs, inputs.layout, first, given_budgets(config, first), config.budgets)
@@ -108,35 +110,41 @@ def with_known(inputs: Inputs, progress: Progress) -> Inputs:
     return inputs
 
 
-def choose(candidates: Sequence[Candidate], target: str, budgets: Sequence[float], count: int) -> list[Candidate]:
-    """Chooses at most ``count`` candidates for a range of budgets; returns them fastest first.
+def choose(candidates: Sequence[Candidate], target: str, budgets: Sequence[float], most: int) -> list[Candidate]:
+    """Chooses at most ``most`` candidates for a range of budgets; returns them fastest first.
 
     They take from a little less than the smallest budget to the largest one, and none beats another in both ms and
     published accuracy. One after the other it takes the one that adds most to the area below the published front: the
     logarithm of ms to the largest budget, by accuracy above that of the worst.
     """
-    low, high = min(budgets) / BELOW, max(budgets)
-    within = {each.name: each for each in candidates if low <= each.ms[target] <= high}
+    within = {each.name: each for each in candidates if is_near(each, target, budgets)}
     points = front(Point(each.name, math.log(each.ms[target]), each.top1) for each in within.values())
     worst = min((point.accuracy for point in points), default=0.0)
     chosen: list[Point] = []
 
     def gain(point: Point) -> tuple[float, bool, float]:
-        return hypervolume([*chosen, point], math.log(high), worst), point.id.startswith(FIRST), -point.ms
+        return hypervolume([*chosen, point], math.log(max(budgets)), worst), point.id.startswith(FIRST), -point.ms
 
-    while len(chosen) < min(count, len(points)):
+    while len(chosen) < min(most, len(points)):
         chosen.append(max((point for point in points if point not in chosen), key=gain))
     return sorted((within[point.id] for point in chosen), key=lambda each: each.ms[target])
 
 
-def candidates_of(inputs: Inputs) -> list[Candidate]:
+def is_near(candidate: Candidate, target: str, budgets: Sequence[float]) -> bool:
+    """Tells whether a candidate takes from a little less than the smallest budget to the largest one."""
+    return min(budgets) / BELOW <= candidate.ms[target] <= max(budgets)
+
+
+def candidates_of(inputs: Inputs, budgets: Sequence[float]) -> list[Candidate]:
     """Prices every known network at every width with a published accuracy, at the largest input size of a run.
 
+    Returns those in the range of the budgets of the first target.
     Left out is one of more multiply-adds than any network of the space, as it would train longer than all picks, and
     one that has no place at this size, or an operator that a target cannot know.
     """
     rates = {target: _Rate.of(inputs, target) for target, costs in inputs.costs.items() if costs.grows}
-    most, found = sum(map(macs, plan(inputs.layout, _largest(inputs)))), list[Candidate]()
+    first, found = inputs.config.target[0], list[Candidate]()
+    most = sum(map(macs, plan(inputs.layout, largest(inputs.layout, inputs.prices[first]))))
     for base in map(Space.load, shipped("search_spaces/presets", ".yaml")):
         for width, top1 in base.published.top1.items() if base.published else ():
             try:
@@ -145,13 +153,9 @@ def candidates_of(inputs: Inputs) -> list[Candidate]:
                 found.append(_priced(inputs, Candidate(at.space, at, arch, top1, {}), rates))
             except UserError:  # groups of a fixed width do not get narrower, and no rows make up for a kernel model
                 continue
-    return [each for each in found if sum(map(macs, each.keys)) <= most
+    near = (each for each in found if is_near(each, first, budgets))
+    return [each for each in near if sum(map(macs, each.keys)) <= most
             and (each.inside or each.name != inputs.layout.space)]
-
-
-def _largest(inputs: Inputs) -> Arch:
-    """Returns the most expensive network of the searched space on the first target."""
-    return largest(inputs.layout, inputs.prices[inputs.config.target[0]])
 
 
 def _priced(inputs: Inputs, candidate: Candidate, rates: dict[str, _Rate]) -> Candidate:
@@ -169,10 +173,10 @@ def _choose_priced(inputs: Inputs, budgets: Sequence[float], progress: Progress)
 
     Those that cannot have them, or need too much memory, are left out by name.
     """
-    target, count = inputs.config.target[0], inputs.config.baselines
-    left = candidates_of(inputs)
+    target, most = inputs.config.target[0], inputs.config.baselines
+    left = candidates_of(inputs, budgets)
     for _ in range(ROUNDS):
-        chosen = choose(left, target, budgets, count)
+        chosen = choose(left, target, budgets, most)
         out = [each for each in chosen if not _can_stand(inputs, each, progress)]
         new = [each for each in chosen if not each.priced and each not in out]
         if not new and not out:
@@ -180,7 +184,7 @@ def _choose_priced(inputs: Inputs, budgets: Sequence[float], progress: Progress)
         if new:
             inputs = with_rows(inputs, [each.layout for each in new], progress)
         left = [_priced(inputs, each, {}) if each in new else each for each in left if each not in out]
-    return inputs, choose([each for each in left if each.priced], target, budgets, count)
+    return inputs, choose([each for each in left if each.priced], target, budgets, most)
 
 
 def _can_stand(inputs: Inputs, candidate: Candidate, progress: Progress) -> bool:

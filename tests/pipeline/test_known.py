@@ -200,6 +200,7 @@ def test_one_that_is_no_better_is_no_news() -> None:
 def test_a_known_network_is_drawn_as_a_square_with_its_name() -> None:
     (axes,) = front_figure(one_wins()).axes
     assert [text.get_text() for text in axes.texts] == ["mobilenet_v3_small@0.5"]
+    handles: list[Any]
     handles, labels = axes.get_legend_handles_labels()
     markers = {name: handle.lines[0].get_marker() for handle, name in zip(handles, labels, strict=True)}
     assert markers == {"front": "o", "front: known networks": "s", "picks dominated on the selection split": "o"}
