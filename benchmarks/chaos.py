@@ -51,7 +51,8 @@ EXPECTED = {signal.SIGKILL: (-signal.SIGKILL, 0), signal.SIGTERM: (130, 0), sign
 OWN = {"log.jsonl", "environment.json", "lock"}  # differ between any two runs
 LONGEST_S = 3.0  # from the start of a process to its kill
 BASE = ["--space", "tiny.yaml", "--size", "16", "--json"]
-SEARCH = ["search", *BASE, "--target", "gpu-v100", "--limit", "160", "--threads", "1", "--run", "run", *SHORT]
+SEARCH = ["search", *BASE, "--target", "gpu-v100", "--data", "digits", "--limit", "160", "--threads", "1", "--run",
+          "run", *SHORT]
 KINDS = {"search": SEARCH, "exits": [*SEARCH, "--exits", "boost"],
          "profile": ["profile", *BASE, "--classes", "10", "--device", "cpu", "--out", "cpu.json"]}
 TURNS = ("search", "exits", "exits", "profile")  # of the trials

@@ -2,7 +2,7 @@
 
     import nas
 
-    run = nas.search(space="ghost", target="gpu-v100", data="digits", budget_ms=[0.2, 0.4])
+    run = nas.search(space="ghost", target="gpu-v100", data="cluttered", budget_ms=[0.2, 0.4])
     for pick in run.front:
         print(pick.id, pick.ms["gpu-v100"], pick.accuracy)
     network = run.front.best(ms=0.3).load_model()          # a torch module with its trained weights

@@ -39,8 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def search(folder: Path, name: str = "run", **given: Any) -> SearchRun:
-    return api.search(space=folder / "tiny.yaml", target="gpu-v100", size=16, limit=160, threads=1, run=folder / name,
-                      settings=SETTINGS, progress=QUIET, **given)
+    return api.search(space=folder / "tiny.yaml", target="gpu-v100", data="digits", size=16, limit=160,
+                      threads=1, run=folder / name, settings=SETTINGS, progress=QUIET, **given)
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,8 @@ def commands(text: str) -> Iterator[list[str]]:
             for at in [i for i, word in enumerate(words) if word == flag and words[i + 1] in ("ghost", "mbconv", "32")]:
                 words[at + 1] = value
         small = SCHEDULE.get(words[0], [])
+        if small and "--data" not in words:
+            small = [*small, "--data", "digits"]  # fewer to test on
         if small and "--size" not in words:
             small = [*small, "--size", "16"]
         yield ["nas", *words, *small]

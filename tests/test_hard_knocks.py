@@ -105,7 +105,8 @@ def read_only(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     monkeypatch.setattr(files.tempfile, "mkstemp", makes)
 
 
-SEARCH = ["search", "--target", "gpu-v100", "--space", "tiny.yaml", "--size", "16", "--limit", "160", "--threads", "1"]
+SEARCH = ["search", "--target", "gpu-v100", "--space", "tiny.yaml", "--data", "digits", "--size", "16", "--limit",
+          "160", "--threads", "1"]
 
 
 @pytest.mark.parametrize("command", [[*SEARCH, *SHORT], ["select"], ["export"], ["report"]], ids=lambda words: words[0])

@@ -44,7 +44,7 @@ class Quiet:
 
 
 def config_of(space_file: Path, *more: str, target: str = "gpu-v100") -> Config:
-    flags = {"space": str(space_file), "target": [target], "size": 16, "limit": 160, "threads": 1}
+    flags = {"space": str(space_file), "target": [target], "data": "digits", "size": 16, "limit": 160, "threads": 1}
     given = {text.partition("=")[0] for text in more}
     return resolve(None, [*(text for text in SHORT if text.partition("=")[0] not in given), *more], flags)
 

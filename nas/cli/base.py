@@ -41,6 +41,8 @@ Target = Annotated[str, typer.Option("--target", help="Device, macs or params: s
 Size = Annotated[int | None, typer.Option("--size", help="Input side in pixels; default: the data's own.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images a call.")]
+Images = Annotated[str | None, typer.Option("--data", help="cluttered (default), digits, cifar10, or a folder of "
+                                            "images.")]
 Data = Annotated[str | None, typer.Option("--data", help="Where the run's images lie now, if it or they were moved: "
                                           "the same images.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="The same for cifar10: the folder that it lies in.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.base import Budgets, Json, Ops, Size, Target, Width, app, run_files
+from nas.cli.base import Budgets, Images, Json, Ops, Size, Target, Width, app, run_files
 from nas.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def compare(
     networks: Annotated[int, typer.Option(min=1, max=1000, help="Random networks a budget and space.")] = 5,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each network; default: from the number of images.")]
     = None,
-    data: Annotated[str | None, typer.Option(help="digits (default), cifar10, or a folder of images.")] = None,
+    data: Images = None,
     data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
     limit: Annotated[int | None, typer.Option(help="Train on at most this many images.")] = None,
     size: Size = None,

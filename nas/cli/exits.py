@@ -36,8 +36,8 @@ def exits(
     weights: Annotated[Path | None, typer.Option(help="Of a torchvision model: its trained weights.")] = None,
     images: Annotated[Path | None, typer.Option(help="Any images, without labels: exits learn what the network says.")]
     = None,
-    data: Annotated[str | None, typer.Option(help="Labelled ones: digits, cifar10, or a folder; default: the run's.")]
-    = None,
+    data: Annotated[str | None, typer.Option(help="Labelled ones: cluttered, digits, cifar10, or a folder; default: "
+                                             "the run's.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many images.")] = None,
     size: Size = None,

@@ -12,6 +12,7 @@ from nas.cli.base import (
     Data,
     DataDir,
     FlashKb,
+    Images,
     Json,
     Ops,
     RunPath,
@@ -41,7 +42,7 @@ def search(
     budget_ms: Budgets = None,
     sram_kb: SramKb = None,
     flash_kb: FlashKb = None,
-    data: Annotated[str | None, typer.Option(help="digits (default), cifar10, or a folder of images.")] = None,
+    data: Images = None,
     data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
     limit: Annotated[int | None, typer.Option(help="Train on at most this many images.")] = None,
     size: Annotated[list[int] | None, typer.Option(help="Input side in pixels; twice or more: searched as well, the "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.base import Classes, Json, Mean, Ops, Scale, Size, Std, Targets, Width, app, run_files
+from nas.cli.base import Classes, Images, Json, Mean, Ops, Scale, Size, Std, Targets, Width, app, run_files
 from nas.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the images; default: as many images as a pick of a "
                                                "search sees.")] = None,
     target: Targets = None,
-    data: Annotated[str | None, typer.Option(help="digits (default), cifar10, or a folder of images.")] = None,
+    data: Images = None,
     data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
     limit: Annotated[int | None, typer.Option(help="Train on at most this many images.")] = None,
     size: Size = None,
@@ -65,7 +65,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx|RUN", help="A file, or a run whose pick is meant.")],
     arch: Annotated[str | None, typer.Option(help="Id of the pick of a run.")] = None,
     budget_ms: Annotated[float | None, typer.Option(help="The most accurate pick of a run within this.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, cifar10, or a folder of images; default: that of the run.")]
+    data: Annotated[str | None, typer.Option(help="cluttered, digits, cifar10, or a folder; default: the run's.")]
     = None,
     data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
     split: Annotated[str, typer.Option(help="test, select (choosing was by it), or all images of a folder.")] = "test",

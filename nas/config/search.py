@@ -84,7 +84,7 @@ class Config(Strict):
     evaluations: int = Field(default=36, ge=1, le=1_000_000, description="Networks that the selection judges.")
     judge_images: int = Field(
         default=JUDGED_ON, ge=1, le=1_000_000, description="Held-out images that each of them is judged on.")
-    data: Name = Field(default="digits", description="Images: digits, cifar10, or a folder.")
+    data: Name = Field(default="cluttered", description="Images: cluttered, digits, cifar10, or a folder.")
     data_dir: Name | None = Field(default=None, description="Where cifar10 lies.")
     limit: int | None = Field(default=None, ge=1, description="Train on at most this many images.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of splits, weights and everything drawn.")

@@ -112,7 +112,7 @@ class _Wanted:
     def images(self, file: _File) -> Data:
         """Loads the images as the file needs them. Raises UserError where none are named."""
         if self.data is None:
-            raise UserError(f"{setting('data')}: on which images? digits, cifar10, or a folder")
+            raise UserError(f"{setting('data')}: on which images? cluttered, digits, cifar10, or a folder")
         return load(self.data, data_dir=Path(self.data_dir) if self.data_dir else None, size=file.size(self.size),
                     seed=self.seed or 0, limit=self.limit, whites=Whites.from_metadata(file.metadata))
 

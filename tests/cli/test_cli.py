@@ -117,7 +117,7 @@ def test_search_resolves_locks_and_prints_one_object(call: Call, monkeypatch: py
     assert code == 0 and json.loads(out) == RESULT.to_json() and out.count("\n") == 1
     assert "supernet: 1/1" in err and err.count("chatter") == 2
     (made,) = Path("runs").iterdir()
-    assert made.name.startswith("ghost-cpu-digits-") and Run.existing(made).config["seed"] == 3
+    assert made.name.startswith("ghost-cpu-cluttered-") and Run.existing(made).config["seed"] == 3
     code, out, err = call(*words)  # the same command finds the same run
     assert code == 0 and len(list(Path("runs").iterdir())) == 1
     assert all(part in out for part in ("0123456789ab", "90.0 % +- 1.2", "12.34 M", "0.56 M", card().onnx,

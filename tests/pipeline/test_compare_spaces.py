@@ -24,7 +24,7 @@ from nas.run.directory import Run
 
 STAGES: Any = TINY["stages"]
 TARGET = "gpu-v100"
-FLAGS = {"target": TARGET, "size": 16, "limit": 120, "threads": 1, "budget_ms": [0.12, 0.2],
+FLAGS = {"target": TARGET, "data": "digits", "size": 16, "limit": 120, "threads": 1, "budget_ms": [0.12, 0.2],
          "train.finetune_epochs": 2, "train.batch": 16}
 
 

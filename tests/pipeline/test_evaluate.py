@@ -116,8 +116,8 @@ def test_a_pick_of_a_run_has_the_accuracy_of_its_card(tmp_path: Path, capfd: pyt
         assert not end.value.code, err
         return json.loads(out)
 
-    made = call("train", "--space", "mbconv@0.25", "--arch", "smallest", "--epochs", "1", "--limit", "200", "--threads",
-                "1")
+    made = call("train", "--space", "mbconv@0.25", "--arch", "smallest", "--epochs", "1", "--data", "digits",
+                "--limit", "200", "--threads", "1")
     result, card = call("evaluate", made["run"]), made["front"][0]
     assert result["top1"]["share"] == pytest.approx(card["accuracy"]) and result["n"] == card["test_images"]
     assert result["top1"]["se"] == pytest.approx(card["accuracy_se"])

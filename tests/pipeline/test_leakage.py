@@ -115,7 +115,7 @@ def cards_of(front: dict[str, Any]) -> list[dict[str, Any]]:
 
 def trained(space_file: Path, path: Path) -> Outcome:
     """``nas train``, its int8 export, and ``nas exits`` on what came of it."""
-    flags = {"space": str(space_file), "arch": "largest", "size": 16, "limit": 160, "threads": 1,
+    flags = {"space": str(space_file), "arch": "largest", "data": "digits", "size": 16, "limit": 160, "threads": 1,
              "target": ["gpu-v100"]}
     config, done = resolve(None, ["train.finetune_epochs=2", "train.batch=16"], flags, Baseline), Outcome()
     run, quiet = Run.open(path / "trained", config.to_json()), Quiet()

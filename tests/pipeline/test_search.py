@@ -330,7 +330,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_run(finished: tuple[Path, dict
 
 def command(space_file: Path, path: Path) -> list[str]:
     return [sys.executable, "-m", "nas", "search", "--space", str(space_file), "--target", "gpu-v100", "--size", "16",
-            "--limit", "160", "--threads", "1", "--run", str(path), "--json", *SHORT]
+            "--data", "digits", "--limit", "160", "--threads", "1", "--run", str(path), "--json", *SHORT]
 
 
 def events(path: Path) -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ def test_the_run_s_worst_case_holds_beside_other_limits(finished: Run, tmp_path:
 def test_the_worst_case_of_the_first_target_bounds_the_picks_for_the_others(finished: Run, tmp_path: Path) -> None:
     picks = json.loads((finished.path / "picks.json").read_text())
     ends = sorted(b["budget_ms"][TARGETS[0]] for b in picks["budgets"])
-    flags = {"space": finished.config["space"], "target": TARGETS, "size": 16, "limit": 160,
+    flags = {"space": finished.config["space"], "target": TARGETS, "data": "digits", "size": 16, "limit": 160,
              "threads": 1, "max_ms": ends[1]}
     result = searched(resolve(None, SHORT, flags), tmp_path / "run")
     assert {target for b in result["budgets"] for target in b["budget_ms"]} == set(TARGETS)

@@ -28,7 +28,8 @@ SETTINGS = ["train.finetune_epochs=3", "train.batch=16"]
 
 
 def settings(space_file: Path, *more: str, **flags: object) -> Baseline:
-    given = {"space": str(space_file), "arch": "largest", "size": 16, "limit": 160, "threads": 1, **flags}
+    given = {"space": str(space_file), "arch": "largest", "data": "digits", "size": 16, "limit": 160,
+             "threads": 1, **flags}
     return resolve(None, [*SETTINGS, *more], given, Baseline)
 
 
@@ -137,7 +138,7 @@ def call(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 def test_the_command(whole: Path, space_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
                      monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["train", "--space", str(space_file), "--limit", "160", "--threads", "1", *SETTINGS[1:]]
+    words = ["train", "--space", str(space_file), "--data", "digits", "--limit", "160", "--threads", "1", *SETTINGS[1:]]
     arch = next(whole.glob("archs/*/arch.json"))
     code, out, err = call(capfd, *words, "--arch", str(arch), "--epochs", "1", "--json")
     assert code == 0, err
@@ -163,8 +164,8 @@ def test_a_space_of_one_network_needs_no_name(tmp_path: Path, capfd: pytest.Capt
     one = {**TINY, "name": "one", "skip": False, "ops": {"mbconv": {"kernel": [3], "se": [0], "hidden": {"min": 2,
                                                                                                      "max": 2}}}}
     Path("one.yaml").write_text(yaml.safe_dump(one))
-    code, out, err = call(capfd, "train", "--space", "one.yaml", "--limit", "60", "--size", "16", "--epochs", "1",
-                          "--threads", "1", "--json")
+    code, out, err = call(capfd, "train", "--space", "one.yaml", "--data", "digits", "--limit", "60", "--size", "16",
+                          "--epochs", "1", "--threads", "1", "--json")
     assert code == 0, err
     assert json.loads(out)["space"] == "one"
 

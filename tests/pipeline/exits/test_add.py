@@ -44,7 +44,7 @@ def test_exits_are_not_added_to_exits(finished: tuple[Path, dict[str, Any]]) -> 
 
 
 def test_a_baseline_takes_exits_for_a_target(space_file: Path, tmp_path: Path) -> None:
-    flags = {"space": str(space_file), "arch": "smallest", "size": 16, "limit": 160, "threads": 1}
+    flags = {"space": str(space_file), "arch": "smallest", "data": "digits", "size": 16, "limit": 160, "threads": 1}
     settings = resolve(None, ["train.finetune_epochs=1", "train.batch=16"], flags, Baseline)
     run, quiet = Run.open(tmp_path / "run", settings.to_json()), Quiet()
     train_one.train_network(settings, run, None, quiet)

@@ -30,7 +30,8 @@ def words(command: str, shop: Path) -> list[str]:
     ids = [path.name for path in sorted(shop.glob("archs/*"))]
     found = [ids[0] if word == "ID" else word for word in shlex.split(command)[1:]]
     if found[0] == "search":
-        return [*found, "--space", "tiny.yaml", "--size", "16", "--limit", "160", "--threads", "1", *SHORT]
+        return [*found, "--space", "tiny.yaml", "--data", "digits", "--size", "16", "--limit", "160", "--threads",
+                "1", *SHORT]
     return [*found, *(["--epochs", "2"] if found[0] == "exits" and "--list" not in found else [])]
 
 
