@@ -49,6 +49,8 @@ class Training(Strict):
     attend_to: int = Field(default=3, ge=2, le=32, description="How many random networks attend chooses from.")
     ema: Fraction = Field(
         default=0.0, description="Decay of the averaged weights, which are then those judged; 0: none.")
+    finetune_ema: Fraction = Field(
+        default=0.0, description="The same of fine-tuning: averaged weights are then those delivered.")
     accumulate: int = Field(
         default=1, ge=1, le=65_536, description="Parts that a batch is computed in, for less memory.")
     amp: Literal["auto", "none", "bf16", "fp16"] = Field(
@@ -71,6 +73,13 @@ class Training(Strict):
             return 0.0, 0.0
         first = min(0.6, 1 - (then or 0.0)) if first is None else first
         return first, min(0.4, 1 - first) if then is None else then
+
+    @model_validator(mode="after")
+    def _acts_in_fine_tuning(self) -> Training:
+        for key in ("finetune_ema",):
+            if self.finetune_epochs == 0 and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect without fine-tuning (finetune_epochs=0): leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _equal_parts(self) -> Training:

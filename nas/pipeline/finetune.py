@@ -202,7 +202,7 @@ class _Shared:
 
 def _tune(inputs: Inputs, tuning: FineTuning, name: str, file: str, shared: _Shared, alone: bool) -> None:
     """Trains a network to the end and writes its weights; one that is ``alone`` seeds PyTorch's global generator."""
-    run, data, recipe = inputs.run, inputs.data, tuning.recipe
+    run, data, recipe, model = inputs.run, inputs.data, tuning.recipe, tuning.result
     while not tuning.finished:
         began = time.monotonic()
         with randomness.seeded(inputs.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
@@ -211,7 +211,7 @@ def _tune(inputs: Inputs, tuning: FineTuning, name: str, file: str, shared: _Sha
             run.log(events.FineTuned(**vars(epoch), id=tuning.name, seconds=round(time.monotonic() - began, 3)))
         checkpoint.save(run, name + CHECKPOINTS[file], tuning)
     if recipe.epochs:
-        evaluation.recalibrate(tuning.model, evaluation.calibration_images(data, 2000, 128, inputs.device, inputs.seed))
-    weights = {key: value.contiguous().cpu() for key, value in tuning.model.state_dict().items()}
+        evaluation.recalibrate(model, evaluation.calibration_images(data, 2000, 128, inputs.device, inputs.seed))
+    weights = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
     run.write(name + file, lambda out: out.write(safetensors.torch.save(weights)))
     run.file(name + CHECKPOINTS[file]).unlink(missing_ok=True)

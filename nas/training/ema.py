@@ -1,26 +1,28 @@
-"""Averages a supernet's weights over steps, so that noise of the last steps stays out of what is judged."""
+"""Averages a network's weights over steps, so that noise of the last steps stays out of what is judged."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
-from nas.supernet.net import Supernet
+N = TypeVar("N", bound=nn.Module)
 
 
-class Average:
-    """Keeps a second supernet that follows the first: mean <- d mean + (1 - d) weights after every step of the weights.
+class Average(Generic[N]):
+    """Keeps a second network that follows the first: mean <- d mean + (1 - d) weights after every step of the weights.
 
     d = min(decay, (1 + n) / (10 + n)) at step n, as in TensorFlow's ExponentialMovingAverage(num_updates): the initial
     weights do not linger in a short schedule. Buffers are the latest; BN is recomputed before anything is judged.
     """
 
-    def __init__(self, net: Supernet, decay: float) -> None:
-        self.net, self.decay, self.steps = copy.deepcopy(net).requires_grad_(False), decay, 0
+    def __init__(self, net: N, decay: float) -> None:
+        self.net: N = copy.deepcopy(net).requires_grad_(False)
+        self.decay, self.steps = decay, 0
 
-    def follow(self, net: Supernet) -> None:
+    def follow(self, net: N) -> None:
         """Moves the average one step towards ``net``, which has the same parameters."""
         self.steps += 1
         d = min(self.decay, (1 + self.steps) / (10 + self.steps))

@@ -14,6 +14,7 @@ from nas.subnet import Subnet
 from nas.training import optimization, placement, randomness
 from nas.training.data import Data, batches
 from nas.training.distill import METHODS, Distiller, NetOutput
+from nas.training.ema import Average
 from nas.training.epochs import TuningEpoch
 from nas.training.recipes import FineTuningRecipe
 from nas.training.stepper import Stepper
@@ -39,11 +40,17 @@ class FineTuning:
             self.trained = nn.ModuleList([self.model, self.distiller])
         self.optimizer = optimization.optimizer(self.trained, recipe.lr, recipe.weight_decay)
         self.stepper = Stepper(device, recipe.accumulate, recipe.amp)
+        self.average = Average(self.model, recipe.ema) if recipe.ema else None
         self.done, self.progress = 0, 0.0
 
     @property
     def finished(self) -> bool:
         return self.done == self.recipe.epochs
+
+    @property
+    def result(self) -> nn.Module:
+        """Returns the network that is judged and delivered: that of the averaged weights, where they are kept."""
+        return self.average.net if self.average else self.model
 
     def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> TuningEpoch:
         """Runs the next epoch."""
@@ -59,6 +66,8 @@ class FineTuning:
                 optimization.set_lr(self.optimizer, optimization.one_cycle(self.cycle(self.progress), recipe.lr))
                 batch = images.to(self.device), labels.to(self.device)
                 figures = self.stepper.step(self._loss, batch, self.trained, self.optimizer)
+                if self.average:
+                    self.average.follow(self.model)
                 total = {name: total.get(name, 0.0) + figures[name] for name in LOSSES if name in figures}
                 on_step(i + 1, steps)
         self.done += 1
@@ -70,13 +79,16 @@ class FineTuning:
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "trained": self.trained.state_dict(), "stepper": self.stepper.state_dict(),
-                "optimizer": optimization.optimizer_state(self.trained, self.optimizer)}
+                "optimizer": optimization.optimizer_state(self.trained, self.optimizer),
+                "average": self.average.state_dict() if self.average else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a ``state_dict``, on a freshly built object."""
         self.trained.load_state_dict(state["trained"])
         optimization.load_optimizer_state(self.trained, self.optimizer, state["optimizer"])
         self.stepper.load_state_dict(state["stepper"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.done = state["done"]
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

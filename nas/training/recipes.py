@@ -109,6 +109,7 @@ class FineTuningRecipe(Record):
     distill: str = "kd"  # of nas.training.distill.METHODS
     policy: str = "none"  # of nas.training.policies.POLICIES
     erase: float = 0.0
+    ema: float = 0.0
 
     @property
     def augmentation(self) -> Augmentation:
@@ -122,4 +123,5 @@ class FineTuningRecipe(Record):
             epochs=given if given is not None else usual.epochs_of(len(data.learn)), batch=train.batch,
             lr=train.finetune_lr, weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
             augment=train.augment or data.augment, distill_weight=0.0 if distill == "none" else DISTILLED,
-            accumulate=train.accumulate, amp=train.amp, distill=distill, policy=train.policy, erase=train.erase)
+            accumulate=train.accumulate, amp=train.amp, distill=distill, policy=train.policy, erase=train.erase,
+            ema=train.finetune_ema)

@@ -75,6 +75,9 @@ def test_values_have_the_types_of_yaml() -> None:
     (["train.erase=1.5"], CPU, ["train.erase=1.5", "less than or equal to 1"]),
     (["train.ema=1"], CPU, ["train.ema=1", "less than 1"]),
     (["train.ema=-0.1"], CPU, ["train.ema=-0.1", "greater than or equal to 0"]),
+    (["train.finetune_ema=1"], CPU, ["train.finetune_ema=1", "less than 1"]),
+    (["train.finetune_ema=0.9", "train.finetune_epochs=0"], CPU, [
+        "train.finetune_ema=0.9: finetune_ema has no effect without fine-tuning (finetune_epochs=0)"]),
     ([], {}, ["target", "nas targets"]),
     ([], {"target": []}, ["target", "at least 1"]),
     ([], {"target": ["a", "a"]}, ["target", "once"]),

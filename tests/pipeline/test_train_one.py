@@ -8,7 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 import yaml
+from every import every
 from tiny_search import Quiet
 from tiny_space import TINY
 
@@ -16,7 +19,7 @@ from nas import cli
 from nas.arch import Arch
 from nas.config.search import resolve
 from nas.errors import UserError
-from nas.pipeline import train_one
+from nas.pipeline import finetune, train_one
 from nas.plan import Layout, macs, params, plan
 from nas.report.run_data import collect
 from nas.run import events
@@ -24,7 +27,8 @@ from nas.run.directory import Run
 from nas.run.records import Front
 from nas.run.settings import Baseline
 
-SETTINGS = ["train.finetune_epochs=3", "train.batch=16"]
+SETTINGS = ["train.finetune_epochs=3", "train.batch=16", "train.policy=trivialaugment", "train.erase=0.25",
+            "train.finetune_ema=0.5"]
 
 
 def settings(space_file: Path, *more: str, **flags: object) -> Baseline:
@@ -95,6 +99,20 @@ def test_interrupted_at_many_moments_it_ends_with_the_same_bytes(whole: Path, sp
         assert one.read_bytes() == two.read_bytes()
     fronts = [json.loads((path / "front.json").read_text()) for path in (tmp_path / "cut", whole)]
     assert fronts[0] == fronts[1]
+
+
+def test_averaged_weights_are_delivered(space_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[finetune.FineTuning]()
+    own = finetune.FineTuning
+    monkeypatch.setattr(finetune, "FineTuning", lambda *given: made.append(own(*given)) or made[-1])
+    trained(settings(space_file), tmp_path / "run")
+    (tuning,), (file,) = made, (tmp_path / "run").glob("archs/*/weights.safetensors")
+    assert tuning.average is not None
+    delivered = safetensors.torch.load_file(file)
+    averaged = tuning.average.net.state_dict()
+    assert every(torch.equal(tensor, averaged[name]) for name, tensor in delivered.items())
+    latest = dict(tuning.model.named_parameters())
+    assert any(not torch.equal(tensor, delivered[name]) for name, tensor in latest.items())
 
 
 def test_a_finished_one_does_not_introduce_its_images_again(whole: Path, space_file: Path, tmp_path: Path) -> None:

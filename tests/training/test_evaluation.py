@@ -139,6 +139,35 @@ def tuned(tiny: Layout, data: Data, stop: int | None, **more: Any) -> finetune.F
     return tuning
 
 
+def test_averaged_weights_of_fine_tuning_by_hand(tiny: Layout, data: Data) -> None:
+    recipe = FineTuningRecipe(epochs=2, batch=16, lr=0.01, weight_decay=0.0, label_smoothing=0.0, augment="crop",
+                              ema=0.2)
+    tuning = finetune.FineTuning("x", build(tiny, sampling.decode(tiny, [0] * len(tiny.slots))), None, data, recipe, 0,
+                                 CPU)
+    expected, steps = [p.detach().clone() for p in tuning.model.parameters()], 0
+
+    def follow(step: int, of: int) -> None:
+        nonlocal steps
+        steps += 1
+        d = {1: 2 / 11}.get(steps, 0.2)  # (1 + n) / (10 + n), at most 0.2: 3 / 12 is more
+        for mean, weight in zip(expected, tuning.model.parameters(), strict=True):
+            mean.mul_(d).add_((1 - d) * weight.detach())
+        if steps <= 3:
+            check()
+
+    def check() -> None:
+        averaged = list(tuning.result.parameters())
+        assert every(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, averaged, strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(tuning.model.parameters(), averaged, strict=True))
+
+    while not tuning.finished:
+        tuning.epoch(follow)
+    check()
+    assert steps == 2 * (len(data.learn) // 16) > 3
+    buffers = zip(tuning.result.buffers(), tuning.model.buffers(), strict=True)
+    assert every(torch.equal(kept, latest) for kept, latest in buffers)
+
+
 def test_fine_tuning_learns_and_continues_bit_equal(tiny: Layout, data: Data) -> None:
     whole, broken = tuned(tiny, data, None), tuned(tiny, data, 1)
     for name, tensor in whole.model.state_dict().items():
@@ -147,10 +176,10 @@ def test_fine_tuning_learns_and_continues_bit_equal(tiny: Layout, data: Data) ->
     assert evaluation.evaluate(whole.model, data.test, data, CPU).accuracy > 0.9
 
 
-@pytest.mark.parametrize("more", [*({"policy": name} for name in POLICIES), {"erase": 0.5}], ids=str)
+@pytest.mark.parametrize("more", [*({"policy": name} for name in POLICIES), {"erase": 0.5}, {"ema": 0.9}], ids=str)
 def test_with_every_recipe_it_continues_bit_equal(tiny: Layout, data: Data, more: dict[str, Any]) -> None:
     whole, broken, plain = tuned(tiny, data, None, **more), tuned(tiny, data, 2, **more), tuned(tiny, data, None)
-    kept, usual = broken.model.state_dict(), plain.model.state_dict()
-    for name, tensor in whole.model.state_dict().items():
+    kept, usual = broken.result.state_dict(), plain.result.state_dict()
+    for name, tensor in whole.result.state_dict().items():
         assert torch.equal(tensor, kept[name]), name
-    assert any(not torch.equal(tensor, usual[name]) for name, tensor in whole.model.state_dict().items())
+    assert any(not torch.equal(tensor, usual[name]) for name, tensor in whole.result.state_dict().items())
