@@ -39,6 +39,8 @@ class Training(Strict):
     policy: Literal["none", "trivialaugment", "randaugment"] = Field(
         default="none", description="Operations drawn for each image, on top of augment.")
     erase: Share = Field(default=0.0, description="Share of images that lose a random rectangle; 0: none.")
+    mix: Literal["none", "mixup", "cutmix", "both"] = Field(
+        default="none", description="How pairs of images and their labels are mixed in fine-tuning.")
     label_smoothing: Fraction = Field(default=0.05, description="Label smoothing of the loss.")
     distill: Literal["kd", "none", "hints", "fsp", "mutual", "born-again", "assistant"] = Field(
         default="kd", description="What a pick learns from its teacher in fine-tuning.")
@@ -76,7 +78,7 @@ class Training(Strict):
 
     @model_validator(mode="after")
     def _acts_in_fine_tuning(self) -> Training:
-        for key in ("finetune_ema",):
+        for key in ("mix", "finetune_ema"):
             if self.finetune_epochs == 0 and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} has no effect without fine-tuning (finetune_epochs=0): leave one of them out")
         return self

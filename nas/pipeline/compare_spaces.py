@@ -43,8 +43,8 @@ from nas.units import amount, unit
 INSIDE = 1.2  # a budget at the very ends of the reachable range leaves a single network, and nothing to draw
 CLOSE = 0.9  # share of a budget that a network drawn for it takes
 TRIES = 50  # draws at a budget for each network that is new
-RECIPE = ("batch", "finetune_lr", "weight_decay", "finetune_epochs", "augment", "policy", "erase", "finetune_ema",
-          "label_smoothing", "accumulate", "amp")
+RECIPE = ("batch", "finetune_lr", "weight_decay", "finetune_epochs", "augment", "policy", "erase", "mix",
+          "finetune_ema", "label_smoothing", "accumulate", "amp")
 FLAGS = ("space", "target", "width", "size", "budget_ms", "budgets", "data", "data_dir", "limit", "seed", "train_on",
          "threads")
 

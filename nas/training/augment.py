@@ -13,6 +13,7 @@ import torch
 
 from nas.errors import UserError, setting
 from nas.files import nearest
+from nas.training import mixing
 from nas.training.augmentation import Augmentation
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def describe_more(how: Augmentation, size: int) -> str:
         parts.append(f"{what} ({setting('train.policy', how.policy)})")
     if how.erase:
         parts.append(f"a rectangle of {100 * how.erase:g} % of them erased ({setting('train.erase', how.erase)})")
+    if how.mix != "none":
+        parts.append(f"in fine-tuning pairs of images and labels mixed by {mixing.KINDS[how.mix]} "
+                     f"({setting('train.mix', how.mix)})")
     return "; ".join(parts)
 
 

@@ -79,7 +79,10 @@ class Distiller(nn.Module):
         self.share, self.smoothing = share, smoothing
 
     def loss(self, student: NetOutput, teacher: NetOutput, labels: Tensor, progress: float) -> Tensor:
-        """Returns the loss, a scalar; ``labels`` int64 [N], ``progress`` of the training in [0, 1]."""
+        """Returns the loss, a scalar; ``labels`` are int64 [N], of mixed images float [N, classes].
+
+        ``progress`` of the training is in [0, 1].
+        """
         raise NotImplementedError
 
     def peer(self) -> nn.Module | None:

@@ -17,13 +17,17 @@ from nas.training.recipes import FineTuningRecipe
 
 
 class ExitTraining(FineTuning):
-    """Trains as ``FineTuning`` does, with the loss of a method: resumable between epochs, with the same result."""
+    """Trains as ``FineTuning`` does, with the loss of a method: resumable between epochs, with the same result.
+
+    Methods compare answers with whole labels, so images are not mixed; weights are not averaged.
+    """
 
     model: Method
 
     def __init__(self, name: str, method: Method, data: Data, recipe: FineTuningRecipe, seed: int,
                  device: torch.device) -> None:
-        super().__init__(name, method, None, data, recipe, seed, device)
+        plain = recipe.model_copy(update={"mix": "none", "ema": 0.0})
+        super().__init__(name, method, None, data, plain, seed, device)
 
     def cycle(self, progress: float) -> float:
         return self.model.cycle(progress)

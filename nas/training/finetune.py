@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from nas.training.data import Data, batches
 from nas.training.distill import METHODS, Distiller, NetOutput
 from nas.training.ema import Average
 from nas.training.epochs import TuningEpoch
+from nas.training.mixing import mixed
 from nas.training.recipes import FineTuningRecipe
 from nas.training.stepper import Stepper
 
@@ -60,11 +62,14 @@ class FineTuning:
         self.trained.train()
         train = batches(learn, self.data, recipe.batch, generator=randomness.generator(*names),
                         augment=recipe.augmentation)
+        pairs = random.Random(randomness.seed_of(*names, "mix"))
         with randomness.drawing_from(self.trained, randomness.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
                 self.progress = (self.done + i / steps) / recipe.epochs
                 optimization.set_lr(self.optimizer, optimization.one_cycle(self.cycle(self.progress), recipe.lr))
                 batch = images.to(self.device), labels.to(self.device)
+                if recipe.mix != "none":
+                    batch = mixed(*batch, recipe.mix, len(self.data.classes), pairs)
                 figures = self.stepper.step(self._loss, batch, self.trained, self.optimizer)
                 if self.average:
                     self.average.follow(self.model)

@@ -109,6 +109,7 @@ class FineTuningRecipe(Record):
     distill: str = "kd"  # of nas.training.distill.METHODS
     policy: str = "none"  # of nas.training.policies.POLICIES
     erase: float = 0.0
+    mix: str = "none"  # of nas.training.mixing.KINDS
     ema: float = 0.0
 
     @property
@@ -124,4 +125,4 @@ class FineTuningRecipe(Record):
             lr=train.finetune_lr, weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
             augment=train.augment or data.augment, distill_weight=0.0 if distill == "none" else DISTILLED,
             accumulate=train.accumulate, amp=train.amp, distill=distill, policy=train.policy, erase=train.erase,
-            ema=train.finetune_ema)
+            mix=train.mix, ema=train.finetune_ema)

@@ -18,7 +18,7 @@ from nas.errors import UserError
 from nas.training.ranks import ALONE, Ranks
 
 CLIP = 5.0  # largest norm of the gradients of a step
-Batch = tuple[Tensor, Tensor]  # images [N, C, S, S], labels [N]
+Batch = tuple[Tensor, Tensor]  # images [N, C, S, S], labels int64 [N], or of mixed images float [N, classes]
 LossOf = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]  # -> what is minimised, figures to log
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -76,6 +76,8 @@ def test_values_have_the_types_of_yaml() -> None:
     (["train.ema=1"], CPU, ["train.ema=1", "less than 1"]),
     (["train.ema=-0.1"], CPU, ["train.ema=-0.1", "greater than or equal to 0"]),
     (["train.finetune_ema=1"], CPU, ["train.finetune_ema=1", "less than 1"]),
+    (["train.mix=mix"], CPU, ["train.mix=mix", "'none', 'mixup', 'cutmix' or 'both'"]),
+    (["train.mix=both", "train.finetune_epochs=0"], CPU, ["train.mix=both: mix has no effect without fine-tuning"]),
     (["train.finetune_ema=0.9", "train.finetune_epochs=0"], CPU, [
         "train.finetune_ema=0.9: finetune_ema has no effect without fine-tuning (finetune_epochs=0)"]),
     ([], {}, ["target", "nas targets"]),

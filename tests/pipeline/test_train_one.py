@@ -28,7 +28,7 @@ from nas.run.records import Front
 from nas.run.settings import Baseline
 
 SETTINGS = ["train.finetune_epochs=3", "train.batch=16", "train.policy=trivialaugment", "train.erase=0.25",
-            "train.finetune_ema=0.5"]
+            "train.mix=both", "train.finetune_ema=0.5"]
 
 
 def settings(space_file: Path, *more: str, **flags: object) -> Baseline:

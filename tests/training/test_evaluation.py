@@ -18,6 +18,7 @@ from nas.training import evaluation, finetune, optimization, randomness
 from nas.training.data import Data
 from nas.training.distill import kd
 from nas.training.ema import Average
+from nas.training.mixing import KINDS
 from nas.training.policies import POLICIES
 from nas.training.recipes import FineTuningRecipe
 
@@ -176,7 +177,8 @@ def test_fine_tuning_learns_and_continues_bit_equal(tiny: Layout, data: Data) ->
     assert evaluation.evaluate(whole.model, data.test, data, CPU).accuracy > 0.9
 
 
-@pytest.mark.parametrize("more", [*({"policy": name} for name in POLICIES), {"erase": 0.5}, {"ema": 0.9}], ids=str)
+@pytest.mark.parametrize("more", [*({"policy": name} for name in POLICIES), *({"mix": name} for name in KINDS),
+                                  {"erase": 0.5}, {"ema": 0.9}], ids=str)
 def test_with_every_recipe_it_continues_bit_equal(tiny: Layout, data: Data, more: dict[str, Any]) -> None:
     whole, broken, plain = tuned(tiny, data, None, **more), tuned(tiny, data, 2, **more), tuned(tiny, data, None)
     kept, usual = broken.result.state_dict(), plain.result.state_dict()

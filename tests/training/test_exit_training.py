@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from colours import colours
+from every import every
 from three_exits import three
 
 from nas.exits.methods import method, methods
@@ -54,3 +55,18 @@ def test_a_method_learns_and_continues_bit_equal(name: str) -> None:
     with torch.no_grad():
         again = whole.model.eval()(next(iter(eval_batches(data.test, data, 32)))[0])
     np.testing.assert_allclose(torch.stack(again).numpy(), recorded.logits, atol=1e-5)
+
+
+def test_exits_learn_from_whole_labels_whatever_picks_learn_from() -> None:
+    """Methods take one class an image."""
+    recipe = FineTuningRecipe(epochs=1, batch=16, lr=0.01, weight_decay=0.0, label_smoothing=0.0, augment="crop")
+    mixing = recipe.model_copy(update={"mix": "both", "ema": 0.9})
+
+    def learned(how: FineTuningRecipe) -> dict[str, torch.Tensor]:
+        with randomness.seeded("w"):
+            training = ExitTraining("x", method("joint", build(*three())), colours(), how, 0, CPU)
+        training.epoch()
+        return training.result.state_dict()
+
+    plain, other = learned(recipe), learned(mixing)
+    assert every(torch.equal(tensor, other[name]) for name, tensor in plain.items())

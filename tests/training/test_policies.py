@@ -165,6 +165,8 @@ def test_erase_is_a_share_of_images() -> None:
     (Augmentation("flip-crop", "trivialaugment", 0.1),
      "one operation of TrivialAugment an image (turned by up to 135 degrees, shifted by up to 14 pixels, brightness, "
      "contrast and others) (train.policy=trivialaugment); a rectangle of 10 % of them erased (train.erase=0.1)"),
+    (Augmentation("crop", mix="both"),
+     "in fine-tuning pairs of images and labels mixed by mixup or CutMix (train.mix=both)"),
     (Augmentation("crop", "randaugment"),
      "2 operations of RandAugment an image (turned by up to 9 degrees, shifted by up to 4 pixels, brightness, contrast "
      "and others) (train.policy=randaugment)")])

@@ -8,7 +8,8 @@ from nas.config.search import resolve
 from nas.training.recipes import BY_ITSELF, PICK, SUPERNET, Exposure, FineTuningRecipe, SupernetRecipe, supernet_epochs
 
 SETTINGS = ["train.batch=8", "train.accumulate=2", "train.label_smoothing=0.1", "train.weight_decay=0.03",
-            "train.amp=bf16", "train.policy=randaugment", "train.erase=0.25", "train.finetune_ema=0.99"]
+            "train.amp=bf16", "train.policy=randaugment", "train.erase=0.25", "train.mix=both",
+            "train.finetune_ema=0.99"]
 
 
 def test_epochs_by_hand() -> None:
@@ -46,7 +47,7 @@ def test_a_fine_tuning_recipe_is_what_the_settings_say(distill: str, weight: flo
     recipe = FineTuningRecipe.from_config(config, data, Exposure(images=2 * len(data.learn), epochs=1), distill)
     assert recipe == FineTuningRecipe(epochs=2, batch=8, lr=0.004, weight_decay=0.03, label_smoothing=0.1,
                                       augment=data.augment, distill_weight=weight, accumulate=2, amp="bf16",
-                                      distill=distill, policy="randaugment", erase=0.25, ema=0.99)
+                                      distill=distill, policy="randaugment", erase=0.25, mix="both", ema=0.99)
 
 
 def test_epochs_and_augmentation_that_are_given_are_taken() -> None:

@@ -147,7 +147,7 @@ def _make_card(inputs: Inputs, arch: Arch, plain: Card, name: str, place: str, r
         return None
     least = _count_phases(inputs, net)
     epochs = options.epochs if options.epochs is not None else max(least, recipe.epochs)
-    learned = recipe.model_copy(update={"epochs": epochs, "ema": 0.0})
+    learned = recipe.model_copy(update={"epochs": epochs})
     method = train_exits(arch.id, placement.placed(net, inputs.device), data, learned, inputs.run, name, inputs.seed,
                          inputs.device, progress, method=options.method, settings=options.settings)
     views = list(evaluation.views(data.select, inputs.config.train.augment or data.augment, inputs.seed))
