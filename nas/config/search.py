@@ -71,6 +71,8 @@ class Config(Strict):
         description="How many budgets are spread over the reachable range, where none is given.")
     baselines: int = Field(
         default=2, ge=0, le=16, description="How many known networks are trained beside the picks, at most.")
+    finalists: int = Field(
+        default=1, ge=1, le=16, description="Networks of a budget that are fine-tuned a while; the best is delivered.")
     sram_kb: Kb = Field(default=None, description="SRAM of an Ethos-U in KB: no pick needs more.")
     flash_kb: Kb = Field(default=None, description="Flash of an Ethos-U in KB: no pick needs more.")
     max_ms: Ms | None = Field(default=None, description="No image takes longer on the first target, as predicted.")
@@ -105,6 +107,9 @@ class Config(Strict):
         if self.shrink and self.selector != "evolution":
             raise ValueError(f"shrink={self.shrink} has no effect with selector={self.selector}; set "
                              "selector=evolution")
+        if self.finalists > 1 and self.train.distill not in ("kd", "assistant", "none"):
+            raise ValueError(f"finalists={self.finalists} is not there with train.distill={self.train.distill}, which "
+                             "trains more than the pick: take kd, assistant or none")
         return self
 
     @field_validator("target")

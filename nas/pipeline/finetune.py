@@ -36,6 +36,13 @@ FIRST = "generation.safetensors"  # of born-again: what teaches the delivered on
 CHECKPOINTS = {WEIGHTS: CHECKPOINT, FIRST: "generation.pt"}
 
 
+Ended = Callable[[Arch, FineTuning, threading.Lock], None]  # is called with the lock of the log
+
+
+def _no_teacher(arch: Arch) -> None:
+    """Is the teacher of a network that learns from labels alone: there is none."""
+
+
 class Origin(Protocol):
     """Gives networks the weights that their training begins with: from a trained supernet, or random ones."""
 
@@ -99,6 +106,15 @@ def train_known(inputs: Inputs, archs: Sequence[Arch], place: str, recipe: FineT
     _train(inputs, RandomWeights(inputs, "weights"), archs, place, recipe, progress)
 
 
+def train_until(inputs: Inputs, training: Origin, archs: Sequence[Arch], of: int, place: str, recipe: FineTuningRecipe,
+                epochs: int, ended: Ended, progress: Progress) -> None:
+    """Trains picks side by side to the end of so many ``epochs``, from labels alone, and calls ``ended`` for each.
+
+    They are left of ``of`` that a call which nothing interrupts would train. What goes on later continues from there.
+    """
+    _train_until(inputs, training, archs, of, place, recipe, progress, _no_teacher, WEIGHTS, epochs, ended)
+
+
 def load_weights(inputs: Inputs, arch: Arch, place: str, file: str = WEIGHTS) -> Subnet:
     """Loads a network with its trained weights, in eval mode; raises UserError if their file is broken."""
     path = inputs.run.file(network_folder(place, arch) + file)
@@ -116,24 +132,39 @@ class _Stopped(Exception):
 
 
 def _train(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
-           progress: Progress, teacher_of: Callable[[Arch], nn.Module | None] = lambda arch: None,
+           progress: Progress, teacher_of: Callable[[Arch], nn.Module | None] = _no_teacher,
            file: str = WEIGHTS) -> None:
     """Trains those of the networks whose weights are not in the run yet.
 
     How many threads each gets depends on all of ``archs``, so that a run that was continued ends the same.
     """
     left = [arch for arch in archs if not inputs.run.has(network_folder(place, arch) + file)]
-    tunings = [_make_tuning(inputs, training, arch, place, recipe, teacher_of(arch), file) for arch in left]
+
+    def write(arch: Arch, tuning: FineTuning, lock: threading.Lock) -> None:
+        _write_weights(inputs, tuning, network_folder(place, arch), file)
+
+    _train_until(inputs, training, left, len(archs), place, recipe, progress, teacher_of, file, recipe.epochs, write)
+
+
+def _train_until(inputs: Inputs, training: Origin, archs: Sequence[Arch], of: int, place: str, recipe: FineTuningRecipe,
+                 progress: Progress, teacher_of: Callable[[Arch], nn.Module | None], file: str, epochs: int,
+                 ended: Ended) -> None:
+    """Trains networks, of ``of`` that share the threads, to the end of so many epochs, and calls ``ended`` for each."""
+    tunings = [_make_tuning(inputs, training, arch, place, recipe, teacher_of(arch), file) for arch in archs]
     if not tunings:
         return
     threads = torch.get_num_threads()
-    at_once = min(len(archs), threads) if recipe.epochs and inputs.device.type == "cpu" else 1
+    at_once = min(of, threads) if recipe.epochs and inputs.device.type == "cpu" else 1
     alone = at_once == 1 or any(_draws_globally(tuning.model, inputs) for tuning in tunings)
     what = "fine-tune" if recipe.epochs else "weights"
-    with progress.task(what, len(left) * recipe.epochs, sum(tuning.done for tuning in tunings)) as task:
+    with progress.task(what, len(archs) * epochs, sum(tuning.done for tuning in tunings)) as task:
         shared = _Shared(task, {tuning.name: float(tuning.done) for tuning in tunings})
-        work = [partial(_tune, inputs, tuning, network_folder(place, arch), file, shared, alone)
-                for tuning, arch in zip(tunings, left, strict=True)]
+
+        def train(arch: Arch, tuning: FineTuning) -> None:
+            _tune(inputs, tuning, network_folder(place, arch) + CHECKPOINTS[file], epochs, shared, alone)
+            ended(arch, tuning, shared.lock)
+
+        work = [partial(train, arch, tuning) for arch, tuning in zip(archs, tunings, strict=True)]
         if alone:
             for job in work:
                 job()
@@ -200,18 +231,25 @@ class _Shared:
             self._task.advance(sum(self._epochs.values()) - self._task.done)
 
 
-def _tune(inputs: Inputs, tuning: FineTuning, name: str, file: str, shared: _Shared, alone: bool) -> None:
-    """Trains a network to the end and writes its weights; one that is ``alone`` seeds PyTorch's global generator."""
-    run, data, recipe, model = inputs.run, inputs.data, tuning.recipe, tuning.result
-    while not tuning.finished:
+def _tune(inputs: Inputs, tuning: FineTuning, kept: str, epochs: int, shared: _Shared, alone: bool) -> None:
+    """Trains a network to the end of so many epochs, each ``kept`` in a file of the run.
+
+    One that is ``alone`` seeds PyTorch's global generator.
+    """
+    while tuning.done < epochs:
         began = time.monotonic()
         with randomness.seeded(inputs.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
             epoch = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))
         with shared.lock:
-            run.log(events.FineTuned(**vars(epoch), id=tuning.name, seconds=round(time.monotonic() - began, 3)))
-        checkpoint.save(run, name + CHECKPOINTS[file], tuning)
-    if recipe.epochs:
-        evaluation.recalibrate(model, evaluation.calibration_images(data, 2000, 128, inputs.device, inputs.seed))
-    weights = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-    run.write(name + file, lambda out: out.write(safetensors.torch.save(weights)))
-    run.file(name + CHECKPOINTS[file]).unlink(missing_ok=True)
+            inputs.run.log(events.FineTuned(**vars(epoch), id=tuning.name, seconds=round(time.monotonic() - began, 3)))
+        checkpoint.save(inputs.run, kept, tuning)
+
+
+def _write_weights(inputs: Inputs, tuning: FineTuning, name: str, file: str) -> None:
+    """Writes the weights of a network that is trained to the end, in place of its checkpoint."""
+    if tuning.recipe.epochs:
+        images = evaluation.calibration_images(inputs.data, 2000, 128, inputs.device, inputs.seed)
+        evaluation.recalibrate(tuning.result, images)
+    weights = {key: value.contiguous().cpu() for key, value in tuning.result.state_dict().items()}
+    inputs.run.write(name + file, lambda out: out.write(safetensors.torch.save(weights)))
+    inputs.run.file(name + CHECKPOINTS[file]).unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +139,7 @@ def select_measured(inputs: Inputs, training: SupernetTraining, limits: dict[str
         chosen = _select_again(_with_corrections(inputs, corrections), training, missed, asked, given, select, progress)
         watch.time([pick for _, pick in chosen])
         picks = picks.model_copy(update={"budgets": _replace_picks(picks.budgets, chosen)})
-    budgets = _best_measured(inputs, picks.budgets, watch)
+    budgets = [_with_finalists(inputs, budget, watch) for budget in _best_measured(inputs, picks.budgets, watch)]
     for budget in budgets:
         if not watch.keeps(budget):
             progress.note(_out_of_reach_note(budget, watch))
@@ -216,6 +217,13 @@ def _best_measured(inputs: Inputs, budgets: Sequence[Pick], watch: Stopwatch) ->
     return chosen
 
 
+def _with_finalists(inputs: Inputs, budget: Pick, watch: Stopwatch) -> Pick:
+    """Returns a budget with those of its other finalists that keep it, too, when they are measured."""
+    others = [budget.model_copy(update=_figures(inputs, budget, arch)) for arch in budget.others if arch != budget.arch]
+    watch.time(others)
+    return budget.model_copy(update={"others": [other.arch for other in others if watch.keeps(other)]})
+
+
 def _predicted_within(budget: Pick, watch: Stopwatch) -> bool:
     """Tells whether the pick of a budget keeps it by the tables of the targets that are not measured here."""
     return all(budget.ms[target] <= budget.budget_ms[target] * (1 + ROUNDING)
@@ -229,9 +237,13 @@ def _excess(budget: Pick, watch: Stopwatch) -> float:
 
 def _with_pick(inputs: Inputs, budget: Pick, other: Pick) -> Pick:
     """Returns a budget with the network that was picked for another one, and that network's predicted ms."""
-    ms = deliver.predicted_ms(inputs.at(other.arch.size), other.arch)
-    return budget.model_copy(update={"id": other.id, "size": other.size, "arch": other.arch,
-                                     "ms": {target: ms[target] for target in budget.budget_ms}})
+    return budget.model_copy(update=_figures(inputs, budget, other.arch))
+
+
+def _figures(inputs: Inputs, budget: Pick, arch: Arch) -> dict[str, Any]:
+    """Returns the fields of a budget's pick that depend on the network, for another network."""
+    ms = deliver.predicted_ms(inputs.at(arch.size), arch)
+    return {"id": arch.id, "size": arch.size, "arch": arch, "ms": {target: ms[target] for target in budget.budget_ms}}
 
 
 def _fit_correction(inputs: Inputs, target: str, watch: Stopwatch) -> Correction:

@@ -36,6 +36,7 @@ from nas.pipeline.known import inherits, known_lines, recipe_of_known, with_know
 from nas.pipeline.npu_memory import UNLIMITED, Memory, fitting_layout
 from nas.pipeline.overrun import excesses, smallest_budgets
 from nas.pipeline.pace import pace_of
+from nas.pipeline.race import race_picks
 from nas.pipeline.setup import (
     complete_tables,
     load_finished_inputs,
@@ -278,11 +279,17 @@ def _deliver_picks(inputs: Inputs, training: SupernetTraining, picks: Picks, pla
 
     Known networks are those of the search alone. Exits are for the picks.
     """
-    run, picked = inputs.run, list(dict.fromkeys(pick.arch for pick in picks.budgets))
+    run = inputs.run
+    recipe = _finetuning_recipe(inputs) if fine_tune else _finetuning_recipe(inputs).model_copy(update={"epochs": 0})
+    if recipe.epochs and any(pick.others for pick in picks.budgets):
+        chosen = picks
+        with timeline.phase(run, "finalists", place):
+            picks = run.record(f"{place}finalists.json", Picks,
+                               lambda: race_picks(inputs, training, chosen, place, recipe, progress))
+    picked = list(dict.fromkeys(pick.arch for pick in picks.budgets))
     known = {} if place else {network.arch: network.name for network in known_networks(run)}
     inherited = list(dict.fromkeys([*picked, *(arch for arch in known if inherits(training, arch))]))
     alone = [arch for arch in known if arch not in inherited]
-    recipe = _finetuning_recipe(inputs) if fine_tune else _finetuning_recipe(inputs).model_copy(update={"epochs": 0})
     with timeline.phase(run, "fine-tuning" if recipe.epochs else "weights", place):
         for at in inputs.every:  # of one size at a time: a teacher sees the images that its students see
             if of_size := [arch for arch in inherited if arch.size == at.size]:

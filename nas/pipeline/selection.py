@@ -75,7 +75,7 @@ def choose_picks(inputs: Inputs, training: SupernetTraining, limits: dict[str, l
             if inputs.others:  # of several sizes, by loss; what is not a number comes last
                 archs = sorted(archs, key=lambda arch: (not np.isfinite(losses[arch]), losses[arch]))
             if archs:
-                budgets.append(_pick(problems, ms, archs, losses))
+                budgets.append(_pick(problems, ms, archs, losses, config.finalists))
     picks = Picks(budgets=budgets, rank_agreement=agreement, held_out=held_out, selector=config.selector)
     inputs.run.log(events.Selected(place=place, rank_agreement=agreement, held_out=held_out))
     return picks
@@ -94,17 +94,19 @@ def _ask_selector(inputs: Inputs, training: SupernetTraining, asking: SizeReques
 
 
 def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence[Arch],
-          losses: Mapping[Arch, float]) -> Pick:
+          losses: Mapping[Arch, float], finalists: int = 1) -> Pick:
     """Picks, of networks from best to worst, the first that takes the share ``USED`` of some budget, else the first.
 
-    One whose loss is not a number is not picked for its share: it is last in the order.
+    One whose loss is not a number is not picked for its share: it is last in the order. With several ``finalists`` the
+    next ones, by the same order, are the pick's ``others``.
     """
-    def cost(arch: Arch, target: str) -> float:
-        return problems[arch.size].cost(arch, target)
+    def claims(arch: Arch) -> bool:
+        return bool(np.isfinite(losses.get(arch, 0.0))) and any(
+            problems[arch.size].cost(arch, t) >= USED * bound for t, bound in ms.items())
 
-    claims = (arch for arch in archs if np.isfinite(losses.get(arch, 0.0)))
-    best = next((arch for arch in claims if any(cost(arch, t) >= USED * bound for t, bound in ms.items())), archs[0])
-    return Pick(budget_ms=ms, id=best.id, size=best.size, arch=best, ms={target: cost(best, target) for target in ms})
+    best, *others = sorted(dict.fromkeys(archs), key=claims, reverse=True)[:finalists]  # stable
+    return Pick(budget_ms=ms, id=best.id, size=best.size, arch=best, others=others,
+                ms={target: problems[best.size].cost(best, target) for target in ms})
 
 
 def _write_budgets(ms: dict[str, float]) -> str:

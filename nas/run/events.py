@@ -97,6 +97,19 @@ class FineTuned(TuningEpoch, Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Raced(Event):
+    """Keeps what a finalist is worth after so many epochs of fine-tuning; ``place`` is the folder of a selection."""
+
+    event: Literal["raced"] = "raced"
+    id: str
+    place: str
+    epochs: int
+    loss: float
+    accuracy: float
+    accuracy_se: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExitsTrained(TuningEpoch, Event):
     """Reports an epoch of the exits of a network."""
 

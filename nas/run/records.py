@@ -137,6 +137,7 @@ class Pick(Budget):
     """Says which network was chosen for a budget, with the network itself."""
 
     arch: Genotype
+    others: list[Genotype] = Field(default=[], description="that may prove better when both are fine-tuned a while")
 
     def budget(self) -> Budget:
         """Returns the pick without its network."""

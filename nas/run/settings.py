@@ -18,8 +18,8 @@ from nas.errors import UserError
 from nas.run.directory import Run
 
 SEARCH_ONLY = {  # refused, and not recorded
-    "": ("budget_ms", "budgets", "baselines", "sram_kb", "flash_kb", "selector", "objective", "shrink", "evaluations",
-         "judge_images", "init", "prune", "gates", "max_ms", "exits"),
+    "": ("budget_ms", "budgets", "baselines", "finalists", "sram_kb", "flash_kb", "selector", "objective", "shrink",
+         "evaluations", "judge_images", "init", "prune", "gates", "max_ms", "exits"),
     "train": ("lr", "sandwich_every", "warmup_epochs", "search_epochs", "settle_epochs", "inplace", "ema", "distill",
               "largest_first", "blockwise", "attend", "attend_to"),
 }
