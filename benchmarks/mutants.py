@@ -166,7 +166,7 @@ MUTANTS = (
            "augment=Augmentation(self.recipe.augment)", "augment=self.recipe.augmentation",
            ("tests/training/test_supernet_training.py::test_gates_see_images_without_a_policy",)),
     Mutant("the last weights are delivered, not their average", "nas/pipeline/finetune.py",
-           "tuning.recipe, tuning.result", "tuning.recipe, tuning.model",
+           "in tuning.result.state_dict()", "in tuning.model.state_dict()",
            ("tests/pipeline/test_train_one.py::test_averaged_weights_are_delivered",)),
     Mutant("an average that does not follow", "nas/training/ema.py", "mean.lerp_(weight, 1 - d)",
            "mean.lerp_(weight, d)", ("tests/training/test_evaluation.py::test_an_average_by_hand",)),

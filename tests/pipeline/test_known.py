@@ -131,8 +131,8 @@ def test_its_weights_are_those_of_nas_train(beside: Made, space_file: Path, tmp_
     _, path, result = beside
     epochs = 1 + 2 + 1 + 2  # warm-up, search, settle, and those of a pick
     settings = resolve(None, ["train.batch=16", f"train.finetune_epochs={epochs}"], {
-        "space": "mobilenet_v3_small@0.5", "arch": "largest", "target": ["macs"], "size": 16, "limit": 160,
-        "threads": 1}, Baseline)
+        "space": "mobilenet_v3_small@0.5", "arch": "largest", "target": ["macs"], "data": "digits", "size": 16,
+        "limit": 160, "threads": 1}, Baseline)
     front = train_one.train_network(settings, Run.open(tmp_path / "alone", settings.to_json()), None, Quiet())
     id = card_of(result)["id"]
     assert front.front[0].id == id and weights(tmp_path / "alone")[id] == weights(path)[id]
@@ -200,7 +200,6 @@ def test_one_that_is_no_better_is_no_news() -> None:
 def test_a_known_network_is_drawn_as_a_square_with_its_name() -> None:
     (axes,) = front_figure(one_wins()).axes
     assert [text.get_text() for text in axes.texts] == ["mobilenet_v3_small@0.5"]
-    handles: list[Any]
-    handles, labels = axes.get_legend_handles_labels()
-    markers = {name: handle.lines[0].get_marker() for handle, name in zip(handles, labels, strict=True)}
+    drawn: Any = axes.get_legend_handles_labels()
+    markers = {name: handle.lines[0].get_marker() for handle, name in zip(*drawn, strict=True)}
     assert markers == {"front": "o", "front: known networks": "s", "picks dominated on the selection split": "o"}
