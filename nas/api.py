@@ -50,12 +50,13 @@ __all__ = ["Evaluation", "Front", "Measured", "Pick", "Prediction", "SearchRun",
            "list_models", "list_spaces", "list_targets", "load_run", "measure", "predict", "profile", "search", "train"]
 
 
-def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_ms: float | Sequence[float] = (),
-           sram_kb: float | None = None, flash_kb: float | None = None, data: Text | None = None,
-           data_dir: Text | None = None, limit: int | None = None, size: int | Sequence[int] | None = None,
-           width: float | None = None, only_op: str | None = None, selector: str | None = None,
-           seed: int | None = None, train_on: str | None = None, threads: int | None = None, exits: str | None = None,
-           max_ms: float | None = None, prune: bool | None = None, baselines: int | None = None,
+def search(*, space: Text | None = None, target: Text | Sequence[Text], minutes: float | None = None,
+           budget_ms: float | Sequence[float] = (), sram_kb: float | None = None, flash_kb: float | None = None,
+           data: Text | None = None, data_dir: Text | None = None, limit: int | None = None,
+           size: int | Sequence[int] | None = None, width: float | None = None, only_op: str | None = None,
+           selector: str | None = None, seed: int | None = None, train_on: str | None = None,
+           threads: int | None = None, exits: str | None = None, max_ms: float | None = None, prune: bool | None = None,
+           baselines: int | None = None,
            init: Text | None = None, config: Text | None = None, ops: Text | Sequence[Text] = (),
            until: str | None = None, run: Text | None = None, settings: Mapping[str, Any] | None = None,
            progress: Progress | None = None) -> SearchRun:
@@ -65,28 +66,29 @@ def search(*, space: Text | None = None, target: Text | Sequence[Text], budget_m
     The same call continues what was stopped, in ``run`` (default: a directory named after the settings). ``settings``
     holds every other setting by its dotted name, such as ``{"train.lr": 0.05}``; ``nas settings`` lists them.
     """
-    given = {"space": space, "target": list(listed(target)), "budget_ms": list(listed(budget_ms)) or None,
-             "sram_kb": sram_kb, "flash_kb": flash_kb, "data": data, "data_dir": data_dir, "limit": limit,
-             "size": size if size is None or isinstance(size, int) else list(size), "width": width,
-             "only_op": only_op, "selector": selector, "seed": seed, "train_on": train_on, "threads": threads,
-             "exits.method": exits, "max_ms": max_ms, "prune": prune, "baselines": baselines, "init": init}
+    given = {"space": space, "target": list(listed(target)), "minutes": minutes,
+             "budget_ms": list(listed(budget_ms)) or None, "sram_kb": sram_kb, "flash_kb": flash_kb, "data": data,
+             "data_dir": data_dir, "limit": limit,
+             "size": size if size is None or isinstance(size, int) else list(size), "width": width, "only_op": only_op,
+             "selector": selector, "seed": seed, "train_on": train_on, "threads": threads, "exits.method": exits,
+             "max_ms": max_ms, "prune": prune, "baselines": baselines, "init": init}
     user_files.load(list(listed(ops)))
     resolved = spread(resolve(_path(config), [], _values(given, settings)), processes())
     return SearchRun(Path(str(begin_search(resolved, _path(run), progress or Lines(), until).run)))
 
 
 def train(*, arch: Text | None = None, space: Text | None = None, epochs: int | None = None,
-          target: Text | Sequence[Text] = (), data: Text | None = None, data_dir: Text | None = None,
-          limit: int | None = None, size: int | None = None, width: float | None = None, seed: int | None = None,
-          train_on: str | None = None, threads: int | None = None, config: Text | None = None,
+          minutes: float | None = None, target: Text | Sequence[Text] = (), data: Text | None = None,
+          data_dir: Text | None = None, limit: int | None = None, size: int | None = None, width: float | None = None,
+          seed: int | None = None, train_on: str | None = None, threads: int | None = None, config: Text | None = None,
           ops: Text | Sequence[Text] = (), run: Text | None = None, settings: Mapping[str, Any] | None = None,
           progress: Progress | None = None) -> SearchRun:
     """Trains one network of a space from scratch, as picks are fine-tuned: ``arch`` is largest, smallest, random, or
     the file of one (default: the only network of a preset). The front of the run has this one pick.
     """
-    given = {"arch": arch, "space": space, "target": list(listed(target)) or None, "data": data, "data_dir": data_dir,
-             "limit": limit, "size": size, "width": width, "seed": seed, "train_on": train_on, "threads": threads,
-             "train.finetune_epochs": epochs}
+    given = {"arch": arch, "space": space, "minutes": minutes, "target": list(listed(target)) or None, "data": data,
+             "data_dir": data_dir, "limit": limit, "size": size, "width": width, "seed": seed, "train_on": train_on,
+             "threads": threads, "train.finetune_epochs": epochs}
     user_files.load(list(listed(ops)))
     resolved = resolve(_path(config), [], _values(given, settings), Baseline)
     return SearchRun(Path(str(begin_training(resolved, _path(run), progress or Lines()).run)))

@@ -7,6 +7,7 @@ every operator of every slot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,24 @@ def efficient(layout: Layout, every: Sequence[Prices]) -> list[list[Op]]:
     """
     return [[op for branch in slot.branches for i, op in enumerate(branch.ops)
              if not any(_no_dearer(wider, op, slot, every) for wider in branch.ops[i + 1:])] for slot in layout.slots]
+
+
+def affordable(layout: Layout, prices: Prices, most_ms: float) -> list[list[Op]]:
+    """Lists the operators of each slot up to an equal share of the widths of every branch: the smallest such share at
+    which the dearest network costs ``most_ms`` or more.
+
+    A network within a smaller budget can hardly use the others, and the dearest one, from which all learn, trains
+    faster without them.
+    """
+    most = max((len(branch.ops) for slot in layout.slots for branch in slot.branches), default=1)
+    for part in range(1, most + 1):
+        keep = [[op for branch in slot.branches for op in branch.ops[:-(-len(branch.ops) * part // most)]]
+                for slot in layout.slots]
+        dearest = math.fsum([prices.fixed, *(max(prices.ms[slot.index][op] for op in ops)
+                                             for slot, ops in zip(layout.slots, keep, strict=True))])
+        if dearest >= most_ms:
+            break
+    return keep
 
 
 def _no_dearer(wider: Op, op: Op, slot: Slot, every: Sequence[Prices]) -> bool:

@@ -47,6 +47,8 @@ Data = Annotated[str | None, typer.Option("--data", help="Where the run's images
                                           "the same images.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="The same for cifar10: the folder that it lies in.")]
 Device = Annotated[str, typer.Option("--device", help="What to measure on: cpu or gpu (of this machine).")]
+Minutes = Annotated[float | None, typer.Option("--minutes", help="How long all of it may take: epochs follow from the "
+                                               "speed of this machine. Default: by the number of images.")]
 SramKb = Annotated[float | None, typer.Option("--sram-kb", min=1, help="SRAM of an Ethos-U: no pick needs more.")]
 FlashKb = Annotated[float | None, typer.Option("--flash-kb", min=1, help="The same of its flash, for the model.")]
 Width = Annotated[float | None, typer.Option("--width", help="Factor of all channels, 0.05 to 8.")]

@@ -14,6 +14,7 @@ from nas.cli.base import (
     FlashKb,
     Images,
     Json,
+    Minutes,
     Ops,
     RunPath,
     SramKb,
@@ -39,6 +40,7 @@ def search(
     = None,
     space: Annotated[str | None, typer.Option(help="Shipped name or file: see nas spaces. Default: ghost.")] = None,
     target: Targets = None,
+    minutes: Minutes = None,
     budget_ms: Budgets = None,
     sram_kb: SramKb = None,
     flash_kb: FlashKb = None,
@@ -73,10 +75,10 @@ def search(
     Supernet, pruning, selection, fine-tuning, export; nas settings train says how long each is trained. The same
     command continues what was stopped.
     """
-    flags = {"space": space, "target": target, "budget_ms": budget_ms, "data": data, "data_dir": data_dir,
-             "limit": limit, "size": size, "width": width, "only_op": only_op, "selector": selector, "seed": seed,
-             "train_on": train_on, "threads": threads, "prune": prune, "init": init, "sram_kb": sram_kb,
-             "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms, "baselines": 0 if no_baseline else None}
+    flags = {"space": space, "target": target, "minutes": minutes, "budget_ms": budget_ms, "data": data,
+             "data_dir": data_dir, "limit": limit, "size": size, "width": width, "only_op": only_op,
+             "selector": selector, "seed": seed, "train_on": train_on, "threads": threads, "prune": prune, "init": init,
+             "sram_kb": sram_kb, "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms, "baselines": 0 if no_baseline else None}
 
     def work() -> Front | Stopped:
         from nas.cli.progress import TerminalProgress

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.base import Classes, Images, Json, Mean, Ops, Scale, Size, Std, Targets, Width, app, run_files
+from nas.cli.base import Classes, Images, Json, Mean, Minutes, Ops, Scale, Size, Std, Targets, Width, app, run_files
 from nas.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def train(
     = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images; default: as many images as a pick of a "
                                                "search sees.")] = None,
+    minutes: Minutes = None,
     target: Targets = None,
     data: Images = None,
     data_dir: Annotated[str | None, typer.Option(help="Where cifar10 lies.")] = None,
@@ -52,8 +53,8 @@ def train(
         from nas.run.settings import Baseline
 
         run_files(ops)
-        flags = {"arch": arch, "space": space, "target": target, "data": data, "data_dir": data_dir, "limit": limit,
-                 "width": width, "seed": seed, "size": size, "train_on": train_on, "threads": threads,
+        flags = {"arch": arch, "space": space, "minutes": minutes, "target": target, "data": data, "data_dir": data_dir,
+                 "limit": limit, "width": width, "seed": seed, "size": size, "train_on": train_on, "threads": threads,
                  "train.finetune_epochs": epochs}
         return begin_training(resolve(config, overrides or [], flags, Baseline), run, TerminalProgress())
 

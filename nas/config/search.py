@@ -23,6 +23,7 @@ from nas.paths import located
 from nas.space import first_mistake
 
 JUDGED_ON = 500  # images: by loss, a quarter of what accuracy needs (gates trial 2)
+SCHEDULED = ("warmup_epochs", "search_epochs", "settle_epochs", "finetune_epochs", "epoch_images")  # of train
 PLACES = ("data", "data_dir")  # where the images lie; may change between two calls of one run: they are compared
 Setting = bool | int | float | list[float]  # of a method that trains exits
 
@@ -57,6 +58,8 @@ class Config(Strict):
     ``budget_ms``.
     """
 
+    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        default=None, description="How long all of it may take; default: by the epochs of train.")
     space: Name = Field(default="ghost", description="Search space: a shipped name, or a file.")
     only_op: Name | None = Field(default=None, description="Only this operator of the space.")
     width: float = Field(default=1.0, ge=0.05, le=8, description="Factor of all channels.")
@@ -98,6 +101,14 @@ class Config(Strict):
         default=True, description="Drop what loses at every budget: blocks, layers, both or neither.")
     train: Training = Training()
     gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _minutes_or_epochs(self) -> Config:
+        given = [key for key in SCHEDULED if getattr(self.train, key) is not None]
+        if self.minutes is not None and given:
+            raise ValueError(f"train.{given[0]} has no effect with minutes={self.minutes:g}, from which epochs follow: "
+                             "leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _has_effect(self) -> Config:

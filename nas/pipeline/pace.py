@@ -1,76 +1,130 @@
-"""Estimates how long a search will take: the work of its phases, at the speed of what was done of them so far.
+"""Estimates how long a search will take: the images of each phase, times the seconds that one takes here.
 
-Work is counted in multiply-adds of training images, a backward pass as two forward ones. Networks of a supernet differ
-in how fast they compute a multiply-add, so that the estimate is refined after every phase.
+The estimate is made of a few steps that were timed before (``nas.pipeline.speed``), and refined after every phase by
+the speed of what was done.
 """
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nas.decision import largest, smallest
+import numpy as np
+
+from nas import sampling
+from nas.arch import Arch
+from nas.decision import Prices, largest, smallest
 from nas.pipeline.inputs import Inputs
-from nas.plan import macs, plan
+from nas.pipeline.speed import DRAWN, Speed, multiply_adds
 from nas.progress import Progress
 from nas.text import duration
-from nas.training.recipes import FineTuningRecipe, SupernetRecipe
+from nas.training.recipes import FineTuningRecipe, SupernetRecipe, epoch_images
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
-FIRST_S = 5.0  # of the first steps, before an estimate is made of them
+SLICED = 1.2  # of a plain network: what cutting weights out of shared ones adds to a step
+DELIVERED_S = 4.0  # of a pick beside its images: export, comparison, measurement
+PICKS = "picks"
+ALIKE = 10  # networks whose mean is that of the networks at a budget
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Holds the multiply-adds of the largest and the smallest network of a space."""
+class Times:
+    """Holds the seconds that an image takes in training: of networks in the supernet, and of each pick and each known
+    network beside others.
+    """
 
     large: float
+    middle: float
     small: float
-
-    @property
-    def middle(self) -> float:
-        """Returns the multiply-adds of a random network, taken as half way between the two."""
-        return (self.large + self.small) / 2
+    picks: tuple[float, ...] = ()
+    known: tuple[float, ...] = ()
 
     @staticmethod
-    def of(inputs: Inputs) -> Sizes:
-        """Counts those of a run's space."""
-        prices = next(iter(inputs.prices.values()))
-        ends = [sum(map(macs, plan(inputs.layout, end(inputs.layout, prices)))) for end in (largest, smallest)]
-        return Sizes(*map(float, ends))
+    def of(inputs: Inputs, speed: Speed, limits: Mapping[str, Sequence[float]],
+           known: Sequence[Arch] | None = None) -> Times:
+        """Returns those of a run's space, with a pick at each budget of ``limits``.
+
+        Known networks that are not chosen yet are taken for picks of the mean time.
+        """
+        table, rng = next(iter(inputs.prices.values())), random.Random(0)
+        ends = [multiply_adds(inputs, end(inputs.layout, table)) for end in (largest, smallest)]
+        middle = [multiply_adds(inputs, sampling.sample(inputs.layout, rng)) for _ in range(ALIKE)]
+        large, small, between = (SLICED * speed.of_supernet(count) for count in (*ends, float(np.mean(middle))))
+        picks = [speed.of_pick(count) for target, budgets in limits.items()
+                 for count in counts_at(inputs, inputs.prices[target], budgets)]
+        beside = [float(np.mean(picks))] * inputs.config.baselines if known is None else [
+            speed.of_pick(multiply_adds(inputs.of(arch), arch)) for arch in known]
+        return Times(large, between, small, tuple(picks), tuple(beside))
 
 
-def work_of(sizes: Sizes, recipe: SupernetRecipe, images: int, judged: float, tuning: FineTuningRecipe, tuned: float,
-            picks: int) -> dict[str, float]:
-    """Returns the multiply-adds that each phase of a search takes in all.
+def counts_at(inputs: Inputs, prices: Prices, budgets: Sequence[float]) -> list[float]:
+    """Returns the multiply-adds that networks near each of the budgets have: the mean of some of random depth."""
+    rng, layout = random.Random(0), inputs.layout
+    ends = [end(layout, prices) for end in (largest, smallest)]
+    archs = [*ends, *(sampling.sample_thinned(layout, rng) for _ in range(DRAWN))]
+    ms = np.array([prices.fixed + sum(row[op] for row, op in zip(prices.ms, arch.ops, strict=True)) for arch in archs])
+    counts = np.array([multiply_adds(inputs, arch) for arch in archs])
+    nearest = [np.argsort(np.abs(np.log(ms / budget)))[:ALIKE] for budget in budgets]
+    return [float(counts[which].mean() * budget / ms[which].mean()) for which, budget in
+            zip(nearest, budgets, strict=True)]
 
-    ``images`` are those of an epoch of the supernet, ``judged`` those that all evaluations together see, ``tuned``
-    those of an epoch of one pick.
+
+def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float], judged: float, tuned: float,
+               from_scratch: float, taught: bool, evaluated: int) -> dict[str, float]:
+    """Returns the seconds that each phase of a search takes.
+
+    ``learned`` are the images of each phase of the supernet, ``judged`` those that all evaluations together see,
+    ``tuned`` those of all epochs of one pick, with a teacher (``taught``) or without, ``from_scratch`` those of one
+    known network, ``evaluated`` those of the tests of either.
     """
-    step = TRAINED * (sizes.large + sizes.middle + sizes.small)  # the sandwich
+    step = times.large + times.middle + times.small  # the sandwich
     if recipe.sandwich_every > 1:
-        step = (step + (recipe.sandwich_every - 1) * TRAINED * sizes.middle) / recipe.sandwich_every
+        step = (step + (recipe.sandwich_every - 1) * times.middle) / recipe.sandwich_every
     elif not recipe.sandwich_every:
-        step = TRAINED * sizes.middle
+        step = times.middle
     alone, blockwise = recipe.largest_first, recipe.blockwise
-    before_sandwich = TRAINED * (alone * sizes.large + blockwise * (sizes.large + sizes.middle))
-    gates = 2 * TRAINED * sizes.middle / recipe.gate_every  # two paths
+    before_sandwich = alone * times.large + blockwise * (times.large + times.middle)
+    gates = 2 * times.middle / recipe.gate_every  # two paths
     each = {"warmup": before_sandwich + (1 - alone - blockwise) * step, "search": step + gates, "settle": step}
-    taught = TRAINED * sizes.middle + (sizes.middle if tuning.distill_weight else 0.0)
-    return {**{f"supernet {phase}": recipe.epochs[phase] * images * each[phase] for phase in each},
-            "selection": judged * sizes.middle, "fine-tuning": picks * tuning.epochs * tuned * taught}
+    teaching = 1 / TRAINED if taught else 0.0
+    return {**{f"supernet {phase}": learned[phase] * each[phase] for phase in each},
+            "selection": judged * times.middle / TRAINED,
+            "fine-tuning": tuned * (1 + teaching) * sum(times.picks),
+            "known networks": from_scratch * sum(times.known),
+            "export": sum(DELIVERED_S + evaluated * each / TRAINED for each in (*times.picks, *times.known))}
+
+
+def seconds_of_search(inputs: Inputs, times: Times, recipe: SupernetRecipe, tuning: FineTuningRecipe,
+                      calibrated: int, passes: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Returns the seconds of each phase of a run; each network that is judged sees ``calibrated`` images before it.
+
+    ``passes`` over the images, of phases of the supernet and of ``picks``, stand in the place of the recipes' epochs.
+    """
+    data, config = inputs.data, inputs.config
+    passes = passes or {**recipe.epochs, PICKS: tuning.epochs}
+    train, learn = (epoch_images(config.train, len(split)) for split in (data.train, data.learn))
+    judged = config.evaluations * len(config.target) * (calibrated + min(config.judge_images, len(data.select)))
+    return seconds_of(times, recipe, {phase: passes[phase] * train for phase in recipe.epochs}, judged,
+                      passes[PICKS] * learn, sum(passes.values()) * learn, tuning.distill_weight > 0,
+                      len(data.select) + len(data.test))
 
 
 class Pace:
-    """Tells the user, once the first steps are done, how long a search will take, and after each phase what is left."""
+    """Tells the user before the first step how long a search will take, and after each phase what is left."""
 
     def __init__(self, work: Mapping[str, float], progress: Progress,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._work, self._progress, self._clock = dict(work), progress, clock
         self._done = dict.fromkeys(work, 0.0)  # share of each phase, by any call
         self._before: dict[str, float] = {}  # of it, by an earlier one
-        self._began, self._estimated = clock(), False
+        self._began = clock()
+
+    def begin(self) -> None:
+        """Tells how long all of it takes, if nothing changes."""
+        if sum(self._work.values()):
+            self._tell("about {} in all where nothing changes, by a few steps")
 
     def reach(self, phase: str, share: float) -> None:
         """Hears that ``share`` of a phase is done.
@@ -79,26 +133,23 @@ class Pace:
         """
         self._before.setdefault(phase, share)
         self._done[phase] = share
-        if not self._estimated and self._clock() - self._began >= FIRST_S and self._made():
-            self._estimated = True
-            self._tell("about {} in all where nothing changes, by the first steps")
 
     def end(self, phase: str) -> None:
         """Hears that a phase is over, and tells how long is left."""
         self._before.setdefault(phase, 1.0)
         self._done[phase] = 1.0
-        if self._made() and any(share < 1 for share in self._done.values()):
-            self._estimated = True
+        if self._made() and any(share < 1 and self._work.get(name) for name, share in self._done.items()):
             self._tell("about {} are left")
 
     def left_s(self) -> dict[str, float]:
-        """Returns the seconds left of each phase at the speed so far; call it once something was done."""
-        rate = self._made() / (self._clock() - self._began)
+        """Returns the seconds left of each phase, at the speed so far once something was done."""
+        made = self._made()
+        rate = made / (self._clock() - self._began) if made else 1.0
         return {phase: work * (1 - self._done[phase]) / rate for phase, work in self._work.items()
                 if work and self._done[phase] < 1}
 
     def _made(self) -> float:
-        """Returns the multiply-adds that this command has done so far."""
+        """Returns the estimated seconds of what this command has done so far."""
         return sum(self._work.get(phase, 0.0) * (share - self._before.get(phase, share))
                    for phase, share in self._done.items())
 
@@ -107,12 +158,3 @@ class Pace:
         left = self.left_s()
         parts = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in left.items())
         self._progress.note(f"time: {text.format(duration(sum(left.values())))}: {parts}")
-
-
-def pace_of(inputs: Inputs, recipe: SupernetRecipe, tuning: FineTuningRecipe, picks: int, calibrated: int,
-            progress: Progress) -> Pace:
-    """Makes the estimate of a search's time; each network that is judged sees ``calibrated`` images before it."""
-    data, config = inputs.data, inputs.config
-    judged = config.evaluations * len(config.target) * (calibrated + min(config.judge_images, len(data.select)))
-    work = work_of(Sizes.of(inputs), recipe, len(data.train), judged, tuning, len(data.train) + len(data.gate), picks)
-    return Pace(work, progress)

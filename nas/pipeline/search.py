@@ -35,8 +35,9 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.known import inherits, known_lines, recipe_of_known, with_known
 from nas.pipeline.npu_memory import UNLIMITED, Memory, fitting_layout
 from nas.pipeline.overrun import excesses, smallest_budgets
-from nas.pipeline.pace import pace_of
+from nas.pipeline.pace import Pace, Times, seconds_of_search
 from nas.pipeline.race import race_picks
+from nas.pipeline.schedule import within_minutes
 from nas.pipeline.setup import (
     complete_tables,
     load_finished_inputs,
@@ -46,6 +47,7 @@ from nas.pipeline.setup import (
     refuse_inputs,
     with_targets,
 )
+from nas.pipeline.speed import measured_speed
 from nas.pipeline.workers import Crew
 from nas.plan import resized
 from nas.progress import Progress
@@ -55,6 +57,7 @@ from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, keep_place, with_images_at
 from nas.run.known import known_networks
 from nas.run.records import Card, Excess, Exported, ExportedFile, Front, JudgedNetworks, Picks, Stopped
+from nas.run.schedule import scheduled
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
 from nas.training.ranks import joined
@@ -82,9 +85,14 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
 
     Goes on where an earlier call stopped. Raises UserError for what the user has to mend.
     """
-    config = as_recorded(config, run)
+    asked = as_recorded(config, run)
+    config = scheduled(asked, run)
     inputs = prepare_inputs(config, run, config.target, progress, introduce=not run.has("front.json"), timed_in=run)
     keep_place(run, config)
+    with timeline.phase(run, "schedule"):
+        inputs = within_minutes(inputs, selection.CALIBRATED_ON, progress)
+        speed = measured_speed(inputs)
+    config = inputs.config
     if config.exits.method != "none":
         picks_exits.refuse_exits(inputs)
     inputs = with_known(inputs, progress)
@@ -97,8 +105,10 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     if not run.has("picks.json"):
         for line in (*header.header_lines(inputs, limits, recipe, tuning), *known_lines(inputs, known, tuning)):
             progress.note(line)
-    trained = sum(map(len, limits.values())) + len(known)
-    pace = pace_of(inputs, recipe, tuning, trained, selection.CALIBRATED_ON, progress)
+    pace = Pace(seconds_of_search(inputs, Times.of(inputs, speed, limits, [each.arch for each in known]), recipe, tuning,
+                                  selection.CALIBRATED_ON), progress)
+    if not run.has("picks.json"):
+        pace.begin()
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained
         training = supernet.train_supernet(inputs, limits, group, progress, pace)
     if until == "supernet":
@@ -107,13 +117,13 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
         kept = fitting_layout(training.supernet.layout, inputs.footprints)
         limits |= {target: reachable_budgets(inputs, kept, target, [], config.budgets, NOTHING)
                    for target in config.target[1:]}
-    asked = {config.target[0]: bool(config.budget_ms)} if config.target else {}
+    given = {config.target[0]: bool(asked.budget_ms)} if config.target else {}
 
     def select_once(at: Inputs, limits: dict[str, list[float]], bounds: Bounds) -> Picks:
         return selection.choose_picks(at, training, limits, "", progress, bounds)
 
     def select_measured() -> Picks:
-        return recheck.select_measured(inputs, training, limits, NOTHING, asked, select_once, progress)
+        return recheck.select_measured(inputs, training, limits, NOTHING, given, select_once, progress)
 
     with timeline.phase(run, "selection"):
         picks = run.record("picks.json", Picks, select_measured)

@@ -10,7 +10,7 @@ import torch
 
 from nas.config.search import Config
 from nas.config.space import checked_space
-from nas.decision import efficient, prices
+from nas.decision import Prices, affordable, efficient, prices
 from nas.errors import UserError, setting
 from nas.files import resolve
 from nas.latency.base import Costs
@@ -30,6 +30,8 @@ from nas.training import augment, placement
 from nas.training.augmentation import Augmentation
 from nas.training.data import Data, check_data_dir
 from nas.training.header import data_lines
+
+HEADROOM = 1.25  # times the largest budget: what the dearest network that is trained costs at least
 
 
 def refuse_inputs(config: Config) -> None:
@@ -87,16 +89,33 @@ def complete_tables(inputs: Inputs, targets: Sequence[str], layouts: Sequence[La
 
 def with_costs(inputs: Inputs, costs: dict[str, Costs], progress: Progress) -> Inputs:
     """Returns the inputs with every operator priced; choices that no target needs are left out of the layouts."""
-    config, layouts = inputs.config, {at.size: at.layout for at in inputs.every}
+    config, layouts = inputs.config, {at.size: at.measured for at in inputs.every}
     memory, searched = memory_limits(config), layouts
     priced = {size: {t: prices(layout, c.ms_many) for t, c in costs.items()} for size, layout in layouts.items()}
     if config.gates.granularity == "target" and not memory.given:  # under a limit a narrower width may be what fits
         keep = efficient(inputs.layout, [table for tables in priced.values() for table in tables.values()])
         searched = {size: restrict(layout, keep) for size, layout in layouts.items()}
-    _tell_left_out(inputs.layout, searched[inputs.size], inputs.run, progress)
+    _tell_left_out(inputs.measured, searched[inputs.size], inputs.run, progress)
+    searched = _within_budgets(config, searched, priced)
     footprints = _footprints(memory, inputs.run, searched[inputs.size], costs, progress)
     return _join_sizes([replace(at, layout=fitting_layout(searched[at.size], footprints), costs=costs,
-                                prices=priced[at.size], footprints=footprints, whole=at.layout) for at in inputs.every])
+                                prices=priced[at.size], footprints=footprints, whole=at.measured)
+                        for at in inputs.every])
+
+
+def _within_budgets(config: Config, layouts: dict[int, Layout],
+                    priced: dict[int, dict[str, Prices]]) -> dict[int, Layout]:
+    """Returns the layouts without what is far too wide for the budgets, where these are known for all targets.
+
+    ``HEADROOM`` is left, as a network may be wide in some slots and narrow in others.
+    """
+    if not config.budget_ms or len(config.target) > 1 or config.gates.granularity != "target":
+        return layouts
+    most_ms = HEADROOM * max(config.budget_ms)
+    keep = {size: affordable(layout, priced[size][config.target[0]], most_ms) for size, layout in layouts.items()}
+    widest = [[op for op in slot.ops if any(op in kept[slot.index] for kept in keep.values())]
+              for slot in next(iter(layouts.values())).slots]
+    return {size: restrict(layout, widest) for size, layout in layouts.items()}
 
 
 def with_rows(inputs: Inputs, further: Sequence[Layout], progress: Progress) -> Inputs:

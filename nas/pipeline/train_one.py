@@ -17,6 +17,7 @@ from nas.errors import UserError, setting
 from nas.pipeline import deliver
 from nas.pipeline.finetune import RandomWeights, train_picks
 from nas.pipeline.inputs import Inputs
+from nas.pipeline.schedule import train_within_minutes
 from nas.pipeline.setup import prepare_inputs, refuse_inputs
 from nas.plan import Layout, OpKey, Slot, macs, plan
 from nas.progress import Progress
@@ -25,6 +26,7 @@ from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.images import keep_place
 from nas.run.records import Front
+from nas.run.schedule import scheduled
 from nas.run.settings import Baseline, as_recorded
 from nas.run.tables import find_costs
 from nas.training.recipes import BY_ITSELF, FineTuningRecipe
@@ -73,11 +75,13 @@ def train_network(settings: Baseline, run: Run, given: Arch | None, progress: Pr
     Goes on where an earlier call stopped. ``given`` is the arch of a file, in place of the one that the settings name.
     Raises UserError for one that the space does not admit.
     """
-    settings = as_recorded(settings, run)
+    settings = scheduled(as_recorded(settings, run), run)
     inputs = prepare_inputs(settings, run, settings.target, progress, introduce=not run.has("front.json"), timed_in=run)
     keep_place(run, settings)
     arch = Arch.from_json(run.stage("arch.json", lambda: _arch_to_train(inputs, settings, given).to_json()))
-    how, keys = FineTuningRecipe.from_config(settings, inputs.data, BY_ITSELF), plan(inputs.layout, arch)
+    with timeline.phase(run, "schedule"):
+        inputs = train_within_minutes(inputs, arch)
+    how, keys = FineTuningRecipe.from_config(inputs.config, inputs.data, BY_ITSELF), plan(inputs.layout, arch)
     if not run.has("front.json"):
         progress.note(f"{arch.id}: of {arch.space} at {arch.size} pixels, {sum(map(macs, keys)) / 1e6:.4g} M multiply-"
                       f"adds; {how.epochs} epochs of {len(inputs.data.learn):,} images in batches of {how.batch}")

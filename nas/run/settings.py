@@ -16,6 +16,7 @@ from nas.config.gates import Gates
 from nas.config.search import Config, recorded_mistake, run_dir, safe
 from nas.errors import UserError
 from nas.run.directory import Run
+from nas.run.schedule import scheduled
 
 SEARCH_ONLY = {  # refused, and not recorded
     "": ("budget_ms", "budgets", "baselines", "finalists", "sram_kb", "flash_kb", "selector", "objective", "shrink",
@@ -102,8 +103,8 @@ def settings_of(run: Run) -> Config:
         if key in value:
             raise UserError(f"{run.path}: {what}")
     if "arch" not in value:
-        return Config.from_json(value, file)
+        return scheduled(Config.from_json(value, file), run)
     try:
-        return Baseline.model_validate(value)
+        return scheduled(Baseline.model_validate(value), run)
     except ValidationError as error:
         raise UserError(f"{file}: {recorded_mistake(error)}") from None

@@ -161,25 +161,32 @@ def resized(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def batches(
-    split: Split, data: Data, batch: int, *, generator: torch.Generator, augment: Augmentation, share: slice = ALL
+    split: Split, data: Data, batch: int, *, generator: torch.Generator, augment: Augmentation, share: slice = ALL,
+    most: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields one epoch of (float32 [B, C, H, W], int64 [B]), shuffled and augmented by ``generator`` (a CPU one).
 
-    The last incomplete batch is dropped, unless it is the only one. With a ``share`` only those images of each batch.
-    Raises UserError for an unknown kind of ``augment``.
+    The last incomplete batch is dropped, unless it is the only one. With a ``share`` only those images of each batch;
+    with ``most`` an epoch is a random part of so many images. Raises UserError for an unknown kind of ``augment``.
     """
     check_augmentation(augment.kind)
-    return _epoch(split, data, batch, generator, augment, share)
+    return _epoch(split, data, batch, generator, augment, share, most)
 
 
 def _epoch(
-    split: Split, data: Data, batch: int, generator: torch.Generator, augment: Augmentation, share: slice
+    split: Split, data: Data, batch: int, generator: torch.Generator, augment: Augmentation, share: slice,
+    most: int | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     order = torch.randperm(len(split), generator=generator).to(split.images.device)
-    for start in range(0, max(1, len(split) - batch + 1), batch):
+    for start in range(0, max(1, epoch_size(split, most) - batch + 1), batch):
         chosen = order[start : start + batch]
         images = normalise(changed(split.images[chosen], augment, generator, share), data)
         yield erased(images, augment.erase, generator, len(chosen), share), split.labels[chosen[share]]
+
+
+def epoch_size(split: Split, most: int | None) -> int:
+    """Returns how many images an epoch of a split has, of which it may have ``most``."""
+    return len(split) if most is None else min(most, len(split))
 
 
 def eval_batches(split: Split, data: Data, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

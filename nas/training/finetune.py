@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nas.subnet import Subnet
 from nas.training import optimization, placement, randomness
-from nas.training.data import Data, batches
+from nas.training.data import Data, batches, epoch_size
 from nas.training.distill import METHODS, Distiller, NetOutput
 from nas.training.ema import Average
 from nas.training.epochs import TuningEpoch
@@ -58,10 +58,10 @@ class FineTuning:
         """Runs the next epoch."""
         recipe, names = self.recipe, (self.seed, self.name, self.done)
         learn = self.data.learn
-        steps, total = max(1, len(learn) // recipe.batch), dict[str, float]()
+        steps, total = max(1, epoch_size(learn, recipe.epoch_images) // recipe.batch), dict[str, float]()
         self.trained.train()
         train = batches(learn, self.data, recipe.batch, generator=randomness.generator(*names),
-                        augment=recipe.augmentation)
+                        augment=recipe.augmentation, most=recipe.epoch_images)
         pairs = random.Random(randomness.seed_of(*names, "mix"))
         with randomness.drawing_from(self.trained, randomness.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):

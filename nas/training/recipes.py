@@ -39,8 +39,14 @@ HEADS = Exposure(20_000, 2)
 def supernet_epochs(train: Training, images: int) -> dict[str, int]:
     """Returns the epochs of each phase of a supernet that learns from ``images``."""
     given = {"warmup": train.warmup_epochs, "search": train.search_epochs, "settle": train.settle_epochs}
-    return {phase: epochs if epochs is not None else SUPERNET[phase].epochs_of(images)
+    seen = epoch_images(train, images)
+    return {phase: epochs if epochs is not None else SUPERNET[phase].epochs_of(seen)
             for phase, epochs in given.items()}
+
+
+def epoch_images(train: Training, images: int) -> int:
+    """Returns how many of so many images an epoch has."""
+    return min(train.epoch_images or images, images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,7 @@ class SupernetRecipe:
     weight_decay: float
     label_smoothing: float
     augment: str
+    epoch_images: int | None = None
     sandwich_every: int = 1
     relaxation: str = "two-path"
     gate_lr: float = 0.05
@@ -86,7 +93,8 @@ class SupernetRecipe:
         return SupernetRecipe(
             epochs=supernet_epochs(train, len(data.train)), batch=train.batch, lr=train.lr,
             weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
-            augment=train.augment or data.augment, sandwich_every=train.sandwich_every, relaxation=gates.relaxation,
+            augment=train.augment or data.augment, epoch_images=train.epoch_images,
+            sandwich_every=train.sandwich_every, relaxation=gates.relaxation,
             gate_lr=gates.lr, gate_every=gates.every, tau=(gates.tau_start, gates.tau_end), prune=config.prune,
             latency=gates.term, update=gates.update, inplace=train.inplace,
             ema=train.ema, accumulate=train.accumulate, amp=train.amp, widths=gates.widths, attend=train.attend,
@@ -103,6 +111,7 @@ class FineTuningRecipe(Record):
     weight_decay: float
     label_smoothing: float
     augment: str
+    epoch_images: int | None = None
     distill_weight: float = DISTILLED
     accumulate: int = 1
     amp: str = "none"
@@ -121,8 +130,9 @@ class FineTuningRecipe(Record):
         """Returns what the settings ask for; ``usual`` epochs where they give none, ``distill`` from a teacher."""
         train, given = config.train, config.train.finetune_epochs
         return FineTuningRecipe(
-            epochs=given if given is not None else usual.epochs_of(len(data.learn)), batch=train.batch,
+            epochs=given if given is not None else usual.epochs_of(epoch_images(train, len(data.learn))),
+            batch=train.batch, accumulate=train.accumulate, amp=train.amp, distill=distill,
             lr=train.finetune_lr, weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
-            augment=train.augment or data.augment, distill_weight=0.0 if distill == "none" else DISTILLED,
-            accumulate=train.accumulate, amp=train.amp, distill=distill, policy=train.policy, erase=train.erase,
-            mix=train.mix, ema=train.finetune_ema)
+            augment=train.augment or data.augment, epoch_images=train.epoch_images, policy=train.policy,
+            erase=train.erase, mix=train.mix, ema=train.finetune_ema,
+            distill_weight=0.0 if distill == "none" else DISTILLED)

@@ -35,7 +35,7 @@ from nas.training import evaluation, optimization, placement, randomness
 from nas.training.attentive import choose_by_loss
 from nas.training.augmentation import Augmentation
 from nas.training.blockwise import blockwise
-from nas.training.data import Data, batches, resized
+from nas.training.data import Data, batches, epoch_size, resized
 from nas.training.distill import INPLACE
 from nas.training.ema import Average
 from nas.training.epochs import EntryTest, Pruning, SupernetEpoch
@@ -156,9 +156,11 @@ class SupernetTraining:
         rng, coins = random.Random(randomness.seed_of(*names, "archs")), randomness.generator(*names, "gates")
         recipe = self.recipe
         train = batches(self.data.train, self.data, recipe.batch, generator=randomness.generator(*names, "train"),
-                        augment=recipe.augmentation, share=self.stepper.ranks.share)
+                        augment=recipe.augmentation, share=self.stepper.ranks.share,
+                        most=recipe.epoch_images)
         gate = self._gate_batches(names)
-        steps, choices = max(1, len(self.data.train) // recipe.batch), list(dict.fromkeys(self.sizes))
+        steps = max(1, epoch_size(self.data.train, recipe.epoch_images) // recipe.batch)
+        choices = list(dict.fromkeys(self.sizes))
         sums: dict[str, list[float]] = {}
         self.supernet.train()
         for i, (images, labels) in enumerate(train):

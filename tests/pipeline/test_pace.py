@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from tiny_search import Quiet, config_of, searched
 from nas import text
 from nas.cli import render
 from nas.pipeline.header import in_short
-from nas.pipeline.pace import FIRST_S, Pace, Sizes, work_of
+from nas.pipeline.pace import DELIVERED_S, Pace, Times, seconds_of
 from nas.run import events, timeline
 from nas.run.directory import Run
 from nas.run.records import Front
-from nas.training.recipes import FineTuningRecipe, SupernetRecipe
+from nas.training.recipes import SupernetRecipe
 
 
 class Clock:
@@ -28,27 +29,28 @@ class Clock:
         return self.now
 
 
-def test_work_is_passes_times_images_times_multiply_adds() -> None:
-    recipe = SupernetRecipe(epochs={"warmup": 2, "search": 1, "settle": 1}, batch=8, lr=0.1, weight_decay=0.0,
-                            label_smoothing=0.0, augment="none", largest_first=0.5, blockwise=0.25)
-    tuning = FineTuningRecipe(epochs=3, batch=8, lr=0.1, weight_decay=0.0, label_smoothing=0.0, augment="none",
-                              distill_weight=0.5)
-    # largest 8, smallest 4, a random one 6; a sandwich is 3 * (8 + 6 + 4) = 54
-    assert work_of(Sizes(8.0, 4.0), recipe, 10, 100, tuning, 20, 2) == {
-        "supernet warmup": 2 * 10 * (0.5 * 24 + 0.25 * 42 + 0.25 * 54), "supernet search": 10 * (54 + 2 * 18),
-        "supernet settle": 10 * 54, "selection": 600, "fine-tuning": 2 * 3 * 20 * (18 + 6)}
+RECIPE = SupernetRecipe(epochs={"warmup": 2, "search": 1, "settle": 1}, batch=8, lr=0.1, weight_decay=0.0,
+                        label_smoothing=0.0, augment="none", largest_first=0.5, blockwise=0.25)
 
 
-def test_the_time_is_said_after_the_first_steps_and_refined_after_a_phase() -> None:
+def test_seconds_are_images_times_seconds_of_one() -> None:
+    times = Times(large=8.0, middle=6.0, small=4.0, picks=(1.0, 2.0), known=(3.0,))
+    learned = {"warmup": 20.0, "search": 10.0, "settle": 10.0}
+    # a sandwich is 8 + 6 + 4 = 18; the gates take two random networks; a teacher looks on: a third of a step
+    assert seconds_of(times, RECIPE, learned, judged=100, tuned=60, from_scratch=50, taught=True, evaluated=30) == {
+        "supernet warmup": 20 * (0.5 * 8 + 0.25 * 14 + 0.25 * 18), "supernet search": 10 * (18 + 12),
+        "supernet settle": 10 * 18, "selection": 100 * 6 / 3, "fine-tuning": pytest.approx(60 * 3 * 4 / 3),
+        "known networks": 50 * 3, "export": 3 * DELIVERED_S + 30 * 6 / 3}
+    assert seconds_of(times, replace(RECIPE, sandwich_every=2), learned, 0, 0, 0, False, 0)["supernet settle"] == 10 * 12
+    assert seconds_of(times, replace(RECIPE, sandwich_every=0), learned, 0, 0, 0, False, 0)["supernet settle"] == 10 * 6
+
+
+def test_the_time_is_said_before_the_first_step_and_refined_after_a_phase() -> None:
     clock, progress = Clock(), Quiet()
     pace = Pace({"a": 100.0, "b": 300.0}, progress, clock)
+    pace.begin()
+    assert progress.notes == ["time: about 7 min in all where nothing changes, by a few steps: a 2 min, b 5 min"]
     pace.reach("a", 0.0)
-    clock.now = FIRST_S - 1
-    pace.reach("a", 0.2)
-    assert progress.notes == []
-    clock.now = 10.0
-    pace.reach("a", 0.25)  # 25 in 10 s: 75 and 300 are left
-    assert progress.notes == ["time: about 2 min in all where nothing changes, by the first steps: a 30 s, b 2 min"]
     clock.now = 100.0
     pace.reach("a", 0.5)
     clock.now = 200.0
