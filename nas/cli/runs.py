@@ -78,7 +78,8 @@ def search(
     flags = {"space": space, "target": target, "minutes": minutes, "budget_ms": budget_ms, "data": data,
              "data_dir": data_dir, "limit": limit, "size": size, "width": width, "only_op": only_op,
              "selector": selector, "seed": seed, "train_on": train_on, "threads": threads, "prune": prune, "init": init,
-             "sram_kb": sram_kb, "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms, "baselines": 0 if no_baseline else None}
+             "sram_kb": sram_kb, "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms,
+             "baselines": 0 if no_baseline else None}
 
     def work() -> Front | Stopped:
         from nas.cli.progress import TerminalProgress

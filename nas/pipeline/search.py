@@ -105,8 +105,8 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     if not run.has("picks.json"):
         for line in (*header.header_lines(inputs, limits, recipe, tuning), *known_lines(inputs, known, tuning)):
             progress.note(line)
-    pace = Pace(seconds_of_search(inputs, Times.of(inputs, speed, limits, [each.arch for each in known]), recipe, tuning,
-                                  selection.CALIBRATED_ON), progress)
+    times = Times.of(inputs, speed, limits, [each.arch for each in known])
+    pace = Pace(seconds_of_search(inputs, times, recipe, tuning, selection.CALIBRATED_ON), progress)
     if not run.has("picks.json"):
         pace.begin()
     with joined() as group:  # the processes of torchrun; the others leave once the supernet is trained

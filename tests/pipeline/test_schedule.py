@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_search import SHORT, Quiet, comparable, config_of, searched, weights
@@ -84,6 +85,7 @@ def at_known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed is the same whatever runs beside the tests."""
     monkeypatch.setattr(schedule, "measured_speed", lambda inputs: SPEED_HERE)
     monkeypatch.setattr(timeline, "spent", lambda run, place="": {"total": 1.0})
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
 @pytest.mark.usefixtures("at_known_speed")
@@ -123,10 +125,11 @@ def interrupted(config: Config, path: Path, stop_at: int) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("at_known_speed")
 def test_a_search_of_minutes_that_was_stopped_ends_the_same(space_file: Path, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """The schedule is made once: another call reads it, although the machine is slower by then."""
-    config = in_minutes(space_file, 2)
+    config = in_minutes(space_file, 3)
     slow = Speed(macs=[1e5, 1e6], alone=[0.02, 0.03], beside=[0.02, 0.03])
     monkeypatch.setattr(schedule, "measured_speed", lambda inputs: slow)
     whole = searched(config, tmp_path / "whole")
