@@ -89,12 +89,12 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     config = scheduled(asked, run)
     inputs = prepare_inputs(config, run, config.target, progress, introduce=not run.has("front.json"), timed_in=run)
     keep_place(run, config)
+    if config.exits.method != "none":
+        picks_exits.refuse_exits(inputs)
     with timeline.phase(run, "schedule"):
         inputs = within_minutes(inputs, selection.CALIBRATED_ON, progress)
         speed = measured_speed(inputs)
     config = inputs.config
-    if config.exits.method != "none":
-        picks_exits.refuse_exits(inputs)
     inputs = with_known(inputs, progress)
     limits = {target: budgets_of_target(inputs, inputs.layout, target, supernet.given_budgets(config, target),
                                         config.budgets) for target in config.target}
