@@ -5,7 +5,7 @@ network of the shelf would have been better.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -174,10 +174,10 @@ def _choose_priced(inputs: Inputs, budgets: Sequence[float], progress: Progress)
     Those that cannot have them, or need too much memory, are left out by name.
     """
     target, most = inputs.config.target[0], inputs.config.baselines
-    left = candidates_of(inputs, budgets)
+    left = _with_rows_or_makeable(inputs, candidates_of(inputs, budgets), budgets, progress)
     for _ in range(ROUNDS):
         chosen = choose(left, target, budgets, most)
-        out = [each for each in chosen if not _can_stand(inputs, each, progress)]
+        out = [each for each in chosen if not _fits(inputs, each, progress)]
         new = [each for each in chosen if not each.priced and each not in out]
         if not new and not out:
             return inputs, chosen
@@ -187,23 +187,32 @@ def _choose_priced(inputs: Inputs, budgets: Sequence[float], progress: Progress)
     return inputs, choose([each for each in left if each.priced], target, budgets, most)
 
 
-def _can_stand(inputs: Inputs, candidate: Candidate, progress: Progress) -> bool:
-    """Tells whether a known network can be priced on every target and fits into its memory; tells the user if not."""
-    why = next(_obstacles(inputs, candidate, progress), None)
-    if why:
-        progress.note(f"{candidate.name}, a known network, is left out: {why}")
-    return not why
+def _with_rows_or_makeable(inputs: Inputs, candidates: Sequence[Candidate], budgets: Sequence[float],
+                           progress: Progress) -> list[Candidate]:
+    """Returns the candidates that have their rows on every target, or can have them made on this machine.
+
+    The user is told which of the others would have been chosen.
+    """
+    lacking = {each.name: target for each in candidates for target, costs in inputs.costs.items()
+               if not can_complete(target, costs, each.layout)}
+    chosen = choose(candidates, inputs.config.target[0], budgets, inputs.config.baselines)
+    if names := [each.name for each in chosen if each.name in lacking]:
+        target = lacking[names[0]]
+        progress.note(f"known networks left out: {', '.join(names)}, whose rows {target} lacks; "
+                      f"{inputs.costs[target].advice(names, inputs.size)}")
+    return [each for each in candidates if each.name not in lacking]
 
 
-def _obstacles(inputs: Inputs, candidate: Candidate, progress: Progress) -> Iterator[str]:
-    """Yields what stands in the way of a known network."""
-    for target, costs in inputs.costs.items():
-        if not can_complete(target, costs, candidate.layout):
-            yield f"{target} lacks its rows; {costs.advice(candidate.name, inputs.size)}"
+def _fits(inputs: Inputs, candidate: Candidate, progress: Progress) -> bool:
+    """Tells whether a known network fits into the memory of every target, where that is limited; tells the user if not.
+    """
     for target, of_space in inputs.footprints.items():
         need = Footprints(inputs.run, target, of_space.npu, of_space.limits, candidate.layout, progress)
         if not need.admits(only_network(candidate.layout)):
-            yield f"it does not fit into {of_space.limits} on {target}"
+            progress.note(f"known network left out: {candidate.name}, which does not fit into {of_space.limits} on "
+                          f"{target}")
+            return False
+    return True
 
 
 def arch_inside(space: Layout, known: Layout) -> Arch | None:

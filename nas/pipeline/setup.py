@@ -199,7 +199,8 @@ def priced_exits(inputs: Inputs, at: Layout, target: str, progress: Progress) ->
     """
     costs = inputs.costs.get(target)
     if costs is None or costs.lacks(exit_.key for exit_ in at.exits):
-        costs = costs_for(target, [at], _space_at_width(inputs.config), progress)
+        elsewhere = known_layout(inputs.run, at.space, at.task) is not None
+        costs = costs_for(target, [at], at.space if elsewhere else _space_at_width(inputs.config), progress)
     return costs
 
 

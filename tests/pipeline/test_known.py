@@ -1,6 +1,6 @@
 """Known networks beside the picks: which are chosen, whether they are of the space, and that they end as picks do."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,18 @@ from nas import sampling
 from nas.arch import SKIP, Arch
 from nas.cli import render
 from nas.config.search import Config, resolve
+from nas.latency.base import Costs
+from nas.latency.meta import Meta
 from nas.picks import SearchRun
+from nas.pipeline import known, supernet, train_one
 from nas.pipeline import search as pipeline
-from nas.pipeline import supernet, train_one
 from nas.pipeline.front import find_picks
-from nas.pipeline.known import BELOW, Candidate, arch_inside, choose
+from nas.pipeline.inputs import Inputs
+from nas.pipeline.known import BELOW, Candidate, arch_inside, choose, with_known
+from nas.pipeline.setup import prepare_inputs
 from nas.pipeline.winners import winner_lines
-from nas.plan import Layout, Task, layout, macs, plan
+from nas.plan import Layout, OpKey, Task, candidates, layout, macs, plan
+from nas.progress import Progress
 from nas.report.figures import front_figure
 from nas.report.run_data import collect
 from nas.run.directory import Run
@@ -92,9 +97,9 @@ def test_a_shallower_network_is_inside_where_the_slots_that_it_lacks_can_be_skip
     assert arch_inside(replace(tiny, head=replace(tiny.head, out_ch=11)), short) is None
 
 
-def wide(space_file: Path, *more: str) -> Config:
+def wide(space_file: Path, baselines: int = 1) -> Config:
     """A tiny search whose range of multiply-adds holds MobileNetV3-Small at two widths."""
-    return config_of(space_file, "width=4", "baselines=1", *more, target="macs")
+    return config_of(space_file, "width=4", f"baselines={baselines}", target="macs")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +167,60 @@ def test_the_page_of_a_run_has_its_operators_and_its_name(beside: Made) -> None:
 def test_a_selection_for_another_target_leaves_it_out(beside: Made) -> None:
     again = pipeline.select(Run.existing(beside[1]), ["gpu-v100"], [], Quiet(), points=1)
     assert again.cards and every(card.known is None for card in again.cards)
+
+
+class Rows(Costs):
+    """Knows some operators by a row, a millisecond for a million multiply-adds; rows can be added."""
+
+    kind = "table"
+    grows = True
+
+    def __init__(self, known: Collection[OpKey]) -> None:
+        self.name, self.known, self.meta = "gears", known, Meta(device="gears")
+
+    def ms(self, key: OpKey) -> float:
+        if key not in self.known:
+            raise self.unknown(key, "", 0)
+        return macs(key) / 1e6
+
+    def covers(self, key: OpKey) -> bool:
+        return key in self.known
+
+
+@pytest.fixture
+def without_rows(space_file: Path, tmp_path: Path) -> Inputs:
+    """Inputs of a search on gears, whose table has the rows of the space and none of any known network."""
+    config = wide(space_file, 2)
+    inputs = prepare_inputs(config, Run.open(tmp_path / "run", config.to_json()), ["macs"], Quiet())
+    return replace(inputs, costs={"macs": Rows(set(candidates(inputs.measured)))})
+
+
+def test_networks_whose_rows_cannot_be_had_are_left_out_by_name(without_rows: Inputs,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Quiet()
+    monkeypatch.setattr(known, "can_complete", lambda target, costs, plan: False)
+    with_known(without_rows, told)
+    lines = [note for note in told.notes if note.startswith("known networks left out: mobilenet_v3_small@0.35, ")]
+    assert len(lines) == 1 and "whose rows macs lacks; gears is a table" in lines[0]
+    assert known_networks(without_rows.run) == [] and without_rows.run.has("known.json")
+
+
+def test_rows_are_made_for_those_that_are_chosen_alone(without_rows: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(inputs: Inputs, further: Sequence[Layout], progress: Progress) -> Inputs:
+        made.extend(at.space for at in further)
+        rows = {key for at in [inputs.measured, *further] for key in candidates(at)}
+        return replace(inputs, costs={"macs": Rows(rows)})
+
+    monkeypatch.setattr(known, "can_complete", lambda target, costs, plan: True)
+    monkeypatch.setattr(known, "with_rows", make)
+    inputs = with_known(without_rows, Quiet())
+    networks = known_networks(without_rows.run)
+    assert [network.name for network in networks] == made == ["mobilenet_v3_small@0.35", "mobilenet_v3_small@0.5"]
+    for network in networks:
+        keys = plan(inputs.of(network.arch).layout, network.arch)
+        assert network.ms["macs"] == pytest.approx(sum(map(macs, keys)) / 1e6)
 
 
 def one_wins(**more: Any) -> Front:

@@ -78,7 +78,7 @@ def load_pick(run: Run, arch_id: str | None, target: str | None, images: bool, p
     plain = load_weights(inputs, arch, place)
     keys = plan(at, full)
     here, metadata = timed_here(costs), metadata_of(inputs, arch)
-    clock = partial(time_networks, layout=inputs.layout, table=here[0], device=here[1]) if here else None
+    clock = partial(time_networks, layout=inputs.measured, table=here[0], device=here[1]) if here else None
     return Pick(name=wanted, net=with_exits(at, full, plain, inputs.seed), plain=plain,
                 data=replace(inputs.data, augment=config.train.augment or inputs.data.augment), metadata=metadata,
                 target=target, clock=clock, now_ns=clock_of(1)[1],
