@@ -251,7 +251,7 @@ def _checked(settings: dict[str, tuple[Any, str]], kind: type[C]) -> C:
     except ValidationError as error:
         key, _, mistake = first_mistake(error).partition(": ")
         origin = _origin(settings, key, mistake)
-        if key == "file":  # of settings that do not go together: the text names them
+        if key == "file" or (key not in settings and " (got {" in mistake):  # that do not go together: it names them
             mistake = mistake.rpartition(" (got ")[0]
         raise UserError(mistake if origin == "file" else f"{origin}: {mistake}") from None
 

@@ -54,7 +54,8 @@ class Training(Strict):
     ema: Fraction = Field(
         default=0.0, description="Decay of the averaged weights, which are then those judged; 0: none.")
     finetune_ema: Fraction = Field(
-        default=0.0, description="The same of fine-tuning: averaged weights are then those delivered.")
+        default=0.0,
+        description="Decay of the averaged weights of fine-tuning, which are then those delivered; 0: none.")
     accumulate: int = Field(
         default=1, ge=1, le=65_536, description="Parts that a batch is computed in, for less memory.")
     amp: Literal["auto", "none", "bf16", "fp16"] = Field(

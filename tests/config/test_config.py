@@ -107,6 +107,14 @@ def test_a_mistake_names_where_it_stands(overrides: list[str], flags: dict[str, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("overrides", [["train.accumulate=3"], ["train.mix=both", "train.finetune_epochs=0"],
+                                       ["gates.tau_end=9"]])
+def test_settings_that_do_not_go_together_are_not_printed_once_more(overrides: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        resolve(None, overrides, CPU)
+    assert overrides[0].split("=")[0].split(".")[1] in str(error.value) and "(got " not in str(error.value)
+
+
 @pytest.mark.parametrize(("text", "expected"), [
     ("a: 1\nseed: [", "line 2 is not"), ("- 1", "list"),
     ("seed: 1\nseed: 2", "stands twice"), ("seed: x", "seed: input"),
