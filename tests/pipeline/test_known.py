@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from cards import card
 from every import every
 from tiny_search import Quiet, comparable, config_of, searched, weights
+from tiny_space import TINY
 
 from nas import sampling
 from nas.arch import SKIP, Arch
@@ -29,6 +31,7 @@ from nas.plan import Layout, OpKey, Task, candidates, layout, macs, plan
 from nas.progress import Progress
 from nas.report.figures import front_figure
 from nas.report.run_data import collect
+from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.known import known_networks
 from nas.run.records import Budget, Front
@@ -167,6 +170,23 @@ def test_the_page_of_a_run_has_its_operators_and_its_name(beside: Made) -> None:
 def test_a_selection_for_another_target_leaves_it_out(beside: Made) -> None:
     again = pipeline.select(Run.existing(beside[1]), ["gpu-v100"], [], Quiet(), points=1)
     assert again.cards and every(card.known is None for card in again.cards)
+
+
+def test_a_network_of_the_space_inherits_weights_as_picks_do(space_file: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = {"ghost": {"cheap": 3, "kernel": 3, "se": 0, "hidden": 16}}
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump({**TINY, "name": "small", "ops": ops, "skip": False,
+                                    "published": {"source": "made up", "top1": {1.0: 50.0}}}))
+    monkeypatch.setattr(known, "shipped", lambda kind, suffix: [str(file)])
+    monkeypatch.setattr(known, "resolve", lambda kind, name, suffix: file)
+    result = searched(config_of(space_file, "baselines=1", "budgets=2", "prune=false", target="macs"), tmp_path / "run")
+    run, card = Run.existing(tmp_path / "run"), card_of(result)
+    (network,) = known_networks(run)
+    assert network.inside and network.arch.space == "tiny" and card["known"] == "small"
+    assert card["id"] == network.arch.id and card["fine_tuned"]
+    tuned = {id: len([each for each in timeline.tuned(run) if each.id == id]) for id in weights(run.path)}
+    assert tuned == dict.fromkeys({card["id"], *(budget["id"] for budget in result["budgets"])}, 2)
 
 
 class Rows(Costs):
