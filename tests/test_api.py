@@ -175,7 +175,8 @@ OTHERWISE = {"overrides": "settings", "as_json": "progress", "points": "budgets"
 
 
 @pytest.mark.parametrize(("function", "command", "others"), [
-    (api.search, runs.search, {}), (api.train, cli_train.train, {}), (api.profile, tables.profile, {}),
+    (api.search, runs.search, {"no_baseline": None}), (api.train, cli_train.train, {}),
+    (api.profile, tables.profile, {}),
     (api.measure, tables.measure, {"as_json": None}), (api.predict, tables.predict, {"as_json": None}),
     (api.evaluate, cli_train.evaluate, {}), (SearchRun.select, runs.select, {"run": "self", "ops": None}),
     (SearchRun.export, runs.export, {"run": "self", "ops": None, "kind": "format", "features": None})])

@@ -61,7 +61,8 @@ def search(
     max_ms: Annotated[float | None, typer.Option("--max-ms", help="No image takes longer, predicted.")] = None,
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Drop branches and layers. Default: yes.")]
     = None,
-    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="No known networks beside the picks.")] = False,
+    baselines: Annotated[int | None, typer.Option(help="Known networks beside the picks, at most. Default: 2.")] = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="None of these: as --baselines 0.")] = False,
     init: Annotated[str | None, typer.Option(help="A finished run whose supernet this one starts from.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     ops: Ops = None,
@@ -79,12 +80,14 @@ def search(
              "data_dir": data_dir, "limit": limit, "size": size, "width": width, "only_op": only_op,
              "selector": selector, "seed": seed, "train_on": train_on, "threads": threads, "prune": prune, "init": init,
              "sram_kb": sram_kb, "flash_kb": flash_kb, "exits.method": exits, "max_ms": max_ms,
-             "baselines": 0 if no_baseline else None}
+             "baselines": 0 if no_baseline else baselines}
 
     def work() -> Front | Stopped:
         from nas.cli.progress import TerminalProgress
         from nas.config.search import resolve, spread
 
+        if no_baseline and baselines is not None:
+            raise UserError(f"--baselines {baselines} and --no-baseline: give one of the two")
         run_files(ops)
         settings = spread(resolve(config, overrides or [], flags), torchrun.processes())
         from nas.pipeline.begin import begin_search
