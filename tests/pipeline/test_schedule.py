@@ -28,7 +28,7 @@ SPEED_HERE = Speed(macs=[1e5, 1e6], alone=[0.001, 0.002], beside=[0.002, 0.004])
 
 
 def in_minutes(space_file: Path, minutes: float, *more: str) -> Config:
-    flags = {"space": str(space_file), "target": ["gpu-v100"], "size": 16, "limit": 160, "threads": 1}
+    flags = {"space": str(space_file), "target": ["gpu-v100"], "data": "digits", "size": 16, "limit": 160, "threads": 1}
     short = [text for text in SHORT if "epochs" not in text]
     return resolve(None, [*short, f"minutes={minutes}", *more], flags)
 
@@ -148,7 +148,8 @@ def test_a_search_of_minutes_that_was_stopped_ends_the_same(space_file: Path, tm
 def test_one_network_has_the_epochs_that_its_minutes_allow(space_file: Path, tmp_path: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "time_training", lambda inputs, arch, batch: 0.01)
-    flags = {"space": str(space_file), "size": 16, "limit": 160, "threads": 1, "arch": "smallest", "minutes": 0.3}
+    flags = {"space": str(space_file), "data": "digits", "size": 16, "limit": 160, "threads": 1, "arch": "smallest",
+             "minutes": 0.3}
     settings = resolve(None, ["train.batch=16"], flags, Baseline)
     begin_training(settings, tmp_path / "run", NoProgress())
     run = Run.existing(tmp_path / "run")
