@@ -90,6 +90,16 @@ def test_a_preset_is_one_network_in_scalars(name: str) -> None:
     assert name not in shipped("search_spaces", ".yaml")
 
 
+def test_published_accuracies_name_their_source_and_rise_with_the_width() -> None:
+    published = {name: each for name in PRESETS if (each := Space.load(name).published)}
+    assert {"mobilenet_v3_small", "mobilenet_v2", "ghostnet", "resnet18"} <= set(published)
+    for name, each in published.items():
+        assert each.source and 1.0 in each.top1 and list(each.top1) == sorted(each.top1), name
+        assert list(each.top1.values()) == sorted(each.top1.values()), name
+        for width in each.top1:
+            assert sampling.count(layout(Space.load(f"{name}@{width:g}"), Task(224, 3, 1000))) == 1
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_runs_trains_exports_and_costs_as_a_pick_does(name: str, tmp_path: Path) -> None:
     try:
