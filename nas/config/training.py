@@ -12,12 +12,12 @@ USUAL = "default: as many as the number of images asks for"
 
 
 class Training(Strict):
-    """Sets how weights are trained: AdamW with a one-cycle schedule; epochs count passes over the train split."""
+    """Sets how weights are trained: by AdamW; epochs count passes over the train split."""
 
     batch: int = Field(default=32, ge=2, le=65_536, description="Images in a training step.")
     lr: float = Field(
         default=0.003, gt=0, le=100, description="Highest learning rate of the supernet (AdamW, one cycle).")
-    finetune_lr: float = Field(default=0.002, gt=0, le=100, description="Highest learning rate of fine-tuning.")
+    finetune_lr: float = Field(default=0.004, gt=0, le=100, description="Highest learning rate of fine-tuning.")
     weight_decay: float = Field(default=0.02, ge=0, le=1, description="Weight decay of AdamW.")
     sandwich_every: int = Field(
         default=2, ge=0, le=1000, description="Steps between two that train the largest network as well; 0: never.")

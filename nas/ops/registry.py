@@ -156,6 +156,17 @@ def take_width(wide: Block, narrow: Block) -> None:
     narrow.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()})
 
 
+def give_width(wide: Block, narrow: Block) -> None:
+    """Copies the weights and batch norm statistics of ``narrow`` into those that ``wide`` shares with it.
+
+    Afterwards ``take_width`` gives a block of this width what ``narrow`` has; all else in ``wide`` is as it was.
+    """
+    cuts = Narrow(wide, narrow)
+    channels = wide.slices(narrow.max_hidden) if narrow.max_hidden != wide.max_hidden else {}
+    for cut in cuts.cuts:
+        cut.put(channels)
+
+
 class Narrow:
     """Runs a narrow module, ``like``, on tensors cut from a wide one: channels by its ``slices``, centres of kernels.
 
@@ -199,7 +210,18 @@ class _Cut:
         self.inputs = wanted.shape[1] if self.has_inputs else 0
 
     def of(self, channels: Slices) -> Tensor:
-        tensor = self.source[self.name]
+        """Returns the part of the wide module's tensor that belongs to the narrow one."""
+        return self._part(self.source[self.name], channels)
+
+    def put(self, channels: Slices) -> None:
+        """Writes the narrow module's tensor into its part of the wide one's."""
+        shared, given = self.source[self.name], self.target[self.name]
+        places = torch.arange(shared.numel(), device=shared.device).view(shared.shape)
+        where = torch.unravel_index(self._part(places, channels).flatten(), shared.shape)
+        with torch.no_grad():
+            shared[where] = given.to(shared.device).flatten()
+
+    def _part(self, tensor: Tensor, channels: Slices) -> Tensor:
         out, inp = channels.get(self.path, (None, None))
         if out is not None:
             tensor = _take(tensor, 0, out)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nas.arch import SKIP, Arch, Op
 from nas.decision import Decision
-from nas.ops import Block, build, take_width
+from nas.ops import Block, build, give_width, take_width
 from nas.plan import Layout, OpKey, resized, restrict
 from nas.subnet import Subnet
 from nas.subnet import build as build_subnet
@@ -69,6 +69,15 @@ class Supernet(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1
         return subnet
+
+    def take_back(self, arch: Arch, subnet: Subnet) -> None:
+        """Takes over the weights of a network that was trained alone, so that others inherit what it has learned."""
+        self.stem.load_state_dict(subnet.stem.state_dict())
+        self.head.load_state_dict(subnet.head.state_dict())
+        live = [(shared, op) for shared, op in zip(self._shared(), arch.ops, strict=True) if op != SKIP]
+        for (shared, op), block in zip(live, subnet.blocks, strict=True):
+            assert isinstance(block, Block)
+            give_width(shared.module_of(op.without("hidden")), block)
 
     def _shared(self) -> list[SharedSlot]:
         return [slot for slot in self.slots if isinstance(slot, SharedSlot)]

@@ -11,13 +11,14 @@ from nas.supernet.drop import Drop
 class TuningEpoch:
     """Reports an epoch of one network; ``epoch`` counts from 0.
 
-    ``label_loss`` is what networks with and without a teacher have alike: the cross-entropy with the labels. Exits have
-    none.
+    ``label_loss`` is what networks with and without a teacher have alike: the cross-entropy with the labels, on images
+    of the training; ``held_out`` is that on others. Exits have neither.
     """
 
     epoch: int
     loss: float
     label_loss: float | None = None
+    held_out: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nas.exits.base import Method
-from nas.training import evaluation
+from nas.training import evaluation, optimization
 from nas.training.data import Data, Split, eval_batches
 from nas.training.finetune import FineTuning
 from nas.training.recipes import FineTuningRecipe
@@ -29,8 +29,11 @@ class ExitTraining(FineTuning):
         plain = recipe.model_copy(update={"mix": "none", "ema": 0.0})
         super().__init__(name, method, None, data, plain, seed, device)
 
-    def cycle(self, progress: float) -> float:
-        return self.model.cycle(progress)
+    def rate(self) -> float:
+        return optimization.one_cycle(self.model.cycle(self.progress), self.recipe.lr)
+
+    def judge(self) -> float | None:
+        return None  # several answers an image: which of them counts depends on thresholds
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.model.loss(images, labels, self.progress)

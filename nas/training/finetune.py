@@ -12,16 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.subnet import Subnet
-from nas.training import optimization, placement, randomness
+from nas.training import evaluation, optimization, placement, randomness
 from nas.training.data import Data, batches, epoch_size
 from nas.training.distill import METHODS, Distiller, NetOutput
 from nas.training.ema import Average
 from nas.training.epochs import TuningEpoch
 from nas.training.mixing import mixed
+from nas.training.plateau import is_flat
 from nas.training.recipes import FineTuningRecipe
 from nas.training.stepper import Stepper
 
 LOSSES = ("loss", "label_loss")  # figures whose means an epoch returns
+WATCHED = 500  # held-out images that say after every epoch whether it was worth it
 
 
 class FineTuning:
@@ -44,10 +46,34 @@ class FineTuning:
         self.stepper = Stepper(device, recipe.accumulate, recipe.amp)
         self.average = Average(self.model, recipe.ema) if recipe.ema else None
         self.done, self.progress = 0, 0.0
+        self.held_out: list[float] = []  # loss after each epoch
+
+    @property
+    def flat_at(self) -> int | None:
+        """Returns the epoch behind which held-out loss was flat first, while the learning rate was held; None if never.
+        """
+        return next((done for done in range(1, len(self.held_out) + 1)
+                     if done <= self.recipe.epochs / 2 and is_flat(self.held_out[:done])), None)
+
+    @property
+    def epochs(self) -> int:
+        """Returns how many epochs there are: those of the recipe or, if it is patient, fewer where the loss was flat.
+
+        The learning rate then falls in as many epochs as it was held.
+        """
+        flat_at = self.flat_at if self.recipe.patient else None
+        return self.recipe.epochs if flat_at is None else 2 * flat_at
 
     @property
     def finished(self) -> bool:
-        return self.done == self.recipe.epochs
+        return self.done >= self.epochs
+
+    @property
+    def improving(self) -> bool | None:
+        """Tells whether held-out loss still fell when the learning rate began to: more epochs would help. None where it
+        was not looked at.
+        """
+        return self.flat_at is None if self.held_out else None
 
     @property
     def result(self) -> nn.Module:
@@ -65,8 +91,8 @@ class FineTuning:
         pairs = random.Random(randomness.seed_of(*names, "mix"))
         with randomness.drawing_from(self.trained, randomness.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
-                self.progress = (self.done + i / steps) / recipe.epochs
-                optimization.set_lr(self.optimizer, optimization.one_cycle(self.cycle(self.progress), recipe.lr))
+                self.progress = self._share(self.done + i / steps)
+                optimization.set_lr(self.optimizer, self.rate())
                 batch = images.to(self.device), labels.to(self.device)
                 if recipe.mix != "none":
                     batch = mixed(*batch, recipe.mix, len(self.data.classes), pairs)
@@ -76,16 +102,30 @@ class FineTuning:
                 total = {name: total.get(name, 0.0) + figures[name] for name in LOSSES if name in figures}
                 on_step(i + 1, steps)
         self.done += 1
-        return TuningEpoch(epoch=self.done - 1, **{name: round(value / steps, 6) for name, value in total.items()})
+        held_out = self.judge()
+        self.held_out += [] if held_out is None else [held_out]
+        return TuningEpoch(epoch=self.done - 1, held_out=held_out,
+                           **{name: round(value / steps, 6) for name, value in total.items()})
 
-    def cycle(self, progress: float) -> float:
-        """Returns how far the learning rate is in its cycle at ``progress`` of the training."""
-        return progress
+    def rate(self) -> float:
+        """Returns the learning rate at the present progress of the training."""
+        return optimization.held(self.progress, self.recipe.lr)
+
+    def judge(self) -> float | None:
+        """Returns the loss on held-out images, by the batch norm statistics of training."""
+        split = evaluation.part_of(self.data.select, WATCHED, self.seed, "watched")
+        self.model.eval()
+        return round(evaluation.evaluate(self.model, split, self.data, self.device).loss, 6) if len(split) else None
+
+    def _share(self, done: float) -> float:
+        """Returns how much of the training ``done`` epochs are: at most a half until it is known how many there are."""
+        return done / self.epochs if self.flat_at is None or not self.recipe.patient else (
+            0.5 * done / self.flat_at)
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "trained": self.trained.state_dict(), "stepper": self.stepper.state_dict(),
                 "optimizer": optimization.optimizer_state(self.trained, self.optimizer),
-                "average": self.average.state_dict() if self.average else None}
+                "average": self.average.state_dict() if self.average else None, "held_out": self.held_out}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a ``state_dict``, on a freshly built object."""
@@ -94,7 +134,7 @@ class FineTuning:
         self.stepper.load_state_dict(state["stepper"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        self.done = state["done"]
+        self.done, self.held_out = state["done"], list(state["held_out"])
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.distiller is None or self.teacher is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 RAMP = 0.1  # share of a schedule in which the learning rate rises
+HELD_RAMP, HELD = 0.05, 0.5  # the same where it is held, and the share until which it is
 
 
 def one_cycle(progress: float, peak: float) -> float:
@@ -16,6 +17,17 @@ def one_cycle(progress: float, peak: float) -> float:
     if progress < RAMP:
         return peak * (0.05 + 0.95 * progress / RAMP)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - RAMP) / (1 - RAMP))))
+
+
+def held(progress: float, peak: float) -> float:
+    """Returns the learning rate at ``progress`` in [0, 1]: a short ramp, held at ``peak`` to the half, a line to zero.
+
+    It is held so that training may go on until nothing is gained, and only then fall (warm-up, stable, decay; Hägele et
+    al., arXiv 2405.18392).
+    """
+    if progress < HELD_RAMP:
+        return peak * (0.05 + 0.95 * progress / HELD_RAMP)
+    return peak * min(1.0, max(0.0, (1 - progress) / (1 - HELD)))
 
 
 def optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:

@@ -103,9 +103,13 @@ class SupernetRecipe:
 
 
 class FineTuningRecipe(Record):
-    """Holds settings of training one network; ``distill_weight`` is the teacher's share of the loss (0: labels)."""
+    """Holds settings of training one network; ``distill_weight`` is the teacher's share of the loss (0: labels).
+
+    ``epochs`` are at most so many if it is ``patient``: it then ends where held-out loss has stopped falling.
+    """
 
     epochs: int
+    patient: bool = False
     batch: int
     lr: float
     weight_decay: float
@@ -131,6 +135,7 @@ class FineTuningRecipe(Record):
         train, given = config.train, config.train.finetune_epochs
         return FineTuningRecipe(
             epochs=given if given is not None else usual.epochs_of(epoch_images(train, len(data.learn))),
+            patient=given is None,
             batch=train.batch, accumulate=train.accumulate, amp=train.amp, distill=distill,
             lr=train.finetune_lr, weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
             augment=train.augment or data.augment, epoch_images=train.epoch_images, policy=train.policy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from nas.arch import Op, Value
 from nas.errors import UserError
-from nas.ops import build, deployed, families, family, register, registry, sliced, take_width
+from nas.ops import build, deployed, families, family, give_width, register, registry, sliced, take_width
 from nas.ops.ghost import Ghost
 from nas.ops.registry import Block, knobs_of
 from nas.plan import OpKey, macs, params
@@ -85,6 +86,23 @@ def test_a_copied_width_is_a_copy(op: Op) -> None:
         for tensor in [*narrow.parameters(), *narrow.buffers()]:
             tensor.zero_()
     assert every(torch.equal(tensor, before[name]) for name, tensor in wide.state_dict().items())
+
+
+@pytest.mark.parametrize("hidden", [4, 8, 24, WIDE])
+@pytest.mark.parametrize(("op", "in_ch", "out_ch", "stride"), [case for case in CASES if case[0] in SLICED], ids=str)
+def test_what_is_given_back_is_taken_again(op: Op, in_ch: int, out_ch: int, stride: int, hidden: int) -> None:
+    """The wide block then has as many new values as the narrow one has, and its other values as they were."""
+    wide = settled(op, in_ch, out_ch, stride)
+    narrow = settled(op.with_knobs(hidden=hidden), in_ch, out_ch, stride, seed=2)
+    again, before = copy.deepcopy(narrow), {name: tensor.clone() for name, tensor in wide.state_dict().items()}
+    give_width(wide, narrow)
+    with torch.no_grad():
+        for tensor in again.parameters():
+            tensor.zero_()
+    take_width(wide, again)
+    assert every(torch.equal(a, b) for a, b in zip(again.parameters(), narrow.parameters(), strict=True))
+    changed = sum(int((tensor != before[name]).sum()) for name, tensor in wide.named_parameters())
+    assert changed <= sum(p.numel() for p in narrow.parameters())
 
 
 @pytest.mark.parametrize("op", SLICED, ids=str)

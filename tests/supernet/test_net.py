@@ -35,6 +35,24 @@ def test_an_inherited_network_equals_the_supernet_exactly(name: str) -> None:
             assert torch.equal(net(x, one_hot(arch)), net.inherit(arch).eval()(x))
 
 
+@pytest.mark.parametrize("name", ["ghost@0.5", "mbconv@0.5"])
+def test_what_a_network_has_learned_alone_is_inherited(name: str) -> None:
+    """By itself, and in part by others: those that share no slot with it have its stem and head."""
+    plan = layout(Space.load(name), Task(32, 3, 5))
+    net, rng, x = shaken(Supernet(plan)), random.Random(1), torch.randn(2, 3, 32, 32)
+    arch, other = sampling.sample(plan, rng), sampling.sample(plan, rng)
+    alone, before = net.inherit(arch).eval(), net.inherit(other)
+    with torch.no_grad():
+        for parameter in alone.parameters():
+            parameter.mul_(0.9)
+        net.take_back(arch, alone)
+        assert torch.equal(net(x, one_hot(arch)), alone(x)) and torch.equal(net.inherit(arch).eval()(x), alone(x))
+    after = net.inherit(other)
+    assert every(torch.equal(a, b) for a, b in zip(after.stem.parameters(), alone.stem.parameters(), strict=True))
+    kept = [torch.equal(a, b) for a, b in zip(after.parameters(), before.parameters(), strict=True)]
+    assert any(kept) and not all(kept)
+
+
 def test_soft_weights_mix_the_outputs_of_the_choices(tiny: Layout) -> None:
     net, x = shaken(Supernet(tiny)), torch.randn(2, 3, 16, 16)
     arch = sampling.sample(tiny, random.Random(0))

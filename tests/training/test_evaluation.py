@@ -33,6 +33,11 @@ def test_seeds_come_from_names() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_a_held_rate_by_hand() -> None:
+    rates = [optimization.held(progress, 2.0) for progress in (0.0, 0.025, 0.05, 0.3, 0.5, 0.75, 1.0)]
+    assert rates == pytest.approx([0.1, 1.05, 2.0, 2.0, 2.0, 1.0, 0.0])
+
+
 def test_one_cycle_by_hand() -> None:
     assert optimization.one_cycle(0.0, 1.0) == pytest.approx(0.05)
     assert optimization.one_cycle(0.1, 1.0) == pytest.approx(1.0)
