@@ -44,8 +44,9 @@ class Training(Strict):
     mix: Literal["none", "mixup", "cutmix", "both"] = Field(
         default="none", description="How pairs of images and their labels are mixed in fine-tuning.")
     label_smoothing: Fraction = Field(default=0.05, description="Label smoothing of the loss.")
-    distill: Literal["kd", "none", "hints", "fsp", "mutual", "born-again", "assistant"] = Field(
-        default="kd", description="What a pick learns from its teacher in fine-tuning.")
+    distill: Literal["grow", "kd", "none", "hints", "fsp", "mutual", "born-again", "assistant"] = Field(
+        default="grow", description="What a pick learns from others in fine-tuning; grow: it inherits the weights of "
+                                    "the smaller ones.")
     inplace: Literal["kl", "alpha"] = Field(
         default="kl", description="What small networks of the supernet learn from the largest by.")
     attend: Literal["none", "best-up", "worst-up"] = Field(

@@ -29,7 +29,7 @@ from nas.run import checkpoint, events
 from nas.subnet import Subnet, build
 from nas.training import evaluation, placement, randomness
 from nas.training.finetune import FineTuning
-from nas.training.recipes import FineTuningRecipe
+from nas.training.recipes import GROW, FineTuningRecipe
 
 WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
 FIRST = "generation.safetensors"  # of born-again: what teaches the delivered ones
@@ -49,6 +49,9 @@ class Origin(Protocol):
     def inherit(self, arch: Arch) -> nn.Module:
         """Returns the network of an arch with these weights."""
 
+    def take_back(self, arch: Arch, network: Subnet) -> None:
+        """Takes over what a network has learned, where others may inherit it."""
+
 
 @dataclass(frozen=True)
 class RandomWeights:
@@ -62,6 +65,9 @@ class RandomWeights:
         with randomness.seeded(self.inputs.seed, arch.id, self.stream):
             return build(self.inputs.of(arch).layout, arch)
 
+    def take_back(self, arch: Arch, network: Subnet) -> None:
+        """Does nothing: random weights are nobody's."""
+
 
 def network_folder(place: str, arch: Arch) -> str:
     """Returns the folder of a network in a run, with a slash at its end; ``place`` is that of its front."""
@@ -70,9 +76,11 @@ def network_folder(place: str, arch: Arch) -> str:
 
 def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
                 progress: Progress) -> None:
-    """Trains every pick and writes its weights; with distillation the largest comes first and then teaches the others.
+    """Trains every pick and writes its weights.
 
-    With ``assistant`` each is taught by the next larger one, with ``born-again`` by itself, trained before.
+    With ``grow`` they come from the smallest to the largest: each inherits what those before have learned, as far as it
+    has weights in common with them. With distillation the largest comes first and then teaches the others; with
+    ``assistant`` each is taught by the next larger one, with ``born-again`` by itself, trained before.
     """
     size = {arch: sum(macs(key) for key in plan(inputs.layout, arch)) for arch in archs}
     ordered = sorted(archs, key=lambda arch: (-size[arch], arch.id))
@@ -81,7 +89,11 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
     def trained(arch: Arch, file: str = WEIGHTS) -> Subnet:
         return placement.placed(load_weights(inputs, arch, place, file), inputs.device)
 
-    if not recipe.epochs or recipe.distill_weight == 0:
+    if recipe.epochs and recipe.distill == GROW:
+        for arch in reversed(ordered):
+            train([arch])
+            training.take_back(arch, load_weights(inputs, arch, place))
+    elif not recipe.epochs or recipe.distill_weight == 0:
         train(ordered)
     elif recipe.distill == "born-again":
         train(ordered, file=FIRST)

@@ -20,7 +20,7 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.speed import DRAWN, Speed, multiply_adds
 from nas.progress import Progress
 from nas.text import duration
-from nas.training.recipes import FineTuningRecipe, SupernetRecipe, epoch_images
+from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe, epoch_images
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
 SLICED = 1.2  # of a plain network: what cutting weights out of shared ones adds to a step
@@ -52,7 +52,9 @@ class Times:
         ends = [multiply_adds(inputs, end(inputs.layout, table)) for end in (largest, smallest)]
         middle = [multiply_adds(inputs, sampling.sample(inputs.layout, rng)) for _ in range(ALIKE)]
         large, small, between = (SLICED * speed.of_supernet(count) for count in (*ends, float(np.mean(middle))))
-        picks = [speed.of_pick(count) for target, budgets in limits.items()
+        one_by_one = inputs.config.train.distill == GROW
+        pick = speed.of_supernet if one_by_one else speed.of_pick
+        picks = [pick(count) for target, budgets in limits.items()
                  for count in counts_at(inputs, inputs.prices[target], budgets)]
         beside = [float(np.mean(picks))] * inputs.config.baselines if known is None else [
             speed.of_pick(multiply_adds(inputs.of(arch), arch)) for arch in known]

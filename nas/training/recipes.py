@@ -14,6 +14,8 @@ from nas.training.augmentation import Augmentation
 if TYPE_CHECKING:  # images need torch, their number does not
     from nas.training.data import Data
 
+GROW = "grow"  # of several networks each begins with what the smaller ones have learned
+WITHOUT_TEACHER = ("none", GROW)
 DISTILLED = 0.5  # share of the teacher in the loss of a pick
 
 
@@ -119,7 +121,7 @@ class FineTuningRecipe(Record):
     distill_weight: float = DISTILLED
     accumulate: int = 1
     amp: str = "none"
-    distill: str = "kd"  # of nas.training.distill.METHODS
+    distill: str = "kd"  # of nas.training.distill.METHODS, or of WITHOUT_TEACHER
     policy: str = "none"  # of nas.training.policies.POLICIES
     erase: float = 0.0
     mix: str = "none"  # of nas.training.mixing.KINDS
@@ -140,4 +142,4 @@ class FineTuningRecipe(Record):
             lr=train.finetune_lr, weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
             augment=train.augment or data.augment, epoch_images=train.epoch_images, policy=train.policy,
             erase=train.erase, mix=train.mix, ema=train.finetune_ema,
-            distill_weight=0.0 if distill == "none" else DISTILLED)
+            distill_weight=0.0 if distill in WITHOUT_TEACHER else DISTILLED)

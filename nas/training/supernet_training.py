@@ -113,6 +113,10 @@ class SupernetTraining:
         """Returns a network with inherited weights, averaged ones where they are kept. BN is not recomputed."""
         return (self.average.net if self.average else self.supernet).inherit(arch)
 
+    def take_back(self, arch: Arch, network: Subnet) -> None:
+        """Takes over the weights of a network that was trained alone: others then inherit them."""
+        (self.average.net if self.average else self.supernet).take_back(arch, network)
+
     def start_from(self, state: dict[str, Any]) -> int:
         """Takes over weights from the ``state_dict`` of another training: all tensors of equal name and shape.
 
