@@ -8,13 +8,14 @@ every operator of every slot.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nas.arch import Arch, Op
+from nas.arch import SKIP, Arch, Op
 from nas.plan import Layout, OpKey, Slot, candidates
 
 Weight = Tensor | float
@@ -88,6 +89,24 @@ def _no_dearer(wider: Op, op: Op, slot: Slot, every: Sequence[Prices]) -> bool:
 def largest(layout: Layout, prices: Prices) -> Arch:
     """Returns the network that costs most, each operator at its largest width."""
     return _picked(layout, lambda slot: max((b.ops[-1] for b in slot.branches), key=prices.ms[slot.index].__getitem__))
+
+
+def grown(layout: Layout, prices: Prices, steps: int) -> list[Arch]:
+    """Returns networks that grow to the largest one in so many steps: each has part of the next one's widths and slots.
+
+    The first of four has a quarter of the widths and no slot that may be skipped. All others of these come in an order
+    that is drawn once, so that no stage waits for another.
+    """
+    optional = [slot.index for slot in layout.slots if SKIP in slot.ops]
+    order = random.Random(0).sample(optional, len(optional))
+
+    def op_at(slot: Slot, step: int) -> Op:
+        left_out = order[round(len(order) * (step - 1) / max(1, steps - 1)):] if step < steps else []
+        branch = max(slot.branches, key=lambda b: prices.ms[slot.index][b.ops[-1]])
+        return SKIP if slot.index in left_out else branch.ops[-(-len(branch.ops) * step // steps) - 1]
+
+    return [Arch(layout.space, layout.task.size, tuple(op_at(slot, step) for slot in layout.slots))
+            for step in range(1, steps + 1)]
 
 
 def smallest(layout: Layout, prices: Prices) -> Arch:

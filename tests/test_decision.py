@@ -12,8 +12,22 @@ from every import every
 
 from nas import sampling
 from nas.arch import SKIP, Op
-from nas.decision import Choice, Decision, Prices, arch_of, choice_of, efficient, expected_ms, one_hot, op_of, prices
-from nas.plan import Layout, OpKey, Slot, plan
+from nas.decision import (
+    Choice,
+    Decision,
+    Prices,
+    affordable,
+    arch_of,
+    choice_of,
+    efficient,
+    expected_ms,
+    grown,
+    largest,
+    one_hot,
+    op_of,
+    prices,
+)
+from nas.plan import Layout, OpKey, Slot, macs, plan, restrict
 
 
 def ms(keys: list[OpKey]) -> list[float]:
@@ -94,3 +108,37 @@ def test_a_width_stays_where_one_target_or_size_has_a_reason_for_it(tiny: Layout
     assert left(tiny, {8: 1, 16: 4, 24: 3}, {8: 2, 16: 2, 24: 3}) == [8, 16, 24]
     assert left(tiny, {8: 1, 16: 4, 24: 3}, {8: 1, 16: 3, 24: 3}) == [8, 24]
     assert left(tiny, {8: 4, 16: 3, 24: 5}, {8: 4, 16: 5, 24: 4}) == [8, 16, 24]  # each wider one is dearer on one
+
+
+def by_macs(keys: list[OpKey]) -> list[float]:
+    return [float(macs(key)) for key in keys]
+
+
+def test_a_network_grows_to_the_largest(tiny: Layout) -> None:
+    """Every step has at least the widths of the one before; what may be skipped comes in later."""
+    known = prices(tiny, by_macs)
+    steps = grown(tiny, known, 4)
+    assert steps[-1] == largest(tiny, known)
+    sizes = [sum(by_macs(plan(tiny, arch))) for arch in steps]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    for slot in tiny.slots:
+        ops = [arch.ops[slot.index] for arch in steps]
+        assert (ops[0] == SKIP) == (SKIP in slot.ops)
+        widths = [op.get("hidden") for op in ops if op != SKIP]
+        branches = {op.without("hidden") for op in ops if op != SKIP}
+        assert len(branches) == 1 and widths == sorted(widths) and SKIP not in ops[len(ops) - len(widths):]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
+def test_what_is_far_too_wide_is_left_out(tiny: Layout, share: float) -> None:
+    """The dearest network that is left costs what is asked for, and with one width less of the widest it would not."""
+    known = prices(tiny, by_macs)
+    smallest_ms, largest_ms = known.fixed, sum(by_macs(plan(tiny, largest(tiny, known))))
+    most = smallest_ms + share * (largest_ms - smallest_ms)
+    left = restrict(tiny, affordable(tiny, known, most))
+    dearest = sum(by_macs(plan(left, largest(left, known))))
+    assert dearest >= most - 1e-6
+    widths = [[len(branch.ops) / len(whole.ops) for branch, whole in zip(a.branches, b.branches, strict=True)]
+              for a, b in zip(left.slots, tiny.slots, strict=True)]
+    assert widths and all(0 < part <= 1 for parts in widths for part in parts)
+    assert (share == 1.0) == (left == tiny)

@@ -22,7 +22,8 @@ class Training(Strict):
     sandwich_every: int = Field(
         default=2, ge=0, le=1000, description="Steps between two that train the largest network as well; 0: never.")
     largest_first: Share | None = Field(
-        default=None, description="Share of the warm-up in which the largest network learns alone; default: 0.6.")
+        default=None, description="Share of the warm-up in which the largest network learns alone, growing from a "
+                                  "small one; default: 0.6.")
     blockwise: Share | None = Field(
         default=None,
         description="Share of the warm-up in which choices learn to stand in for its blocks; default: 0.4.")

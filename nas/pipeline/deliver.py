@@ -35,6 +35,7 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Memory
 from nas.pipeline.overrun import excesses
 from nas.plan import macs, params, plan
+from nas.run import timeline
 from nas.run.directory import ENVIRONMENT
 from nas.run.operators import recorded_files
 from nas.run.provenance import Environment, Provenance
@@ -136,7 +137,8 @@ def _make_card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds:
     memory = _npu_memory(inputs, model)
     times = _measure(inputs, model, files)
     return Card(id=arch.id, arch=arch, known=known, size=arch.size, ms=ms, worst_ms=ms,
-                macs=sum(map(macs, keys)), params=sum(map(params, keys)), fine_tuned=fine_tuned, exits=[], **times,
+                macs=sum(map(macs, keys)), params=sum(map(params, keys)), fine_tuned=fine_tuned, exits=[],
+                improving=timeline.improving(inputs.run, arch.id) if fine_tuned else None, **times,
                 over_budget=excesses(times["measured_ms"], bounds), tables=busy_tables(inputs),
                 select_accuracy=select.accuracy, select_accuracy_se=select.accuracy_se, select_loss=select.loss,
                 accuracy=test.accuracy, accuracy_se=test.accuracy_se, test_images=test.n, onnx=name + ONNX,

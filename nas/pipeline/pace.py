@@ -15,12 +15,13 @@ import numpy as np
 
 from nas import sampling
 from nas.arch import Arch
-from nas.decision import Prices, largest, smallest
+from nas.decision import Prices, grown, largest, smallest
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.speed import DRAWN, Speed, multiply_adds
 from nas.progress import Progress
 from nas.text import duration
 from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe, epoch_images
+from nas.training.supernet_training import GROWN_IN
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
 SLICED = 1.2  # of a plain network: what cutting weights out of shared ones adds to a step
@@ -35,6 +36,7 @@ class Times:
     network beside others.
     """
 
+    grown: float  # mean of the sizes that the largest one has on the way
     large: float
     middle: float
     small: float
@@ -50,6 +52,8 @@ class Times:
         """
         table, rng = next(iter(inputs.prices.values())), random.Random(0)
         ends = [multiply_adds(inputs, end(inputs.layout, table)) for end in (largest, smallest)]
+        sizes = [SLICED * speed.of_supernet(multiply_adds(inputs, arch))
+                 for arch in grown(inputs.layout, table, GROWN_IN)]
         middle = [multiply_adds(inputs, sampling.sample(inputs.layout, rng)) for _ in range(ALIKE)]
         large, small, between = (SLICED * speed.of_supernet(count) for count in (*ends, float(np.mean(middle))))
         one_by_one = inputs.config.train.distill == GROW
@@ -58,7 +62,7 @@ class Times:
                  for count in counts_at(inputs, inputs.prices[target], budgets)]
         beside = [float(np.mean(picks))] * inputs.config.baselines if known is None else [
             speed.of_pick(multiply_adds(inputs.of(arch), arch)) for arch in known]
-        return Times(large, between, small, tuple(picks), tuple(beside))
+        return Times(float(np.mean(sizes)), large, between, small, tuple(picks), tuple(beside))
 
 
 def counts_at(inputs: Inputs, prices: Prices, budgets: Sequence[float]) -> list[float]:
@@ -87,7 +91,7 @@ def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float
     elif not recipe.sandwich_every:
         step = times.middle
     alone, blockwise = recipe.largest_first, recipe.blockwise
-    before_sandwich = alone * times.large + blockwise * (times.large + times.middle)
+    before_sandwich = alone * times.grown + blockwise * (times.large + times.middle)
     gates = 2 * times.middle / recipe.gate_every  # two paths
     each = {"warmup": before_sandwich + (1 - alone - blockwise) * step, "search": step + gates, "settle": step}
     teaching = 1 / TRAINED if taught else 0.0

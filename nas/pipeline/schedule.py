@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nas.arch import Arch
-from nas.config.search import Config
+from nas.config.search import SCHEDULED, Config
 from nas.errors import UserError, setting
 from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.inputs import Inputs, selection_problem
@@ -28,6 +28,7 @@ from nas.text import duration
 from nas.training.recipes import PICK, FineTuningRecipe, SupernetRecipe, epoch_images
 from nas.units import amount
 
+DEMO = {"cluttered": 6.0, "digits": 6.0}  # minutes of a search of images that are there to try it
 SUPERNET = 0.4  # share of the time that is left for training
 PHASES = {"warmup": 1.0, "search": 0.0, "settle": 0.0}  # shares of the supernet's images
 TRAINING = 0.3  # of the minutes: less is too little to train anything
@@ -48,26 +49,31 @@ class Division:
 
 
 def within_minutes(inputs: Inputs, calibrated: int, progress: Progress) -> Inputs:
-    """Returns the inputs with the epochs and budgets that the run's ``minutes`` allow; as they are where it has none.
+    """Returns the inputs with the epochs and budgets that the run's minutes allow; as they are where it has none, and
+    where an earlier call has divided them.
 
     The first call measures the speed of this machine, and records what follows from it. Raises UserError for too few
     minutes.
     """
-    run, config, minutes = inputs.run, inputs.config, inputs.config.minutes
-    if minutes is None:
+    run, config, minutes = inputs.run, inputs.config, minutes_of(inputs.config)
+    if minutes is None or run.has(SCHEDULE):
         return inputs
-    if not run.has(SCHEDULE):
-        run.record(SCHEDULE, Schedule, lambda: _make_schedule(inputs, minutes, calibrated, progress))
+    run.record(SCHEDULE, Schedule, lambda: _make_schedule(inputs, minutes, calibrated, progress))
     return with_costs(_with_config(inputs, scheduled(config, run)), inputs.costs, progress)
+
+
+def minutes_of(config: Config) -> float | None:
+    """Returns how long a search may take: some minutes with images that are built in, where nothing is said."""
+    asked = any(getattr(config.train, key) is not None for key in SCHEDULED)
+    return config.minutes if config.minutes is not None or asked else DEMO.get(config.data)
 
 
 def train_within_minutes(inputs: Inputs, arch: Arch) -> Inputs:
     """Returns the inputs of a training of one network with the epochs that the run's ``minutes`` allow, as above."""
     run, config, minutes = inputs.run, inputs.config, inputs.config.minutes
-    if minutes is None:
+    if minutes is None or run.has(SCHEDULE):
         return inputs
-    if not run.has(SCHEDULE):
-        run.record(SCHEDULE, Schedule, lambda: _one_network(inputs, arch, minutes))
+    run.record(SCHEDULE, Schedule, lambda: _one_network(inputs, arch, minutes))
     return _with_config(inputs, scheduled(config, run))
 
 

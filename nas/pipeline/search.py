@@ -57,7 +57,7 @@ from nas.run.directory import Run
 from nas.run.images import RECORDED, Images, keep_place, with_images_at
 from nas.run.known import known_networks
 from nas.run.records import Card, Excess, Exported, ExportedFile, Front, JudgedNetworks, Picks, Stopped
-from nas.run.schedule import scheduled
+from nas.run.schedule import SCHEDULE, scheduled
 from nas.run.settings import as_recorded, named_target, searched, settings_of
 from nas.run.tables import find_costs
 from nas.training.ranks import joined
@@ -322,7 +322,15 @@ def _deliver_picks(inputs: Inputs, training: SupernetTraining, picks: Picks, pla
     front = run.record(f"{place}front.json", Front, lambda: make_front(inputs, every, picks))
     if not run.has(f"{place}front.png"):
         run.write(f"{place}front.png", lambda file: draw_front(front, file))
+    _tell_improving(inputs, front, progress)
     return front.asked_of(run.path, timeline.finished(run, place))
+
+
+def _tell_improving(inputs: Inputs, front: Front, progress: Progress) -> None:
+    """Tells the user which networks of a front were still getting better when their training ended."""
+    if ids := [card.known or card.id for card in front.front if card.improving]:
+        longer = setting("minutes" if inputs.run.has(SCHEDULE) else "train.finetune_epochs")
+        progress.note(f"still improving when their training ended: {', '.join(ids)}; more {longer} would help")
 
 
 def _finetuning_recipe(inputs: Inputs) -> FineTuningRecipe:

@@ -70,6 +70,7 @@ class Card(Candidate):
     macs: int
     params: int
     fine_tuned: bool
+    improving: bool | None = Field(default=None, description="whether a longer training would help")
     exits: list[int] = Field(description="slots that carry an early exit")
 
     worst_ms: ByTarget = Field(default={}, description="predicted, of an image that leaves last")

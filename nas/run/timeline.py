@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from nas.errors import UserError
 from nas.run import events
 from nas.run.directory import Run
+from nas.training.plateau import is_flat
 
 SECONDS = "seconds.json"  # apart from the front, which is the same however often the work was interrupted
 LEAST_S = 0.05  # a phase that was done already is no line
@@ -47,6 +48,15 @@ def epochs(run: Run) -> list[events.Epoch]:
 def tuned(run: Run) -> list[events.FineTuned]:
     """Returns the epochs of the picks in the same way."""
     return list({(event.id, event.epoch): event for event in run.events(events.FineTuned)}.values())
+
+
+def improving(run: Run, id: str) -> bool | None:
+    """Tells whether the held-out loss of a network still fell when its learning rate began to: then a longer training
+    would help. None where it was not looked at.
+    """
+    losses = [event.held_out for event in tuned(run) if event.id == id and event.held_out is not None]
+    held = losses[:len(losses) // 2]
+    return not any(is_flat(held[:done]) for done in range(1, len(held) + 1)) if losses else None
 
 
 def finished(run: Run, place: str = "") -> dict[str, float]:

@@ -69,13 +69,6 @@ class FineTuning:
         return self.done >= self.epochs
 
     @property
-    def improving(self) -> bool | None:
-        """Tells whether held-out loss still fell when the learning rate began to: more epochs would help. None where it
-        was not looked at.
-        """
-        return self.flat_at is None if self.held_out else None
-
-    @property
     def result(self) -> nn.Module:
         """Returns the network that is judged and delivered: that of the averaged weights, where they are kept."""
         return self.average.net if self.average else self.model

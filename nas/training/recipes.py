@@ -25,15 +25,16 @@ class Exposure:
 
     images: int
     epochs: int
+    patient: bool = False  # so long at most: less where held-out loss stops falling
 
     def epochs_of(self, images: int) -> int:
         """Returns how many passes over ``images`` that is."""
         return max(self.epochs, -(-self.images // images))
 
 
-SUPERNET = {"warmup": Exposure(3400, 3), "search": Exposure(1700, 2), "settle": Exposure(1700, 2)}
-PICK = Exposure(2300, 2)
-BY_ITSELF = Exposure(9100, 9)  # as a pick has seen in all: its share of the supernet's epochs, then its own
+SUPERNET = {"warmup": Exposure(48_000, 4), "search": Exposure(9_600, 2), "settle": Exposure(4_800, 1)}
+PICK = Exposure(160_000, 5, patient=True)
+BY_ITSELF = Exposure(222_400, 12, patient=True)  # as many as a pick sees in all
 COMPARED = Exposure(12_000, 5)  # from random weights, one of many
 HEADS = Exposure(20_000, 2)
 
@@ -137,7 +138,7 @@ class FineTuningRecipe(Record):
         train, given = config.train, config.train.finetune_epochs
         return FineTuningRecipe(
             epochs=given if given is not None else usual.epochs_of(epoch_images(train, len(data.learn))),
-            patient=given is None,
+            patient=given is None and usual.patient,
             batch=train.batch, accumulate=train.accumulate, amp=train.amp, distill=distill,
             lr=train.finetune_lr, weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,
             augment=train.augment or data.augment, epoch_images=train.epoch_images, policy=train.policy,

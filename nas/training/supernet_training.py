@@ -1,12 +1,13 @@
 """Trains the supernet in three phases: warm-up (weights), search (weights, gates, pruning), settle (what is left).
 
-Weights begin with the dearest network alone and blockwise (``nas.training.blockwise``, shares of the warm-up), then
-follow the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142): the dearest network learns from labels,
-a random and the cheapest one from it; between two such steps a random one learns from labels. Gates learn on their own
-split (``bilevel``: DARTS' first order, arXiv 1806.09055) or with the weights on both (``single``). Of several input
-sizes each step draws one, for weights and gates alike, and resizes its batches to it (elastic resolution, Once-for-All,
-arXiv 1908.09791); prices and budgets are then those of that size, the gates the same. Randomness is drawn from (seed,
-phase, epoch), so that a run continued from an epoch's checkpoint ends bit-equal.
+Weights begin with the dearest network alone, which grows from a small one that learns faster, and blockwise
+(``nas.training.blockwise``, shares of the warm-up), then follow the sandwich rule with in-place distillation (BigNAS,
+arXiv 2003.11142): the dearest network learns from labels, a random and the cheapest one from it; between two such steps
+a random one learns from labels. Gates learn on their own split (``bilevel``: DARTS' first order, arXiv 1806.09055) or
+with the weights on both (``single``). Of several input sizes each step draws one, for weights and gates alike, and
+resizes its batches to it (elastic resolution, Once-for-All, arXiv 1908.09791); prices and budgets are then those of
+that size, the gates the same. Randomness is drawn from (seed, phase, epoch), so that a run continued from an epoch's
+checkpoint ends bit-equal.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from nas import sampling
 from nas.arch import SKIP, Arch
-from nas.decision import Decision, Prices, largest, one_hot, smallest
+from nas.decision import Decision, Prices, grown, largest, one_hot, smallest
 from nas.errors import UserError
 from nas.plan import Layout, enumerated
 from nas.subnet import Subnet
@@ -44,6 +45,7 @@ from nas.training.recipes import SUPERNET, SupernetRecipe
 from nas.training.stepper import LossOf, Stepper, if_finite, micro
 
 PHASES = tuple(SUPERNET)
+GROWN_IN = 4  # steps, from a quarter of the largest network's widths to all of them
 
 
 class SupernetTraining:
@@ -196,10 +198,13 @@ class SupernetTraining:
 
     def _warm_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                    coins: torch.Generator) -> dict[str, float]:
-        """Trains the dearest network, first alone, then with a random choice of each slot that learns what it does."""
-        live = self.supernet.layout
-        dearest, smoothing = one_hot(largest(live, self.prices[0])), self.recipe.label_smoothing
-        drawn = None if within < self.recipe.largest_first else one_hot(sampling.sample(live, rng))
+        """Trains the dearest network, which grows from a small one, then a random choice of each slot beside it, which
+        learns what it does.
+        """
+        live, alone = self.supernet.layout, within < self.recipe.largest_first
+        step = int(GROWN_IN * within / self.recipe.largest_first) if alone else GROWN_IN - 1
+        dearest, smoothing = one_hot(grown(live, self.prices[0], GROWN_IN)[step]), self.recipe.label_smoothing
+        drawn = None if alone else one_hot(sampling.sample(live, rng))
         return self._weight_step(blockwise(self.supernet, self.stepper, dearest, drawn, smoothing), images, labels)
 
     def _sandwich_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,

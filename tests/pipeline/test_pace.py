@@ -34,12 +34,12 @@ RECIPE = SupernetRecipe(epochs={"warmup": 2, "search": 1, "settle": 1}, batch=8,
 
 
 def test_seconds_are_images_times_seconds_of_one() -> None:
-    times = Times(large=8.0, middle=6.0, small=4.0, picks=(1.0, 2.0), known=(3.0,))
+    times = Times(grown=5.0, large=8.0, middle=6.0, small=4.0, picks=(1.0, 2.0), known=(3.0,))
     learned = {"warmup": 20.0, "search": 10.0, "settle": 10.0}
     # a sandwich is 8 + 6 + 4 = 18; the gates take two random networks; a teacher looks on: a third of a step
     seconds = seconds_of(times, RECIPE, learned, judged=100, tuned=60, from_scratch=50, taught=True, evaluated=30)
     assert seconds == {
-        "supernet warmup": 20 * (0.5 * 8 + 0.25 * 14 + 0.25 * 18),
+        "supernet warmup": 20 * (0.5 * 5 + 0.25 * 14 + 0.25 * 18),
         "supernet search": 10 * (18 + 12),
         "supernet settle": 10 * 18, "selection": 100 * 6 / 3, "fine-tuning": pytest.approx(60 * 3 * 4 / 3),
         "known networks": 50 * 3, "export": 3 * DELIVERED_S + 30 * 6 / 3}

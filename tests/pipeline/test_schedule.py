@@ -56,7 +56,7 @@ def test_networks_are_timed_from_the_smallest_to_the_largest(space_file: Path, t
 def test_the_minutes_are_divided_by_the_speed(space_file: Path, tmp_path: Path) -> None:
     """Supernet and picks get their shares of what selection and export leave, in passes over their images."""
     inputs = inputs_of(in_minutes(space_file, 10), tmp_path / "run")
-    times = Times(large=0.004, middle=0.003, small=0.001, picks=(0.002, 0.003), known=(0.004,))
+    times = Times(grown=0.002, large=0.004, middle=0.003, small=0.001, picks=(0.002, 0.003), known=(0.004,))
     division = schedule._divide(inputs, times, total=100.0, calibrated=0)
     seconds = schedule._seconds(inputs, times, division, 0)
     supernet = sum(value for phase, value in seconds.items() if phase.startswith("supernet"))
@@ -70,7 +70,7 @@ def test_the_minutes_are_divided_by_the_speed(space_file: Path, tmp_path: Path) 
 
 def test_an_epoch_is_a_part_of_the_images_where_passes_are_few(space_file: Path, tmp_path: Path) -> None:
     inputs = inputs_of(in_minutes(space_file, 10), tmp_path / "run")
-    times = Times(large=0.004, middle=0.003, small=0.001, picks=(0.002,))
+    times = Times(grown=0.002, large=0.004, middle=0.003, small=0.001, picks=(0.002,))
     images = len(inputs.data.train)
     many = schedule._schedule(inputs, 10, times, Division(12.4, 25.6, 1.0), 0, [])
     assert many.epoch_images is None

@@ -16,13 +16,13 @@ def test_epochs_by_hand() -> None:
     usual = Exposure(images=100, epochs=3)
     assert [usual.epochs_of(n) for n in (10, 30, 33, 34, 1000)] == [10, 4, 4, 3, 3]
     train = resolve(None, ["train.search_epochs=7"], {"target": ["cpu"]}).train
-    assert supernet_epochs(train, 850) == {"warmup": 4, "search": 7, "settle": 2}  # 3400 / 850, given, 1700 / 850
+    assert supernet_epochs(train, 850) == {"warmup": 57, "search": 7, "settle": 6}  # 48000 / 850, given, 4800 / 850
 
 
 def test_a_network_by_itself_sees_as_much_as_a_pick_with_its_supernet() -> None:
     parts = [*SUPERNET.values(), PICK]
-    assert Exposure(sum(part.images for part in parts), sum(part.epochs for part in parts)) == BY_ITSELF
-    assert BY_ITSELF.epochs_of(910) == 10 and BY_ITSELF.epochs_of(1_000_000) == 3 + 2 + 2 + 2
+    assert Exposure(sum(part.images for part in parts), sum(part.epochs for part in parts), True) == BY_ITSELF
+    assert BY_ITSELF.epochs_of(2224) == 100 and BY_ITSELF.epochs_of(1_000_000) == 4 + 2 + 1 + 5
 
 
 def test_a_supernets_recipe_is_what_the_settings_say() -> None:
