@@ -118,9 +118,9 @@ class Config(Strict):
         if self.shrink and self.selector != "evolution":
             raise ValueError(f"shrink={self.shrink} has no effect with selector={self.selector}; set "
                              "selector=evolution")
-        if self.finalists > 1 and self.train.distill not in ("kd", "assistant", "none"):
+        if self.finalists > 1 and self.train.distill not in ("grow", "kd", "assistant", "none"):
             raise ValueError(f"finalists={self.finalists} is not there with train.distill={self.train.distill}, which "
-                             "trains more than the pick: take kd, assistant or none")
+                             "trains more than the pick: take grow, kd, assistant or none")
         return self
 
     @field_validator("target")

@@ -248,7 +248,7 @@ def _tune(inputs: Inputs, tuning: FineTuning, kept: str, epochs: int, shared: _S
 
     One that is ``alone`` seeds PyTorch's global generator.
     """
-    while tuning.done < epochs:
+    while tuning.done < epochs and not tuning.finished:
         began = time.monotonic()
         with randomness.seeded(inputs.seed, tuning.name, tuning.done) if alone else contextlib.nullcontext():
             epoch = tuning.epoch(partial(shared.reach, tuning.name, tuning.done))

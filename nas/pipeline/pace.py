@@ -16,6 +16,7 @@ import numpy as np
 from nas import sampling
 from nas.arch import Arch
 from nas.decision import Prices, grown, largest, smallest
+from nas.latency.devices import measured_here
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.speed import DRAWN, Speed, multiply_adds
 from nas.progress import Progress
@@ -25,7 +26,7 @@ from nas.training.supernet_training import GROWN_IN
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
 SLICED = 1.2  # of a plain network: what cutting weights out of shared ones adds to a step
-DELIVERED_S = 4.0  # of a pick beside its images: export, comparison, measurement
+DELIVERED_S, MEASURED_S = 1.0, 4.0  # of a pick beside its images: export and comparison; measurement on this machine
 PICKS = "picks"
 ALIKE = 10  # networks whose mean is that of the networks at a budget
 
@@ -42,6 +43,7 @@ class Times:
     small: float
     picks: tuple[float, ...] = ()
     known: tuple[float, ...] = ()
+    delivery: float = DELIVERED_S  # seconds of a network
 
     @staticmethod
     def of(inputs: Inputs, speed: Speed, limits: Mapping[str, Sequence[float]],
@@ -62,7 +64,9 @@ class Times:
                  for count in counts_at(inputs, inputs.prices[target], budgets)]
         beside = [float(np.mean(picks))] * inputs.config.baselines if known is None else [
             speed.of_pick(multiply_adds(inputs.of(arch), arch)) for arch in known]
-        return Times(float(np.mean(sizes)), large, between, small, tuple(picks), tuple(beside))
+        here = any(measured_here(costs) for costs in inputs.costs.values())
+        return Times(float(np.mean(sizes)), large, between, small, tuple(picks), tuple(beside),
+                     DELIVERED_S + here * MEASURED_S)
 
 
 def counts_at(inputs: Inputs, prices: Prices, budgets: Sequence[float]) -> list[float]:
@@ -96,10 +100,10 @@ def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float
     each = {"warmup": before_sandwich + (1 - alone - blockwise) * step, "search": step + gates, "settle": step}
     teaching = 1 / TRAINED if taught else 0.0
     return {**{f"supernet {phase}": learned[phase] * each[phase] for phase in each},
-            "selection": judged * times.middle / TRAINED,
+            "selection": judged * float(np.mean(times.picks or [times.middle])) / TRAINED,
             "fine-tuning": tuned * (1 + teaching) * sum(times.picks),
             "known networks": from_scratch * sum(times.known),
-            "export": sum(DELIVERED_S + evaluated * each / TRAINED for each in (*times.picks, *times.known))}
+            "export": sum(times.delivery + evaluated * each / TRAINED for each in (*times.picks, *times.known))}
 
 
 def seconds_of_search(inputs: Inputs, times: Times, recipe: SupernetRecipe, tuning: FineTuningRecipe,

@@ -15,11 +15,14 @@ from dataclasses import dataclass, replace
 from nas.arch import Arch
 from nas.config.search import SCHEDULED, Config
 from nas.errors import UserError, setting
+from nas.latency.devices import measured_here
 from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.inputs import Inputs, selection_problem
-from nas.pipeline.pace import DELIVERED_S, PICKS, TRAINED, Times, seconds_of_search
+from nas.pipeline.known import candidates_of, choose
+from nas.pipeline.pace import DELIVERED_S, MEASURED_S, PICKS, TRAINED, Times, seconds_of_search
 from nas.pipeline.setup import with_costs
 from nas.pipeline.speed import measured_speed, time_training
+from nas.plan import macs
 from nas.progress import NoProgress, Progress
 from nas.run import timeline
 from nas.run.schedule import SCHEDULE, Schedule, scheduled
@@ -81,7 +84,8 @@ def _one_network(inputs: Inputs, arch: Arch, minutes: float) -> Schedule:
     """Divides the minutes of a training of one network between its epochs and its delivery."""
     began, config, data = time.monotonic(), inputs.config, inputs.data
     seconds = time_training(inputs, arch, config.train.batch)
-    export = DELIVERED_S + seconds / TRAINED * (len(data.select) + len(data.test))
+    here = any(measured_here(costs) for costs in inputs.costs.values())
+    export = DELIVERED_S + here * MEASURED_S + seconds / TRAINED * (len(data.select) + len(data.test))
     other = export + timeline.spent(inputs.run)["total"] + time.monotonic() - began
     _refuse_too_few(minutes, other)
     passes = (60 * minutes - other) / (seconds * epoch_images(config.train, len(data.learn)))
@@ -113,6 +117,10 @@ def _make_schedule(inputs: Inputs, minutes: float, calibrated: int, progress: Pr
         division = _divide(at, times, total, calibrated)
         if division.picks >= LEAST_EPOCHS:
             break
+    known = choose(candidates_of(at, given), target, given, config.baselines) if config.baselines else []
+    beside = [speed.of_pick(sum(map(macs, each.keys))) for each in known]  # rough, as none has its rows yet
+    times = replace(times, known=tuple(beside))
+    division = _divide(at, times, total, calibrated)
     _refuse_too_few(minutes, 60 * minutes - division.left_s)
     if given[-1] < whole[-1]:
         progress.note(f"budgets end at {amount(given[-1], target)}: picks up to {amount(whole[-1], target)} would see "

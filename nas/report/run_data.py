@@ -29,7 +29,7 @@ from nas.run.records import Budget, Candidate, Card, DataRecord, Front, Picks
 from nas.run.settings import settings_of
 from nas.run.tables import kept_table, recorded_costs
 from nas.text import duration
-from nas.training.recipes import supernet_epochs
+from nas.training.recipes import GROW, supernet_epochs
 from nas.units import axis, device, is_count, unit
 
 META = ("device", "processor", "runtime", "runtime_version", "precision", "batch", "threads", "method", "date",
@@ -243,8 +243,9 @@ class _Collector:
 
     def _finetune_title(self) -> str:
         """Returns the title of the curves of fine-tuning, which says what loss they show and who was taught by whom."""
-        taught = self.config.train.distill != "none"
-        return "Fine-tuning: cross-entropy with the labels" + taught * (
+        others = {"none": "", GROW: " (each pick begins with what the smaller ones have learned)"}
+        return "Fine-tuning: cross-entropy with the labels" + others.get(
+            self.config.train.distill,
             " (the largest pick learns from labels alone, the others from its answers as well)")
 
     def _judged(self) -> list[dict[str, Any]]:

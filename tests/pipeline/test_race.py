@@ -70,7 +70,7 @@ def test_the_finalists_of_a_budget_are_its_best_networks_those_that_use_it_first
 
 
 def test_methods_that_train_more_than_the_pick_have_no_finalists(space_file: Path) -> None:
-    with pytest.raises(UserError, match=r"finalists=2 is not there with train\.distill=hints.*take kd, assistant or"):
+    with pytest.raises(UserError, match=r"finalists=2 is not there with train\.distill=hints.*take grow, kd"):
         config_of(space_file, "finalists=2", "train.distill=hints")
 
 

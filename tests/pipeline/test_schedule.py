@@ -91,7 +91,7 @@ def at_known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("at_known_speed")
 def test_budgets_end_where_picks_would_learn_too_little(space_file: Path, tmp_path: Path) -> None:
     ends = []
-    for minutes in (0.7, 60):
+    for minutes in (0.2, 60):
         progress = Quiet()
         inputs = inputs_of(in_minutes(space_file, minutes), tmp_path / str(minutes))
         most = within_minutes(inputs, 16, progress)

@@ -36,7 +36,7 @@ HOSTILE = "<b id='evil'>&</script><script>alert(1)</script>{{js}}"
 @pytest.fixture(scope="module")
 def finished(space_file: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "a <b>run</b>".replace("/", "")
-    searched_once(config_of(space_file), path, shared)
+    searched_once(config_of(space_file, "train.distill=kd"), path, shared)
     return path
 
 
@@ -265,10 +265,18 @@ def test_the_losses_of_all_picks_are_of_one_kind(run: Run) -> None:
     data = collect(run)
     tuned = run.events(events.FineTuned)
     assert "the largest pick" in data["finetune_title"]
-    largest = max(run.read_json("front.json")["front"], key=lambda one: one["macs"])["id"]
+    front = run.read_json("front.json")
+    largest = max([*front["front"], *front.get("dominated", [])], key=lambda card: card["macs"])["id"]
     assert every((epoch.label_loss == epoch.loss) == (epoch.id == largest) for epoch in tuned)
     assert {id: [e["loss"] for e in curve] for id, curve in data["finetune"].items()} == {
         id: [epoch.label_loss for epoch in tuned if epoch.id == id] for id in data["finetune"]}
+
+
+@pytest.mark.parametrize(("distill", "said"), [("none", "the labels"), ("grow", "the smaller ones have learned)"),
+                                               ("hints", "its answers as well)")])
+def test_the_curves_say_who_taught_whom(run: Run, distill: str, said: str) -> None:
+    run.write_json("config.json", {**run.config, "train": {**run.config["train"], "distill": distill}})
+    assert collect(run)["finetune_title"].endswith(said)
 
 
 def test_the_console_would_tell(run: Run, browse: Callable[..., tuple[str, list[str]]]) -> None:

@@ -20,7 +20,7 @@ from nas.training import randomness
 from nas.training.data import Data, load
 from nas.training.distill import BEGIN, METHODS, Distiller, NetOutput, channels, flow
 from nas.training.finetune import FineTuning
-from nas.training.recipes import FineTuningRecipe
+from nas.training.recipes import WITHOUT_TEACHER, FineTuningRecipe
 
 
 def logits(*rows: tuple[float, ...]) -> Tensor:
@@ -92,7 +92,7 @@ def test_channels_are_those_of_the_maps(tiny: Layout) -> None:
 
 def test_every_method_is_a_setting() -> None:
     known = set(typing.get_args(Training.model_fields["distill"].annotation))
-    assert known == {*METHODS, "none"}
+    assert known == {*METHODS, *WITHOUT_TEACHER}
 
 
 @pytest.fixture(scope="module")

@@ -190,3 +190,36 @@ def test_with_every_recipe_it_continues_bit_equal(tiny: Layout, data: Data, more
     for name, tensor in whole.result.state_dict().items():
         assert torch.equal(tensor, kept[name]), name
     assert any(not torch.equal(tensor, usual[name]) for name, tensor in whole.result.state_dict().items())
+
+
+class Scripted(finetune.FineTuning):
+    """Has the held-out losses of a list, and notes its learning rates."""
+
+    def __init__(self, losses: list[float], *given: Any) -> None:
+        super().__init__(*given)
+        self.losses, self.rates = losses, list[float]()
+
+    def judge(self) -> float | None:
+        return self.losses[self.done - 1]
+
+    def rate(self) -> float:
+        self.rates.append(super().rate())
+        return self.rates[-1]
+
+
+@pytest.mark.parametrize(("patient", "losses", "epochs"), [
+    (True, [1.0] * 40, 16),  # flat behind the eighth: held so long, then as long to fall
+    (True, [1.0, 0.8, 0.6, 0.5] + [0.4] * 36, 18),  # the best of the last four is first no better behind the ninth
+    (False, [1.0] * 40, 40),
+    (True, [0.9**epoch for epoch in range(40)], 40)])  # never flat: at most so long
+def test_patient_training_ends_where_the_loss_is_flat(tiny: Layout, data: Data, patient: bool, losses: list[float],
+                                                      epochs: int) -> None:
+    recipe = FineTuningRecipe(epochs=40, batch=16, lr=0.01, weight_decay=0.0, label_smoothing=0.0, augment="none",
+                              patient=patient, epoch_images=16)
+    tuning = Scripted(losses, "x", build(tiny, sampling.decode(tiny, [0] * len(tiny.slots))), None, data, recipe, 0, CPU)
+    while not tuning.finished:
+        tuning.epoch()
+    assert tuning.done == epochs == tuning.epochs
+    held, falling = tuning.rates[3:epochs // 2], tuning.rates[epochs // 2:]
+    assert held == [0.01] * len(held) and falling == pytest.approx(
+        [0.01 * (1 - step / len(falling)) for step in range(len(falling))])
