@@ -124,7 +124,7 @@ def test_a_network_grows_to_the_largest(tiny: Layout) -> None:
     for slot in tiny.slots:
         ops = [arch.ops[slot.index] for arch in steps]
         assert (ops[0] == SKIP) == (SKIP in slot.ops)
-        widths = [op.get("hidden") for op in ops if op != SKIP]
+        widths = [int(op.get("hidden") or 0) for op in ops if op != SKIP]
         branches = {op.without("hidden") for op in ops if op != SKIP}
         assert len(branches) == 1 and widths == sorted(widths) and SKIP not in ops[len(ops) - len(widths):]
 

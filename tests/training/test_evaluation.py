@@ -216,7 +216,8 @@ def test_patient_training_ends_where_the_loss_is_flat(tiny: Layout, data: Data, 
                                                       epochs: int) -> None:
     recipe = FineTuningRecipe(epochs=40, batch=16, lr=0.01, weight_decay=0.0, label_smoothing=0.0, augment="none",
                               patient=patient, epoch_images=16)
-    tuning = Scripted(losses, "x", build(tiny, sampling.decode(tiny, [0] * len(tiny.slots))), None, data, recipe, 0, CPU)
+    network = build(tiny, sampling.decode(tiny, [0] * len(tiny.slots)))
+    tuning = Scripted(losses, "x", network, None, data, recipe, 0, CPU)
     while not tuning.finished:
         tuning.epoch()
     assert tuning.done == epochs == tuning.epochs
