@@ -363,6 +363,18 @@ MUTANTS = (
            "        picks_exits.refuse_exits(inputs)\n",
            "    keep_place(run, config)\n",
            ("tests/pipeline/exits/test_search_with_exits.py::test_what_a_search_with_exits_refuses",)),
+    Mutant("picks do not give back what they have learned", "nas/pipeline/finetune.py",
+           "            training.take_back(arch, load_weights(inputs, arch, place))\n", "",
+           ("tests/pipeline/test_finetune.py::test_picks_grow_from_the_smallest_to_the_largest",)),
+    Mutant("a patient training goes on", "nas/training/finetune.py",
+           "flat_at = self.flat_at if self.recipe.patient else None", "flat_at = None",
+           ("tests/training/test_evaluation.py::test_patient_training_ends_where_the_loss_is_flat",)),
+    Mutant("a schedule is made anew by every call", "nas/pipeline/schedule.py",
+           "    if minutes is None or run.has(SCHEDULE):\n        return inputs\n    run.record(SCHEDULE, Schedule, "
+           "lambda: _make_schedule(",
+           "    if minutes is None:\n        return inputs\n    run.file(SCHEDULE).unlink(missing_ok=True)\n"
+           "    run.record(SCHEDULE, Schedule, lambda: _make_schedule(",
+           ("tests/pipeline/test_schedule.py::test_a_search_of_minutes_that_was_stopped_ends_the_same",)),
     Mutant("a network that files cannot hold is trained", "nas/pipeline/exits/add.py",
            "    check(model.net, in_ch=model.data.in_ch, size=model.data.size)\n", "",
            ("tests/pipeline/exits/test_add.py", "tests/pipeline/exits/test_how_foreign_models_read.py")),

@@ -66,6 +66,37 @@ class NoProgress:
         pass
 
 
+class Joined:
+    """Is a progress whose tasks, one after the other, are parts of one task: of ``task``."""
+
+    def __init__(self, task: Task, progress: Progress) -> None:
+        self._task, self._progress = task, progress
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: float, done: float = 0) -> Iterator[Task]:
+        """Opens a part of the task; what an earlier call did of it counts as known."""
+        if done:
+            self._task.advance(done, known=True)
+        yield _Part(self._task, done)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+
+class _Part:
+    """Counts the steps of a part, and with them those of the whole."""
+
+    def __init__(self, whole: Task, done: float) -> None:
+        self.done, self._whole = done, whole
+
+    def advance(self, n: float = 1, *, known: bool = False, **figures: object) -> None:
+        self.done += n
+        self._whole.advance(n, known=known, **figures)
+
+    def reach(self, done: float, total: float, **figures: object) -> None:
+        self.advance(done - self.done, **figures)
+
+
 class TimedTask:
     """Keeps ``done`` of ``total`` steps, the latest figures and the time left, and calls ``show`` at each step."""
 

@@ -14,7 +14,7 @@ from every import every
 from rich.console import Console
 
 from nas.cli.progress import TerminalProgress
-from nas.progress import Lines, NoProgress, Progress
+from nas.progress import Joined, Lines, NoProgress, Progress
 from nas.text import duration
 
 
@@ -158,3 +158,21 @@ def test_a_reader_of_the_lines_who_is_gone_stops_no_work(monkeypatch: pytest.Mon
         assert work(Lines()) == 7
         with contextlib.suppress(BrokenPipeError):
             nobody.close()
+
+
+def test_parts_of_a_task_are_one_task() -> None:
+    """What an earlier call did of a part says nothing about the speed of the whole."""
+    clock, lines = Clock(), list[str]()
+    progress = Lines(lines.append, every_s=0.0, clock=clock)
+    with progress.task("train", 10.0) as whole:
+        joined = Joined(whole, progress)
+        with joined.task("first", 4.0, 3.0) as part:
+            clock.now += 10.0
+            part.advance(1.0)
+        assert (part.done, whole.done, whole.left_s) == (4.0, 4.0, 60.0)
+        with joined.task("second", 6.0) as part:
+            clock.now += 10.0
+            part.reach(2.0, 6.0)
+        joined.note("a note")
+        assert (part.done, whole.done) == (2.0, 6.0)
+    assert [line.partition(":")[0] for line in lines] == ["train"] * 3 + ["a note", "train"]

@@ -24,7 +24,7 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.pipeline.inputs import Inputs
 from nas.plan import macs, plan
-from nas.progress import Progress, Task
+from nas.progress import Joined, NoProgress, Progress, Task
 from nas.run import checkpoint, events
 from nas.subnet import Subnet, build
 from nas.training import evaluation, placement, randomness
@@ -90,9 +90,7 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
         return placement.placed(load_weights(inputs, arch, place, file), inputs.device)
 
     if recipe.epochs and recipe.distill == GROW:
-        for arch in reversed(ordered):
-            train([arch])
-            training.take_back(arch, load_weights(inputs, arch, place))
+        _grow(inputs, training, ordered[::-1], place, recipe, progress)
     elif not recipe.epochs or recipe.distill_weight == 0:
         train(ordered)
     elif recipe.distill == "born-again":
@@ -107,6 +105,17 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
         if len(ordered) > 1:
             teacher = trained(ordered[0])
             train(ordered, teacher_of=lambda _: teacher)
+
+
+def _grow(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
+          progress: Progress) -> None:
+    """Trains networks one after the other; each gives its weights back to those that the next one inherits."""
+    left = [arch for arch in archs if not inputs.run.has(network_folder(place, arch) + WEIGHTS)]
+    shown = progress if left else NoProgress()
+    with shown.task("fine-tune", len(left) * recipe.epochs) as task:
+        for arch in archs:
+            _train(inputs, training, [arch], place, recipe, Joined(task, progress))
+            training.take_back(arch, load_weights(inputs, arch, place))
 
 
 def train_known(inputs: Inputs, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,

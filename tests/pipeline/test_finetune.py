@@ -14,13 +14,19 @@ from tiny_search import Quiet, config_of, searched, weights
 from tiny_space import TINY
 from torch import Tensor, nn
 
+from nas.arch import Arch
 from nas.config.search import Config
+from nas.decision import grown, largest
 from nas.errors import UserError
 from nas.ops.layers import Dropout
 from nas.pipeline import finetune
+from nas.pipeline.setup import prepare_inputs
 from nas.plan import macs
 from nas.run.directory import Run
+from nas.subnet import Subnet
+from nas.supernet.net import Supernet
 from nas.training import randomness
+from nas.training.recipes import FineTuningRecipe
 
 Made = tuple[Config, Path]
 
@@ -158,3 +164,43 @@ def test_who_teaches_whom_and_it_continues(trained: Made, untuned: Made, tmp_pat
     searched(config, untuned[1])
     assert weights(untuned[1]) == weights(whole)
     assert not [file for file in untuned[1].rglob("*.pt") if file.name != "supernet.pt"]
+
+
+class Shared:
+    """Gives networks weights that they share, and notes who inherited them, and when."""
+
+    def __init__(self, net: Supernet) -> None:
+        self.net, self.begun = net, dict[str, dict[str, Tensor]]()
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        network = self.net.inherit(arch)
+        self.begun[arch.id] = {name: p.detach().clone() for name, p in network.named_parameters()}
+        return network
+
+    def take_back(self, arch: Arch, network: Subnet) -> None:
+        self.net.take_back(arch, network)
+
+
+def test_picks_grow_from_the_smallest_to_the_largest(trained: Made, tmp_path: Path) -> None:
+    """Each begins with the head that the one before ended with, also where another call has trained that one."""
+    config, progress = trained[0], Quiet()
+    inputs = prepare_inputs(config, Run.open(tmp_path / "run", config.to_json()), config.target, progress)
+    prices = inputs.prices["gpu-v100"]
+    archs = [largest(inputs.layout, prices), *grown(inputs.layout, prices, 2)]  # the largest twice
+    recipe = FineTuningRecipe(epochs=1, batch=16, lr=0.01, weight_decay=0.0, label_smoothing=0.0, augment="none",
+                              distill="grow", distill_weight=0.0)
+
+    def trained_by(stop_at: int | None) -> Shared:
+        with randomness.seeded("shared"):
+            origin = Shared(Supernet(inputs.layout))
+        finetune.train_picks(inputs, origin, list(dict.fromkeys(archs)), "", recipe, Quiet(stop_at))
+        return origin
+
+    with pytest.raises(KeyboardInterrupt):
+        trained_by(12)  # of nine steps each: in the second
+    origin = trained_by(None)
+    small, large = archs[1], archs[0]
+    assert list(origin.begun) == [large.id]  # the small one was trained before
+    ended = finetune.load_weights(inputs, small, "").head.state_dict()
+    begun = {name.removeprefix("head."): p for name, p in origin.begun[large.id].items() if name.startswith("head.")}
+    assert begun and every(torch.equal(p, ended[name]) for name, p in begun.items())
