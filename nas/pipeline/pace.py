@@ -25,6 +25,7 @@ from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe, epoch_i
 from nas.training.supernet_training import GROWN_IN
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
+WATCHED = 1.15  # of a step of fine-tuning: what judging after every epoch and checkpoints add
 SLICED = 1.2  # of a plain network: what cutting weights out of shared ones adds to a step
 DELIVERED_S, MEASURED_S = 1.0, 4.0  # of a pick beside its images: export and comparison; measurement on this machine
 PICKS = "picks"
@@ -101,8 +102,8 @@ def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float
     teaching = 1 / TRAINED if taught else 0.0
     return {**{f"supernet {phase}": learned[phase] * each[phase] for phase in each},
             "selection": judged * float(np.mean(times.picks or [times.middle])) / TRAINED,
-            "fine-tuning": tuned * (1 + teaching) * sum(times.picks),
-            "known networks": from_scratch * sum(times.known),
+            "fine-tuning": WATCHED * tuned * (1 + teaching) * sum(times.picks),
+            "known networks": WATCHED * from_scratch * sum(times.known),
             "export": sum(times.delivery + evaluated * each / TRAINED for each in (*times.picks, *times.known))}
 
 

@@ -19,7 +19,7 @@ from nas.latency.devices import measured_here
 from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.inputs import Inputs, selection_problem
 from nas.pipeline.known import candidates_of, choose
-from nas.pipeline.pace import DELIVERED_S, MEASURED_S, PICKS, TRAINED, Times, seconds_of_search
+from nas.pipeline.pace import DELIVERED_S, MEASURED_S, PICKS, TRAINED, WATCHED, Times, seconds_of_search
 from nas.pipeline.setup import with_costs
 from nas.pipeline.speed import measured_speed, time_training
 from nas.plan import macs
@@ -88,7 +88,7 @@ def _one_network(inputs: Inputs, arch: Arch, minutes: float) -> Schedule:
     export = DELIVERED_S + here * MEASURED_S + seconds / TRAINED * (len(data.select) + len(data.test))
     other = export + timeline.spent(inputs.run)["total"] + time.monotonic() - began
     _refuse_too_few(minutes, other)
-    passes = (60 * minutes - other) / (seconds * epoch_images(config.train, len(data.learn)))
+    passes = (60 * minutes - other) / (WATCHED * seconds * epoch_images(config.train, len(data.learn)))
     part = min(1.0, passes / FEW)
     return Schedule(minutes=minutes, epochs={"finetune_epochs": max(1, round(passes / part))},
                     epoch_images=_part_of_epoch(inputs, part),
