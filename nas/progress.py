@@ -94,7 +94,8 @@ class _Part:
         self._whole.advance(n, known=known, **figures)
 
     def reach(self, done: float, total: float, **figures: object) -> None:
-        self.advance(done - self.done, **figures)
+        self._whole.advance(done - self.done, known=False, **figures)
+        self.done = done
 
 
 class TimedTask:
