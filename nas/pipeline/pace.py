@@ -146,10 +146,11 @@ class Pace:
         self._done[phase] = share
 
     def end(self, phase: str) -> None:
-        """Hears that a phase is over, and tells how long is left."""
+        """Hears that a phase is over, and tells how long is left, if the phase took any time."""
         self._before.setdefault(phase, 1.0)
         self._done[phase] = 1.0
-        if self._made() and any(share < 1 and self._work.get(name) for name, share in self._done.items()):
+        left = any(share < 1 and self._work.get(name) for name, share in self._done.items())
+        if left and self._work.get(phase) and self._made():
             self._tell("about {} are left")
 
     def left_s(self) -> dict[str, float]:

@@ -50,7 +50,7 @@ def test_seconds_are_images_times_seconds_of_one() -> None:
 
 def test_the_time_is_said_before_the_first_step_and_refined_after_a_phase() -> None:
     clock, progress = Clock(), Quiet()
-    pace = Pace({"a": 100.0, "b": 300.0}, progress, clock)
+    pace = Pace({"a": 100.0, "none": 0.0, "b": 300.0}, progress, clock)
     pace.begin()
     assert progress.notes == ["time: about 7 min in all where nothing changes, by a few steps: a 2 min, b 5 min"]
     pace.reach("a", 0.0)
@@ -58,6 +58,7 @@ def test_the_time_is_said_before_the_first_step_and_refined_after_a_phase() -> N
     pace.reach("a", 0.5)
     clock.now = 200.0
     pace.end("a")  # 100 in 200 s
+    pace.end("none")  # nothing was done, so nothing is told
     assert progress.notes[1:] == ["time: about 10 min are left: b 10 min"]
     pace.end("b")
     assert len(progress.notes) == 2
