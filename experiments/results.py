@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nas.errors import UserError, setting
 from nas.files import write_text
+from nas.latency.devices.onnxruntime import Cpu
+from nas.latency.timing import interleaved
 
 
 def standing(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -49,6 +53,20 @@ def nas(log: Path, *words: str) -> bytes:
         said = log.read_text(errors="replace").splitlines()
         raise UserError(f"{log.stem}: nas {words[0]} ended with code {done.returncode}: {said[-1] if said else ''}")
     return done.stdout
+
+
+def timed_twice(files: Mapping[str, Path], seconds: float) -> dict[str, Any]:
+    """Times ONNX files on this CPU in one interleaved run, each loaded twice: the mean, and the second over the first.
+
+    The ratio is the noise floor of each figure.
+    """
+    device, turns = Cpu(), ("first", "second")
+    runs = {f"{name} {turn}": device.load(file) for turn in turns for name, file in files.items()}
+    timings = interleaved(runs, seconds=seconds, rng=random.Random(0), max_rounds=1000)
+    ms = {name: [timings[f"{name} {turn}"].ms for turn in turns] for name in files}
+    return {"ms": {name: round(statistics.fmean(pair), 5) for name, pair in ms.items()},
+            "second_over_first": {name: round(pair[1] / pair[0], 4) for name, pair in ms.items()},
+            "runs": min(timing.n for timing in timings.values()), "conditions": device.conditions().to_json()}
 
 
 @contextmanager

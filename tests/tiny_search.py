@@ -55,6 +55,16 @@ def searched(config: Config, path: Path, progress: Progress | None = None) -> di
         return pipeline.search(config, run, progress or NoProgress()).to_json()
 
 
+def searched_in_pieces(config: Config, path: Path, steps: int, most: int = 60) -> tuple[dict[str, Any], int]:
+    """Stops a search after so many steps of every call until it is at its end; returns its result and the stops."""
+    for stops in range(most):
+        try:
+            return searched(config, path, Quiet(stop_at=steps)), stops
+        except KeyboardInterrupt:
+            continue
+    raise AssertionError(f"not at its end after {most} calls of {steps} steps")
+
+
 def selected(run: Run, *given: Any, **named: Any) -> dict[str, Any]:
     """What ``nas select --json`` prints."""
     return pipeline.select(run, *given, **named).to_json()

@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
-import random
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,19 +27,16 @@ import torch
 from nas.cli.progress import TerminalProgress
 from nas.errors import UserError
 from nas.files import write_json
-from nas.latency.devices.onnxruntime import Cpu
-from nas.latency.timing import interleaved
 from nas.run import events, timeline
 from nas.run.directory import Run
 from nas.run.records import Card, Front
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from results import keep, nas, standing, told
+from results import keep, nas, standing, timed_twice, told
 
 HERE = Path(__file__).resolve().parent
 KNOWN = ("ghostnet@0.25", "mobilenet_v2@0.25", "mobilenet_v2@0.5", "mobilenet_v3_small@0.5", "mobilenet_v3_small@1.0",
          "resnet18@0.125", "resnet18@0.1875", "resnet18@0.25")  # 0.28 to 0.74 ms where the picks take 0.3 to 0.8
-FIRST, SECOND = "first", "second"  # sessions of one file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +99,7 @@ def measured(networks: list[Network], options: argparse.Namespace) -> dict[str, 
     files = {one.name: next(options.work.glob(f"{one.name}-seed*/archs/*/model.onnx"), None) for one in networks}
     if lacking := [name for name, file in files.items() if file is None]:
         raise UserError(f"--measure: {', '.join(lacking)}: not trained yet; the command without --measure does that")
-    device = Cpu()
-    runs = {f"{name} {turn}": device.load(file) for turn in (FIRST, SECOND) for name, file in files.items() if file}
-    timings = interleaved(runs, seconds=options.measure_s, rng=random.Random(0), max_rounds=1000)
-    ms = {name: [timings[f"{name} {turn}"].ms for turn in (FIRST, SECOND)] for name in files}
-    return {"ms": {name: round(statistics.fmean(pair), 5) for name, pair in ms.items()},
-            "second_over_first": {name: round(pair[1] / pair[0], 4) for name, pair in ms.items()},
-            "runs": min(timing.n for timing in timings.values()), "conditions": device.conditions().to_json()}
+    return timed_twice({name: file for name, file in files.items() if file}, options.measure_s)
 
 
 def main() -> None:

@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
-import random
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,12 @@ import torch
 
 from nas.cli.progress import TerminalProgress
 from nas.errors import UserError
-from nas.latency.devices.onnxruntime import Cpu
-from nas.latency.timing import interleaved
 from nas.run import timeline
 from nas.run.directory import Run
 from nas.run.records import Card, Front
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from results import keep, nas, standing, told
+from results import keep, nas, standing, timed_twice, told
 
 HERE = Path(__file__).resolve().parent
 KNOWN = ("mobilenet_v3_small@0.5", "mobilenet_v3_small@1.0", "mobilenet_v2@0.35", "mobilenet_v2@0.75", "ghostnet@0.5",
@@ -90,14 +86,7 @@ def measure(data: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     files: dict[str, Path] = {}
     for what in (SEARCH, *KNOWN):
         files |= files_of(Part(data, seed, what), options)
-    device = Cpu()
-    runs = {f"{name} {turn}": device.load(file) for turn in (1, 2) for name, file in files.items()}
-    timings = interleaved(runs, seconds=options.measure_s, rng=random.Random(0), max_rounds=1000)
-    pairs = {name: [timings[f"{name} {turn}"].ms for turn in (1, 2)] for name in files}
-    return {"data": data, "seed": seed, "what": "latency",
-            "ms": {name: round(statistics.fmean(pair), 5) for name, pair in pairs.items()},
-            "second_over_first": {name: round(pair[1] / pair[0], 4) for name, pair in pairs.items()},
-            "runs": min(timing.n for timing in timings.values()), "conditions": device.conditions().to_json()}
+    return {"data": data, "seed": seed, "what": "latency", **timed_twice(files, options.measure_s)}
 
 
 def main() -> None:

@@ -161,10 +161,7 @@ def give_width(wide: Block, narrow: Block) -> None:
 
     Afterwards ``take_width`` gives a block of this width what ``narrow`` has; all else in ``wide`` is as it was.
     """
-    cuts = Narrow(wide, narrow)
-    channels = wide.slices(narrow.max_hidden) if narrow.max_hidden != wide.max_hidden else {}
-    for cut in cuts.cuts:
-        cut.put(channels)
+    Narrow(wide, narrow).give_back(narrow.max_hidden)
 
 
 class Narrow:
@@ -181,11 +178,20 @@ class Narrow:
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
         """Returns the tensors of ``like`` by name, with ``hidden`` hidden channels."""
-        channels = self.wide.slices(hidden) if hidden != self.wide.max_hidden else {}
+        channels = self._channels(hidden)
         return {f"{cut.path}.{cut.name}".removeprefix("."): cut.of(channels) for cut in self.cuts}
 
+    def give_back(self, hidden: int) -> None:
+        """Writes the tensors of ``like``, which has ``hidden`` hidden channels, into the wide module's."""
+        channels = self._channels(hidden)
+        for cut in self.cuts:
+            cut.put(channels)
+
+    def _channels(self, hidden: int) -> Slices:
+        return self.wide.slices(hidden) if hidden != self.wide.max_hidden else {}
+
     def __call__(self, hidden: int, x: Tensor) -> Tensor:
-        channels = self.wide.slices(hidden) if hidden != self.wide.max_hidden else {}
+        channels = self._channels(hidden)
         tensors = [cut.of(channels) for cut in self.cuts]
         originals = [cut.target[cut.name] for cut in self.cuts]
         try:

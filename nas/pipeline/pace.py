@@ -21,7 +21,8 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.speed import DRAWN, Speed, multiply_adds
 from nas.progress import Progress
 from nas.text import duration
-from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe, epoch_images
+from nas.training.epochs import epoch_size
+from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe
 from nas.training.supernet_training import GROWN_IN
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
@@ -65,9 +66,12 @@ class Times:
                  for count in counts_at(inputs, inputs.prices[target], budgets)]
         beside = [float(np.mean(picks))] * inputs.config.baselines if known is None else [
             speed.of_pick(multiply_adds(inputs.of(arch), arch)) for arch in known]
-        here = any(measured_here(costs) for costs in inputs.costs.values())
-        return Times(float(np.mean(sizes)), large, between, small, tuple(picks), tuple(beside),
-                     DELIVERED_S + here * MEASURED_S)
+        return Times(float(np.mean(sizes)), large, between, small, tuple(picks), tuple(beside), delivery_s(inputs))
+
+
+def delivery_s(inputs: Inputs) -> float:
+    """Returns the seconds that delivering a network takes beside its images."""
+    return DELIVERED_S + any(measured_here(costs) for costs in inputs.costs.values()) * MEASURED_S
 
 
 def counts_at(inputs: Inputs, prices: Prices, budgets: Sequence[float]) -> list[float]:
@@ -115,7 +119,7 @@ def seconds_of_search(inputs: Inputs, times: Times, recipe: SupernetRecipe, tuni
     """
     data, config = inputs.data, inputs.config
     passes = passes or {**recipe.epochs, PICKS: tuning.epochs}
-    train, learn = (epoch_images(config.train, len(split)) for split in (data.train, data.learn))
+    train, learn = (epoch_size(len(split), config.train.epoch_images) for split in (data.train, data.learn))
     judged = config.evaluations * len(config.target) * (calibrated + min(config.judge_images, len(data.select)))
     return seconds_of(times, recipe, {phase: passes[phase] * train for phase in recipe.epochs}, judged,
                       passes[PICKS] * learn, sum(passes.values()) * learn, tuning.distill_weight > 0,

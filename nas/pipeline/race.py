@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from nas.arch import Arch
-from nas.pipeline import deliver
 from nas.pipeline.finetune import network_folder, train_until
 from nas.pipeline.inputs import Inputs
+from nas.pipeline.recheck import figures_of
 from nas.progress import Progress
 from nas.run import events
 from nas.run.records import Pick, Picks
@@ -72,9 +72,7 @@ def race_picks(inputs: Inputs, training: SupernetTraining, picks: Picks, place: 
 
 def _with_winner(inputs: Inputs, pick: Pick, arch: Arch) -> Pick:
     """Returns the pick of a budget with the network that won its race."""
-    ms = deliver.predicted_ms(inputs.of(arch), arch)
-    changed = {} if arch == pick.arch else {"id": arch.id, "size": arch.size, "arch": arch, "measured_ms": {},
-                                            "ms": {target: ms[target] for target in pick.budget_ms}}
+    changed = {} if arch == pick.arch else {**figures_of(inputs, pick, arch), "measured_ms": {}}
     return pick.model_copy(update={**changed, "others": []})
 
 

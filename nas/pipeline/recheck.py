@@ -219,7 +219,8 @@ def _best_measured(inputs: Inputs, budgets: Sequence[Pick], watch: Stopwatch) ->
 
 def _with_finalists(inputs: Inputs, budget: Pick, watch: Stopwatch) -> Pick:
     """Returns a budget with those of its other finalists that keep it, too, when they are measured."""
-    others = [budget.model_copy(update=_figures(inputs, budget, arch)) for arch in budget.others if arch != budget.arch]
+    others = [budget.model_copy(update=figures_of(inputs, budget, arch))
+              for arch in budget.others if arch != budget.arch]
     watch.time(others)
     return budget.model_copy(update={"others": [other.arch for other in others if watch.keeps(other)]})
 
@@ -237,10 +238,10 @@ def _excess(budget: Pick, watch: Stopwatch) -> float:
 
 def _with_pick(inputs: Inputs, budget: Pick, other: Pick) -> Pick:
     """Returns a budget with the network that was picked for another one, and that network's predicted ms."""
-    return budget.model_copy(update=_figures(inputs, budget, other.arch))
+    return budget.model_copy(update=figures_of(inputs, budget, other.arch))
 
 
-def _figures(inputs: Inputs, budget: Pick, arch: Arch) -> dict[str, Any]:
+def figures_of(inputs: Inputs, budget: Pick, arch: Arch) -> dict[str, Any]:
     """Returns the fields of a budget's pick that depend on the network, for another network."""
     ms = deliver.predicted_ms(inputs.at(arch.size), arch)
     return {"id": arch.id, "size": arch.size, "arch": arch, "ms": {target: ms[target] for target in budget.budget_ms}}

@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from nas.arch import Arch
 from nas.config.search import SCHEDULED, Config
 from nas.errors import UserError, setting
-from nas.latency.devices import measured_here
 from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.inputs import Inputs, selection_problem
 from nas.pipeline.known import candidates_of, choose
-from nas.pipeline.pace import DELIVERED_S, MEASURED_S, PICKS, TRAINED, WATCHED, Times, seconds_of_search
+from nas.pipeline.pace import PICKS, TRAINED, WATCHED, Times, delivery_s, seconds_of_search
 from nas.pipeline.setup import with_costs
 from nas.pipeline.speed import measured_speed, time_training
 from nas.plan import macs
@@ -28,7 +27,8 @@ from nas.run import timeline
 from nas.run.schedule import SCHEDULE, Schedule, scheduled
 from nas.select.problem import budgets
 from nas.text import duration
-from nas.training.recipes import PICK, FineTuningRecipe, SupernetRecipe, epoch_images
+from nas.training.epochs import epoch_size
+from nas.training.recipes import PICK, FineTuningRecipe, SupernetRecipe
 from nas.units import amount
 
 DEMO = {"cluttered": 6.0, "digits": 6.0}  # minutes of a search of images that are there to try it
@@ -84,11 +84,10 @@ def _one_network(inputs: Inputs, arch: Arch, minutes: float) -> Schedule:
     """Divides the minutes of a training of one network between its epochs and its delivery."""
     began, config, data = time.monotonic(), inputs.config, inputs.data
     seconds = time_training(inputs, arch, config.train.batch)
-    here = any(measured_here(costs) for costs in inputs.costs.values())
-    export = DELIVERED_S + here * MEASURED_S + seconds / TRAINED * (len(data.select) + len(data.test))
+    export = delivery_s(inputs) + seconds / TRAINED * (len(data.select) + len(data.test))
     other = export + timeline.spent(inputs.run)["total"] + time.monotonic() - began
     _refuse_too_few(minutes, other)
-    passes = (60 * minutes - other) / (WATCHED * seconds * epoch_images(config.train, len(data.learn)))
+    passes = (60 * minutes - other) / (WATCHED * seconds * epoch_size(len(data.learn), config.train.epoch_images))
     part = min(1.0, passes / FEW)
     return Schedule(minutes=minutes, epochs={"finetune_epochs": max(1, round(passes / part))},
                     epoch_images=_part_of_epoch(inputs, part),
@@ -98,7 +97,7 @@ def _one_network(inputs: Inputs, arch: Arch, minutes: float) -> Schedule:
 def _part_of_epoch(inputs: Inputs, part: float) -> int | None:
     """Returns the images of an epoch that is only a part of them; None for a whole one."""
     config = inputs.config
-    images = epoch_images(config.train, len(inputs.data.train))
+    images = epoch_size(len(inputs.data.train), config.train.epoch_images)
     return max(2 * config.train.batch, round(part * images)) if part < 1 else config.train.epoch_images
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from nas.errors import UserError
 from nas.run import events
 from nas.run.directory import Run
-from nas.training.plateau import is_flat
+from nas.training.plateau import flat_at
 
 SECONDS = "seconds.json"  # apart from the front, which is the same however often the work was interrupted
 LEAST_S = 0.05  # a phase that was done already is no line
@@ -55,8 +55,7 @@ def improving(run: Run, id: str) -> bool | None:
     would help. None where it was not looked at.
     """
     losses = [event.held_out for event in tuned(run) if event.id == id and event.held_out is not None]
-    held = losses[:len(losses) // 2]
-    return not any(is_flat(held[:done]) for done in range(1, len(held) + 1)) if losses else None
+    return flat_at(losses[:len(losses) // 2]) is None if losses else None
 
 
 def finished(run: Run, place: str = "") -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -61,10 +61,8 @@ class Supernet(nn.Module):
         subnet = build_subnet(resized(self.layout, arch.size), arch)
         subnet.stem.load_state_dict(self.stem.state_dict())
         subnet.head.load_state_dict(self.head.state_dict())
-        live = [(shared, op) for shared, op in zip(self._shared(), arch.ops, strict=True) if op != SKIP]
-        for (shared, op), block in zip(live, subnet.blocks, strict=True):
-            assert isinstance(block, Block)
-            take_width(shared.module_of(op.without("hidden")), block)
+        for shared, block in self._pairs(arch, subnet):
+            take_width(shared, block)
         for module in subnet.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1
@@ -74,10 +72,15 @@ class Supernet(nn.Module):
         """Takes over the weights of a network that was trained alone, so that others inherit what it has learned."""
         self.stem.load_state_dict(subnet.stem.state_dict())
         self.head.load_state_dict(subnet.head.state_dict())
+        for shared, block in self._pairs(arch, subnet):
+            give_width(shared, block)
+
+    def _pairs(self, arch: Arch, subnet: Subnet) -> Iterator[tuple[Block, Block]]:
+        """Yields the shared block of each slot that is not skipped, with the network's own."""
         live = [(shared, op) for shared, op in zip(self._shared(), arch.ops, strict=True) if op != SKIP]
         for (shared, op), block in zip(live, subnet.blocks, strict=True):
             assert isinstance(block, Block)
-            give_width(shared.module_of(op.without("hidden")), block)
+            yield shared.module_of(op.without("hidden")), block
 
     def _shared(self) -> list[SharedSlot]:
         return [slot for slot in self.slots if isinstance(slot, SharedSlot)]

@@ -24,6 +24,7 @@ from nas.paths import BUILT_IN
 from nas.training.augment import ALL, changed, check_augmentation, erased
 from nas.training.augmentation import Augmentation
 from nas.training.cluttered import cluttered
+from nas.training.epochs import epoch_size
 from nas.training.folder import folder
 from nas.training.image_source import ImageSource
 from nas.training.pixels import NARROW, Whites
@@ -178,15 +179,10 @@ def _epoch(
     most: int | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     order = torch.randperm(len(split), generator=generator).to(split.images.device)
-    for start in range(0, max(1, epoch_size(split, most) - batch + 1), batch):
+    for start in range(0, max(1, epoch_size(len(split), most) - batch + 1), batch):
         chosen = order[start : start + batch]
         images = normalise(changed(split.images[chosen], augment, generator, share), data)
         yield erased(images, augment.erase, generator, len(chosen), share), split.labels[chosen[share]]
-
-
-def epoch_size(split: Split, most: int | None) -> int:
-    """Returns how many images an epoch of a split has, of which it may have ``most``."""
-    return len(split) if most is None else min(most, len(split))
 
 
 def eval_batches(split: Split, data: Data, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

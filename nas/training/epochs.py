@@ -1,10 +1,15 @@
-"""Defines what an epoch of a training reports: means over its steps, rounded to six places."""
+"""Defines how many images an epoch of a training has, and what it reports: means over its steps, to six places."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from nas.supernet.drop import Drop
+
+
+def epoch_size(images: int, most: int | None) -> int:
+    """Returns how many of so many images an epoch has, where it may have ``most``; all of them without it."""
+    return min(most or images, images)
 
 
 @dataclass(frozen=True, kw_only=True)

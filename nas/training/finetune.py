@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from nas.subnet import Subnet
 from nas.training import evaluation, optimization, placement, randomness
-from nas.training.data import Data, batches, epoch_size
+from nas.training.data import Data, batches
 from nas.training.distill import METHODS, Distiller, NetOutput
 from nas.training.ema import Average
-from nas.training.epochs import TuningEpoch
+from nas.training.epochs import TuningEpoch, epoch_size
 from nas.training.mixing import mixed
-from nas.training.plateau import is_flat
+from nas.training.plateau import flat_at
 from nas.training.recipes import FineTuningRecipe
 from nas.training.stepper import Stepper
 
@@ -52,8 +52,7 @@ class FineTuning:
     def flat_at(self) -> int | None:
         """Returns the epoch behind which held-out loss was flat first, while the learning rate was held; None if never.
         """
-        return next((done for done in range(1, len(self.held_out) + 1)
-                     if done <= self.recipe.epochs / 2 and is_flat(self.held_out[:done])), None)
+        return flat_at(self.held_out[:self.recipe.epochs // 2])
 
     @property
     def epochs(self) -> int:
@@ -61,8 +60,8 @@ class FineTuning:
 
         The learning rate then falls in as many epochs as it was held.
         """
-        flat_at = self.flat_at if self.recipe.patient else None
-        return self.recipe.epochs if flat_at is None else 2 * flat_at
+        held = self.flat_at if self.recipe.patient else None
+        return self.recipe.epochs if held is None else 2 * held
 
     @property
     def finished(self) -> bool:
@@ -76,15 +75,15 @@ class FineTuning:
     def epoch(self, on_step: Callable[[int, int], None] = lambda step, of: None) -> TuningEpoch:
         """Runs the next epoch."""
         recipe, names = self.recipe, (self.seed, self.name, self.done)
-        learn = self.data.learn
-        steps, total = max(1, epoch_size(learn, recipe.epoch_images) // recipe.batch), dict[str, float]()
+        learn, epochs = self.data.learn, self.epochs
+        steps, total = max(1, epoch_size(len(learn), recipe.epoch_images) // recipe.batch), dict[str, float]()
         self.trained.train()
         train = batches(learn, self.data, recipe.batch, generator=randomness.generator(*names),
                         augment=recipe.augmentation, most=recipe.epoch_images)
         pairs = random.Random(randomness.seed_of(*names, "mix"))
         with randomness.drawing_from(self.trained, randomness.generator(*names, "dropout", device=self.device)):
             for i, (images, labels) in enumerate(train):
-                self.progress = self._share(self.done + i / steps)
+                self.progress = (self.done + i / steps) / epochs
                 optimization.set_lr(self.optimizer, self.rate())
                 batch = images.to(self.device), labels.to(self.device)
                 if recipe.mix != "none":
@@ -109,11 +108,6 @@ class FineTuning:
         split = evaluation.part_of(self.data.select, WATCHED, self.seed, "watched")
         self.model.eval()
         return round(evaluation.evaluate(self.model, split, self.data, self.device).loss, 6) if len(split) else None
-
-    def _share(self, done: float) -> float:
-        """Returns how much of the training ``done`` epochs are: at most a half until it is known how many there are."""
-        return done / self.epochs if self.flat_at is None or not self.recipe.patient else (
-            0.5 * done / self.flat_at)
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "trained": self.trained.state_dict(), "stepper": self.stepper.state_dict(),

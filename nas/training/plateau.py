@@ -15,3 +15,8 @@ def is_flat(losses: Sequence[float]) -> bool:
     if len(losses) < 2 * recent:
         return False
     return min(losses[-recent:]) > (1 - GAIN) * min(losses[:-recent])
+
+
+def flat_at(losses: Sequence[float]) -> int | None:
+    """Returns behind how many epochs the losses were flat first; None if never."""
+    return next((done for done in range(1, len(losses) + 1) if is_flat(losses[:done])), None)

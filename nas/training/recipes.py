@@ -10,6 +10,7 @@ from nas.config.search import Config
 from nas.config.training import Training
 from nas.record import Record
 from nas.training.augmentation import Augmentation
+from nas.training.epochs import epoch_size
 
 if TYPE_CHECKING:  # images need torch, their number does not
     from nas.training.data import Data
@@ -42,14 +43,9 @@ HEADS = Exposure(20_000, 2)
 def supernet_epochs(train: Training, images: int) -> dict[str, int]:
     """Returns the epochs of each phase of a supernet that learns from ``images``."""
     given = {"warmup": train.warmup_epochs, "search": train.search_epochs, "settle": train.settle_epochs}
-    seen = epoch_images(train, images)
+    seen = epoch_size(images, train.epoch_images)
     return {phase: epochs if epochs is not None else SUPERNET[phase].epochs_of(seen)
             for phase, epochs in given.items()}
-
-
-def epoch_images(train: Training, images: int) -> int:
-    """Returns how many of so many images an epoch has."""
-    return min(train.epoch_images or images, images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +133,7 @@ class FineTuningRecipe(Record):
         """Returns what the settings ask for; ``usual`` epochs where they give none, ``distill`` from a teacher."""
         train, given = config.train, config.train.finetune_epochs
         return FineTuningRecipe(
-            epochs=given if given is not None else usual.epochs_of(epoch_images(train, len(data.learn))),
+            epochs=given if given is not None else usual.epochs_of(epoch_size(len(data.learn), train.epoch_images)),
             patient=given is None and usual.patient,
             batch=train.batch, accumulate=train.accumulate, amp=train.amp, distill=distill,
             lr=train.finetune_lr, weight_decay=train.weight_decay, label_smoothing=train.label_smoothing,

@@ -36,10 +36,10 @@ from nas.training import evaluation, optimization, placement, randomness
 from nas.training.attentive import choose_by_loss
 from nas.training.augmentation import Augmentation
 from nas.training.blockwise import blockwise
-from nas.training.data import Data, batches, epoch_size, resized
+from nas.training.data import Data, batches, resized
 from nas.training.distill import INPLACE
 from nas.training.ema import Average
-from nas.training.epochs import EntryTest, Pruning, SupernetEpoch
+from nas.training.epochs import EntryTest, Pruning, SupernetEpoch, epoch_size
 from nas.training.ranks import ALONE, Ranks
 from nas.training.recipes import SUPERNET, SupernetRecipe
 from nas.training.stepper import LossOf, Stepper, if_finite, micro
@@ -165,7 +165,7 @@ class SupernetTraining:
                         augment=recipe.augmentation, share=self.stepper.ranks.share,
                         most=recipe.epoch_images)
         gate = self._gate_batches(names)
-        steps = max(1, epoch_size(self.data.train, recipe.epoch_images) // recipe.batch)
+        steps = max(1, epoch_size(len(self.data.train), recipe.epoch_images) // recipe.batch)
         choices = list(dict.fromkeys(self.sizes))
         sums: dict[str, list[float]] = {}
         self.supernet.train()
@@ -201,11 +201,13 @@ class SupernetTraining:
         """Trains the dearest network, which grows from a small one, then a random choice of each slot beside it, which
         learns what it does.
         """
-        live, alone = self.supernet.layout, within < self.recipe.largest_first
-        step = int(GROWN_IN * within / self.recipe.largest_first) if alone else GROWN_IN - 1
-        dearest, smoothing = one_hot(grown(live, self.prices[0], GROWN_IN)[step]), self.recipe.label_smoothing
-        drawn = None if alone else one_hot(sampling.sample(live, rng))
-        return self._weight_step(blockwise(self.supernet, self.stepper, dearest, drawn, smoothing), images, labels)
+        live, first = self.supernet.layout, self.recipe.largest_first
+        if within < first:
+            dearest, drawn = grown(live, self.prices[0], GROWN_IN)[int(GROWN_IN * within / first)], None
+        else:
+            dearest, drawn = largest(live, self.prices[0]), one_hot(sampling.sample(live, rng))
+        return self._weight_step(blockwise(self.supernet, self.stepper, one_hot(dearest), drawn,
+                                           self.recipe.label_smoothing), images, labels)
 
     def _sandwich_step(self, phase: str, within: float, images: Tensor, labels: Tensor, rng: random.Random,
                        coins: torch.Generator) -> dict[str, float]:

@@ -21,7 +21,7 @@ import pytest
 import torch
 from every import every
 from safetensors.torch import load_file
-from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_once, selected
+from tiny_search import SHORT, Quiet, comparable, config_of, searched, searched_in_pieces, searched_once, selected
 
 from nas import sampling
 from nas.errors import UserError
@@ -100,13 +100,7 @@ def test_interrupted_at_many_moments_it_ends_with_the_same_front(
         finished: tuple[Path, dict[str, Any]], space_file: Path, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supernet, "CHECKPOINT_EVERY_S", 0.0)
-    kills, result = 0, None
-    while result is None:
-        try:
-            result = searched(config_of(space_file), tmp_path / "broken", Quiet(stop_at=17))
-        except KeyboardInterrupt:
-            kills += 1
-            assert kills < 60
+    result, kills = searched_in_pieces(config_of(space_file), tmp_path / "broken", steps=17)
     assert kills >= 4
     assert comparable(result) == comparable(finished[1])
 

@@ -37,7 +37,7 @@ def test_an_inherited_network_equals_the_supernet_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ghost@0.5", "mbconv@0.5"])
 def test_what_a_network_has_learned_alone_is_inherited(name: str) -> None:
-    """By itself, and in part by others: those that share no slot with it have its stem and head."""
+    """It is inherited by that network itself, and in part by others: all have its stem and head."""
     plan = layout(Space.load(name), Task(32, 3, 5))
     net, rng, x = shaken(Supernet(plan)), random.Random(1), torch.randn(2, 3, 32, 32)
     arch, other = sampling.sample(plan, rng), sampling.sample(plan, rng)

@@ -47,7 +47,7 @@ def pixels(source: Source, which: np.ndarray, size: int = FRAME) -> torch.Tensor
 
 
 def at(pieces: int, *point: float) -> np.ndarray:
-    """The same point, in pixels, for each piece."""
+    """Returns the same point, in pixels, for each piece."""
     return np.tile(np.array([round(value * UNIT) for value in point]), (pieces, 1))
 
 
