@@ -353,7 +353,7 @@ MUTANTS = (
 
     # wiring: what is tested by itself is also called
     Mutant("choices that a wider one undercuts are searched", "nas/pipeline/setup.py",
-           "searched = {size: restrict(layout, keep) for size, layout in layouts.items()}", "pass",
+           "useful = {size: restrict(layout, keep) for size, layout in layouts.items()}", "pass",
            ("tests/pipeline/test_search.py::test_widths_that_a_wider_one_undercuts_are_not_searched",)),
     Mutant("a run goes on with other images", "nas/run/images.py",
            "if before.source.fingerprint != now.source.fingerprint:", "if False:",

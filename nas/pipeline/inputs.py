@@ -40,6 +40,7 @@ class Inputs:
     footprints: dict[str, Footprints] = field(default_factory=dict)
     others: dict[int, Inputs] = field(default_factory=dict)
     whole: Layout | None = None  # before any choice was left out, if one was
+    useful: Layout | None = None  # before what budgets and memory leave out, without what no target needs
 
     @property
     def measured(self) -> Layout:

@@ -19,7 +19,7 @@ from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.inputs import Inputs, selection_problem
 from nas.pipeline.known import candidates_of, choose
 from nas.pipeline.pace import PICKS, TRAINED, WATCHED, Times, delivery_s, seconds_of_search
-from nas.pipeline.setup import with_costs
+from nas.pipeline.setup import cut_to_limits
 from nas.pipeline.speed import measured_speed, time_training
 from nas.plan import macs
 from nas.progress import NoProgress, Progress
@@ -62,7 +62,7 @@ def within_minutes(inputs: Inputs, calibrated: int, progress: Progress) -> Input
     if minutes is None or run.has(SCHEDULE):
         return inputs
     run.record(SCHEDULE, Schedule, lambda: _make_schedule(inputs, minutes, calibrated, progress))
-    return with_costs(_with_config(inputs, scheduled(config, run)), inputs.costs, progress)
+    return cut_to_limits(_with_config(inputs, scheduled(config, run)), progress)
 
 
 def minutes_of(config: Config) -> float | None:
@@ -109,7 +109,7 @@ def _make_schedule(inputs: Inputs, minutes: float, calibrated: int, progress: Pr
     total = 60 * minutes - timeline.spent(inputs.run)["total"] - (time.monotonic() - began)
     for given in [whole] if config.budget_ms else _ranges(inputs, whole):
         cut = _with_config(inputs, config.model_copy(update={"budget_ms": given}))
-        at = with_costs(cut, inputs.costs, NoProgress())
+        at = cut_to_limits(cut, NoProgress())
         limits = {target: given, **{other: budgets_of_target(at, at.layout, other, [], config.budgets)
                                     for other in config.target[1:]}}
         times = Times.of(at, speed, limits)

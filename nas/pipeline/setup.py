@@ -10,7 +10,7 @@ import torch
 
 from nas.config.search import Config
 from nas.config.space import checked_space
-from nas.decision import Prices, affordable, efficient, prices
+from nas.decision import affordable, efficient, prices
 from nas.errors import UserError, setting
 from nas.files import resolve
 from nas.latency.base import Costs
@@ -88,32 +88,43 @@ def complete_tables(inputs: Inputs, targets: Sequence[str], layouts: Sequence[La
 
 
 def with_costs(inputs: Inputs, costs: dict[str, Costs], progress: Progress) -> Inputs:
-    """Returns the inputs with every operator priced; choices that no target needs are left out of the layouts."""
+    """Returns the inputs with every operator priced; choices that no target or budget needs are left out of the
+    layouts. The user is told of the former.
+    """
     config, layouts = inputs.config, {at.size: at.measured for at in inputs.every}
-    memory, searched = memory_limits(config), layouts
     priced = {size: {t: prices(layout, c.ms_many) for t, c in costs.items()} for size, layout in layouts.items()}
-    if config.gates.granularity == "target" and not memory.given:  # under a limit a narrower width may be what fits
-        keep = efficient(inputs.layout, [table for tables in priced.values() for table in tables.values()])
-        searched = {size: restrict(layout, keep) for size, layout in layouts.items()}
-    _tell_left_out(inputs.measured, searched[inputs.size], inputs.run, progress)
-    searched = _within_budgets(config, searched, priced)
-    footprints = _footprints(memory, inputs.run, searched[inputs.size], costs, progress)
-    return _join_sizes([replace(at, layout=fitting_layout(searched[at.size], footprints), costs=costs,
-                                prices=priced[at.size], footprints=footprints, whole=at.measured)
+    useful = layouts
+    if config.gates.granularity == "target" and not memory_limits(config).given:  # else a narrower one may be what fits
+        keep = efficient(inputs.measured, [table for tables in priced.values() for table in tables.values()])
+        useful = {size: restrict(layout, keep) for size, layout in layouts.items()}
+    _tell_left_out(inputs.measured, useful[inputs.size], inputs.run, progress)
+    every = [replace(at, costs=costs, prices=priced[at.size], whole=at.measured, useful=useful[at.size])
+             for at in inputs.every]
+    return cut_to_limits(_join_sizes(every), progress)
+
+
+def cut_to_limits(inputs: Inputs, progress: Progress) -> Inputs:
+    """Returns priced inputs whose layouts lack what is far too wide for the budgets, and what memory has no room for.
+
+    Another cut begins with all choices again, so that budgets may change without a price being looked up.
+    """
+    searched = _within_budgets(inputs)
+    footprints = _footprints(memory_limits(inputs.config), inputs.run, searched[inputs.size], inputs.costs, progress)
+    return _join_sizes([replace(at, layout=fitting_layout(searched[at.size], footprints), footprints=footprints)
                         for at in inputs.every])
 
 
-def _within_budgets(config: Config, layouts: dict[int, Layout],
-                    priced: dict[int, dict[str, Prices]]) -> dict[int, Layout]:
+def _within_budgets(inputs: Inputs) -> dict[int, Layout]:
     """Returns the layouts without what is far too wide for the budgets, where these are known for all targets.
 
     ``HEADROOM`` is left, as a network may be wide in some slots and narrow in others.
     """
+    config, layouts = inputs.config, {at.size: at.useful or at.measured for at in inputs.every}
     if not config.budget_ms or len(config.target) > 1 or config.gates.granularity != "target":
         return layouts
     most_ms = HEADROOM * max(config.budget_ms)
-    keep = {size: affordable(layout, priced[size][config.target[0]], most_ms) for size, layout in layouts.items()}
-    widest = [[op for op in slot.ops if any(op in kept[slot.index] for kept in keep.values())]
+    keep = [affordable(layouts[at.size], at.prices[config.target[0]], most_ms) for at in inputs.every]
+    widest = [[op for op in slot.ops if any(op in kept[slot.index] for kept in keep)]
               for slot in next(iter(layouts.values())).slots]
     return {size: restrict(layout, widest) for size, layout in layouts.items()}
 
@@ -125,8 +136,7 @@ def with_rows(inputs: Inputs, further: Sequence[Layout], progress: Progress) -> 
     """
     plans = [*(at.measured for at in inputs.every), *further]
     costs = complete_tables(inputs, list(inputs.costs), plans, progress)
-    whole = _join_sizes([replace(at, layout=at.measured, whole=None, others={}) for at in inputs.every])
-    return with_costs(whole, costs, NoProgress())
+    return with_costs(inputs, costs, NoProgress())
 
 
 def _describe_images(config: Config, run: Run, data: Data, progress: Progress) -> None:

@@ -11,7 +11,7 @@ from tiny_search import SHORT, Quiet, comparable, config_of, searched, weights
 from nas.config.search import SCHEDULED, Config, resolve
 from nas.decision import largest
 from nas.errors import UserError
-from nas.pipeline import schedule
+from nas.pipeline import schedule, setup
 from nas.pipeline.begin import begin_training
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.pace import WATCHED, Times
@@ -101,6 +101,19 @@ def test_budgets_end_where_picks_would_learn_too_little(space_file: Path, tmp_pa
         assert most.config.train.finetune_epochs == record.epochs["finetune_epochs"]
         assert sum(record.seconds.values()) <= 60 * minutes
     assert ends[0] is not None and ends[1] is None
+
+
+@pytest.mark.usefixtures("at_known_speed")
+def test_ranges_are_tried_without_a_price_being_looked_up_again(space_file: Path, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    config, told = in_minutes(space_file, 0.2), Quiet()
+    inputs = prepare_inputs(config, Run.open(tmp_path / "run", config.to_json()), config.target, told)
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "prices", None)  # calling it is a TypeError
+        made = within_minutes(inputs, 16, told)
+    assert made.config.budget_ms and len(told.notes) == len(set(told.notes))
+    anew = inputs_of(made.config, tmp_path / "anew")
+    assert made.layout == anew.layout != inputs.layout and made.prices == anew.prices
 
 
 @pytest.mark.usefixtures("at_known_speed")
