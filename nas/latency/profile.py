@@ -51,6 +51,7 @@ Tell = Callable[[str], None]
 ATTEMPTS = 3  # at a row that is unstable or not above zero, before it is flagged
 SPARE = 0.5  # share of the rows that may be measured again because the machine was slow
 FITTED_ON = 24  # networks that the correction is fitted on; more do not make its two coefficients better
+COPIES = 4  # at most of each, where a space has fewer networks than that; a known network is a space of one
 YARDSTICKS = 3  # networks that all other networks are timed beside
 CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # seconds and rounds for one finished network
 REDRAWN = 4  # times as many networks are drawn as the validation needs, for those that the correction has not seen
@@ -111,7 +112,7 @@ def estimate_s(layout: Layout, table: LatencyTable, device: Device | Estimator, 
         return COMPILED_S * (len(todo) + validate)
     fits = _known_correction(layout, table, todo) is None
     between = rows_s(layout, todo[:HELD_OUT]) * 2 if knots and fits else 0.0
-    return rows_s(layout, todo) + between + networks_s(layout, validate + FITTED_ON * fits)
+    return rows_s(layout, todo) + between + networks_s(layout, validate + _fitted_on(layout) * fits)
 
 
 def planned_s(layout: Layout, path: Path, device: Device | Estimator, remeasure: bool, validate: int) -> float:
@@ -318,7 +319,7 @@ class _Filling:
         meta, fitted = self.table.meta, None
         meta.knot_error = self._knot_error() if knots else None
         if self.bench.corrected:
-            plans = _draw_networks(self.layout, FITTED_ON, f"correction {seed}")
+            plans = _draw_networks(self.layout, _fitted_on(self.layout), f"correction {seed}")
             measured = np.mean(self._networks("correction", seed, plans), axis=0)
             fitted = correct(self.table, self.label, candidates(self.layout), plans, measured, self.bench.drift)
         meta.corrections[self.label] = fitted
@@ -329,7 +330,7 @@ class _Filling:
         """Compares predicted with measured ms on networks that the correction was not fitted on; measures them twice.
         """
         layout = self.layout
-        fitted_on = _draw_networks(layout, FITTED_ON, f"correction {seed}")
+        fitted_on = _draw_networks(layout, _fitted_on(layout), f"correction {seed}")
         plans = _draw_networks(layout, n, f"validation {seed}", without=fitted_on)
         first, second = self._networks("validation", seed, plans)
         predicted = np.array([sum(self.table.ms_many(keys)) for keys in plans])
@@ -374,6 +375,11 @@ class _Filling:
 
 def _settled(row: Row | None) -> bool:
     return row is not None and row.how != "flagged"
+
+
+def _fitted_on(layout: Layout) -> int:
+    """Returns the number of networks that the correction of a layout is fitted on."""
+    return min(FITTED_ON, COPIES * sampling.count(layout))
 
 
 def _draw_networks(layout: Layout, n: int, seed: str, without: Iterable[list[OpKey]] = ()) -> list[list[OpKey]]:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import nnls
@@ -22,7 +24,7 @@ from nas.pipeline.inputs import Inputs
 from nas.pipeline.npu_memory import Footprints
 from nas.pipeline.setup import with_rows
 from nas.pipeline.supernet import given_budgets
-from nas.plan import Layout, OpKey, layout, macs, plan, resized
+from nas.plan import Layout, OpKey, Task, layout, macs, plan, resized
 from nas.progress import Progress
 from nas.run.known import KNOWN, KnownNetwork, KnownNetworks, kept_file
 from nas.run.tables import can_complete
@@ -145,17 +147,27 @@ def candidates_of(inputs: Inputs, budgets: Sequence[float]) -> list[Candidate]:
     rates = {target: _Rate.of(inputs, target) for target, costs in inputs.costs.items() if costs.grows}
     first, found = inputs.config.target[0], list[Candidate]()
     most = sum(map(macs, plan(inputs.layout, largest(inputs.layout, inputs.prices[first]))))
-    for base in map(Space.load, shipped("search_spaces/presets", ".yaml")):
-        for width, top1 in base.published.top1.items() if base.published else ():
-            try:
-                at = layout(base.scaled(width), inputs.layout.task)
-                arch = arch_inside(inputs.layout, at) or only_network(at)
-                found.append(_priced(inputs, Candidate(at.space, at, arch, top1, {}), rates))
-            except UserError:  # groups of a fixed width do not get narrower, and no rows make up for a kernel model
-                continue
+    for at, top1 in _published(tuple(shipped("search_spaces/presets", ".yaml")), inputs.layout.task):
+        arch = arch_inside(inputs.layout, at) or only_network(at)
+        with suppress(UserError):  # no rows make up for a kernel model
+            found.append(_priced(inputs, Candidate(at.space, at, arch, top1, {}), rates))
     near = (each for each in found if is_near(each, first, budgets))
     return [each for each in near if sum(map(macs, each.keys)) <= most
             and (each.inside or each.name != inputs.layout.space)]
+
+
+@lru_cache(maxsize=4)
+def _published(files: tuple[str, ...], task: Task) -> list[tuple[Layout, float]]:
+    """Lays out the networks of the files at each width with a published accuracy, and returns that with them.
+
+    Left out is one that has no place at this size, or at this width, as groups of a fixed width do not get narrower.
+    """
+    laid_out = []
+    for base in map(Space.load, files):
+        for width, top1 in base.published.top1.items() if base.published else ():
+            with suppress(UserError):
+                laid_out.append((layout(base.scaled(width), task), top1))
+    return laid_out
 
 
 def _priced(inputs: Inputs, candidate: Candidate, rates: dict[str, _Rate]) -> Candidate:

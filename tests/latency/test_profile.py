@@ -25,7 +25,7 @@ from nas.latency.meta import Correction, Meta
 from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
 from nas.latency.timing import Steady
-from nas.plan import Layout, OpKey, Task, candidates, layout, plan
+from nas.plan import Layout, OpKey, Task, candidates, layout, plan, restrict
 from nas.space import Space
 from nas.subnet import Subnet
 
@@ -103,6 +103,17 @@ def test_the_correction_and_the_validation_see_other_networks(tiny: Layout, tmp_
     fitted_on, checked_on = measured
     assert len(fitted_on) == profile_module.FITTED_ON and len(checked_on) == 12
     assert not {tuple(keys) for keys in fitted_on} & {tuple(keys) for keys in checked_on}
+
+
+def test_the_correction_of_a_known_network_is_fitted_on_a_few_copies_of_it(tiny: Layout, tmp_path: Path) -> None:
+    at = restrict(tiny, [slot.ops[:1] for slot in tiny.slots])
+    keys = plan(at, sampling.smallest(at))
+    result = profile(at, tmp_path / "t.json", device=Clockwork())
+    assert result.correction and result.correction.n == profile_module.COPIES == 4
+    table = LatencyTable.load(tmp_path / "t.json")
+    network = Subnet(keys)
+    whole = CALL_MS + sum(map(known_ms, [network.stem, *network.blocks, network.head]))
+    assert sum(table.ms_many(keys)) == pytest.approx(whole)
 
 
 def test_in_processes_of_its_own_a_profile_finds_the_same(tiny: Layout, tmp_path: Path) -> None:
