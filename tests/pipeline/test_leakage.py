@@ -11,6 +11,7 @@ import copy
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ import onnxruntime
 import pytest
 import torch
 from every import every
-from tiny_search import Quiet, config_of, searched, selected
+from tiny_search import SHORT, Quiet, config_of, searched, selected
 from torch import nn
 
 from nas.arch import Arch
@@ -43,18 +44,20 @@ from nas.pipeline.exits.train import load_exits as load_exits
 from nas.pipeline.finetune import load_weights
 from nas.pipeline.setup import load_finished_inputs, prepare_inputs
 from nas.plan import plan
-from nas.run import checkpoint
+from nas.run import checkpoint, timeline
 from nas.run.directory import Run
 from nas.run.records import Picks
 from nas.run.settings import Baseline, settings_of
 from nas.training import data as data_module
-from nas.training import evaluation
+from nas.training import evaluation, plateau
 from nas.training.data import Data, Split, normalise
+from nas.training.recipes import Exposure
 
 SEARCH = ["exits.method=joint", "exits.epochs=2", "exits.lose=5", "train.finetune_epochs=1"]
 ON_TEST = {"accuracy", "accuracy_se", "accuracy_without", "shares", "mean_ms", "test_mean_ms", "dominated_on_test"}
 OF_THIS_RUN = {"run", "folder", "provenance", "time", "seconds"}
 COMPARED_ON_TEST = {"relative_diff", "at_threshold"}  # files with exits, on images of that split
+MOST_EPOCHS = 40  # of a training that may end before
 KEPT = ("*.safetensors", "thresholds.json", "arch.json", "picks.json", "*.onnx")
 
 
@@ -182,6 +185,50 @@ def test_training_learns_nothing_from_the_selection_split(single: tuple[Path, Ou
     learned = [name for name in noisy.kept if name.endswith(".safetensors") or name == "int8"]
     assert len(learned) == 3 and not set(learned) & set(differing(single[1], noisy))
     assert {"train", "exits", "exits: thresholds.json"} <= set(differing(single[1], noisy))
+
+
+def train_patiently(space_file: Path, path: Path) -> Outcome:
+    """``nas train`` without a number of epochs, and how many it took."""
+    flags = {"space": str(space_file), "arch": "smallest", "data": "digits", "size": 16, "limit": 160, "threads": 1}
+    config, done = resolve(None, ["train.batch=16"], flags, Baseline), Outcome()
+    run = Run.open(path, config.to_json())
+    done.take("train", path, train_one.train_network(config, run, None, Quiet()).to_json())
+    done.kept["train: epochs"] = len(timeline.tuned(run))
+    return done
+
+
+def search_patiently(space_file: Path, path: Path) -> Outcome:
+    """A search whose picks have no number of epochs, and how many each took."""
+    flags = {"space": str(space_file), "target": ["gpu-v100"], "data": "digits", "size": 16, "limit": 160, "threads": 1}
+    short = [text for text in SHORT if not text.startswith(("train.finetune_epochs", "budgets", "evaluations"))]
+    config, done = resolve(None, [*short, "budgets=2", "evaluations=4"], flags), Outcome()
+    done.take("search", path, searched(config, path))
+    done.kept["search: epochs"] = Counter(epoch.id for epoch in timeline.tuned(Run.existing(path)))
+    return done
+
+
+@pytest.fixture
+def soon_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most forty epochs, and a held-out loss is flat that does not fall by half."""
+    for module, name in ((pipeline, "PICK"), (train_one, "BY_ITSELF")):
+        monkeypatch.setattr(module, name, Exposure(1, MOST_EPOCHS, patient=True))
+    monkeypatch.setattr(plateau, "GAIN", 0.5)
+
+
+@pytest.mark.usefixtures("soon_flat")
+def test_training_that_ends_where_held_out_loss_is_flat_does_not_see_the_test_split(space_file: Path,
+                                                                                   tmp_path: Path) -> None:
+    """Neither weights nor their number of epochs nor what is chosen; the selection split does say when to end."""
+    alone, whole = train_patiently(space_file, tmp_path / "alone"), search_patiently(space_file, tmp_path / "whole")
+    lengths = [alone.kept["train: epochs"], *whole.kept["search: epochs"].values()]
+    assert len(lengths) > 2 and every(0 < length < MOST_EPOCHS for length in lengths)
+    with with_noise("test"):
+        again = [train_patiently(space_file, tmp_path / "a"), search_patiently(space_file, tmp_path / "w")]
+    for before, after in zip((alone, whole), again, strict=True):
+        assert differing(before, after) == [] and before.reported != after.reported
+    with with_noise("select"):
+        other = train_patiently(space_file, tmp_path / "other")
+    assert "train: log" in differing(alone, other)  # held-out losses are of that split
 
 
 def test_a_supernet_and_its_gates_learn_nothing_from_the_selection_split(
