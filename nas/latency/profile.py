@@ -163,9 +163,7 @@ def _known_correction(layout: Layout, table: LatencyTable, todo: list[OpKey]) ->
 
 
 def _bench(layout: Layout, table: LatencyTable, device: Device | Estimator, rng: random.Random) -> Bench:
-    if isinstance(device, Estimator):
-        return device.bench(layout)
-    return clocked(layout, table, device, rng)
+    return device.bench(layout) if isinstance(device, Estimator) else clocked(layout, table, device, rng)
 
 
 def _yardstick(layout: Layout, table: LatencyTable) -> Yardstick:
