@@ -32,7 +32,7 @@ def lines_of(seed: int = 0) -> list[dict[str, Any]]:
           **{f"{name}/{name[0]}": ms for name, (_, ms) in presets.items()}}
     parts = [{"what": "search", "networks": own, "front": ["a", "k", "c"]}, {"what": "latency", "ms": ms},
              *({"what": name, "networks": [network(name[0], accuracy, 0.0)], "front": [name[0]]}
-               for name, (accuracy, _) in presets.items())]
+          for name, (accuracy, _) in presets.items())]
     return [{"data": "cifar10", "seed": seed, **part} for part in parts]
 
 
