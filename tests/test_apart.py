@@ -1,13 +1,17 @@
 """The arithmetic of ``benchmarks/apart.py``, with numbers by hand."""
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cards import card
+from tiny_search import config_of, searched
 
 from nas.config.search import resolve
+from nas.run.directory import Run
 from nas.run.records import Budget, Front
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -72,3 +76,28 @@ def test_changes_are_against_the_baseline_of_the_same_seed() -> None:
     # 10 and 14 points: 12 +- 2; errors of 0.5, 0.6, 0.6, 0.74 on 100 images: root of (25 + 24 + 24 + 19.24) / 2
     assert gates == "| gates +3 | 2 | +5.0 | +12.0 +- 2.0 | +- 4.8 | +24.0 | +0.1200 +- 0.0200 |"
     assert settle == "| settle +1 | 1 | +0.0 | +0.0 | +- 6.9 | - | +0.0000 |"
+
+
+def test_a_search_is_taken_apart_and_what_stands_is_not_run_again(space_file: Path, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch,
+                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[str] = []
+
+    def short(name: str, seed: int, how: Sequence[str], options: Any) -> Run:
+        ran.append(name)
+        path = tmp_path / f"{name.replace(' ', '')}-{seed}"
+        searched(config_of(space_file, *(word for word in how if "=" in word)), path)
+        return Run.existing(path)
+
+    monkeypatch.setattr(apart, "search", short)
+    monkeypatch.setattr(sys, "argv", ["apart.py", "--change", "0.00001", "--seeds", "0", "--phases", "gates", "--work",
+                                      str(tmp_path), "--out", str(tmp_path / "apart.jsonl")])
+    apart.main()
+    said = capsys.readouterr().out
+    lines = [json.loads(text) for text in (tmp_path / "apart.jsonl").read_text().splitlines()]
+    assert ran == [line["part"] for line in lines] == ["baseline", "gates +1", "gates -1"]
+    assert [line["amounts"]["gates"] for line in lines] == [2, 3, 1]
+    assert len({(line["amounts"]["finetune"], line["amounts"]["judged"], *line["at"]) for line in lines}) == 1
+    assert [row.split(" | ")[0] for row in said.splitlines()[2:]] == ["| gates +1", "| gates -1"]
+    apart.main()
+    assert len(ran) == 3 and capsys.readouterr().out == said
