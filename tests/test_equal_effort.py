@@ -30,8 +30,9 @@ def lines_of(seed: int = 0) -> list[dict[str, Any]]:
     presets = {"p@1": (0.55, 1.0), "q@1": (0.70, 4.0), "r@1": (0.90, 16.0)}
     ms = {"search/a": 1.0, "search/b": 2.0, "search/c": 8.0, "search/k": 2.0,
           **{f"{name}/{name[0]}": ms for name, (_, ms) in presets.items()}}
-    parts = [{"what": "search", "networks": own, "front": ["a", "k", "c"]}, {"what": "latency", "ms": ms},
-             *({"what": name, "networks": [network(name[0], accuracy, 0.0)], "front": [name[0]]}
+    parts: list[dict[str, Any]] = [
+        {"what": "search", "networks": own, "front": ["a", "k", "c"]}, {"what": "latency", "ms": ms},
+        *({"what": name, "networks": [network(name[0], accuracy, 0.0)], "front": [name[0]]}
           for name, (accuracy, _) in presets.items())]
     return [{"data": "cifar10", "seed": seed, **part} for part in parts]
 
