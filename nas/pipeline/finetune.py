@@ -78,9 +78,10 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
                 progress: Progress) -> None:
     """Trains every pick and writes its weights.
 
-    With ``grow`` they come from the smallest to the largest: each inherits what those before have learned, as far as it
-    has weights in common with them. With distillation the largest comes first and then teaches the others; with
-    ``assistant`` each is taught by the next larger one, with ``born-again`` by itself, trained before.
+    With ``grow`` they come from the smallest, which trains longest, to the largest: each inherits what those before
+    have learned, as far as it has weights in common with them. With distillation the largest comes first and then
+    teaches the others; with ``assistant`` each is taught by the next larger one, with ``born-again`` by itself, trained
+    before.
     """
     size = {arch: sum(macs(key) for key in plan(inputs.layout, arch)) for arch in archs}
     ordered = sorted(archs, key=lambda arch: (-size[arch], arch.id))
@@ -110,11 +111,13 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
 def _grow(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
           progress: Progress) -> None:
     """Trains networks one after the other; each gives its weights back to those that the next one inherits."""
+    epochs = {arch: length * recipe.epochs for arch, length in zip(archs, recipe.lengths(len(archs)), strict=True)}
     left = [arch for arch in archs if not inputs.run.has(network_folder(place, arch) + WEIGHTS)]
     shown = progress if left else NoProgress()
-    with shown.task("fine-tune", len(left) * recipe.epochs) as task:
+    with shown.task("fine-tune", sum(epochs[arch] for arch in left)) as task:
         for arch in archs:
-            _train(inputs, training, [arch], place, recipe, Joined(task, progress))
+            longer = recipe.model_copy(update={"epochs": epochs[arch]})
+            _train(inputs, training, [arch], place, longer, Joined(task, progress))
             training.take_back(arch, load_weights(inputs, arch, place))
 
 

@@ -22,7 +22,13 @@ def header_lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: 
                f"{'budget' if len(budgets) == 1 else 'budgets'} {', '.join(amount(ms, target) for ms in budgets)}"
                for target, budgets in limits.items()]
     return [searched, *targets, f"epochs: {_epochs(recipe)}; {config.evaluations} networks are judged for each target, "
-            f"then each pick is fine-tuned for {tuning.epochs}"]
+            f"then each pick is fine-tuned for {tuning.epochs}{_longer(tuning)}"]
+
+
+def _longer(tuning: FineTuningRecipe) -> str:
+    """Writes how many epochs the pick has from which the others grow, where it has more than they."""
+    first = max(tuning.lengths(2)) * tuning.epochs
+    return f", the smallest for {first}" if first > tuning.epochs else ""
 
 
 def _epochs(recipe: SupernetRecipe) -> str:

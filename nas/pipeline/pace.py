@@ -87,12 +87,12 @@ def counts_at(inputs: Inputs, prices: Prices, budgets: Sequence[float]) -> list[
 
 
 def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float], judged: float, tuned: float,
-               from_scratch: float, taught: bool, evaluated: int) -> dict[str, float]:
+               from_scratch: float, tuning: FineTuningRecipe, evaluated: int) -> dict[str, float]:
     """Returns the seconds that each phase of a search takes.
 
     ``learned`` are the images of each phase of the supernet, ``judged`` those that all evaluations together see,
-    ``tuned`` those of all epochs of one pick, with a teacher (``taught``) or without, ``from_scratch`` those of one
-    known network, ``evaluated`` those of the tests of either.
+    ``tuned`` those of the epochs of one pick by the recipe ``tuning``, ``from_scratch`` those of one known network,
+    ``evaluated`` those of the tests of either.
     """
     step = times.large + times.middle + times.small  # the sandwich
     if recipe.sandwich_every > 1:
@@ -103,10 +103,12 @@ def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float
     before_sandwich = alone * times.grown + blockwise * (times.large + times.middle)
     gates = 2 * times.middle / recipe.gate_every  # two paths
     each = {"warmup": before_sandwich + (1 - alone - blockwise) * step, "search": step + gates, "settle": step}
-    teaching = 1 / TRAINED if taught else 0.0
+    teaching = 1 / TRAINED if tuning.distill_weight else 0.0
+    lengths = tuning.lengths(len(times.picks))
+    picks = sum(length * seconds for length, seconds in zip(lengths, sorted(times.picks), strict=True))
     return {**{f"supernet {phase}": learned[phase] * each[phase] for phase in each},
             "selection": judged * float(np.mean(times.picks or [times.middle])) / TRAINED,
-            "fine-tuning": WATCHED * tuned * (1 + teaching) * sum(times.picks),
+            "fine-tuning": WATCHED * tuned * (1 + teaching) * picks,
             "known networks": WATCHED * from_scratch * sum(times.known),
             "export": sum(times.delivery + evaluated * each / TRAINED for each in (*times.picks, *times.known))}
 
@@ -121,8 +123,9 @@ def seconds_of_search(inputs: Inputs, times: Times, recipe: SupernetRecipe, tuni
     passes = passes or {**recipe.epochs, PICKS: tuning.epochs}
     train, learn = (epoch_size(len(split), config.train.epoch_images) for split in (data.train, data.learn))
     judged = config.evaluations * len(config.target) * (calibrated + min(config.judge_images, len(data.select)))
-    return seconds_of(times, recipe, {phase: passes[phase] * train for phase in recipe.epochs}, judged,
-                      passes[PICKS] * learn, sum(passes.values()) * learn, tuning.distill_weight > 0,
+    learned = {phase: passes[phase] * train for phase in recipe.epochs}
+    from_scratch = sum(passes[phase] for phase in recipe.epochs) + passes[PICKS] * tuning.mean_length(len(times.picks))
+    return seconds_of(times, recipe, learned, judged, passes[PICKS] * learn, from_scratch * learn, tuning,
                       len(data.select) + len(data.test))
 
 

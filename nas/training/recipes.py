@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # images need torch, their number does not
 
 GROW = "grow"  # of several networks each begins with what the smaller ones have learned
 WITHOUT_TEACHER = ("none", GROW)
+FIRST = 5  # times as many epochs as the others: the smallest pick, from which they grow (docs/decisions.md)
 DISTILLED = 0.5  # share of the teacher in the loss of a pick
 
 
@@ -127,6 +128,18 @@ class FineTuningRecipe(Record):
     @property
     def augmentation(self) -> Augmentation:
         return Augmentation(self.augment, self.policy, self.erase)
+
+    def lengths(self, picks: int) -> list[int]:
+        """Returns how many times ``epochs`` each of so many picks trains, from the smallest to the largest.
+
+        Where they grow the first trains longest, as all others begin with what it has learned.
+        """
+        longer = self.distill == GROW and not self.patient and picks > 1
+        return [FIRST if longer and not place else 1 for place in range(picks)]
+
+    def mean_length(self, picks: int) -> float:
+        """Returns the mean of ``lengths``."""
+        return sum(self.lengths(picks)) / picks if picks else 1.0
 
     @staticmethod
     def from_config(config: Config, data: Data, usual: Exposure, distill: str = "none") -> FineTuningRecipe:
