@@ -54,6 +54,12 @@ class Op:
     def without(self, knob: str) -> Op:
         return Op(self.name, tuple(item for item in self.knobs if item[0] != knob))
 
+    def contains(self, other: Op) -> bool:
+        """Tells whether it keeps what another operator of its slot has: the same branch, no narrower; all keep a skip.
+        """
+        widths = int(self.get("hidden") or 0), int(other.get("hidden") or 0)
+        return other == SKIP or (self.without("hidden") == other.without("hidden") and widths[0] >= widths[1])
+
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.knobs)})" if self.knobs else self.name
 

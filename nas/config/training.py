@@ -34,8 +34,8 @@ class Training(Strict):
     settle_epochs: Epochs = Field(
         default=None, description=f"Epochs of what is left, before selection; {USUAL}.")
     finetune_epochs: Epochs = Field(
-        default=None, description="Epochs of each pick (five times as many of the smallest, where others grow from "
-                                  f"it), and of nas train (epochs there); {USUAL}.")
+        default=None, description="Epochs of each pick (where they grow, the mean: the smaller, the more), and of nas "
+                                  f"train (epochs there); {USUAL}.")
     epoch_images: int | None = Field(
         default=None, ge=2, description="Images of an epoch, drawn anew for each; default: all of the split.")
     augment: Name | None = Field(

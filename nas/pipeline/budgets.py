@@ -16,6 +16,7 @@ from nas.pipeline.inputs import Inputs, flash_limits, selection_problem
 from nas.plan import Layout, OpKey, Slot, macs, params, resized
 from nas.select.ilp import below, solve
 from nas.select.problem import Cost, Limits, Problem, budgets
+from nas.training.recipes import GROW
 from nas.units import amount, amount_rounded_up
 
 PARAMS, MACS = "max_params", "max_macs"  # costs are named as a user limits them
@@ -77,7 +78,8 @@ def divide_budgets(targets: Sequence[str], budget_ms: Sequence[float],
 def bounded_problem(inputs: Inputs, layout: Layout, targets: Sequence[str], bounds: Bounds) -> Problem:
     """Makes the selection problem of ``targets`` with further costs for all that is limited beside them."""
     whole = selection_problem(inputs, layout, [*targets, *_max_ms_limit(inputs, targets)])
-    return replace(whole, costs=(*whole.costs, *(_count_cost(layout, name) for name in bounds.counts)))
+    return replace(whole, costs=(*whole.costs, *(_count_cost(layout, name) for name in bounds.counts)),
+                   grows=inputs.config.train.distill == GROW)
 
 
 def other_limits(inputs: Inputs, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:

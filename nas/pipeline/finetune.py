@@ -29,7 +29,7 @@ from nas.run import checkpoint, events
 from nas.subnet import Subnet, build
 from nas.training import evaluation, placement, randomness
 from nas.training.finetune import FineTuning
-from nas.training.recipes import GROW, FineTuningRecipe
+from nas.training.recipes import GROW, FineTuningRecipe, shares_of_growth
 
 WEIGHTS, CHECKPOINT = "weights.safetensors", "finetune.pt"
 FIRST = "generation.safetensors"  # of born-again: what teaches the delivered ones
@@ -78,13 +78,12 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
                 progress: Progress) -> None:
     """Trains every pick and writes its weights.
 
-    With ``grow`` they come from the smallest, which trains longest, to the largest: each inherits what those before
-    have learned, as far as it has weights in common with them. With distillation the largest comes first and then
-    teaches the others; with ``assistant`` each is taught by the next larger one, with ``born-again`` by itself, trained
-    before.
+    With ``grow`` they come from the smallest to the largest: each inherits what those before have learned, as far as it
+    has weights in common with them. The smaller, the more epochs then: each computes as much, the first the most. With
+    distillation the largest comes first and then teaches the others; with ``assistant`` each is taught by the next
+    larger one, with ``born-again`` by itself, trained before.
     """
-    size = {arch: sum(macs(key) for key in plan(inputs.layout, arch)) for arch in archs}
-    ordered = sorted(archs, key=lambda arch: (-size[arch], arch.id))
+    ordered = sorted(archs, key=lambda arch: (-_count(inputs, arch), arch.id))
     train = partial(_train, inputs, training, place=place, recipe=recipe, progress=progress)
 
     def trained(arch: Arch, file: str = WEIGHTS) -> Subnet:
@@ -108,16 +107,22 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
             train(ordered, teacher_of=lambda _: teacher)
 
 
+def _count(inputs: Inputs, arch: Arch) -> int:
+    """Counts the multiply-adds of a network."""
+    return sum(map(macs, plan(inputs.layout, arch)))
+
+
 def _grow(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
           progress: Progress) -> None:
     """Trains networks one after the other; each gives its weights back to those that the next one inherits."""
-    epochs = {arch: length * recipe.epochs for arch, length in zip(archs, recipe.lengths(len(archs)), strict=True)}
+    shares = [1.0] * len(archs) if recipe.patient else shares_of_growth([_count(inputs, arch) for arch in archs])
+    epochs = {arch: max(1, round(recipe.epochs * share)) for arch, share in zip(archs, shares, strict=True)}
     left = [arch for arch in archs if not inputs.run.has(network_folder(place, arch) + WEIGHTS)]
     shown = progress if left else NoProgress()
     with shown.task("fine-tune", sum(epochs[arch] for arch in left)) as task:
         for arch in archs:
-            longer = recipe.model_copy(update={"epochs": epochs[arch]})
-            _train(inputs, training, [arch], place, longer, Joined(task, progress))
+            of_arch = recipe.model_copy(update={"epochs": epochs[arch]})
+            _train(inputs, training, [arch], place, of_arch, Joined(task, progress))
             training.take_back(arch, load_weights(inputs, arch, place))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from nas import sampling
 from nas.pipeline.inputs import Inputs
 from nas.run.tables import origin
-from nas.training.recipes import FineTuningRecipe, SupernetRecipe
+from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe
 from nas.units import amount
 
 
@@ -22,13 +22,12 @@ def header_lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: 
                f"{'budget' if len(budgets) == 1 else 'budgets'} {', '.join(amount(ms, target) for ms in budgets)}"
                for target, budgets in limits.items()]
     return [searched, *targets, f"epochs: {_epochs(recipe)}; {config.evaluations} networks are judged for each target, "
-            f"then each pick is fine-tuned for {tuning.epochs}{_longer(tuning)}"]
+            f"then each pick is fine-tuned for {tuning.epochs}{', the smaller the longer' if _grows(tuning) else ''}"]
 
 
-def _longer(tuning: FineTuningRecipe) -> str:
-    """Writes how many epochs the pick has from which the others grow, where it has more than they."""
-    first = max(tuning.lengths(2)) * tuning.epochs
-    return f", the smallest for {first}" if first > tuning.epochs else ""
+def _grows(tuning: FineTuningRecipe) -> bool:
+    """Tells whether picks grow one from the other, in epochs that depend on their sizes."""
+    return tuning.distill == GROW and not tuning.patient
 
 
 def _epochs(recipe: SupernetRecipe) -> str:

@@ -252,13 +252,10 @@ def inherits(training: SupernetTraining, arch: Arch) -> bool:
 def recipe_of_known(inputs: Inputs, tuning: FineTuningRecipe) -> FineTuningRecipe:
     """Returns the recipe by which a known network is trained from random weights: that of the picks, from labels alone.
 
-    It sees the images as often as the weights of a pick do on average: in the epochs of the supernet, then in its own.
+    It sees the images as often as a pick's weights do: in the epochs of the supernet, then in those of the pick.
     """
-    config = inputs.config
-    shared = sum(supernet_epochs(config.train, len(inputs.data.train)).values())
-    picks = len(config.target) * (len(config.budget_ms) or config.budgets)
-    epochs = shared + round(tuning.mean_length(picks) * tuning.epochs)
-    return tuning.model_copy(update={"epochs": epochs, "distill": "none", "distill_weight": 0.0})
+    shared = sum(supernet_epochs(inputs.config.train, len(inputs.data.train)).values())
+    return tuning.model_copy(update={"epochs": shared + tuning.epochs, "distill": "none", "distill_weight": 0.0})
 
 
 def known_lines(inputs: Inputs, networks: Sequence[KnownNetwork], tuning: FineTuningRecipe) -> list[str]:
@@ -267,4 +264,4 @@ def known_lines(inputs: Inputs, networks: Sequence[KnownNetwork], tuning: FineTu
     names = ", ".join(f"{known.name} ({amount(known.ms[target], target)}{', in the space' if known.inside else ''})"
                       for known in networks)
     return [f"known networks beside the picks: {names}; each from random weights in {epochs} epochs, as many as a pick "
-            f"sees on average ({setting('baselines', 0)}: none)"] if names else []
+            f"sees in all ({setting('baselines', 0)}: none)"] if names else []

@@ -22,7 +22,7 @@ from nas.pipeline.speed import DRAWN, Speed, multiply_adds
 from nas.progress import Progress
 from nas.text import duration
 from nas.training.epochs import epoch_size
-from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe
+from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe, shares_of_growth
 from nas.training.supernet_training import GROWN_IN
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
@@ -44,6 +44,7 @@ class Times:
     middle: float
     small: float
     picks: tuple[float, ...] = ()
+    shares: tuple[float, ...] | None = None  # of each pick, the times that it trains as long as a recipe says; None: 1
     known: tuple[float, ...] = ()
     delivery: float = DELIVERED_S  # seconds of a network
 
@@ -62,11 +63,20 @@ class Times:
         large, small, between = (SLICED * speed.of_supernet(count) for count in (*ends, float(np.mean(middle))))
         one_by_one = inputs.config.train.distill == GROW
         pick = speed.of_supernet if one_by_one else speed.of_pick
-        picks = [pick(count) for target, budgets in limits.items()
-                 for count in counts_at(inputs, inputs.prices[target], budgets)]
+        counts = sorted(count for target, budgets in limits.items()
+                        for count in counts_at(inputs, inputs.prices[target], budgets))
+        picks = [pick(count) for count in counts]
         beside = [float(np.mean(picks))] * inputs.config.baselines if known is None else [
             speed.of_pick(multiply_adds(inputs.of(arch), arch)) for arch in known]
-        return Times(float(np.mean(sizes)), large, between, small, tuple(picks), tuple(beside), delivery_s(inputs))
+        shares = tuple(shares_of_growth(counts)) if one_by_one else None
+        return Times(float(np.mean(sizes)), large, between, small, tuple(picks), shares, tuple(beside),
+                     delivery_s(inputs))
+
+    @property
+    def fine_tuning(self) -> float:
+        """Returns the seconds of an image in the fine-tuning of all picks, of those that train longer in proportion."""
+        shares = self.shares or (1.0,) * len(self.picks)
+        return sum(share * seconds for share, seconds in zip(shares, self.picks, strict=True))
 
 
 def delivery_s(inputs: Inputs) -> float:
@@ -87,12 +97,12 @@ def counts_at(inputs: Inputs, prices: Prices, budgets: Sequence[float]) -> list[
 
 
 def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float], judged: float, tuned: float,
-               from_scratch: float, tuning: FineTuningRecipe, evaluated: int) -> dict[str, float]:
+               from_scratch: float, taught: bool, evaluated: int) -> dict[str, float]:
     """Returns the seconds that each phase of a search takes.
 
     ``learned`` are the images of each phase of the supernet, ``judged`` those that all evaluations together see,
-    ``tuned`` those of the epochs of one pick by the recipe ``tuning``, ``from_scratch`` those of one known network,
-    ``evaluated`` those of the tests of either.
+    ``tuned`` those of all epochs of one pick, with a teacher (``taught``) or without, ``from_scratch`` those of one
+    known network, ``evaluated`` those of the tests of either.
     """
     step = times.large + times.middle + times.small  # the sandwich
     if recipe.sandwich_every > 1:
@@ -103,12 +113,10 @@ def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float
     before_sandwich = alone * times.grown + blockwise * (times.large + times.middle)
     gates = 2 * times.middle / recipe.gate_every  # two paths
     each = {"warmup": before_sandwich + (1 - alone - blockwise) * step, "search": step + gates, "settle": step}
-    teaching = 1 / TRAINED if tuning.distill_weight else 0.0
-    lengths = tuning.lengths(len(times.picks))
-    picks = sum(length * seconds for length, seconds in zip(lengths, sorted(times.picks), strict=True))
+    teaching = 1 / TRAINED if taught else 0.0
     return {**{f"supernet {phase}": learned[phase] * each[phase] for phase in each},
             "selection": judged * float(np.mean(times.picks or [times.middle])) / TRAINED,
-            "fine-tuning": WATCHED * tuned * (1 + teaching) * picks,
+            "fine-tuning": WATCHED * tuned * (1 + teaching) * times.fine_tuning,
             "known networks": WATCHED * from_scratch * sum(times.known),
             "export": sum(times.delivery + evaluated * each / TRAINED for each in (*times.picks, *times.known))}
 
@@ -123,9 +131,8 @@ def seconds_of_search(inputs: Inputs, times: Times, recipe: SupernetRecipe, tuni
     passes = passes or {**recipe.epochs, PICKS: tuning.epochs}
     train, learn = (epoch_size(len(split), config.train.epoch_images) for split in (data.train, data.learn))
     judged = config.evaluations * len(config.target) * (calibrated + min(config.judge_images, len(data.select)))
-    learned = {phase: passes[phase] * train for phase in recipe.epochs}
-    from_scratch = sum(passes[phase] for phase in recipe.epochs) + passes[PICKS] * tuning.mean_length(len(times.picks))
-    return seconds_of(times, recipe, learned, judged, passes[PICKS] * learn, from_scratch * learn, tuning,
+    return seconds_of(times, recipe, {phase: passes[phase] * train for phase in recipe.epochs}, judged,
+                      passes[PICKS] * learn, sum(passes.values()) * learn, tuning.distill_weight > 0,
                       len(data.select) + len(data.test))
 
 

@@ -32,10 +32,10 @@ from nas.training.recipes import PICK, FineTuningRecipe, SupernetRecipe
 from nas.units import amount
 
 DEMO = {"cluttered": 6.0, "digits": 6.0}  # minutes of a search of images that are there to try it
-SUPERNET = 0.25  # share of the time that is left for training
+SUPERNET = 0.4  # share of the time that is left for training
 PHASES = {"warmup": 1.0, "search": 0.0, "settle": 0.0}  # shares of the supernet's images
 TRAINING = 0.3  # of the minutes: less is too little to train anything
-LEAST_EPOCHS = 6.0  # of a pick: budgets of networks that train too slowly for that are left out
+LEAST_EPOCHS = 12.0  # of a pick: budgets of networks that train too slowly for that are left out
 LEAST_RANGE = 2.0  # the largest budget is not brought below so many times the smallest
 STEP = 0.9  # by which the largest budget is cut at a time
 FEW = 4.0  # passes over the images, below which an epoch is a part of them

@@ -31,7 +31,6 @@ from nas.training import evaluation
 from nas.training.supernet_training import SupernetTraining
 from nas.units import amount
 
-USED = 0.9  # share of a budget that its pick takes: inherited loss favours the smallest network, fine-tuning does not
 CALIBRATED_ON = 256  # training images for its batch norm statistics
 
 
@@ -101,8 +100,7 @@ def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence
     next ones, by the same order, are the pick's ``others``.
     """
     def claims(arch: Arch) -> bool:
-        return bool(np.isfinite(losses.get(arch, 0.0))) and any(
-            problems[arch.size].cost(arch, t) >= USED * bound for t, bound in ms.items())
+        return bool(np.isfinite(losses.get(arch, 0.0))) and problems[arch.size].uses(arch, ms)
 
     best, *others = sorted(dict.fromkeys(archs), key=claims, reverse=True)[:finalists]  # stable
     return Pick(budget_ms=ms, id=best.id, size=best.size, arch=best, others=others,

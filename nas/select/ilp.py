@@ -17,6 +17,7 @@ from nas.arch import Arch
 from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.select import score_models
+from nas.select.growth import choose_grown
 from nas.select.knapsack import Cut, Knapsack, Pick, admit_all
 from nas.select.problem import Cost, Judge, Ledger, Limits, Problem, Scores, ScoresFor, random_within
 from nas.select.scores import ridge
@@ -65,11 +66,15 @@ def select_ilp(problem: Problem, limits_list: Sequence[Limits], scores_for: Scor
 
     The first round takes the ILP's answers to ``scores_for`` and random networks near each budget; the later ones the
     ILP's answers to a ridge fit on all that was judged, with ``scores_for`` as its prior. Ends early where no network
-    is left. Raises UserError for a budget that cannot be met, before anything is judged.
+    is left. Where the problem ``grows``, one later round is spent on networks that do (``nas.select.growth``). Raises
+    UserError for a budget that cannot be met, before anything is judged.
     """
     ledger = Ledger(problem, judge, evaluations)
     gates = [scores_for(limits) for limits in limits_list]
     ledger.judge(first_round(problem, limits_list, gates, math.ceil(FIRST * evaluations), rng))
+    if problem.grows:
+        return choose_grown(problem, limits_list, ledger, lambda place: ridge(problem, *ledger.finite(),
+                                                                              prior=gates[place]), solve)
     width = max(1, min(MOST, math.ceil(ledger.left / 2 / len(limits_list))))
     judged = 1
     while ledger.left and judged:

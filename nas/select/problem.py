@@ -25,6 +25,7 @@ Limits = Mapping[str, float]  # cost name -> the largest admissible value
 Judge = Callable[[Sequence[Arch]], list[float]]  # held-out loss of each, lower is better; expensive
 Scores = tuple[np.ndarray, ...]  # additive, per slot and allowed op, higher is better
 ScoresFor = Callable[[Limits], Scores]
+USED = 0.9  # share of a budget that its pick takes: inherited loss favours the smallest network, fine-tuning does not
 _SKIPPED = 4  # random networks that are not admitted before no other is drawn
 
 
@@ -67,7 +68,8 @@ class Problem:
 
     ``admits`` says of a whole network what no sum can say, such as whether its maps fit into the target's memory. It is
     expensive and remembers its answers; what it refuses is never judged. ``drawn`` are, per slot, the indices that
-    networks are drawn and mutated from, if not all.
+    networks are drawn and mutated from, if not all. Where it ``grows``, the network of each budget should keep what
+    that of the next smaller one has, because that is where its training begins.
     """
 
     layout: Layout
@@ -75,6 +77,7 @@ class Problem:
     costs: tuple[Cost, ...]
     admits: Callable[[Arch], bool] = anything
     drawn: tuple[frozenset[int], ...] | None = None
+    grows: bool = False
 
     def __post_init__(self) -> None:
         assert self.costs and len(self.allowed) == len(self.layout.slots) and all(self.allowed)
@@ -102,6 +105,12 @@ class Problem:
         """Returns a network as indices. Raises KeyError for an operator that its slot does not have."""
         return [known[op] for known, op in zip(self._positions, arch.ops, strict=True)]
 
+    def containing(self, base: Sequence[int]) -> list[np.ndarray]:
+        """Returns per slot the indices of the operators that keep what a network has there: its branch, no narrower."""
+        bases = [ops[i] for ops, i in zip(self.allowed, base, strict=True)]
+        return [np.flatnonzero([op.contains(of_base) for op in ops])
+                for ops, of_base in zip(self.allowed, bases, strict=True)]
+
     def named(self, name: str) -> Cost:
         return next(cost for cost in self.costs if cost.name == name)
 
@@ -113,6 +122,10 @@ class Problem:
 
     def largest(self, name: str) -> float:
         return self.named(name).largest
+
+    def uses(self, arch: Arch, limits: Limits) -> bool:
+        """Tells whether a network takes the share ``USED`` of one of the limits at least."""
+        return any(self.cost(arch, name) >= USED * bound for name, bound in limits.items())
 
     def fits(self, indices: Sequence[int], limits: Limits) -> bool:
         return all(cost.of(indices) <= limits[cost.name] for cost in self.costs if cost.name in limits)

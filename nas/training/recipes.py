@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # images need torch, their number does not
 
 GROW = "grow"  # of several networks each begins with what the smaller ones have learned
 WITHOUT_TEACHER = ("none", GROW)
-FIRST = 5  # times as many epochs as the others: the smallest pick, from which they grow (docs/decisions.md)
+FIRST = 2.0  # times as much as any other pick computes the one from which they grow (docs/decisions.md)
 DISTILLED = 0.5  # share of the teacher in the loss of a pick
 
 
@@ -102,6 +103,16 @@ class SupernetRecipe:
             erase=train.erase)
 
 
+def shares_of_growth(counts: Sequence[float]) -> list[float]:
+    """Returns how many times the mean epochs each pick trains where picks grow one from the other, smallest first.
+
+    ``counts`` are their multiply-adds. Each computes as much as any other, however small it is; the first ``FIRST``
+    times as much, as all others begin with what it has learned.
+    """
+    weights = [FIRST if not place and len(counts) > 1 else 1.0 for place in range(len(counts))]
+    return [weight / sum(weights) * sum(counts) / count for weight, count in zip(weights, counts, strict=True)]
+
+
 class FineTuningRecipe(Record):
     """Holds settings of training one network; ``distill_weight`` is the teacher's share of the loss (0: labels).
 
@@ -128,18 +139,6 @@ class FineTuningRecipe(Record):
     @property
     def augmentation(self) -> Augmentation:
         return Augmentation(self.augment, self.policy, self.erase)
-
-    def lengths(self, picks: int) -> list[int]:
-        """Returns how many times ``epochs`` each of so many picks trains, from the smallest to the largest.
-
-        Where they grow the first trains longest, as all others begin with what it has learned.
-        """
-        longer = self.distill == GROW and not self.patient and picks > 1
-        return [FIRST if longer and not place else 1 for place in range(picks)]
-
-    def mean_length(self, picks: int) -> float:
-        """Returns the mean of ``lengths``."""
-        return sum(self.lengths(picks)) / picks if picks else 1.0
 
     @staticmethod
     def from_config(config: Config, data: Data, usual: Exposure, distill: str = "none") -> FineTuningRecipe:

@@ -17,7 +17,7 @@ from nas.pipeline.pace import DELIVERED_S, Pace, Times, seconds_of
 from nas.run import events, timeline
 from nas.run.directory import Run
 from nas.run.records import Front
-from nas.training.recipes import FineTuningRecipe, SupernetRecipe
+from nas.training.recipes import SupernetRecipe
 
 
 class Clock:
@@ -32,27 +32,20 @@ class Clock:
 RECIPE = SupernetRecipe(epochs={"warmup": 2, "search": 1, "settle": 1}, batch=8, lr=0.1, weight_decay=0.0,
                         label_smoothing=0.0, augment="none", largest_first=0.5, blockwise=0.25)
 
-TUNING = FineTuningRecipe(epochs=2, batch=8, lr=0.1, weight_decay=0.0, label_smoothing=0.0, augment="none",
-                          distill="grow", distill_weight=0.0)
-
 
 def test_seconds_are_images_times_seconds_of_one() -> None:
     times = Times(grown=5.0, large=8.0, middle=6.0, small=4.0, picks=(1.0, 2.0), known=(3.0,))
     learned = {"warmup": 20.0, "search": 10.0, "settle": 10.0}
     # a sandwich is 8 + 6 + 4 = 18; the gates take two random networks; a teacher looks on: a third of a step
-    taught = TUNING.model_copy(update={"distill": "kd", "distill_weight": 0.5})
-    seconds = seconds_of(times, RECIPE, learned, judged=100, tuned=60, from_scratch=50, tuning=taught, evaluated=30)
+    seconds = seconds_of(times, RECIPE, learned, judged=100, tuned=60, from_scratch=50, taught=True, evaluated=30)
     assert seconds == {
         "supernet warmup": 20 * (0.5 * 5 + 0.25 * 14 + 0.25 * 18),
         "supernet search": 10 * (18 + 12),
         "supernet settle": 10 * 18, "selection": 100 * 1.5 / 3, "fine-tuning": pytest.approx(1.15 * 60 * 3 * 4 / 3),
         "known networks": pytest.approx(1.15 * 50 * 3), "export": 3 * DELIVERED_S + 30 * 6 / 3}
     for every, step in ((2, 12), (0, 6)):
-        seconds = seconds_of(times, replace(RECIPE, sandwich_every=every), learned, 0, 0, 0, TUNING, 0)
+        seconds = seconds_of(times, replace(RECIPE, sandwich_every=every), learned, 0, 0, 0, False, 0)
         assert seconds["supernet settle"] == 10 * step
-    # the smallest of picks that grow trains five times as long: 5 * 1 + 2
-    grown = seconds_of(times, RECIPE, learned, judged=100, tuned=60, from_scratch=50, tuning=TUNING, evaluated=30)
-    assert grown["fine-tuning"] == pytest.approx(1.15 * 60 * 7)
 
 
 def test_the_time_is_said_before_the_first_step_and_refined_after_a_phase() -> None:
