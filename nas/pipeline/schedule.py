@@ -32,7 +32,7 @@ from nas.training.recipes import PICK, FineTuningRecipe, SupernetRecipe
 from nas.units import amount
 
 DEMO = {"cluttered": 6.0, "digits": 6.0}  # minutes of a search of images that are there to try it
-SUPERNET = 0.4  # share of the time that is left for training
+SUPERNET = 0.15  # share of the time that is left for training
 PHASES = {"warmup": 1.0, "search": 0.0, "settle": 0.0}  # shares of the supernet's images
 TRAINING = 0.3  # of the minutes: less is too little to train anything
 LEAST_EPOCHS = 12.0  # of a pick: budgets of networks that train too slowly for that are left out
