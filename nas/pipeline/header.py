@@ -21,13 +21,9 @@ def header_lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: 
     targets = [f"target: {target} ({', '.join(origin(inputs.costs[target])) or inputs.costs[target].name}), "
                f"{'budget' if len(budgets) == 1 else 'budgets'} {', '.join(amount(ms, target) for ms in budgets)}"
                for target, budgets in limits.items()]
+    longer = tuning.distill == GROW and not tuning.patient and sum(map(len, limits.values())) > 1
     return [searched, *targets, f"epochs: {_epochs(recipe)}; {config.evaluations} networks are judged for each target, "
-            f"then each pick is fine-tuned for {tuning.epochs}{', the smaller the longer' if _grows(tuning) else ''}"]
-
-
-def _grows(tuning: FineTuningRecipe) -> bool:
-    """Tells whether picks grow one from the other, in epochs that depend on their sizes."""
-    return tuning.distill == GROW and not tuning.patient
+            f"then each pick is fine-tuned for {tuning.epochs}{', the smaller the longer' if longer else ''}"]
 
 
 def _epochs(recipe: SupernetRecipe) -> str:

@@ -33,6 +33,7 @@ from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.run import events
 from nas.run.records import Pick, Picks, TableCorrection
+from nas.training.recipes import GROW
 from nas.training.supernet_training import SupernetTraining
 from nas.units import amount
 
@@ -136,7 +137,8 @@ def select_measured(inputs: Inputs, training: SupernetTraining, limits: dict[str
             break
         corrections = {target: _fit_correction(inputs, target, watch) for target in watch.targets}
         progress.note(_repeat_note(missed, watch, corrections))
-        chosen = _select_again(_with_corrections(inputs, corrections), training, missed, asked, given, select, progress)
+        again = _with_those_beside(inputs, picks.budgets, missed)
+        chosen = _select_again(_with_corrections(inputs, corrections), training, again, asked, given, select, progress)
         watch.time([pick for _, pick in chosen])
         picks = picks.model_copy(update={"budgets": _replace_picks(picks.budgets, chosen)})
     budgets = [_with_finalists(inputs, budget, watch) for budget in _best_measured(inputs, picks.budgets, watch)]
@@ -147,9 +149,19 @@ def select_measured(inputs: Inputs, training: SupernetTraining, limits: dict[str
         target: TableCorrection(**vars(correction)) for target, correction in corrections.items()}})
 
 
+def _with_those_beside(inputs: Inputs, budgets: Sequence[Pick], missed: Sequence[Pick]) -> list[Pick]:
+    """Returns the budgets to select again for: those that were missed, and where picks grow those of the same targets.
+
+    Each then keeps what the new pick of the next smaller one has.
+    """
+    targets = {tuple(budget.budget_ms) for budget in missed}
+    grows = inputs.config.train.distill == GROW
+    return [budget for budget in budgets if budget in missed or (grows and tuple(budget.budget_ms) in targets)]
+
+
 def _select_again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Pick], asked: Bounds,
                   given: Mapping[str, bool], select: Select, progress: Progress) -> list[tuple[Pick, Pick]]:
-    """Selects again for the budgets that were ``missed``, by the corrected prices of ``inputs``.
+    """Selects again for budgets of which some were ``missed``, by the corrected prices of ``inputs``.
 
     Returns the old and the new pick of each budget, but for budgets that no network keeps by these prices.
     """

@@ -17,7 +17,7 @@ from nas.arch import Arch
 from nas.errors import UserError, setting
 from nas.files import nearest
 from nas.select import score_models
-from nas.select.growth import choose_grown
+from nas.select.growth import Fit, choose_grown
 from nas.select.knapsack import Cut, Knapsack, Pick, admit_all
 from nas.select.problem import Cost, Judge, Ledger, Limits, Problem, Scores, ScoresFor, random_within
 from nas.select.scores import ridge
@@ -72,18 +72,8 @@ def select_ilp(problem: Problem, limits_list: Sequence[Limits], scores_for: Scor
     ledger = Ledger(problem, judge, evaluations)
     gates = [scores_for(limits) for limits in limits_list]
     ledger.judge(first_round(problem, limits_list, gates, math.ceil(FIRST * evaluations), rng))
-    if problem.grows:
-        return choose_grown(problem, limits_list, ledger, lambda place: ridge(problem, *ledger.finite(),
-                                                                              prior=gates[place]), solve)
-    width = max(1, min(MOST, math.ceil(ledger.left / 2 / len(limits_list))))
-    judged = 1
-    while ledger.left and judged:
-        archs, losses = ledger.finite()
-        picks = [solve(ridge(problem, archs, losses, prior=prior), problem.costs, limits, k=width, avoid=ledger.losses,
-                       admits=problem.admitted)
-                 for limits, prior in zip(limits_list, gates, strict=True)]
-        judged = ledger.judge(in_turn(picks))
-    return [ledger.ranked(limits) for limits in limits_list]
+    return _later_rounds(problem, limits_list, ledger,
+                         lambda place: ridge(problem, *ledger.finite(), prior=gates[place]))
 
 
 def select_auto(problem: Problem, limits_list: Sequence[Limits], scores_for: ScoresFor, judge: Judge, evaluations: int,
@@ -103,17 +93,25 @@ def select_auto(problem: Problem, limits_list: Sequence[Limits], scores_for: Sco
                 and math.isfinite(ledger.losses[tuple(base)]):
             swaps[score_models.SWAPS] = score_models.swap_scores(problem, base, ledger.losses)
     ledger.judge(first[:max(1, ledger.left - math.floor((1 - FIRST) * evaluations))])
+
+    def fit(place: int) -> Scores:
+        archs, losses = ledger.finite()
+        fits = score_models.candidates(problem, {score_models.GATES: gates[place], **swaps})
+        return fits[score_models.best(problem, fits, archs, losses, score_models.FIT)](archs, losses)
+
+    return _later_rounds(problem, limits_list, ledger, fit)
+
+
+def _later_rounds(problem: Problem, limits_list: Sequence[Limits], ledger: Ledger, fit: Fit) -> list[list[Arch]]:
+    """Judges the ILP's answers to scores that are fitted anew in each round; returns what was judged, by budget."""
+    if problem.grows:
+        return choose_grown(problem, limits_list, ledger, fit, solve)
     width = max(1, min(MOST, math.ceil(ledger.left / 2 / len(limits_list))))
     judged = 1
     while ledger.left and judged:
-        archs, losses = ledger.finite()
-        picks = []
-        for limits, prior in zip(limits_list, gates, strict=True):
-            fits = score_models.candidates(problem, {score_models.GATES: prior, **swaps})
-            name = score_models.best(problem, fits, archs, losses, score_models.FIT)
-            picks.append(solve(fits[name](archs, losses), problem.costs, limits, k=width, avoid=ledger.losses,
-                               admits=problem.admitted))
-        judged = ledger.judge(in_turn(picks))
+        judged = ledger.judge(in_turn([
+            solve(fit(place), problem.costs, limits, k=width, avoid=ledger.losses, admits=problem.admitted)
+            for place, limits in enumerate(limits_list)]))
     return [ledger.ranked(limits) for limits in limits_list]
 
 

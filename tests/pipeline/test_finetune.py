@@ -182,7 +182,10 @@ class Shared:
 
 
 def test_picks_grow_from_the_smallest_to_the_largest(trained: Made, tmp_path: Path) -> None:
-    """Each begins with the head that the one before ended with, also where another call has trained that one."""
+    """Each begins with the head that the one before ended with, also where another call has trained that one.
+
+    Of two, the smaller one computes twice as much as the larger one.
+    """
     config, progress = trained[0], Quiet()
     inputs = prepare_inputs(config, Run.open(tmp_path / "run", config.to_json()), config.target, progress)
     prices = inputs.prices["gpu-v100"]
@@ -196,10 +199,15 @@ def test_picks_grow_from_the_smallest_to_the_largest(trained: Made, tmp_path: Pa
         finetune.train_picks(inputs, origin, list(dict.fromkeys(archs)), "", recipe, Quiet(stop_at))
         return origin
 
-    with pytest.raises(KeyboardInterrupt):
-        trained_by(12)  # of nine steps each: in the second
-    origin = trained_by(None)
     small, large = archs[1], archs[0]
+    counts = [sum(map(macs, plan(inputs.layout, arch))) for arch in (small, large)]
+    longer = round(2 / 3 * sum(counts) / counts[0])
+    assert longer > 1
+    with pytest.raises(KeyboardInterrupt):
+        trained_by(9 * longer + 3)  # nine steps an epoch: in the second network
+    origin = trained_by(None)
+    trained_epochs = Counter(event.id for event in inputs.run.events(events.FineTuned))
+    assert trained_epochs == {small.id: longer, large.id: 1}
     assert list(origin.begun) == [large.id]  # the small one was trained before
     ended = finetune.load_weights(inputs, small, "").head.state_dict()
     begun = {name.removeprefix("head."): p for name, p in origin.begun[large.id].items() if name.startswith("head.")}
