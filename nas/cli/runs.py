@@ -61,7 +61,7 @@ def search(
     max_ms: Annotated[float | None, typer.Option("--max-ms", help="No image takes longer, predicted.")] = None,
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Drop branches and layers. Default: yes.")]
     = None,
-    baselines: Annotated[int | None, typer.Option(help="Known networks beside the picks, at most. Default: 2.")] = None,
+    baselines: Annotated[int | None, typer.Option(help="Known networks beside the picks, at most. Default: 1.")] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="None of these: as --baselines 0.")] = False,
     init: Annotated[str | None, typer.Option(help="A finished run whose supernet this one starts from.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,

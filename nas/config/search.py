@@ -73,7 +73,7 @@ class Config(Strict):
         default=6, ge=1, le=256,
         description="How many budgets are spread over the reachable range, where none is given.")
     baselines: int = Field(
-        default=2, ge=0, le=16, description="How many known networks are trained beside the picks, at most.")
+        default=1, ge=0, le=16, description="How many known networks are trained beside the picks, at most.")
     finalists: int = Field(
         default=1, ge=1, le=16, description="Networks of a budget that are fine-tuned a while; the best is delivered.")
     sram_kb: Kb = Field(default=None, description="SRAM of an Ethos-U in KB: no pick needs more.")

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from nas.errors import UserError
 from nas.ops.layers import Dropout
 from nas.pipeline import finetune
 from nas.pipeline.setup import prepare_inputs
-from nas.plan import macs
+from nas.plan import macs, plan
+from nas.run import events
 from nas.run.directory import Run
 from nas.subnet import Subnet
 from nas.supernet.net import Supernet
 from nas.training import randomness
-from nas.training.recipes import FineTuningRecipe
+from nas.training.recipes import FineTuningRecipe, shares_of_growth
 
 Made = tuple[Config, Path]
 
@@ -179,6 +181,16 @@ class Shared:
 
     def take_back(self, arch: Arch, network: Subnet) -> None:
         self.net.take_back(arch, network)
+
+
+@pytest.mark.parametrize(("counts", "shares"), [
+    ([], []), ([5.0], [1.0]),
+    ([1.0, 2.0, 4.0], [3.5, 0.875, 0.4375]),  # of 7 the first computes a half, each other one a quarter
+    ([3.0, 3.0], [4 / 3, 2 / 3]),
+])
+def test_picks_that_grow_compute_as_much_as_each_other_and_the_first_twice(counts: list[float],
+                                                                           shares: list[float]) -> None:
+    assert shares_of_growth(counts) == pytest.approx(shares)
 
 
 def test_picks_grow_from_the_smallest_to_the_largest(trained: Made, tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ def test_seconds_are_images_times_seconds_of_one() -> None:
     for every, step in ((2, 12), (0, 6)):
         seconds = seconds_of(times, replace(RECIPE, sandwich_every=every), learned, 0, 0, 0, False, 0)
         assert seconds["supernet settle"] == 10 * step
+    # picks that grow train in proportion to their shares: 3 * 1 + 0.5 * 2 seconds an image
+    growing = seconds_of(replace(times, shares=(3.0, 0.5)), RECIPE, learned, 100, 60, 50, False, 30)
+    assert growing["fine-tuning"] == pytest.approx(1.15 * 60 * 4)
 
 
 def test_the_time_is_said_before_the_first_step_and_refined_after_a_phase() -> None:
