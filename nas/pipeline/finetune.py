@@ -115,7 +115,8 @@ def _count(inputs: Inputs, arch: Arch) -> int:
 def _grow(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
           progress: Progress) -> None:
     """Trains networks one after the other; each gives its weights back to those that the next one inherits."""
-    shares = [1.0] * len(archs) if recipe.patient else shares_of_growth([_count(inputs, arch) for arch in archs])
+    alike = recipe.patient or inputs.config.finalists > 1  # in a race all have the same epochs
+    shares = [1.0] * len(archs) if alike else shares_of_growth([_count(inputs, arch) for arch in archs])
     epochs = {arch: max(1, round(recipe.epochs * share)) for arch, share in zip(archs, shares, strict=True)}
     left = [arch for arch in archs if not inputs.run.has(network_folder(place, arch) + WEIGHTS)]
     shown = progress if left else NoProgress()

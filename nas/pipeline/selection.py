@@ -24,7 +24,7 @@ from nas.run.records import HeldOut, Pick, Picks
 from nas.select import get as selector
 from nas.select import scores as fits
 from nas.select.evaluation import Evaluation
-from nas.select.problem import Limits, Problem, Scores, ScoresFor
+from nas.select.problem import Limits, Problem, Scores, ScoresFor, uses
 from nas.select.score_models import GATES, agreements, candidates
 from nas.supernet.gates import RELAXATIONS, position
 from nas.training import evaluation
@@ -100,7 +100,7 @@ def _pick(problems: Mapping[int, Problem], ms: dict[str, float], archs: Sequence
     next ones, by the same order, are the pick's ``others``.
     """
     def claims(arch: Arch) -> bool:
-        return bool(np.isfinite(losses.get(arch, 0.0))) and problems[arch.size].uses(arch, ms)
+        return bool(np.isfinite(losses.get(arch, 0.0))) and uses(problems[arch.size], arch, ms)
 
     best, *others = sorted(dict.fromkeys(archs), key=claims, reverse=True)[:finalists]  # stable
     return Pick(budget_ms=ms, id=best.id, size=best.size, arch=best, others=others,

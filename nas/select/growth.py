@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from nas.arch import Arch
-from nas.select.problem import USED, Ledger, Limits, Problem, Scores
+from nas.select.problem import USED, Ledger, Limits, Problem, Scores, uses
 
 Solve = Callable[..., list[list[int]]]  # nas.select.ilp.solve
 Fit = Callable[[int], Scores]  # the scores, by all that was judged, of the budget at a place
@@ -38,7 +38,7 @@ def choose_grown(problem: Problem, limits_list: Sequence[Limits], ledger: Ledger
         answers[place] = ranked
         if ranked:
             budget = {name: limits[name]} if name in limits else {}
-            base = problem.indices(next((arch for arch in ranked if problem.uses(arch, budget)), ranked[0]))
+            base = problem.indices(next((arch for arch in ranked if uses(problem, arch, budget)), ranked[0]))
     return [answers[place] for place in range(len(limits_list))]
 
 

@@ -123,12 +123,13 @@ class Problem:
     def largest(self, name: str) -> float:
         return self.named(name).largest
 
-    def uses(self, arch: Arch, limits: Limits) -> bool:
-        """Tells whether a network takes the share ``USED`` of one of the limits at least."""
-        return any(self.cost(arch, name) >= USED * bound for name, bound in limits.items())
-
     def fits(self, indices: Sequence[int], limits: Limits) -> bool:
         return all(cost.of(indices) <= limits[cost.name] for cost in self.costs if cost.name in limits)
+
+
+def uses(problem: Problem, arch: Arch, limits: Limits) -> bool:
+    """Tells whether a network takes the share ``USED`` of one of the limits at least."""
+    return any(problem.cost(arch, name) >= USED * bound for name, bound in limits.items())
 
 
 Selector = Callable[[Problem, Sequence[Limits], ScoresFor, Judge, int, random.Random], list[list[Arch]]]

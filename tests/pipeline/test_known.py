@@ -37,6 +37,7 @@ from nas.run.known import known_networks
 from nas.run.records import Budget, Front
 from nas.run.settings import Baseline
 from nas.space import Space
+from nas.training.recipes import shares_of_growth
 
 Made = tuple[Config, Path, dict[str, Any]]
 
@@ -179,8 +180,11 @@ def test_a_network_of_the_space_inherits_weights_as_picks_do(space_file: Path, t
     (network,) = known_networks(run)
     assert network.inside and network.arch.space == "tiny" and card["known"] == "small"
     assert card["id"] == network.arch.id and card["fine_tuned"]
+    ordered = sorted([*result["front"], *result["dominated"]], key=lambda each: (each["macs"], each["id"]))
+    shares = shares_of_growth([each["macs"] for each in ordered])  # the known one grows among the picks
     tuned = {id: len([each for each in timeline.tuned(run) if each.id == id]) for id in weights(run.path)}
-    assert tuned == dict.fromkeys({card["id"], *(budget["id"] for budget in result["budgets"])}, 2)
+    assert tuned == {each["id"]: max(1, round(2 * share)) for each, share in zip(ordered, shares, strict=True)}
+    assert set(tuned) == {card["id"], *(budget["id"] for budget in result["budgets"])}
 
 
 class Rows(Costs):
