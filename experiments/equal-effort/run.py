@@ -82,10 +82,13 @@ def files_of(part: Part, options: argparse.Namespace) -> dict[str, Path]:
 
 
 def measure(data: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the milliseconds of every network of a data set and seed: the mean of two sessions of its file."""
+    """Returns the milliseconds of every network of a data set and seed that stands: the mean of two sessions of its
+    file.
+    """
     files: dict[str, Path] = {}
-    for what in (SEARCH, *KNOWN):
-        files |= files_of(Part(data, seed, what), options)
+    for part in (Part(data, seed, what) for what in (SEARCH, *KNOWN)):
+        if (options.work / str(part) / "front.json").exists():
+            files |= files_of(part, options)
     return {"data": data, "seed": seed, "what": "latency", **timed_twice(files, options.measure_s)}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from nas.arch import Arch
 from nas.select.problem import USED, Ledger, Limits, Problem, Scores, uses
 
+LARGER = 1.1  # times as much as the next smaller pick a network costs at least that is taken though it uses no budget
 Solve = Callable[..., list[list[int]]]  # nas.select.ilp.solve
 Fit = Callable[[int], Scores]  # the scores, by all that was judged, of the budget at a place
 
@@ -22,7 +23,7 @@ Fit = Callable[[int], Scores]  # the scores, by all that was judged, of the budg
 def choose_grown(problem: Problem, limits_list: Sequence[Limits], ledger: Ledger, fit: Fit,
                  solve: Solve) -> list[list[Arch]]:
     """Returns per budget the judged networks within it, lowest loss first: those that keep the next smaller pick, then
-    the others.
+    the others, if there have to be any.
 
     What evaluations the ledger has left are spent on the answers of ``solve`` that keep it.
     """
@@ -34,12 +35,25 @@ def choose_grown(problem: Problem, limits_list: Sequence[Limits], ledger: Ledger
         limits, count = limits_list[place], math.ceil(ledger.left / left)
         if count:
             ledger.judge(_answers(problem, limits, base, fit(place), count, ledger, solve))
-        ranked = sorted(ledger.ranked(limits), key=lambda arch: not _keeps(problem, arch, base))  # stable
-        answers[place] = ranked
-        if ranked:
-            budget = {name: limits[name]} if name in limits else {}
-            base = problem.indices(next((arch for arch in ranked if uses(problem, arch, budget)), ranked[0]))
+        budget = {name: limits[name]} if name in limits else {}
+        answers[place] = _ranked(problem, ledger.ranked(limits), base, budget)
+        if answers[place]:
+            used = (arch for arch in answers[place] if uses(problem, arch, budget))
+            base = problem.indices(next(used, answers[place][0]))
     return [answers[place] for place in range(len(limits_list))]
+
+
+def _ranked(problem: Problem, archs: Sequence[Arch], base: Sequence[int] | None, budget: Limits) -> list[Arch]:
+    """Returns networks in the order in which a budget wants them: first those that keep ``base``.
+
+    Where none of these uses the budget, but some are clearly larger than ``base``, they are the only ones.
+    """
+    keeping = [arch for arch in archs if _keeps(problem, arch, base)]
+    if base is not None and not any(uses(problem, arch, budget) for arch in keeping):
+        cost = problem.costs[0]
+        if larger := [arch for arch in keeping if cost.of(problem.indices(arch)) >= LARGER * cost.of(base)]:
+            return larger
+    return sorted(archs, key=lambda arch: arch not in keeping)  # stable
 
 
 def _keeps(problem: Problem, arch: Arch, base: Sequence[int] | None) -> bool:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from every import every
 from truths import Additive, flat, smooth_truth
 
 from nas.arch import Arch, Op
+from nas.select import growth
 from nas.select.ilp import select_auto, select_ilp
-from nas.select.problem import Problem, Selector, budgets, uses
+from nas.select.problem import Cost, Problem, Selector, budgets, uses
 
 
 @pytest.mark.parametrize(("op", "other", "contains"), [
@@ -56,6 +60,22 @@ def test_each_pick_keeps_what_the_next_smaller_one_has(problem: Problem, picks: 
             kept += keeps(pick, base)
         base = pick
     assert kept
+
+
+@pytest.mark.parametrize(("costs", "expected"), [
+    ([1.0, 1.05, 1.5, 3.9], [2]),  # none that keeps the base uses 4: the one of them that is clearly larger, alone
+    ([1.0, 1.05, 3.7, 3.9], [0, 1, 2, 3]),  # those that keep it, in their order, then the other
+    ([1.0, 1.05, 1.09, 3.9], [0, 1, 2, 3]),  # none is clearly larger
+])
+def test_a_larger_network_that_keeps_the_smaller_pick_goes_before_one_that_only_uses_the_budget(
+        costs: list[float], expected: list[int]) -> None:
+    """Of one slot: the base, two wider ones of its branch, and one of another branch, which ranks best."""
+    ops = (*(Op.of("ghost", hidden=8 * width) for width in (1, 2, 3)), Op.of("mbconv", hidden=8))
+    layout: Any = SimpleNamespace(space="s", task=SimpleNamespace(size=16), slots=[None])
+    problem = Problem(layout, (ops,), (Cost("gpu", "ms", 0.0, (np.array(costs),)),))
+    archs = [problem.arch([i]) for i in (3, 0, 1, 2)]
+    ranked = growth._ranked(problem, archs, [0], {"gpu": 4.0})
+    assert [problem.indices(arch) for arch in ranked] == [[i] for i in expected]
 
 
 def keeps(arch: Arch, base: Arch) -> bool:
