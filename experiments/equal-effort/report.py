@@ -22,6 +22,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from nas.errors import UserError
 from nas.files import write_atomic
@@ -205,6 +206,9 @@ def draw(data: Mapping[str, Mapping[int, Seed]], path: Path) -> None:
         draw_presets(axes, [each for seed in seeds.values() for each in seed.presets])
         axes.set(title=name, xlabel="measured ms (ONNX Runtime, 1 thread, batch 1)", ylabel="test accuracy, %",
                  xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     panels[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=150))
