@@ -29,7 +29,7 @@ from nas.training.data import SOURCES, load
 from nas.training.pixels import NARROW
 from nas.training.sources import Source, resized
 
-DIGEST = "664798c76360"
+DIGEST = "ac960ff1d416"
 
 
 @pytest.fixture(scope="module")
