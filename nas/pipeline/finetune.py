@@ -22,8 +22,7 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.errors import UserError
-from nas.pipeline.inputs import Inputs
-from nas.plan import macs, plan
+from nas.pipeline.inputs import Inputs, multiply_adds
 from nas.progress import Joined, NoProgress, Progress, Task
 from nas.run import checkpoint, events
 from nas.subnet import Subnet, build
@@ -83,7 +82,7 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
     distillation the largest comes first and then teaches the others; with ``assistant`` each is taught by the next
     larger one, with ``born-again`` by itself, trained before.
     """
-    ordered = sorted(archs, key=lambda arch: (-_count(inputs, arch), arch.id))
+    ordered = sorted(archs, key=lambda arch: (-multiply_adds(inputs, arch), arch.id))
     train = partial(_train, inputs, training, place=place, recipe=recipe, progress=progress)
 
     def trained(arch: Arch, file: str = WEIGHTS) -> Subnet:
@@ -107,16 +106,12 @@ def train_picks(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: 
             train(ordered, teacher_of=lambda _: teacher)
 
 
-def _count(inputs: Inputs, arch: Arch) -> int:
-    """Counts the multiply-adds of a network."""
-    return sum(map(macs, plan(inputs.layout, arch)))
-
-
 def _grow(inputs: Inputs, training: Origin, archs: Sequence[Arch], place: str, recipe: FineTuningRecipe,
           progress: Progress) -> None:
     """Trains networks one after the other; each gives its weights back to those that the next one inherits."""
-    alike = recipe.patient or inputs.config.finalists > 1  # in a race all have the same epochs
-    shares = [1.0] * len(archs) if alike else shares_of_growth([_count(inputs, arch) for arch in archs])
+    shares = [1.0] * len(archs)
+    if recipe.depends_on_size(inputs.config):
+        shares = shares_of_growth([multiply_adds(inputs, arch) for arch in archs])
     epochs = {arch: max(1, round(recipe.epochs * share)) for arch, share in zip(archs, shares, strict=True)}
     left = [arch for arch in archs if not inputs.run.has(network_folder(place, arch) + WEIGHTS)]
     shown = progress if left else NoProgress()

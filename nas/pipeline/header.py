@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from nas import sampling
 from nas.pipeline.inputs import Inputs
 from nas.run.tables import origin
-from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe
+from nas.training.recipes import FineTuningRecipe, SupernetRecipe
 from nas.units import amount
 
 
@@ -21,7 +21,7 @@ def header_lines(inputs: Inputs, limits: Mapping[str, Sequence[float]], recipe: 
     targets = [f"target: {target} ({', '.join(origin(inputs.costs[target])) or inputs.costs[target].name}), "
                f"{'budget' if len(budgets) == 1 else 'budgets'} {', '.join(amount(ms, target) for ms in budgets)}"
                for target, budgets in limits.items()]
-    longer = tuning.distill == GROW and not tuning.patient and sum(map(len, limits.values())) > 1
+    longer = tuning.depends_on_size(config) and sum(map(len, limits.values())) > 1
     return [searched, *targets, f"epochs: {_epochs(recipe)}; {config.evaluations} networks are judged for each target, "
             f"then each pick is fine-tuned for {tuning.epochs}{', the smaller the longer' if longer else ''}"]
 

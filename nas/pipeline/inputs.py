@@ -13,7 +13,7 @@ from nas.config.search import Config
 from nas.decision import Prices, prices
 from nas.latency.base import Costs
 from nas.pipeline.npu_memory import Footprints
-from nas.plan import Layout
+from nas.plan import Layout, macs, plan
 from nas.run.directory import Run
 from nas.run.known import known_layout
 from nas.select.problem import Cost, Problem
@@ -78,6 +78,11 @@ class Inputs:
         return at if known is None else replace(
             at, layout=known, whole=at.measured, others={},
             prices={target: prices(known, at.costs[target].ms_many) for target in at.prices})
+
+
+def multiply_adds(inputs: Inputs, arch: Arch) -> float:
+    """Counts the multiply-adds of a network of the run's space."""
+    return float(sum(map(macs, plan(inputs.layout, arch))))
 
 
 def selection_problem(inputs: Inputs, layout: Layout, targets: Sequence[str]) -> Problem:

@@ -17,8 +17,8 @@ from nas import sampling
 from nas.arch import Arch
 from nas.decision import Prices, grown, largest, smallest
 from nas.latency.devices import measured_here
-from nas.pipeline.inputs import Inputs
-from nas.pipeline.speed import DRAWN, Speed, multiply_adds
+from nas.pipeline.inputs import Inputs, multiply_adds
+from nas.pipeline.speed import DRAWN, Speed
 from nas.progress import Progress
 from nas.text import duration
 from nas.training.epochs import epoch_size
@@ -68,7 +68,7 @@ class Times:
         picks = [pick(count) for count in counts]
         beside = [float(np.mean(picks))] * inputs.config.baselines if known is None else [
             speed.of_pick(multiply_adds(inputs.of(arch), arch)) for arch in known]
-        shares = tuple(shares_of_growth(counts)) if one_by_one and inputs.config.finalists == 1 else None
+        shares = tuple(shares_of_growth(counts)) if one_by_one else None
         return Times(float(np.mean(sizes)), large, between, small, tuple(picks), shares, tuple(beside),
                      delivery_s(inputs))
 
@@ -127,7 +127,7 @@ def seconds_of_search(inputs: Inputs, times: Times, recipe: SupernetRecipe, tuni
 
     ``passes`` over the images, of phases of the supernet and of ``picks``, stand in the place of the recipes' epochs.
     """
-    times = replace(times, shares=None) if tuning.patient else times
+    times = times if tuning.depends_on_size(inputs.config) else replace(times, shares=None)
     data, config = inputs.data, inputs.config
     passes = passes or {**recipe.epochs, PICKS: tuning.epochs}
     train, learn = (epoch_size(len(split), config.train.epoch_images) for split in (data.train, data.learn))

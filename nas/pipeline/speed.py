@@ -21,8 +21,7 @@ from nas import sampling
 from nas.arch import Arch
 from nas.decision import largest, smallest
 from nas.pipeline.finetune import RandomWeights, side_by_side
-from nas.pipeline.inputs import Inputs
-from nas.plan import macs, plan
+from nas.pipeline.inputs import Inputs, multiply_adds
 from nas.record import Record
 from nas.training import optimization, placement, randomness
 from nas.training.augmentation import Augmentation
@@ -73,11 +72,6 @@ def measure_speed(inputs: Inputs, batch: int) -> Speed:
 def time_training(inputs: Inputs, arch: Arch, batch: int) -> float:
     """Returns the seconds that an image takes in the training of one network that has all threads."""
     return _seconds_an_image(inputs, _model(inputs, arch), batch)
-
-
-def multiply_adds(inputs: Inputs, arch: Arch) -> float:
-    """Counts the multiply-adds of a network of the run's space."""
-    return float(sum(map(macs, plan(inputs.layout, arch))))
 
 
 def _between_ends(inputs: Inputs) -> dict[float, Arch]:

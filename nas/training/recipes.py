@@ -140,6 +140,11 @@ class FineTuningRecipe(Record):
     def augmentation(self) -> Augmentation:
         return Augmentation(self.augment, self.policy, self.erase)
 
+    def depends_on_size(self, config: Config) -> bool:
+        """Tells whether smaller picks have more epochs: where they grow, but in a race, and where each ends by itself.
+        """
+        return self.distill == GROW and not self.patient and config.finalists == 1
+
     @staticmethod
     def from_config(config: Config, data: Data, usual: Exposure, distill: str = "none") -> FineTuningRecipe:
         """Returns what the settings ask for; ``usual`` epochs where they give none, ``distill`` from a teacher."""

@@ -13,11 +13,11 @@ from nas.decision import largest
 from nas.errors import UserError
 from nas.pipeline import schedule, setup
 from nas.pipeline.begin import begin_training
-from nas.pipeline.inputs import Inputs
+from nas.pipeline.inputs import Inputs, multiply_adds
 from nas.pipeline.pace import WATCHED, Times
 from nas.pipeline.schedule import SUPERNET, Division, within_minutes
 from nas.pipeline.setup import prepare_inputs
-from nas.pipeline.speed import Speed, measure_speed, multiply_adds
+from nas.pipeline.speed import Speed, measure_speed
 from nas.progress import NoProgress
 from nas.run import events, timeline
 from nas.run.directory import Run

@@ -69,7 +69,7 @@ def test_each_pick_keeps_what_the_next_smaller_one_has(problem: Problem, picks: 
 ])
 def test_a_larger_network_that_keeps_the_smaller_pick_goes_before_one_that_only_uses_the_budget(
         costs: list[float], expected: list[int]) -> None:
-    """Of one slot: the base, two wider ones of its branch, and one of another branch, which ranks best."""
+    """The networks have one slot: the base, two wider ones of its branch, and one of another, which ranks best."""
     ops = (*(Op.of("ghost", hidden=8 * width) for width in (1, 2, 3)), Op.of("mbconv", hidden=8))
     layout: Any = SimpleNamespace(space="s", task=SimpleNamespace(size=16), slots=[None])
     problem = Problem(layout, (ops,), (Cost("gpu", "ms", 0.0, (np.array(costs),)),))
