@@ -138,7 +138,7 @@ class Clocked:
             return rows | {f"pair {i}": prepare(context.pair(map_), in_ch=map_.channels, size=map_.size)
                            for i, map_ in enumerate(maps)}
 
-        timings = self.steady.time(prepared, SECONDS_A_GRAPH * (len(contexts) + len(maps)), again=False)
+        timings = self.steady.time(prepared, SECONDS_A_GRAPH * (len(contexts) + len(maps)), again=0)
         self.drift = self.steady.drift
         pairs = {map_: timings[f"pair {i}"].ms for i, map_ in enumerate(maps)}
         return {item.key: _row(item, timings[f"row {i}"], pairs) for i, item in enumerate(contexts)}

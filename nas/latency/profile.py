@@ -54,6 +54,7 @@ FITTED_ON = 24  # networks that the correction is fitted on; more do not make it
 COPIES = 4  # at most of each, where a space has fewer networks than that; a known network is a space of one
 YARDSTICKS = 3  # networks that all other networks are timed beside
 CHECKED_S, CHECKED_ROUNDS = 2.0, 400  # seconds and rounds for one finished network
+CHECKED_AGAIN = 1  # times on a slow machine: if it stays slow, more of them do not make the figures better
 REDRAWN = 4  # times as many networks are drawn as the validation needs, for those that the correction has not seen
 HELD_OUT = 24  # widths between the knots, measured to check the interpolation
 
@@ -127,20 +128,13 @@ def unfinished(layout: Layout, table: Costs) -> bool:
     return _label(layout) in table.meta.uncorrected
 
 
-def time_network(prepare: Callable[[], Run], layout: Layout, table: LatencyTable, device: Device,
-                 ) -> tuple[float, float | None]:
-    """Times a network of the layout on the device of the table; returns ms, as of when the table was made, and drift.
-
-    The table's yardstick runs beside it, and ``drift`` is how many times slower that is now: the ms are divided by it.
-    Without a yardstick in the table, drift is None and the ms are as they are.
-    """
-    ms, drift = time_networks(lambda: {"": prepare()}, 1, layout, table, device)
-    return ms[""], drift
-
-
 def time_networks(prepare: Callable[[], Mapping[str, Run]], count: int, layout: Layout, table: LatencyTable,
                   device: Device) -> tuple[dict[str, float], float | None]:
-    """Times ``count`` networks in the same rounds, as ``time_network`` does; returns ms by name, and the drift."""
+    """Times ``count`` networks in the same rounds on the device of the table, in turn with the layout's yardsticks.
+
+    Returns ms by name, as of when the table was made, and the drift: how many times slower the yardsticks are now. The
+    ms are divided by it. Without yardsticks in the table, drift is None and the ms are as they are.
+    """
     rng, seconds = random.Random(0), CHECKED_S * count
     with one_torch_thread():
         if not _yardstick(layout, table).network_ms:
@@ -150,7 +144,8 @@ def time_networks(prepare: Callable[[], Mapping[str, Run]], count: int, layout: 
             timings, drift = fresh(unscaled) if device.fresh else unscaled(), None
         else:
             whole = _whole(layout, table, device, rng)
-            timings, drift = whole.time(prepare, seconds, CHECKED_ROUNDS, warm=WARM_NETWORK), whole.drift
+            timings = whole.time(prepare, seconds, CHECKED_ROUNDS, WARM_NETWORK, CHECKED_AGAIN)
+            drift = whole.drift
     return {name: timing.ms for name, timing in timings.items()}, drift
 
 

@@ -141,13 +141,13 @@ class Steady:
         return self.drift > SLOW
 
     def time(self, prepare: Callable[[], Mapping[str, Run]], seconds: float, max_rounds: int = 100, warm: int = WARM,
-             again: bool = True) -> dict[str, Timing]:
+             again: int = PATIENCE // 2) -> dict[str, Timing]:
         """Times what ``prepare`` returns, scaled to the speed of the reference; ``drift`` is then how slow it was.
 
-        It is measured ``again`` at once while the device is slow, as far as patience goes.
+        While the device is slow, it is measured ``again`` at once, so many times at most and as far as patience goes.
         """
         attempts = [self._attempt(prepare, seconds, max_rounds, warm)]
-        while again and attempts[-1][0] > SLOW and self._patience and len(attempts) <= PATIENCE // 2:
+        while attempts[-1][0] > SLOW and self._patience and len(attempts) <= again:
             self._patience -= 1
             attempts.append(self._attempt(prepare, seconds, max_rounds, warm))
         self._patience += len(attempts) == 1 and attempts[0][0] <= SLOW and self._patience < PATIENCE

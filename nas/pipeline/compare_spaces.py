@@ -25,7 +25,7 @@ from nas.config.space import checked_space
 from nas.config.training import Training
 from nas.errors import UserError, setting
 from nas.pipeline.budgets import budgets_of_target
-from nas.pipeline.deliver import deliver
+from nas.pipeline.deliver import Wanted, deliver
 from nas.pipeline.finetune import RandomWeights, train_picks
 from nas.pipeline.inputs import Inputs, selection_problem
 from nas.pipeline.search import refuse_settings
@@ -195,11 +195,7 @@ def _train_space(inputs: Inputs, problem: Problem, grid: Sequence[float], archs:
     different = list(dict.fromkeys(arch for row in archs for arch in row))
     progress.note(f"{inputs.layout.space}: {len(different)} networks")
     train_picks(inputs, RandomWeights(inputs, "scratch"), different, "", recipe, progress)
-    cards: dict[Arch, Card] = {}
-    with progress.task("export", len(different)) as task:
-        for arch in different:
-            cards[arch] = deliver(inputs, arch, "", True)
-            task.advance()
+    cards = deliver(inputs, [Wanted(arch, fine_tuned=True) for arch in different], "", progress)
     target = inputs.config.target[0]
     best = front(Point(card.id, card.ms[target], card.select_accuracy) for card in cards.values())
     known, kept = {card.id: card.brief() for card in cards.values()}, [point.id for point in best]

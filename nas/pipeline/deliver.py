@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +23,20 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.files import write_atomic
 from nas.latency.base import Costs
-from nas.latency.devices import measured_here
 from nas.latency.devices.board import recorded_target
 from nas.latency.devices.ethos_u import compiler_of_table
 from nas.latency.devices.onnxruntime import session, weight_bits
-from nas.latency.profile import time_network
-from nas.latency.timing import Run as Timed
 from nas.lower import tflite
 from nas.lower.onnx import export, lower, save
 from nas.lower.qdq import quantise
 from nas.lower.verify import Int8Agreement, check_onnx, check_tflite, compare_int8, require_int8_agreement
 from nas.pipeline.finetune import load_weights, network_folder
 from nas.pipeline.inputs import Inputs
+from nas.pipeline.measuring import Measured, Network, measure_on_all, parts
 from nas.pipeline.npu_memory import Memory
 from nas.pipeline.overrun import excesses
 from nas.plan import macs, params, plan
+from nas.progress import Progress
 from nas.run import timeline
 from nas.run.directory import ENVIRONMENT
 from nas.run.operators import recorded_files
@@ -57,16 +58,44 @@ def predicted_ms(inputs: Inputs, arch: Arch) -> dict[str, float]:
     return {target: math.fsum((p.fixed, *(p.ms[i][arch.ops[i]] for i in slots))) for target, p in inputs.prices.items()}
 
 
-def deliver(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool,
-            bounds: Mapping[str, float] | None = None, known: str | None = None) -> Card:
-    """Writes ``model.onnx``, for int8 targets ``model.int8.onnx``, and ``card.json`` of a pick; returns the card.
+@dataclass(frozen=True)
+class Wanted:
+    """Says which trained network is delivered, and what its card says of it beside its figures.
 
     ``bounds`` are the budgets by target that it was chosen for: what is measured above them is said in the card.
     ``known`` is the name of a known network.
     """
-    name = network_folder(place, arch)
-    return inputs.run.record(name + CARD, Card,
-                             lambda: _make_card(inputs, arch, place, fine_tuned, bounds or {}, known))
+
+    arch: Arch
+    fine_tuned: bool
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    known: str | None = None
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Holds a network whose files are written, with what its card says of them: paths and differences from PyTorch."""
+
+    network: Network
+    said: dict[str, Any]
+
+
+def deliver(inputs: Inputs, networks: Sequence[Wanted], place: str, progress: Progress) -> dict[Arch, Card]:
+    """Writes ``model.onnx``, for int8 targets ``model.int8.onnx``, and ``card.json`` of networks; returns the cards.
+
+    Of those that have no card from an earlier call, some are written and measured together, then evaluated in turn.
+    """
+    run, names = inputs.run, {wanted.arch: network_folder(place, wanted.arch) + CARD for wanted in networks}
+    left = [wanted for wanted in networks if not run.has(names[wanted.arch])]
+    with progress.task("export", len(networks), len(networks) - len(left)) as task:
+        for some in parts(left):
+            written = {wanted.arch: _write(inputs.of(wanted.arch), wanted.arch, place) for wanted in some}
+            times = measure_on_all(inputs, {arch: each.network for arch, each in written.items()})
+            for wanted in some:
+                arch = wanted.arch
+                run.record(names[arch], Card, partial(_make_card, inputs.of(arch), wanted, written[arch], times[arch]))
+                task.advance()
+    return {arch: run.read(name, Card) for arch, name in names.items()}
 
 
 def to_onnx(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -75,7 +104,8 @@ def to_onnx(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any
     Of the inputs only the description of the images and the costs are read, no images and no prices.
     """
     model = load_weights(inputs, arch, place)
-    return {"onnx": str(path), **_write_float(inputs, arch, model, path), **_measure(inputs, model, {"float": path})}
+    return {"onnx": str(path), **_write_float(inputs, arch, model, path),
+            **_measure(inputs, arch, Network(model, {"float": path}))}
 
 
 def to_features(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -105,7 +135,7 @@ def to_int8(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any
     model = load_weights(inputs, arch, place)
     agreement = require_int8_agreement(path, _write_int8(inputs, arch, model, path))
     return {"onnx": str(path), "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
-            **_measure(inputs, model, {"int8": path})}
+            **_measure(inputs, arch, Network(model, {"int8": path}))}
 
 
 def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, Any]:
@@ -121,30 +151,34 @@ def to_tflite(inputs: Inputs, arch: Arch, place: str, path: Path) -> dict[str, A
             "measured_ms": dict.fromkeys(inputs.costs)}
 
 
-def _make_card(inputs: Inputs, arch: Arch, place: str, fine_tuned: bool, bounds: Mapping[str, float],
-               known: str | None) -> Card:
-    """Writes the files of a pick and returns its card."""
-    name, keys = network_folder(place, arch), plan(inputs.layout, arch)
-    model, files = load_weights(inputs, arch, place), {"float": inputs.run.file(name + ONNX)}
-    differences = _write_float(inputs, arch, model, files["float"])
-    select, test = _evaluate_splits(inputs, _to_evaluate(inputs, model, files["float"]))
-    int8: dict[str, Any] = {}
+def _write(inputs: Inputs, arch: Arch, place: str) -> _Written:
+    """Writes the files of a network; however weak int8 makes it, as its accuracy says what it is worth."""
+    name, model = network_folder(place, arch), load_weights(inputs, arch, place)
+    files = {"float": inputs.run.file(name + ONNX)}
+    said = {"onnx": name + ONNX, **_write_float(inputs, arch, model, files["float"])}
     if _int8_tables(inputs):
         files["int8"] = inputs.run.file(name + INT8)
-        agreement = _write_int8(inputs, arch, model, files["int8"])  # however weak: its accuracy says what it is worth
-        int8 = {"int8_onnx": name + INT8, "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1,
-                "float_accuracy": test.accuracy, "float_select_accuracy": select.accuracy}
-        select, test = _evaluate_splits(inputs, _onnx_model(files["int8"]))
-    ms = predicted_ms(inputs, arch)
-    memory = _npu_memory(inputs, model)
-    times = _measure(inputs, model, files)
-    return Card(id=arch.id, arch=arch, known=known, size=arch.size, ms=ms, worst_ms=ms,
-                macs=sum(map(macs, keys)), params=sum(map(params, keys)), fine_tuned=fine_tuned, exits=[],
-                improving=timeline.improving(inputs.run, arch.id) if fine_tuned else None, **times,
-                over_budget=excesses(times["measured_ms"], bounds), tables=busy_tables(inputs),
+        agreement = _write_int8(inputs, arch, model, files["int8"])
+        said |= {"int8_onnx": name + INT8, "sqnr_db": agreement.sqnr_db, "same_top1": agreement.same_top1}
+    return _Written(Network(model, files), said)
+
+
+def _make_card(inputs: Inputs, wanted: Wanted, written: _Written, times: Mapping[str, Measured]) -> Card:
+    """Returns the card of a network whose files are written and measured; evaluates them."""
+    arch, network, trained = wanted.arch, written.network, wanted.fine_tuned
+    keys, ms, said = plan(inputs.layout, arch), predicted_ms(inputs, arch), _said_of(times)
+    select, test = _evaluate_splits(inputs, _to_evaluate(inputs, network))
+    of_float: dict[str, Any] = {}
+    if "int8" in network.files:
+        of_float = {"float_accuracy": test.accuracy, "float_select_accuracy": select.accuracy}
+        select, test = _evaluate_splits(inputs, _onnx_model(network.files["int8"]))
+    return Card(id=arch.id, arch=arch, known=wanted.known, size=arch.size, ms=ms, worst_ms=ms,
+                macs=sum(map(macs, keys)), params=sum(map(params, keys)), fine_tuned=trained, exits=[],
+                improving=timeline.improving(inputs.run, arch.id) if trained else None, **said,
+                over_budget=excesses(said["measured_ms"], wanted.bounds), tables=busy_tables(inputs),
                 select_accuracy=select.accuracy, select_accuracy_se=select.accuracy_se, select_loss=select.loss,
-                accuracy=test.accuracy, accuracy_se=test.accuracy_se, test_images=test.n, onnx=name + ONNX,
-                **differences, **int8, **memory, provenance=_provenance(inputs))
+                accuracy=test.accuracy, accuracy_se=test.accuracy_se, test_images=test.n, **written.said, **of_float,
+                **_npu_memory(inputs, network.model), provenance=_provenance(inputs))
 
 
 def _provenance(inputs: Inputs) -> Provenance:
@@ -224,11 +258,11 @@ def _evaluate_splits(inputs: Inputs, model: Callable[[torch.Tensor], torch.Tenso
             evaluation.evaluate(model, data.test, data, device))
 
 
-def _to_evaluate(inputs: Inputs, model: nn.Module, path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+def _to_evaluate(inputs: Inputs, network: Network) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns what the accuracies of a float file are computed with: the file, or on a GPU its network in PyTorch."""
     if inputs.device.type == "cpu":
-        return _onnx_model(path)
-    return placement.placed(copy.deepcopy(model), inputs.device)
+        return _onnx_model(network.files["float"])
+    return placement.placed(copy.deepcopy(network.model), inputs.device)
 
 
 def _onnx_model(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -247,14 +281,15 @@ def _int8_tables(inputs: Inputs) -> list[Costs]:
     return [costs for costs in inputs.costs.values() if costs.int8_on_cpu]
 
 
-def _measure(inputs: Inputs, model: nn.Module, files: Mapping[str, Path]) -> dict[str, Any]:
-    """Measures a network on every target that is this machine; returns ``measured_ms`` and ``drift`` by target.
+def _measure(inputs: Inputs, arch: Arch, network: Network) -> dict[str, Any]:
+    """Measures one network on every target that is this machine; returns what is said of that."""
+    return _said_of(measure_on_all(inputs, {arch: network})[arch])
 
-    ``files`` are its ``float`` and ``int8`` files: each target has the one of its precision timed.
-    """
-    times = {target: measured(inputs, target, model, files) for target in inputs.costs}
-    return {"measured_ms": {target: ms for target, (ms, _) in times.items()},
-            "drift": {target: drift for target, (_, drift) in times.items()}}
+
+def _said_of(times: Mapping[str, Measured]) -> dict[str, Any]:
+    """Returns ``measured_ms`` and ``drift`` by target."""
+    return {"measured_ms": {target: time.ms for target, time in times.items()},
+            "drift": {target: time.drift for target, time in times.items()}}
 
 
 def busy_tables(inputs: Inputs) -> dict[str, str]:
@@ -262,37 +297,13 @@ def busy_tables(inputs: Inputs) -> dict[str, str]:
     return {target: text for target, costs in inputs.costs.items() if (text := costs.meta.busy)}
 
 
-def is_measured_here(inputs: Inputs, target: str) -> bool:
-    """Tells whether a target is this machine, so that networks can be timed for it."""
-    return measured_here(inputs.costs[target]) is not None
-
-
-def files_to_time(inputs: Inputs, arch: Arch, model: nn.Module, target: str, folder: Path) -> dict[str, Path]:
-    """Writes the file of a network, with whatever weights, that ``measured`` times for a target; returns it by kind."""
+def to_time(inputs: Inputs, arch: Arch, model: nn.Module, target: str, folder: Path) -> Network:
+    """Writes the file of a network, with whatever weights, that is timed for a target."""
     costs = inputs.costs[target]
     if costs.int8_on_cpu:
         graph = lower(model, in_ch=inputs.data.in_ch, size=inputs.layout.task.size)
         save(quantise(graph, _calibration(inputs), costs.weight_bits), folder / INT8, {})
-        return {"int8": folder / INT8}
+        return Network(model, {"int8": folder / INT8})
     export(model, folder / ONNX, in_ch=inputs.data.in_ch, size=inputs.layout.task.size,
            metadata=metadata_of(inputs, arch))
-    return {"float": folder / ONNX}
-
-
-def measured(inputs: Inputs, target: str, model: nn.Module,
-             files: Mapping[str, Path]) -> tuple[float | None, float | None]:
-    """Measures a file on this machine if it is the target; returns its ms and the drift, else None twice.
-
-    It runs at the target's threads and batch, in turn with the table's yardstick.
-    """
-    task, here = inputs.layout.task, measured_here(inputs.costs[target])
-    path = files.get("int8" if inputs.costs[target].int8_on_cpu else "float")
-    if here is None or path is None:
-        return None, None
-    table, device = here
-    reads = device.reads_onnx
-
-    def prepare() -> Timed:
-        return device.load(path) if reads else device.prepare(model, in_ch=task.in_ch, size=task.size)
-
-    return time_network(prepare, inputs.measured, table, device)
+    return Network(model, {"float": folder / ONNX})

@@ -26,6 +26,7 @@ from nas.latency.correction import fit
 from nas.pipeline import deliver
 from nas.pipeline.budgets import Bounds, reachable_budgets
 from nas.pipeline.inputs import Inputs
+from nas.pipeline.measuring import Network, is_measured_here, measure, parts
 from nas.pipeline.npu_memory import fitting_layout
 from nas.pipeline.overrun import excesses
 from nas.pipeline.selection import Judge, logged_name
@@ -81,7 +82,7 @@ class Stopwatch:
 
     def __init__(self, inputs: Inputs, training: SupernetTraining, progress: Progress) -> None:
         self.inputs, self.training, self._progress = inputs, training, progress
-        self.targets = [target for target in inputs.costs if deliver.is_measured_here(inputs, target)]
+        self.targets = [target for target in inputs.costs if is_measured_here(inputs, target)]
         self._state = {target: _table_digest(inputs, target) for target in self.targets}
         self.measured: dict[str, dict[Arch, float]] = {target: {} for target in self.targets}
         self._known = {(event.target, event.costs, event.id): event.ms for event in inputs.run.events(events.Timed)}
@@ -89,11 +90,11 @@ class Stopwatch:
     def time(self, picks: Sequence[Pick]) -> None:
         """Measures the picks that were not measured yet."""
         archs = list(dict.fromkeys(pick.arch for pick in picks))
-        left = [(arch, target) for arch in archs for target in self.targets if arch not in self.measured[target]]
-        with self._progress.task("measure picks", len(left)) as task:
-            for arch, target in left:
-                self.measured[target][arch] = self._time(arch, target)
-                task.advance(1)
+        left = {target: [arch for arch in archs if arch not in self.measured[target]] for target in self.targets}
+        with self._progress.task("measure picks", sum(map(len, left.values()))) as task:
+            for target, some in ((target, some) for target, networks in left.items() for some in parts(networks)):
+                self.measured[target] |= self._time(some, target)
+                task.advance(len(some))
 
     def ms_of(self, budget: Pick) -> dict[str, float | None]:
         """Returns what the pick of a budget takes on each of its targets, None where that is not measured here."""
@@ -104,19 +105,24 @@ class Stopwatch:
         """Tells whether the pick of a budget is within it on every target on which it is measured."""
         return not excesses(self.ms_of(budget), budget.budget_ms)
 
-    def _time(self, arch: Arch, target: str) -> float:
-        """Returns what a network takes on a target, from the log where it was measured by an earlier call."""
-        key = target, self._state[target], arch.id
-        if key not in self._known:
-            at = self.inputs.at(arch.size)
-            model = self.training.inherit(arch).eval().cpu()
-            with tempfile.TemporaryDirectory() as folder:
-                files = deliver.files_to_time(at, arch, model, target, Path(folder))
-                ms, drift = deliver.measured(at, target, model, files)
-            assert ms is not None  # the target is this machine
-            self.inputs.run.log(events.Timed(id=arch.id, target=target, costs=key[1], ms=ms, drift=drift))
-            self._known[key] = ms
-        return self._known[key]
+    def _time(self, archs: Sequence[Arch], target: str) -> dict[Arch, float]:
+        """Returns what networks take on a target, from the log where they were measured by an earlier call."""
+        keys = {arch: (target, self._state[target], arch.id) for arch in archs}
+        with tempfile.TemporaryDirectory() as folder:
+            networks = {arch: self._network(arch, target, Path(folder) / arch.id)
+                        for arch, key in keys.items() if key not in self._known}
+            for arch, (ms, drift) in measure(self.inputs, target, networks).items():
+                assert ms is not None  # the target is this machine
+                self.inputs.run.log(events.Timed(id=arch.id, target=target, costs=self._state[target], ms=ms,
+                                                 drift=drift))
+                self._known[keys[arch]] = ms
+        return {arch: self._known[key] for arch, key in keys.items()}
+
+    def _network(self, arch: Arch, target: str, folder: Path) -> Network:
+        """Writes a network with inherited weights into a new folder, to be timed."""
+        folder.mkdir()
+        model = self.training.inherit(arch).eval().cpu()
+        return deliver.to_time(self.inputs.at(arch.size), arch, model, target, folder)
 
 
 def select_measured(inputs: Inputs, training: SupernetTraining, limits: dict[str, list[float]], asked: Bounds,

@@ -306,12 +306,10 @@ def _deliver_picks(inputs: Inputs, training: SupernetTraining, picks: Picks, pla
                 train_picks(at, training, of_size, place, recipe, progress)
     with timeline.phase(run, "known networks", place):
         train_known(inputs, alone, place, recipe_of_known(inputs, recipe), progress)
-    cards = dict[Arch, Card]()
-    with timeline.phase(run, "export", place), progress.task("export", len(inherited) + len(alone)) as task:
-        for arch in (*inherited, *alone):
-            bounds, trained = smallest_budgets(picks.budgets, arch.id), recipe.epochs > 0 or arch in alone
-            cards[arch] = deliver.deliver(inputs.of(arch), arch, place, trained, bounds, known.get(arch))
-            task.advance()
+    with timeline.phase(run, "export", place):
+        cards = deliver.deliver(inputs, [
+            deliver.Wanted(arch, recipe.epochs > 0 or arch in alone, smallest_budgets(picks.budgets, arch.id),
+                           known.get(arch)) for arch in (*inherited, *alone)], place, progress)
     early: list[Card | None] = []
     if inputs.config.exits.method != "none" and recipe.epochs:
         with timeline.phase(run, "exits", place):

@@ -87,9 +87,8 @@ def train_network(settings: Baseline, run: Run, given: Arch | None, progress: Pr
                       f"adds; {how.epochs} epochs of {len(inputs.data.learn):,} images in batches of {how.batch}")
     with timeline.phase(run, "training"):
         train_picks(inputs, RandomWeights(inputs, "weights"), [arch], "", how, progress)
-    with timeline.phase(run, "export"), progress.task("export", 1) as task:
-        card = deliver.deliver(inputs, arch, "", True)
-        task.advance()
+    with timeline.phase(run, "export"):
+        card = deliver.deliver(inputs, [deliver.Wanted(arch, fine_tuned=True)], "", progress)[arch]
     front = run.record("front.json", Front, lambda: Front(
         space=inputs.layout.space, target=list(inputs.costs),
         front=[card.brief().model_copy(update={"dominated_on_test": False})]))

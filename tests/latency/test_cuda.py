@@ -5,7 +5,7 @@ import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import onnxruntime
@@ -15,6 +15,7 @@ from every import every
 from torch import nn
 
 from nas import cli
+from nas.arch import Arch
 from nas.errors import UserError
 from nas.latency import devices
 from nas.latency.devices import cuda, local_device
@@ -25,7 +26,8 @@ from nas.latency.profile import profile
 from nas.latency.table import LatencyTable
 from nas.lower.onnx import export, lower
 from nas.ops.layers import ConvBN
-from nas.pipeline import deliver
+from nas.pipeline import measuring
+from nas.pipeline.inputs import Inputs
 from nas.plan import Layout
 from nas.run import tables
 
@@ -267,17 +269,22 @@ def test_a_table_is_not_local_without_the_gpu(no_gpu: None) -> None:
 
 def test_a_pick_is_measured_as_file_or_as_module(fake: FakeCuda, tiny: Layout, tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(deliver, "time_network",
-                        lambda prepare, layout, table, device: (prepare()(), seen.append(device)))
-    module = ConvBN(3, 8, 3)
+    seen, nothing = list[tuple[str, int]](), cast(Any, None)
+
+    def timed(prepare: Any, count: int, layout: Layout, table: LatencyTable, device: Any) -> Any:
+        seen.append((device.name, count))
+        return {name: run() for name, run in prepare().items()}, None
+
+    monkeypatch.setattr(measuring, "time_networks", timed)
+    module, arch = ConvBN(3, 8, 3), Arch("tiny", 16, ())
     export(module, tmp_path / "m.onnx", in_ch=3, size=16, metadata={})
     for device in (Torch(), OrtCuda()):
         table = LatencyTable(device.name, Meta.model_validate(device.conditions().to_json()))
-        here: Any = types.SimpleNamespace(costs={"t": table}, layout=tiny, measured=tiny)
-        ms, _ = deliver.measured(here, "t", module, {"float": tmp_path / "m.onnx"})
+        here = Inputs(nothing, nothing, nothing, tiny, {"t": table}, {}, torch.device("cpu"))
+        network = measuring.Network(module, {"float": tmp_path / "m.onnx"})
+        ms, _ = measuring.measure(here, "t", {arch: network})[arch]
         assert ms is not None and (ms == REPLAY_MS) == (device.name == "gpu-torch")
-    assert [device.name for device in seen] == ["gpu-torch", "gpu-ort"]
+    assert seen == [("gpu-torch", 1), ("gpu-ort", 1)]
     with pytest.raises(UserError, match=r"m\.onnx: PyTorch runs no ONNX files"):
         Torch().load(tmp_path / "m.onnx")
 

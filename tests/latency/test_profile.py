@@ -45,9 +45,14 @@ def test_a_finished_network_is_as_fast_as_the_device_was(tiny: Layout, tmp_path:
     profile(tiny, tmp_path / "t.json", device=Clockwork())
     table = LatencyTable.load(tmp_path / "t.json")
     slow = Clockwork(slower=1.3)
-    assert profile_module.time_network(lambda: lambda: 2.6, tiny, table, slow) == pytest.approx((2.0, 1.3))
+
+    def timed() -> tuple[dict[str, float], float | None]:
+        return profile_module.time_networks(lambda: {"a": lambda: 2.6, "b": lambda: 3.9}, 2, tiny, table, slow)
+
+    ms, drift = timed()
+    assert ms == pytest.approx({"a": 2.0, "b": 3.0}) and drift == pytest.approx(1.3)
     table.meta.yardsticks = {}  # as for a layout that was not profiled
-    assert profile_module.time_network(lambda: lambda: 2.6, tiny, table, slow) == (2.6, None)
+    assert timed() == ({"a": 2.6, "b": 3.9}, None)
 
 
 def test_five_rows_come_out_exactly(tiny: Layout) -> None:

@@ -91,7 +91,7 @@ def test_yardsticks_take_turns_and_their_mean_counts() -> None:
     steady.time(lambda: runs, 0.0)
     assert steady.reference_ms == [1.0, 1.0] and "".join(calls[4:]) == 8 * "aaaabbbb"
     loads |= {"a": 1.21, "b": 1.0}
-    assert steady.time(lambda: runs, 0.0, again=False)["0"].ms == pytest.approx(1 / 1.1)
+    assert steady.time(lambda: runs, 0.0, again=0)["0"].ms == pytest.approx(1 / 1.1)
     assert steady.drift == pytest.approx(1.1)
 
 
@@ -114,12 +114,13 @@ def test_patience_with_a_machine_that_stays_slow_has_an_end() -> None:
     steady = Steady(lambda: [lambda: 2.0 * load[0]], [2.0], random.Random(0))
     load[0] = 1.2
 
-    def attempts() -> int:
+    def attempts(**limit: int) -> int:
         calls[0] = 0
-        steady.time(lambda: {"a": lambda: calls.__setitem__(0, calls[0] + 1) or 1.0}, 0.0)
+        steady.time(lambda: {"a": lambda: calls.__setitem__(0, calls[0] + 1) or 1.0}, 0.0, **limit)
         return calls[0] // (2 + 8 * 4)
 
-    assert [attempts() for _ in range(4)] == [4, 4, 1, 1] and steady.drift == pytest.approx(1.2)
+    assert [attempts(again=0), attempts(again=1)] == [1, 2]
+    assert [attempts() for _ in range(4)] == [4, 3, 1, 1] and steady.drift == pytest.approx(1.2)
     load[0] = 1.0
     attempts()
     load[0] = 1.2

@@ -12,6 +12,7 @@ from torch import nn
 
 from nas.lower.onnx import export
 from nas.pipeline import deliver
+from nas.pipeline.measuring import Network
 from nas.training.data import Data, Split, without_images
 
 
@@ -50,8 +51,8 @@ def written(path: Path) -> Path:
 
 
 def test_accuracies_are_those_of_the_file_down_to_the_last_images(tmp_path: Path) -> None:
-    here = inputs()
-    select, test = deliver._evaluate_splits(here, deliver._to_evaluate(here, Silent(), written(tmp_path)))
+    here, network = inputs(), Network(Silent(), {"float": written(tmp_path)})
+    select, test = deliver._evaluate_splits(here, deliver._to_evaluate(here, network))
     assert (select.right, select.n, test.right, test.n) == (750, 1000, 63, 69)
 
 
@@ -70,8 +71,8 @@ def test_a_file_sees_few_images_at_once_and_all_of_them_once(tmp_path: Path, mon
     torch.testing.assert_close(answers, images.mean((2, 3)))
 
 
-def test_on_a_gpu_a_copy_of_the_network_is_asked_there(tmp_path: Path) -> None:
+def test_on_a_gpu_a_copy_of_the_network_is_asked_there() -> None:
     network = nn.Conv2d(3, 3, 1)
-    placed = deliver._to_evaluate(inputs("meta"), network, tmp_path / "not there.onnx")  # stands for a GPU
+    placed = deliver._to_evaluate(inputs("meta"), Network(network, {}))  # meta stands for a GPU
     assert isinstance(placed, nn.Conv2d) and placed.weight.device.type == "meta"
     assert network.weight.device.type == "cpu"

@@ -24,7 +24,7 @@ from nas.latency import bench, devices, profile
 from nas.latency.meta import Conditions
 from nas.latency.table import LatencyTable
 from nas.ops.registry import Block
-from nas.pipeline import overrun, recheck
+from nas.pipeline import measuring, overrun, recheck
 from nas.pipeline import search as pipeline
 from nas.pipeline.budgets import Bounds
 from nas.pipeline.front import find_picks
@@ -194,6 +194,8 @@ def test_interrupted_while_measuring_it_ends_the_same(copy: Run, table: Path, st
     here(Gears(1.25, stop_after))
     with pytest.raises(KeyboardInterrupt):
         select(copy, table, 2.2, 2.8)
+    known = len(copy.events(events.Timed))
+    assert known == (2 if stop_after == 3 else 0)  # the first two are timed together
     device = Gears(1.25)
     here(device)
     assert comparable(select(copy, table, 2.2, 2.8)) == comparable(whole)
@@ -201,7 +203,32 @@ def test_interrupted_while_measuring_it_ends_the_same(copy: Run, table: Path, st
     judged = [event.id for event in copy.events(events.Judged)]
     assert len(timed) == len(set(timed)) >= 3 and len(judged) == len(set(judged))
     delivered = len({budget["id"] for budget in whole["budgets"]})
-    assert device.prepared == len(timed) - (stop_after - 1) + delivered
+    assert device.prepared == len(timed) - known + delivered
+
+
+def test_picks_are_delivered_together_and_those_with_a_card_stay(copy: Run, table: Path, here: Any,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two picks are timed in one call; the continued one times the pick that has no card yet, alone."""
+    here(Gears(1.25))
+    together, time_networks = list[int](), measuring.time_networks
+
+    def counted(prepare: Any, count: int, *more: Any) -> Any:
+        together.append(count)
+        return time_networks(prepare, count, *more)
+
+    monkeypatch.setattr(measuring, "time_networks", counted)
+    whole = select(copy, table, 2.2, 2.8)
+    assert len(whole["budgets"]) == 2 and together[-1] == 2
+    (place,) = copy.path.glob("selections/*")
+    first, second = place.glob("archs/*/card.json")
+    kept = first.read_bytes()
+    second.unlink()
+    (place / "front.json").unlink()
+    together.clear()
+    device = Gears(1.25)
+    here(device)
+    assert comparable(select(copy, table, 2.2, 2.8)) == comparable(whole)
+    assert together == [1] and device.prepared == 1 and first.read_bytes() == kept
 
 
 def test_a_budget_of_two_targets_is_kept_on_the_one_that_is_not_measured(copy: Run, table: Path, here: Any) -> None:
