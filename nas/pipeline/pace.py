@@ -17,6 +17,7 @@ from nas import sampling
 from nas.arch import Arch
 from nas.decision import Prices, grown, largest, smallest
 from nas.latency.devices import measured_here
+from nas.latency.profile import CHECKED_S
 from nas.pipeline.inputs import Inputs, multiply_adds
 from nas.pipeline.speed import DRAWN, Speed
 from nas.progress import Progress
@@ -28,9 +29,34 @@ from nas.training.supernet_training import GROWN_IN
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
 WATCHED = 1.15  # of a step of fine-tuning: what judging after every epoch and checkpoints add
 SLICED = 1.2  # of a plain network: what cutting weights out of shared ones adds to a step
-DELIVERED_S, MEASURED_S = 1.0, 4.0  # of a pick beside its images: export and comparison; measurement on this machine
+DELIVERED_S = 0.5  # of a network beside its images and what is measured: export and comparison
+OF_FILE = 3  # times as fast as PyTorch ONNX Runtime evaluates a file on a CPU
 PICKS = "picks"
 ALIKE = 10  # networks whose mean is that of the networks at a budget
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Says how long it takes to deliver a network that is trained.
+
+    ``measuring`` are the seconds in which it is measured, ``evaluated`` the images that its accuracies are of, and
+    ``evaluation`` is the time of one of them in that of an image in training.
+    """
+
+    measuring: float = 0.0
+    evaluated: int = 0
+    evaluation: float = 1 / TRAINED
+
+    @staticmethod
+    def of(inputs: Inputs) -> Delivery:
+        """Returns how long the networks of a run take."""
+        here = any(measured_here(costs) for costs in inputs.costs.values())
+        evaluation = 1 / TRAINED / (OF_FILE if inputs.device.type == "cpu" else 1)
+        return Delivery(CHECKED_S if here else 0.0, len(inputs.data.select) + len(inputs.data.test), evaluation)
+
+    def seconds(self, image_s: float) -> float:
+        """Returns the seconds of a network of which an image takes ``image_s`` in training."""
+        return DELIVERED_S + self.measuring + self.evaluated * self.evaluation * image_s
 
 
 @dataclass(frozen=True)
@@ -46,7 +72,7 @@ class Times:
     picks: tuple[float, ...] = ()
     shares: tuple[float, ...] | None = None  # of each pick, the times that it trains as long as a recipe says; None: 1
     known: tuple[float, ...] = ()
-    delivery: float = DELIVERED_S  # seconds of a network
+    delivery: Delivery = Delivery()
 
     @staticmethod
     def of(inputs: Inputs, speed: Speed, limits: Mapping[str, Sequence[float]],
@@ -70,18 +96,13 @@ class Times:
             speed.of_pick(multiply_adds(inputs.of(arch), arch)) for arch in known]
         shares = tuple(shares_of_growth(counts)) if one_by_one else None
         return Times(float(np.mean(sizes)), large, between, small, tuple(picks), shares, tuple(beside),
-                     delivery_s(inputs))
+                     Delivery.of(inputs))
 
     @property
     def fine_tuning(self) -> float:
         """Returns the seconds of an image in the fine-tuning of all picks, of those that train longer in proportion."""
         shares = self.shares or (1.0,) * len(self.picks)
         return sum(share * seconds for share, seconds in zip(shares, self.picks, strict=True))
-
-
-def delivery_s(inputs: Inputs) -> float:
-    """Returns the seconds that delivering a network takes beside its images."""
-    return DELIVERED_S + any(measured_here(costs) for costs in inputs.costs.values()) * MEASURED_S
 
 
 def counts_at(inputs: Inputs, prices: Prices, budgets: Sequence[float]) -> list[float]:
@@ -97,12 +118,12 @@ def counts_at(inputs: Inputs, prices: Prices, budgets: Sequence[float]) -> list[
 
 
 def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float], judged: float, tuned: float,
-               from_scratch: float, taught: bool, evaluated: int) -> dict[str, float]:
+               from_scratch: float, taught: bool) -> dict[str, float]:
     """Returns the seconds that each phase of a search takes.
 
     ``learned`` are the images of each phase of the supernet, ``judged`` those that all evaluations together see,
     ``tuned`` those of all epochs of one pick, with a teacher (``taught``) or without, ``from_scratch`` those of one
-    known network, ``evaluated`` those of the tests of either.
+    known network. Picks are measured as soon as they are selected, and again when they are delivered.
     """
     step = times.large + times.middle + times.small  # the sandwich
     if recipe.sandwich_every > 1:
@@ -115,10 +136,11 @@ def seconds_of(times: Times, recipe: SupernetRecipe, learned: Mapping[str, float
     each = {"warmup": before_sandwich + (1 - alone - blockwise) * step, "search": step + gates, "settle": step}
     teaching = 1 / TRAINED if taught else 0.0
     return {**{f"supernet {phase}": learned[phase] * each[phase] for phase in each},
-            "selection": judged * float(np.mean(times.picks or [times.middle])) / TRAINED,
+            "selection": (judged * float(np.mean(times.picks or [times.middle])) / TRAINED
+                          + len(times.picks) * times.delivery.measuring),
             "fine-tuning": WATCHED * tuned * (1 + teaching) * times.fine_tuning,
             "known networks": WATCHED * from_scratch * sum(times.known),
-            "export": sum(times.delivery + evaluated * each / TRAINED for each in (*times.picks, *times.known))}
+            "export": sum(map(times.delivery.seconds, (*times.picks, *times.known)))}
 
 
 def seconds_of_search(inputs: Inputs, times: Times, recipe: SupernetRecipe, tuning: FineTuningRecipe,
@@ -133,8 +155,7 @@ def seconds_of_search(inputs: Inputs, times: Times, recipe: SupernetRecipe, tuni
     train, learn = (epoch_size(len(split), config.train.epoch_images) for split in (data.train, data.learn))
     judged = config.evaluations * len(config.target) * (calibrated + min(config.judge_images, len(data.select)))
     return seconds_of(times, recipe, {phase: passes[phase] * train for phase in recipe.epochs}, judged,
-                      passes[PICKS] * learn, sum(passes.values()) * learn, tuning.distill_weight > 0,
-                      len(data.select) + len(data.test))
+                      passes[PICKS] * learn, sum(passes.values()) * learn, tuning.distill_weight > 0)
 
 
 class Pace:

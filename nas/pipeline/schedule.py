@@ -18,7 +18,7 @@ from nas.errors import UserError, setting
 from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.inputs import Inputs, selection_problem
 from nas.pipeline.known import candidates_of, choose
-from nas.pipeline.pace import PICKS, TRAINED, WATCHED, Times, delivery_s, seconds_of_search
+from nas.pipeline.pace import PICKS, WATCHED, Delivery, Times, seconds_of_search
 from nas.pipeline.setup import cut_to_limits
 from nas.pipeline.speed import measured_speed, time_training
 from nas.plan import macs
@@ -84,7 +84,7 @@ def _one_network(inputs: Inputs, arch: Arch, minutes: float) -> Schedule:
     """Divides the minutes of a training of one network between its epochs and its delivery."""
     began, config, data = time.monotonic(), inputs.config, inputs.data
     seconds = time_training(inputs, arch, config.train.batch)
-    export = delivery_s(inputs) + seconds / TRAINED * (len(data.select) + len(data.test))
+    export = Delivery.of(inputs).seconds(seconds)
     other = export + timeline.spent(inputs.run)["total"] + time.monotonic() - began
     _refuse_too_few(minutes, other)
     passes = (60 * minutes - other) / (WATCHED * seconds * epoch_size(len(data.learn), config.train.epoch_images))

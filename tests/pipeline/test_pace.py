@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tiny_search import Quiet, config_of, searched
 
 from nas import text
 from nas.cli import render
+from nas.pipeline import pace
 from nas.pipeline.header import in_short
-from nas.pipeline.pace import DELIVERED_S, Pace, Times, seconds_of
+from nas.pipeline.pace import DELIVERED_S, Delivery, Pace, Times, seconds_of
 from nas.run import events, timeline
 from nas.run.directory import Run
 from nas.run.records import Front
@@ -34,21 +37,37 @@ RECIPE = SupernetRecipe(epochs={"warmup": 2, "search": 1, "settle": 1}, batch=8,
 
 
 def test_seconds_are_images_times_seconds_of_one() -> None:
-    times = Times(grown=5.0, large=8.0, middle=6.0, small=4.0, picks=(1.0, 2.0), known=(3.0,))
+    times = Times(grown=5.0, large=8.0, middle=6.0, small=4.0, picks=(1.0, 2.0), known=(3.0,),
+                  delivery=Delivery(measuring=7.0, evaluated=30, evaluation=0.1))
     learned = {"warmup": 20.0, "search": 10.0, "settle": 10.0}
     # a sandwich is 8 + 6 + 4 = 18; the gates take two random networks; a teacher looks on: a third of a step
-    seconds = seconds_of(times, RECIPE, learned, judged=100, tuned=60, from_scratch=50, taught=True, evaluated=30)
+    seconds = seconds_of(times, RECIPE, learned, judged=100, tuned=60, from_scratch=50, taught=True)
     assert seconds == {
         "supernet warmup": 20 * (0.5 * 5 + 0.25 * 14 + 0.25 * 18),
         "supernet search": 10 * (18 + 12),
-        "supernet settle": 10 * 18, "selection": 100 * 1.5 / 3, "fine-tuning": pytest.approx(1.15 * 60 * 3 * 4 / 3),
-        "known networks": pytest.approx(1.15 * 50 * 3), "export": 3 * DELIVERED_S + 30 * 6 / 3}
+        "supernet settle": 10 * 18, "selection": 100 * 1.5 / 3 + 2 * 7,
+        "fine-tuning": pytest.approx(1.15 * 60 * 3 * 4 / 3),
+        "known networks": pytest.approx(1.15 * 50 * 3), "export": pytest.approx(3 * (DELIVERED_S + 7) + 30 * 0.1 * 6)}
     for every, step in ((2, 12), (0, 6)):
-        seconds = seconds_of(times, replace(RECIPE, sandwich_every=every), learned, 0, 0, 0, False, 0)
+        seconds = seconds_of(times, replace(RECIPE, sandwich_every=every), learned, 0, 0, 0, False)
         assert seconds["supernet settle"] == 10 * step
     # picks that grow train in proportion to their shares: 3 * 1 + 0.5 * 2 seconds an image
-    growing = seconds_of(replace(times, shares=(3.0, 0.5)), RECIPE, learned, 100, 60, 50, False, 30)
+    growing = seconds_of(replace(times, shares=(3.0, 0.5)), RECIPE, learned, 100, 60, 50, False)
     assert growing["fine-tuning"] == pytest.approx(1.15 * 60 * 4)
+
+
+@pytest.mark.parametrize(("device", "here", "expected"), [
+    ("cpu", True, Delivery(2.0, 70, 1 / 9)),  # the file in ONNX Runtime, three times as fast as a third of a step
+    ("cpu", False, Delivery(0.0, 70, 1 / 9)),
+    ("meta", False, Delivery(0.0, 70, 1 / 3))])  # stands for a GPU, where it is PyTorch
+def test_a_delivery_takes_longer_where_it_is_measured_and_in_pytorch(
+        device: str, here: bool, expected: Delivery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "measured_here", lambda costs: (costs, None) if here else None)
+    inputs: Any = SimpleNamespace(costs={"t": object()}, device=torch.device(device),
+                                  data=SimpleNamespace(select=range(20), test=range(50)))
+    made = Delivery.of(inputs)
+    assert made == expected
+    assert made.seconds(0.9) == pytest.approx(DELIVERED_S + made.measuring + 63 * made.evaluation)
 
 
 def test_the_time_is_said_before_the_first_step_and_refined_after_a_phase() -> None:
