@@ -82,6 +82,29 @@ def affordable(layout: Layout, prices: Prices, most_ms: float) -> list[list[Op]]
     return keep
 
 
+def common_branches(layout: Layout) -> list[Op]:
+    """Lists the branches, without ``skip``, of the slot that has most of them."""
+    each = [[branch.op for branch in slot.branches if branch.op != SKIP] for slot in layout.slots]
+    return max(each, key=len, default=[])
+
+
+def of_branches(layout: Layout, branches: Sequence[Op]) -> list[list[Op]]:
+    """Lists the operators of each slot that are of one of the ``branches``, and ``skip``.
+
+    Where a slot has no such branch, it is the one of the same name with most knobs alike; where it has none of the name
+    of any, all of its operators are listed.
+    """
+    def nearest(slot: Slot, wanted: Op) -> list[Op]:
+        named = [branch.op for branch in slot.branches if branch.op.name == wanted.name]
+        return [max(named, key=lambda op: len(set(op.knobs) & set(wanted.knobs)))] if named else []
+
+    def kept(slot: Slot) -> list[Op]:
+        chosen = [op for wanted in branches for op in nearest(slot, wanted)]
+        return [op for branch in slot.branches if not chosen or branch.op in (*chosen, SKIP) for op in branch.ops]
+
+    return [kept(slot) for slot in layout.slots]
+
+
 def _no_dearer(wider: Op, op: Op, slot: Slot, every: Sequence[Prices]) -> bool:
     return all(prices.ms[slot.index][wider] <= prices.ms[slot.index][op] for prices in every)
 

@@ -163,7 +163,7 @@ def test_divisible_by_hand(channels: float, expected: int) -> None:
 def test_scaling_scales_every_channel() -> None:
     space = Space.load("ghost").scaled(0.5)
     assert [stage.out for stage in space.stages] == [8, 12, 20, 40, 56, 80]
-    assert (space.stem.out, space.head.op) == (8, "head(dropout_percent=20, features=1280, hidden=480)")
+    assert (space.stem.out, space.head.op) == (8, "head(dropout_percent=20, hidden=480)")
     assert Space.load("ghost").scaled(1.0).name == "ghost"
 
 

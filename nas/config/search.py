@@ -74,6 +74,9 @@ class Config(Strict):
         description="How many budgets are spread over the reachable range, where none is given.")
     baselines: int = Field(
         default=1, ge=0, le=16, description="How many known networks are trained beside the picks, at most.")
+    branches: int | None = Field(
+        default=None, ge=1, le=1000,
+        description="Operators that a slot chooses from; default: as many as minutes are enough to train.")
     finalists: int = Field(
         default=1, ge=1, le=16, description="Networks of a budget that are fine-tuned a while; the best is delivered.")
     sram_kb: Kb = Field(default=None, description="SRAM of an Ethos-U in KB: no pick needs more.")

@@ -33,6 +33,7 @@ from nas.pipeline.finetune import network_folder, train_known, train_picks
 from nas.pipeline.front import find_picks, full_id, make_front, read_fronts
 from nas.pipeline.inputs import Inputs
 from nas.pipeline.known import inherits, known_lines, recipe_of_known, with_known
+from nas.pipeline.narrow import with_few_branches
 from nas.pipeline.npu_memory import UNLIMITED, Memory, fitting_layout
 from nas.pipeline.overrun import excesses, smallest_budgets
 from nas.pipeline.pace import Pace, Times, seconds_of_search
@@ -91,6 +92,8 @@ def search(config: Config, run: Run, progress: Progress, until: str | None = Non
     keep_place(run, config)
     if config.exits.method != "none":
         picks_exits.refuse_exits(inputs)
+    with timeline.phase(run, "race of branches"):
+        inputs = with_few_branches(inputs, progress)
     with timeline.phase(run, "schedule"):
         inputs = within_minutes(inputs, selection.CALIBRATED_ON, progress)
         speed = measured_speed(inputs)

@@ -10,7 +10,7 @@ import torch
 
 from nas.config.search import Config
 from nas.config.space import checked_space
-from nas.decision import affordable, efficient, prices
+from nas.decision import affordable, efficient, of_branches, prices
 from nas.errors import UserError, setting
 from nas.files import resolve
 from nas.latency.base import Costs
@@ -21,6 +21,7 @@ from nas.pipeline.npu_memory import Footprints, Memory, fitting_layout
 from nas.plan import Layout, Task, layout, layouts, resized, restrict
 from nas.progress import NoProgress, Progress
 from nas.run import events, operators, timeline
+from nas.run.branches import kept_branches
 from nas.run.directory import Run
 from nas.run.images import load_images, recorded_images
 from nas.run.known import known_layout
@@ -115,11 +116,14 @@ def cut_to_limits(inputs: Inputs, progress: Progress) -> Inputs:
 
 
 def _within_budgets(inputs: Inputs) -> dict[int, Layout]:
-    """Returns the layouts without what is far too wide for the budgets, where these are known for all targets.
+    """Returns the layouts without what a race of branches left out, nor, where the budgets of all targets are known,
+    what is far too wide for them.
 
     ``HEADROOM`` is left, as a network may be wide in some slots and narrow in others.
     """
     config, layouts = inputs.config, {at.size: at.useful or at.measured for at in inputs.every}
+    if branches := kept_branches(inputs.run):
+        layouts = {size: restrict(layout, of_branches(layout, branches)) for size, layout in layouts.items()}
     if not config.budget_ms or len(config.target) > 1 or config.gates.granularity != "target":
         return layouts
     most_ms = HEADROOM * max(config.budget_ms)

@@ -78,8 +78,10 @@ def test_a_little_below_the_smallest_budget_is_near_enough_and_ties_go_to_the_on
     assert best.name in ("a", "mobilenet_v3_small@0.5")
 
 
-def test_ghostnet_is_a_network_of_its_space_and_others_are_not() -> None:
-    space, preset = only("ghost"), only("ghostnet")
+def test_ghostnet_is_a_network_of_its_space_with_its_head_and_others_are_not() -> None:
+    preset = only("ghostnet")
+    assert arch_inside(only("ghost"), preset) is None  # which has no layer of 1280 features
+    space = replace(only("ghost"), head=preset.head)
     arch = arch_inside(space, preset)
     assert arch is not None and arch.space == "ghost"
     assert plan(space, arch) == plan(preset, sampling.smallest(preset))

@@ -1,0 +1,126 @@
+"""Leaves the slots of a space with the branches that learn fastest, where time is too short to train all side by side.
+
+A branch learns from its share of the supernet's images. Where that is little, all networks but the largest stay at
+chance, and what is selected among them is drawn by lot. So the branches race first: each has a network that takes it in
+every slot, as people build them, of the same latency, that trains alone for the same time. It is successive halving
+(Jamieson and Talwalkar, AISTATS 2016), by quarters, on the selection split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from nas.arch import Arch, Op
+from nas.decision import common_branches, grown, of_branches
+from nas.pipeline.budgets import budgets_of_target
+from nas.pipeline.deliver import predicted_ms
+from nas.pipeline.finetune import RandomWeights
+from nas.pipeline.inputs import Inputs
+from nas.pipeline.schedule import SUPERNET, minutes_of
+from nas.pipeline.setup import cut_to_limits
+from nas.pipeline.speed import time_training
+from nas.plan import restrict
+from nas.progress import Progress, Task
+from nas.run.branches import BRANCHES, Branches
+from nas.training import evaluation, randomness
+from nas.training.finetune import FineTuning
+from nas.training.recipes import PICK, FineTuningRecipe
+
+RACE = 0.1  # share of the minutes
+LEAST_IMAGES = 20_000  # from which each branch of a slot learns in the supernet, or there are too many
+QUARTER = 4  # of the branches one of so many goes on after each round
+STEPS = 16  # sizes of a network of one branch, of which one is chosen
+JUDGED = 1000  # held-out images that say how a network did
+
+
+def with_few_branches(inputs: Inputs, progress: Progress) -> Inputs:
+    """Returns the inputs with as many branches in each slot as there is time to train; as they are if that is all.
+
+    The first call lets the branches race and records which are left.
+    """
+    run, minutes = inputs.run, minutes_of(inputs.config)
+    if minutes is None or inputs.config.init or run.has(BRANCHES):
+        return inputs
+    branches = common_branches(inputs.layout)
+    most = inputs.config.branches or _trained_in(inputs, 60 * minutes)
+    if len(branches) <= most:
+        return inputs
+    raced = run.record(BRANCHES, Branches, lambda: _race(inputs, branches, most, RACE * 60 * minutes, progress))
+    progress.note(f"branches: {', '.join(raced.kept)} of {len(branches)}, whose networks learned most alone: the time "
+                  f"is too short to train all in one supernet (branches={len(branches)} keeps them)")
+    return cut_to_limits(inputs, progress)
+
+
+def race(branches: Sequence[Op], most: int, seconds: float,
+         losses_of: Callable[[Sequence[Op], float], Sequence[float]]) -> Branches:
+    """Returns the ``most`` branches that win by the losses that ``losses_of`` gives for each after so many seconds.
+
+    A quarter goes on after each round, but never fewer than ``most``. Rounds take equal parts of ``seconds``. A loss
+    that is no number comes last, and of equal ones the branch stays that was first.
+    """
+    left, losses = list(branches), dict[str, float | None]()
+    rounds = _rounds(len(branches), most)
+    for count in rounds:
+        judged = dict(zip(left, losses_of(left, seconds / len(rounds) / len(left)), strict=True))
+        losses |= {str(branch): loss if math.isfinite(loss) else None for branch, loss in judged.items()}
+        left = sorted(left, key=lambda branch: (not math.isfinite(judged[branch]), judged[branch]))[:count]
+    return Branches(kept=list(map(str, left)), losses=losses)
+
+
+def _rounds(count: int, most: int) -> list[int]:
+    """Returns how many branches are left after each round."""
+    left = []
+    while count > most:
+        count = max(most, -(-count // QUARTER))
+        left.append(count)
+    return left
+
+
+def _trained_in(inputs: Inputs, seconds: float) -> int:
+    """Returns how many branches a slot may have so that each learns from enough images in the supernet."""
+    image_s = time_training(inputs, _network(inputs, common_branches(inputs.layout)[0]), inputs.config.train.batch)
+    return max(1, int(SUPERNET * seconds / image_s) // LEAST_IMAGES)
+
+
+def _race(inputs: Inputs, branches: Sequence[Op], most: int, seconds: float, progress: Progress) -> Branches:
+    rounds = [len(branches), *_rounds(len(branches), most)[:-1]]
+    with progress.task("race of branches", sum(rounds)) as task:
+        return race(branches, most, seconds, partial(_losses, inputs, task))
+
+
+def _losses(inputs: Inputs, task: Task, branches: Sequence[Op], seconds: float) -> list[float]:
+    """Returns the held-out loss of a network of each branch that has trained for so many seconds."""
+    losses = []
+    for branch in branches:
+        losses.append(_loss(inputs, _network(inputs, branch), seconds))
+        task.advance(1)
+    return losses
+
+
+def _network(inputs: Inputs, branch: Op) -> Arch:
+    """Returns the largest network within a middle budget that has the same branch in every slot, in equal proportions.
+    """
+    target, prices = next(iter(inputs.prices.items()))
+    budgets = budgets_of_target(inputs, inputs.layout, target, inputs.config.budget_ms, inputs.config.budgets)
+    sizes = grown(restrict(inputs.layout, of_branches(inputs.layout, [branch])), prices, STEPS)
+    within = [arch for arch in sizes if predicted_ms(inputs, arch)[target] <= budgets[(len(budgets) - 1) // 2]]
+    return (within or sizes[:1])[-1]
+
+
+def _loss(inputs: Inputs, arch: Arch, seconds: float) -> float:
+    """Trains a network from random weights for so many seconds, by the speed of a few steps; returns held-out loss."""
+    data, config, seed = inputs.data, inputs.config, inputs.seed
+    images = seconds / time_training(inputs, arch, config.train.batch)
+    epochs = max(1, math.ceil(images / len(data.learn)))
+    recipe = FineTuningRecipe.from_config(config, data, PICK).model_copy(update={
+        "epochs": epochs, "epoch_images": max(config.train.batch, int(images / epochs)), "patient": False})
+    tuning = FineTuning(f"{arch.id}/race", RandomWeights(inputs, "race").inherit(arch), None, data, recipe, seed,
+                        inputs.device)
+    while not tuning.finished:
+        with randomness.seeded(seed, tuning.name, tuning.done):
+            tuning.epoch()
+    evaluation.recalibrate(tuning.result, evaluation.calibration_images(data, JUDGED, 128, inputs.device, seed))
+    split = evaluation.part_of(data.select, JUDGED, seed, "race")
+    return evaluation.evaluate(tuning.result, split, data, inputs.device).loss
