@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
+
+import torch
 
 from nas.arch import Arch, Op
 from nas.decision import common_branches, grown, of_branches
@@ -22,17 +24,19 @@ from nas.pipeline.schedule import SUPERNET, minutes_of
 from nas.pipeline.setup import cut_to_limits
 from nas.pipeline.speed import time_training
 from nas.plan import restrict
-from nas.progress import Progress, Task
+from nas.progress import Progress
 from nas.run.branches import BRANCHES, Branches
 from nas.training import evaluation, randomness
+from nas.training.data import Split
 from nas.training.finetune import FineTuning
 from nas.training.recipes import PICK, FineTuningRecipe
 
 RACE = 0.1  # share of the minutes
-LEAST_IMAGES = 20_000  # from which each branch of a slot learns in the supernet, or there are too many
+LEAST_IMAGES = 50_000  # from which each branch of a slot learns in the supernet, or there are too many
 QUARTER = 4  # of the branches one of so many goes on after each round
 STEPS = 16  # sizes of a network of one branch, of which one is chosen
-JUDGED = 1000  # held-out images that say how a network did
+CALIBRATED_ON = 1000  # training images, for batch norm statistics
+JUDGED = 2000  # held-out images that say how a network did, at most
 
 
 def with_few_branches(inputs: Inputs, progress: Progress) -> Inputs:
@@ -53,17 +57,15 @@ def with_few_branches(inputs: Inputs, progress: Progress) -> Inputs:
     return cut_to_limits(inputs, progress)
 
 
-def race(branches: Sequence[Op], most: int, seconds: float,
-         losses_of: Callable[[Sequence[Op], float], Sequence[float]]) -> Branches:
-    """Returns the ``most`` branches that win by the losses that ``losses_of`` gives for each after so many seconds.
+def race(branches: Sequence[Op], most: int, losses_of: Callable[[Sequence[Op], int], Sequence[float]]) -> Branches:
+    """Returns the ``most`` branches that win by the losses that ``losses_of`` gives for each of those in a round.
 
-    A quarter goes on after each round, but never fewer than ``most``. Rounds take equal parts of ``seconds``. A loss
-    that is no number comes last, and of equal ones the branch stays that was first.
+    It is told how many rounds there are. A quarter goes on after each, but never fewer than ``most``. A loss that is no
+    number comes last, and of equal ones the branch stays that was first.
     """
-    left, losses = list(branches), dict[str, float | None]()
-    rounds = _rounds(len(branches), most)
+    left, losses, rounds = list(branches), dict[str, float | None](), _rounds(len(branches), most)
     for count in rounds:
-        judged = dict(zip(left, losses_of(left, seconds / len(rounds) / len(left)), strict=True))
+        judged = dict(zip(left, losses_of(left, len(rounds)), strict=True))
         losses |= {str(branch): loss if math.isfinite(loss) else None for branch, loss in judged.items()}
         left = sorted(left, key=lambda branch: (not math.isfinite(judged[branch]), judged[branch]))[:count]
     return Branches(kept=list(map(str, left)), losses=losses)
@@ -85,18 +87,20 @@ def _trained_in(inputs: Inputs, seconds: float) -> int:
 
 
 def _race(inputs: Inputs, branches: Sequence[Op], most: int, seconds: float, progress: Progress) -> Branches:
-    rounds = [len(branches), *_rounds(len(branches), most)[:-1]]
-    with progress.task("race of branches", sum(rounds)) as task:
-        return race(branches, most, seconds, partial(_losses, inputs, task))
+    """Lets the branches race for so many seconds, which the rounds have in equal parts."""
+    archs = {branch: _network(inputs, branch) for branch in branches}
+    image_s = {branch: time_training(inputs, arch, inputs.config.train.batch) for branch, arch in archs.items()}
+    with progress.task("race of branches", sum([len(branches), *_rounds(len(branches), most)[:-1]])) as task:
 
+        def losses_of(left: Sequence[Op], rounds: int) -> list[float]:
+            images = seconds / rounds / sum(image_s[branch] for branch in left)
+            losses = []
+            for branch in left:
+                losses.append(_loss(inputs, archs[branch], images))
+                task.advance(1)
+            return losses
 
-def _losses(inputs: Inputs, task: Task, branches: Sequence[Op], seconds: float) -> list[float]:
-    """Returns the held-out loss of a network of each branch that has trained for so many seconds."""
-    losses = []
-    for branch in branches:
-        losses.append(_loss(inputs, _network(inputs, branch), seconds))
-        task.advance(1)
-    return losses
+        return race(branches, most, losses_of)
 
 
 def _network(inputs: Inputs, branch: Op) -> Arch:
@@ -109,10 +113,11 @@ def _network(inputs: Inputs, branch: Op) -> Arch:
     return (within or sizes[:1])[-1]
 
 
-def _loss(inputs: Inputs, arch: Arch, seconds: float) -> float:
-    """Trains a network from random weights for so many seconds, by the speed of a few steps; returns held-out loss."""
-    data, config, seed = inputs.data, inputs.config, inputs.seed
-    images = seconds / time_training(inputs, arch, config.train.batch)
+def _loss(inputs: Inputs, arch: Arch, images: float) -> float:
+    """Trains a network from random weights on so many images, seen more than once if need be; returns its loss on those
+    of the splits that gates and selection have.
+    """
+    data, config, seed = replace(inputs.data, learn=inputs.data.train), inputs.config, inputs.seed
     epochs = max(1, math.ceil(images / len(data.learn)))
     recipe = FineTuningRecipe.from_config(config, data, PICK).model_copy(update={
         "epochs": epochs, "epoch_images": max(config.train.batch, int(images / epochs)), "patient": False})
@@ -121,6 +126,8 @@ def _loss(inputs: Inputs, arch: Arch, seconds: float) -> float:
     while not tuning.finished:
         with randomness.seeded(seed, tuning.name, tuning.done):
             tuning.epoch()
-    evaluation.recalibrate(tuning.result, evaluation.calibration_images(data, JUDGED, 128, inputs.device, seed))
-    split = evaluation.part_of(data.select, JUDGED, seed, "race")
-    return evaluation.evaluate(tuning.result, split, data, inputs.device).loss
+    evaluation.recalibrate(tuning.result, evaluation.calibration_images(data, CALIBRATED_ON, 128, inputs.device, seed))
+    held_out = Split(*(torch.cat([getattr(split, part) for split in (data.gate, data.select)])
+                       for part in ("images", "labels")))
+    return evaluation.evaluate(tuning.result, evaluation.part_of(held_out, JUDGED, seed, "race"), data,
+                               inputs.device).loss

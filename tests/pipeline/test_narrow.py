@@ -67,23 +67,22 @@ def test_any_branch_of_any_space_leaves_a_network(name: str) -> None:
                    for slot, before in zip(left.slots, whole.slots, strict=True))
 
 
-@pytest.mark.parametrize(("most", "rounds"), [(1, [(12, 2.5), (3, 10.0)]), (2, [(12, 2.5), (3, 10.0)]),
-                                              (3, [(12, 5.0)]), (5, [(12, 5.0)])])
-def test_a_quarter_goes_on_and_rounds_take_equal_time(most: int, rounds: list[tuple[int, float]]) -> None:
-    asked = list[tuple[int, float]]()
+@pytest.mark.parametrize(("most", "rounds"), [(1, [12, 3]), (2, [12, 3]), (3, [12]), (5, [12])])
+def test_a_quarter_goes_on_but_never_fewer_than_are_asked_for(most: int, rounds: list[int]) -> None:
+    asked = list[tuple[int, int]]()
 
-    def losses(branches: Sequence[Op], seconds: float) -> list[float]:
-        asked.append((len(branches), seconds))
+    def losses(branches: Sequence[Op], of: int) -> list[float]:
+        asked.append((len(branches), of))
         return [abs(float(branch.get("kernel") or 0) - 7.1) for branch in branches]
 
-    raced = race(FEW, most, 60.0, losses)
-    assert asked == rounds
+    raced = race(FEW, most, losses)
+    assert asked == [(count, len(rounds)) for count in rounds]
     assert raced.kept == [f"mbconv(kernel={kernel})" for kernel in (7, 8, 6, 9, 5)[:most]]
     assert len(raced.losses) == 12
 
 
 def test_no_number_loses_and_of_equal_ones_the_first_stays() -> None:
-    raced = race(FEW[:5], 2, 1.0, lambda branches, seconds: [math.nan, 1.0, 1.0, 1.0, math.nan][:len(branches)])
+    raced = race(FEW[:5], 2, lambda branches, rounds: [math.nan, 1.0, 1.0, 1.0, math.nan][:len(branches)])
     assert raced.kept == ["mbconv(kernel=1)", "mbconv(kernel=2)"]
     assert raced.losses["mbconv(kernel=0)"] is None
 
@@ -103,7 +102,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> list[Arch]:
     """Networks that were to train, which do not; each is better than the one before."""
     trained = list[Arch]()
 
-    def loss(inputs: Inputs, arch: Arch, seconds: float) -> float:
+    def loss(inputs: Inputs, arch: Arch, images: float) -> float:
         trained.append(arch)
         return -float(len(trained))
 
@@ -152,4 +151,5 @@ def test_a_network_of_a_branch_is_within_a_middle_budget_and_learns(space_file: 
     ends = [narrow.predicted_ms(inputs, end)["gpu-v100"] for end in
             (narrow.grown(left, inputs.prices["gpu-v100"], narrow.STEPS)[place] for place in (0, -1))]
     assert ends[0] <= narrow.predicted_ms(inputs, arch)["gpu-v100"] < ends[1]
-    assert 0 < narrow._loss(inputs, arch, 1.0) < 1.5 * math.log(10)
+    loss = narrow._loss(inputs, arch, 200.0)
+    assert 0 < loss < 1.5 * math.log(10) and loss == narrow._loss(inputs, arch, 200.0)
