@@ -25,6 +25,7 @@ from nas.pipeline.setup import cut_to_limits
 from nas.pipeline.speed import time_training
 from nas.plan import restrict
 from nas.progress import Progress
+from nas.run import events
 from nas.run.branches import BRANCHES, Branches
 from nas.training import evaluation, randomness
 from nas.training.data import Split
@@ -58,14 +59,14 @@ def with_few_branches(inputs: Inputs, progress: Progress) -> Inputs:
 
 
 def race(branches: Sequence[Op], most: int, losses_of: Callable[[Sequence[Op], int], Sequence[float]]) -> Branches:
-    """Returns the ``most`` branches that win by the losses that ``losses_of`` gives for each of those in a round.
+    """Returns the ``most`` branches that win by the losses that ``losses_of`` gives for those that are in a round.
 
-    It is told how many rounds there are. A quarter goes on after each, but never fewer than ``most``. A loss that is no
-    number comes last, and of equal ones the branch stays that was first.
+    A quarter goes on after each round, but never fewer than ``most``. A loss that is no number comes last, and of equal
+    ones the branch stays that was first.
     """
-    left, losses, rounds = list(branches), dict[str, float | None](), _rounds(len(branches), most)
-    for count in rounds:
-        judged = dict(zip(left, losses_of(left, len(rounds)), strict=True))
+    left, losses = list(branches), dict[str, float | None]()
+    for place, count in enumerate(_rounds(len(branches), most)):
+        judged = dict(zip(left, losses_of(left, place), strict=True))
         losses |= {str(branch): loss if math.isfinite(loss) else None for branch, loss in judged.items()}
         left = sorted(left, key=lambda branch: (not math.isfinite(judged[branch]), judged[branch]))[:count]
     return Branches(kept=list(map(str, left)), losses=losses)
@@ -87,18 +88,27 @@ def _trained_in(inputs: Inputs, seconds: float) -> int:
 
 
 def _race(inputs: Inputs, branches: Sequence[Op], most: int, seconds: float, progress: Progress) -> Branches:
-    """Lets the branches race for so many seconds, which the rounds have in equal parts."""
+    """Lets the branches race for so many seconds, of which the rounds have equal parts.
+
+    What the log has of an earlier call is not trained again.
+    """
     archs = {branch: _network(inputs, branch) for branch in branches}
     image_s = {branch: time_training(inputs, arch, inputs.config.train.batch) for branch, arch in archs.items()}
-    with progress.task("race of branches", sum([len(branches), *_rounds(len(branches), most)[:-1]])) as task:
+    before = {(event.branch, event.round): event for event in inputs.run.events(events.BranchRaced)}
+    rounds = _rounds(len(branches), most)
+    with progress.task("race of branches", sum([len(branches), *rounds[:-1]])) as task:
 
-        def losses_of(left: Sequence[Op], rounds: int) -> list[float]:
-            images = seconds / rounds / sum(image_s[branch] for branch in left)
-            losses = []
+        def losses_of(left: Sequence[Op], place: int) -> list[float]:
+            asked = seconds / len(rounds) / sum(image_s[branch] for branch in left)
+            images = next((event.images for (_, of), event in before.items() if of == place), asked)
             for branch in left:
-                losses.append(_loss(inputs, archs[branch], images))
+                key = str(branch), place
+                if key not in before:
+                    before[key] = events.BranchRaced(branch=str(branch), round=place, images=images,
+                                                     loss=_loss(inputs, archs[branch], images))
+                    inputs.run.log(before[key])
                 task.advance(1)
-            return losses
+            return [before[str(branch), place].loss for branch in left]
 
         return race(branches, most, losses_of)
 

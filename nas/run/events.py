@@ -110,6 +110,17 @@ class Raced(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BranchRaced(Event):
+    """Keeps the held-out loss of a branch's network in a round of the race, after training on so many images."""
+
+    event: Literal["branch"] = "branch"
+    branch: str
+    round: int
+    images: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExitsTrained(TuningEpoch, Event):
     """Reports an epoch of the exits of a network."""
 

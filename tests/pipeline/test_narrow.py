@@ -71,18 +71,18 @@ def test_any_branch_of_any_space_leaves_a_network(name: str) -> None:
 def test_a_quarter_goes_on_but_never_fewer_than_are_asked_for(most: int, rounds: list[int]) -> None:
     asked = list[tuple[int, int]]()
 
-    def losses(branches: Sequence[Op], of: int) -> list[float]:
-        asked.append((len(branches), of))
+    def losses(branches: Sequence[Op], place: int) -> list[float]:
+        asked.append((len(branches), place))
         return [abs(float(branch.get("kernel") or 0) - 7.1) for branch in branches]
 
     raced = race(FEW, most, losses)
-    assert asked == [(count, len(rounds)) for count in rounds]
+    assert asked == [(count, place) for place, count in enumerate(rounds)]
     assert raced.kept == [f"mbconv(kernel={kernel})" for kernel in (7, 8, 6, 9, 5)[:most]]
     assert len(raced.losses) == 12
 
 
 def test_no_number_loses_and_of_equal_ones_the_first_stays() -> None:
-    raced = race(FEW[:5], 2, lambda branches, rounds: [math.nan, 1.0, 1.0, 1.0, math.nan][:len(branches)])
+    raced = race(FEW[:5], 2, lambda branches, place: [math.nan, 1.0, 1.0, 1.0, math.nan][:len(branches)])
     assert raced.kept == ["mbconv(kernel=1)", "mbconv(kernel=2)"]
     assert raced.losses["mbconv(kernel=0)"] is None
 
@@ -127,6 +127,19 @@ def test_a_short_search_has_the_winner_alone_and_keeps_it(space_file: Path, tmp_
     assert again.layout == left.layout
     count = len(fast)
     assert with_few_branches(again, notes) is again and len(fast) == count
+
+
+def test_a_race_that_was_stopped_goes_on_where_it_was(space_file: Path, tmp_path: Path, fast: list[Arch]) -> None:
+    config = in_minutes(space_file)
+    whole = with_few_branches(inputs_of(config, tmp_path / "whole"), NoProgress())
+    every = list(fast)
+    fast.clear()
+    with pytest.raises(KeyboardInterrupt):
+        with_few_branches(inputs_of(config, tmp_path / "run"), Quiet(stop_at=2))
+    with_few_branches(inputs_of(config, tmp_path / "run"), NoProgress())
+    assert fast == every and len(every) >= 3  # none of them twice
+    kept = (tmp_path / "run" / BRANCHES).read_text(), (tmp_path / "whole" / BRANCHES).read_text()
+    assert kept[0] == kept[1] and whole.run.has(BRANCHES)
 
 
 @pytest.mark.parametrize(("minutes", "more"), [(1, ["branches=50"]), (1000, [])])

@@ -217,6 +217,7 @@ LOGGED = [
         skip_share=0.0)),
     events.FineTuned(id="abc", epoch=2, loss=0.125, label_loss=0.25, held_out=0.5, seconds=1.0),
     events.Raced(id="abc", place="", epochs=2, loss=0.5, accuracy=0.5, accuracy_se=0.1),
+    events.BranchRaced(branch="mbconv(kernel=3)", round=1, images=1500.5, loss=math.inf),
     events.ExitsTrained(id="abc", epoch=2, loss=0.125, seconds=1.0),
     events.Judged(id=ARCH.id, arch=ARCH, state="", loss=math.inf, accuracy=0.5, accuracy_se=0.1),
     events.Timed(id="abc", target="cpu", costs="f00", ms=0.1, drift=None),
