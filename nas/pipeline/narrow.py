@@ -33,7 +33,7 @@ from nas.training.finetune import FineTuning
 from nas.training.recipes import PICK, FineTuningRecipe
 
 RACE = 0.1  # share of the minutes
-LEAST_IMAGES = 50_000  # from which each branch of a slot learns in the supernet, or there are too many
+LEAST_IMAGES = 100_000  # for each branch: what a network alone would see in the supernet's time, some six times as many
 QUARTER = 4  # of the branches one of so many goes on after each round
 STEPS = 16  # sizes of a network of one branch, of which one is chosen
 CALIBRATED_ON = 1000  # training images, for batch norm statistics
