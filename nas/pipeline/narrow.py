@@ -9,6 +9,7 @@ every slot, as people build them, of the same latency, that trains alone for the
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,7 +17,6 @@ import torch
 
 from nas.arch import Arch, Op
 from nas.decision import common_branches, grown, of_branches
-from nas.pipeline.budgets import budgets_of_target
 from nas.pipeline.deliver import predicted_ms
 from nas.pipeline.finetune import RandomWeights
 from nas.pipeline.inputs import Inputs
@@ -35,6 +35,7 @@ from nas.training.recipes import PICK, FineTuningRecipe
 RACE = 0.1  # share of the minutes
 LEAST_IMAGES = 100_000  # for each branch: what a network alone would see in the supernet's time, some six times as many
 QUARTER = 4  # of the branches one of so many goes on after each round
+ABOVE = 1.2  # times the latency that half of the branches reach, at which they race
 STEPS = 16  # sizes of a network of one branch, of which one is chosen
 CALIBRATED_ON = 1000  # training images, for batch norm statistics
 JUDGED = 2000  # held-out images that say how a network did, at most
@@ -83,7 +84,8 @@ def _rounds(count: int, most: int) -> list[int]:
 
 def _trained_in(inputs: Inputs, seconds: float) -> int:
     """Returns how many branches a slot may have so that each learns from enough images in the supernet."""
-    image_s = time_training(inputs, _network(inputs, common_branches(inputs.layout)[0]), inputs.config.train.batch)
+    arch = next(iter(_networks(inputs, common_branches(inputs.layout)).values()))
+    image_s = time_training(inputs, arch, inputs.config.train.batch)
     return max(1, int(SUPERNET * seconds / image_s) // LEAST_IMAGES)
 
 
@@ -92,11 +94,11 @@ def _race(inputs: Inputs, branches: Sequence[Op], most: int, seconds: float, pro
 
     What the log has of an earlier call is not trained again.
     """
-    archs = {branch: _network(inputs, branch) for branch in branches}
+    archs = _networks(inputs, branches)
     image_s = {branch: time_training(inputs, arch, inputs.config.train.batch) for branch, arch in archs.items()}
     before = {(event.branch, event.round): event for event in inputs.run.events(events.BranchRaced)}
-    rounds = _rounds(len(branches), most)
-    with progress.task("race of branches", sum([len(branches), *rounds[:-1]])) as task:
+    rounds = _rounds(len(archs), most)
+    with progress.task("race of branches", sum([len(archs), *rounds[:-1]])) as task:
 
         def losses_of(left: Sequence[Op], place: int) -> list[float]:
             asked = seconds / len(rounds) / sum(image_s[branch] for branch in left)
@@ -110,17 +112,23 @@ def _race(inputs: Inputs, branches: Sequence[Op], most: int, seconds: float, pro
                 task.advance(1)
             return [before[str(branch), place].loss for branch in left]
 
-        return race(branches, most, losses_of)
+        return race(list(archs), most, losses_of)
 
 
-def _network(inputs: Inputs, branch: Op) -> Arch:
-    """Returns the largest network within a middle budget that has the same branch in every slot, in equal proportions.
+def _networks(inputs: Inputs, branches: Sequence[Op]) -> dict[Op, Arch]:
+    """Returns the networks that race: the largest of each branch within one latency, in equal proportions of widths and
+    depth.
+
+    That is a little above what half of the branches reach with their smallest networks. Those that are slower even so
+    are left out: a front of them would begin where those of others have risen.
     """
     target, prices = next(iter(inputs.prices.items()))
-    budgets = budgets_of_target(inputs, inputs.layout, target, inputs.config.budget_ms, inputs.config.budgets)
-    sizes = grown(restrict(inputs.layout, of_branches(inputs.layout, [branch])), prices, STEPS)
-    within = [arch for arch in sizes if predicted_ms(inputs, arch)[target] <= budgets[(len(budgets) - 1) // 2]]
-    return (within or sizes[:1])[-1]
+    sizes = {branch: grown(restrict(inputs.layout, of_branches(inputs.layout, [branch])), prices, STEPS)
+             for branch in branches}
+    ms = {branch: [predicted_ms(inputs, arch)[target] for arch in archs] for branch, archs in sizes.items()}
+    most_ms = ABOVE * statistics.median_low(row[0] for row in ms.values())
+    return {branch: [arch for arch, taken in zip(archs, ms[branch], strict=True) if taken <= most_ms][-1]
+            for branch, archs in sizes.items() if ms[branch][0] <= most_ms}
 
 
 def _loss(inputs: Inputs, arch: Arch, images: float) -> float:
