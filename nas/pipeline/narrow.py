@@ -32,9 +32,9 @@ from nas.training.data import Split
 from nas.training.finetune import FineTuning
 from nas.training.recipes import PICK, FineTuningRecipe
 
-RACE = 0.1  # share of the minutes
+RACE = 0.15  # share of the minutes
 LEAST_IMAGES = 100_000  # for each branch: what a network alone would see in the supernet's time, some six times as many
-QUARTER = 4  # of the branches one of so many goes on after each round
+THIRD = 3  # of the branches one of so many goes on after each round
 ABOVE = 1.2  # times the latency that half of the branches reach, at which they race
 STEPS = 16  # sizes of a network of one branch, of which one is chosen
 CALIBRATED_ON = 1000  # training images, for batch norm statistics
@@ -62,7 +62,7 @@ def with_few_branches(inputs: Inputs, progress: Progress) -> Inputs:
 def race(branches: Sequence[Op], most: int, losses_of: Callable[[Sequence[Op], int], Sequence[float]]) -> Branches:
     """Returns the ``most`` branches that win by the losses that ``losses_of`` gives for those that are in a round.
 
-    A quarter goes on after each round, but never fewer than ``most``. A loss that is no number comes last, and of equal
+    A third goes on after each round, but never fewer than ``most``. A loss that is no number comes last, and of equal
     ones the branch stays that was first.
     """
     left, losses = list(branches), dict[str, float | None]()
@@ -77,7 +77,7 @@ def _rounds(count: int, most: int) -> list[int]:
     """Returns how many branches are left after each round."""
     left = []
     while count > most:
-        count = max(most, -(-count // QUARTER))
+        count = max(most, -(-count // THIRD))
         left.append(count)
     return left
 
