@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -27,6 +27,7 @@ from nas.plan import restrict
 from nas.progress import Progress
 from nas.run import events
 from nas.run.branches import BRANCHES, Branches
+from nas.run.schedule import SCHEDULE
 from nas.training import evaluation, randomness
 from nas.training.data import Split
 from nas.training.finetune import FineTuning
@@ -34,6 +35,7 @@ from nas.training.recipes import PICK, FineTuningRecipe
 
 RACE = 0.15  # share of the minutes
 LEAST_IMAGES = 100_000  # for each branch: what a network alone would see in the supernet's time, some six times as many
+LEAST_RACED = 2000  # images of a network in the first round, below which its loss says too little
 THIRD = 3  # of the branches one of so many goes on after each round
 ABOVE = 1.2  # times the latency that half of the branches reach, at which they race
 STEPS = 16  # sizes of a network of one branch, of which one is chosen
@@ -42,18 +44,22 @@ JUDGED = 2000  # held-out images that say how a network did, at most
 
 
 def with_few_branches(inputs: Inputs, progress: Progress) -> Inputs:
-    """Returns the inputs with as many branches in each slot as there is time to train; as they are if that is all.
+    """Returns the inputs with as many branches in each slot as there is time to train; as they are if that is all, and
+    where there is not even time for a race.
 
     The first call lets the branches race and records which are left.
     """
-    run, minutes = inputs.run, minutes_of(inputs.config)
-    if minutes is None or inputs.config.init or run.has(BRANCHES):
+    run, config, minutes = inputs.run, inputs.config, minutes_of(inputs.config)
+    if minutes is None or config.init or run.has(BRANCHES) or run.has(SCHEDULE):
         return inputs
-    branches = common_branches(inputs.layout)
-    most = inputs.config.branches or _trained_in(inputs, 60 * minutes)
-    if len(branches) <= most:
+    branches, seconds = common_branches(inputs.layout), RACE * 60 * minutes
+    archs = _networks(inputs, branches)
+    image_s = time_training(inputs, next(iter(archs.values())), config.train.batch)  # about that of the others
+    most = config.branches or max(1, int(SUPERNET * 60 * minutes / image_s) // LEAST_IMAGES)
+    in_round = seconds / len(_rounds(len(archs), most) or [1]) / len(archs) / image_s
+    if len(branches) <= most or (in_round < LEAST_RACED and config.branches is None):
         return inputs
-    raced = run.record(BRANCHES, Branches, lambda: _race(inputs, branches, most, RACE * 60 * minutes, progress))
+    raced = run.record(BRANCHES, Branches, lambda: _race(inputs, archs, most, seconds, progress))
     progress.note(f"branches: {', '.join(raced.kept)} of {len(branches)}, whose networks learned most alone: the time "
                   f"is too short to train all in one supernet (branches={len(branches)} keeps them)")
     return cut_to_limits(inputs, progress)
@@ -82,19 +88,11 @@ def _rounds(count: int, most: int) -> list[int]:
     return left
 
 
-def _trained_in(inputs: Inputs, seconds: float) -> int:
-    """Returns how many branches a slot may have so that each learns from enough images in the supernet."""
-    arch = next(iter(_networks(inputs, common_branches(inputs.layout)).values()))
-    image_s = time_training(inputs, arch, inputs.config.train.batch)
-    return max(1, int(SUPERNET * seconds / image_s) // LEAST_IMAGES)
-
-
-def _race(inputs: Inputs, branches: Sequence[Op], most: int, seconds: float, progress: Progress) -> Branches:
+def _race(inputs: Inputs, archs: Mapping[Op, Arch], most: int, seconds: float, progress: Progress) -> Branches:
     """Lets the branches race for so many seconds, of which the rounds have equal parts.
 
     What the log has of an earlier call is not trained again.
     """
-    archs = _networks(inputs, branches)
     image_s = {branch: time_training(inputs, arch, inputs.config.train.batch) for branch, arch in archs.items()}
     before = {(event.branch, event.round): event for event in inputs.run.events(events.BranchRaced)}
     rounds = _rounds(len(archs), most)

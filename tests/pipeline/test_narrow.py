@@ -142,12 +142,18 @@ def test_a_race_that_was_stopped_goes_on_where_it_was(space_file: Path, tmp_path
     assert kept[0] == kept[1] and whole.run.has(BRANCHES)
 
 
-@pytest.mark.parametrize(("minutes", "more"), [(1, ["branches=50"]), (1000, [])])
-def test_where_there_is_time_or_all_are_asked_for_none_is_left_out(space_file: Path, tmp_path: Path, minutes: float,
+@pytest.mark.parametrize(("minutes", "more"), [(1, ["branches=50"]), (1000, []), (0.25, [])])
+def test_with_time_for_all_or_none_for_a_race_or_as_asked_all_stay(space_file: Path, tmp_path: Path, minutes: float,
                                                                    more: list[str], fast: list[Arch]) -> None:
     inputs = inputs_of(in_minutes(space_file, *more, minutes=minutes), tmp_path / "run")
     assert with_few_branches(inputs, NoProgress()) is inputs
     assert not fast and not inputs.run.has(BRANCHES)
+
+
+def test_how_many_are_asked_for_is_how_many_are_left(space_file: Path, tmp_path: Path, fast: list[Arch]) -> None:
+    left = with_few_branches(inputs_of(in_minutes(space_file, "branches=1", minutes=0.25), tmp_path / "run"),
+                             NoProgress())
+    assert len(common_branches(left.layout)) == len(left.run.read(BRANCHES, Branches).kept) == 1 and fast
 
 
 def test_epochs_that_the_user_gives_are_no_race(space_file: Path, tmp_path: Path, fast: list[Arch]) -> None:
