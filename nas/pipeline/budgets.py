@@ -16,7 +16,6 @@ from nas.pipeline.inputs import Inputs, flash_limits, selection_problem
 from nas.plan import Layout, OpKey, Slot, macs, params, resized
 from nas.select.ilp import below, solve
 from nas.select.problem import Cost, Limits, Problem, budgets
-from nas.training.recipes import GROW
 from nas.units import amount, amount_rounded_up
 
 PARAMS, MACS = "max_params", "max_macs"  # costs are named as a user limits them
@@ -79,7 +78,7 @@ def bounded_problem(inputs: Inputs, layout: Layout, targets: Sequence[str], boun
     """Makes the selection problem of ``targets`` with further costs for all that is limited beside them."""
     whole = selection_problem(inputs, layout, [*targets, *_max_ms_limit(inputs, targets)])
     return replace(whole, costs=(*whole.costs, *(_count_cost(layout, name) for name in bounds.counts)),
-                   grows=inputs.config.train.distill == GROW)
+                   grows=inputs.grows)
 
 
 def other_limits(inputs: Inputs, targets: Sequence[str], bounds: Bounds) -> dict[str, float]:

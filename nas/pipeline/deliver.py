@@ -270,8 +270,8 @@ def _onnx_model(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     loaded = session(path, torch.get_num_threads())
 
     def run(images: torch.Tensor) -> torch.Tensor:
-        parts = torch.split(images.cpu(), AT_ONCE)
-        return torch.cat([torch.from_numpy(loaded.run(None, {"input": part.numpy()})[0]) for part in parts])
+        batches = torch.split(images.cpu(), AT_ONCE)
+        return torch.cat([torch.from_numpy(loaded.run(None, {"input": batch.numpy()})[0]) for batch in batches])
 
     return run
 

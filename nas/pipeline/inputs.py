@@ -18,6 +18,7 @@ from nas.run.directory import Run
 from nas.run.known import known_layout
 from nas.select.problem import Cost, Problem
 from nas.training.data import Data
+from nas.training.recipes import GROW
 from nas.units import unit
 
 
@@ -51,6 +52,11 @@ class Inputs:
     def seed(self) -> int:
         """Returns the seed of all that is random in the run."""
         return self.config.seed
+
+    @property
+    def grows(self) -> bool:
+        """Tells whether picks are trained one after the other, each from what the smaller ones have learned."""
+        return self.config.train.distill == GROW
 
     @property
     def size(self) -> int:

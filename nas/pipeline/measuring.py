@@ -19,6 +19,7 @@ from nas.pipeline.inputs import Inputs
 
 T = TypeVar("T")
 
+
 @dataclass(frozen=True)
 class Network:
     """Holds a network as a module and as files, ``float`` and ``int8``: a target has that of its precision timed."""

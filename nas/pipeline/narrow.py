@@ -2,8 +2,8 @@
 
 A branch learns from its share of the supernet's images. Where that is little, all networks but the largest stay at
 chance, and what is selected among them is drawn by lot. So the branches race first: each has a network that takes it in
-every slot, as people build them, of the same latency, that trains alone for the same time. It is successive halving
-(Jamieson and Talwalkar, AISTATS 2016), by quarters, on the selection split.
+every slot, as people build them, of the same latency, that trains alone on as many images. It is successive halving
+(Jamieson and Talwalkar, AISTATS 2016), by thirds, on images that selection and gates have.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from nas.progress import Progress
 from nas.run import events
 from nas.run.branches import BRANCHES, Branches
 from nas.run.schedule import SCHEDULE
+from nas.select.evaluation import by_loss
 from nas.training import evaluation, randomness
 from nas.training.data import Split
 from nas.training.finetune import FineTuning
@@ -53,6 +54,8 @@ def with_few_branches(inputs: Inputs, progress: Progress) -> Inputs:
     if minutes is None or config.init or run.has(BRANCHES) or run.has(SCHEDULE):
         return inputs
     branches, seconds = common_branches(inputs.layout), RACE * 60 * minutes
+    if len(branches) <= (config.branches or 1):  # known before anything is timed
+        return inputs
     archs = _networks(inputs, branches)
     image_s = time_training(inputs, next(iter(archs.values())), config.train.batch)  # about that of the others
     most = config.branches or max(1, int(SUPERNET * 60 * minutes / image_s) // LEAST_IMAGES)
@@ -75,7 +78,7 @@ def race(branches: Sequence[Op], most: int, losses_of: Callable[[Sequence[Op], i
     for place, count in enumerate(_rounds(len(branches), most)):
         judged = dict(zip(left, losses_of(left, place), strict=True))
         losses |= {str(branch): loss if math.isfinite(loss) else None for branch, loss in judged.items()}
-        left = sorted(left, key=lambda branch: (not math.isfinite(judged[branch]), judged[branch]))[:count]
+        left = by_loss(left, judged)[:count]
     return Branches(kept=list(map(str, left)), losses=losses)
 
 

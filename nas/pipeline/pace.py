@@ -23,7 +23,7 @@ from nas.pipeline.speed import DRAWN, Speed
 from nas.progress import Progress
 from nas.text import duration
 from nas.training.epochs import epoch_size
-from nas.training.recipes import GROW, FineTuningRecipe, SupernetRecipe, shares_of_growth
+from nas.training.recipes import FineTuningRecipe, SupernetRecipe, shares_of_growth
 from nas.training.supernet_training import GROWN_IN
 
 TRAINED = 3  # passes forward that a step of training costs: one forward, two backward
@@ -87,7 +87,7 @@ class Times:
                  for arch in grown(inputs.layout, table, GROWN_IN)]
         middle = [multiply_adds(inputs, sampling.sample(inputs.layout, rng)) for _ in range(ALIKE)]
         large, small, between = (SLICED * speed.of_supernet(count) for count in (*ends, float(np.mean(middle))))
-        one_by_one = inputs.config.train.distill == GROW
+        one_by_one = inputs.grows
         pick = speed.of_supernet if one_by_one else speed.of_pick
         counts = sorted(count for target, budgets in limits.items()
                         for count in counts_at(inputs, inputs.prices[target], budgets))

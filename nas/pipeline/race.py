@@ -19,6 +19,7 @@ from nas.pipeline.recheck import figures_of
 from nas.progress import Progress
 from nas.run import events
 from nas.run.records import Pick, Picks
+from nas.select.evaluation import by_loss
 from nas.training import evaluation
 from nas.training.finetune import FineTuning
 from nas.training.recipes import FineTuningRecipe
@@ -50,8 +51,7 @@ def race(groups: Sequence[Sequence[Arch]], epochs: int, compare: Compare) -> lis
 
 def _better_half(group: Sequence[Arch], losses: Mapping[Arch, float]) -> list[Arch]:
     """Returns the better half of a group, best first; of an odd number the larger half."""
-    ranked = sorted(group, key=lambda arch: (math.isnan(losses[arch]), losses[arch]))
-    return ranked[:math.ceil(len(ranked) / 2)]
+    return by_loss(group, losses)[:math.ceil(len(group) / 2)]
 
 
 def race_picks(inputs: Inputs, training: SupernetTraining, picks: Picks, place: str, recipe: FineTuningRecipe,

@@ -34,7 +34,6 @@ from nas.plan import Layout, plan
 from nas.progress import Progress
 from nas.run import events
 from nas.run.records import Pick, Picks, TableCorrection
-from nas.training.recipes import GROW
 from nas.training.supernet_training import SupernetTraining
 from nas.units import amount
 
@@ -161,8 +160,7 @@ def _with_those_beside(inputs: Inputs, budgets: Sequence[Pick], missed: Sequence
     Each then keeps what the new pick of the next smaller one has.
     """
     targets = {tuple(budget.budget_ms) for budget in missed}
-    grows = inputs.config.train.distill == GROW
-    return [budget for budget in budgets if budget in missed or (grows and tuple(budget.budget_ms) in targets)]
+    return [budget for budget in budgets if budget in missed or (inputs.grows and tuple(budget.budget_ms) in targets)]
 
 
 def _select_again(inputs: Inputs, training: SupernetTraining, missed: Sequence[Pick], asked: Bounds,

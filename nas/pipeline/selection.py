@@ -23,7 +23,7 @@ from nas.run.directory import Run
 from nas.run.records import HeldOut, Pick, Picks
 from nas.select import get as selector
 from nas.select import scores as fits
-from nas.select.evaluation import Evaluation
+from nas.select.evaluation import Evaluation, by_loss
 from nas.select.problem import Limits, Problem, Scores, ScoresFor, uses
 from nas.select.score_models import GATES, agreements, candidates
 from nas.supernet.gates import RELAXATIONS, position
@@ -72,7 +72,7 @@ def choose_picks(inputs: Inputs, training: SupernetTraining, limits: dict[str, l
             if not archs and inputs.footprints:
                 raise UserError(inputs.footprints[targets[0]].no_network_fits(f" within {_write_budgets(ms)}"))
             if inputs.others:  # of several sizes, by loss; what is not a number comes last
-                archs = sorted(archs, key=lambda arch: (not np.isfinite(losses[arch]), losses[arch]))
+                archs = by_loss(archs, losses)
             if archs:
                 budgets.append(_pick(problems, ms, archs, losses, config.finalists))
     picks = Picks(budgets=budgets, rank_agreement=agreement, held_out=held_out, selector=config.selector)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+J = TypeVar("J")  # a network, or what stands for one
 
 
 @dataclass(frozen=True)
@@ -14,6 +19,11 @@ class Evaluation:
     loss: float
     accuracy: float
     accuracy_se: float
+
+
+def by_loss(judged: Sequence[J], losses: Mapping[J, float]) -> list[J]:
+    """Returns what was judged in the order of its loss: what is no number comes last, and equal ones stay in order."""
+    return sorted(judged, key=lambda each: (math.isnan(losses[each]), losses[each]))
 
 
 def worker_name(pid: int) -> str:
